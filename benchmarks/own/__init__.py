@@ -1,0 +1,1 @@
+"""What is measured in saelab's own environment: saelab and the bare operations beside it."""

@@ -1,0 +1,137 @@
+"""saelab: its `topk` method under its own training loop, fed the same batches as the peers.
+
+Defaults of the library throughout. Rows come from a stream in memory, so that their order is the
+peers'; everything behind `next_batch` is what `saelab train` runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from protocol import (
+    Clock,
+    held_out_fvu,
+    load_rows,
+    main,
+    save_weights,
+    step_batches,
+    training_batches,
+)
+from saelab.training.config import TrainConfig
+from saelab.training.learner import Learner
+from saelab.training.loop import TrainingLoop, normalisation_of
+from saelab.training.run import build_learners
+from torch import Tensor
+
+from saelab.activation_cache import ActivationBatch, RowStatistics
+from saelab.activation_cache.batch import RowSums
+from saelab.manifest import library_versions
+
+LIBRARY = f"saelab {library_versions()['saelab']}"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the dtype of the encoder's product, the library's one switch between speed and digits."""
+    parser.add_argument("--product-dtype", choices=("float32", "bfloat16"))
+
+
+class RowStream:
+    """Batches from an iterator as the training loop takes them."""
+
+    def __init__(self, batches: Iterator[Tensor], statistics: RowStatistics) -> None:
+        self.batches, self.statistics = batches, statistics
+        self.d_in = len(statistics.mean)
+
+    def next_batch(self) -> ActivationBatch:
+        """Hand out the next rows."""
+        return ActivationBatch(activations=next(self.batches))
+
+    def provenance(self) -> dict[str, Any]:
+        """Say nothing: the benchmark keeps its own record."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Give nothing: a benchmark is not resumed."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take nothing."""
+
+
+class NoLog:
+    """Takes the metrics and keeps none."""
+
+    def write(self, step: int, line: Any) -> None:
+        """Drop a line."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def train(
+    arguments: argparse.Namespace, stream: RowStream, steps: int
+) -> tuple[TrainConfig, Learner]:
+    """Run `TrainingLoop` for `steps` steps and return its settings and its learner."""
+    config = TrainConfig(
+        out=Path("unused"),
+        d_sae=(arguments.d_sae,),
+        k=(arguments.k,),
+        seeds=(arguments.seed,),
+        n_tokens=steps * arguments.batch,
+        batch_rows=arguments.batch,
+        device="cpu",
+    )
+    if arguments.product_dtype:
+        config = dataclasses.replace(config, product_dtype=arguments.product_dtype)
+    lr = getattr(arguments, "lr", None)
+    if lr is not None:
+        optimizer = dataclasses.replace(config.optimizer, learning_rate=lr)
+        config = dataclasses.replace(config, optimizer=optimizer)
+    learners = build_learners(config, stream.d_in, torch.device("cpu"))
+    save: Callable[[int], None] = lambda step: None  # noqa: E731, ARG005
+    TrainingLoop(config, stream, learners, NoLog(), save).run()
+    return config, learners[0]
+
+
+def step(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time complete steps of `TrainingLoop`."""
+    batches = step_batches(arguments)
+    statistics = RowSums.of(batches[0]).statistics(None)
+    clock = Clock(arguments)
+    train(arguments, RowStream(clock.serve(batches), statistics), clock.steps)
+    return {"library": LIBRARY, **clock.result()}
+
+
+def quality(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train, fold the normalisation in, save the weights, and score them with the library."""
+    rows = load_rows(arguments.rows, arguments.rows_limit)
+    stream = RowStream(training_batches(arguments), RowSums.of(rows).statistics(None))
+    del rows
+    config, learner = train(arguments, stream, arguments.steps)
+    normalisation = normalisation_of(stream, torch.device("cpu"))
+    dictionary = learner.method.to_dictionary(normalisation)
+    save_weights(
+        arguments.out,
+        w_enc=dictionary.W_enc,
+        b_enc=dictionary.b_enc,
+        w_dec=dictionary.W_dec,
+        b_dec=dictionary.b_dec,
+        k=dictionary.k,
+        subtract_b_dec=True,
+    )
+    return {
+        "library": LIBRARY,
+        "fvu_own_forward": held_out_fvu(dictionary, arguments.held_out),
+        "lr": config.optimizer.learning_rate,
+        "product_dtype": config.product_dtype,
+        **learner.method.metrics(),
+    }
+
+
+if __name__ == "__main__":
+    main(step, quality, add_options)

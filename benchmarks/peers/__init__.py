@@ -1,0 +1,1 @@
+"""One module per compared library; run in the peers' environment, which `setup_peers.sh` makes."""

@@ -1,0 +1,66 @@
+"""The results folder: one JSON per section, and one Markdown page made of all that are there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sections.common import SectionResult
+
+PAGE = "results.md"
+
+
+def write_section(folder: Path, name: str, result: SectionResult, facts: dict[str, Any]) -> None:
+    """Write a section's JSON with the facts of the machine it was measured on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"section": name, "machine": facts, **result.to_json()}
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_page(folder: Path, order: list[str]) -> Path:
+    """Write the page of all sections that have a JSON in the folder, in this order."""
+    sections = [folder / f"{name}.json" for name in order]
+    found = [json.loads(path.read_text()) for path in sections if path.is_file()]
+    parts = ["# Benchmark results", "Made by `make bench`; do not edit."]
+    parts += [section_text(section) for section in found]
+    page = folder / PAGE
+    page.write_text("\n\n".join(parts) + "\n")
+    return page
+
+
+def section_text(section: dict[str, Any]) -> str:
+    """One section as Markdown: where it was measured, the table, notes, and the promises."""
+    parts = [f"## {section['title']}", _facts_line(section["machine"])]
+    parts.append(_table(section["columns"], section["rows"]))
+    if section["notes"]:
+        parts.append("\n".join(f"* {note}" for note in section["notes"]))
+    if section["checks"]:
+        parts.append(_table(["promise", "measured", "target", ""], _check_rows(section["checks"])))
+    return "\n\n".join(parts)
+
+
+def _check_rows(checks: list[dict[str, Any]]) -> list[list[str]]:
+    return [
+        [
+            check["what"],
+            f"{check['measured']:.3g}",
+            f"{'at least' if check['at_least'] else 'at most'} {check['target']:.3g}",
+            "met" if check["met"] else "**not met**",
+        ]
+        for check in checks
+    ]
+
+
+def _facts_line(machine: dict[str, Any]) -> str:
+    flags = ", ".join(machine["cpu_flags"])
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads used, {flags}; "
+        f"{machine['memory_gib']} GiB; {machine['system']}; Python {machine['python']}, "
+        f"torch {machine['torch']}, saelab {machine['saelab']}."
+    )
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,1 @@
+"""The browser: pages that read feature stores and evaluation results."""

@@ -1,0 +1,48 @@
+"""`saelab eval SUITE DICTIONARY…`: run an evaluation suite on saved dictionaries."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from saelab.errors import ConfigError, did_you_mean
+
+SUITES = {
+    "core": "saelab.evals.core.command",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalCommand:
+    """The options before a suite's own: none."""
+
+
+CONFIG = EvalCommand
+
+USAGE = """usage: saelab eval SUITE DICTIONARY [DICTIONARY ...] [OPTIONS]
+
+Suites:
+  core  reconstruction, sparsity, densities, and what splicing costs the model, on held-out text
+
+`saelab eval SUITE --help` lists a suite's options."""
+
+
+def completion_values() -> list[str]:
+    """Words that may follow `saelab eval`."""
+    return list(SUITES)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the named suite.
+
+    Raises:
+        ConfigError: no suite of that name.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    suite, *rest = arguments
+    if suite not in SUITES:
+        raise ConfigError(f"unknown evaluation suite {suite!r}; {did_you_mean(suite, SUITES)}")
+    importlib.import_module(SUITES[suite]).main(rest)

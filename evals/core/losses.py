@@ -1,0 +1,165 @@
+"""What replacing an activation costs the model: next-token loss and KL under four conditions.
+
+Rows that the rule excludes keep their original activation in every condition, spliced and ablated
+alike, so that the conditions differ in nothing but the replacement of the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.dictionary import SavedDictionary
+from saelab.language_model import LanguageModel
+from saelab.metrics import kl_divergence, loss_recovered, require_finite
+from saelab.progress import progress_bar
+
+from .config import CoreConfig
+from .protocol import Protocol, held_out_batches, select
+from .rows import reconstruct
+
+Replacement = Callable[[Float[Tensor, "batch d_in"]], Float[Tensor, "batch d_in"]]
+
+
+@dataclass
+class LossFindings:
+    """Summed losses over predicted positions; lists are per dictionary in the order given."""
+
+    spliced: list[float]
+    """Summed loss with the reconstruction spliced in, nats."""
+    mean_ablation: list[float]
+    """Summed loss with the dictionary's mean in place of the rows, nats."""
+    kl: list[float]
+    """Summed KL(clean || spliced), nats."""
+    clean: float = 0.0
+    """Summed loss of the untouched model, nats."""
+    zero_ablation: float = 0.0
+    """Summed loss with zero in place of the rows, nats."""
+    n_contexts: int = 0
+    """Contexts run."""
+    n_positions: int = 0
+    """Predicted positions summed over."""
+    n_replaced: int = 0
+    """Rows replaced in each condition but the clean one."""
+    excluded: dict[str, int] = field(default_factory=dict)
+    """Rows that kept their activation, by the first reason that applies."""
+
+    def values(self, index: int) -> dict[str, float | None]:
+        """The group "Effect on the model" for one dictionary, by metric name."""
+        n = self.n_positions
+        clean, spliced = self.clean / n, self.spliced[index] / n
+        zero, mean = self.zero_ablation / n, self.mean_ablation[index] / n
+        return {
+            "loss_clean": clean,
+            "loss_spliced": spliced,
+            "loss_zero_ablation": zero,
+            "loss_mean_ablation": mean,
+            "loss_recovered_zero": loss_recovered(clean, spliced, zero),
+            "loss_recovered_mean": loss_recovered(clean, spliced, mean),
+            "kl": self.kl[index] / n,
+        }
+
+
+class Splice:
+    """Replaces the evaluated rows of a batch at the hook point, and counts what it did."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        protocol: Protocol,
+        tokens: Int[Tensor, "batch seq"],
+        replacement: Replacement,
+        first_context: int,
+    ):
+        self._model, self._protocol, self._tokens = model, protocol, tokens
+        self._replacement, self._first_context = replacement, first_context
+        self.n_replaced = 0
+        self.excluded: dict[str, int] = {}
+
+    def __call__(self, activations: Float[Tensor, "batch seq d_in"]) -> Tensor:
+        """The activations with the evaluated rows replaced."""
+        selection = select(
+            self._model, self._protocol, self._tokens, activations, self._first_context
+        )
+        keep = selection.keep
+        replaced = activations.clone()
+        replaced[keep] = self._replacement(activations[keep].float()).to(activations)
+        self.n_replaced = int(keep.sum().item())
+        self.excluded = selection.excluded
+        return replaced
+
+
+def measure_losses(
+    model: LanguageModel,
+    protocol: Protocol,
+    dictionaries: Sequence[SavedDictionary],
+    means: Sequence[Float[Tensor, " d_in"]],
+    config: CoreConfig,
+) -> LossFindings:
+    """Run the model clean, ablated and with every dictionary spliced in.
+
+    The clean and zero-ablated passes are shared by all dictionaries, the mean-ablated one by those
+    with the same mean.
+
+    Args:
+        means: per dictionary, what mean ablation puts in place of the rows.
+
+    Raises:
+        ActivationError: activations or losses that are not finite.
+        ArtifactError: a dictionary whose output is not finite.
+    """
+    zeros = [0.0] * len(dictionaries)
+    findings = LossFindings(spliced=[*zeros], mean_ablation=[*zeros], kl=[*zeros])
+    batches = held_out_batches(model, protocol, config.n_loss_tokens, config.batch_contexts)
+    with progress_bar(config.n_loss_tokens, "splice", "tokens") as bar:
+        for tokens in batches:
+            _add_batch(findings, model, protocol, dictionaries, means, tokens)
+            bar.update(tokens.numel())
+    return findings
+
+
+@torch.no_grad()
+def _add_batch(
+    findings: LossFindings,
+    model: LanguageModel,
+    protocol: Protocol,
+    dictionaries: Sequence[SavedDictionary],
+    means: Sequence[Float[Tensor, " d_in"]],
+    tokens: Int[Tensor, "batch seq"],
+) -> None:
+    def spliced(replacement: Replacement) -> Splice:
+        return Splice(model, protocol, tokens, replacement, findings.n_contexts)
+
+    def run(splice: Splice) -> tuple[Tensor, float]:
+        output = model.run(tokens, {protocol.hook_point: splice})
+        return output.logits[:, :-1], _summed(output.loss)
+
+    clean = model.run(tokens)
+    clean_logits = clean.logits[:, :-1]
+    findings.clean += _summed(clean.loss)
+    zero = spliced(torch.zeros_like)
+    findings.zero_ablation += run(zero)[1]
+    # Equal means give equal losses: run each once, whichever dictionaries share it.
+    mean_loss: dict[bytes, float] = {}
+    for index, (saved, mean) in enumerate(zip(dictionaries, means, strict=True)):
+        key = mean.cpu().numpy().tobytes()
+        if key not in mean_loss:
+            mean_loss[key] = run(spliced(lambda rows, mean=mean: mean.to(rows).expand_as(rows)))[1]
+        findings.mean_ablation[index] += mean_loss[key]
+        logits, loss = run(spliced(lambda rows, saved=saved: reconstruct(saved, rows)))
+        findings.spliced[index] += loss
+        findings.kl[index] += kl_divergence(clean_logits, logits).sum().item()
+    findings.n_contexts += tokens.shape[0]
+    findings.n_positions += clean.loss.numel()
+    findings.n_replaced += zero.n_replaced
+    for reason, count in zero.excluded.items():
+        findings.excluded[reason] = findings.excluded.get(reason, 0) + count
+
+
+def _summed(loss: Float[Tensor, "batch positions"]) -> float:
+    require_finite(loss, "the model's loss")
+    return loss.sum(dtype=torch.float64).item()

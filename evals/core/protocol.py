@@ -1,0 +1,168 @@
+"""What decides a dictionary's evaluated rows: model, hook point, text, contexts and the row rule.
+
+Dictionaries of the same protocol are evaluated in one pass over the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.activation_cache import RowRule, RowSelection, select_rows
+from saelab.config import from_plain
+from saelab.dictionary import SavedDictionary
+from saelab.errors import ArtifactError, ConfigError
+from saelab.language_model import LanguageModel
+from saelab.text import TextConfig, context_batches
+
+from .config import CoreConfig
+
+RECORDED = ("model", "hook_point", "text", "context_length", "row_rule", "norm_ceiling")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Which rows of which text are evaluated."""
+
+    model: str
+    """Name or place of the language model."""
+    model_hash: str | None
+    """Content hash the model must have; None where none was recorded."""
+    model_dtype: str
+    """Dtype the model computes in."""
+    hook_point: str
+    """Where the dictionary reads and is spliced in."""
+    text: TextConfig
+    """The text; its held-out part is read."""
+    context_length: int
+    """Tokens in a context."""
+    row_rule: RowRule
+    """Which rows count."""
+    norm_ceiling: float | None
+    """Norm above which rows are excluded; None where no row is for that reason."""
+
+
+def protocol_of(saved: SavedDictionary, config: CoreConfig) -> Protocol:
+    """The protocol a dictionary recorded, with the overrides of the config.
+
+    Raises:
+        ArtifactError: the dictionary's manifest does not say what it was trained on.
+        ConfigError: its recorded text settings or row rule are not of this version.
+    """
+    origin = saved.manifest.get("made_from", {})
+    missing = [name for name in RECORDED if name not in origin]
+    if missing:
+        raise ArtifactError(
+            f"{saved.folder} does not record its {', '.join(missing)}, so it cannot be evaluated "
+            "on "
+            "the rows it was trained for: train or save it again"
+        )
+    text = from_plain(TextConfig, saved.text, f"text settings of {saved.folder}")
+    overrides = {"source": config.text_source, "text_field": config.text_field}
+    return Protocol(
+        model=config.model or saved.model_name,
+        model_hash=origin.get("model_hash"),
+        model_dtype=config.model_dtype or origin.get("model_dtype", "bfloat16"),
+        hook_point=saved.hook_point,
+        text=replace(
+            text, **{name: value for name, value in overrides.items() if value is not None}
+        ),
+        context_length=config.context_length or saved.context_length,
+        row_rule=RowRule.from_json(saved.row_rule),
+        norm_ceiling=saved.norm_ceiling,
+    )
+
+
+def check_fit(model: LanguageModel, protocol: Protocol, saved: SavedDictionary) -> None:
+    """Check that a dictionary belongs to a model.
+
+    Raises:
+        ArtifactError: it was trained on another model, or its width is not the hook point's.
+        ConfigError: contexts longer than the model's.
+        ModelError: the model has no such hook point.
+    """
+    if protocol.context_length > model.max_context:
+        raise ConfigError(
+            f"context_length: {protocol.context_length} is longer than the {model.max_context} "
+            "tokens "
+            f"that {model.name} takes"
+        )
+    if protocol.model_hash is not None and protocol.model_hash != model.content_hash:
+        raise ArtifactError(
+            f"{saved.folder} was trained on {saved.model_name!r} with content hash "
+            f"{protocol.model_hash[:12]}…, but {model.name!r} here has {model.content_hash[:12]}…: "
+            "give the model it was trained on with --model"
+        )
+    width = model.width_at(protocol.hook_point)
+    if width != saved.dictionary.d_in:
+        raise ArtifactError(
+            f"{saved.folder} takes activations of width {saved.dictionary.d_in}, but "
+            f"{protocol.hook_point} of {model.name!r} has width {width}: it was saved for another "
+            "model or hook point"
+        )
+
+
+def held_out_batches(
+    model: LanguageModel, protocol: Protocol, n_tokens: int, batch_contexts: int
+) -> Iterator[Int[Tensor, "batch seq"]]:
+    """The first contexts of the held-out text, `n_tokens` rounded up to whole contexts.
+
+    Raises:
+        TextError: the held-out text does not fill one context.
+    """
+    contexts = context_batches(
+        protocol.text,
+        model,
+        split="held_out",
+        context_length=protocol.context_length,
+        batch_contexts=1,
+    )
+    # Batched here rather than there, so that text shorter than one batch is evaluated too.
+    wanted = islice(contexts, -(-n_tokens // protocol.context_length))
+    while batch := list(islice(wanted, batch_contexts)):
+        yield torch.cat(batch)
+
+
+def select(
+    model: LanguageModel,
+    protocol: Protocol,
+    tokens: Int[Tensor, "batch seq"],
+    activations: Float[Tensor, "batch seq d_in"],
+    first_context: int = 0,
+) -> RowSelection:
+    """The rows of a batch that count, by the dictionary's own rule."""
+    return select_rows(
+        protocol.row_rule,
+        tokens.to(activations.device),
+        activations,
+        special_ids=model.special_ids,
+        bos_id=model.bos_id,
+        norm_ceiling=protocol.norm_ceiling,
+        first_context=first_context,
+    )
+
+
+def recorded_mean(saved: SavedDictionary, device: torch.device) -> Float[Tensor, " d_in"] | None:
+    """The mean of the training activations as the manifest recorded it; None where it did not.
+
+    Raises:
+        ArtifactError: the recorded mean is not a finite vector of the dictionary's width.
+    """
+    recorded = saved.manifest.get("made_from", {}).get("mean")
+    if recorded is None:
+        return None
+    try:
+        mean = torch.tensor(recorded, dtype=torch.float32, device=device)
+    except (TypeError, ValueError):
+        mean = torch.zeros(0)
+    if mean.shape != (saved.dictionary.d_in,) or not bool(mean.isfinite().all()):
+        raise ArtifactError(
+            f"{saved.folder} records a mean activation that is not {saved.dictionary.d_in} finite "
+            "numbers: the manifest was edited; train or save it again"
+        )
+    return mean

@@ -1,0 +1,128 @@
+"""Reconstruction and sparsity: one pass over the held-out text for all dictionaries at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.dictionary import SavedDictionary
+from saelab.errors import ActivationError, ArtifactError
+from saelab.language_model import LanguageModel
+from saelab.metrics import ReconstructionStatistics, SparsityStatistics, require_finite
+from saelab.progress import progress_bar
+
+from .config import CoreConfig
+from .protocol import Protocol, held_out_batches, select
+
+POSITION_BINS = 64
+
+
+@dataclass
+class RowFindings:
+    """Statistics of the evaluated rows, per dictionary in the order given."""
+
+    reconstruction: list[ReconstructionStatistics]
+    """Errors of each dictionary, grouped by position bin."""
+    sparsity: list[SparsityStatistics]
+    """Codes of each dictionary."""
+    position_bin: Int[Tensor, " seq"]
+    """The bin of each position in the context."""
+    n_contexts: int = 0
+    """Contexts run."""
+    n_tokens: int = 0
+    """Tokens run, excluded rows included."""
+    excluded: dict[str, int] = field(default_factory=dict)
+    """Rows excluded, by the first reason that applies."""
+
+    def mean(self) -> Float[Tensor, " d_in"]:
+        """Mean of the evaluated rows, float64."""
+        return self.reconstruction[0].moments.mean()
+
+
+def measure_rows(
+    model: LanguageModel,
+    protocol: Protocol,
+    dictionaries: Sequence[SavedDictionary],
+    config: CoreConfig,
+) -> RowFindings:
+    """Run the model once over the text, stopping at the hook point, and reconstruct every row.
+
+    Raises:
+        ActivationError: activations that are not finite, or no row is left.
+        ArtifactError: a dictionary whose output is not finite.
+        TextError: too little text.
+    """
+    n_bins = min(POSITION_BINS, protocol.context_length)
+    positions = torch.arange(protocol.context_length, device=model.device)
+    findings = RowFindings(
+        reconstruction=[
+            ReconstructionStatistics(saved.dictionary.d_in, n_bins, model.device)
+            for saved in dictionaries
+        ],
+        sparsity=[
+            SparsityStatistics(saved.dictionary.d_sae, model.device) for saved in dictionaries
+        ],
+        position_bin=positions * n_bins // protocol.context_length,
+    )
+    batches = held_out_batches(model, protocol, config.n_tokens, config.batch_contexts)
+    with progress_bar(config.n_tokens, "reconstruct", "tokens") as bar:
+        for tokens in batches:
+            _add_batch(findings, model, protocol, dictionaries, tokens)
+            bar.update(tokens.numel())
+    return findings
+
+
+@torch.no_grad()
+def _add_batch(
+    findings: RowFindings,
+    model: LanguageModel,
+    protocol: Protocol,
+    dictionaries: Sequence[SavedDictionary],
+    tokens: Int[Tensor, "batch seq"],
+) -> None:
+    activations = model.capture(tokens, [protocol.hook_point])[protocol.hook_point]
+    selection = select(model, protocol, tokens, activations, findings.n_contexts)
+    rows = activations[selection.keep].float()
+    group = findings.position_bin.expand(tokens.shape)[selection.keep]
+    for saved, reconstruction, sparsity in zip(
+        dictionaries, findings.reconstruction, findings.sparsity, strict=True
+    ):
+        with blaming(saved):
+            codes = saved.dictionary.encode(rows)
+            sparsity.update(codes)
+            reconstruction.update(rows, saved.dictionary.decode(codes), group)
+    findings.n_contexts += tokens.shape[0]
+    findings.n_tokens += tokens.numel()
+    for reason, count in selection.excluded.items():
+        findings.excluded[reason] = findings.excluded.get(reason, 0) + count
+
+
+def reconstruct(
+    saved: SavedDictionary, rows: Float[Tensor, "batch d_in"]
+) -> Float[Tensor, "batch d_in"]:
+    """A dictionary's reconstruction, refused where it is not finite.
+
+    Raises:
+        ArtifactError: the reconstruction holds NaN or infinity.
+    """
+    with blaming(saved):
+        reconstruction = saved.dictionary(rows)
+        require_finite(reconstruction, "the reconstruction")
+    return reconstruction
+
+
+@contextmanager
+def blaming(saved: SavedDictionary) -> Iterator[None]:
+    """Name the dictionary in errors about its output."""
+    try:
+        yield
+    except ActivationError as error:
+        raise ArtifactError(
+            f"dictionary {saved.folder} cannot be evaluated: {error}; train it again or check its "
+            "weights"
+        ) from error

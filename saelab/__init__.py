@@ -1,0 +1,1 @@
+"""Train sparse autoencoders on language-model activations, judge them, read their features."""

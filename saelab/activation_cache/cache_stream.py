@@ -1,0 +1,104 @@
+"""Shuffled batches from a cache: one global order per epoch, endless, saved and restored exactly.
+
+The order is computed from (seed, epoch, position) by a `Permutation`, so the stream holds no buffer
+and no index, and its cost is that of the rows moved whatever the size of the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saelab.errors import ActivationError
+
+from .batch import ActivationBatch, RowStatistics
+from .permutation import Permutation
+from .reader import ActivationCache
+
+
+class CacheStream:
+    """Endless batches of a cache's rows in a global random order.
+
+    Every row is handed out once per epoch, in an order of that epoch's own; a batch may hold the
+    end of one epoch and the start of the next, so that no row is dropped.
+
+    Args:
+        cache: where the rows are.
+        batch_rows: rows in a batch.
+        seed: of the order.
+    """
+
+    def __init__(self, cache: ActivationCache, batch_rows: int, seed: int):
+        if batch_rows < 1:
+            raise ValueError(f"batches of {batch_rows} rows were asked for; at least 1 is needed")
+        self.cache = cache
+        self.batch_rows = batch_rows
+        self.seed = seed
+        self.epoch = 0
+        self.position = 0
+        self._order = Permutation(cache.n_rows, seed, 0)
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row."""
+        return self.cache.d_in
+
+    @property
+    def statistics(self) -> RowStatistics:
+        """Statistics of all rows of the cache."""
+        return self.cache.statistics
+
+    def provenance(self) -> dict[str, Any]:
+        """What a dictionary trained on this stream was made from."""
+        return self.cache.provenance()
+
+    def next_batch(self) -> ActivationBatch:
+        """The next `batch_rows` rows: float32 activations, and gradients where the cache has them.
+
+        Raises:
+            ActivationError: a row holds a NaN or an infinity; the state is that before the batch.
+        """
+        epoch, position, order = self.epoch, self.position, self._order
+        pieces, wanted = [], self.batch_rows
+        while wanted:
+            if position == self.cache.n_rows:
+                epoch, position = epoch + 1, 0
+                order = Permutation(self.cache.n_rows, self.seed, epoch)
+            taken = min(wanted, self.cache.n_rows - position)
+            pieces.append(order(np.arange(position, position + taken)))
+            position += taken
+            wanted -= taken
+        batch = self.cache.rows(torch.from_numpy(np.concatenate(pieces)))
+        self.epoch, self.position, self._order = epoch, position, order
+        return batch
+
+    def state(self) -> dict[str, Tensor | int | str]:
+        """All that `restore` needs to go on with the next batch."""
+        return {
+            "stream": "cache",
+            "cache_hash": self.cache.content_hash,
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "position": self.position,
+        }
+
+    def restore(self, state: Mapping[str, Tensor | int | str]) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            ActivationError: the state is of another kind of stream or another cache.
+        """
+        found = (state.get("stream"), state.get("cache_hash"))
+        if found != ("cache", self.cache.content_hash):
+            raise ActivationError(
+                f"the saved data position is of stream {found[0]!r} with cache hash {found[1]!r}; "
+                f"{self.cache.folder} has {self.cache.content_hash!r}: resume with the cache that "
+                "the run started with"
+            )
+        self.seed, self.epoch = int(state["seed"]), int(state["epoch"])
+        self.position = int(state["position"])
+        self._order = Permutation(self.cache.n_rows, self.seed, self.epoch)

@@ -1,0 +1,201 @@
+"""The activation cache on disk: names, the manifest's fields, and a shard's tensors.
+
+A cache is a folder with `manifest.json` and `shard-00000.safetensors` and so on. A shard holds the
+kept rows of a fixed number of contexts in reading order, and float64 sums of them, so that totals
+are merged in shard order and come out the same however often the writing was interrupted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelab.errors import ArtifactError
+from saelab.files import hash_of, sha256_of
+from saelab.manifest import read_manifest
+from saelab.progress import progress_bar
+
+KIND = "activation_cache"
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# One metadata key: safetensors writes several in an order that differs between processes.
+METADATA_KEY = "saelab"
+
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "status": str,
+    "config": dict,
+    "made_from": dict,
+    "hook_point": str,
+    "d_in": int,
+    "dtype": str,
+    "has_gradients": bool,
+    "context_length": int,
+    "row_rule": dict,
+    "norm_ceiling": (int, float, type(None)),
+    "shards": list,
+}
+_REQUIRED_WHEN_COMPLETE: dict[str, type | tuple[type, ...]] = {
+    "n_rows": int,
+    "excluded": dict,
+    "statistics": dict,
+    "content_hash": str,
+}
+# Facts about the run rather than the content: two caches that differ only here are the same.
+_NOT_CONTENT = ("created", "library_versions", "content_hash")
+_REMEDY = "restore the file, or make the cache again with --overwrite"
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard."""
+    return f"shard-{index:05d}.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """What the manifest records of one shard."""
+
+    file: str
+    contexts: int
+    rows: int
+    bytes: int
+    sha256: str
+    excluded: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as plain JSON values."""
+        return asdict(self)
+
+
+def shard_entries(manifest: dict[str, Any], path: Path) -> list[ShardEntry]:
+    """The manifest's shards, checked.
+
+    Raises:
+        ArtifactError: an entry lacks a field or names a file that is not that shard's.
+    """
+    names = {f.name for f in fields(ShardEntry)}
+    entries = []
+    for index, content in enumerate(manifest["shards"]):
+        if not isinstance(content, dict) or set(content) != names:
+            raise ArtifactError(f"{path} describes shard {index} wrongly: it was damaged or edited")
+        if content["file"] != shard_name(index):
+            raise ArtifactError(
+                f"{path} names {content['file']!r} as shard {index}; "
+                f"{shard_name(index)!r} was expected"
+            )
+        entries.append(ShardEntry(**content))
+    return entries
+
+
+def content_hash(manifest: dict[str, Any]) -> str:
+    """Hash of what a cache holds and of what it was made from, shards' hashes included."""
+    return hash_of({key: value for key, value in manifest.items() if key not in _NOT_CONTENT})
+
+
+def read_cache_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of a cache, finished or not, and check its fields.
+
+    Raises:
+        ArtifactError: missing, damaged, edited, of another kind, or from a newer saelab.
+    """
+    manifest = read_manifest(path, KIND, SCHEMA_VERSION)
+    complete = manifest.get("status") == "complete"
+    required = _REQUIRED | _REQUIRED_WHEN_COMPLETE if complete else _REQUIRED
+    wrong = [
+        name
+        for name, kind in required.items()
+        if name not in manifest or not isinstance(manifest[name], kind)
+    ]
+    if wrong or manifest["dtype"] not in DTYPES:
+        raise ArtifactError(
+            f"{path} lacks or garbles {', '.join(wrong) or 'dtype'}: it was damaged or edited; "
+            "make the cache again with --overwrite"
+        )
+    if complete and manifest["content_hash"] != content_hash(manifest):
+        raise ArtifactError(
+            f"{path} does not match its own content_hash: it was damaged or edited; "
+            "make the cache again with --overwrite"
+        )
+    return manifest
+
+
+def shard_layout(
+    manifest: dict[str, Any], rows: int
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every tensor that a shard of `rows` rows must hold."""
+    d_in, dtype = manifest["d_in"], DTYPES[manifest["dtype"]]
+    layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "activations": ((rows, d_in), dtype),
+        "tokens": ((rows,), torch.int32),
+        "sequence": ((rows,), torch.int64),
+        "position": ((rows,), torch.int32),
+        "sum": ((d_in,), torch.float64),
+        "sum_squared_norm": ((1,), torch.float64),
+    }
+    if manifest["has_gradients"]:
+        layout["gradients"] = ((rows, d_in), dtype)
+        layout["sum_squared_gradient_norm"] = ((1,), torch.float64)
+    return layout
+
+
+def map_shard(path: Path, manifest: dict[str, Any], entry: ShardEntry) -> dict[str, Tensor]:
+    """Map a shard's tensors into memory; bytes are read from disk when rows are touched.
+
+    Raises:
+        ArtifactError: the file is missing, of another size, unreadable, or of other shapes or
+            dtypes than the manifest says.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    check_size(path, entry)
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} is not a readable safetensors file ({error}): {_REMEDY}"
+        ) from None
+    expected = shard_layout(manifest, entry.rows)
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    if found != expected:
+        wrong = sorted(n for n in expected | found if expected.get(n) != found.get(n))
+        name = wrong[0]
+        raise ArtifactError(
+            f"{path} holds {name} as {found.get(name, 'nothing')}; "
+            f"{expected.get(name, 'nothing')} was expected: it belongs to another cache; {_REMEDY}"
+        )
+    return tensors
+
+
+def check_size(path: Path, entry: ShardEntry) -> None:
+    """Check that a shard is there and has the recorded size.
+
+    Raises:
+        ArtifactError: it is missing or has another size.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: {_REMEDY}")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        state = "truncated" if size < entry.bytes else "foreign or overwritten"
+        raise ArtifactError(f"{path} has {size} bytes of {entry.bytes}: it is {state}; {_REMEDY}")
+
+
+def verify_shards(folder: Path, entries: list[ShardEntry]) -> None:
+    """Check size and sha256 of every shard, with a progress bar.
+
+    Raises:
+        ArtifactError: a shard is missing, truncated, or was changed since it was written.
+    """
+    for entry in entries:
+        check_size(folder / entry.file, entry)
+    total = sum(entry.bytes for entry in entries)
+    with progress_bar(total, f"checking {folder.name}", "B") as bar:
+        for entry in entries:
+            path = folder / entry.file
+            if sha256_of(path, bar.update) != entry.sha256:
+                raise ArtifactError(f"{path} was changed since it was written (sha256): {_REMEDY}")

@@ -1,0 +1,257 @@
+"""Opening an activation cache and reading rows of it.
+
+Shards are mapped, not loaded: opening costs no memory, and `rows` moves only the rows asked for,
+whatever the size of the cache. Nothing is trusted: manifest, sizes, hashes, shapes and dtypes are
+checked on opening and values on reading.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.errors import ActivationError, ArtifactError, ConfigError, did_you_mean
+
+from .batch import ActivationBatch, RowStatistics, first_not_finite
+from .format import (
+    MANIFEST_NAME,
+    map_shard,
+    read_cache_manifest,
+    shard_entries,
+    verify_shards,
+)
+from .row_rule import RowRule
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The rows asked for, sorted and cut by shard, and where each lies among the sorted ones."""
+
+    indices: npt.NDArray[np.int64]
+    parts: list[tuple[int, int, int, npt.NDArray[np.int64]]]
+    """Shard, start and stop among the sorted rows, and the rows within the shard."""
+    place: npt.NDArray[np.int64]
+
+
+def open_cache(
+    folder: Path, hook_point: str | None = None, *, verify: bool = True
+) -> ActivationCache:
+    """Open a finished cache.
+
+    Args:
+        folder: the folder of one cache, or the folder that holds one per hook point.
+        hook_point: which one; may be left out where there is only one.
+        verify: check every shard's sha256 (reads the whole cache once).
+
+    Raises:
+        ArtifactError: missing, unfinished, damaged, edited, foreign, or from a newer saelab.
+        ConfigError: several hook points are there and none was named.
+        ActivationError: the cache is of another hook point.
+    """
+    folder = _find_folder(Path(folder), hook_point)
+    path = folder / MANIFEST_NAME
+    manifest = read_cache_manifest(path)
+    if hook_point is not None and manifest["hook_point"] != hook_point:
+        raise ActivationError(
+            f"{folder} is a cache of {manifest['hook_point']!r}; {hook_point!r} was asked for: "
+            "name its own folder, or harvest that hook point"
+        )
+    if manifest["status"] != "complete":
+        raise ArtifactError(
+            f"{folder} is unfinished ({len(manifest['shards'])} shards so far): repeat the command "
+            "that started it with --resume"
+        )
+    entries = shard_entries(manifest, path)
+    if verify:
+        verify_shards(folder, entries)
+    shards = [map_shard(folder / entry.file, manifest, entry) for entry in entries]
+    return ActivationCache(folder, manifest, shards)
+
+
+def _find_folder(folder: Path, hook_point: str | None) -> Path:
+    """The folder with the manifest: `folder` itself or one directly below it."""
+    if (folder / MANIFEST_NAME).is_file():
+        return folder
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
+    if not found:
+        raise ArtifactError(
+            f"{folder} holds no activation cache (no {MANIFEST_NAME} in it or directly below it): "
+            "make one with `saelab cache`"
+        )
+    names = [path.name for path in found]
+    if hook_point is None and len(found) == 1:
+        return found[0]
+    if hook_point is None:
+        raise ConfigError(
+            f"hook_point: {folder} holds {len(found)} caches; name one of {', '.join(names)}"
+        )
+    if hook_point not in names:
+        raise ActivationError(
+            f"{folder} holds no cache of {hook_point!r} ({did_you_mean(hook_point, names)}): "
+            "harvest that hook point, or name one that is there"
+        )
+    return folder / hook_point
+
+
+class ActivationCache:
+    """Rows of one hook point on disk, in reading order. Made by `open_cache`."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], shards: list[dict[str, Tensor]]):
+        self.folder = folder
+        self.manifest = manifest
+        self._shards = shards
+        self._scratch = _Scratch()
+        self._starts = np.cumsum([0, *(len(shard["tokens"]) for shard in shards)])
+        self.n_rows = int(self._starts[-1])
+        self.d_in: int = manifest["d_in"]
+        self.hook_point: str = manifest["hook_point"]
+        self.model_name: str = manifest["made_from"]["model"]
+        self.content_hash: str = manifest["content_hash"]
+        self.has_gradients: bool = manifest["has_gradients"]
+        self.norm_ceiling: float | None = manifest["norm_ceiling"]
+        self.excluded: dict[str, int] = manifest["excluded"]
+        self.row_rule = RowRule.from_json(manifest["row_rule"])
+        if self.n_rows != manifest["n_rows"]:
+            raise ArtifactError(
+                f"{folder} has shards of {self.n_rows} rows; its manifest says {manifest['n_rows']}"
+            )
+
+    @property
+    def statistics(self) -> RowStatistics:
+        """Statistics of all rows of the cache."""
+        recorded = self.manifest["statistics"]
+        return RowStatistics(
+            n_rows=self.n_rows,
+            mean=torch.tensor(recorded["mean"], dtype=torch.float32),
+            mean_squared_norm=recorded["mean_squared_norm"],
+            centred_mean_squared_norm=recorded["centred_mean_squared_norm"],
+            norm_ceiling=self.norm_ceiling,
+        )
+
+    @property
+    def mean(self) -> Float[Tensor, " d_in"]:
+        """Mean row, float32."""
+        return self.statistics.mean
+
+    @property
+    def mean_squared_norm(self) -> float:
+        """Mean squared norm of the raw rows."""
+        return self.manifest["statistics"]["mean_squared_norm"]
+
+    @property
+    def centred_mean_squared_norm(self) -> float:
+        """Mean squared norm of the rows less their mean."""
+        return self.manifest["statistics"]["centred_mean_squared_norm"]
+
+    def provenance(self) -> dict[str, Any]:
+        """What a dictionary trained on this cache was made from."""
+        return {**self.manifest["made_from"], "cache_hash": self.content_hash}
+
+    def rows(
+        self, indices: Int[Tensor, " batch"], *, with_context: bool = False
+    ) -> ActivationBatch:
+        """Read rows by index, in the order of `indices`; the cost is that of the rows moved.
+
+        Args:
+            indices: rows to read, in 0 to n_rows - 1; repeats are allowed.
+            with_context: also read tokens, sequence and position.
+
+        Raises:
+            IndexError: an index lies outside the cache.
+            ActivationError: a row holds a NaN or an infinity.
+        """
+        if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= self.n_rows):
+            raise IndexError(f"row indices must lie in 0 to {self.n_rows - 1}")
+        plan = self._plan(indices.cpu().numpy().astype(np.int64))
+        read = {}
+        for name in ("tokens", "sequence", "position") if with_context else ():
+            column = torch.empty(len(indices), dtype=self._shards[0][name].dtype)
+            read[name] = self._gather(plan, name, column)
+        read["activations"] = self._gather_finite(plan, "activations")
+        if self.has_gradients:
+            read["gradients"] = self._gather_finite(plan, "gradients")
+        return ActivationBatch(**read)
+
+    def iterate(self, batch_rows: int) -> Iterator[ActivationBatch]:
+        """All rows in reading order, with tokens, sequence and position.
+
+        Args:
+            batch_rows: rows in a batch; the last one may be smaller.
+        """
+        for start in range(0, self.n_rows, batch_rows):
+            indices = torch.arange(start, min(start + batch_rows, self.n_rows))
+            yield self.rows(indices, with_context=True)
+
+    def _plan(self, indices: npt.NDArray[np.int64]) -> _Plan:
+        order = indices.argsort()
+        ascending = indices[order]
+        bounds = np.searchsorted(ascending, self._starts).tolist()
+        parts = [
+            (shard, start, stop, ascending[start:stop] - self._starts[shard])
+            for shard, (start, stop) in enumerate(pairwise(bounds))
+            if stop > start
+        ]
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        return _Plan(indices, parts, place)
+
+    def _gather(self, plan: _Plan, name: str, out: Tensor) -> Tensor:
+        """Fill `out`, which may be of another dtype than the stored column.
+
+        Rows are moved by numpy, in this thread: torch would start its threads once per shard, which
+        costs more than it gains, and by far where other processes want the same cores.
+        """
+        dtype = self._shards[0][name].dtype
+        ascending = _bits(self._scratch.take("ascending", out.shape, dtype))
+        for shard, start, stop, local in plan.parts:
+            column = _bits(self._shards[shard][name])
+            # "clip" writes straight to `out`; the indices were checked.
+            np.take(column, local, axis=0, out=ascending[start:stop], mode="clip")
+        asked = out if out.dtype == dtype else self._scratch.take("asked", out.shape, dtype)
+        np.take(ascending, plan.place, axis=0, out=_bits(asked), mode="clip")
+        return out if asked is out else out.copy_(asked)
+
+    def _gather_finite(self, plan: _Plan, name: str) -> Float[Tensor, "batch d_in"]:
+        # numpy asks for huge pages and torch does not: page faults on fresh memory would take
+        # longer than moving the rows.
+        fresh = torch.from_numpy(np.empty((len(plan.indices), self.d_in), dtype=np.float32))
+        rows = self._gather(plan, name, fresh)
+        bad = first_not_finite(rows)
+        if bad is not None:
+            index = int(plan.indices[bad])
+            shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+            entry = self.manifest["shards"][shard]["file"]
+            raise ActivationError(
+                f"{self.folder / entry} holds NaN or infinite {name} in its row "
+                f"{index - int(self._starts[shard])}: make the cache again with --overwrite"
+            )
+        return rows
+
+
+def _bits(column: Tensor) -> npt.NDArray[Any]:
+    """A numpy view; bfloat16, which numpy lacks, as the integers that it is stored as."""
+    return (column.view(torch.int16) if column.dtype == torch.bfloat16 else column).numpy()
+
+
+class _Scratch(threading.local):
+    """Buffers used again for every batch, each thread its own: fresh ones cost page faults."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[Any, ...], Tensor] = {}
+
+    def take(self, label: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """A tensor of this shape with arbitrary content, valid until the label is taken again."""
+        key = (label, shape[1:], dtype)
+        if key not in self._buffers or len(self._buffers[key]) < shape[0]:
+            self._buffers[key] = torch.empty(shape, dtype=dtype)
+        return self._buffers[key][: shape[0]]

@@ -1,0 +1,202 @@
+"""Writing activation caches: one folder per hook point, all filled by the same forward passes.
+
+The run can be stopped at any moment, SIGKILL included, and resumed: it starts again at the first
+context that no finished shard covers, with the same batches, so that the files come out identical.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+from saelab.errors import ConfigError, Stopped
+from saelab.files import require_free_space
+from saelab.interrupts import StopRequest, stop_on_signals
+from saelab.language_model import LanguageModel, load_language_model
+from saelab.progress import progress_bar
+
+from .config import HarvestConfig
+from .format import DTYPES, MANIFEST_NAME
+from .harvest import (
+    CapturedBatch,
+    calibrate,
+    calibration_batches,
+    capture_batches,
+    check_model,
+    keep_rows,
+)
+from .hook_folder import HookFolder, remove_cache, require_only_cache, start_manifest
+
+_log = logging.getLogger(__name__)
+# Bytes of a row beside its activations: token (int32), sequence (int64), position (int32).
+_ORIGIN_BYTES = 16
+
+
+def write_caches(
+    out: Path,
+    config: HarvestConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    model: LanguageModel | None = None,
+) -> list[Path]:
+    """Harvest activations into one cache folder per hook point, `out/<hook_point>/`.
+
+    Args:
+        out: the folder that holds the caches.
+        config: what to harvest.
+        resume: go on with what an interrupted run left; a finished cache is left as it is.
+        overwrite: replace caches that are there, once everything else has been checked.
+        model: the model of `config`, where it is loaded already.
+
+    Returns:
+        The cache folders, in the order of `config.hook_points`.
+
+    Raises:
+        ConfigError: a cache is there and neither `resume` nor `overwrite` was given; or it was
+            started with other settings; or the model cannot take the contexts.
+        ModelError: the model or a hook point is unknown.
+        TextError: the text does not fill one batch.
+        ActivationError: a NaN or infinite activation; finished shards are kept.
+        ResourceError: the disk is too small, or full; finished shards are kept.
+        Stopped: Ctrl-C or SIGTERM; finished shards are kept.
+    """
+    paths = [Path(out) / hook_point for hook_point in config.hook_points]
+    _check_existing(paths, resume=resume, overwrite=overwrite)
+    if model is None:
+        model = load_language_model(config.model, dtype=config.model_dtype, device=config.device)
+    widths = check_model(model, config)
+    folders = {
+        path.name: HookFolder.resume(path, config, model)
+        for path in paths
+        if resume and (path / MANIFEST_NAME).is_file()
+    }
+    first_context = min((folders[p.name].contexts if p.name in folders else 0) for p in paths)
+    if len(folders) == len(paths) and all(folder.complete for folder in folders.values()):
+        _log.info("%s is complete: nothing to do", out)
+        return paths
+    _require_space(Path(out), config, widths, first_context)
+    with stop_on_signals() as stop:
+        batches = capture_batches(model, config, first_context=first_context)
+        if len(folders) < len(paths):
+            batches = _start_folders(batches, paths, folders, model, config, widths)
+        _fill(batches, folders, model, config, first_context, stop)
+    for folder in folders.values():
+        if not folder.complete:
+            folder.finish()
+    _report(folders, config)
+    return paths
+
+
+def _check_existing(paths: list[Path], *, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other: give one of them")
+    there = [path for path in paths if path.exists() and (not path.is_dir() or any(path.iterdir()))]
+    if there and not (resume or overwrite):
+        raise ConfigError(
+            f"{there[0]} already exists: give --resume to go on with it, --overwrite to replace "
+            "it, or another folder"
+        )
+    for path in there:
+        require_only_cache(path)
+
+
+def _require_space(
+    out: Path, config: HarvestConfig, widths: dict[str, int], first_context: int
+) -> None:
+    """Check that the rest of the rows fits on the disk, where their number is known."""
+    if config.n_contexts is None:
+        return
+    value_bytes = DTYPES[config.cache_dtype].itemsize * (2 if config.gradients else 1)
+    row_bytes = sum(width * value_bytes + _ORIGIN_BYTES for width in widths.values())
+    rows = (config.n_contexts - first_context) * config.context_length
+    require_free_space(out, rows * row_bytes, f"a cache of {rows:,} tokens")
+
+
+def _start_folders(
+    batches: Iterator[CapturedBatch],
+    paths: list[Path],
+    folders: dict[str, HookFolder],
+    model: LanguageModel,
+    config: HarvestConfig,
+    widths: dict[str, int],
+) -> Iterator[CapturedBatch]:
+    """Calibrate on the first batches and start the folders that are missing.
+
+    Nothing is written or deleted before these batches have gone through, so text, model and row
+    rule are known to work. Returns all batches, the first ones included: they are not run twice.
+    """
+    head = list(islice(batches, calibration_batches(config)))
+    calibrations = {path.name: calibrate(head, path.name, model, config) for path in paths}
+    for path in paths:
+        if path.name in folders:
+            continue
+        if path.is_dir():
+            remove_cache(path)
+        manifest = start_manifest(
+            model, config, path.name, widths[path.name], calibrations[path.name]
+        )
+        folders[path.name] = HookFolder(path, manifest, config.shard_contexts)
+        folders[path.name].save_manifest()
+    return chain(head, batches)
+
+
+def _fill(
+    batches: Iterator[CapturedBatch],
+    folders: dict[str, HookFolder],
+    model: LanguageModel,
+    config: HarvestConfig,
+    first_context: int,
+    stop: StopRequest,
+) -> None:
+    """Write shards until the batches end or a signal asks to stop."""
+    length, done, in_shard = config.context_length, first_context, 0
+    behind: list[HookFolder] = []
+    total = None if config.n_contexts is None else config.n_contexts * length
+    with progress_bar(total, "caching", "tokens", initial=done * length) as bar:
+        for batch in batches:
+            # A folder may be a shard ahead of the others where a run was killed between two.
+            behind = [folder for folder in folders.values() if folder.contexts <= done - in_shard]
+            for folder in behind:
+                hook_point = folder.manifest["hook_point"]
+                ceiling = folder.manifest["norm_ceiling"]
+                folder.add(keep_rows(batch, hook_point, model, config, ceiling))
+            done += len(batch.tokens)
+            in_shard += len(batch.tokens)
+            if in_shard == config.shard_contexts or done == config.n_contexts:
+                for folder in behind:
+                    folder.commit(in_shard)
+                in_shard = 0
+            bar.update(len(batch.tokens) * length)
+            if stop and done != config.n_contexts:
+                _stop(stop, done - in_shard, config)
+        if in_shard:
+            for folder in behind:
+                folder.commit(in_shard)
+
+
+def _stop(stop: StopRequest, contexts: int, config: HarvestConfig) -> None:
+    wanted = "" if config.n_contexts is None else f" of {config.n_contexts}"
+    raise Stopped(
+        f"stopped by {stop.signal_name} with {contexts}{wanted} contexts saved: go on with the "
+        "same `saelab cache` command and --resume"
+    )
+
+
+def _report(folders: dict[str, HookFolder], config: HarvestConfig) -> None:
+    for name, folder in folders.items():
+        found = folder.manifest
+        _log.info(
+            "%s: %d rows of %d tokens, excluded %s",
+            name,
+            found["n_rows"],
+            found["n_tokens_processed"],
+            found["excluded"],
+        )
+    processed = min(folder.manifest["n_tokens_processed"] for folder in folders.values())
+    if config.n_tokens is not None and processed < config.n_tokens:
+        _log.warning(
+            "the text ended after %d of the %d tokens asked for", processed, config.n_tokens
+        )

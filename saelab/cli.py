@@ -1,0 +1,113 @@
+"""The `saelab` command: finds the sub-command, runs it, turns errors into one line and exit code 2.
+
+Sub-commands are named by module, and imported only when called: `saelab --help` loads none of them.
+Each module has `main(arguments) -> None`; what it raises as a `SaelabError` is the user's to read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NamedTuple
+
+from .errors import SaelabError, Stopped, did_you_mean
+
+
+class Command(NamedTuple):
+    """A sub-command."""
+
+    module: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "quickstart": Command(
+        "saelab.commands.quickstart", "cache, train and judge a first SAE, offline"
+    ),
+    "cache": Command("saelab.commands.cache", "write a language model's activations to disk"),
+    "train": Command("saelab.training.command", "train dictionaries on a cache, or on the stream"),
+    "eval": Command("saelab.evals.command", "judge saved dictionaries"),
+    "models": Command("saelab.commands.models", "list the language models at hand"),
+    "recipes": Command("saelab.training.recipes_command", "list the shipped training recipes"),
+    "info": Command(
+        "saelab.commands.info", "say what an artifact is, from what, and whether intact"
+    ),
+    "completion": Command(
+        "saelab.commands.completion", "print a completion script for bash or zsh"
+    ),
+}
+
+EXIT_ERROR = 2
+EXIT_STOPPED = {"SIGINT": 130, "SIGTERM": 143}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command and return the process's exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        print(f"saelab {version('saelab')}")
+        return 0
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s")
+    logging.getLogger("saelab").setLevel(logging.INFO)
+    try:
+        run_command(words[0], words[1:])
+    except (SaelabError, KeyboardInterrupt, BrokenPipeError) as error:
+        if debug:
+            raise
+        return _report(error)
+    return 0
+
+
+def run_command(name: str, arguments: Sequence[str]) -> None:
+    """Run one sub-command in this process.
+
+    Raises:
+        SaelabError: the command is unknown or failed in words.
+    """
+    if name not in COMMANDS:
+        raise SaelabError(f"unknown command {name!r}; {did_you_mean(name, COMMANDS)}")
+    importlib.import_module(COMMANDS[name].module).main(list(arguments))
+
+
+def usage() -> str:
+    """What `saelab --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: saelab COMMAND [OPTIONS]",
+            "",
+            "Train sparse autoencoders on language-model activations and judge them.",
+            "",
+            *lines,
+            "",
+            "`saelab COMMAND --help` explains a command; `--debug` anywhere shows tracebacks.",
+        ]
+    )
+
+
+def _report(error: BaseException) -> int:
+    if isinstance(error, BrokenPipeError):
+        # The reader of our output has gone; silence Python's own complaint at exit too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, KeyboardInterrupt):
+        print("saelab: interrupted", file=sys.stderr)
+        return EXIT_STOPPED["SIGINT"]
+    print(f"saelab: {' '.join(str(error).split())}", file=sys.stderr)
+    if isinstance(error, Stopped):
+        return EXIT_STOPPED["SIGTERM" if "SIGTERM" in str(error) else "SIGINT"]
+    return EXIT_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""Settings: frozen dataclasses, read strictly from YAML, overridden on the command line.
+
+One dataclass serves Python, YAML and the command line unchanged. YAML is checked by pydantic, which
+names every unknown key and wrong type at once; tyro then takes the loaded values as defaults.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import ConfigError, did_you_mean
+from .files import hash_of
+
+Config = TypeVar("Config")
+
+
+def to_plain(config: Any) -> Any:
+    """A config as plain JSON values: dicts, lists, strings, numbers, booleans, None."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {
+            field.name: to_plain(getattr(config, field.name))
+            for field in dataclasses.fields(config)
+        }
+    if isinstance(config, (list, tuple)):
+        return [to_plain(item) for item in config]
+    if isinstance(config, dict):
+        return {str(key): to_plain(value) for key, value in config.items()}
+    if isinstance(config, Path):
+        return str(config)
+    return config
+
+
+def config_hash(config: Any) -> str:
+    """A hash of every setting: equal settings, equal hash."""
+    return hash_of(to_plain(config))
+
+
+def from_plain(config_type: type[Config], content: Any, origin: str) -> Config:
+    """Build a config from plain values, strictly.
+
+    Args:
+        config_type: the dataclass.
+        content: nested dicts and lists, as YAML or JSON give.
+        origin: where they came from, for the error.
+
+    Raises:
+        ConfigError: every unknown key and wrong value at once.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    _forbid_unknown_keys(config_type, ConfigDict(extra="forbid"))
+    try:
+        return TypeAdapter(config_type).validate_python(content)
+    except ValidationError as error:
+        raise ConfigError(
+            [_describe(problem, config_type, origin) for problem in error.errors()]
+        ) from None
+
+
+def load_yaml(config_type: type[Config], path: Path) -> Config:
+    """Read a config from a YAML file, strictly.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or does not fit.
+    """
+    return from_plain(config_type, read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a YAML file.
+
+    Raises:
+        ConfigError: the file is missing or not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ConfigError(
+            f"recipe {path} does not exist; `saelab recipes` lists those shipped"
+        ) from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid YAML: {reason}") from None
+
+
+def to_yaml(config: Any) -> str:
+    """A config as YAML that `load_yaml` reads back to an equal config."""
+    import yaml
+
+    return yaml.safe_dump(to_plain(config), sort_keys=False, default_flow_style=False)
+
+
+def parse_arguments(
+    config_type: type[Config],
+    arguments: Sequence[str],
+    *,
+    program: str,
+    default: Config | None = None,
+) -> Config:
+    """Read a config from command-line words, starting from `default`.
+
+    `--help` prints the fields with their docstrings and exits.
+
+    Raises:
+        ConfigError: an unknown option, a value of the wrong type, or values that do not fit.
+    """
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                config_type,
+                args=list(arguments),
+                prog=program,
+                default=default,
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        raise ConfigError(_one_line(complaint.getvalue(), program)) from None
+
+
+def option_strings(config_type: Any, prefix: str = "--") -> list[str]:
+    """Every command-line option of a config, as `parse_arguments` spells it."""
+    found: list[str] = []
+    hints = typing.get_type_hints(config_type)
+    for field in dataclasses.fields(config_type):
+        nested = _dataclasses_in(hints[field.name])
+        if field.metadata.get("flatten"):
+            found += option_strings(nested[0], prefix)
+        elif nested:
+            found += option_strings(nested[0], f"{prefix}{_dashed(field.name)}.")
+        else:
+            found.append(prefix + _dashed(field.name))
+    return found
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _one_line(complaint: str, program: str) -> str:
+    """tyro's boxed complaint as one line: what is wrong, and its suggestion where it has one."""
+    kept: list[str] = []
+    for line in complaint.splitlines():
+        words = line.strip("│╭╮╰╯─ ")
+        if words.startswith("For full helptext"):
+            break
+        if words and not line.startswith("╭"):
+            kept.append(words)
+    text = " ".join(kept)
+    text, _, _ = text.partition(" Argument helptext:")
+    text, _, suggestion = text.partition(" Perhaps you meant: ")
+    if suggestion:
+        text += f"; did you mean {suggestion.split()[0]}?"
+    return f"{text} (`{program} --help` lists the options)"
+
+
+def _forbid_unknown_keys(config_type: Any, setting: Any) -> None:
+    """Make unknown keys errors for pydantic, in a dataclass and in every one inside it."""
+    for nested in (config_type, *_nested_dataclasses(config_type)):
+        nested.__pydantic_config__ = setting
+
+
+def _nested_dataclasses(config_type: Any) -> list[Any]:
+    found: list[Any] = []
+    for hint in typing.get_type_hints(config_type).values():
+        for nested in _dataclasses_in(hint):
+            found += [nested, *_nested_dataclasses(nested)]
+    return found
+
+
+def _dataclasses_in(hint: Any) -> list[Any]:
+    """The dataclasses among a type and its alternatives."""
+    return [
+        candidate
+        for candidate in (hint, *typing.get_args(hint))
+        if dataclasses.is_dataclass(candidate)
+    ]
+
+
+def _describe(problem: Any, config_type: Any, origin: str) -> str:
+    path = [str(part) for part in problem["loc"]]
+    where = ".".join(path)
+    if problem["type"] == "unexpected_keyword_argument":
+        known = _field_names(config_type, path[:-1])
+        return f"{origin}: unknown field {where!r}; {did_you_mean(path[-1], known)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f" (got {given!r})" if not isinstance(given, dict) else ""
+    return f"{origin}: {where or 'settings'}: {message}{shown}"
+
+
+def _field_names(config_type: Any, path: list[str]) -> list[str]:
+    for part in path:
+        options = _dataclasses_in(typing.get_type_hints(config_type).get(part))
+        if not options:
+            return []
+        config_type = options[0]
+    return [field.name for field in dataclasses.fields(config_type)]

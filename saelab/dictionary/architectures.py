@@ -1,0 +1,177 @@
+"""The dictionary: an encoder, a gate and a decoder. The gate is what tells architectures apart.
+
+With p = (x − b_dec) W_enc + b_enc and x̂ = f W_dec + b_dec:
+
+* `relu`      f = relu(p)
+* `topk`      f = relu(p) at the k largest p of each row, zero elsewhere
+* `jumprelu`  f = relu(p) where p > threshold (one threshold per latent), zero elsewhere
+* `gated`     f = relu(m) where g > 0, with g = (x − b_dec) W_enc + b_gate and
+              m = (x − b_dec) (W_enc · exp(r_mag)) + b_mag
+
+The meanings and the tensor names are those of SAELens 6 (`standard`, `topk`, `jumprelu`, `gated`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saelab.errors import ConfigError, did_you_mean
+from saelab.sparse import SparseCodes, pre_activation_chunks, top_k
+from saelab.sparse.kernels import combine_latents
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What distinguishes an architecture: its extra tensors and its gate."""
+
+    extra_tensors: tuple[str, ...]
+    """Names of its tensors of shape [d_sae] beside b_enc."""
+    gate: Callable[[Dictionary, Tensor], tuple[Tensor, Tensor]]
+    """From pre-activations [rows, d_sae] to (codes, which of them are active)."""
+
+
+def _relu_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:
+    del dictionary
+    return pre, pre > 0
+
+
+def _topk_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:
+    values, places = top_k(pre, dictionary.k)
+    return pre, torch.zeros_like(pre, dtype=torch.bool).scatter_(1, places, values > 0)
+
+
+def _jumprelu_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:
+    return pre, (pre > dictionary.threshold) & (pre > 0)
+
+
+def _gated_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:
+    magnitude = pre * dictionary.r_mag.exp() + dictionary.b_mag
+    return magnitude, (pre + dictionary.b_gate > 0) & (magnitude > 0)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "relu": Architecture((), _relu_gate),
+    "topk": Architecture((), _topk_gate),
+    "jumprelu": Architecture(("threshold",), _jumprelu_gate),
+    "gated": Architecture(("b_gate", "b_mag", "r_mag"), _gated_gate),
+}
+
+
+class Dictionary(nn.Module):
+    """A sparse autoencoder ready for use; how it was trained plays no part in it.
+
+    Args:
+        architecture: one of `ARCHITECTURES`.
+        W_enc: encoder weights.
+        W_dec: decoder weights.
+        b_dec: decoder bias, also subtracted from the input.
+        b_enc: encoder bias; `gated` has none (its biases are b_gate and b_mag).
+        k: active latents per row, for `topk` only.
+        extra: the architecture's further tensors of shape [d_sae] by name.
+
+    Raises:
+        ConfigError: tensors or k that do not fit the architecture or one another.
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    threshold: Tensor
+    b_gate: Tensor
+    b_mag: Tensor
+    r_mag: Tensor
+
+    def __init__(
+        self,
+        architecture: str,
+        *,
+        W_enc: Float[Tensor, "d_in d_sae"],
+        W_dec: Float[Tensor, "d_sae d_in"],
+        b_dec: Float[Tensor, " d_in"],
+        b_enc: Float[Tensor, " d_sae"] | None = None,
+        k: int | None = None,
+        **extra: Float[Tensor, " d_sae"],
+    ):
+        super().__init__()
+        if architecture not in ARCHITECTURES:
+            raise ConfigError(
+                f"unknown architecture {architecture!r}; "
+                f"{did_you_mean(architecture, ARCHITECTURES)}"
+            )
+        self.architecture = architecture
+        self.d_in, self.d_sae = W_enc.shape
+        expected = {*ARCHITECTURES[architecture].extra_tensors}
+        if architecture != "gated":
+            expected.add("b_enc")
+        given = {**extra} if b_enc is None else {**extra, "b_enc": b_enc}
+        problems = []
+        if set(given) != expected:
+            problems.append(
+                f"architecture {architecture!r} takes the tensors {sorted(expected)} "
+                f"beside W_enc, W_dec and b_dec; got {sorted(given)}"
+            )
+        if (k is not None) != (architecture == "topk"):
+            problems.append(f"k is given exactly for 'topk'; got k={k} for {architecture!r}")
+        if k is not None and not 1 <= k <= self.d_sae:
+            problems.append(f"k is {k}; it must be between 1 and d_sae = {self.d_sae}")
+        if problems:
+            raise ConfigError(problems)
+        self.k = k or 0
+        # Column by column in memory: the kernels gather single latents.
+        self.register_buffer("W_enc", W_enc.T.contiguous().T)
+        self.register_buffer("W_dec", W_dec.contiguous())
+        self.register_buffer("b_dec", b_dec)
+        for name, tensor in given.items():
+            self.register_buffer(name, tensor)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its SAELens name."""
+        return dict(self.named_buffers())
+
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
+        """Codes of the active latents; no [batch, d_sae] matrix is kept."""
+        gate = ARCHITECTURES[self.architecture].gate
+        bias = self.W_dec.new_zeros(self.d_sae) if self.architecture == "gated" else self.b_enc
+        inputs = x.to(self.W_enc.dtype) - self.b_dec
+        parts = [
+            SparseCodes.from_mask(*gate(self, chunk))
+            for _, chunk in pre_activation_chunks(inputs, self.W_enc, bias)
+        ]
+        return _stack(parts, self.d_sae, inputs)
+
+    def encode_dense(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
+        """Dense codes; memory grows with batch × d_sae."""
+        return self.encode(x).to_dense()
+
+    def decode(
+        self, codes: SparseCodes | Float[Tensor, "batch d_sae"]
+    ) -> Float[Tensor, "batch d_in"]:
+        """The reconstruction from sparse or dense codes."""
+        if isinstance(codes, SparseCodes):
+            return combine_latents(codes, self.W_dec) + self.b_dec
+        return codes @ self.W_dec + self.b_dec
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """The reconstruction of activations."""
+        return self.decode(self.encode(x))
+
+
+def _stack(parts: list[SparseCodes], d_sae: int, x: Tensor) -> SparseCodes:
+    if not parts:
+        empty = torch.zeros(0, dtype=torch.int64, device=x.device)
+        return SparseCodes(empty.new_zeros(1), empty, x.new_zeros(0), d_sae)
+    counts = torch.cat([part.row_pointer.diff() for part in parts])
+    row_pointer = torch.zeros(counts.shape[0] + 1, dtype=torch.int64, device=counts.device)
+    torch.cumsum(counts, 0, out=row_pointer[1:])
+    return SparseCodes(
+        row_pointer,
+        torch.cat([part.latent for part in parts]),
+        torch.cat([part.value for part in parts]),
+        d_sae,
+    )

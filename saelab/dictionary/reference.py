@@ -1,0 +1,50 @@
+"""The dictionary in float64, written down plainly: what a saved self-test is computed with.
+
+In double precision two machines agree on which latents are active unless two pre-activations tie to
+fifteen digits, so a stored answer can be compared tightly anywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.sparse import SparseCodes
+
+from .architectures import ARCHITECTURES, Dictionary
+
+LATENTS_AT_A_TIME = 8192
+"""Bounds the float64 copy of the weights, whatever the width of the dictionary."""
+
+
+@torch.no_grad()
+def reference_codes(
+    dictionary: Dictionary, x: Float[Tensor, "batch d_in"]
+) -> Float[Tensor, "batch d_sae"]:
+    """Dense float64 codes."""
+    inputs = x.double() - dictionary.b_dec.double()
+    columns = [
+        inputs @ dictionary.W_enc[:, start : start + LATENTS_AT_A_TIME].double()
+        for start in range(0, dictionary.d_sae, LATENTS_AT_A_TIME)
+    ]
+    pre_activations = torch.cat(columns, dim=1)
+    if dictionary.architecture != "gated":
+        pre_activations += dictionary.b_enc.double()
+    codes, active = ARCHITECTURES[dictionary.architecture].gate(dictionary, pre_activations)
+    return torch.where(active, codes, 0.0)
+
+
+@torch.no_grad()
+def reference_reconstruction(
+    dictionary: Dictionary, codes: Float[Tensor, "batch d_sae"]
+) -> Float[Tensor, "batch d_in"]:
+    """The float64 reconstruction from dense float64 codes."""
+    sparse = SparseCodes.from_dense(codes)
+    rows = [
+        sparse.value[start:stop] @ dictionary.W_dec[sparse.latent[start:stop]].double()
+        for start, stop in zip(
+            sparse.row_pointer[:-1].tolist(), sparse.row_pointer[1:].tolist(), strict=True
+        )
+    ]
+    return torch.stack(rows) + dictionary.b_dec.double()

@@ -1,0 +1,249 @@
+"""The dictionary's folder: SAELens' two files, our manifest, and a self-test checked on every load.
+
+* `cfg.json`, `sae_weights.safetensors`: what SAELens 6 reads.
+* `saelab.json`: manifest with origin, training method and settings, and the hashes of the others.
+* `self_test.safetensors`: 16 input rows with their codes and reconstructions in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.errors import ArtifactError, ConfigError
+from saelab.files import hash_of, read_json, read_tensors, sha256_of, write_json, write_tensors
+from saelab.manifest import new_manifest, read_manifest
+
+from .architectures import ARCHITECTURES, Dictionary
+from .reference import reference_codes, reference_reconstruction
+from .saelens_config import SAELENS_ARCHITECTURE, saelens_config
+
+KIND = "dictionary"
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "saelab.json"
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+SELF_TEST_FILE = "self_test.safetensors"
+HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, SELF_TEST_FILE)
+SELF_TEST_ROWS = 16
+SELF_TEST_TOLERANCE = 1e-9
+"""Largest allowed deviation, relative to the largest entry; float64 leaves far less."""
+
+
+@dataclass(frozen=True)
+class SavedDictionary:
+    """A dictionary as loaded, with what its folder says of it."""
+
+    dictionary: Dictionary
+    """Ready for use."""
+    folder: Path
+    """Where it was loaded from."""
+    config: dict[str, Any]
+    """The content of cfg.json."""
+    manifest: dict[str, Any]
+    """The content of saelab.json."""
+    content_hash: str
+    """Names the weights, the settings and the self-test together."""
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """Provenance of the activations it was trained on."""
+        return self.manifest["made_from"]
+
+    @property
+    def name(self) -> str:
+        """The folder's name, for tables and figures."""
+        return self.folder.resolve().name
+
+    @property
+    def model_name(self) -> str:
+        """The language model whose activations it explains."""
+        return self.made_from["model"]
+
+    @property
+    def hook_point(self) -> str:
+        """Where in the model those activations are."""
+        return self.made_from["hook_point"]
+
+    @property
+    def row_rule(self) -> dict[str, Any]:
+        """Which rows were left out of training, and are left out of every metric."""
+        return self.made_from["row_rule"]
+
+    @property
+    def norm_ceiling(self) -> float | None:
+        """Norm above which a row is left out; None where no row is for that reason."""
+        return self.made_from["norm_ceiling"]
+
+    @property
+    def context_length(self) -> int:
+        """Tokens in a context during training."""
+        return self.made_from["context_length"]
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """The text settings it was trained with."""
+        return self.made_from["text"]
+
+
+def save_dictionary(
+    folder: Path,
+    dictionary: Dictionary,
+    *,
+    self_test_inputs: Float[Tensor, "rows d_in"],
+    training: Mapping[str, Any],
+    made_from: Mapping[str, Any],
+    seed: int | None = None,
+) -> str:
+    """Save a dictionary; the manifest comes last, so a folder with one is complete.
+
+    Args:
+        folder: created if needed; files of an earlier save there are replaced.
+        dictionary: with every normalisation folded in.
+        self_test_inputs: real activations, of which the first 16 are kept.
+        training: method, its settings, target and measured L0 and whatever else tells how it came
+            to be, as plain values.
+        made_from: provenance of the activations.
+        seed: of the training; None where nothing was random.
+
+    Returns:
+        The content hash.
+
+    Raises:
+        ConfigError: no self-test rows, or weights that are not finite.
+    """
+    if self_test_inputs.shape[0] == 0:
+        raise ConfigError("a dictionary is saved with a self-test; no input rows were given for it")
+    tensors = {name: tensor.float() for name, tensor in dictionary.tensors().items()}
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ConfigError(
+            f"weights {broken} are not finite: the dictionary is not saved to {folder}"
+        )
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
+    inputs = self_test_inputs[:SELF_TEST_ROWS].float()
+    codes = reference_codes(dictionary, inputs)
+    reconstruction = reference_reconstruction(dictionary, codes)
+    row, latent = codes.nonzero(as_tuple=True)
+    write_tensors(folder / WEIGHTS_FILE, tensors)
+    write_json(folder / CONFIG_FILE, saelens_config(dictionary, dict(made_from)))
+    write_tensors(
+        folder / SELF_TEST_FILE,
+        {
+            "inputs": inputs,
+            "code_row": row,
+            "code_latent": latent,
+            "code_value": codes[row, latent],
+            "reconstructions": reconstruction,
+        },
+    )
+    files = {name: sha256_of(folder / name) for name in HASHED_FILES}
+    manifest = new_manifest(
+        KIND, SCHEMA_VERSION, seed=seed, config=dict(training), made_from=dict(made_from)
+    )
+    manifest |= {"files": files, "content_hash": hash_of(files)}
+    write_json(folder / MANIFEST_FILE, manifest)
+    return manifest["content_hash"]
+
+
+def load_dictionary(folder: Path, device: str = "cpu") -> SavedDictionary:
+    """Load a dictionary, trusting nothing: hashes, shapes, dtypes and the self-test are checked.
+
+    Raises:
+        ArtifactError: the folder is not one of ours, is damaged, or fails its self-test.
+    """
+    manifest = _read_dictionary_manifest(folder)
+    for name, expected in manifest["files"].items():
+        _check_file(folder / name, expected)
+    config = read_json(folder / CONFIG_FILE)
+    dictionary = _build(config, read_tensors(folder / WEIGHTS_FILE), folder)
+    _self_test(dictionary, folder)
+    return SavedDictionary(
+        dictionary.to(device), folder, config, manifest, manifest["content_hash"]
+    )
+
+
+def _read_dictionary_manifest(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ArtifactError(f"dictionary folder {folder} does not exist")
+    if not (folder / MANIFEST_FILE).exists():
+        if (folder / CONFIG_FILE).exists():
+            raise ArtifactError(
+                f"{folder} has a {CONFIG_FILE} but no {MANIFEST_FILE}: it was not saved by saelab, "
+                "or saving was cut short; use a folder that `saelab train` finished"
+            )
+        raise ArtifactError(
+            f"{folder} is not a dictionary folder: it has neither {MANIFEST_FILE} nor {CONFIG_FILE}"
+        )
+    manifest = read_manifest(folder / MANIFEST_FILE, KIND, SCHEMA_VERSION)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or set(files) != set(HASHED_FILES):
+        raise ArtifactError(f"{folder / MANIFEST_FILE} does not list the files it vouches for")
+    if hash_of(files) != manifest.get("content_hash"):
+        raise ArtifactError(f"{folder / MANIFEST_FILE} contradicts itself: its hashes were edited")
+    return manifest
+
+
+def _check_file(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: copy the whole dictionary folder again")
+    if sha256_of(path) != expected:
+        raise ArtifactError(
+            f"{path} is not the file that was saved (its SHA-256 differs): it is truncated or was "
+            "changed; copy the dictionary folder again or train it again"
+        )
+
+
+def _build(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Dictionary:
+    names = {theirs: ours for ours, theirs in SAELENS_ARCHITECTURE.items()}
+    architecture = names.get(config.get("architecture", ""))
+    if architecture is None:
+        raise ArtifactError(
+            f"{folder / CONFIG_FILE} names the architecture {config.get('architecture')!r}; "
+            f"known: {', '.join(sorted(names))}"
+        )
+    d_in, d_sae = config.get("d_in"), config.get("d_sae")
+    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    vectors = set(ARCHITECTURES[architecture].extra_tensors)
+    vectors |= set() if architecture == "gated" else {"b_enc"}
+    shapes |= dict.fromkeys(vectors, (d_sae,))
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != shapes:
+        raise ArtifactError(
+            f"{folder / WEIGHTS_FILE} holds {found}; {CONFIG_FILE} promises {shapes}"
+        )
+    wrong = [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]
+    if wrong:
+        raise ArtifactError(f"{folder / WEIGHTS_FILE}: tensors {wrong} are not float32")
+    try:
+        return Dictionary(architecture, k=config.get("k"), **tensors)
+    except ConfigError as error:
+        raise ArtifactError(f"{folder / CONFIG_FILE}: {error}") from None
+
+
+def _self_test(dictionary: Dictionary, folder: Path) -> None:
+    stored = read_tensors(folder / SELF_TEST_FILE)
+    codes = reference_codes(dictionary, stored["inputs"])
+    expected = torch.zeros_like(codes)
+    expected[stored["code_row"], stored["code_latent"]] = stored["code_value"]
+    pairs = {
+        "codes": (codes, expected),
+        "reconstructions": (
+            reference_reconstruction(dictionary, codes),
+            stored["reconstructions"],
+        ),
+    }
+    for what, (found, wanted) in pairs.items():
+        deviation = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+        if not deviation <= SELF_TEST_TOLERANCE:
+            raise ArtifactError(
+                f"{folder} fails its self-test: {what} of the stored rows are off by {deviation:.1e} "
+                f"of the largest entry (allowed {SELF_TEST_TOLERANCE:.0e}); this saelab does not "
+                "compute what the saving one did"
+            )

@@ -1,0 +1,65 @@
+"""The errors a user can cause.
+
+Every message says what failed, what was given, what was expected and what to do about it. The
+command line prints it on one line and exits with code 2; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SaelabError(Exception):
+    """Base of every error that is the interface's business rather than a bug."""
+
+
+class ConfigError(SaelabError, ValueError):
+    """Settings that do not fit together; `problems` lists every one of them.
+
+    Also a ValueError, so that pydantic collects it with the other problems of a config.
+    """
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("; ".join(self.problems))
+
+
+class ModelError(SaelabError):
+    """An unknown model or hook point, or a model that cannot do what is asked."""
+
+
+class TextError(SaelabError):
+    """No text, too little text, or text that cannot be read."""
+
+
+class ArtifactError(SaelabError):
+    """A file of ours that is missing, damaged, foreign, or from a newer version."""
+
+
+class ActivationError(SaelabError):
+    """Activations that cannot be used: not finite, of the wrong width or the wrong origin."""
+
+
+class ResourceError(SaelabError):
+    """The machine lacks something: disk space, memory, a device, a network."""
+
+
+class Stopped(SaelabError):
+    """A signal asked the run to stop; the work so far is saved and can be resumed."""
+
+
+def did_you_mean(given: str, known: Iterable[str], limit: int = 3) -> str:
+    """A clause naming the nearest known names, or all of them where there are few.
+
+    Example:
+        >>> did_you_mean("topp", ["topk", "relu", "gated"])
+        "did you mean 'topk'?"
+    """
+    known = list(known)
+    near = get_close_matches(given, known, n=limit, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(repr(name) for name in near) + "?"
+    if len(known) <= 12:
+        return "known: " + ", ".join(sorted(known))
+    return f"nothing similar among {len(known)} known names"

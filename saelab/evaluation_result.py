@@ -1,0 +1,197 @@
+"""The file in which an evaluation suite reports on one dictionary.
+
+One JSON per suite and dictionary: what was measured, on what, every number with its unit and its
+definition, the data of the figures (so that a report or a dashboard can draw them again), and the
+names of the per-item files beside it. Readers need neither torch nor the suite.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ArtifactError
+from .files import write_json
+from .manifest import new_manifest, read_manifest
+
+EVALUATION_RESULT_KIND = "evaluation_result"
+EVALUATION_RESULT_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredMetric:
+    """A number with what it means."""
+
+    name: str
+    """Key, as in `saelab.metrics.METRICS` where the metric is a shared one."""
+    value: float | int | None
+    """The number; None where it is undefined, which the definition explains."""
+    unit: str
+    """Unit; "1" for ratios."""
+    definition: str
+    """How the number was computed, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """What one suite found out about one dictionary."""
+
+    suite: str
+    """Name of the suite, such as "core"."""
+    dictionary_name: str
+    """Folder name of the dictionary, for people."""
+    dictionary_hash: str
+    """Content hash of the dictionary, for machines."""
+    settings: dict[str, Any]
+    """Everything that decided the numbers, as plain JSON values."""
+    made_from: dict[str, Any]
+    """Names and content hashes of the model, hook point and text."""
+    metrics: tuple[MeasuredMetric, ...]
+    """The numbers, in reading order."""
+    figure_data: dict[str, Any] = field(default_factory=dict)
+    """By figure name, the data it is drawn from."""
+    item_files: dict[str, str] = field(default_factory=dict)
+    """By what the rows are ("features"), the name of the file beside this one."""
+    seed: int | None = None
+    """Seed of everything random in the suite; None where nothing is."""
+    created: str | None = None
+    """UTC time of writing; set by the writer."""
+    library_versions: dict[str, str] = field(default_factory=dict)
+    """Versions the numbers can depend on; set by the writer."""
+
+    def value(self, name: str) -> float | int | None:
+        """The value of a metric.
+
+        Raises:
+            ArtifactError: the result has no such metric.
+        """
+        for metric in self.metrics:
+            if metric.name == name:
+                return metric.value
+        raise ArtifactError(
+            f"the {self.suite} result of {self.dictionary_name} has no metric {name!r}; it has "
+            + ", ".join(metric.name for metric in self.metrics)
+        )
+
+
+def write_evaluation_result(path: Path, result: EvaluationResult) -> EvaluationResult:
+    """Write a result as JSON, atomically; returns it with its time and versions.
+
+    Raises:
+        ArtifactError: a number is NaN or infinite, or a metric is named twice.
+    """
+    manifest = new_manifest(
+        EVALUATION_RESULT_KIND,
+        EVALUATION_RESULT_SCHEMA_VERSION,
+        seed=result.seed,
+        config=result.settings,
+        made_from=result.made_from,
+    )
+    content = {
+        **{key: value for key, value in manifest.items() if key != "config"},
+        "suite": result.suite,
+        "dictionary": {"name": result.dictionary_name, "hash": result.dictionary_hash},
+        "settings": result.settings,
+        "metrics": [asdict(metric) for metric in result.metrics],
+        "figure_data": result.figure_data,
+        "item_files": result.item_files,
+    }
+    written = check_evaluation_result(content, path)
+    write_json(path, content)
+    return written
+
+
+def read_evaluation_result(path: Path) -> EvaluationResult:
+    """Read a result and check it.
+
+    Raises:
+        ArtifactError: missing, damaged, of another kind, or from a newer saelab.
+    """
+    content = read_manifest(path, EVALUATION_RESULT_KIND, EVALUATION_RESULT_SCHEMA_VERSION)
+    result = check_evaluation_result(content, path)
+    for items, name in result.item_files.items():
+        if Path(name).name != name:
+            raise ArtifactError(
+                f"{path} names {name!r} as its file of {items}; a file name beside it was expected"
+            )
+    return result
+
+
+def check_evaluation_result(content: dict[str, Any], path: Path) -> EvaluationResult:
+    """Turn parsed JSON into a result, trusting nothing; `path` is named in errors.
+
+    Raises:
+        ArtifactError: with every problem found.
+    """
+    problems = _shape_problems(content)
+    if not problems:
+        problems = _metric_problems(content["metrics"])
+    if problems:
+        raise ArtifactError(
+            f"{path} is not a usable evaluation result: {'; '.join(problems)}; evaluate again with "
+            "--overwrite"
+        )
+    return EvaluationResult(
+        suite=content["suite"],
+        dictionary_name=content["dictionary"]["name"],
+        dictionary_hash=content["dictionary"]["hash"],
+        settings=content["settings"],
+        made_from=content["made_from"],
+        metrics=tuple(MeasuredMetric(**metric) for metric in content["metrics"]),
+        figure_data=content["figure_data"],
+        item_files=content["item_files"],
+        seed=content.get("seed"),
+        created=content.get("created"),
+        library_versions=content.get("library_versions", {}),
+    )
+
+
+def _shape_problems(content: dict[str, Any]) -> list[str]:
+    expected = {
+        "suite": str,
+        "dictionary": dict,
+        "settings": dict,
+        "made_from": dict,
+        "metrics": list,
+        "figure_data": dict,
+        "item_files": dict,
+    }
+    problems = [
+        f"{key!r} is missing or no {kind.__name__}"
+        for key, kind in expected.items()
+        if not isinstance(content.get(key), kind)
+    ]
+    if not problems:
+        problems += [
+            f"dictionary {key!r} is missing or no text"
+            for key in ("name", "hash")
+            if not isinstance(content["dictionary"].get(key), str)
+        ]
+        problems += [
+            f"the file of {items!r} is no text"
+            for items, name in content["item_files"].items()
+            if not isinstance(name, str)
+        ]
+    return problems
+
+
+def _metric_problems(metrics: list[Any]) -> list[str]:
+    problems: list[str] = []
+    seen: set[str] = set()
+    for index, metric in enumerate(metrics):
+        if not isinstance(metric, dict) or set(metric) != {"name", "value", "unit", "definition"}:
+            problems.append(f"metric {index} needs exactly name, value, unit and definition")
+            continue
+        name, value = metric["name"], metric["value"]
+        if not all(isinstance(metric[key], str) for key in ("name", "unit", "definition")):
+            problems.append(f"metric {index} has a name, unit or definition that is no text")
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and math.isfinite(value)):
+            problems.append(f"metric {name!r} is {value!r}, not a finite number")
+        if name in seen:
+            problems.append(f"metric {name!r} appears twice")
+        seen.add(name)
+    return problems

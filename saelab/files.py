@@ -1,0 +1,150 @@
+"""Reading and writing files that must survive a kill at any moment.
+
+Everything is written under a temporary name in the same folder, flushed to disk and renamed into
+place, so a reader sees the old file or the new one and never half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import ArtifactError, ResourceError
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success it becomes `path`, on failure it is removed.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno == 28:
+            raise ResourceError(
+                f"disk full while writing {path}: free some space and start again with --resume; "
+                "what was finished before is intact"
+            ) from error
+        raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; numbers that JSON cannot hold (NaN, infinity) are refused."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_bytes(path, text.encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ArtifactError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(
+            f"{path} is not valid JSON ({error}): it was damaged or edited"
+        ) from None
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a dict of torch tensors as safetensors, atomically."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(contiguous, str(temporary), metadata=metadata)
+        except Exception as error:
+            # safetensors reports a full disk as its own error type; give it the usual errno back.
+            if "No space left" in str(error) or "os error 28" in str(error):
+                raise OSError(28, "No space left on device") from error
+            raise
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read every tensor of a safetensors file.
+
+    Raises:
+        ArtifactError: the file is missing, truncated or of another format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist")
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a readable safetensors file ({error})") from None
+
+
+def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file's content as hex; `progress` is told the bytes of each block read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 22):
+            digest.update(block)
+            if progress is not None:
+                progress(len(block))
+    return digest.hexdigest()
+
+
+def hash_of(content: Any) -> str:
+    """SHA-256 of a JSON-like value with sorted keys: equal values have equal hashes."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_free_space(folder: Path, needed: int, what: str) -> None:
+    """Refuse to start work that cannot fit on the disk.
+
+    Raises:
+        ResourceError: fewer than `needed` bytes (plus 5 %) are free where `folder` lies.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed * 1.05:
+        raise ResourceError(
+            f"{what} needs {needed / 1e9:.2f} GB in {folder} but {free / 1e9:.2f} GB are free: "
+            "free some space, choose another folder, or ask for fewer tokens"
+        )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that a killed writer left behind."""
+    if folder.is_dir():
+        for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
+            leftover.unlink(missing_ok=True)

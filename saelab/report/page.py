@@ -1,0 +1,184 @@
+"""An HTML page in one file: plotly.js once, no network, light and dark, usable by keyboard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from saelab.evaluation_result import MeasuredMetric
+from saelab.files import write_bytes
+
+from .figure import Figure
+from .style import CONTENT_POLICY, SCRIPT, STYLE
+
+MOST_DATA_ROWS = 300
+
+
+class Report:
+    """A page put together from top to bottom; every `add_` returns the report.
+
+    Example:
+        >>> report = Report("Widths compared").add_text("Two dictionaries on the same text.")
+        >>> report = report.add_table("L0", ["dictionary", "L0"], [["a", 32.0], ["b", 64.0]])
+    """
+
+    def __init__(self, title: str, subtitle: str = ""):
+        self.title = title
+        self.subtitle = subtitle
+        self._blocks: list[str] = []
+        self._plots: list[go.Figure] = []
+
+    def add_heading(self, text: str) -> Report:
+        """Start a section."""
+        self._blocks.append(f"<h2>{escape(text)}</h2>")
+        return self
+
+    def add_text(self, text: str) -> Report:
+        """Add a paragraph."""
+        self._blocks.append(f"<p>{escape(text)}</p>")
+        return self
+
+    def add_table(
+        self, caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> Report:
+        """Add a table; the first column heads its row, numbers are set right-aligned."""
+        self._blocks.append(_table(caption, columns, rows))
+        return self
+
+    def add_metrics(self, caption: str, metrics: Sequence[MeasuredMetric]) -> Report:
+        """Add a table of metrics with their units and definitions."""
+        columns = ["metric", "value", "unit", "definition"]
+        rows = [[m.name, m.value, unit_text(m.unit), m.definition] for m in metrics]
+        self._blocks.append(_table(caption, columns, rows, kind="defined"))
+        return self
+
+    def add_figure(
+        self,
+        plot: go.Figure,
+        caption: str,
+        alt: str,
+        *,
+        title: str,
+        data: dict[str, list[Any]] | None = None,
+    ) -> Report:
+        """Add a plot.
+
+        Args:
+            plot: with axis titles and units.
+            caption: the definition of what is drawn.
+            alt: a sentence with the numbers a reader would take from the plot.
+            title: heading above it.
+            data: the drawn numbers by column title, shown on request beneath the plot.
+        """
+        index = len(self._plots)
+        self._plots.append(plot)
+        self._blocks.append(
+            f'<figure aria-labelledby="title-{index}"><h3 id="title-{index}">{escape(title)}</h3>'
+            f'<div class="plot" id="plot-{index}" role="img" aria-label="{escape(alt)}"></div>'
+            f"<figcaption>{escape(caption)}</figcaption>{_data_table(title, data or {})}</figure>"
+        )
+        return self
+
+    def add_figures(self, figures: Sequence[Figure]) -> Report:
+        """Add figures as a suite draws them."""
+        for figure in figures:
+            self.add_figure(
+                figure.plot, figure.caption, figure.alt, title=figure.title, data=figure.data
+            )
+        return self
+
+    def to_html(self) -> str:
+        """The page as text."""
+        scripts = ""
+        if self._plots:
+            from plotly.offline import get_plotlyjs
+
+            # "</" may not appear inside a script element; JSON allows the escaped slash.
+            plots = ",".join(plot.to_json() or "null" for plot in self._plots).replace("</", "<\\/")
+            scripts = (
+                f"<script>{get_plotlyjs()}</script>"
+                f"<script>const plots = [{plots}];\n{SCRIPT}</script>"
+            )
+        subtitle = f'<p class="subtitle">{escape(self.subtitle)}</p>' if self.subtitle else ""
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            '<meta name="color-scheme" content="light dark">'
+            f"<title>{escape(self.title)}</title><style>{STYLE}</style></head>\n<body>"
+            '<a class="skip" href="#content">Skip to content</a>'
+            f'<header><h1>{escape(self.title)}</h1>{subtitle}</header>\n<main id="content">'
+            + "\n".join(self._blocks)
+            + f"</main>{scripts}</body></html>\n"
+        )
+
+    def write(self, path: Path) -> Path:
+        """Write the page atomically and return where it is."""
+        write_bytes(path, self.to_html().encode())
+        return path
+
+
+def format_value(value: Any) -> str:
+    """A cell's text: four significant digits for fractions, grouped thousands for counts."""
+    if value is None:
+        return "undefined"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def unit_text(unit: str) -> str:
+    """A unit as a reader expects it; "1" is a ratio."""
+    return "ratio" if unit == "1" else unit
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: Any, *, head: bool) -> str:
+    text = escape(format_value(value))
+    if head:
+        return f'<th scope="row">{text}</th>'
+    number = _is_number(value) or value is None
+    return f'<td class="number">{text}</td>' if number else f"<td>{text}</td>"
+
+
+def _table(
+    caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "plain"
+) -> str:
+    numeric = [
+        place > 0 and any(_is_number(row[place]) for row in rows) for place, _ in enumerate(columns)
+    ]
+    head = "".join(
+        f'<th scope="col"{" class=number" if number else ""}>{escape(column)}</th>'
+        for column, number in zip(columns, numeric, strict=True)
+    )
+    body = "".join(
+        "<tr>" + "".join(_cell(value, head=place == 0) for place, value in enumerate(row)) + "</tr>"
+        for row in rows
+    )
+    # A wide table scrolls inside its frame; the frame takes the focus so that arrow keys reach it.
+    return (
+        f'<div class="scroll {kind}" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _data_table(title: str, data: dict[str, list[Any]]) -> str:
+    if not data:
+        return ""
+    rows = list(zip(*data.values(), strict=True))
+    shown = f"first {MOST_DATA_ROWS} of {len(rows)} rows" if len(rows) > MOST_DATA_ROWS else ""
+    caption = f"Data of: {title}" + (f" ({shown})" if shown else "")
+    return (
+        f"<details><summary>Data</summary>"
+        f"{_table(caption, list(data), rows[:MOST_DATA_ROWS])}</details>"
+    )

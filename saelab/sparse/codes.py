@@ -1,0 +1,94 @@
+"""`SparseCodes`: the active latents of a batch of rows, in compressed-sparse-row form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SparseCodes:
+    """Codes f of `n_rows` inputs over `d_sae` latents; everything not listed is zero.
+
+    Row r owns the pairs `row_pointer[r]` to `row_pointer[r + 1]`. A latent appears at most once in
+    a row; the order within a row carries no meaning.
+    """
+
+    row_pointer: Int[Tensor, " rows_plus_one"]
+    """Where each row's pairs begin; the last entry is the number of pairs."""
+    latent: Int[Tensor, " pairs"]
+    """Which latent each pair belongs to."""
+    value: Float[Tensor, " pairs"]
+    """The code of each pair. A listed value may be zero; it then counts as inactive."""
+    d_sae: int
+    """Number of latents."""
+
+    @staticmethod
+    def from_fixed_k(
+        latent: Int[Tensor, "rows k"], value: Float[Tensor, "rows k"], d_sae: int
+    ) -> SparseCodes:
+        """Codes with the same number of pairs in every row, as a top-k selection gives."""
+        rows, k = latent.shape
+        row_pointer = torch.arange(0, rows * k + 1, max(k, 1), device=latent.device)
+        if k == 0:
+            row_pointer = torch.zeros(rows + 1, dtype=torch.int64, device=latent.device)
+        return SparseCodes(row_pointer, latent.reshape(-1), value.reshape(-1), d_sae)
+
+    @staticmethod
+    def from_dense(dense: Float[Tensor, "rows d_sae"]) -> SparseCodes:
+        """The non-zero entries of dense codes, by row and then by latent."""
+        return SparseCodes.from_mask(dense, dense != 0)
+
+    @staticmethod
+    def from_mask(
+        dense: Float[Tensor, "rows d_sae"], mask: Bool[Tensor, "rows d_sae"]
+    ) -> SparseCodes:
+        """The entries of `dense` where `mask` holds, by row and then by latent."""
+        row, latent = mask.nonzero(as_tuple=True)
+        row_pointer = torch.zeros(dense.shape[0] + 1, dtype=torch.int64, device=dense.device)
+        torch.cumsum(mask.sum(1), 0, out=row_pointer[1:])
+        return SparseCodes(row_pointer, latent, dense[row, latent], dense.shape[1])
+
+    @property
+    def n_rows(self) -> int:
+        """Number of input rows."""
+        return self.row_pointer.shape[0] - 1
+
+    def with_value(self, value: Float[Tensor, " pairs"]) -> SparseCodes:
+        """The same pairs with other values."""
+        return SparseCodes(self.row_pointer, self.latent, value, self.d_sae)
+
+    def pair_rows(self) -> Int[Tensor, " pairs"]:
+        """The row each pair belongs to."""
+        rows = torch.arange(self.n_rows, device=self.latent.device)
+        return rows.repeat_interleave(
+            self.row_pointer.diff(), output_size=int(self.latent.shape[0])
+        )
+
+    def to_dense(self) -> Float[Tensor, "rows d_sae"]:
+        """Dense codes; memory grows with rows × d_sae."""
+        dense = self.value.new_zeros(self.n_rows, self.d_sae)
+        return dense.index_put((self.pair_rows(), self.latent), self.value)
+
+    def l0(self) -> Int[Tensor, " rows"]:
+        """Number of non-zero codes of each row."""
+        counts = torch.zeros(self.n_rows, dtype=torch.int64, device=self.latent.device)
+        return counts.index_add_(0, self.pair_rows(), (self.value != 0).long())
+
+    def fired(self) -> Bool[Tensor, " d_sae"]:
+        """Which latents have a non-zero code in any row; a selected zero does not count."""
+        fired = torch.zeros(self.d_sae, dtype=torch.bool, device=self.latent.device)
+        # A latent can be listed both with and without a value, so set true where any is non-zero.
+        return fired.index_put_((self.latent,), self.value.detach() != 0, accumulate=True)
+
+    def without_zeros(self) -> SparseCodes:
+        """The same codes with the pairs of value zero left out."""
+        keep = self.value != 0
+        kept_before = torch.zeros(keep.shape[0] + 1, dtype=torch.int64, device=keep.device)
+        torch.cumsum(keep, 0, out=kept_before[1:])
+        return SparseCodes(
+            kept_before[self.row_pointer], self.latent[keep], self.value[keep], self.d_sae
+        )

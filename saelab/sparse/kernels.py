@@ -1,0 +1,111 @@
+"""The three products over active pairs; each is the gradient of another.
+
+For codes S (sparse, rows × d_sae), a matrix of rows D and one of latents L (both [·, d_in]):
+
+* `combine_latents`:  S L          (decode, and the gradient of the encoder's input)
+* `pair_products`:    ⟨D_r, L_l⟩ for every pair (r, l) of S  (the gradient of the codes)
+* `combine_rows`:     Sᵀ D         (both weight gradients)
+
+All reduce in an order fixed by the pairs, without atomics on the CPU, so repeated runs agree bit
+for bit. Costs grow with pairs × d_in, not with rows × d_sae.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from .codes import SparseCodes
+
+CUDA_PAIRS_PER_GATHER = 1 << 20
+"""Bounds the temporary of `pair_products` on a GPU to this many gathered rows."""
+
+
+def combine_latents(
+    codes: SparseCodes, latents: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, "rows d_in"]:
+    """Sum the latents' rows with the codes as weights: S L."""
+    if codes.latent.shape[0] == 0:
+        return latents.new_zeros(codes.n_rows, latents.shape[1])
+    return functional.embedding_bag(
+        codes.latent,
+        latents,
+        codes.row_pointer,
+        mode="sum",
+        per_sample_weights=codes.value.to(latents.dtype),
+        include_last_offset=True,
+    )
+
+
+def pair_products(
+    codes: SparseCodes, rows: Float[Tensor, "rows d_in"], latents: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, " pairs"]:
+    """The inner product of row and latent for every pair; the codes' values are ignored."""
+    if rows.device.type == "cpu":
+        return _sampled_product(codes, rows, latents)
+    pair_rows = codes.pair_rows()
+    parts = [
+        (rows[pair_rows[piece]] * latents[codes.latent[piece]]).sum(1)
+        for piece in _pieces(codes.latent.shape[0], CUDA_PAIRS_PER_GATHER)
+    ]
+    return torch.cat(parts) if parts else rows.new_zeros(0)
+
+
+@dataclass(frozen=True, eq=False)
+class TransposedPairs:
+    """The pairs of some codes ordered by latent: what both weight gradients need, made once."""
+
+    latent_pointer: Int[Tensor, " d_sae_plus_one"]
+    """Where each latent's pairs begin."""
+    row: Int[Tensor, " pairs"]
+    """The row of each pair, in the new order."""
+    order: Int[Tensor, " pairs"]
+    """The old place of each pair: `values[order]` brings values into the new order."""
+
+    @staticmethod
+    def of(codes: SparseCodes) -> TransposedPairs:
+        """Sort the pairs of `codes` by latent, rows in their order within a latent."""
+        order = torch.sort(codes.latent, stable=True).indices
+        latent_pointer = torch.zeros(codes.d_sae + 1, dtype=torch.int64, device=order.device)
+        counts = torch.bincount(codes.latent, minlength=codes.d_sae)
+        torch.cumsum(counts, 0, out=latent_pointer[1:])
+        return TransposedPairs(latent_pointer, codes.pair_rows()[order], order)
+
+
+def combine_rows(
+    pairs: TransposedPairs, value: Float[Tensor, " pairs"], rows: Float[Tensor, "rows d_in"]
+) -> Float[Tensor, "d_sae d_in"]:
+    """Sum the rows with the pairs' values (in the codes' order) as weights: Sᵀ D."""
+    if value.shape[0] == 0:
+        return rows.new_zeros(pairs.latent_pointer.shape[0] - 1, rows.shape[1])
+    return functional.embedding_bag(
+        pairs.row,
+        rows,
+        pairs.latent_pointer,
+        mode="sum",
+        per_sample_weights=value[pairs.order].to(rows.dtype),
+        include_last_offset=True,
+    )
+
+
+def _sampled_product(codes: SparseCodes, rows: Tensor, latents: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        # PyTorch calls its CSR layout beta and its unchecked invariants a risk; ours hold by
+        # construction and are tested.
+        warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
+        pattern = torch.sparse_csr_tensor(
+            codes.row_pointer,
+            codes.latent,
+            torch.zeros(codes.latent.shape[0], dtype=rows.dtype),
+            size=(codes.n_rows, codes.d_sae),
+        )
+        return torch.sparse.sampled_addmm(pattern, rows, latents.T, beta=0.0).values()
+
+
+def _pieces(total: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]

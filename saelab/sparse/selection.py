@@ -1,0 +1,118 @@
+"""The encoder's dense product, taken in chunks of rows, and the exact top-k of each chunk.
+
+The full [rows, d_sae] matrix of pre-activations never exists: a chunk small enough to stay in cache
+is computed into a reused workspace, read by whoever selects from it, and overwritten. That saves
+the page faults and the memory traffic of a temporary a hundred times the size of its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .codes import SparseCodes
+from .kernels import pair_products
+
+CPU_CHUNK_ROWS = 512
+CUDA_CHUNK_ROWS = 8192
+GROUP_SIZES = (32, 16, 8, 4)
+
+
+def pre_activation_chunks(
+    inputs: Float[Tensor, "rows d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    *,
+    product_dtype: torch.dtype | None = None,
+) -> Iterator[tuple[slice, Float[Tensor, "chunk d_sae"]]]:
+    """Yield `inputs @ W_enc + b_enc` chunk by chunk, with the rows each chunk covers.
+
+    The yielded tensor is a workspace: it is overwritten by the next chunk, and its reader may
+    overwrite it too. No gradient flows through it.
+
+    Args:
+        inputs: what is encoded, already centred by the decoder bias where that applies.
+        W_enc: encoder weights.
+        b_enc: encoder bias.
+        product_dtype: the dtype of the product; None means that of `inputs`. With bfloat16 the
+            chunk is bfloat16 too.
+    """
+    dtype = product_dtype or inputs.dtype
+    rows, d_sae = inputs.shape[0], W_enc.shape[1]
+    chunk_rows = CPU_CHUNK_ROWS if inputs.device.type == "cpu" else CUDA_CHUNK_ROWS
+    with torch.no_grad():
+        inputs, W_enc, b_enc = inputs.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
+        workspace = inputs.new_empty(min(chunk_rows, rows), d_sae)
+        for start in range(0, rows, chunk_rows):
+            part = slice(start, min(start + chunk_rows, rows))
+            out = workspace[: part.stop - part.start]
+            torch.addmm(b_enc, inputs[part], W_enc, out=out)
+            yield part, out
+
+
+def top_k(
+    scores: Float[Tensor, "rows d_sae"], k: int
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """The k largest entries of each row and their places, in no particular order.
+
+    Exact: the k strided groups with the largest maxima contain every one of the k largest entries,
+    so only their members are searched. Among equal entries any may be taken, as with `torch.topk`.
+    """
+    rows, width = scores.shape
+    group = _group_size(width, k)
+    if group == 1:
+        values, places = scores.topk(min(k, width), dim=1, sorted=False)
+        return values, places
+    n_groups = width // group
+    grouped = scores.view(rows, group, n_groups)
+    best_groups = grouped.amax(1).topk(k, dim=1, sorted=False).indices
+    members = grouped.gather(2, best_groups.unsqueeze(1).expand(rows, group, k))
+    values, inside = members.view(rows, group * k).topk(k, dim=1, sorted=False)
+    places = best_groups.gather(1, inside % k) + (inside // k) * n_groups
+    return values, places
+
+
+def select_top_k(
+    inputs: Float[Tensor, "rows d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    k: int,
+    *,
+    product_dtype: torch.dtype | None = None,
+) -> SparseCodes:
+    """Encode and keep the k largest pre-activations of each row, negative ones included.
+
+    With a lower `product_dtype` the choice is made at that precision and the kept pre-activations
+    are computed again at the precision of `inputs`, which costs only pairs × d_in.
+    """
+    d_sae = W_enc.shape[1]
+    k = min(k, d_sae)
+    value = inputs.new_empty(inputs.shape[0], k)
+    latent = torch.empty(inputs.shape[0], k, dtype=torch.int64, device=inputs.device)
+    for part, chunk in pre_activation_chunks(inputs, W_enc, b_enc, product_dtype=product_dtype):
+        value[part], latent[part] = top_k(chunk, k)
+    codes = SparseCodes.from_fixed_k(latent, value, d_sae)
+    if product_dtype not in (None, inputs.dtype):
+        return codes.with_value(exact_pre_activations(codes, inputs, W_enc, b_enc))
+    return codes
+
+
+@torch.no_grad()
+def exact_pre_activations(
+    codes: SparseCodes,
+    inputs: Float[Tensor, "rows d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+) -> Float[Tensor, " pairs"]:
+    """The pre-activations of the listed pairs alone, at the precision of `inputs`."""
+    return pair_products(codes, inputs, W_enc.T) + b_enc[codes.latent]
+
+
+def _group_size(width: int, k: int) -> int:
+    for group in GROUP_SIZES:
+        if width % group == 0 and width // group >= 8 * k:
+            return group
+    return 1

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import pytest
+import torch
+
+from saelab.activation_cache import ModelStream, RowRule, open_cache, write_caches
+from saelab.errors import ActivationError, ConfigError
+
+
+@pytest.fixture
+def make_stream(program, table_model, small_text):
+    def make(batch_rows=32, seed=0, pool_rows=200, model=table_model, **changes):
+        config = program.small_config(small_text, **changes)
+        return ModelStream(model, config, batch_rows, seed, pool_rows)
+
+    return make
+
+
+def rows_of(batch):
+    return [tuple(row) for row in batch.activations.tolist()]
+
+
+def test_hands_out_the_same_rows_as_a_cache(
+    make_stream, program, table_model, small_text, tmp_path
+):
+    config = program.small_config(small_text)
+    cache = open_cache(write_caches(tmp_path / "out", config, model=table_model)[0])
+    stream = make_stream()
+    drawn = Counter()
+    for _ in range(5 * cache.n_rows // 32):
+        drawn.update(rows_of(stream.next_batch()))
+    cached = Counter(rows_of(cache.rows(torch.arange(cache.n_rows))))
+    assert set(drawn) == set(cached)
+    assert stream.statistics.norm_ceiling == cache.norm_ceiling
+    without_hash = {**cache.provenance(), "cache_hash": None}
+    assert stream.provenance() == without_hash
+
+
+def test_no_row_is_lost_or_doubled(make_stream, small_text):
+    # What left the pool and what is in it are the rows harvested, each as often as harvested.
+    stream = make_stream()
+    drawn = Counter()
+    for _ in range(10):
+        drawn.update(rows_of(stream.next_batch()))
+    state = stream.state()
+    held = torch.cat([state["pool_activations"], state["pending_activations"]])
+    drawn.update(tuple(row) for row in held.float().tolist())
+    in_order = make_stream(batch_rows=1, pool_rows=1)
+    harvested = Counter()
+    for _ in range(sum(drawn.values())):
+        harvested.update(rows_of(in_order.next_batch()))
+    assert drawn == harvested
+
+
+def test_the_pool_shuffles(make_stream, program):
+    in_order = make_stream(batch_rows=1, pool_rows=1)
+    order = [rows_of(in_order.next_batch())[0] for _ in range(200)]
+    batch = rows_of(make_stream(batch_rows=100).next_batch())
+    places = [order.index(row) for row in batch]
+    assert places != sorted(places)
+    assert max(places) > 150 and min(places) < 50
+
+
+def test_statistics_are_those_of_the_first_pool(make_stream):
+    stream = make_stream()
+    pool = stream.state()["pool_activations"].double()
+    statistics = stream.statistics
+    assert statistics.n_rows == 200
+    torch.testing.assert_close(statistics.mean, pool.mean(0).float())
+    centred = float((pool - pool.mean(0)).square().sum(1).mean())
+    assert statistics.centred_mean_squared_norm == pytest.approx(centred)
+
+
+def test_gradients_stay_with_their_rows(make_stream):
+    stream = make_stream(gradients=True)
+    for _ in range(5):
+        batch = stream.next_batch()
+        assert torch.equal(batch.gradients, (batch.activations.bfloat16() * 0.5).float())
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7, 60])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_restored_stream_goes_on_exactly(make_stream, steps, gradients):
+    stream = make_stream(gradients=gradients)
+    for _ in range(steps):
+        stream.next_batch()
+    state = stream.state()
+    following = [stream.next_batch().activations for _ in range(60)]
+    fresh = make_stream(seed=99, gradients=gradients)
+    fresh.restore(state)
+    assert torch.equal(fresh.statistics.mean, stream.statistics.mean)
+    assert all(torch.equal(fresh.next_batch().activations, rows) for rows in following)
+    first, second = stream.state(), fresh.state()
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        same = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else None
+        assert same or value == second[name], name
+
+
+def test_a_state_is_not_changed_by_going_on(make_stream):
+    stream = make_stream()
+    state = stream.state()
+    pool = state["pool_activations"].clone()
+    stream.next_batch()
+    assert torch.equal(state["pool_activations"], pool)
+
+
+def test_the_text_begins_again(make_stream, caplog):
+    stream = make_stream(n_tokens=16 * 8, batch_rows=32, pool_rows=64)
+    with caplog.at_level(logging.INFO):
+        for _ in range(10):
+            stream.next_batch()
+    assert "its pass 3 begins" in caplog.text
+
+
+def test_settings_that_do_not_fit_are_all_named(make_stream, program):
+    with pytest.raises(ConfigError) as caught:
+        make_stream(batch_rows=300, hook_points=program.HOOK_POINTS)
+    assert len(caught.value.problems) == 2
+
+
+def test_another_streams_state_is_refused(make_stream):
+    state = make_stream().state()
+    with pytest.raises(ActivationError, match="resume with the settings"):
+        make_stream(rows=RowRule(max_norm_ratio=3.0)).restore(state)
+    with pytest.raises(ActivationError, match="resume with the settings"):
+        make_stream(pool_rows=201).restore(state)
+    with pytest.raises(ActivationError, match="resume with the settings"):
+        make_stream().restore({"stream": "cache"})

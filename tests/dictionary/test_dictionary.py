@@ -1,0 +1,234 @@
+"""The four architectures against their formulas, and the folder format against every damage."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saelab.dictionary import ARCHITECTURES, Dictionary, load_dictionary, save_dictionary
+from saelab.errors import ArtifactError, ConfigError
+from saelab.files import read_json, sha256_of, write_json
+from saelab.sparse import SparseCodes
+
+MADE_FROM = {
+    "model": "tiny",
+    "model_hash": "0" * 64,
+    "hook_point": "blocks.1.hook_resid_post",
+    "text": {"source": "sotu"},
+    "context_length": 32,
+    "row_rule": {"exclude_bos": True},
+    "norm_ceiling": 12.5,
+    "cache_hash": None,
+    "model_dtype": "float32",
+}
+
+
+def random_dictionary(architecture, d_in=6, d_sae=40, k=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    tensors = {"W_enc": draw(d_in, d_sae), "W_dec": draw(d_sae, d_in), "b_dec": draw(d_in)}
+    if architecture != "gated":
+        tensors["b_enc"] = draw(d_sae)
+    for name in ARCHITECTURES[architecture].extra_tensors:
+        tensors[name] = draw(d_sae).abs() * 0.5
+    return Dictionary(architecture, k=k if architecture == "topk" else None, **tensors)
+
+
+def literal_codes(dictionary, x):
+    """The formulas of the module docstring, dense and in float64."""
+    t = {name: tensor.double() for name, tensor in dictionary.tensors().items()}
+    centred = x.double() - t["b_dec"]
+    if dictionary.architecture == "gated":
+        gate = centred @ t["W_enc"] + t["b_gate"] > 0
+        return gate * torch.relu(centred @ (t["W_enc"] * t["r_mag"].exp()) + t["b_mag"])
+    pre = centred @ t["W_enc"] + t["b_enc"]
+    if dictionary.architecture == "topk":
+        smallest = pre.topk(dictionary.k, dim=1).values[:, -1:]
+        return torch.relu(pre) * (pre >= smallest)
+    if dictionary.architecture == "jumprelu":
+        return torch.relu(pre) * (pre > t["threshold"])
+    return torch.relu(pre)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_codes_and_reconstruction_equal_the_formula(architecture):
+    dictionary = random_dictionary(architecture)
+    x = torch.randn(33, 6)
+    codes = literal_codes(dictionary, x)
+    torch.testing.assert_close(dictionary.encode_dense(x).double(), codes, rtol=1e-4, atol=1e-5)
+    expected = codes @ dictionary.W_dec.double() + dictionary.b_dec.double()
+    torch.testing.assert_close(dictionary(x).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_encode_lists_active_latents_only_and_decode_takes_sparse_or_dense(architecture):
+    dictionary = random_dictionary(architecture)
+    x = torch.randn(20, 6)
+    codes = dictionary.encode(x)
+    assert isinstance(codes, SparseCodes) and (codes.value > 0).all()
+    torch.testing.assert_close(dictionary.decode(codes), dictionary.decode(codes.to_dense()))
+    torch.testing.assert_close(dictionary.decode(dictionary.encode(x)), dictionary(x))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@settings(max_examples=15, deadline=None)
+@given(rows=st.integers(0, 50), pieces=st.integers(1, 7))
+def test_codes_do_not_depend_on_the_batch(architecture, rows, pieces):
+    dictionary = random_dictionary(architecture)
+    x = torch.randn(rows, 6, generator=torch.Generator().manual_seed(rows))
+    whole = dictionary.encode_dense(x)
+    parts = [dictionary.encode_dense(part) for part in x.tensor_split(pieces)]
+    torch.testing.assert_close(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_saved_and_loaded_is_the_same_dictionary(architecture, tmp_path):
+    dictionary = random_dictionary(architecture)
+    x = torch.randn(50, 6)
+    content_hash = save_dictionary(
+        tmp_path / "d",
+        dictionary,
+        self_test_inputs=x,
+        training={"method": "none"},
+        made_from=MADE_FROM,
+        seed=3,
+    )
+    saved = load_dictionary(tmp_path / "d")
+    assert saved.content_hash == content_hash
+    assert (saved.model_name, saved.hook_point) == ("tiny", "blocks.1.hook_resid_post")
+    assert saved.norm_ceiling == 12.5 and saved.context_length == 32 and saved.name == "d"
+    assert saved.manifest["seed"] == 3
+    for name, tensor in dictionary.tensors().items():
+        assert torch.equal(saved.dictionary.tensors()[name], tensor), name
+    assert torch.equal(saved.dictionary(x), dictionary(x))
+
+
+@pytest.fixture
+def saved_folder(tmp_path):
+    folder = tmp_path / "saved"
+    save_dictionary(
+        folder,
+        random_dictionary("topk"),
+        self_test_inputs=torch.randn(16, 6),
+        training={},
+        made_from=MADE_FROM,
+    )
+    return folder
+
+
+def edit_json(path, change):
+    content = read_json(path)
+    change(content)
+    write_json(path, content)
+
+
+def rehash(folder):
+    """Make the hashes fit again, as somebody would who edits on purpose."""
+    from saelab.files import hash_of
+
+    def change(manifest):
+        manifest["files"] = {name: sha256_of(folder / name) for name in manifest["files"]}
+        manifest["content_hash"] = hash_of(manifest["files"])
+
+    edit_json(folder / "saelab.json", change)
+
+
+def test_truncated_weights_are_named(saved_folder):
+    path = saved_folder / "sae_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ArtifactError, match=r"sae_weights.safetensors is not the file.*truncated"):
+        load_dictionary(saved_folder)
+
+
+def test_tampered_settings_are_named(saved_folder):
+    edit_json(saved_folder / "cfg.json", lambda config: config.update(k=4))
+    with pytest.raises(ArtifactError, match=r"cfg\.json is not the file that was saved"):
+        load_dictionary(saved_folder)
+
+
+def test_a_dictionary_that_computes_something_else_fails_its_self_test(saved_folder):
+    edit_json(saved_folder / "cfg.json", lambda config: config.update(k=4))
+    rehash(saved_folder)
+    with pytest.raises(ArtifactError, match="fails its self-test: codes"):
+        load_dictionary(saved_folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema_version=99), "schema version 99.*upgrade saelab"),
+        (lambda m: m.update(kind="activation_cache"), "describes a 'activation_cache'"),
+        (lambda m: m.update(content_hash="0"), "contradicts itself"),
+        (lambda m: m.pop("files"), "does not list the files"),
+    ],
+)
+def test_manifests_of_another_kind_or_time_are_refused(saved_folder, change, message):
+    edit_json(saved_folder / "saelab.json", change)
+    with pytest.raises(ArtifactError, match=message):
+        load_dictionary(saved_folder)
+
+
+def test_foreign_missing_and_half_written_folders_are_told_apart(saved_folder, tmp_path):
+    with pytest.raises(ArtifactError, match="does not exist"):
+        load_dictionary(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match="is not a dictionary folder"):
+        load_dictionary(tmp_path / "empty")
+    (saved_folder / "self_test.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"self_test\.safetensors is missing"):
+        load_dictionary(saved_folder)
+    (saved_folder / "saelab.json").unlink()
+    with pytest.raises(ArtifactError, match="was not saved by saelab, or saving was cut short"):
+        load_dictionary(saved_folder)
+
+
+def test_shapes_that_contradict_the_settings_are_refused(saved_folder):
+    edit_json(saved_folder / "cfg.json", lambda config: config.update(d_sae=41))
+    rehash(saved_folder)
+    with pytest.raises(ArtifactError, match="promises"):
+        load_dictionary(saved_folder)
+
+
+def test_saelens_settings_declare_a_folded_version_6_dictionary(saved_folder):
+    config = json.loads((saved_folder / "cfg.json").read_text())
+    assert config["architecture"] == "topk" and config["k"] == 5
+    assert config["apply_b_dec_to_input"] is True
+    assert config["normalize_activations"] == "none"
+    assert config["rescale_acts_by_decoder_norm"] is False
+    assert config["metadata"]["sae_lens_version"] >= "6.0.0"
+    assert config["metadata"]["hook_name"] == "blocks.1.hook_resid_post"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"architecture": "topp"}, "did you mean 'topk'"),
+        ({"architecture": "topk", "k": 0}, "between 1 and d_sae"),
+        ({"architecture": "topk", "k": 41}, "between 1 and d_sae = 40"),
+        ({"architecture": "relu", "k": 4}, "k is given exactly for 'topk'"),
+        ({"architecture": "jumprelu", "k": None}, "takes the tensors"),
+    ],
+)
+def test_impossible_dictionaries_are_refused(arguments, message):
+    tensors = random_dictionary("relu").tensors()
+    with pytest.raises(ConfigError, match=message):
+        Dictionary(**arguments, **tensors)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    dictionary = random_dictionary("relu")
+    dictionary.W_dec[3, 2] = float("nan")
+    with pytest.raises(ConfigError, match=r"\['W_dec'\] are not finite"):
+        save_dictionary(
+            tmp_path / "bad",
+            dictionary,
+            self_test_inputs=torch.randn(4, 6),
+            training={},
+            made_from=MADE_FROM,
+        )
+    assert not (tmp_path / "bad").exists()

@@ -1,0 +1,1 @@
+"""How dictionaries are learnt: one file per method, one loop for all of them."""

@@ -1,0 +1,110 @@
+"""Checkpoints: one safetensors file with every state of a run, named by a small JSON beside it.
+
+The JSON is replaced only after the new file is complete on disk, and the old file removed after
+that, so a kill at any moment leaves a whole checkpoint behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saelab.errors import ArtifactError
+from saelab.files import (
+    read_json,
+    read_tensors,
+    remove_leftovers,
+    sha256_of,
+    write_json,
+    write_tensors,
+)
+from saelab.manifest import check_manifest
+
+KIND = "checkpoint"
+SCHEMA_VERSION = 1
+POINTER_FILE = "checkpoint.json"
+
+StreamState = dict[str, Tensor | int | str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run between two steps."""
+
+    step: int
+    """Steps taken."""
+    config_hash: str
+    """Hash of the run's settings: a checkpoint only fits the settings it was made with."""
+    stream: StreamState
+    """Where the activation stream is."""
+    learners: dict[str, dict[str, Tensor]]
+    """State of each dictionary by name."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint and, once it is safe, remove the one before."""
+    tensors = {"random_state": torch.get_rng_state()}
+    plain: dict[str, int | str] = {}
+    for name, value in checkpoint.stream.items():
+        if isinstance(value, Tensor):
+            tensors[f"stream/{name}"] = value
+        else:
+            plain[name] = value
+    for learner, state in checkpoint.learners.items():
+        tensors |= {f"learner/{learner}/{name}": tensor for name, tensor in state.items()}
+    file = folder / f"checkpoint-{checkpoint.step:08d}.safetensors"
+    write_tensors(file, tensors)
+    pointer = {
+        "kind": KIND,
+        "schema_version": SCHEMA_VERSION,
+        "file": file.name,
+        "sha256": sha256_of(file),
+        "step": checkpoint.step,
+        "config_hash": checkpoint.config_hash,
+        "stream": plain,
+    }
+    write_json(folder / POINTER_FILE, pointer)
+    for older in folder.glob("checkpoint-*.safetensors"):
+        if older != file:
+            older.unlink()
+
+
+def load_checkpoint(folder: Path, config_hash: str) -> Checkpoint | None:
+    """The newest checkpoint of a run, or None where none was written yet.
+
+    Raises:
+        ArtifactError: the checkpoint is damaged, or was made with other settings.
+    """
+    remove_leftovers(folder)
+    pointer_file = folder / POINTER_FILE
+    if not pointer_file.exists():
+        return None
+    pointer = check_manifest(read_json(pointer_file), pointer_file, KIND, SCHEMA_VERSION)
+    if pointer["config_hash"] != config_hash:
+        raise ArtifactError(
+            f"{pointer_file} was made with other settings than this run has: "
+            "resume with the settings of the run, or start anew with --overwrite"
+        )
+    file = folder / pointer["file"]
+    if not file.is_file():
+        raise ArtifactError(f"{file}, named by {pointer_file}, is missing: start with --overwrite")
+    if sha256_of(file) != pointer["sha256"]:
+        raise ArtifactError(
+            f"{file} is not the file that was saved (its SHA-256 differs): it is truncated or was "
+            "changed; restore it from a copy, or start anew with --overwrite"
+        )
+    tensors = read_tensors(file)
+    torch.set_rng_state(tensors.pop("random_state"))
+    stream: StreamState = dict(pointer["stream"])
+    learners: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        room, _, rest = name.partition("/")
+        if room == "stream":
+            stream[rest] = tensor
+        else:
+            learner, _, key = rest.partition("/")
+            learners.setdefault(learner, {})[key] = tensor
+    return Checkpoint(pointer["step"], config_hash, stream, learners)

@@ -1,0 +1,90 @@
+"""`saelab train [RECIPE]`: train dictionaries, then show how they did."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import tyro
+
+from saelab.config import load_yaml, parse_arguments, to_yaml
+
+from .config import TrainConfig
+from .recipes_command import find_recipe, shipped_recipes
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Train dictionaries on a cache, or straight on the model's activations."""
+
+    recipe: tyro.conf.Positional[str | None] = None
+    """A shipped recipe's name or a YAML file; every option below overrides it."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(
+        default_factory=TrainConfig, metadata={"flatten": True}
+    )
+    """Settings of the run."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run in `--out`."""
+    overwrite: bool = False
+    """Delete the run in `--out` and start anew."""
+    print_config: bool = False
+    """Print the settings as YAML, a recipe in its own right, and do nothing."""
+
+
+CONFIG = TrainCommand
+
+
+def completion_values() -> list[str]:
+    """Words that may follow `saelab train`."""
+    return list(shipped_recipes())
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    command = parse_command(arguments)
+    if command.print_config:
+        print(to_yaml(command.config), end="")
+        return
+    from .run import train
+
+    started = time.monotonic()
+    run = train(command.config, resume=command.resume, overwrite=command.overwrite)
+    show(command.config, run, time.monotonic() - started)
+
+
+def parse_command(arguments: Sequence[str]) -> TrainCommand:
+    """Read the recipe, where one is named, and then the options over it."""
+    recipe = next((word for word in arguments[:1] if not word.startswith("-")), None)
+    default = TrainCommand(recipe=recipe)
+    if recipe is not None:
+        default = TrainCommand(recipe=recipe, config=load_yaml(TrainConfig, find_recipe(recipe)))
+    return parse_arguments(TrainCommand, arguments, program="saelab train", default=default)
+
+
+def show(config: TrainConfig, run: dict[str, Any], seconds: float) -> None:
+    """Print the table of dictionaries and the loss curve, and write the curves as HTML."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .curves import sparkline, write_curves
+    from .run import FINAL_CHECK_ROWS
+
+    curves = write_curves(config.out)
+    table = Table("dictionary", "FVU", "L0", "dead", "loss over the run")
+    for name, figures in run["dictionaries"].items():
+        table.add_row(
+            name,
+            f"{figures['fvu']:.4f}",
+            f"{figures['l0']:.1f}",
+            f"{figures.get('dead_fraction', 0.0):.1%}",
+            sparkline(curves.losses[name]),
+        )
+    Console().print(table)
+    rows = config.n_steps * config.batch_rows
+    print(
+        f"{rows:,} rows in {seconds:.0f} s; FVU and L0 are of about {FINAL_CHECK_ROWS:,} further rows."
+    )
+    print(f"dictionaries: {config.out / 'dictionaries'}")
+    print(f"curves: {curves.page}")

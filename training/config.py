@@ -1,0 +1,165 @@
+"""The settings of a training run: where activations come from, which dictionaries learn from them.
+
+`methods` × `d_sae` × `k` × `seeds` dictionaries are trained side by side on one stream: every batch
+is read once and shared.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from saelab.activation_cache import HarvestConfig
+from saelab.errors import ConfigError, did_you_mean
+
+from .methods import METHODS, MethodOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam, its schedule and the clipping before it."""
+
+    learning_rate: float = 2e-3
+    """Peak learning rate, for activations normalised to unit variance."""
+    beta1: float = 0.9
+    """Decay of Adam's mean of gradients."""
+    beta2: float = 0.999
+    """Decay of Adam's mean of squared gradients."""
+    warmup_fraction: float = 0.0
+    """Share of the steps over which the rate rises linearly from zero."""
+    decay_fraction: float = 0.2
+    """Share of the steps, at the end, over which the rate falls linearly to zero."""
+    clip_norm: float | None = 1.0
+    """Largest norm of a dictionary's whole gradient; None does not clip."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.learning_rate <= 0:
+            problems.append(f"learning_rate is {self.learning_rate}; it must be positive")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        for name in ("warmup_fraction", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
+        if self.warmup_fraction + self.decay_fraction > 1:
+            problems.append(
+                f"warmup_fraction + decay_fraction is "
+                f"{self.warmup_fraction + self.decay_fraction}; it must be at most 1"
+            )
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            problems.append(f"clip_norm is {self.clip_norm}; it must be positive, or none")
+        if problems:
+            raise ConfigError(problems)
+
+
+class DictionarySpec(NamedTuple):
+    """One dictionary of a run."""
+
+    method: str
+    d_sae: int
+    k: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder's name, unique in the run."""
+        return f"{self.method}-d{self.d_sae}-k{self.k}-s{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run."""
+
+    out: Path = Path("runs/train")
+    """Folder of the run; dictionaries, metrics and checkpoints go there."""
+    cache: Path | None = None
+    """Folder of an activation cache. None: activations are streamed straight from the model."""
+    model: str | None = None
+    """Model the activations must be of. None: whatever the cache holds, or `stream.model`."""
+    hook_point: str | None = None
+    """Hook point to train on. None: the cache's, or the first of `stream.hook_points`."""
+    stream: HarvestConfig = field(default_factory=HarvestConfig)
+    """What to stream where there is no cache; ignored with one."""
+    stream_pool_rows: int = 131_072
+    """Rows of the shuffling pool while streaming without a cache."""
+    methods: tuple[str, ...] = ("topk",)
+    """Training methods."""
+    d_sae: tuple[int, ...] = (4608,)
+    """Widths: numbers of latents."""
+    k: tuple[int, ...] = (32,)
+    """Target mean numbers of active latents per token."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of initial weights. The order of the data follows `data_seed`."""
+    data_seed: int = 0
+    """Seed of the order in which rows are read."""
+    n_tokens: int = 1_000_000
+    """Rows to train on, repeats included; rounded up to whole batches."""
+    batch_rows: int = 2048
+    """Rows in one step."""
+    product_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of the encoder's dense product. Weights, codes and gradients are float32 always."""
+    device: str = "auto"
+    """Device to train on; auto takes a GPU where there is one."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer, schedule and clipping; the same for every dictionary of the run."""
+    options: MethodOptions = field(default_factory=MethodOptions)
+    """Settings of each method."""
+    log_every_steps: int = 20
+    """Steps between lines of metrics."""
+    checkpoint_every_steps: int = 200
+    """Steps between checkpoints. A signal to stop saves one too."""
+    wandb_project: str | None = None
+    """Weights & Biases project to log to as well. None: no network is touched."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in ("methods", "d_sae", "k", "seeds"):
+            values = getattr(self, name)
+            if not values:
+                problems.append(f"{name} is empty; give at least one")
+            if len(set(values)) != len(values):
+                problems.append(f"{name} names a value twice: {', '.join(map(str, values))}")
+        problems += [
+            f"unknown method {name!r}; {did_you_mean(name, METHODS)}"
+            for name in self.methods
+            if name not in METHODS
+        ]
+        positive = ("n_tokens", "batch_rows", "log_every_steps", "checkpoint_every_steps")
+        problems += [
+            f"{name} is {getattr(self, name)}; it must be at least 1"
+            for name in (*positive, "stream_pool_rows")
+            if getattr(self, name) < 1
+        ]
+        for name in ("d_sae", "k"):
+            problems += [
+                f"{name} contains {value}; it must be at least 1"
+                for value in getattr(self, name)
+                if value < 1
+            ]
+        problems += [
+            f"k = {k} is more than d_sae = {d_sae}: a token cannot have more active latents "
+            "than there are"
+            for d_sae, k in itertools.product(self.d_sae, self.k)
+            if k > d_sae
+        ]
+        if self.n_tokens < self.batch_rows:
+            problems.append(
+                f"n_tokens = {self.n_tokens} is less than one batch, batch_rows = {self.batch_rows}"
+            )
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the run."""
+        return -(-self.n_tokens // self.batch_rows)
+
+    def dictionaries(self) -> list[DictionarySpec]:
+        """Every dictionary of the run, in the order they are stepped."""
+        return [
+            DictionarySpec(*spec)
+            for spec in itertools.product(self.methods, self.d_sae, self.k, self.seeds)
+        ]

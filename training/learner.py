@@ -1,0 +1,110 @@
+"""A learner: one method with its optimizer, stepping on whatever batch it is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import DictionarySpec, OptimizerConfig
+from .methods import METHODS, MethodOptions
+from .methods.interface import DictionarySettings, Method, StepOutput, TrainingBatch
+
+
+def learning_rate_factor(step: int, n_steps: int, config: OptimizerConfig) -> float:
+    """Share of the peak rate at a step: linear warm-up, constant, linear decay to (nearly) zero."""
+    warmup = max(1.0, config.warmup_fraction * n_steps)
+    decay = max(1.0, config.decay_fraction * n_steps)
+    return min(1.0, (step + 1) / warmup, (n_steps - step) / decay)
+
+
+class Learner:
+    """One dictionary in training.
+
+    Its state is that of the method (parameters and buffers) and the optimizer's; nothing else
+    carries over from step to step.
+    """
+
+    def __init__(self, spec: DictionarySpec, method: Method, config: OptimizerConfig, n_steps: int):
+        self.spec, self.method, self.config, self.n_steps = spec, method, config, n_steps
+        self.optimizer = torch.optim.Adam(
+            method.parameters(),
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            fused=True,
+        )
+
+    @staticmethod
+    def build(
+        spec: DictionarySpec,
+        *,
+        d_in: int,
+        n_steps: int,
+        batch_rows: int,
+        options: MethodOptions,
+        optimizer: OptimizerConfig,
+        product_dtype: torch.dtype | None,
+        device: torch.device,
+    ) -> Learner:
+        """A learner at its start, its weights drawn from the dictionary's seed."""
+        settings = DictionarySettings(
+            d_in=d_in,
+            d_sae=spec.d_sae,
+            k=spec.k,
+            seed=spec.seed,
+            n_tokens=n_steps * batch_rows,
+            product_dtype=product_dtype,
+        )
+        method = METHODS[spec.method](settings, getattr(options, spec.method))
+        return Learner(spec, method.to(device), optimizer, n_steps)
+
+    def step(self, batch: TrainingBatch) -> StepOutput:
+        """Take one step on a batch of normalised activations."""
+        factor = learning_rate_factor(batch.step, self.n_steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * factor
+        self.optimizer.zero_grad()
+        output = self.method.losses(batch)
+        torch.stack(list(output.losses.values())).sum().backward()
+        self.method.adjust_gradients()
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.method.after_update(batch, output)
+        return output
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that `restore` needs, as named tensors."""
+        state = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
+        for name, parameter in self.method.named_parameters():
+            moments: dict[str, Any] = self.optimizer.state.get(parameter, {})
+            state |= {f"optimizer.{name}.{key}": tensor for key, tensor in moments.items()}
+        return state
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on exactly where `state` was taken."""
+        method_state = {
+            name.removeprefix("method."): tensor
+            for name, tensor in state.items()
+            if name.startswith("method.")
+        }
+        self.method.load_state_dict(method_state)
+        for name, parameter in self.method.named_parameters():
+            prefix = f"optimizer.{name}."
+            moments = {
+                key.removeprefix(prefix): tensor
+                for key, tensor in state.items()
+                if key.startswith(prefix)
+            }
+            self.optimizer.state[parameter] = {
+                key: _laid_out_like(parameter, tensor) for key, tensor in moments.items()
+            }
+
+
+def _laid_out_like(parameter: Tensor, loaded: Tensor) -> Tensor:
+    """A copy with the parameter's memory layout, which the fused optimizer takes for granted."""
+    if loaded.shape != parameter.shape:
+        return loaded.clone()
+    return torch.empty_like(parameter, dtype=loaded.dtype).copy_(loaded)

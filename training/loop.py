@@ -1,0 +1,199 @@
+"""The loop: read a batch once, let every dictionary learn from it, log, save, stop when asked.
+
+It knows no method by name. All it carries from step to step is in the checkpoint: the learners'
+states and the stream's, so a run that was stopped, or killed, goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from saelab.activation_cache import ActivationBatch, RowStatistics
+from saelab.errors import ActivationError, Stopped
+from saelab.interrupts import StopRequest, stop_on_signals
+from saelab.progress import progress_bar
+from saelab.run_log import RunLog
+
+from .checkpoint import StreamState
+from .config import TrainConfig
+from .learner import Learner
+from .methods.interface import Normalisation, StepOutput, TrainingBatch
+
+logger = logging.getLogger(__name__)
+
+
+class ActivationStream(Protocol):
+    """An endless source of shuffled rows, saved and restored exactly."""
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row."""
+        ...
+
+    @property
+    def statistics(self) -> RowStatistics:
+        """Mean and variance of the rows."""
+        ...
+
+    def provenance(self) -> dict[str, Any]:
+        """What a dictionary trained on it was made from."""
+        ...
+
+    def next_batch(self) -> ActivationBatch:
+        """The next rows."""
+        ...
+
+    def state(self) -> StreamState:
+        """All that `restore` needs."""
+        ...
+
+    def restore(self, state: StreamState) -> None:
+        """Go on where `state` was taken."""
+        ...
+
+
+class TrainingLoop:
+    """The steps of a run from wherever it stands to its end.
+
+    Args:
+        config: of the run.
+        stream: of activations, positioned where the run stands.
+        learners: one for each dictionary, in the same state.
+        log: takes the metrics.
+        save: writes a checkpoint of the run after the given number of steps.
+        step: steps taken already.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        stream: ActivationStream,
+        learners: list[Learner],
+        log: RunLog,
+        save: Callable[[int], None],
+        *,
+        step: int = 0,
+    ):
+        self.config, self.stream, self.learners, self.log = config, stream, learners, log
+        self.save, self.step = save, step
+        self.device = next(learners[0].method.parameters()).device
+        self.normalisation = normalisation_of(stream, self.device)
+        self._since_log = _Stopwatch()
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Stopped: a signal asked for it; a checkpoint was written.
+            ActivationError: a row or a loss is not finite; the last checkpoint is untouched.
+        """
+        config, total = self.config, self.config.n_steps * self.config.batch_rows
+        with (
+            stop_on_signals() as stop,
+            progress_bar(total, "training", "tokens", self.step * config.batch_rows) as bar,
+        ):
+            while self.step < config.n_steps:
+                outputs = self._take_step()
+                bar.update(config.batch_rows)
+                last = self.step == config.n_steps
+                if last or self.step % config.log_every_steps == 0:
+                    bar.set_postfix_str(self._log_step(outputs))
+                if last or stop or self.step % config.checkpoint_every_steps == 0:
+                    self.save(self.step)
+                self._stop_if_asked(stop, last)
+
+    def _take_step(self) -> list[StepOutput]:
+        rows = self.stream.next_batch()
+        gradients = rows.gradients
+        batch = TrainingBatch(
+            self.normalisation.apply(rows.activations.to(self.device)),
+            None if gradients is None else gradients.to(self.device),
+            step=self.step,
+            tokens_seen=self.step * self.config.batch_rows,
+        )
+        outputs = [learner.step(batch) for learner in self.learners]
+        self.step += 1
+        self._since_log.rows += rows.activations.shape[0]
+        self._batch = batch
+        return outputs
+
+    def _log_step(self, outputs: list[StepOutput]) -> str:
+        seconds_per_row = self._since_log.seconds_per_row()
+        shown = []
+        for learner, output in zip(self.learners, outputs, strict=True):
+            line = step_figures(self._batch, output)
+            if not math.isfinite(line["loss"]):
+                raise ActivationError(
+                    f"{learner.spec.name}: the loss is {line['loss']} after step {self.step}; "
+                    "the last checkpoint is untouched: lower optimizer.learning-rate and resume or "
+                    "start anew"
+                )
+            line |= learner.method.metrics()
+            self.log.write(
+                self.step,
+                {
+                    "dictionary": learner.spec.name,
+                    "tokens": self.step * self.config.batch_rows,
+                    **line,
+                    "tokens_per_second": 1 / seconds_per_row if seconds_per_row else None,
+                },
+            )
+            shown.append(f"FVU {line['fvu']:.3f}")
+        return ", ".join(shown[:4]) + ("" if len(shown) <= 4 else ", …")
+
+    def _stop_if_asked(self, stop: StopRequest, last: bool) -> None:
+        if stop and not last:
+            raise Stopped(
+                f"stopped by {stop.signal_name} after step {self.step} of {self.config.n_steps}; a "
+                f"checkpoint is saved in {self.config.out}: continue with --resume"
+            )
+
+
+def normalisation_of(stream: ActivationStream, device: torch.device) -> Normalisation:
+    """The normalisation that a stream's own statistics call for.
+
+    Raises:
+        ActivationError: the rows do not vary.
+    """
+    statistics = stream.statistics
+    if not statistics.centred_mean_squared_norm > 0:
+        raise ActivationError(
+            "the activations do not vary at all (their total variance is 0): "
+            "check the hook point and the row rule"
+        )
+    return Normalisation.of(statistics.mean.to(device), statistics.centred_mean_squared_norm)
+
+
+def step_figures(batch: TrainingBatch, output: StepOutput) -> dict[str, float]:
+    """Loss terms, FVU and L0 of one batch; FVU is against the batch's own mean."""
+    with torch.no_grad():
+        x = batch.activations
+        error = (x - output.reconstruction).square().sum()
+        variance = (x - x.mean(0)).square().sum()
+        l0 = (output.codes.value > 0).sum() / x.shape[0]
+    losses = {name: float(value.detach()) for name, value in output.losses.items()}
+    return {
+        "loss": sum(losses.values()),
+        **{f"loss_{name}": value for name, value in losses.items()},
+        "fvu": float(error / variance),
+        "l0": float(l0),
+    }
+
+
+class _Stopwatch:
+    """Seconds per row since it was last asked."""
+
+    def __init__(self) -> None:
+        self.rows, self._start = 0, time.monotonic()
+
+    def seconds_per_row(self) -> float:
+        now = time.monotonic()
+        seconds = (now - self._start) / max(1, self.rows)
+        self.rows, self._start = 0, now
+        return seconds

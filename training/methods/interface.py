@@ -1,0 +1,104 @@
+"""What a training method is to the loop: four answers, and nothing the loop must know it by.
+
+1. selection and 2. losses: `losses(batch)`; 3. updates outside the gradient: `adjust_gradients`
+before the optimizer's step and `after_update` behind it; 4. what it becomes: `to_dictionary`.
+Parameters and buffers are the method's whole state: the checkpoint saves exactly those.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saelab.dictionary import Dictionary
+from saelab.sparse import SparseCodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionarySettings:
+    """What every method is given: the shape of the dictionary and the numerics of its training."""
+
+    d_in: int
+    """Width of the activations."""
+    d_sae: int
+    """Number of latents."""
+    k: int
+    """Target mean number of active latents per token."""
+    seed: int
+    """Seeds the initial weights."""
+    n_tokens: int
+    """Tokens (rows) the whole training will see; schedules are fractions of it."""
+    product_dtype: torch.dtype | None
+    """Dtype of the encoder product; None means that of the weights."""
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Rows of one step, normalised to zero mean and unit variance per dimension on average."""
+
+    activations: Float[Tensor, "batch d_in"]
+    """Normalised activations."""
+    gradients: Float[Tensor, "batch d_in"] | None
+    """Gradients of the language model's loss at these activations, where the source has them."""
+    step: int
+    """Steps taken before this one."""
+    tokens_seen: int
+    """Rows trained on before this step."""
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a method computed on one batch."""
+
+    losses: dict[str, Float[Tensor, ""]]
+    """Every term by name, already weighted; their sum is minimised."""
+    codes: SparseCodes
+    """The codes of the batch."""
+    reconstruction: Float[Tensor, "batch d_in"]
+    """In normalised units."""
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """The affine map between activations and what methods see: x ↦ (x − mean) · scale."""
+
+    mean: Float[Tensor, " d_in"]
+    """Mean of the training activations per dimension, in activation units."""
+    scale: float
+    """One over the root mean square of the centred activations' entries."""
+
+    @staticmethod
+    def of(mean: Float[Tensor, " d_in"], centred_mean_squared_norm: float) -> Normalisation:
+        """From the statistics an activation stream carries."""
+        return Normalisation(mean, (mean.shape[0] / centred_mean_squared_norm) ** 0.5)
+
+    def apply(self, activations: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Normalise a batch."""
+        return (activations - self.mean) * self.scale
+
+
+class Method(nn.Module, ABC):
+    """One dictionary being learnt."""
+
+    @abstractmethod
+    def losses(self, batch: TrainingBatch) -> StepOutput:
+        """Select the active pairs of a batch and compute every loss term on them."""
+
+    def adjust_gradients(self) -> None:
+        """Change the gradients after the backward pass and before clipping."""
+
+    @torch.no_grad()
+    def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
+        """Update what the gradient does not: counters, thresholds, biases, norms."""
+
+    @abstractmethod
+    def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
+        """The dictionary this has become, acting on activations as the model has them."""
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of this method worth a line in the log; may wait for the device."""
+        return {}

@@ -1,0 +1,1 @@
+"""Pieces several training methods share: weights, dead-latent counting, auxiliary losses."""

@@ -1,0 +1,299 @@
+"""A training run as a folder: opened or resumed, trained, and turned into dictionaries.
+
+* `run.json`       kind, config, provenance, status, the dictionaries with their final figures
+* `metrics.jsonl`  a line per dictionary and logging step
+* `checkpoint/`    the newest checkpoint
+* `dictionaries/`  one folder each, written at the end
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saelab.activation_cache import CacheStream, ModelStream, open_cache
+from saelab.config import config_hash, to_plain
+from saelab.dictionary import Dictionary, save_dictionary
+from saelab.errors import ArtifactError, ConfigError
+from saelab.files import write_json
+from saelab.manifest import new_manifest, read_manifest
+from saelab.run_log import JsonlLog, RunLog, WandbLog
+
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .config import TrainConfig
+from .learner import Learner
+from .loop import ActivationStream, TrainingLoop, normalisation_of
+
+logger = logging.getLogger(__name__)
+
+KIND = "training_run"
+SCHEMA_VERSION = 1
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+FINAL_CHECK_ROWS = 8192
+"""Rows that a finished dictionary's L0 and FVU are measured on."""
+
+
+def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Train every dictionary of a config.
+
+    Args:
+        config: of the run; its hash must be that of the run being resumed.
+        resume: go on from the newest checkpoint in `config.out`; a finished run is left as it is.
+        overwrite: delete what is in `config.out` first.
+
+    Returns:
+        The content of run.json.
+
+    Raises:
+        SaelabError: in the words of what went wrong; finished work is never touched.
+    """
+    resuming = _prepare_folder(config, resume=resume, overwrite=overwrite)
+    if resuming:
+        run = read_manifest(config.out / RUN_FILE, KIND, SCHEMA_VERSION)
+        if run["status"] == "complete":
+            logger.info("%s is complete: nothing to resume", config.out)
+            return run
+    device = training_device(config.device)
+    stream = open_stream(config)
+    learners = build_learners(config, stream.d_in, device)
+    run = new_manifest(
+        KIND,
+        SCHEMA_VERSION,
+        seed=config.data_seed,
+        config=to_plain(config),
+        made_from=stream.provenance(),
+    )
+    run |= {"status": "running", "config_hash": config_hash(config)}
+    if not resuming:
+        write_json(config.out / RUN_FILE, run)
+    step = _restore(config, stream, learners) if resuming else 0
+    log = _open_logs(config, step)
+    try:
+        TrainingLoop(
+            config,
+            stream,
+            learners,
+            log,
+            lambda steps: _save(config, stream, learners, steps),
+            step=step,
+        ).run()
+    finally:
+        log.close()
+    run |= {"dictionaries": _finish(config, stream, learners), "status": "complete"}
+    write_json(config.out / RUN_FILE, run)
+    return run
+
+
+def open_stream(config: TrainConfig) -> ActivationStream:
+    """The activations of a run: its cache, or the model itself.
+
+    Raises:
+        ConfigError: the cache is of another model or hook point than the config names, or holds
+            fewer rows than one batch.
+    """
+    if config.cache is None:
+        return _open_model_stream(config)
+    cache = open_cache(config.cache, config.hook_point)
+    if config.model is not None and cache.model_name != config.model:
+        raise ConfigError(
+            f"the cache {config.cache} is of model {cache.model_name!r}; the settings name "
+            f"{config.model!r}: give the right cache, or cache that model with `saelab cache`"
+        )
+    if cache.n_rows < config.batch_rows:
+        raise ConfigError(
+            f"the cache {config.cache} has {cache.n_rows} rows, less than one batch of "
+            f"{config.batch_rows}: cache more text or lower --batch-rows"
+        )
+    return CacheStream(cache, config.batch_rows, config.data_seed)
+
+
+def _open_model_stream(config: TrainConfig) -> ActivationStream:
+    import dataclasses
+
+    from saelab.language_model import load_language_model
+
+    harvest = config.stream
+    hook_point = config.hook_point or harvest.hook_points[0]
+    harvest = dataclasses.replace(
+        harvest, model=config.model or harvest.model, hook_points=(hook_point,)
+    )
+    model = load_language_model(harvest.model, dtype=harvest.model_dtype, device=harvest.device)
+    return ModelStream(model, harvest, config.batch_rows, config.data_seed, config.stream_pool_rows)
+
+
+def training_device(name: str) -> torch.device:
+    """The device a name stands for; `auto` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device {name!r} cannot be used here ({reason}): try auto or cpu"
+        ) from None
+
+
+def build_learners(config: TrainConfig, d_in: int, device: torch.device) -> list[Learner]:
+    """One learner for each dictionary of the config, at its start."""
+    product_dtype = getattr(torch, config.product_dtype)
+    return [
+        Learner.build(
+            spec,
+            d_in=d_in,
+            n_steps=config.n_steps,
+            batch_rows=config.batch_rows,
+            options=config.options,
+            optimizer=config.optimizer,
+            product_dtype=product_dtype,
+            device=device,
+        )
+        for spec in config.dictionaries()
+    ]
+
+
+def _prepare_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> bool:
+    """Whether there is a run to resume; an unwanted one is refused or, on demand, deleted."""
+    out = config.out
+    exists = (out / RUN_FILE).exists()
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other: give one of them")
+    if exists and not resume and not overwrite:
+        raise ConfigError(
+            f"{out} already holds a run: give --resume to go on with it, --overwrite to delete it, "
+            "or another --out"
+        )
+    if out.exists() and not exists and any(out.iterdir()):
+        raise ConfigError(f"{out} holds files that are not of a saelab run: give another --out")
+    if resume and not exists:
+        raise ConfigError(f"{out} holds no run to resume: leave out --resume to start one")
+    if exists and resume:
+        run = read_manifest(out / RUN_FILE, KIND, SCHEMA_VERSION)
+        _check_same_config(run, config)
+    if exists and overwrite:
+        read_manifest(out / RUN_FILE, KIND, SCHEMA_VERSION)
+        shutil.rmtree(out)
+    return exists and resume
+
+
+def _check_same_config(run: dict[str, Any], config: TrainConfig) -> None:
+    if run["config_hash"] == config_hash(config):
+        return
+    new = to_plain(config)
+    differing = sorted(key for key in new if run["config"].get(key) != new[key])
+    raise ConfigError(
+        f"{config.out} was started with other settings ({', '.join(differing)} differ): resume "
+        "with the same recipe and options, or give another --out"
+    )
+
+
+def _open_logs(config: TrainConfig, step: int) -> RunLog:
+    log = JsonlLog(config.out / METRICS_FILE, keep_up_to=step)
+    if config.wandb_project is None:
+        return log
+    return _BothLogs([log, WandbLog(config.wandb_project, config.out.name, to_plain(config))])
+
+
+class _BothLogs:
+    def __init__(self, logs: list[RunLog]):
+        self._logs = logs
+
+    def write(self, step: int, line: Any) -> None:
+        for log in self._logs:
+            log.write(step, line)
+
+    def close(self) -> None:
+        for log in self._logs:
+            log.close()
+
+
+def _save(
+    config: TrainConfig, stream: ActivationStream, learners: list[Learner], step: int
+) -> None:
+    save_checkpoint(
+        config.out / "checkpoint",
+        Checkpoint(
+            step,
+            config_hash(config),
+            stream.state(),
+            {learner.spec.name: learner.state() for learner in learners},
+        ),
+    )
+
+
+def _restore(config: TrainConfig, stream: ActivationStream, learners: list[Learner]) -> int:
+    checkpoint = load_checkpoint(config.out / "checkpoint", config_hash(config))
+    if checkpoint is None:
+        return 0
+    names = [learner.spec.name for learner in learners]
+    if set(checkpoint.learners) != set(names):
+        raise ArtifactError(
+            f"the checkpoint in {config.out} holds {sorted(checkpoint.learners)}; the settings "
+            f"describe {sorted(names)}"
+        )
+    stream.restore(checkpoint.stream)
+    for learner in learners:
+        learner.restore(checkpoint.learners[learner.spec.name])
+    return checkpoint.step
+
+
+def _finish(
+    config: TrainConfig, stream: ActivationStream, learners: list[Learner]
+) -> dict[str, dict[str, Any]]:
+    """Save every dictionary and measure it on the stream's next rows."""
+    normalisation = normalisation_of(stream, torch.device("cpu"))
+    rows = torch.cat(
+        [stream.next_batch().activations for _ in range(-(-FINAL_CHECK_ROWS // config.batch_rows))]
+    )
+    results = {}
+    for learner in learners:
+        spec = learner.spec
+        dictionary = learner.method.cpu().to_dictionary(normalisation)
+        figures = _measure(dictionary, rows)
+        folder = Path("dictionaries") / spec.name
+        save_dictionary(
+            config.out / folder,
+            dictionary,
+            self_test_inputs=rows,
+            training={
+                "method": spec.method,
+                "options": to_plain(getattr(config.options, spec.method)),
+                "optimizer": to_plain(config.optimizer),
+                "n_tokens": config.n_steps * config.batch_rows,
+                "batch_rows": config.batch_rows,
+                "product_dtype": config.product_dtype,
+                "target_l0": spec.k,
+                "measured_l0": figures["l0"],
+                "fvu_on_training_rows": figures["fvu"],
+                **learner.method.metrics(),
+            },
+            made_from=stream.provenance(),
+            seed=spec.seed,
+        )
+        results[spec.name] = {
+            "folder": str(folder),
+            **spec._asdict(),
+            **figures,
+            **learner.method.metrics(),
+        }
+    return results
+
+
+@torch.no_grad()
+def _measure(dictionary: Dictionary, rows: torch.Tensor) -> dict[str, float]:
+    codes = dictionary.encode(rows)
+    error = (rows - dictionary.decode(codes)).double().square().sum()
+    variance = (rows.double() - rows.double().mean(0)).square().sum()
+    return {
+        "fvu": float(error / variance),
+        "l0": float(codes.l0().double().mean()),
+    }
