@@ -21,7 +21,9 @@ class Command(NamedTuple):
     """A sub-command."""
 
     module: str
+    """Where its `main(arguments)` is."""
     summary: str
+    """What `saelab --help` says of it."""
 
 
 COMMANDS: dict[str, Command] = {

@@ -152,11 +152,12 @@ def _dashed(name: str) -> str:
 def _one_line(complaint: str, program: str) -> str:
     """tyro's boxed complaint as one line: what is wrong, and its suggestion where it has one."""
     kept: list[str] = []
-    for line in complaint.splitlines():
-        words = line.strip("│╭╮╰╯─ ")
+    _title, *body = complaint.strip().splitlines()
+    for line in body:
+        words = line.strip("│|+╰╯ ")
         if words.startswith("For full helptext"):
             break
-        if words and not line.startswith("╭"):
+        if words.strip("─-"):
             kept.append(words)
     text = " ".join(kept)
     text, _, _ = text.partition(" Argument helptext:")

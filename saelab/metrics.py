@@ -308,7 +308,8 @@ def kl_divergence(
 ) -> Float[Tensor, "*leading"]:
     """KL(clean || other) in nats at each position, float64; a chunk of positions at a time."""
     width = clean_logits.shape[-1]
-    rows_at_once = max(1, (1 << 23) // width)
+    # 4 MB at a time: what fits the cache is about twice as fast as a whole batch.
+    rows_at_once = max(1, (1 << 20) // width)
     parts = [torch.zeros(0, dtype=torch.float64, device=clean_logits.device)]
     for clean, other in zip(
         clean_logits.reshape(-1, width).split(rows_at_once),
@@ -316,8 +317,8 @@ def kl_divergence(
         strict=True,
     ):
         log_p = clean.float().log_softmax(dim=-1)
-        log_q = other.float().log_softmax(dim=-1)
-        parts.append((log_p.exp() * (log_p - log_q)).sum(dim=-1, dtype=torch.float64))
+        log_ratio = other.float().log_softmax(dim=-1).sub_(log_p).neg_()
+        parts.append(log_p.exp_().mul_(log_ratio).sum(dim=-1, dtype=torch.float64))
     return torch.cat(parts).reshape(clean_logits.shape[:-1])
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from .errors import ArtifactError, ResourceError
 from .files import write_bytes
 
 
+@runtime_checkable
 class RunLog(Protocol):
     """Takes one line of figures at a time."""
 

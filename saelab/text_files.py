@@ -191,7 +191,7 @@ def _read_span(file: Path, start: int, stop: int, text_field: str) -> Document |
         if text_field not in record:
             where = _line_of(file, start)
         found = text_of(record, text_field, where)
-        if found is None:
+        if found is None or not found.strip():
             return None
         text = found
     return Document(id=f"{file.name}@{start}", text=text)

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
 
     started = time.monotonic()
     run = train(command.config, resume=command.resume, overwrite=command.overwrite)
-    show(command.config, run, time.monotonic() - started)
+    show(command, run, time.monotonic() - started)
 
 
 def parse_command(arguments: Sequence[str]) -> TrainCommand:
@@ -63,7 +63,7 @@ def parse_command(arguments: Sequence[str]) -> TrainCommand:
     return parse_arguments(TrainCommand, arguments, program="saelab train", default=default)
 
 
-def show(config: TrainConfig, run: dict[str, Any], seconds: float) -> None:
+def show(command: TrainCommand, run: dict[str, Any], seconds: float) -> None:
     """Print the table of dictionaries and the loss curve, and write the curves as HTML."""
     from rich.console import Console
     from rich.table import Table
@@ -71,8 +71,9 @@ def show(config: TrainConfig, run: dict[str, Any], seconds: float) -> None:
     from .curves import sparkline, write_curves
     from .run import FINAL_CHECK_ROWS
 
+    config = command.config
     curves = write_curves(config.out)
-    table = Table("dictionary", "FVU", "L0", "dead", "loss over the run")
+    table = Table("dictionary", "FVU", "L0", "dead", "loss over the run", title=command.recipe)
     for name, figures in run["dictionaries"].items():
         table.add_row(
             name,

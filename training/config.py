@@ -21,11 +21,11 @@ from .methods import METHODS, MethodOptions
 class OptimizerConfig:
     """Adam, its schedule and the clipping before it."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     """Peak learning rate, for activations normalised to unit variance."""
     beta1: float = 0.9
     """Decay of Adam's mean of gradients."""
-    beta2: float = 0.999
+    beta2: float = 0.99
     """Decay of Adam's mean of squared gradients."""
     warmup_fraction: float = 0.0
     """Share of the steps over which the rate rises linearly from zero."""

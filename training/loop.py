@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -28,6 +28,7 @@ from .methods.interface import Normalisation, StepOutput, TrainingBatch
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class ActivationStream(Protocol):
     """An endless source of shuffled rows, saved and restored exactly."""
 

@@ -276,7 +276,7 @@ def _finish(
                 "fvu_on_training_rows": figures["fvu"],
                 **learner.method.metrics(),
             },
-            made_from=stream.provenance(),
+            made_from={**stream.provenance(), "mean": stream.statistics.mean.tolist()},
             seed=spec.seed,
         )
         results[spec.name] = {

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import plotly.graph_objects as go
-
 from .figure import BLUE, GREEN, ORANGE, PURPLE, Figure, new_plot
 
 
@@ -65,8 +63,9 @@ def l0_histogram(data: dict[str, Any]) -> Figure:
         customdata=[[low, high] for low, high in zip(lows, highs, strict=True)],
         hovertemplate="%{y:,} rows with L0<br>%{customdata[0]} to %{customdata[1]}<extra></extra>",
     )
-    span = max(highs[-1] - lows[0], 4)
-    plot.update_xaxes(range=[lows[0] - 0.1 * span - 0.5, highs[-1] + 0.1 * span + 0.5])
+    # At least 20 wide, so that the one bar of a fixed k is a bar and ticks are whole numbers.
+    middle, reach = (lows[0] + highs[-1]) / 2, max(0.6 * (highs[-1] - lows[0]), 10)
+    plot.update_xaxes(range=[max(middle - reach, -0.6), middle + reach])
     total = sum(rows)
     mean, median = data["mean"], data["median"]
     return Figure(
@@ -132,15 +131,15 @@ def fvu_by_position(data: dict[str, Any]) -> Figure:
         hovertemplate="FVU %{y:.4f}<br>positions %{customdata[0]} to "
         "%{customdata[1]}<extra></extra>",
     )
-    _add_level(plot, data["pooled"], "pooled")
+    plot.add_hline(y=data["pooled"], line={"dash": "dash", "width": 1.5, "color": ORANGE})
     return Figure(
         name="fvu_by_position",
         title="Error along the context",
         plot=plot,
         caption="FVU of the rows at each position: sum of |x - reconstruction|^2 over sum of "
-        "|x - mean|^2, with the same mean as the pooled FVU (dashed). Position 0 is the first "
-        "token; "
-        "positions without an evaluated row are left out.",
+        f"|x - mean|^2, with the same mean as the pooled FVU (dashed, {data['pooled']:.3g}). "
+        "Position 0 "
+        "is the first token; positions without an evaluated row are left out.",
         alt=f"Line of FVU against position: from {min(known):.3g} to {max(known):.3g}, pooled "
         f"{data['pooled']:.3g}.",
         data={"position from": lows, "position to": highs, "FVU": values},
@@ -239,15 +238,6 @@ CORE_FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {
 }
 
 
-def _add_level(plot: go.Figure, level: float, name: str) -> None:
-    plot.add_hline(
-        y=level,
-        line={"dash": "dash", "width": 1.5, "color": ORANGE},
-        annotation={"text": f"{name} {level:.3g}", "yshift": 2},
-        annotation_position="top right",
-    )
-
-
 def _powers_of_ten(lowest: int, highest: int) -> dict[str, Any]:
     exponents = list(range(lowest, highest + 1))
     return {
@@ -260,14 +250,14 @@ def _powers_of_ten(lowest: int, highest: int) -> dict[str, Any]:
 
 
 def _log_axis(values: list[float]) -> dict[str, Any]:
-    """A logarithmic axis around some positive values, ticked at 1, 2 and 5 where few decades show."""
+    """A logarithmic axis around positive values, ticked at 1, 2 and 5 where few decades show."""
     lowest, highest = math.log10(min(values, default=1)), math.log10(max(values, default=1))
     margin = 0.04 * (highest - lowest) + 0.02
     low, high = lowest - margin, highest + margin
     decades = range(math.floor(low), math.ceil(high) + 1)
     # Few decades need ticks between them, many need fewer than one each.
     steps = (1, 2, 5) if high - low < 2 else (1,)
-    if high - low < 0.4:
+    if high - low < 0.7:
         steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     return {

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.activation_cache.permutation import Permutation
@@ -13,6 +13,7 @@ def chi_squared_limit(freedom: int) -> float:
     return freedom * (1 - 2 / (9 * freedom) + 3.719 * (2 / (9 * freedom)) ** 0.5) ** 3
 
 
+@settings(deadline=None)
 @given(n=st.integers(1, 5000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 2**31))
 def test_is_a_bijection(n, seed, epoch):
     items = Permutation(n, seed, epoch)(np.arange(n))
@@ -25,6 +26,7 @@ def test_small_sizes_are_bijections(n):
         assert sorted(Permutation(n, 0, epoch)(np.arange(n)).tolist()) == list(range(n))
 
 
+@settings(deadline=None)
 @given(n=st.integers(100, 5000), start=st.integers(0, 99))
 def test_positions_are_independent_of_how_they_are_cut(n, start):
     order = Permutation(n, 1, 2)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.activation_cache import RowRule, select_rows
@@ -25,6 +25,7 @@ def expected_reason(rule, token, position, norm, ceiling):
     return None
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     exclude_bos=st.booleans(),

@@ -204,7 +204,7 @@ def test_density_histogram_counts_every_latent_once(n_rows, seed):
     assert histogram["log10_edges"][-1] == 0
 
 
-def test_kl_equals_the_dense_definition_across_chunks(monkeypatch):
+def test_kl_equals_the_dense_definition_across_chunks():
     generator = torch.Generator().manual_seed(0)
     clean = 3 * torch.randn(4, 5, 70_000, generator=generator)
     other = clean + torch.randn(clean.shape, generator=generator)
@@ -247,5 +247,8 @@ def test_every_number_has_a_metric_and_every_definition_takes_its_facts():
     codes.update(SparseCodes.from_dense(random_codes(9, seed=7)))
     assert set(statistics.values()) | set(codes.values()) <= set(METRICS)
     for name in METRICS:
-        assert "{" not in define(name)
+        text = define(name)
+        assert "{" not in text
+        assert text.count("(") == text.count(")")
+        assert text.endswith(".")
     assert "of the 1,234 evaluated rows" in define("dead_fraction", n_rows=1234)

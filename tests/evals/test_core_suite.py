@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from saelab.text import TextConfig, context_batches
 
 HOOK = "blocks.1.hook_resid_post"
 CONTEXT, D_IN, CEILING = 32, 32, 11.0
-WORDS = tuple("king queen mill river boat corn salt congress winter treasury war peace law".split())
+WORDS = ("king", "queen", "mill", "river", "boat", "corn", "salt", "congress", "winter", "war")
 SMALL = CoreConfig(n_tokens=20 * CONTEXT, n_loss_tokens=8 * CONTEXT, device="cpu")
 
 
@@ -220,8 +221,6 @@ def test_several_dictionaries_share_one_pass_and_get_the_numbers_they_get_alone(
             return _original(self, *args, **kwargs)
 
         monkeypatch.setattr(type(tiny_model), name, counted)
-    from dataclasses import replace
-
     together = run_core(folders, replace(SMALL, overwrite=True))
     assert [values_of(r) for r in together] == [values_of(r) for r in alone]
     # 20 contexts in batches of 4; 8 contexts of losses: clean, zero, one shared mean, 3 spliced.

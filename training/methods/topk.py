@@ -31,8 +31,8 @@ class TopKOptions:
     """Dead latents each token may use in the AuxK loss."""
     dead_after_tokens: int = 100_000
     """A latent without a positive code for this many tokens counts as dead."""
-    encoder_scale: float = 1.0
-    """Norm of each latent's encoder weights at the start; 1 ties them to the decoder's."""
+    encoder_scale: float = 0.5
+    """Norm of each latent's encoder weights at the start; 1 would tie them to the decoder's."""
 
     def __post_init__(self) -> None:
         problems = []

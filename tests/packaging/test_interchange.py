@@ -1,0 +1,92 @@
+"""Our dictionaries in the real sae_lens: the same codes and reconstructions within 1e-6.
+
+sae_lens pins an older transformer-lens, so it lives in an environment of its own that
+`make interchange` creates; SAELAB_PEERS_PYTHON names its interpreter.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from saelab.dictionary import ARCHITECTURES, Dictionary, load_dictionary, save_dictionary
+from saelab.files import read_tensors, write_tensors
+
+pytestmark = pytest.mark.interchange
+
+LOAD_AND_RUN = """
+import sys
+from safetensors.torch import load_file, save_file
+from sae_lens import SAE
+sae = SAE.load_from_disk(sys.argv[1])
+x = load_file(sys.argv[2])["x"]
+codes = sae.encode(x)
+save_file({"codes": codes.detach().to_dense().contiguous(),
+           "reconstruction": sae.decode(codes).detach().contiguous()}, sys.argv[3])
+"""
+
+
+@pytest.fixture(scope="module")
+def peers_python():
+    default = Path(__file__).resolve().parents[2] / ".venv-peers" / "bin" / "python"
+    python = Path(os.environ.get("SAELAB_PEERS_PYTHON", default))
+    assert python.exists(), f"{python} is missing: run `make interchange`"
+    return python
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sae_lens_computes_what_we_compute(architecture, peers_python, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    d_in, d_sae = 64, 512
+    directions = draw(d_sae, d_in)
+    directions /= directions.norm(dim=1, keepdim=True)
+    tensors = {"W_enc": directions.T.clone(), "W_dec": directions, "b_dec": draw(d_in) * 0.1}
+    if architecture != "gated":
+        tensors["b_enc"] = draw(d_sae) * 0.1
+    for name in ARCHITECTURES[architecture].extra_tensors:
+        tensors[name] = draw(d_sae).abs() * 0.2
+    dictionary = Dictionary(architecture, k=32 if architecture == "topk" else None, **tensors)
+    x = draw(256, d_in)
+    save_dictionary(
+        tmp_path / "dictionary",
+        dictionary,
+        self_test_inputs=x,
+        training={},
+        made_from={
+            "model": "gpt2",
+            "hook_point": "blocks.0.hook_resid_post",
+            "text": {},
+            "context_length": 128,
+            "row_rule": {},
+            "norm_ceiling": None,
+        },
+    )
+    write_tensors(tmp_path / "x.safetensors", {"x": x})
+    done = subprocess.run(
+        [
+            str(peers_python),
+            "-c",
+            LOAD_AND_RUN,
+            str(tmp_path / "dictionary"),
+            str(tmp_path / "x.safetensors"),
+            str(tmp_path / "theirs.safetensors"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    theirs = read_tensors(tmp_path / "theirs.safetensors")
+    ours = load_dictionary(tmp_path / "dictionary").dictionary
+    codes = ours.encode_dense(x)
+    assert float((codes - theirs["codes"]).abs().max()) <= 1e-6 * max(1.0, float(codes.abs().max()))
+    reconstruction = ours(x)
+    scale = max(1.0, float(reconstruction.abs().max()))
+    assert float((reconstruction - theirs["reconstruction"]).abs().max()) <= 1e-6 * scale

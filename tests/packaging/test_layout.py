@@ -1,0 +1,132 @@
+"""The house rules that no linter knows: who imports whom, and that everything is packaged."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = {"saelab": "saelab", "training": "saelab.training", "evals": "saelab.evals"}
+ROOMS["dashboards"] = "saelab.dashboards"
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+ONLY_IMPORTER = {
+    "transformer_lens": "saelab/language_model.py",
+    "datasets": "saelab/text.py",
+    "wandb": "saelab/run_log.py",
+}
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported_names(path):
+    """Absolute names of everything a module imports; relative imports are resolved."""
+    names = []
+    own_package = list(path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = own_package[: len(own_package) - node.level + 1]
+                assert base, f"{relative(path)} leaves its room by a relative import"
+                room = ".".join([ROOMS[base[0]], *base[1:]])
+                names.append(f"{room}.{node.module}" if node.module else room)
+            else:
+                names.append(node.module or "")
+    return names
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_every_package_folder_is_listed_and_mapped():
+    setup = project()["tool"]["setuptools"]
+    folders = {
+        relative(path.parent) for room in ROOMS for path in (ROOT / room).rglob("__init__.py")
+    }
+    with_modules = {relative(path.parent) for path in SOURCES}
+    assert with_modules <= folders, "a folder with modules lacks __init__.py"
+
+    def installed_name(folder):
+        room, *inside = folder.split("/")
+        return ".".join([ROOMS[room], *inside])
+
+    assert sorted(setup["packages"]) == sorted(map(installed_name, folders))
+    mapped = setup["package-dir"]
+    for folder in folders:
+        if not folder.startswith("saelab"):
+            assert mapped[installed_name(folder)] == folder
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_rooms_import_only_what_they_may(path):
+    room = path.relative_to(ROOT).parts[0]
+    below = ("saelab.training", "saelab.evals", "saelab.dashboards")
+    forbidden = [name for name in below if name != ROOMS[room]]
+    for name in imported_names(path):
+        assert name.split(".")[0] not in ("training", "evals", "dashboards"), f"bare import {name}"
+        for other in forbidden:
+            assert name != other and not name.startswith(other + "."), f"{room} imports {name}"
+    for library, importer in ONLY_IMPORTER.items():
+        if any(name.split(".")[0] == library for name in imported_names(path)):
+            assert relative(path) == importer, f"only {importer} imports {library}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_files_are_short_start_with_what_they_are_and_unpickle_nothing(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 500
+    assert ast.get_docstring(ast.parse(text)), "no module docstring"
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
+    assert not re.search(r"\bpickle\b|torch\.load\(|allow_pickle", text)
+
+
+def test_every_module_can_be_imported():
+    for path in SOURCES:
+        room, *inside = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join([ROOMS[room], *inside]).removesuffix(".__init__")
+        importlib.import_module(name)
+
+
+def test_help_loads_no_heavy_library():
+    program = (
+        "import sys; from saelab.cli import main; main(['--help']); "
+        "print([m for m in ('torch', 'transformer_lens', 'transformers', 'numpy', 'tyro', "
+        "'pydantic', 'plotly', 'streamlit', 'datasets', 'wandb') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def config_fields():
+    """(class, field) of every dataclass that is a config or a command."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and node.name.endswith(
+                ("Config", "Options", "Command", "Rule")
+            ):
+                for part in node.body:
+                    if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+                        yield path, node, part
+
+
+def test_every_config_field_is_documented_and_read_somewhere():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    for path, owner, field in config_fields():
+        name = field.target.id
+        after = owner.body[owner.body.index(field) + 1 :]
+        documented = after and isinstance(after[0], ast.Expr)
+        assert documented, f"{relative(path)}: {owner.name}.{name} has no docstring"
+        # Methods' options are read by the method's own name through getattr.
+        read = re.search(rf"\.{name}\b", code) or owner.name == "MethodOptions"
+        assert read, f"{relative(path)}: nobody reads {owner.name}.{name}"

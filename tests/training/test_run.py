@@ -1,0 +1,273 @@
+"""Whole runs: files, exact resume after a stop or a kill, and every refusal."""
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from saelab.config import to_yaml
+from saelab.dictionary import load_dictionary
+from saelab.errors import ActivationError, ArtifactError, ConfigError, Stopped
+from saelab.files import read_json, read_tensors
+from saelab.run_log import read_log
+from saelab.training.config import TrainConfig
+from saelab.training.run import train
+
+NAMES = ["topk-d64-k4-s0", "topk-d64-k8-s0"]
+
+
+def weights_of(run):
+    return {
+        path.parent.name: path.read_bytes()
+        for path in sorted(run.glob("dictionaries/*/sae_weights.safetensors"))
+    }
+
+
+def log_without_times(run):
+    return [
+        {key: value for key, value in line.items() if key != "tokens_per_second"}
+        for line in read_log(run / "metrics.jsonl")
+    ]
+
+
+def test_a_run_leaves_dictionaries_metrics_and_a_record(run_config):
+    run = train(run_config)
+    assert run["status"] == "complete" and list(run["dictionaries"]) == NAMES
+    assert read_json(run_config.out / "run.json") == run
+    saved = load_dictionary(run_config.out / "dictionaries" / NAMES[0])
+    assert saved.dictionary.k == 4
+    assert saved.manifest["config"]["target_l0"] == 4
+    assert saved.manifest["config"]["measured_l0"] == pytest.approx(4, abs=0.5)
+    assert saved.hook_point == "blocks.1.hook_resid_post"
+    assert saved.made_from["cache_hash"] and saved.made_from["model_hash"]
+    lines = read_log(run_config.out / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["dictionary"] == NAMES[0]] == [5, 10, 15, 20, 24]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_dictionaries_of_one_run_equal_those_of_runs_of_their_own(run_config, tmp_path):
+    train(run_config)
+    alone = dataclasses.replace(run_config, k=(8,), out=tmp_path / "alone")
+    train(alone)
+    assert weights_of(alone.out)[NAMES[1]] == weights_of(run_config.out)[NAMES[1]]
+
+
+def test_stopped_by_sigterm_and_resumed_is_bit_identical(run_config, tmp_path, monkeypatch):
+    whole = dataclasses.replace(run_config, out=tmp_path / "whole")
+    train(whole)
+
+    from saelab.training import learner as learner_module
+
+    calls = []
+    step = learner_module.Learner.step
+
+    def step_then_signal(self, batch):
+        calls.append(batch.step)
+        if len(calls) == 23:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch)
+
+    monkeypatch.setattr(learner_module.Learner, "step", step_then_signal)
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 12 of 24.*--resume"):
+        train(run_config)
+    assert read_json(run_config.out / "checkpoint" / "checkpoint.json")["step"] == 12
+    monkeypatch.undo()
+    train(run_config, resume=True)
+    assert weights_of(run_config.out) == weights_of(whole.out)
+    assert log_without_times(run_config.out) == log_without_times(whole.out)
+
+
+@pytest.mark.slow
+def test_killed_at_random_points_and_resumed_is_bit_identical(run_config, tmp_path):
+    config = dataclasses.replace(run_config, n_tokens=256 * 400, checkpoint_every_steps=3)
+    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    program = (
+        "import sys, torch; torch.set_num_threads(1); from saelab.cli import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+
+    def command(settings, *extra):
+        recipe = tmp_path / f"{settings.out.name}.yaml"
+        recipe.write_text(to_yaml(settings))
+        return [sys.executable, "-c", program, "train", str(recipe), *extra]
+
+    subprocess.run(command(whole), check=True, capture_output=True, timeout=300)
+    chance = random.Random(0)
+    kills = 0
+    for _ in range(3):
+        resume = ["--resume"] if (config.out / "run.json").exists() else []
+        process = subprocess.Popen(
+            command(config, *resume), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        pointer = config.out / "checkpoint" / "checkpoint.json"
+        before = pointer.read_bytes() if pointer.exists() else b""
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if pointer.exists() and pointer.read_bytes() != before:
+                time.sleep(chance.uniform(0.0, 0.3))
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors
+    assert kills >= 1
+    subprocess.run(command(config, "--resume"), check=True, capture_output=True, timeout=300)
+    assert weights_of(config.out) == weights_of(whole.out)
+    assert log_without_times(config.out) == log_without_times(whole.out)
+
+
+def test_streaming_without_a_cache_trains_and_resumes(run_config, tiny_harvest, tmp_path):
+    config = dataclasses.replace(
+        run_config, cache=None, stream=tiny_harvest, stream_pool_rows=1024, k=(4,)
+    )
+    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    train(whole)
+
+    class Halt(Exception):
+        pass
+
+    from saelab.training import run as run_module
+
+    save = run_module.save_checkpoint
+
+    def save_then_halt(folder, checkpoint):
+        save(folder, checkpoint)
+        if checkpoint.step == 14:
+            raise Halt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "save_checkpoint", save_then_halt)
+        with pytest.raises(Halt):
+            train(config)
+    train(config, resume=True)
+    assert weights_of(config.out) == weights_of(whole.out)
+
+
+def test_an_existing_run_is_never_touched_without_being_asked(run_config, tmp_path):
+    train(run_config)
+    before = weights_of(run_config.out)
+    with pytest.raises(ConfigError, match="already holds a run: give --resume"):
+        train(run_config)
+    with pytest.raises(ConfigError, match=r"other settings \(d_sae differ\)"):
+        train(dataclasses.replace(run_config, d_sae=(32,)), resume=True)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        train(run_config, resume=True, overwrite=True)
+    assert train(run_config, resume=True)["status"] == "complete"
+    assert weights_of(run_config.out) == before
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="not of a saelab run"):
+            train(dataclasses.replace(run_config, out=foreign), overwrite=overwrite)
+    assert (foreign / "thesis.txt").exists()
+    train(run_config, overwrite=True)
+    assert weights_of(run_config.out) == before
+
+
+def test_nothing_to_resume_is_said(run_config):
+    with pytest.raises(ConfigError, match="holds no run to resume"):
+        train(run_config, resume=True)
+    assert not run_config.out.exists()
+
+
+def test_a_cache_of_another_model_or_hook_point_is_refused(run_config):
+    with pytest.raises(ConfigError, match="the settings name 'smollm2-135m'"):
+        train(dataclasses.replace(run_config, model="smollm2-135m"))
+    with pytest.raises(ActivationError, match=r"blocks\.0\.hook_resid_post"):
+        train(dataclasses.replace(run_config, hook_point="blocks.0.hook_resid_post"))
+    with pytest.raises(ConfigError, match="less than one batch"):
+        train(dataclasses.replace(run_config, batch_rows=6000, n_tokens=6000))
+    assert not run_config.out.exists()
+
+
+def test_not_finite_activations_stop_training_and_leave_the_checkpoint(run_config, monkeypatch):
+    from saelab.activation_cache import CacheStream
+
+    next_batch = CacheStream.next_batch
+    seen = []
+
+    def poisoned(self):
+        seen.append(0)
+        if len(seen) == 10:
+            raise ActivationError("shard-00000.safetensors, row 17: not finite")
+        return next_batch(self)
+
+    monkeypatch.setattr(CacheStream, "next_batch", poisoned)
+    with pytest.raises(ActivationError, match="row 17"):
+        train(run_config)
+    assert read_json(run_config.out / "checkpoint" / "checkpoint.json")["step"] == 7
+    monkeypatch.undo()
+    assert train(run_config, resume=True)["status"] == "complete"
+
+
+def test_a_damaged_checkpoint_is_named(run_config, monkeypatch):
+    from saelab.training import loop
+
+    monkeypatch.setattr(loop.TrainingLoop, "_stop_if_asked", _raise_after(9))
+    with pytest.raises(Stopped):
+        train(run_config)
+    file = next((run_config.out / "checkpoint").glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(ArtifactError, match=r"checkpoint-00000007.safetensors is not the file"):
+        train(run_config, resume=True)
+    file.unlink()
+    with pytest.raises(ArtifactError, match="is missing: start with --overwrite"):
+        train(run_config, resume=True)
+
+
+def _raise_after(steps):
+    def stop(self, request, last):
+        if self.step == steps:
+            raise Stopped("halt")
+
+    return stop
+
+
+def test_a_checkpoint_holds_everything_and_nothing_pickled(run_config):
+    train(run_config)
+    pointer = read_json(run_config.out / "checkpoint" / "checkpoint.json")
+    tensors = read_tensors(run_config.out / "checkpoint" / pointer["file"])
+    assert {name.split("/")[0] for name in tensors} == {"random_state", "learner"}
+    assert pointer["stream"]["position"] + pointer["stream"]["epoch"] > 0
+    assert any("exp_avg_sq" in name for name in tensors)
+    assert any("tokens_since_fired" in name for name in tensors)
+    assert len(list((run_config.out / "checkpoint").iterdir())) == 2
+
+
+def test_fused_adam_respects_the_layout_of_W_enc(run_config):
+    """The fused step walks memory; it must agree with the plain one on a transposed parameter."""
+    parameter = torch.nn.Parameter(torch.randn(40, 7).T)
+    other = torch.nn.Parameter(parameter.detach().clone().contiguous())
+    fused = torch.optim.Adam([parameter], lr=0.1, fused=True)
+    plain = torch.optim.Adam([other], lr=0.1, foreach=False)
+    for _ in range(3):
+        gradient = torch.randn(40, 7).T
+        parameter.grad, other.grad = gradient, gradient.clone().contiguous()
+        fused.step()
+        plain.step()
+    torch.testing.assert_close(parameter, other)
+
+
+def test_every_problem_of_a_config_is_listed_at_once():
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(methods=("topp",), k=(64, 0), d_sae=(32,), batch_rows=0, seeds=(1, 1))
+    text = str(caught.value)
+    for part in (
+        "unknown method 'topp'; did you mean 'topk'?",
+        "k = 64 is more than d_sae = 32",
+        "k contains 0",
+        "batch_rows is 0",
+        "seeds names a value twice: 1, 1",
+    ):
+        assert part in text
+    assert len(caught.value.problems) == 5
