@@ -3,11 +3,12 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup quickstart test lint types bench peers clean
+.PHONY: setup quickstart test interchange lint types bench peers clean
 
 setup: $(STAMP)
 
@@ -28,23 +29,22 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# Our dictionaries in the real sae_lens, which needs an environment of its own.
+interchange: setup peers
+	SAELAB_PEERS_PYTHON=$(PEERS)/bin/python $(BIN)/python -m pytest -m interchange
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Types are checked against an ordinary installation: an editable one resolves the sub-packages
-# through an import hook that no type checker sees.
 types: setup
-	rm -rf build/types
-	$(PYTHON) -m venv --system-site-packages build/types
-	$(BIN)/python -m pip --python build/types/bin/python install --quiet --no-deps .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-peers: setup
-	benchmarks/setup_peers.sh
+peers:
+	PYTHON=$(PYTHON) benchmarks/setup_peers.sh $(PEERS)
 
 bench: setup peers
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --peers-python $(PEERS)/bin/python
 
 clean:
-	rm -rf $(VENV) .venv-peers build dist
+	rm -rf $(VENV) $(PEERS) .bench build dist

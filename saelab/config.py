@@ -105,7 +105,7 @@ def parse_arguments(
     program: str,
     default: Config | None = None,
 ) -> Config:
-    """Read a config from command-line words, starting from `default`.
+    """Read a config from command-line words, starting from `default` or the fields' own.
 
     `--help` prints the fields with their docstrings and exits.
 
@@ -121,7 +121,7 @@ def parse_arguments(
                 config_type,
                 args=list(arguments),
                 prog=program,
-                default=default,
+                default=tyro.MISSING if default is None else default,
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
             )
     except SystemExit as leaving:

@@ -85,7 +85,8 @@ def show(command: TrainCommand, run: dict[str, Any], seconds: float) -> None:
     Console().print(table)
     rows = config.n_steps * config.batch_rows
     print(
-        f"{rows:,} rows in {seconds:.0f} s; FVU and L0 are of about {FINAL_CHECK_ROWS:,} further rows."
+        f"{rows:,} rows in {seconds:.0f} s; "
+        f"FVU and L0 are of about {FINAL_CHECK_ROWS:,} further rows."
     )
     print(f"dictionaries: {config.out / 'dictionaries'}")
     print(f"curves: {curves.page}")

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def shipped_recipes() -> dict[str, Path]:
     """Path of every shipped recipe by name."""
-    folder = Path(str(files(__package__) / "recipes"))
+    folder = Path(str(files("saelab.training") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

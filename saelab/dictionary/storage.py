@@ -243,7 +243,7 @@ def _self_test(dictionary: Dictionary, folder: Path) -> None:
         deviation = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
         if not deviation <= SELF_TEST_TOLERANCE:
             raise ArtifactError(
-                f"{folder} fails its self-test: {what} of the stored rows are off by {deviation:.1e} "
-                f"of the largest entry (allowed {SELF_TEST_TOLERANCE:.0e}); this saelab does not "
+                f"{folder} fails its self-test: {what} of the stored rows are off by "
+                f"{deviation:.1e} of the largest entry (allowed {SELF_TEST_TOLERANCE:.0e}); this saelab does not "
                 "compute what the saving one did"
             )

@@ -73,6 +73,7 @@ def test_debug_shows_the_traceback(tmp_path, monkeypatch):
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     assert done.returncode == 1 and "Traceback" in done.stderr
 
@@ -91,9 +92,10 @@ def test_a_recipe_with_unknown_fields_lists_them_all(capsys, tmp_path):
 
 
 def test_recipes_are_listed_printed_and_read_back(capsys, tmp_path):
-    from saelab.config import load_yaml
     from saelab.training.config import TrainConfig
     from saelab.training.recipes_command import shipped_recipes
+
+    from saelab.config import load_yaml
 
     listed = run(capsys, "recipes")[1]
     for name, path in shipped_recipes().items():

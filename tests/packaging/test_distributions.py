@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*words, **options):
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600, **options)
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=600, check=False, **options
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
@@ -22,7 +24,8 @@ def distributions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
     source = tmp_path_factory.mktemp("source") / "saelab"
     run("git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(source))
-    changed = run("git", "-C", str(ROOT), "ls-files", "--modified", "--others", "--exclude-standard")
+    listing = ("ls-files", "--modified", "--others", "--exclude-standard")
+    changed = run("git", "-C", str(ROOT), *listing)
     for name in changed.splitlines():
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -60,9 +63,7 @@ def test_the_wheel_made_from_the_sdist_works_when_installed(distributions, tmp_p
         env=environment,
     )
     assert all(place.startswith(str(target)) for place in where.split())
-    recipes = run(
-        sys.executable, "-m", "saelab.cli", "recipes", cwd=tmp_path, env=environment
-    )
+    recipes = run(sys.executable, "-m", "saelab.cli", "recipes", cwd=tmp_path, env=environment)
     assert "quickstart" in recipes
     assert (target / "bin" / "saelab").exists()
 

@@ -10,14 +10,14 @@ import time
 
 import pytest
 import torch
+from saelab.training.config import TrainConfig
+from saelab.training.run import train
 
 from saelab.config import to_yaml
 from saelab.dictionary import load_dictionary
 from saelab.errors import ActivationError, ArtifactError, ConfigError, Stopped
 from saelab.files import read_json, read_tensors
 from saelab.run_log import read_log
-from saelab.training.config import TrainConfig
-from saelab.training.run import train
 
 NAMES = ["topk-d64-k4-s0", "topk-d64-k8-s0"]
 
@@ -74,7 +74,7 @@ def test_stopped_by_sigterm_and_resumed_is_bit_identical(run_config, tmp_path, m
         return step(self, batch)
 
     monkeypatch.setattr(learner_module.Learner, "step", step_then_signal)
-    with pytest.raises(Stopped, match="stopped by SIGTERM after step 12 of 24.*--resume"):
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM after step 12 of 24.*--resume"):
         train(run_config)
     assert read_json(run_config.out / "checkpoint" / "checkpoint.json")["step"] == 12
     monkeypatch.undo()
@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_is_named(run_config, monkeypatch):
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(bytes(content))
-    with pytest.raises(ArtifactError, match=r"checkpoint-00000007.safetensors is not the file"):
+    with pytest.raises(ArtifactError, match=r"checkpoint-00000007\.safetensors is not the file"):
         train(run_config, resume=True)
     file.unlink()
     with pytest.raises(ArtifactError, match="is missing: start with --overwrite"):
