@@ -1,6 +1,6 @@
 """Measure saelab beside its peers and write the tables to `benchmarks/results/`.
 
-    python benchmarks/run.py [--sections step,harvest,reader,quality] [--quick]
+    python benchmarks/run.py [--sections quality,step,harvest,reader,defaults] [--quick]
 
 What is compared is measured in turn in the same run. Close other programs first.
 """
@@ -24,7 +24,7 @@ from sections.common import (
 from sections.report import section_text, write_page, write_section
 
 # quality first: it captures the real rows that the step section then uses.
-SECTIONS = ["quality", "step", "harvest", "reader"]
+SECTIONS = ["quality", "step", "harvest", "reader", "defaults"]
 WITH_PEERS = {"quality", "step"}
 
 

@@ -115,14 +115,15 @@ def parse_arguments(
     import tyro
 
     complaint = io.StringIO()
+    start: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 config_type,
                 args=list(arguments),
                 prog=program,
-                default=tyro.MISSING if default is None else default,
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+                **start,
             )
     except SystemExit as leaving:
         if not leaving.code:

@@ -127,12 +127,14 @@ class TrainConfig:
             for name in self.methods
             if name not in METHODS
         ]
-        positive = ("n_tokens", "batch_rows", "log_every_steps", "checkpoint_every_steps")
+        positive = ("n_tokens", "log_every_steps", "checkpoint_every_steps")
         problems += [
             f"{name} is {getattr(self, name)}; it must be at least 1"
             for name in (*positive, "stream_pool_rows")
             if getattr(self, name) < 1
         ]
+        if self.batch_rows < 2:
+            problems.append(f"batch_rows is {self.batch_rows}; it must be at least 2")
         for name in ("d_sae", "k"):
             problems += [
                 f"{name} contains {value}; it must be at least 1"

@@ -8,7 +8,7 @@ from pathlib import Path
 from saelab.report import Report
 from saelab.run_log import read_log
 
-from .run import METRICS_FILE
+from .run_folder import METRICS_FILE
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 PAGE_FILE = "training.html"

@@ -17,6 +17,7 @@ import torch
 from saelab.activation_cache import ActivationBatch, RowStatistics
 from saelab.errors import ActivationError, Stopped
 from saelab.interrupts import StopRequest, stop_on_signals
+from saelab.metrics import fvu
 from saelab.progress import progress_bar
 from saelab.run_log import RunLog
 
@@ -128,13 +129,8 @@ class TrainingLoop:
         seconds_per_row = self._since_log.seconds_per_row()
         shown = []
         for learner, output in zip(self.learners, outputs, strict=True):
+            self._check_finite(learner, output)
             line = step_figures(self._batch, output)
-            if not math.isfinite(line["loss"]):
-                raise ActivationError(
-                    f"{learner.spec.name}: the loss is {line['loss']} after step {self.step}; "
-                    "the last checkpoint is untouched: lower optimizer.learning-rate and resume or "
-                    "start anew"
-                )
             line |= learner.method.metrics()
             self.log.write(
                 self.step,
@@ -147,6 +143,15 @@ class TrainingLoop:
             )
             shown.append(f"FVU {line['fvu']:.3f}")
         return ", ".join(shown[:4]) + ("" if len(shown) <= 4 else ", …")
+
+    def _check_finite(self, learner: Learner, output: StepOutput) -> None:
+        for name, loss in output.losses.items():
+            if not math.isfinite(float(loss.detach())):
+                raise ActivationError(
+                    f"{learner.spec.name}: the {name} loss is {float(loss.detach())} at step "
+                    f"{self.step}; the last checkpoint is untouched: start anew with a lower "
+                    "--optimizer.learning-rate"
+                )
 
     def _stop_if_asked(self, stop: StopRequest, last: bool) -> None:
         if stop and not last:
@@ -173,17 +178,12 @@ def normalisation_of(stream: ActivationStream, device: torch.device) -> Normalis
 
 def step_figures(batch: TrainingBatch, output: StepOutput) -> dict[str, float]:
     """Loss terms, FVU and L0 of one batch; FVU is against the batch's own mean."""
-    with torch.no_grad():
-        x = batch.activations
-        error = (x - output.reconstruction).square().sum()
-        variance = (x - x.mean(0)).square().sum()
-        l0 = (output.codes.value > 0).sum() / x.shape[0]
     losses = {name: float(value.detach()) for name, value in output.losses.items()}
     return {
         "loss": sum(losses.values()),
         **{f"loss_{name}": value for name, value in losses.items()},
-        "fvu": float(error / variance),
-        "l0": float(l0),
+        "fvu": fvu(batch.activations, output.reconstruction.detach()),
+        "l0": int((output.codes.value > 0).sum()) / batch.activations.shape[0],
     }
 
 

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,17 @@ from saelab.dictionary import Dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError
 from saelab.files import write_json
 from saelab.manifest import new_manifest, read_manifest
+from saelab.metrics import fvu
 from saelab.run_log import JsonlLog, RunLog, WandbLog
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .learner import Learner
 from .loop import ActivationStream, TrainingLoop, normalisation_of
+from .run_folder import KIND, METRICS_FILE, RUN_FILE, SCHEMA_VERSION, prepare_folder
 
 logger = logging.getLogger(__name__)
 
-KIND = "training_run"
-SCHEMA_VERSION = 1
-RUN_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
 FINAL_CHECK_ROWS = 8192
 """Rows that a finished dictionary's L0 and FVU are measured on."""
 
@@ -52,7 +49,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     Raises:
         SaelabError: in the words of what went wrong; finished work is never touched.
     """
-    resuming = _prepare_folder(config, resume=resume, overwrite=overwrite)
+    resuming = prepare_folder(config, resume=resume, overwrite=overwrite)
     if resuming:
         run = read_manifest(config.out / RUN_FILE, KIND, SCHEMA_VERSION)
         if run["status"] == "complete":
@@ -161,41 +158,6 @@ def build_learners(config: TrainConfig, d_in: int, device: torch.device) -> list
     ]
 
 
-def _prepare_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> bool:
-    """Whether there is a run to resume; an unwanted one is refused or, on demand, deleted."""
-    out = config.out
-    exists = (out / RUN_FILE).exists()
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other: give one of them")
-    if exists and not resume and not overwrite:
-        raise ConfigError(
-            f"{out} already holds a run: give --resume to go on with it, --overwrite to delete it, "
-            "or another --out"
-        )
-    if out.exists() and not exists and any(out.iterdir()):
-        raise ConfigError(f"{out} holds files that are not of a saelab run: give another --out")
-    if resume and not exists:
-        raise ConfigError(f"{out} holds no run to resume: leave out --resume to start one")
-    if exists and resume:
-        run = read_manifest(out / RUN_FILE, KIND, SCHEMA_VERSION)
-        _check_same_config(run, config)
-    if exists and overwrite:
-        read_manifest(out / RUN_FILE, KIND, SCHEMA_VERSION)
-        shutil.rmtree(out)
-    return exists and resume
-
-
-def _check_same_config(run: dict[str, Any], config: TrainConfig) -> None:
-    if run["config_hash"] == config_hash(config):
-        return
-    new = to_plain(config)
-    differing = sorted(key for key in new if run["config"].get(key) != new[key])
-    raise ConfigError(
-        f"{config.out} was started with other settings ({', '.join(differing)} differ): resume "
-        "with the same recipe and options, or give another --out"
-    )
-
-
 def _open_logs(config: TrainConfig, step: int) -> RunLog:
     log = JsonlLog(config.out / METRICS_FILE, keep_up_to=step)
     if config.wandb_project is None:
@@ -291,9 +253,7 @@ def _finish(
 @torch.no_grad()
 def _measure(dictionary: Dictionary, rows: torch.Tensor) -> dict[str, float]:
     codes = dictionary.encode(rows)
-    error = (rows - dictionary.decode(codes)).double().square().sum()
-    variance = (rows.double() - rows.double().mean(0)).square().sum()
     return {
-        "fvu": float(error / variance),
+        "fvu": fvu(rows, dictionary.decode(codes)),
         "l0": float(codes.l0().double().mean()),
     }

@@ -74,7 +74,10 @@ class NoLog:
 
 
 def train(
-    arguments: argparse.Namespace, stream: RowStream, steps: int
+    arguments: argparse.Namespace,
+    stream: RowStream,
+    steps: int,
+    change: Callable[[TrainConfig], TrainConfig] = lambda config: config,
 ) -> tuple[TrainConfig, Learner]:
     """Run `TrainingLoop` for `steps` steps and return its settings and its learner."""
     config = TrainConfig(
@@ -86,12 +89,13 @@ def train(
         batch_rows=arguments.batch,
         device="cpu",
     )
-    if arguments.product_dtype:
+    if getattr(arguments, "product_dtype", None):
         config = dataclasses.replace(config, product_dtype=arguments.product_dtype)
     lr = getattr(arguments, "lr", None)
     if lr is not None:
         optimizer = dataclasses.replace(config.optimizer, learning_rate=lr)
         config = dataclasses.replace(config, optimizer=optimizer)
+    config = change(config)
     learners = build_learners(config, stream.d_in, torch.device("cpu"))
     save: Callable[[int], None] = lambda step: None  # noqa: E731, ARG005
     TrainingLoop(config, stream, learners, NoLog(), save).run()

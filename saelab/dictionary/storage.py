@@ -244,6 +244,6 @@ def _self_test(dictionary: Dictionary, folder: Path) -> None:
         if not deviation <= SELF_TEST_TOLERANCE:
             raise ArtifactError(
                 f"{folder} fails its self-test: {what} of the stored rows are off by "
-                f"{deviation:.1e} of the largest entry (allowed {SELF_TEST_TOLERANCE:.0e}); this saelab does not "
-                "compute what the saving one did"
+                f"{deviation:.1e} of the largest entry (allowed {SELF_TEST_TOLERANCE:.0e}); "
+                "this saelab does not compute what the saving one did"
             )

@@ -1,8 +1,8 @@
 """Decode chosen pairs, with every gradient of the autoencoder written by hand on the pairs.
 
 Given which pairs are active, the reconstruction is x̂ = relu(p) W_dec + b_dec with
-p = (x − b_dec) W_enc + b_enc at those pairs only. With G = ∂L/∂x̂ and V = ∂L/∂f
-(from losses on the codes themselves), a pair's pre-activation has the gradient q = (⟨G_r, W_dec_l⟩ + V) · 1[p > 0] and
+p = (x − b_dec) W_enc + b_enc at those pairs only. Call G = ∂L/∂x̂, and V = ∂L/∂f what losses on the
+codes themselves ask for. The gradient of a pair's p is q = (⟨G_r, W_dec_l⟩ + V) · 1[p > 0], and
 
     ∂W_dec = fᵀ G      ∂W_enc = (x − b_dec)ᵀ q      ∂b_enc = Σ_rows q
     ∂b_dec = Σ_rows G − W_enc ∂b_enc               ∂x = q W_encᵀ  (only when asked for)

@@ -72,7 +72,9 @@ class TransposedPairs:
         """Sort the pairs of `codes` by latent, rows in their order within a latent."""
         order = torch.sort(codes.latent, stable=True).indices
         latent_pointer = torch.zeros(codes.d_sae + 1, dtype=torch.int64, device=order.device)
-        counts = torch.bincount(codes.latent, minlength=codes.d_sae)
+        counts = torch.zeros(codes.d_sae, dtype=torch.int64, device=order.device)
+        # Not bincount, which waits for the device.
+        counts.index_add_(0, codes.latent, torch.ones_like(codes.latent))
         torch.cumsum(counts, 0, out=latent_pointer[1:])
         return TransposedPairs(latent_pointer, codes.pair_rows()[order], order)
 

@@ -1,6 +1,5 @@
 """The command line as a person meets it: help, one-line errors with exit code 2, completion."""
 
-import json
 import subprocess
 import sys
 
@@ -135,52 +134,3 @@ def test_bash_completes_with_the_script(capsys, tmp_path):
     assert complete("saelab", "qu") == ["quickstart"]
     assert "--optimizer.learning-rate" in complete("saelab", "train", "--optimizer.l")
     assert complete("saelab", "train", "quick") == ["quickstart"]
-
-
-@pytest.mark.model
-@pytest.mark.slow
-def test_quickstart_end_to_end_on_the_embedded_model(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    small = (
-        *("--cache-tokens", "16384"),
-        *("--train-tokens", "65536"),
-        *("--eval-tokens", "4096"),
-        *("--d-sae", "1024"),
-    )
-    assert main(["quickstart", *small]) == 0
-    printed = capsys.readouterr().out
-    report = json.loads((tmp_path / "runs/quickstart/report.json").read_text())
-    for field in (
-        "model",
-        "hook_point",
-        "n_tokens_cached",
-        "n_tokens_trained",
-        "d_sae",
-        "k",
-        "fvu",
-        "explained_variance",
-        "l0",
-        "loss_recovered_zero",
-        "loss_recovered_mean",
-        "kl",
-        "dead_fraction",
-        "seconds_cache",
-        "seconds_train",
-        "seconds_eval",
-    ):
-        assert field in report, field
-    assert report["model"] == "smollm2-135m" and report["k"] == 32
-    assert 0.2 < report["fvu"] < 0.7
-    assert report["explained_variance"] == pytest.approx(1 - report["fvu"])
-    assert report["loss_recovered_zero"] > 0.7
-    assert "Next:" in printed and "saelab train sweep" in printed
-
-    code, _, err = run(capsys, "quickstart", *small)
-    assert code == 2 and "give --resume to go on with it, --overwrite" in err
-    assert main(["quickstart", *small, "--resume"]) == 0
-    capsys.readouterr()
-    for artifact in ("cache/blocks.12.hook_resid_post", "train", "train/checkpoint"):
-        code, out, _ = run(capsys, "info", str(tmp_path / "runs/quickstart" / artifact))
-        assert code == 0 and "intact" in out
-    code, out, _ = run(capsys, "info", report["dictionary"])
-    assert code == 0 and "self-test passes" in out
