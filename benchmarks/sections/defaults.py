@@ -13,8 +13,8 @@ from sections.quality import FULL, PASSES, QUICK
 
 NOTES = [
     "One setting changed at a time from the defaults; rows, order, steps, width and k as in the "
-    "quality section. FVU is of the held-out rows; dead: no positive "
-    "code for `dead_after_tokens` at the end of training. The spread over seeds is in the first three lines.",
+    "quality section. FVU is of the held-out rows; dead: no positive code for `dead_after_tokens` "
+    "at the end of training. The spread over seeds is in the first lines.",
 ]
 
 
