@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from protocol import held_out_fvu, load_rows, training_batches
-from saelab.training.config import TrainConfig
-from saelab.training.loop import normalisation_of
 
 from own.saelab_topk import RowStream, train
 from saelab.activation_cache.batch import RowSums
+from saelab.training.config import TrainConfig
+from saelab.training.loop import normalisation_of
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "default, seed 0": {},

@@ -22,15 +22,15 @@ from protocol import (
     step_batches,
     training_batches,
 )
-from saelab.training.config import TrainConfig
-from saelab.training.learner import Learner
-from saelab.training.loop import TrainingLoop, normalisation_of
-from saelab.training.run import build_learners
 from torch import Tensor
 
 from saelab.activation_cache import ActivationBatch, RowStatistics
 from saelab.activation_cache.batch import RowSums
 from saelab.manifest import library_versions
+from saelab.training.config import TrainConfig
+from saelab.training.learner import Learner
+from saelab.training.loop import TrainingLoop, normalisation_of
+from saelab.training.run import build_learners
 
 LIBRARY = f"saelab {library_versions()['saelab']}"
 

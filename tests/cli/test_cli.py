@@ -91,10 +91,9 @@ def test_a_recipe_with_unknown_fields_lists_them_all(capsys, tmp_path):
 
 
 def test_recipes_are_listed_printed_and_read_back(capsys, tmp_path):
+    from saelab.config import load_yaml
     from saelab.training.config import TrainConfig
     from saelab.training.recipes_command import shipped_recipes
-
-    from saelab.config import load_yaml
 
     listed = run(capsys, "recipes")[1]
     for name, path in shipped_recipes().items():

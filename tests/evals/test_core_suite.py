@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from saelab.evals.core.command import main
-from saelab.evals.core.config import CoreConfig
-from saelab.evals.core.suite import run_core
 
 from saelab.activation_cache import RowRule
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError, ModelError, TextError
+from saelab.evals.core.command import main
+from saelab.evals.core.config import CoreConfig
+from saelab.evals.core.suite import run_core
 from saelab.evaluation_result import read_evaluation_result
 from saelab.metrics import METRICS
 from saelab.text import TextConfig, context_batches

@@ -1,6 +1,7 @@
 """A small cache of the tiny model's activations, and settings for runs on it."""
 
 import pytest
+
 from saelab.training.config import OptimizerConfig, TrainConfig
 
 HOOK_POINT = "blocks.1.hook_resid_post"

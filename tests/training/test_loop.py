@@ -4,12 +4,12 @@ import dataclasses
 import itertools
 
 import pytest
-from saelab.training.config import OptimizerConfig
-from saelab.training.learner import learning_rate_factor
-from saelab.training.run import train
 
 from saelab.errors import ActivationError
 from saelab.files import read_json
+from saelab.training.config import OptimizerConfig
+from saelab.training.learner import learning_rate_factor
+from saelab.training.run import train
 
 
 def test_a_loss_that_explodes_stops_the_run_in_words_and_keeps_the_checkpoint(run_config):

@@ -10,14 +10,14 @@ import time
 
 import pytest
 import torch
-from saelab.training.config import TrainConfig
-from saelab.training.run import train
 
 from saelab.config import to_yaml
 from saelab.dictionary import load_dictionary
 from saelab.errors import ActivationError, ArtifactError, ConfigError, Stopped
 from saelab.files import read_json, read_tensors
 from saelab.run_log import read_log
+from saelab.training.config import TrainConfig
+from saelab.training.run import train
 
 NAMES = ["topk-d64-k4-s0", "topk-d64-k8-s0"]
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from saelab.training.config import DictionarySpec, OptimizerConfig
 from saelab.training.learner import Learner
 from saelab.training.methods import METHODS, MethodOptions
