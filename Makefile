@@ -23,8 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --group dev --editable .
 	touch $(STAMP)
 
+# A second time: `make quickstart ARGS=--resume`, or ARGS=--overwrite.
 quickstart: setup
-	$(BIN)/saelab quickstart
+	$(BIN)/saelab quickstart $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from saelab.config import option_strings
 from saelab.errors import ConfigError, did_you_mean
 
 SUITES = {
     "core": "saelab.evals.core.command",
 }
 
-
-@dataclass(frozen=True, kw_only=True)
-class EvalCommand:
-    """The options before a suite's own: none."""
-
-
-CONFIG = EvalCommand
 
 USAGE = """usage: saelab eval SUITE DICTIONARY [DICTIONARY ...] [OPTIONS]
 
@@ -31,6 +24,12 @@ Suites:
 def completion_values() -> list[str]:
     """Words that may follow `saelab eval`."""
     return list(SUITES)
+
+
+def completion_options() -> list[str]:
+    """Options that may follow `saelab eval SUITE`: those of every suite."""
+    configs = [importlib.import_module(module).CONFIG for module in SUITES.values()]
+    return sorted({option for config in configs for option in option_strings(config)})
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("saelab").setLevel(logging.INFO)
     try:
         run_command(words[0], words[1:])
-    except (SaelabError, KeyboardInterrupt, BrokenPipeError) as error:
+    except (SaelabError, KeyboardInterrupt, OSError) as error:
         if debug:
             raise
         return _report(error)
@@ -105,10 +105,19 @@ def _report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("saelab: interrupted", file=sys.stderr)
         return EXIT_STOPPED["SIGINT"]
-    print(f"saelab: {' '.join(str(error).split())}", file=sys.stderr)
+    message = _file_problem(error) if isinstance(error, OSError) else str(error)
+    print(f"saelab: {' '.join(message.split())}", file=sys.stderr)
     if isinstance(error, Stopped):
         return EXIT_STOPPED["SIGTERM" if "SIGTERM" in str(error) else "SIGINT"]
     return EXIT_ERROR
+
+
+def _file_problem(error: OSError) -> str:
+    """What the system says of a file, such as a file where a folder is needed, or a full disk."""
+    if error.strerror is None:
+        return str(error)
+    where = "" if error.filename is None else f" {error.filename}"
+    return f"cannot use{where or ' a file'}: {error.strerror} (`--debug` shows where it happened)"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ names every unknown key and wrong type at once; tyro then takes the loaded value
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import typing
@@ -55,12 +56,22 @@ def from_plain(config_type: type[Config], content: Any, origin: str) -> Config:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     _forbid_unknown_keys(config_type, ConfigDict(extra="forbid"))
-    try:
-        return TypeAdapter(config_type).validate_python(content)
-    except ValidationError as error:
-        raise ConfigError(
-            [_describe(problem, config_type, origin) for problem in error.errors()]
-        ) from None
+    problems: list[str] = []
+    while True:
+        try:
+            config = TypeAdapter(config_type).validate_python(content)
+        except ValidationError as error:
+            found = [_describe(problem, config_type, origin) for problem in error.errors()]
+            problems += [problem for problem in found if problem not in problems]
+            # A failing part hides what is wrong around it: put its defaults there and look again.
+            smaller = _without_failing_parts(content, [p["loc"] for p in error.errors()])
+            if smaller == content:
+                raise ConfigError(problems) from None
+            content = smaller
+        else:
+            if problems:
+                raise ConfigError(problems)
+            return config
 
 
 def load_yaml(config_type: type[Config], path: Path) -> Config:
@@ -133,16 +144,22 @@ def parse_arguments(
 
 def option_strings(config_type: Any, prefix: str = "--") -> list[str]:
     """Every command-line option of a config, as `parse_arguments` spells it."""
+    import tyro
+
     found: list[str] = []
     hints = typing.get_type_hints(config_type)
+    marked = typing.get_type_hints(config_type, include_extras=True)
+    (positional,) = typing.get_args(tyro.conf.Positional[int])[1:]
     for field in dataclasses.fields(config_type):
         nested = _dataclasses_in(hints[field.name])
         if field.metadata.get("flatten"):
             found += option_strings(nested[0], prefix)
         elif nested:
             found += option_strings(nested[0], f"{prefix}{_dashed(field.name)}.")
-        else:
-            found.append(prefix + _dashed(field.name))
+        elif positional not in getattr(marked[field.name], "__metadata__", ()):
+            # A flag that is on by default is spelt as what turns it off.
+            negation = "no-" if hints[field.name] is bool and field.default is True else ""
+            found.append(f"{prefix}{negation}{_dashed(field.name)}")
     return found
 
 
@@ -189,6 +206,20 @@ def _dataclasses_in(hint: Any) -> list[Any]:
         for candidate in (hint, *typing.get_args(hint))
         if dataclasses.is_dataclass(candidate)
     ]
+
+
+def _without_failing_parts(content: Any, places: Sequence[tuple[int | str, ...]]) -> Any:
+    """A copy without the innermost nested settings that each of the places lies in."""
+    content = copy.deepcopy(content)
+    for place in places:
+        owner, key, inner = None, None, content
+        for part in place:
+            if not isinstance(inner, dict) or not isinstance(inner.get(part), dict):
+                break
+            owner, key, inner = inner, part, inner[part]
+        if owner is not None:
+            del owner[key]
+    return content
 
 
 def _describe(problem: Any, config_type: Any, origin: str) -> str:

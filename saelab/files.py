@@ -6,6 +6,7 @@ place, so a reader sees the old file or the new one and never half of one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 from .errors import ArtifactError, ResourceError
 
 TEMPORARY_SUFFIX = ".partial"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -25,7 +27,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it becomes `path`, on failure it is removed.
 
     Raises:
-        ResourceError: the disk is full.
+        ResourceError: the disk is full, or the user's share of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
@@ -34,17 +36,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.errno == 28:
+        if error.errno in _NO_ROOM:
             raise ResourceError(
-                f"disk full while writing {path}: free some space and start again with --resume; "
-                "what was finished before is intact"
+                f"disk full or quota used up while writing {path}: free some space and start again "
+                "with --resume; what was finished before is intact"
             ) from error
         raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename in this folder last: it is an entry of the folder, which is flushed apart."""
+    if os.name != "posix":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # Some network file systems cannot flush a folder, and some folders may not be opened.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -88,7 +107,9 @@ def write_tensors(
         except Exception as error:
             # safetensors reports a full disk as its own error type; give it the usual errno back.
             if "No space left" in str(error) or "os error 28" in str(error):
-                raise OSError(28, "No space left on device") from error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            if "quota exceeded" in str(error):
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)) from error
             raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -64,6 +65,30 @@ def check_manifest(content: Any, path: Path, kind: str, schema_version: int) -> 
             f"{path} has schema version {found!r}; this saelab reads up to {schema_version}: "
             "upgrade saelab to read it"
         )
+    return content
+
+
+def require_fields(
+    content: dict[str, Any], fields: Mapping[str, type | tuple[type, ...]], path: Path
+) -> dict[str, Any]:
+    """Check that parsed JSON has the fields that its reader needs, of the right types.
+
+    Args:
+        content: a manifest, or an object inside one.
+        fields: by name, the type or the types allowed.
+        path: the file it was read from, for the error.
+
+    Raises:
+        ArtifactError: naming every field that is missing or of another type.
+    """
+    wrong = [f"{name!r} is missing" for name in fields if name not in content]
+    wrong += [
+        f"{name!r} is of type {type(content[name]).__name__}"
+        for name, kind in fields.items()
+        if name in content and not isinstance(content[name], kind)
+    ]
+    if wrong:
+        raise ArtifactError(f"{path} was damaged or edited: {', '.join(wrong)}")
     return content
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "fvu",
     "kl_divergence",
     "loss_recovered",
+    "mean_l0",
 ]
 
 DENSE_DENSITY = 0.1
@@ -242,7 +243,7 @@ class SparsityStatistics:
         self.count += torch.bincount(latent, minlength=len(self.count))
         self.total.index_add_(0, latent, value)
         self.maximum.scatter_reduce_(0, latent, value, reduce="amax")
-        l0 = torch.bincount(codes.pair_rows()[active], minlength=codes.n_rows).to(self.count.device)
+        l0 = codes.l0().to(self.count.device)
         self.l0_histogram += torch.bincount(l0, minlength=len(self.l0_histogram))
 
     @property
@@ -295,6 +296,17 @@ def fvu(
     statistics = ReconstructionStatistics(activations.shape[-1], device=activations.device)
     statistics.update(activations, reconstruction)
     return statistics.values()["fvu"]
+
+
+def mean_l0(codes: SparseCodes) -> float:
+    """L0: the mean number of positive codes per row, as in `METRICS["l0_mean"]`.
+
+    Raises:
+        ActivationError: there are no rows.
+    """
+    if codes.n_rows == 0:
+        raise ActivationError("no codes to count: L0 is a mean over rows and there are none")
+    return codes.l0().double().mean().item()
 
 
 def loss_recovered(clean: float, spliced: float, ablated: float) -> float | None:

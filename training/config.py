@@ -7,6 +7,7 @@ is read once and shared.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -36,8 +37,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.learning_rate <= 0:
-            problems.append(f"learning_rate is {self.learning_rate}; it must be positive")
+        if not 0 < self.learning_rate < math.inf:
+            problems.append(f"learning_rate is {self.learning_rate}; it must be positive, finite")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
@@ -49,8 +50,8 @@ class OptimizerConfig:
                 f"warmup_fraction + decay_fraction is "
                 f"{self.warmup_fraction + self.decay_fraction}; it must be at most 1"
             )
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            problems.append(f"clip_norm is {self.clip_norm}; it must be positive, or none")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            problems.append(f"clip_norm is {self.clip_norm}; it must be positive, or None")
         if problems:
             raise ConfigError(problems)
 

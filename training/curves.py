@@ -8,10 +8,9 @@ from pathlib import Path
 from saelab.report import Report
 from saelab.run_log import read_log
 
-from .run_folder import METRICS_FILE
+from .run_folder import METRICS_FILE, PAGE_FILE
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-PAGE_FILE = "training.html"
 
 CURVES = {
     "loss": ("Training loss", "loss, all terms (share of variance)", "log"),

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .config import DictionarySpec, OptimizerConfig
+from .interface import DictionarySettings, Method, StepOutput, TrainingBatch
 from .methods import METHODS, MethodOptions
-from .methods.interface import DictionarySettings, Method, StepOutput, TrainingBatch
 
 
 def learning_rate_factor(step: int, n_steps: int, config: OptimizerConfig) -> float:
@@ -75,6 +75,13 @@ class Learner:
             self.method.after_update(batch, output)
         return output
 
+    def first_not_finite(self) -> str | None:
+        """The name of a parameter that holds NaN or infinities, or None."""
+        for name, parameter in self.method.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                return name
+        return None
+
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, as named tensors."""
         state = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
@@ -104,7 +111,7 @@ class Learner:
 
 
 def _laid_out_like(parameter: Tensor, loaded: Tensor) -> Tensor:
-    """A copy with the parameter's memory layout, which the fused optimizer takes for granted."""
+    """A copy where the parameter is, in its memory layout, as the fused optimizer expects it."""
     if loaded.shape != parameter.shape:
-        return loaded.clone()
+        return loaded.to(parameter.device, copy=True)
     return torch.empty_like(parameter, dtype=loaded.dtype).copy_(loaded)

@@ -17,14 +17,14 @@ import torch
 from saelab.activation_cache import ActivationBatch, RowStatistics
 from saelab.errors import ActivationError, Stopped
 from saelab.interrupts import StopRequest, stop_on_signals
-from saelab.metrics import fvu
+from saelab.metrics import fvu, mean_l0
 from saelab.progress import progress_bar
 from saelab.run_log import RunLog
 
 from .checkpoint import StreamState
 from .config import TrainConfig
+from .interface import Normalisation, StepOutput, TrainingBatch
 from .learner import Learner
-from .methods.interface import Normalisation, StepOutput, TrainingBatch
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,11 @@ class ActivationStream(Protocol):
     @property
     def statistics(self) -> RowStatistics:
         """Mean and variance of the rows."""
+        ...
+
+    @property
+    def excluded(self) -> dict[str, int]:
+        """Rows left out so far, by reason."""
         ...
 
     def provenance(self) -> dict[str, Any]:
@@ -107,7 +112,7 @@ class TrainingLoop:
                 if last or self.step % config.log_every_steps == 0:
                     bar.set_postfix_str(self._log_step(outputs))
                 if last or stop or self.step % config.checkpoint_every_steps == 0:
-                    self.save(self.step)
+                    self._save_if_finite()
                 self._stop_if_asked(stop, last)
 
     def _take_step(self) -> list[StepOutput]:
@@ -143,6 +148,18 @@ class TrainingLoop:
             )
             shown.append(f"FVU {line['fvu']:.3f}")
         return ", ".join(shown[:4]) + ("" if len(shown) <= 4 else ", …")
+
+    def _save_if_finite(self) -> None:
+        """Never let a checkpoint of broken weights replace a good one."""
+        for learner in self.learners:
+            broken = learner.first_not_finite()
+            if broken is not None:
+                raise ActivationError(
+                    f"{learner.spec.name}: {broken} is not finite after step {self.step}; "
+                    "the last checkpoint is untouched: start anew with a lower "
+                    "--optimizer.learning-rate"
+                )
+        self.save(self.step)
 
     def _check_finite(self, learner: Learner, output: StepOutput) -> None:
         for name, loss in output.losses.items():
@@ -183,7 +200,7 @@ def step_figures(batch: TrainingBatch, output: StepOutput) -> dict[str, float]:
         "loss": sum(losses.values()),
         **{f"loss_{name}": value for name, value in losses.items()},
         "fvu": fvu(batch.activations, output.reconstruction.detach()),
-        "l0": int((output.codes.value > 0).sum()) / batch.activations.shape[0],
+        "l0": mean_l0(output.codes),
     }
 
 

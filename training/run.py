@@ -15,19 +15,30 @@ from typing import Any
 import torch
 
 from saelab.activation_cache import CacheStream, ModelStream, open_cache
-from saelab.config import config_hash, to_plain
+from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError
 from saelab.files import write_json
-from saelab.manifest import new_manifest, read_manifest
-from saelab.metrics import fvu
+from saelab.manifest import new_manifest
+from saelab.metrics import fvu, mean_l0
 from saelab.run_log import JsonlLog, RunLog, WandbLog
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .learner import Learner
 from .loop import ActivationStream, TrainingLoop, normalisation_of
-from .run_folder import KIND, METRICS_FILE, RUN_FILE, SCHEMA_VERSION, prepare_folder
+from .run_folder import (
+    CHECKPOINT_FOLDER,
+    DICTIONARIES_FOLDER,
+    KIND,
+    METRICS_FILE,
+    RUN_FILE,
+    SCHEMA_VERSION,
+    check_folder,
+    clear_folder,
+    read_run,
+    settings_hash,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,41 +60,48 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     Raises:
         SaelabError: in the words of what went wrong; finished work is never touched.
     """
-    resuming = prepare_folder(config, resume=resume, overwrite=overwrite)
+    resuming = check_folder(config, resume=resume, overwrite=overwrite)
     if resuming:
-        run = read_manifest(config.out / RUN_FILE, KIND, SCHEMA_VERSION)
+        run = read_run(config)
         if run["status"] == "complete":
             logger.info("%s is complete: nothing to resume", config.out)
             return run
     device = training_device(config.device)
     stream = open_stream(config)
     learners = build_learners(config, stream.d_in, device)
-    run = new_manifest(
-        KIND,
-        SCHEMA_VERSION,
-        seed=config.data_seed,
-        config=to_plain(config),
-        made_from=stream.provenance(),
-    )
-    run |= {"status": "running", "config_hash": config_hash(config)}
-    if not resuming:
-        write_json(config.out / RUN_FILE, run)
     step = _restore(config, stream, learners) if resuming else 0
+    made_from = stream.provenance()
+    if not resuming:
+        # Only now, when all that was asked for is known to exist, is an older run given up.
+        clear_folder(config)
     log = _open_logs(config, step)
     try:
-        TrainingLoop(
+        if not resuming:
+            write_json(config.out / RUN_FILE, _record(config, made_from, "running"))
+        loop = TrainingLoop(
             config,
             stream,
             learners,
             log,
             lambda steps: _save(config, stream, learners, steps),
             step=step,
-        ).run()
+        )
+        loop.run()
     finally:
         log.close()
-    run |= {"dictionaries": _finish(config, stream, learners), "status": "complete"}
+    run = _record(config, made_from, "complete") | {
+        "excluded": stream.excluded,
+        "dictionaries": _finish(config, stream, learners),
+    }
     write_json(config.out / RUN_FILE, run)
     return run
+
+
+def _record(config: TrainConfig, made_from: dict[str, Any], status: str) -> dict[str, Any]:
+    manifest = new_manifest(
+        KIND, SCHEMA_VERSION, seed=config.data_seed, config=to_plain(config), made_from=made_from
+    )
+    return manifest | {"status": status, "settings_hash": settings_hash(config)}
 
 
 def open_stream(config: TrainConfig) -> ActivationStream:
@@ -182,10 +200,10 @@ def _save(
     config: TrainConfig, stream: ActivationStream, learners: list[Learner], step: int
 ) -> None:
     save_checkpoint(
-        config.out / "checkpoint",
+        config.out / CHECKPOINT_FOLDER,
         Checkpoint(
             step,
-            config_hash(config),
+            settings_hash(config),
             stream.state(),
             {learner.spec.name: learner.state() for learner in learners},
         ),
@@ -193,7 +211,7 @@ def _save(
 
 
 def _restore(config: TrainConfig, stream: ActivationStream, learners: list[Learner]) -> int:
-    checkpoint = load_checkpoint(config.out / "checkpoint", config_hash(config))
+    checkpoint = load_checkpoint(config.out / CHECKPOINT_FOLDER, settings_hash(config))
     if checkpoint is None:
         return 0
     names = [learner.spec.name for learner in learners]
@@ -221,7 +239,7 @@ def _finish(
         spec = learner.spec
         dictionary = learner.method.cpu().to_dictionary(normalisation)
         figures = _measure(dictionary, rows)
-        folder = Path("dictionaries") / spec.name
+        folder = Path(DICTIONARIES_FOLDER) / spec.name
         save_dictionary(
             config.out / folder,
             dictionary,
@@ -255,5 +273,5 @@ def _measure(dictionary: Dictionary, rows: torch.Tensor) -> dict[str, float]:
     codes = dictionary.encode(rows)
     return {
         "fvu": fvu(rows, dictionary.decode(codes)),
-        "l0": float(codes.l0().double().mean()),
+        "l0": mean_l0(codes),
     }

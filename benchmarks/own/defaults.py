@@ -49,18 +49,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--held-out", type=Path, required=True)
-    for name in ("d-sae", "k", "batch", "steps", "threads"):
+    for name in ("d-sae", "k", "batch", "passes", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.set_defaults(rows_limit=None, order_seed=0, seed=0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    statistics = RowSums.of(load_rows(arguments.rows)).statistics(None)
+    rows = load_rows(arguments.rows)
+    steps = -(-arguments.passes * len(rows) // arguments.batch)
+    statistics = RowSums.of(rows).statistics(None)
     found = {}
     for name, variant in VARIANTS.items():
         stream = RowStream(training_batches(arguments), statistics)
-        _, learner = train(
-            arguments, stream, arguments.steps, lambda config, v=variant: changed(config, v)
-        )
+        _, learner = train(arguments, stream, steps, lambda config, v=variant: changed(config, v))
         normalisation = normalisation_of(stream, torch.device("cpu"))
         dictionary = learner.method.to_dictionary(normalisation)
         fvu = held_out_fvu(dictionary, arguments.held_out)

@@ -26,12 +26,11 @@ def measure(settings: Settings) -> SectionResult:
     if not rows.is_file():
         raise BenchmarkError("the rows are missing: run the quality section first")
     settings.progress("defaults: training every variant")
-    n_rows = 380_000 if not settings.quick else 16_384
     # fmt: off
     found = run_contestant(
         own_python(), "own.defaults", "--rows", rows, "--held-out", data / "held_out.safetensors",
         "--d-sae", task.d_sae, "--k", task.k, "--batch", task.batch,
-        "--steps", PASSES * n_rows // task.batch, "--threads", settings.threads,
+        "--passes", PASSES, "--threads", settings.threads,
     )
     # fmt: on
     return SectionResult(

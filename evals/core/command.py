@@ -31,7 +31,9 @@ class CoreCommand:
 
     dictionaries: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of saved dictionaries."""
-    config: tyro.conf.OmitArgPrefixes[CoreConfig] = field(default_factory=CoreConfig)
+    config: tyro.conf.OmitArgPrefixes[CoreConfig] = field(
+        default_factory=CoreConfig, metadata={"flatten": True}
+    )
     """Settings."""
 
 

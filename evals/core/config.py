@@ -8,6 +8,8 @@ from typing import Literal
 
 from saelab.errors import ConfigError
 
+DEFAULT_LOSS_TOKENS = 16_384
+
 
 @dataclass(frozen=True, kw_only=True)
 class CoreConfig:
@@ -19,8 +21,9 @@ class CoreConfig:
 
     n_tokens: int = 65_536
     """Tokens of held-out text for reconstruction and sparsity, rounded up to contexts."""
-    n_loss_tokens: int = 16_384
-    """Tokens, the first of those, on which losses and KL are measured (about six times as slow)."""
+    n_loss_tokens: int | None = None
+    """Tokens, the first of those, on which losses and KL are measured (about six times as slow).
+    None: 16,384, or all of `n_tokens` where that is less."""
     batch_contexts: int = 4
     """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
     text_source: str | None = None
@@ -43,11 +46,11 @@ class CoreConfig:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name}: {getattr(self, name)} is below {least}"
-            for name, least in (("n_tokens", 1), ("n_loss_tokens", 1), ("batch_contexts", 1))
-            if getattr(self, name) < least
+            f"{name}: {value} is below 1"
+            for name in ("n_tokens", "n_loss_tokens", "batch_contexts")
+            if (value := getattr(self, name)) is not None and value < 1
         ]
-        if self.n_loss_tokens > self.n_tokens:
+        if self.n_loss_tokens is not None and self.n_loss_tokens > self.n_tokens:
             problems.append(
                 f"n_loss_tokens: {self.n_loss_tokens} exceeds n_tokens = {self.n_tokens}; losses "
                 "are "
@@ -57,3 +60,10 @@ class CoreConfig:
             problems.append(f"context_length: {self.context_length} is below 2 tokens")
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def loss_tokens(self) -> int:
+        """`n_loss_tokens` with None resolved."""
+        if self.n_loss_tokens is not None:
+            return self.n_loss_tokens
+        return min(DEFAULT_LOSS_TOKENS, self.n_tokens)

@@ -114,8 +114,8 @@ def measure_losses(
     """
     zeros = [0.0] * len(dictionaries)
     findings = LossFindings(spliced=[*zeros], mean_ablation=[*zeros], kl=[*zeros])
-    batches = held_out_batches(model, protocol, config.n_loss_tokens, config.batch_contexts)
-    with progress_bar(config.n_loss_tokens, "splice", "tokens") as bar:
+    batches = held_out_batches(model, protocol, config.loss_tokens, config.batch_contexts)
+    with progress_bar(config.loss_tokens, "splice", "tokens") as bar:
         for tokens in batches:
             _add_batch(findings, model, protocol, dictionaries, means, tokens)
             bar.update(tokens.numel())

@@ -108,7 +108,7 @@ def write_features(path: Path, sparsity: SparsityStatistics) -> None:
 def _settings(protocol: Protocol, config: CoreConfig, mean_source: str) -> dict[str, Any]:
     return {
         "n_tokens": config.n_tokens,
-        "n_loss_tokens": config.n_loss_tokens,
+        "n_loss_tokens": config.loss_tokens,
         "batch_contexts": config.batch_contexts,
         "context_length": protocol.context_length,
         "text": to_plain(protocol.text),

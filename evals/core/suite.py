@@ -140,8 +140,8 @@ def _evaluate(
 
 
 def _write(out: Path, result: EvaluationResult, sparsity: SparsityStatistics) -> EvaluationResult:
+    # An old result stays until the new one replaces it: stopping here loses none.
     out.mkdir(parents=True, exist_ok=True)
-    (out / RESULT_FILE).unlink(missing_ok=True)
     write_features(out / FEATURES_FILE, sparsity)
     write_report(out / REPORT_FILE, result)
     written = write_evaluation_result(out / RESULT_FILE, result)

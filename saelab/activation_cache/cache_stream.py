@@ -30,12 +30,24 @@ class CacheStream:
         cache: where the rows are.
         batch_rows: rows in a batch.
         seed: of the order.
+        with_gradients: also hand out gradients, which doubles what is read.
+
+    Raises:
+        ActivationError: gradients were asked for and the cache has none.
     """
 
-    def __init__(self, cache: ActivationCache, batch_rows: int, seed: int):
+    def __init__(
+        self, cache: ActivationCache, batch_rows: int, seed: int, *, with_gradients: bool = False
+    ):
         if batch_rows < 1:
             raise ValueError(f"batches of {batch_rows} rows were asked for; at least 1 is needed")
+        if with_gradients and not cache.has_gradients:
+            raise ActivationError(
+                f"gradients were asked for and {cache.folder} holds none: make the cache with "
+                "--gradients"
+            )
         self.cache = cache
+        self.with_gradients = with_gradients
         self.batch_rows = batch_rows
         self.seed = seed
         self.epoch = 0
@@ -52,12 +64,17 @@ class CacheStream:
         """Statistics of all rows of the cache."""
         return self.cache.statistics
 
+    @property
+    def excluded(self) -> dict[str, int]:
+        """Positions of the cache's text that are no rows, by reason; its hash pins them."""
+        return self.cache.excluded
+
     def provenance(self) -> dict[str, Any]:
         """What a dictionary trained on this stream was made from."""
         return self.cache.provenance()
 
     def next_batch(self) -> ActivationBatch:
-        """The next `batch_rows` rows: float32 activations, and gradients where the cache has them.
+        """The next `batch_rows` rows: float32 activations, and gradients where asked for.
 
         Raises:
             ActivationError: a row holds a NaN or an infinity; the state is that before the batch.
@@ -72,7 +89,9 @@ class CacheStream:
             pieces.append(order(np.arange(position, position + taken)))
             position += taken
             wanted -= taken
-        batch = self.cache.rows(torch.from_numpy(np.concatenate(pieces)))
+        batch = self.cache.rows(
+            torch.from_numpy(np.concatenate(pieces)), with_gradients=self.with_gradients
+        )
         self.epoch, self.position, self._order = epoch, position, order
         return batch
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from saelab.errors import ConfigError
-from saelab.text import TextConfig
+from saelab.text_config import TextConfig
 
 from .row_rule import RowRule
 

@@ -142,6 +142,12 @@ def shard_layout(
     return layout
 
 
+def row_bytes(d_in: int, dtype: str, gradients: bool) -> int:
+    """Bytes that one row takes in a shard, its token and place in the text included."""
+    origin = torch.int32.itemsize + torch.int64.itemsize + torch.int32.itemsize
+    return d_in * DTYPES[dtype].itemsize * (2 if gradients else 1) + origin
+
+
 def map_shard(path: Path, manifest: dict[str, Any], entry: ShardEntry) -> dict[str, Tensor]:
     """Map a shard's tensors into memory; bytes are read from disk when rows are touched.
 

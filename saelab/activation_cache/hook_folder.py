@@ -38,6 +38,7 @@ from .format import (
     content_hash,
     map_shard,
     read_cache_manifest,
+    row_bytes,
     shard_entries,
     shard_name,
     verify_shards,
@@ -46,16 +47,26 @@ from .harvest import Calibration, Rows
 
 
 def provenance(
-    model: LanguageModel, config: HarvestConfig, hook_point: str, norm_ceiling: float | None
+    model: LanguageModel,
+    config: HarvestConfig,
+    hook_point: str,
+    norm_ceiling: float | None,
+    text_hash: str | None,
 ) -> dict[str, Any]:
-    """What rows of this harvest are made from, as every later artifact records it."""
+    """What rows of this harvest are made from, as every later artifact records it.
+
+    Args:
+        text_hash: `content_hash` of `describe_text`; None for a stream, whose content is unknown.
+    """
     settings = config.to_json()
     return {
         "model": config.model,
         "model_hash": model.content_hash,
         "hook_point": hook_point,
         "text": settings["text"],
+        "text_hash": text_hash,
         "context_length": config.context_length,
+        "prepend_bos": model.bos_id is not None,
         "row_rule": settings["rows"],
         "norm_ceiling": norm_ceiling,
         "model_dtype": config.model_dtype,
@@ -70,12 +81,14 @@ def start_manifest(
     calibration: Calibration,
 ) -> dict[str, Any]:
     """The manifest of a cache that has no shard yet."""
+    text = describe_text(config.text)
+    ceiling = calibration.norm_ceiling
     manifest = new_manifest(
         KIND,
         SCHEMA_VERSION,
         seed=config.text.seed,
         config=config.to_json(),
-        made_from=provenance(model, config, hook_point, calibration.norm_ceiling),
+        made_from=provenance(model, config, hook_point, ceiling, text["content_hash"]),
     )
     return manifest | {
         "status": "writing",
@@ -91,11 +104,11 @@ def start_manifest(
             "special_ids": sorted(model.special_ids),
         },
         "bos_rule": "every context starts with the BOS token where the model has one",
-        "text": describe_text(config.text),
+        "text": text,
         "context_length": config.context_length,
         "row_rule": config.to_json()["rows"],
         "calibration": calibration.to_json(),
-        "norm_ceiling": calibration.norm_ceiling,
+        "norm_ceiling": ceiling,
         "n_tokens_requested": config.n_tokens,
         "shards": [],
     }
@@ -123,7 +136,7 @@ class HookFolder:
         """Take up what an interrupted run left, after checking that it is of the same run.
 
         Raises:
-            ConfigError: it was started with other settings or another model.
+            ConfigError: it was started with other settings, another model or another text.
             ArtifactError: manifest or shards are damaged.
         """
         path = folder / MANIFEST_NAME
@@ -131,6 +144,8 @@ class HookFolder:
         differing = _differing(manifest["config"], config.to_json())
         if manifest["made_from"]["model_hash"] != model.content_hash:
             differing.append("model: its files changed since")
+        if manifest["made_from"].get("text_hash") != describe_text(config.text)["content_hash"]:
+            differing.append(f"text: the content of {config.text.source} changed since")
         if differing:
             raise ConfigError(
                 f"{folder} was started with other settings ({'; '.join(differing)}): resume with "
@@ -149,6 +164,13 @@ class HookFolder:
     def contexts(self) -> int:
         """Contexts whose rows lie in finished shards."""
         return sum(entry["contexts"] for entry in self.manifest["shards"])
+
+    @property
+    def context_bytes(self) -> int:
+        """Bytes of a context of which no row is excluded."""
+        return self.manifest["context_length"] * row_bytes(
+            self.manifest["d_in"], self.manifest["dtype"], self.manifest["has_gradients"]
+        )
 
     def save_manifest(self) -> None:
         """Write the manifest as it stands."""

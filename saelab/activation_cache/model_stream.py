@@ -7,6 +7,7 @@ so the cost is that of the rows moved, whatever the size of the pool.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -20,6 +21,7 @@ from saelab.errors import ActivationError, ConfigError
 from saelab.files import hash_of
 from saelab.language_model import LanguageModel
 from saelab.progress import progress_bar
+from saelab.text import describe_text
 
 from .batch import ActivationBatch, RowStatistics, RowSums
 from .config import HarvestConfig
@@ -36,6 +38,7 @@ from .hook_folder import provenance
 from .permutation import Permutation
 
 _log = logging.getLogger(__name__)
+_EXCLUDED = "excluded_"
 
 
 class ModelStream:
@@ -53,6 +56,7 @@ class ModelStream:
 
     Raises:
         ConfigError: settings that do not fit; all of them are named.
+        TextError: there is no such text.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class ModelStream:
         self.pool_rows = pool_rows
         self._model = model
         self._config = config
+        self._text_hash: str | None = describe_text(config.text)["content_hash"]
+        self._excluded: Counter[str] = Counter()
         self._statistics: RowStatistics | None = None
         self._drawn = 0  # batches handed out: with the seed, all there is to the randomness
         self._next_context = 0
@@ -97,11 +103,15 @@ class ModelStream:
             self._statistics = self._start()
         return self._statistics
 
+    @property
+    def excluded(self) -> dict[str, int]:
+        """Positions excluded so far by reason, in every pass over the text; none before use."""
+        return dict(self._excluded)
+
     def provenance(self) -> dict[str, Any]:
         """What a dictionary trained on this stream was made from."""
-        made_from = provenance(
-            self._model, self._config, self.hook_point, self.statistics.norm_ceiling
-        )
+        ceiling = self.statistics.norm_ceiling
+        made_from = provenance(self._model, self._config, self.hook_point, ceiling, self._text_hash)
         return {**made_from, "cache_hash": None}
 
     def next_batch(self) -> ActivationBatch:
@@ -124,6 +134,7 @@ class ModelStream:
         state: dict[str, Tensor | int | str] = {
             "stream": "model",
             "source": self._source(),
+            "text_hash": self._text_hash or "",
             "seed": self.seed,
             "drawn": self._drawn,
             "next_context": self._next_context,
@@ -138,6 +149,8 @@ class ModelStream:
         }
         if statistics.norm_ceiling is not None:
             state["norm_ceiling"] = torch.tensor(statistics.norm_ceiling, dtype=torch.float64)
+        for reason, count in self._excluded.items():
+            state[_EXCLUDED + reason] = count
         for name in self._pool:
             state[f"pool_{name}"] = self._pool[name].clone()
             state[f"pending_{name}"] = self._pending[name].clone()
@@ -147,13 +160,19 @@ class ModelStream:
         """Go on where `state` was taken.
 
         Raises:
-            ActivationError: the state is of another kind of stream, model, config or pool size.
+            ActivationError: the state is of another kind of stream, model, config, pool size or
+                text.
         """
         if state.get("stream") != "model" or state["source"] != self._source():
             raise ActivationError(
                 "the saved data position is of another stream, model or config than "
                 f"{self._config.model} at {self.hook_point}: resume with the settings that the "
                 "run started with"
+            )
+        if state.get("text_hash") != (self._text_hash or ""):
+            raise ActivationError(
+                f"the text {self._config.text.source} changed since the data position was saved: "
+                "restore the text that the run started with, or start a new run"
             )
         ceiling = state.get("norm_ceiling")
         raw, centred = state["squared_norms"].tolist()
@@ -169,6 +188,13 @@ class ModelStream:
         self._text_epoch = int(state["text_epoch"])
         self._rows_this_epoch = int(state["rows_this_epoch"])
         self._batches = None
+        self._excluded = Counter(
+            {
+                name.removeprefix(_EXCLUDED): int(count)
+                for name, count in state.items()
+                if name.startswith(_EXCLUDED)
+            }
+        )
         for name in self._pool:
             self._pool[name].copy_(state[f"pool_{name}"])
             self._pending[name] = state[f"pending_{name}"].clone()
@@ -231,6 +257,7 @@ class ModelStream:
             self._pending[name] = torch.cat([waiting, _present(fresh[name]).to(waiting)])
         self._next_context = batch.first_context + len(batch.tokens)
         self._rows_this_epoch += len(rows.tokens)
+        self._excluded.update(rows.excluded)
 
 
 def _present(column: Tensor | None) -> Tensor:

@@ -138,33 +138,23 @@ class ActivationCache:
             norm_ceiling=self.norm_ceiling,
         )
 
-    @property
-    def mean(self) -> Float[Tensor, " d_in"]:
-        """Mean row, float32."""
-        return self.statistics.mean
-
-    @property
-    def mean_squared_norm(self) -> float:
-        """Mean squared norm of the raw rows."""
-        return self.manifest["statistics"]["mean_squared_norm"]
-
-    @property
-    def centred_mean_squared_norm(self) -> float:
-        """Mean squared norm of the rows less their mean."""
-        return self.manifest["statistics"]["centred_mean_squared_norm"]
-
     def provenance(self) -> dict[str, Any]:
         """What a dictionary trained on this cache was made from."""
         return {**self.manifest["made_from"], "cache_hash": self.content_hash}
 
     def rows(
-        self, indices: Int[Tensor, " batch"], *, with_context: bool = False
+        self,
+        indices: Int[Tensor, " batch"],
+        *,
+        with_context: bool = False,
+        with_gradients: bool = True,
     ) -> ActivationBatch:
         """Read rows by index, in the order of `indices`; the cost is that of the rows moved.
 
         Args:
             indices: rows to read, in 0 to n_rows - 1; repeats are allowed.
             with_context: also read tokens, sequence and position.
+            with_gradients: also read gradients, where the cache has them; doubles what is moved.
 
         Raises:
             IndexError: an index lies outside the cache.
@@ -178,7 +168,7 @@ class ActivationCache:
             column = torch.empty(len(indices), dtype=self._shards[0][name].dtype)
             read[name] = self._gather(plan, name, column)
         read["activations"] = self._gather_finite(plan, "activations")
-        if self.has_gradients:
+        if with_gradients and self.has_gradients:
             read["gradients"] = self._gather_finite(plan, "gradients")
         return ActivationBatch(**read)
 

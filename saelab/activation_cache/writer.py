@@ -18,7 +18,7 @@ from saelab.language_model import LanguageModel, load_language_model
 from saelab.progress import progress_bar
 
 from .config import HarvestConfig
-from .format import DTYPES, MANIFEST_NAME
+from .format import MANIFEST_NAME, row_bytes
 from .harvest import (
     CapturedBatch,
     calibrate,
@@ -30,8 +30,6 @@ from .harvest import (
 from .hook_folder import HookFolder, remove_cache, require_only_cache, start_manifest
 
 _log = logging.getLogger(__name__)
-# Bytes of a row beside its activations: token (int32), sequence (int64), position (int32).
-_ORIGIN_BYTES = 16
 
 
 def write_caches(
@@ -56,7 +54,7 @@ def write_caches(
 
     Raises:
         ConfigError: a cache is there and neither `resume` nor `overwrite` was given; or it was
-            started with other settings; or the model cannot take the contexts.
+            started with other settings or another text; or the model cannot take the contexts.
         ModelError: the model or a hook point is unknown.
         TextError: the text does not fill one batch.
         ActivationError: a NaN or infinite activation; finished shards are kept.
@@ -82,7 +80,7 @@ def write_caches(
         batches = capture_batches(model, config, first_context=first_context)
         if len(folders) < len(paths):
             batches = _start_folders(batches, paths, folders, model, config, widths)
-        _fill(batches, folders, model, config, first_context, stop)
+        _fill(Path(out), batches, folders, model, config, first_context, stop)
     for folder in folders.values():
         if not folder.complete:
             folder.finish()
@@ -106,13 +104,30 @@ def _check_existing(paths: list[Path], *, resume: bool, overwrite: bool) -> None
 def _require_space(
     out: Path, config: HarvestConfig, widths: dict[str, int], first_context: int
 ) -> None:
-    """Check that the rest of the rows fits on the disk, where their number is known."""
+    """Check that the rest of the rows fits on the disk; one shard of them, if nobody can know."""
     if config.n_contexts is None:
-        return
-    value_bytes = DTYPES[config.cache_dtype].itemsize * (2 if config.gradients else 1)
-    row_bytes = sum(width * value_bytes + _ORIGIN_BYTES for width in widths.values())
-    rows = (config.n_contexts - first_context) * config.context_length
-    require_free_space(out, rows * row_bytes, f"a cache of {rows:,} tokens")
+        contexts, what = config.shard_contexts, "the first shard of a cache,"
+    else:
+        contexts, what = config.n_contexts - first_context, "a cache of"
+    rows = contexts * config.context_length
+    needed = rows * sum(
+        row_bytes(width, config.cache_dtype, config.gradients) for width in widths.values()
+    )
+    require_free_space(out, needed, f"{what} {rows:,} tokens")
+
+
+def _require_space_for_shard(
+    out: Path, config: HarvestConfig, folders: list[HookFolder], done: int
+) -> None:
+    """Check that the next shard fits: the text's length may be unknown, the disk is shared."""
+    contexts = config.shard_contexts
+    if config.n_contexts is not None:
+        contexts = min(contexts, config.n_contexts - done)
+    require_free_space(
+        out,
+        contexts * sum(folder.context_bytes for folder in folders),
+        "the next shard (finished ones are kept, --resume goes on with them)",
+    )
 
 
 def _start_folders(
@@ -144,6 +159,7 @@ def _start_folders(
 
 
 def _fill(
+    out: Path,
     batches: Iterator[CapturedBatch],
     folders: dict[str, HookFolder],
     model: LanguageModel,
@@ -159,6 +175,8 @@ def _fill(
         for batch in batches:
             # A folder may be a shard ahead of the others where a run was killed between two.
             behind = [folder for folder in folders.values() if folder.contexts <= done - in_shard]
+            if in_shard == 0:
+                _require_space_for_shard(out, config, behind, done)
             for folder in behind:
                 hook_point = folder.manifest["hook_point"]
                 ceiling = folder.manifest["norm_ceiling"]

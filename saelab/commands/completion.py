@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Literal
 
 import tyro
@@ -41,13 +42,20 @@ complete -o filenames -F _saelab saelab
 """
 
 
+def options_of(module: ModuleType) -> list[str]:
+    """The options a command's module offers: its own list, or those of its CONFIG."""
+    if hasattr(module, "completion_options"):
+        return module.completion_options()
+    return option_strings(module.CONFIG)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Print the script."""
     command = parse_arguments(CompletionCommand, arguments, program="saelab completion")
     cases = []
     for name, entry in COMMANDS.items():
         module = importlib.import_module(entry.module)
-        options = " ".join(option_strings(module.CONFIG))
+        options = " ".join(options_of(module))
         values = " ".join(getattr(module, "completion_values", list)())
         cases.append(f'    {name}) options="{options}"; values="{values}" ;;')
     script = BASH.format(commands=" ".join(COMMANDS), cases="\n".join(cases))

@@ -11,9 +11,31 @@ import tyro
 
 from saelab.config import parse_arguments
 from saelab.errors import ArtifactError
+from saelab.evaluation_result import read_evaluation_result
 from saelab.files import read_json, sha256_of
+from saelab.manifest import check_manifest, require_fields
 
-MANIFEST_FILES = ("saelab.json", "run.json", "manifest.json", "checkpoint.json", "report.json")
+# In the order they are looked for in a folder.
+MANIFEST_FILES = (
+    "saelab.json",
+    "run.json",
+    "manifest.json",
+    "checkpoint.json",
+    "report.json",
+    "quickstart.json",
+    "core.json",
+)
+# Repeated from the rooms that write them: the library may not import those.
+SCHEMA_VERSIONS = {
+    "activation_cache": 1,
+    "dictionary": 1,
+    "training_run": 1,
+    "checkpoint": 1,
+    "evaluation_result": 1,
+    "quickstart_report": 1,
+    "quickstart_state": 1,
+}
+NUMBER_OR_NONE = (int, float, type(None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +43,7 @@ class InfoCommand:
     """Say what an artifact is, from what it was made, and whether it is intact."""
 
     path: tyro.conf.Positional[Path]
-    """An activation cache, run, checkpoint, dictionary or evaluation result."""
+    """An activation cache, run, checkpoint, dictionary, evaluation result or quickstart."""
 
 
 CONFIG = InfoCommand
@@ -38,19 +60,28 @@ def describe(path: Path) -> list[str]:
     """The lines that `saelab info` prints.
 
     Raises:
-        ArtifactError: nothing of ours is there, or it is damaged.
+        ArtifactError: nothing of ours is there, it is damaged, or from a newer saelab.
     """
-    folder, manifest = _find_manifest(path)
+    file, manifest = _find_manifest(path)
+    kind = manifest["kind"]
+    if not isinstance(kind, str) or kind not in SCHEMA_VERSIONS:
+        raise ArtifactError(
+            f"{file} describes a {kind!r}, which this saelab does not know: upgrade saelab"
+        )
+    check_manifest(manifest, file, kind, SCHEMA_VERSIONS[kind])
     lines = [
-        f"{manifest['kind'].replace('_', ' ')} (schema version {manifest['schema_version']})",
-        f"path: {folder}",
+        f"{kind.replace('_', ' ')} (schema version {manifest['schema_version']})",
+        f"path: {file.parent}",
     ]
-    if "created" in manifest:
-        versions = ", ".join(f"{k} {v}" for k, v in manifest["library_versions"].items())
+    # The checkpoint's file only points to the newest checkpoint of a run, which has all this.
+    if kind != "checkpoint":
+        require_fields(
+            manifest, {"created": str, "library_versions": dict, "made_from": dict}, file
+        )
+        versions = ", ".join(f"{name} {v}" for name, v in manifest["library_versions"].items())
         lines.append(f"created: {manifest['created']} with {versions}")
-    lines += [f"{key}: {_short(value)}" for key, value in manifest.get("made_from", {}).items()]
-    describer = DESCRIBERS.get(manifest["kind"])
-    return lines + (describer(folder, manifest) if describer else [])
+        lines += [f"{key}: {_short(value)}" for key, value in manifest["made_from"].items()]
+    return lines + DESCRIBERS[kind](file, manifest)
 
 
 def _find_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -60,7 +91,7 @@ def _find_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
             continue
         content = read_json(candidate)
         if isinstance(content, dict) and {"kind", "schema_version"} <= set(content):
-            return candidate.parent, content
+            return candidate, content
     if not path.exists():
         raise ArtifactError(f"{path} does not exist")
     inside = sorted(
@@ -70,15 +101,20 @@ def _find_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
     raise ArtifactError(f"{path} holds no saelab artifact{hint}")
 
 
-def _describe_cache(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    if manifest.get("status") != "complete":
-        return [
-            f"status: {manifest.get('status')}, {len(manifest.get('shards', []))} shards written; "
-            "continue with `saelab cache … --resume`"
-        ]
+def _describe_cache(file: Path, manifest: dict[str, Any]) -> list[str]:
     from saelab.activation_cache import open_cache
+    from saelab.activation_cache.format import read_cache_manifest, shard_entries, verify_shards
 
-    cache = open_cache(folder)
+    require_fields(manifest, {"status": str}, file)
+    if manifest["status"] != "complete":
+        entries = shard_entries(read_cache_manifest(file), file)
+        verify_shards(file.parent, entries)
+        return [
+            f"intact so far: {len(entries)} shards with {sum(e.rows for e in entries):,} rows have "
+            "the size and SHA-256 they were written with",
+            f"unfinished ({manifest['status']}): continue with `saelab cache … --resume`",
+        ]
+    cache = open_cache(file.parent)
     return [
         f"rows: {cache.n_rows:,} of width {cache.d_in}"
         + (" with gradients" if cache.has_gradients else ""),
@@ -88,10 +124,11 @@ def _describe_cache(folder: Path, manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def _describe_dictionary(folder: Path, manifest: dict[str, Any]) -> list[str]:
+def _describe_dictionary(file: Path, manifest: dict[str, Any]) -> list[str]:
     from saelab.dictionary import load_dictionary
 
-    saved = load_dictionary(folder)
+    require_fields(manifest, {"config": dict}, file)
+    saved = load_dictionary(file.parent)
     dictionary = saved.dictionary
     return [
         f"architecture: {dictionary.architecture}, d_in {dictionary.d_in}, d_sae {dictionary.d_sae}"
@@ -102,30 +139,71 @@ def _describe_dictionary(folder: Path, manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def _describe_run(folder: Path, manifest: dict[str, Any]) -> list[str]:
+def _describe_run(file: Path, manifest: dict[str, Any]) -> list[str]:
+    require_fields(manifest, {"status": str}, file)
     lines = [f"status: {manifest['status']}"]
-    for name, figures in manifest.get("dictionaries", {}).items():
-        lines.append(f"{name}: FVU {figures['fvu']:.4f}, L0 {figures['l0']:.1f}")
-        describe(folder / figures["folder"])
-    if manifest["status"] == "complete":
-        lines.append("intact: every dictionary passes its checks")
-    else:
-        lines.append("unfinished: continue with `saelab train … --resume`")
-    return lines
+    if manifest["status"] != "complete":
+        checkpoint = file.parent / "checkpoint" / "checkpoint.json"
+        if checkpoint.exists():
+            lines += [f"checkpoint, {line}" for line in describe(checkpoint)[-2:]]
+        return [*lines, "unfinished: continue with `saelab train … --resume`"]
+    require_fields(manifest, {"dictionaries": dict}, file)
+    require_fields(manifest["dictionaries"], dict.fromkeys(manifest["dictionaries"], dict), file)
+    for name, figures in manifest["dictionaries"].items():
+        require_fields(figures, {"folder": str, "fvu": NUMBER_OR_NONE, "l0": NUMBER_OR_NONE}, file)
+        lines.append(f"{name}: FVU {_short(figures['fvu'])}, L0 {_short(figures['l0'])}")
+        describe(file.parent / figures["folder"])
+    return [*lines, "intact: every dictionary passes its checks"]
 
 
-def _describe_checkpoint(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    file = folder / manifest["file"]
-    if not file.is_file() or sha256_of(file) != manifest["sha256"]:
-        raise ArtifactError(f"{file} is missing or not the file that was saved: it was damaged")
-    return [f"steps taken: {manifest['step']}", f"intact: {file.name} has its SHA-256"]
+def _describe_checkpoint(file: Path, manifest: dict[str, Any]) -> list[str]:
+    require_fields(manifest, {"file": str, "sha256": str, "step": int}, file)
+    saved = file.parent / manifest["file"]
+    if not saved.is_file() or sha256_of(saved) != manifest["sha256"]:
+        raise ArtifactError(f"{saved} is missing or not the file that was saved: it was damaged")
+    return [f"steps taken: {manifest['step']}", f"intact: {saved.name} has its SHA-256"]
 
 
-def _describe_evaluation(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    del folder
+def _describe_evaluation(file: Path, manifest: dict[str, Any]) -> list[str]:
+    del manifest
+    result = read_evaluation_result(file)
+    missing = [name for name in result.item_files.values() if not (file.parent / name).is_file()]
+    if missing:
+        raise ArtifactError(f"{file} names {', '.join(missing)} beside it: missing; evaluate again")
     return [
-        f"suite: {manifest['suite']}",
-        *(f"{metric['name']}: {_short(metric['value'])}" for metric in manifest["metrics"]),
+        f"suite: {result.suite}",
+        f"dictionary: {result.dictionary_name} ({result.dictionary_hash})",
+        *(f"{metric.name}: {_short(metric.value)}" for metric in result.metrics),
+        "intact: every field is there, every number is finite, and so are the files it names",
+    ]
+
+
+def _describe_quickstart(file: Path, manifest: dict[str, Any]) -> list[str]:
+    """A report: its dictionary and its cache must still be those it was made from."""
+    from saelab.activation_cache import open_cache
+    from saelab.dictionary import load_dictionary
+
+    require_fields(manifest, {"dictionary": str}, file)
+    name = Path(manifest["dictionary"]).name
+    found = {
+        "dictionary": load_dictionary(file.parent / "train" / "dictionaries" / name).content_hash,
+        "cache": open_cache(file.parent / "cache").content_hash,
+    }
+    for part, content_hash in found.items():
+        if manifest["made_from"].get(f"{part}_hash") != content_hash:
+            raise ArtifactError(f"{file} was made from another {part} than lies beside it now")
+    known = ("kind", "schema_version", "created", "library_versions", "made_from", "config", "seed")
+    return [
+        *(f"{key}: {_short(value)}" for key, value in manifest.items() if key not in known),
+        "intact: its dictionary and its cache pass their checks and are those it was made from",
+    ]
+
+
+def _describe_quickstart_state(file: Path, manifest: dict[str, Any]) -> list[str]:
+    require_fields(manifest, {"finished": list}, file)
+    return [
+        f"finished: {', '.join(map(str, manifest['finished'])) or 'nothing'}",
+        "unfinished: continue with `saelab quickstart … --resume`",
     ]
 
 
@@ -135,6 +213,8 @@ DESCRIBERS: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
     "training_run": _describe_run,
     "checkpoint": _describe_checkpoint,
     "evaluation_result": _describe_evaluation,
+    "quickstart_report": _describe_quickstart,
+    "quickstart_state": _describe_quickstart_state,
 }
 
 

@@ -6,23 +6,44 @@ interrupted quickstart goes on where it stopped when it is started again with --
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saelab.cli import run_command
-from saelab.config import parse_arguments
-from saelab.errors import ConfigError
+from saelab.config import parse_arguments, to_plain
+from saelab.errors import ArtifactError, ConfigError
 from saelab.files import read_json, write_json
-from saelab.manifest import new_manifest
+from saelab.manifest import new_manifest, require_fields
+
+from .quickstart_folder import (
+    CACHE_FOLDER,
+    REPORT_FILE,
+    STAGES,
+    TRAIN_FOLDER,
+    QuickstartFolder,
+    prepare,
+)
 
 KIND = "quickstart_report"
 SCHEMA_VERSION = 1
-REPORT_FILE = "report.json"
-TIMES_FILE = "seconds.json"
+SHOWN = (
+    "fvu",
+    "explained_variance",
+    "l0",
+    "loss_recovered_zero",
+    "loss_recovered_mean",
+    "kl",
+    "dead_fraction",
+)
+SHOWN_OF_THE_RUN = (
+    "seconds_cache",
+    "seconds_train",
+    "seconds_eval",
+    "seconds_total",
+    "peak_memory_gb",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +65,7 @@ class QuickstartCommand:
     resume: bool = False
     """Go on with an interrupted quickstart."""
     overwrite: bool = False
-    """Delete the folder and start anew."""
+    """Delete what an earlier quickstart made in the folder and start anew."""
 
     def __post_init__(self) -> None:
         least = {
@@ -59,10 +80,20 @@ class QuickstartCommand:
             for name, value in least.items()
             if getattr(self, name) < value
         ]
+        if self.k > self.d_sae:
+            problems.append(
+                f"k = {self.k} is more than d_sae = {self.d_sae}: a token cannot have more active "
+                "latents than there are"
+            )
         if self.resume and self.overwrite:
             problems.append("--resume and --overwrite exclude each other: give one of them")
         if problems:
             raise ConfigError(problems)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, as plain values: an interrupted run goes on with the same."""
+        plain = to_plain(self)
+        return {name: plain[name] for name in plain if name not in ("out", "resume", "overwrite")}
 
 
 CONFIG = QuickstartCommand
@@ -71,43 +102,44 @@ CONFIG = QuickstartCommand
 def main(arguments: Sequence[str]) -> None:
     """Run the three stages and report."""
     command = parse_arguments(QuickstartCommand, arguments, program="saelab quickstart")
-    _prepare(command)
-    seconds = _run_stages(command)
-    report = _report(command, seconds)
+    folder = prepare(
+        command.out, command.settings(), resume=command.resume, overwrite=command.overwrite
+    )
+    for name in STAGES:
+        if name not in folder.state["finished"]:
+            _run_stage(command, folder, name)
+    report = _report(command, folder)
     write_json(command.out / REPORT_FILE, report)
     _show(command, report)
 
 
-def _prepare(command: QuickstartCommand) -> None:
-    out = command.out
-    if not out.exists():
-        return
-    if command.overwrite:
-        if any(out.iterdir()) and not (out / TIMES_FILE).exists():
-            raise ConfigError(
-                f"{out} was not made by quickstart: delete it yourself, or give --out"
-            )
-        shutil.rmtree(out)
-    elif any(out.iterdir()) and not command.resume:
-        raise ConfigError(
-            f"{out} already exists: give --resume to go on with it, --overwrite to start anew, "
-            "or another --out"
-        )
+def _run_stage(command: QuickstartCommand, folder: QuickstartFolder, name: str) -> None:
+    words = _words(command, name)
+    started = {
+        "cache": command.out / CACHE_FOLDER,
+        "train": command.out / TRAIN_FOLDER / "run.json",
+    }
+    if name in started and started[name].exists():
+        words.append("--resume")
+    print(f"\n$ saelab {' '.join(words)}", flush=True)
+    with folder.stage(name):
+        run_command(words[0], words[1:])
 
 
-def _stages(command: QuickstartCommand) -> dict[str, list[str]]:
-    """The sub-commands a person would type, by what their seconds are called."""
-    cache, train = command.out / "cache", command.out / "train"
-    # The embedded text has 237 long documents: a window of each shows more of them.
-    window = "2048" if command.cache_tokens <= 400_000 else "None"
-    return {
-        "cache": [
+def _words(command: QuickstartCommand, name: str) -> list[str]:
+    """The sub-command a person would type for a stage."""
+    cache, train = command.out / CACHE_FOLDER, command.out / TRAIN_FOLDER
+    if name == "cache":
+        # The embedded text has 237 long documents: a window of each shows more of them.
+        window = "2048" if command.cache_tokens <= 400_000 else "None"
+        return [
             "cache",
             str(cache),
             *("--n-tokens", str(command.cache_tokens)),
             *("--text.max-tokens-per-document", window),
-        ],
-        "train": [
+        ]
+    if name == "train":
+        return [
             "train",
             "quickstart",
             *("--cache", str(cache)),
@@ -115,42 +147,28 @@ def _stages(command: QuickstartCommand) -> dict[str, list[str]]:
             *("--n-tokens", str(command.train_tokens)),
             *("--d-sae", str(command.d_sae)),
             *("--k", str(command.k)),
-        ],
-        "eval": [
-            "eval",
-            "core",
-            str(_dictionary_folder(command)),
-            *("--n-tokens", str(command.eval_tokens)),
-            *("--n-loss-tokens", str(command.eval_tokens // 4)),
-            "--overwrite",
-        ],
-    }
-
-
-def _run_stages(command: QuickstartCommand) -> dict[str, float]:
-    """Run what has not been run yet; seconds of finished stages survive an interruption."""
-    times_file = command.out / TIMES_FILE
-    seconds: dict[str, float] = read_json(times_file) if times_file.exists() else {}
-    write_json(times_file, seconds)
-    started_before = {"cache": command.out / "cache", "train": command.out / "train" / "run.json"}
-    for name, words in _stages(command).items():
-        if name in seconds:
-            continue
-        resuming = name in started_before and started_before[name].exists()
-        print(f"\n$ saelab {' '.join(words)}{' --resume' if resuming else ''}", flush=True)
-        start = time.monotonic()
-        run_command(words[0], words[1:] + (["--resume"] if resuming else []))
-        seconds[name] = time.monotonic() - start
-        write_json(times_file, seconds)
-    return seconds
+        ]
+    return [
+        "eval",
+        "core",
+        str(_dictionary_folder(command)),
+        *("--n-tokens", str(command.eval_tokens)),
+        *("--n-loss-tokens", str(command.eval_tokens // 4)),
+        "--overwrite",
+    ]
 
 
 def _dictionary_folder(command: QuickstartCommand) -> Path:
-    name = f"topk-d{command.d_sae}-k{command.k}-s0"
-    return command.out / "train" / "dictionaries" / name
+    """Where the finished run says that its dictionary is."""
+    path = command.out / TRAIN_FOLDER / "run.json"
+    dictionaries = require_fields(read_json(path), {"dictionaries": dict}, path)["dictionaries"]
+    if len(dictionaries) != 1:
+        raise ArtifactError(f"{path} names {len(dictionaries)} dictionaries; one was expected")
+    (figures,) = dictionaries.values()
+    return path.parent / require_fields(figures, {"folder": str}, path)["folder"]
 
 
-def _report(command: QuickstartCommand, seconds: dict[str, float]) -> dict[str, Any]:
+def _report(command: QuickstartCommand, stages: QuickstartFolder) -> dict[str, Any]:
     from saelab.activation_cache import open_cache
     from saelab.dictionary import load_dictionary
     from saelab.evaluation_result import read_evaluation_result
@@ -158,12 +176,12 @@ def _report(command: QuickstartCommand, seconds: dict[str, float]) -> dict[str, 
     folder = _dictionary_folder(command)
     saved = load_dictionary(folder)
     result = read_evaluation_result(folder / "evals" / "core.json")
-    cache = open_cache(command.out / "cache", verify=False)
+    cache = open_cache(command.out / CACHE_FOLDER, verify=False)
     report = new_manifest(
         KIND,
         SCHEMA_VERSION,
         seed=0,
-        config={},
+        config=command.settings(),
         made_from={"dictionary_hash": saved.content_hash, "cache_hash": cache.content_hash},
     )
     return report | {
@@ -181,7 +199,9 @@ def _report(command: QuickstartCommand, seconds: dict[str, float]) -> dict[str, 
         "loss_recovered_mean": result.value("loss_recovered_mean"),
         "kl": result.value("kl"),
         "dead_fraction": result.value("dead_fraction"),
-        **{f"seconds_{name}": round(value, 1) for name, value in seconds.items()},
+        **{f"seconds_{name}": round(stages.seconds[name], 1) for name in STAGES},
+        "seconds_total": round(sum(stages.seconds.values()), 1),
+        "peak_memory_gb": round(stages.state["peak_memory_gb"], 2),
         "dictionary": str(folder),
         "evaluation_page": str(folder / "evals" / "core.html"),
     }
@@ -192,27 +212,20 @@ def _show(command: QuickstartCommand, report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table("measured on held-out text", "value", title="quickstart")
-    shown = (
-        "fvu",
-        "explained_variance",
-        "l0",
-        "loss_recovered_zero",
-        "loss_recovered_mean",
-        "kl",
-        "dead_fraction",
-        "seconds_cache",
-        "seconds_train",
-        "seconds_eval",
-    )
-    for name in shown:
-        table.add_row(name, f"{report[name]:.4g}")
+    for name in (*SHOWN, *SHOWN_OF_THE_RUN):
+        value = report[name]
+        table.add_row(name, "undefined" if value is None else f"{value:.4g}")
+        if name == SHOWN[-1]:
+            table.add_section()
+    for reason, count in report["n_rows_excluded"].items():
+        table.add_row(f"rows excluded ({reason})", f"{count:,} of the cache's text")
     Console().print(table)
     folder = report["dictionary"]
     print(f"dictionary   {folder}")
     print(f"evaluation   {report['evaluation_page']}")
-    print(f"curves       {command.out / 'train' / 'training.html'}")
+    print(f"curves       {command.out / TRAIN_FOLDER / 'training.html'}")
     print(f"report       {command.out / REPORT_FILE}")
     print("\nNext:")
     print(f"  saelab info {folder}")
-    print(f"  saelab train sweep --cache {command.out / 'cache'} --out runs/sweep")
+    print(f"  saelab train sweep --cache {command.out / CACHE_FOLDER} --out runs/sweep")
     print("  saelab eval core runs/sweep/dictionaries/*")

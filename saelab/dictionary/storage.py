@@ -49,7 +49,7 @@ class SavedDictionary:
     manifest: dict[str, Any]
     """The content of saelab.json."""
     content_hash: str
-    """Names the weights, the settings and the self-test together."""
+    """Names the weights, the settings, the origin and the self-test together."""
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -147,7 +147,8 @@ def save_dictionary(
     manifest = new_manifest(
         KIND, SCHEMA_VERSION, seed=seed, config=dict(training), made_from=dict(made_from)
     )
-    manifest |= {"files": files, "content_hash": hash_of(files)}
+    manifest |= {"files": files}
+    manifest["content_hash"] = _content_hash(manifest)
     write_json(folder / MANIFEST_FILE, manifest)
     return manifest["content_hash"]
 
@@ -185,9 +186,18 @@ def _read_dictionary_manifest(folder: Path) -> dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict) or set(files) != set(HASHED_FILES):
         raise ArtifactError(f"{folder / MANIFEST_FILE} does not list the files it vouches for")
-    if hash_of(files) != manifest.get("content_hash"):
-        raise ArtifactError(f"{folder / MANIFEST_FILE} contradicts itself: its hashes were edited")
+    if _content_hash(manifest) != manifest.get("content_hash"):
+        raise ArtifactError(
+            f"{folder / MANIFEST_FILE} was edited: its content no longer has the hash it names; "
+            "copy the dictionary folder again"
+        )
     return manifest
+
+
+def _content_hash(manifest: dict[str, Any]) -> str:
+    """Hash of everything in the manifest that is not about the moment of saving."""
+    volatile = ("created", "library_versions", "content_hash")
+    return hash_of({key: value for key, value in manifest.items() if key not in volatile})
 
 
 def _check_file(path: Path, expected: str) -> None:

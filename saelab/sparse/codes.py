@@ -74,15 +74,15 @@ class SparseCodes:
         return dense.index_put((self.pair_rows(), self.latent), self.value)
 
     def l0(self) -> Int[Tensor, " rows"]:
-        """Number of non-zero codes of each row."""
+        """Number of positive codes of each row."""
         counts = torch.zeros(self.n_rows, dtype=torch.int64, device=self.latent.device)
-        return counts.index_add_(0, self.pair_rows(), (self.value != 0).long())
+        return counts.index_add_(0, self.pair_rows(), (self.value > 0).long())
 
     def fired(self) -> Bool[Tensor, " d_sae"]:
-        """Which latents have a non-zero code in any row; a selected zero does not count."""
+        """Which latents have a positive code in any row; a selected zero does not count."""
         fired = torch.zeros(self.d_sae, dtype=torch.bool, device=self.latent.device)
-        # A latent can be listed both with and without a value, so set true where any is non-zero.
-        return fired.index_put_((self.latent,), self.value.detach() != 0, accumulate=True)
+        # A latent can be listed both with and without a value, so set true where any is positive.
+        return fired.index_put_((self.latent,), self.value.detach() > 0, accumulate=True)
 
     def without_zeros(self) -> SparseCodes:
         """The same codes with the pairs of value zero left out."""

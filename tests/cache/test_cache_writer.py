@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,10 +79,10 @@ def test_holds_exactly_the_rows_of_the_rule(program, table_model, small_text, tm
 def test_statistics_agree_with_float64(make_cache):
     cache = make_cache()
     rows = cache.rows(torch.arange(cache.n_rows)).activations.double()
-    torch.testing.assert_close(cache.mean, rows.mean(0).float())
-    assert cache.mean_squared_norm == pytest.approx(float(rows.square().sum(1).mean()))
+    torch.testing.assert_close(cache.statistics.mean, rows.mean(0).float())
+    assert cache.statistics.mean_squared_norm == pytest.approx(float(rows.square().sum(1).mean()))
     centred = float((rows - rows.mean(0)).square().sum(1).mean())
-    assert cache.centred_mean_squared_norm == pytest.approx(centred)
+    assert cache.statistics.centred_mean_squared_norm == pytest.approx(centred)
 
 
 def test_gradients_are_kept_beside_their_rows(make_cache):
@@ -140,7 +142,9 @@ def test_the_manifest_says_what_the_cache_is_of(make_cache, program):
         "model_hash",
         "hook_point",
         "text",
+        "text_hash",
         "context_length",
+        "prepend_bos",
         "row_rule",
         "norm_ceiling",
         "model_dtype",
@@ -340,3 +344,60 @@ def test_a_full_disk_keeps_finished_shards(program, small_text, tmp_path, monkey
     paths = write_caches(tmp_path / "out", config, model=program.TableModel(), resume=True)
     whole = write_caches(tmp_path / "whole", config, model=program.TableModel())
     assert_same_files(whole, paths)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_resuming_with_a_changed_text_is_refused(
+    program, small_text, tmp_path, monkeypatch, finished
+):
+    text = shutil.copytree(small_text, tmp_path / "text")
+    config = program.small_config(text)
+    model = program.TableModel()
+    if not finished:
+        stopping = Interrupting(model, 12, lambda _: signal.raise_signal(signal.SIGTERM))
+        monkeypatch.setattr(model, "capture", stopping)
+        with pytest.raises(Stopped):
+            write_caches(tmp_path / "out", config, model=model)
+    else:
+        write_caches(tmp_path / "out", config, model=model)
+    (text / "00.txt").write_text("another document altogether")
+    with pytest.raises(
+        ConfigError, match=r"text: the content of .*text changed since.*--overwrite"
+    ):
+        write_caches(tmp_path / "out", config, model=program.TableModel(), resume=True)
+
+
+def test_space_is_checked_before_every_shard_of_text_of_unknown_length(
+    program, small_text, tmp_path, monkeypatch
+):
+    config = program.small_config(small_text, gradients=True, hook_points=program.HOOK_POINTS)
+    assert config.n_tokens is None
+    # 8 contexts of 16 tokens: 8 bfloat16 values and as many gradients, and 16 bytes of origin.
+    shard = 2 * 8 * 16 * (8 * 2 * 2 + 16)
+    out = tmp_path / "out"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=shard))
+    with pytest.raises(ResourceError, match="the first shard of a cache, 128 tokens needs"):
+        write_caches(out, config, model=program.TableModel())
+    assert not out.exists()
+
+    def shrinking(path):
+        shards = len(list(out.glob("*/shard-*")))
+        return SimpleNamespace(free=10 * shard if shards < 6 else shard)
+
+    monkeypatch.setattr(shutil, "disk_usage", shrinking)
+    with pytest.raises(ResourceError, match=r"the next shard .*--resume.* GB are free"):
+        write_caches(out, config, model=program.TableModel())
+    assert len(list(out.glob("*/shard-*"))) == 6
+    monkeypatch.undo()
+    paths = write_caches(out, config, model=program.TableModel(), resume=True)
+    assert_same_files(write_caches(tmp_path / "whole", config, model=program.TableModel()), paths)
+
+
+def test_a_cache_smaller_than_a_shard_asks_for_its_own_space_only(
+    program, table_model, small_text, tmp_path, monkeypatch
+):
+    config = program.small_config(small_text, n_tokens=16 * 4, contexts_per_shard=1000)
+    needed = 16 * 4 * (8 * 2 + 16)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * needed))
+    (path,) = write_caches(tmp_path / "out", config, model=table_model)
+    assert open_cache(path).manifest["n_contexts"] == 4

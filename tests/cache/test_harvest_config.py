@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -59,3 +61,14 @@ def test_settings_survive_json():
 def test_a_rule_from_a_later_version_is_refused():
     with pytest.raises(ConfigError, match="sparkle"):
         RowRule.from_json({"sparkle": True})
+
+
+def test_settings_load_no_torch():
+    program = (
+        "import sys; import saelab.activation_cache.config, saelab.activation_cache; "
+        "print([name for name in ('torch', 'saelab.text') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -8,6 +8,7 @@ import torch
 
 from saelab.activation_cache import ModelStream, RowRule, open_cache, write_caches
 from saelab.errors import ActivationError, ConfigError
+from saelab.text import describe_text
 
 
 @pytest.fixture
@@ -130,3 +131,64 @@ def test_another_streams_state_is_refused(make_stream):
         make_stream(pool_rows=201).restore(state)
     with pytest.raises(ActivationError, match="resume with the settings"):
         make_stream().restore({"stream": "cache"})
+
+
+def own_text(folder, ending=""):
+    folder.mkdir(exist_ok=True)
+    for index in range(8):
+        (folder / f"{index}.txt").write_text(f"{index} the quick brown fox ~ jumps {ending}" * 9)
+    return folder
+
+
+def test_a_text_that_changed_is_refused(program, table_model, tmp_path):
+    def stream():
+        return ModelStream(
+            table_model, program.small_config(own_text(tmp_path / "text")), 32, 0, 100
+        )
+
+    state = stream().state()
+    stream().restore(state)
+    config = program.small_config(own_text(tmp_path / "text", "high "))
+    changed = ModelStream(table_model, config, 32, 0, 100)
+    with pytest.raises(ActivationError, match=r"text .*text changed since the data position"):
+        changed.restore(state)
+
+
+def test_provenance_names_the_text_and_the_bos_token(make_stream, program, small_text):
+    config = program.small_config(small_text)
+    made_from = make_stream().provenance()
+    assert made_from["text_hash"] == describe_text(config.text)["content_hash"]
+    assert made_from["prepend_bos"] is True
+
+    class WithoutBos(program.TableModel):
+        def __init__(self):
+            super().__init__()
+            self.bos_id = None
+
+    assert make_stream(model=WithoutBos()).provenance()["prepend_bos"] is False
+
+
+def test_excluded_positions_are_counted_and_go_on_after_a_restore(make_stream, table_model):
+    stream = make_stream()
+    assert stream.excluded == {}
+    for _ in range(20):
+        stream.next_batch()
+    state = stream.state()
+    held = len(state["pool_activations"]) + len(state["pending_activations"])
+    rows = 20 * 32 + held
+    assert sum(stream.excluded.values()) + rows == table_model.calls * 4 * 16
+    assert min(stream.excluded[reason] for reason in ("bos", "separator", "norm")) > 0
+    fresh = make_stream()
+    fresh.restore(state)
+    assert fresh.excluded == stream.excluded
+    for _ in range(20):
+        stream.next_batch(), fresh.next_batch()
+    assert fresh.excluded == stream.excluded
+
+
+def test_a_whole_pass_excludes_what_a_cache_excludes(make_stream, make_cache):
+    cache = make_cache()
+    stream = make_stream(batch_rows=1, pool_rows=1)
+    for _ in range(cache.n_rows - 1):
+        stream.next_batch()
+    assert stream.excluded == cache.excluded

@@ -14,6 +14,7 @@ from saelab.activation_cache import RowRule
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError, ModelError, TextError
+from saelab.evals.core import suite
 from saelab.evals.core.command import main
 from saelab.evals.core.config import CoreConfig
 from saelab.evals.core.suite import run_core
@@ -289,6 +290,25 @@ def test_an_existing_result_is_kept_unless_overwrite_is_asked_for(save):
     assert (folder / "evals" / "core.json").read_bytes() == before
 
 
+def test_an_old_result_stays_until_the_new_one_is_there(save, monkeypatch):
+    folder = save(random_topk())
+    run_core([folder], SMALL)
+    path = folder / "evals" / "core.json"
+    before = path.read_bytes()
+    again = replace(SMALL, n_tokens=12 * CONTEXT, overwrite=True)
+
+    def fails(*given):
+        raise OSError("no report today")
+
+    monkeypatch.setattr(suite, "write_report", fails)
+    with pytest.raises(OSError, match="no report today"):
+        run_core([folder], again)
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    run_core([folder], again)
+    assert read_evaluation_result(path).settings["n_tokens"] == 12 * CONTEXT
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -340,6 +360,17 @@ def test_settings_that_do_not_fit_are_named_together():
         CoreConfig(n_loss_tokens=0, batch_contexts=-1)
     with pytest.raises(ConfigError, match=r"n_loss_tokens: 99 exceeds n_tokens = 9"):
         CoreConfig(n_tokens=9, n_loss_tokens=99)
+
+
+def test_losses_take_no_more_than_the_tokens_asked_for(save, capsys):
+    assert CoreConfig().loss_tokens == 16_384
+    assert CoreConfig(n_tokens=8192).loss_tokens == 8192
+    assert CoreConfig(n_tokens=8192, n_loss_tokens=64).loss_tokens == 64
+    folder = save(random_topk())
+    main([str(folder), "--n-tokens", "64", "--device", "cpu"])
+    result = read_evaluation_result(folder / "evals" / "core.json")
+    assert result.settings["n_loss_tokens"] == 64
+    assert result.value("n_loss_contexts") == result.value("n_contexts")
 
 
 def test_the_same_dictionary_twice_and_none_are_refused(save):

@@ -76,3 +76,20 @@ def test_the_sdist_holds_tests_and_docs_too(distributions):
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     for needed in ("README.md", "LICENSE", "training/recipes/quickstart.yaml", "pyproject.toml"):
         assert needed in names
+    for needed in ("Makefile", "constraints.txt", "docs/architecture.md", "benchmarks/run.py"):
+        assert needed in names
+    # Every tracked source of the tests and the benchmarks, this file among them.
+    tracked = run("git", "-C", str(ROOT), "ls-files", "tests", "benchmarks").splitlines()
+    sources = {n for n in tracked if n.endswith((".py", ".sh")) and (ROOT / n).is_file()}
+    assert sources and sources <= names, sorted(sources - names)
+    assert not any(name.startswith("benchmarks/results") for name in names)
+
+
+def test_the_editable_install_works_outside_the_repository(tmp_path):
+    program = (
+        "import saelab.training, saelab.training.methods, saelab.evals, saelab.evals.core, "
+        "saelab.dashboards; print(saelab.training.__file__, saelab.evals.__file__)"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    where = run(sys.executable, "-c", program, cwd=tmp_path, env=environment)
+    assert where.split() == [str(ROOT / "training/__init__.py"), str(ROOT / "evals/__init__.py")]

@@ -5,6 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saelab.errors import ActivationError
+from saelab.metrics import SparsityStatistics, mean_l0
 from saelab.sparse import SparseCodes, autoencode, pre_activation_chunks, select_top_k, top_k
 from saelab.sparse.kernels import TransposedPairs, combine_latents, combine_rows, pair_products
 
@@ -128,8 +130,8 @@ def test_sparse_codes_round_trip_and_kernels(rows, d_sae, seed):
     dense = torch.randn(rows, d_sae, generator=generator, dtype=torch.float64).relu()
     codes = SparseCodes.from_dense(dense)
     assert torch.equal(codes.to_dense(), dense)
-    assert torch.equal(codes.l0(), (dense != 0).sum(1))
-    assert torch.equal(codes.fired(), (dense != 0).any(0))
+    assert torch.equal(codes.l0(), (dense > 0).sum(1))
+    assert torch.equal(codes.fired(), (dense > 0).any(0))
     latents = torch.randn(d_sae, 5, generator=generator, dtype=torch.float64)
     left = torch.randn(rows, 5, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(combine_latents(codes, latents), dense @ latents)
@@ -161,6 +163,20 @@ def test_selection_of_a_row_does_not_depend_on_the_rows_beside_it():
     whole = select_top_k(x, W_enc, b_enc, 8).to_dense()
     parts = [select_top_k(part, W_enc, b_enc, 8).to_dense() for part in x.split(33)]
     torch.testing.assert_close(whole, torch.cat(parts))
+
+
+def test_only_positive_codes_count():
+    dense = torch.tensor([[1.0, -2.0, 0.0], [0.0, -1.0, 3.0], [0.0, -4.0, 0.0]])
+    codes = SparseCodes.from_dense(dense)
+    assert codes.l0().tolist() == [1, 1, 0]
+    assert codes.fired().tolist() == [True, False, True]
+    assert torch.equal(codes.without_zeros().to_dense(), dense)
+    assert mean_l0(codes) == pytest.approx(2 / 3)
+    statistics = SparsityStatistics(3)
+    statistics.update(codes)
+    assert statistics.values()["l0_mean"] == pytest.approx(mean_l0(codes))
+    with pytest.raises(ActivationError, match="there are none"):
+        mean_l0(SparseCodes.from_dense(dense[:0]))
 
 
 def test_without_zeros_keeps_rows_apart():

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from saelab.training.config import DictionarySpec, OptimizerConfig
+from saelab.training.interface import TrainingBatch
 from saelab.training.learner import Learner
 from saelab.training.methods import METHODS, MethodOptions
-from saelab.training.methods.interface import TrainingBatch
 from saelab.training.parts.dead_latents import REFRESH_STEPS
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

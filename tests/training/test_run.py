@@ -85,7 +85,7 @@ def test_stopped_by_sigterm_and_resumed_is_bit_identical(run_config, tmp_path, m
 
 @pytest.mark.slow
 def test_killed_at_random_points_and_resumed_is_bit_identical(run_config, tmp_path):
-    config = dataclasses.replace(run_config, n_tokens=256 * 400, checkpoint_every_steps=3)
+    config = dataclasses.replace(run_config, n_tokens=256 * 150, checkpoint_every_steps=5)
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     program = (
         "import sys, torch; torch.set_num_threads(1); from saelab.cli import main; "
@@ -172,6 +172,49 @@ def test_an_existing_run_is_never_touched_without_being_asked(run_config, tmp_pa
     assert weights_of(run_config.out) == before
 
 
+def test_overwriting_gives_up_the_old_run_only_when_the_new_one_can_start(run_config, tmp_path):
+    train(run_config)
+    before = weights_of(run_config.out)
+    with pytest.raises(ArtifactError):
+        train(dataclasses.replace(run_config, cache=tmp_path / "nowhere"), overwrite=True)
+    (run_config.out / "notes.txt").write_text("precious")
+    with pytest.raises(ConfigError, match=r"notes.txt"):
+        train(run_config, overwrite=True)
+    assert weights_of(run_config.out) == before
+    (run_config.out / "notes.txt").unlink()
+    (run_config.out / "run.json.123.partial").write_text("{")
+    assert train(run_config, overwrite=True)["status"] == "complete"
+
+
+def test_a_half_written_record_does_not_block_a_new_run(run_config):
+    run_config.out.mkdir()
+    (run_config.out / "run.json.123.partial").write_text("{")
+    assert train(run_config)["status"] == "complete"
+
+
+def test_what_decides_nothing_may_change_on_resume(run_config):
+    train(run_config)
+    changed = dataclasses.replace(run_config, checkpoint_every_steps=5)
+    assert train(changed, resume=True)["status"] == "complete"
+
+
+def test_weights_that_break_between_logs_never_reach_the_checkpoint(run_config, monkeypatch):
+    from saelab.training import learner as learner_module
+
+    step = learner_module.Learner.step
+
+    def step_then_break(self, batch):
+        output = step(self, batch)
+        if batch.step == 12:
+            self.method.weights.b_enc.data[3] = float("nan")
+        return output
+
+    monkeypatch.setattr(learner_module.Learner, "step", step_then_break)
+    with pytest.raises(ActivationError, match=r"weights\.\w+ is not finite after step 14"):
+        train(dataclasses.replace(run_config, log_every_steps=100))
+    assert read_json(run_config.out / "checkpoint" / "checkpoint.json")["step"] == 7
+
+
 def test_nothing_to_resume_is_said(run_config):
     with pytest.raises(ConfigError, match="holds no run to resume"):
         train(run_config, resume=True)
@@ -220,6 +263,12 @@ def test_a_damaged_checkpoint_is_named(run_config, monkeypatch):
     file.write_bytes(bytes(content))
     with pytest.raises(ArtifactError, match=r"checkpoint-00000007\.safetensors is not the file"):
         train(run_config, resume=True)
+    pointer = run_config.out / "checkpoint" / "checkpoint.json"
+    good = pointer.read_text()
+    pointer.write_text(good.replace('"step": 7', '"step": 8'))
+    with pytest.raises(ArtifactError, match="incomplete or was edited"):
+        train(run_config, resume=True)
+    pointer.write_text(good)
     file.unlink()
     with pytest.raises(ArtifactError, match="is missing: start with --overwrite"):
         train(run_config, resume=True)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from saelab.training.config import DictionarySpec, OptimizerConfig
+from saelab.training.interface import DictionarySettings, Normalisation, TrainingBatch
 from saelab.training.learner import Learner
 from saelab.training.methods import METHODS, MethodOptions
-from saelab.training.methods.interface import DictionarySettings, Normalisation, TrainingBatch
 from saelab.training.methods.topk import TopK, TopKOptions
 
 D_IN, D_SAE, K = 12, 64, 4
@@ -53,6 +53,19 @@ def test_losses_and_all_gradients_equal_the_dense_transcription(n_dead):
     dense_losses(leaves, x, K, dead, 5, 0.25).backward()
     for parameter, leaf in zip((w.W_enc, w.b_enc, w.W_dec, w.b_dec), leaves, strict=True):
         torch.testing.assert_close(parameter.grad, leaf.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_auxk_of_an_error_without_variance_is_zero_with_finite_gradients():
+    from saelab.sparse import SparseCodes
+    from saelab.training.parts.auxk import auxk_loss
+
+    weights = TopK(settings(), TopKOptions()).weights
+    x = torch.randn(3, D_IN)
+    selected = SparseCodes.from_fixed_k(torch.tensor([[1], [2], [3]]), torch.ones(3, 1), D_SAE)
+    loss = auxk_loss(weights, x, torch.full((3, D_IN), 0.5), selected)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert torch.isfinite(weights.W_dec.grad).all() and torch.isfinite(weights.W_enc.grad).all()
 
 
 def test_auxk_moves_the_encoder_of_dead_latents():

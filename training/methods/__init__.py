@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .interface import DictionarySettings, Method
+from ..interface import DictionarySettings, Method
 from .topk import TopK, TopKOptions
 
 METHODS: dict[str, Callable[[DictionarySettings, Any], Method]] = {

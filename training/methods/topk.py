@@ -6,6 +6,7 @@ latents; decoder rows held at norm one; becomes a `topk` dictionary.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,10 @@ from saelab.errors import ConfigError
 from saelab.sparse import SparseCodes, autoencode, pre_activation_chunks, top_k
 from saelab.sparse.selection import exact_pre_activations
 
+from ..interface import DictionarySettings, Method, Normalisation, StepOutput, TrainingBatch
 from ..parts.auxk import auxk_loss, select_among
 from ..parts.dead_latents import DeadLatents
 from ..parts.weights import AutoencoderWeights
-from .interface import DictionarySettings, Method, Normalisation, StepOutput, TrainingBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +37,14 @@ class TopKOptions:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.auxk_weight < 0:
-            problems.append(f"auxk_weight is {self.auxk_weight}; it must be 0 or more")
+        if not 0 <= self.auxk_weight < math.inf:
+            problems.append(f"auxk_weight is {self.auxk_weight}; it must be 0 or more, finite")
         if self.k_aux < 1:
             problems.append(f"k_aux is {self.k_aux}; it must be at least 1")
         if self.dead_after_tokens < 1:
             problems.append(f"dead_after_tokens is {self.dead_after_tokens}; it must be at least 1")
-        if self.encoder_scale <= 0:
-            problems.append(f"encoder_scale is {self.encoder_scale}; it must be positive")
+        if not 0 < self.encoder_scale < math.inf:
+            problems.append(f"encoder_scale is {self.encoder_scale}; it must be positive, finite")
         if problems:
             raise ConfigError(problems)
 

@@ -57,4 +57,7 @@ def auxk_loss(
     )
     variance = (error - error.mean(0)).square().sum()
     squared = (error - prediction).square().sum()
-    return torch.where(variance > 0, squared / variance, torch.zeros_like(squared))
+    # A safe divisor as well as a safe result: an unused division by zero still has a NaN gradient.
+    varies = variance > 0
+    divisor = torch.where(varies, variance, torch.ones_like(variance))
+    return torch.where(varies, squared / divisor, torch.zeros_like(squared))

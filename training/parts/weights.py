@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..methods.interface import Normalisation
+from ..interface import Normalisation
 
 
 class AutoencoderWeights(nn.Module):

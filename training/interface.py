@@ -43,7 +43,7 @@ class TrainingBatch:
     activations: Float[Tensor, "batch d_in"]
     """Normalised activations."""
     gradients: Float[Tensor, "batch d_in"] | None
-    """Gradients of the language model's loss at these activations, where the source has them."""
+    """Gradients of the model's summed loss with respect to the raw, not normalised, activations."""
     step: int
     """Steps taken before this one."""
     tokens_seen: int
