@@ -17,6 +17,7 @@ import torch
 from saelab.activation_cache import ActivationBatch, RowStatistics
 from saelab.errors import ActivationError, Stopped
 from saelab.interrupts import StopRequest, stop_on_signals
+from saelab.memory import keep_freed_memory
 from saelab.metrics import fvu, mean_l0
 from saelab.progress import progress_bar
 from saelab.run_log import RunLog
@@ -101,6 +102,7 @@ class TrainingLoop:
             ActivationError: a row or a loss is not finite; the last checkpoint is untouched.
         """
         config, total = self.config, self.config.n_steps * self.config.batch_rows
+        keep_freed_memory()
         with (
             stop_on_signals() as stop,
             progress_bar(total, "training", "tokens", self.step * config.batch_rows) as bar,

@@ -19,6 +19,8 @@ from .kernels import pair_products
 CPU_CHUNK_ROWS = 512
 CUDA_CHUNK_ROWS = 8192
 GROUP_SIZES = (32, 16, 8, 4)
+GROUPS_PER_K = 4
+"""A row is searched in groups where there are at least this many groups per entry sought."""
 
 
 def pre_activation_chunks(
@@ -59,7 +61,8 @@ def top_k(
     """The k largest entries of each row and their places, in no particular order.
 
     Exact: the k strided groups with the largest maxima contain every one of the k largest entries,
-    so only their members are searched. Among equal entries any may be taken, as with `torch.topk`.
+    so only their members are searched, and groups and members are in turn searched in
+    groups. Among equal entries any may be taken, as with `torch.topk`.
     """
     rows, width = scores.shape
     group = _group_size(width, k)
@@ -68,9 +71,9 @@ def top_k(
         return values, places
     n_groups = width // group
     grouped = scores.view(rows, group, n_groups)
-    best_groups = grouped.amax(1).topk(k, dim=1, sorted=False).indices
+    _, best_groups = top_k(grouped.amax(1), k)
     members = grouped.gather(2, best_groups.unsqueeze(1).expand(rows, group, k))
-    values, inside = members.view(rows, group * k).topk(k, dim=1, sorted=False)
+    values, inside = top_k(members.view(rows, group * k), k)
     places = best_groups.gather(1, inside % k) + (inside // k) * n_groups
     return values, places
 
@@ -113,6 +116,6 @@ def exact_pre_activations(
 
 def _group_size(width: int, k: int) -> int:
     for group in GROUP_SIZES:
-        if width % group == 0 and width // group >= 8 * k:
+        if width % group == 0 and width // group >= GROUPS_PER_K * k:
             return group
     return 1

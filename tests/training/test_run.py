@@ -293,7 +293,7 @@ def test_a_checkpoint_holds_everything_and_nothing_pickled(run_config):
     assert len(list((run_config.out / "checkpoint").iterdir())) == 2
 
 
-def test_fused_adam_respects_the_layout_of_W_enc(run_config):
+def test_fused_adam_respects_memory_layouts():
     """The fused step walks memory; it must agree with the plain one on a transposed parameter."""
     parameter = torch.nn.Parameter(torch.randn(40, 7).T)
     other = torch.nn.Parameter(parameter.detach().clone().contiguous())

@@ -12,8 +12,9 @@ from ..interface import Normalisation
 class AutoencoderWeights(nn.Module):
     """W_enc, b_enc, W_dec and b_dec with unit-norm decoder rows and an encoder tied at the start.
 
-    W_enc has the shape [d_in, d_sae] but lies in memory latent by latent, which is what the sparse
-    kernels gather.
+    The encoder is kept latent by latent, as `encoder_rows` [d_sae, d_in]: single latents are what
+    the sparse kernels gather, and the fused optimizer copies a parameter that is not contiguous.
+    `W_enc` is its transposed view.
     """
 
     def __init__(self, d_in: int, d_sae: int, *, seed: int, encoder_scale: float = 1.0):
@@ -22,9 +23,14 @@ class AutoencoderWeights(nn.Module):
         directions = torch.randn(d_sae, d_in, generator=generator)
         directions /= directions.norm(dim=1, keepdim=True)
         self.W_dec = nn.Parameter(directions.clone())
-        self.W_enc = nn.Parameter((directions * encoder_scale).T)
+        self.encoder_rows = nn.Parameter(directions * encoder_scale)
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    @property
+    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        """Encoder weights; a gradient through this view arrives at `encoder_rows`."""
+        return self.encoder_rows.T
 
     @torch.no_grad()
     def remove_radial_gradient(self) -> None:
@@ -36,7 +42,7 @@ class AutoencoderWeights(nn.Module):
         gradient = self.W_dec.grad
         if gradient is None:
             return
-        along = torch.einsum("ld,ld->l", gradient, self.W_dec)
+        along = torch.linalg.vecdot(gradient, self.W_dec)
         gradient.addcmul_(self.W_dec, along.unsqueeze(1), value=-1.0)
 
     @torch.no_grad()
