@@ -7,12 +7,14 @@ into the user's cache; a hub name is looked up in the local hub cache before the
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -191,7 +193,9 @@ def _write_dequantised(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with quiet_transformers():
+        # The dequantiser has a bar of its own that transformers' settings do not reach.
+        hidden = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+        with quiet_transformers(), hidden:
             model = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
             )

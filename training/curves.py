@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
 
 from saelab.report import Report
+from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, new_plot
 from saelab.run_log import read_log
 
 from .run_folder import METRICS_FILE, PAGE_FILE
 
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
+DASHES = ("solid", "dash", "dot", "dashdot")
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 CURVES = {
@@ -19,7 +25,7 @@ CURVES = {
     "dead_fraction": ("Dead latents", "share of latents", "linear"),
 }
 CAPTIONS = {
-    "loss": "Sum of the method's loss terms on each logged batch, in normalised units.",
+    "loss": "Sum of all loss terms on each logged batch; AuxK joins once latents are dead.",
     "fvu": "Σ‖x − x̂‖² / Σ‖x − mean‖² on each logged training batch, against the batch's own mean.",
     "l0": "Mean number of positive codes per token on each logged batch.",
     "dead_fraction": "Latents without a positive code for the method's `dead_after_tokens`.",
@@ -38,32 +44,53 @@ class Curves:
 
 def write_curves(run: Path) -> Curves:
     """Draw the metrics of a run as an HTML page in its folder."""
-    import plotly.graph_objects as go
-
     lines = read_log(run / METRICS_FILE)
     names = list(dict.fromkeys(line["dictionary"] for line in lines))
-    report = Report(f"Training: {run.name}", "Curves of every dictionary of the run.")
+    report = Report(f"Training of {run.resolve().name}", "Every dictionary of the run.")
+    report.add_heading("Figures")
     for key, (title, axis, scale) in CURVES.items():
-        plot = go.Figure()
-        ends = []
-        for name in names:
-            own = [line for line in lines if line["dictionary"] == name and key in line]
-            if not own:
-                continue
-            plot.add_scatter(
-                x=[line["tokens"] for line in own], y=[line[key] for line in own], name=name
+        curves = {
+            name: [(line["tokens"], line[key]) for line in lines if line["dictionary"] == name]
+            for name in names
+            if any(key in line for line in lines if line["dictionary"] == name)
+        }
+        if curves:
+            report.add_figure(
+                _plot(curves, axis, scale),
+                CAPTIONS[key],
+                "; ".join(f"{name} ends at {points[-1][1]:.4g}" for name, points in curves.items()),
+                title=title,
+                data=_columns(curves, axis),
             )
-            ends.append(f"{name} ends at {own[-1][key]:.4g}")
-        if not ends:
-            continue
-        plot.update_layout(xaxis_title="tokens (rows) trained on", yaxis_title=axis)
-        plot.update_yaxes(type=scale)
-        report.add_figure(plot, CAPTIONS[key], "; ".join(ends), title=title)
     page = report.write(run / PAGE_FILE)
     losses = {
         name: [line["loss"] for line in lines if line["dictionary"] == name] for name in names
     }
     return Curves(losses, page)
+
+
+def _plot(curves: dict[str, list[tuple[int, float]]], axis: str, scale: str) -> go.Figure:
+    plot = new_plot("tokens (rows) trained on", axis, type=scale)
+    for place, (name, points) in enumerate(curves.items()):
+        plot.add_scatter(
+            x=[tokens for tokens, _ in points],
+            y=[value for _, value in points],
+            name=name,
+            mode="lines",
+            line={
+                "color": COLOURS[place % len(COLOURS)],
+                "dash": DASHES[place // len(COLOURS) % 4],
+            },
+        )
+    if len(curves) > 1:
+        plot.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.3}, height=440)
+    return plot
+
+
+def _columns(curves: dict[str, list[tuple[int, float]]], axis: str) -> dict[str, list[Any]]:
+    rows = [(name, *point) for name, points in curves.items() for point in points]
+    names, tokens, values = zip(*rows, strict=True)
+    return {"dictionary": list(names), "tokens": list(tokens), axis: list(values)}
 
 
 def sparkline(values: list[float], width: int = 32) -> str:
