@@ -233,3 +233,17 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
             made_from=MADE_FROM,
         )
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_concurrent_encoding_and_decoding_give_what_calls_in_turn_give(architecture):
+    from concurrent.futures import ThreadPoolExecutor
+
+    dictionary = random_dictionary(architecture)
+    inputs = [torch.randn(700, 6, generator=torch.Generator().manual_seed(i)) for i in range(12)]
+    in_turn = [dictionary(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        codes = list(pool.map(dictionary.encode, inputs))
+        together = list(pool.map(dictionary.decode, codes))
+    for mine, theirs in zip(together, in_turn, strict=True):
+        torch.testing.assert_close(mine, theirs)

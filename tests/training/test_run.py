@@ -13,7 +13,7 @@ import torch
 
 from saelab.config import to_yaml
 from saelab.dictionary import load_dictionary
-from saelab.errors import ActivationError, ArtifactError, ConfigError, Stopped
+from saelab.errors import ActivationError, ArtifactError, ConfigError, ResourceError, Stopped
 from saelab.files import read_json, read_tensors
 from saelab.run_log import read_log
 from saelab.training.config import TrainConfig
@@ -248,6 +248,28 @@ def test_not_finite_activations_stop_training_and_leave_the_checkpoint(run_confi
         train(run_config)
     assert read_json(run_config.out / "checkpoint" / "checkpoint.json")["step"] == 7
     monkeypatch.undo()
+    assert train(run_config, resume=True)["status"] == "complete"
+
+
+def test_a_full_disk_is_said_and_costs_no_finished_work(run_config, monkeypatch):
+    import safetensors.torch
+
+    save_file = safetensors.torch.save_file
+    saved = []
+
+    def save_until_full(tensors, path, metadata=None):
+        saved.append(path)
+        if len(saved) == 3:
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", save_until_full)
+    with pytest.raises(ResourceError, match=r"disk full .*--resume"):
+        train(run_config)
+    monkeypatch.undo()
+    checkpoint = run_config.out / "checkpoint"
+    assert read_json(checkpoint / "checkpoint.json")["step"] == 14
+    assert not list(checkpoint.glob("*.partial"))
     assert train(run_config, resume=True)["status"] == "complete"
 
 
