@@ -19,7 +19,7 @@ from saelab.activation_cache import (
     select_rows,
     write_caches,
 )
-from saelab.files import write_tensors
+from saelab.files import hash_of, sha256_of, write_tensors
 from saelab.language_model import load_language_model
 from saelab.text import context_batches
 
@@ -45,7 +45,8 @@ def main() -> None:
     if not held_out.is_file():
         rows = held_out_rows(config, cache, arguments.held_out_tokens)
         write_tensors(held_out, {"activations": rows})
-    print(json.dumps({"rows": cache.n_rows, "d_in": cache.d_in, "hash": cache.content_hash}))
+    rows_hash = hash_of([sha256_of(train), sha256_of(held_out)])
+    print(json.dumps({"rows": cache.n_rows, "d_in": cache.d_in, "hash": rows_hash}))
 
 
 def held_out_rows(config: HarvestConfig, cache: ActivationCache, n_tokens: int) -> torch.Tensor:
