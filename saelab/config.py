@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ConfigError, did_you_mean
-from .files import hash_of
 
 Config = TypeVar("Config")
 
@@ -35,11 +34,6 @@ def to_plain(config: Any) -> Any:
     if isinstance(config, Path):
         return str(config)
     return config
-
-
-def config_hash(config: Any) -> str:
-    """A hash of every setting: equal settings, equal hash."""
-    return hash_of(to_plain(config))
 
 
 def from_plain(config_type: type[Config], content: Any, origin: str) -> Config:

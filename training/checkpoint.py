@@ -37,7 +37,7 @@ class Checkpoint:
 
     step: int
     """Steps taken."""
-    config_hash: str
+    settings_hash: str
     """Hash of the run's settings: a checkpoint only fits the settings it was made with."""
     stream: StreamState
     """Where the activation stream is."""
@@ -64,7 +64,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "file": file.name,
         "sha256": sha256_of(file),
         "step": checkpoint.step,
-        "config_hash": checkpoint.config_hash,
+        "settings_hash": checkpoint.settings_hash,
         "stream": plain,
     }
     pointer["pointer_hash"] = hash_of(pointer)
@@ -74,7 +74,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             older.unlink()
 
 
-def load_checkpoint(folder: Path, config_hash: str) -> Checkpoint | None:
+def load_checkpoint(folder: Path, settings_hash: str) -> Checkpoint | None:
     """The newest checkpoint of a run, or None where none was written yet.
 
     Raises:
@@ -91,7 +91,7 @@ def load_checkpoint(folder: Path, config_hash: str) -> Checkpoint | None:
             f"{pointer_file} is incomplete or was edited (its own hash differs): restore it from a "
             "copy, or start anew with --overwrite"
         )
-    if pointer["config_hash"] != config_hash:
+    if pointer["settings_hash"] != settings_hash:
         raise ArtifactError(
             f"{pointer_file} was made with other settings than this run has: "
             "resume with the settings of the run, or start anew with --overwrite"
@@ -115,4 +115,4 @@ def load_checkpoint(folder: Path, config_hash: str) -> Checkpoint | None:
         else:
             learner, _, key = rest.partition("/")
             learners.setdefault(learner, {})[key] = tensor
-    return Checkpoint(pointer["step"], config_hash, stream, learners)
+    return Checkpoint(pointer["step"], settings_hash, stream, learners)

@@ -6,6 +6,8 @@ interrupted quickstart goes on where it stopped when it is started again with --
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,7 +227,15 @@ def _show(command: QuickstartCommand, report: dict[str, Any]) -> None:
     print(f"evaluation   {report['evaluation_page']}")
     print(f"curves       {command.out / TRAIN_FOLDER / 'training.html'}")
     print(f"report       {command.out / REPORT_FILE}")
+    saelab = _as_typed()
     print("\nNext:")
-    print(f"  saelab info {folder}")
-    print(f"  saelab train sweep --cache {command.out / CACHE_FOLDER} --out runs/sweep")
-    print("  saelab eval core runs/sweep/dictionaries/*")
+    print(f"  {saelab} info {folder}")
+    print(f"  {saelab} train sweep --cache {command.out / CACHE_FOLDER} --out runs/sweep")
+    print(f"  {saelab} eval core runs/sweep/dictionaries/*")
+
+
+def _as_typed() -> str:
+    """How this command can be typed again: by its name, or by its path where that is not known."""
+    started = Path(sys.argv[0])
+    known = shutil.which("saelab")
+    return "saelab" if known or started.name != "saelab" else str(started)

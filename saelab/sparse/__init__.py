@@ -7,6 +7,13 @@ encoder product with its exact top-k, `autoencode` their composition with hand-w
 
 from .autoencode import autoencode
 from .codes import SparseCodes
-from .selection import pre_activation_chunks, select_top_k, top_k
+from .selection import gather_selection, pre_activation_chunks, select_top_k, top_k
 
-__all__ = ["SparseCodes", "autoencode", "pre_activation_chunks", "select_top_k", "top_k"]
+__all__ = [
+    "SparseCodes",
+    "autoencode",
+    "gather_selection",
+    "pre_activation_chunks",
+    "select_top_k",
+    "top_k",
+]

@@ -91,14 +91,31 @@ def select_top_k(
     With a lower `product_dtype` the choice is made at that precision and the kept pre-activations
     are computed again at the precision of `inputs`, which costs only pairs × d_in.
     """
+    chunks = pre_activation_chunks(inputs, W_enc, b_enc, product_dtype=product_dtype)
+    return gather_selection([top_k(chunk, k) for _, chunk in chunks], inputs, W_enc, b_enc)
+
+
+def gather_selection(
+    parts: list[tuple[Float[Tensor, "..."], Int[Tensor, "..."]]],
+    inputs: Float[Tensor, "rows d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+) -> SparseCodes:
+    """What was selected chunk by chunk, as the codes of all rows.
+
+    Args:
+        parts: values [chunk, k] and latents [chunk, k] of each chunk, in the order of the rows.
+        inputs: what the chunks were made from; values chosen at a lower precision than theirs are
+            computed again.
+        W_enc: encoder weights.
+        b_enc: encoder bias.
+    """
     d_sae = W_enc.shape[1]
-    k = min(k, d_sae)
-    value = inputs.new_empty(inputs.shape[0], k)
-    latent = torch.empty(inputs.shape[0], k, dtype=torch.int64, device=inputs.device)
-    for part, chunk in pre_activation_chunks(inputs, W_enc, b_enc, product_dtype=product_dtype):
-        value[part], latent[part] = top_k(chunk, k)
-    codes = SparseCodes.from_fixed_k(latent, value, d_sae)
-    if product_dtype not in (None, inputs.dtype):
+    if not parts:
+        parts = [(inputs.new_zeros(0, 0), torch.zeros(0, 0, dtype=torch.int64))]
+    value = torch.cat([values for values, _ in parts])
+    codes = SparseCodes.from_fixed_k(torch.cat([latents for _, latents in parts]), value, d_sae)
+    if value.dtype != inputs.dtype:
         return codes.with_value(exact_pre_activations(codes, inputs, W_enc, b_enc))
     return codes
 

@@ -13,8 +13,13 @@ import torch
 
 from saelab.dictionary import Dictionary
 from saelab.errors import ConfigError
-from saelab.sparse import SparseCodes, autoencode, pre_activation_chunks, top_k
-from saelab.sparse.selection import exact_pre_activations
+from saelab.sparse import (
+    SparseCodes,
+    autoencode,
+    gather_selection,
+    pre_activation_chunks,
+    top_k,
+)
 
 from ..interface import DictionarySettings, Method, Normalisation, StepOutput, TrainingBatch
 from ..parts.auxk import auxk_loss, select_among
@@ -95,7 +100,7 @@ class TopK(Method):
         return {"dead_fraction": float(self.dead_latents.dead().float().mean())}
 
     def _select(self, x: torch.Tensor) -> tuple[SparseCodes, SparseCodes | None]:
-        w, d_sae = self.weights, self.weights.b_enc.shape[0]
+        w = self.weights
         dead = self.dead_latents.dead_list() if self.auxk_weight > 0 else None
         if dead is not None and dead.shape[0] == 0:
             dead = None
@@ -108,12 +113,7 @@ class TopK(Method):
             live_parts.append(top_k(chunk, self.k))
             if dead is not None:
                 dead_parts.append(select_among(chunk, dead, self.k_aux))
-
-        def gather(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> SparseCodes:
-            value, latent = (torch.cat(column) for column in zip(*parts, strict=True))
-            codes = SparseCodes.from_fixed_k(latent, value.to(x.dtype), d_sae)
-            if self.product_dtype in (None, x.dtype):
-                return codes
-            return codes.with_value(exact_pre_activations(codes, centred, w.W_enc, w.b_enc))
-
-        return gather(live_parts), gather(dead_parts) if dead_parts else None
+        live = gather_selection(live_parts, centred, w.W_enc, w.b_enc)
+        if dead is None:
+            return live, None
+        return live, gather_selection(dead_parts, centred, w.W_enc, w.b_enc)
