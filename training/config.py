@@ -100,6 +100,8 @@ class TrainConfig:
     """Rows to train on, repeats included; rounded up to whole batches."""
     batch_rows: int = 2048
     """Rows in one step."""
+    calibration_rows: int = 65_536
+    """Rows, read after training, that methods with thresholds fit them to."""
     product_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the encoder's dense product. Weights, codes and gradients are float32 always."""
     device: str = "auto"
@@ -131,7 +133,7 @@ class TrainConfig:
         positive = ("n_tokens", "log_every_steps", "checkpoint_every_steps")
         problems += [
             f"{name} is {getattr(self, name)}; it must be at least 1"
-            for name in (*positive, "stream_pool_rows")
+            for name in (*positive, "stream_pool_rows", "calibration_rows")
             if getattr(self, name) < 1
         ]
         if self.batch_rows < 2:
@@ -152,8 +154,25 @@ class TrainConfig:
             problems.append(
                 f"n_tokens = {self.n_tokens} is less than one batch, batch_rows = {self.batch_rows}"
             )
+        if not problems:
+            problems = self._method_problems()
         if problems:
             raise ConfigError(problems)
+
+    def _method_problems(self) -> list[str]:
+        """What a method cannot do with the shapes and lengths it would be given."""
+        found = [
+            f"{spec.name}: {problem}"
+            for spec in self.dictionaries()
+            for problem in getattr(self.options, spec.method).problems_with(
+                d_sae=spec.d_sae, k=spec.k, batch_rows=self.batch_rows, n_steps=self.n_steps
+            )
+        ]
+        return list(dict.fromkeys(found))
+
+    def methods_that_need_gradients(self) -> list[str]:
+        """The methods of this run whose batches must carry gradients."""
+        return [name for name in self.methods if METHODS[name].needs_gradients]
 
     @property
     def n_steps(self) -> int:

@@ -1,7 +1,8 @@
 """What a training method is to the loop: four answers, and nothing the loop must know it by.
 
 1. selection and 2. losses: `losses(batch)`; 3. updates outside the gradient: `adjust_gradients`
-before the optimizer's step and `after_update` behind it; 4. what it becomes: `to_dictionary`.
+before the optimizer's step and `after_update` behind it; 4. what it becomes: `calibrate` and
+`to_dictionary`.
 Parameters and buffers are the method's whole state: the checkpoint saves exactly those.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -30,36 +32,12 @@ class DictionarySettings:
     """Target mean number of active latents per token."""
     seed: int
     """Seeds the initial weights."""
-    n_tokens: int
-    """Tokens (rows) the whole training will see; schedules are fractions of it."""
+    batch_rows: int
+    """Tokens (rows) in a step."""
+    n_steps: int
+    """Steps of the whole training; schedules are fractions of it."""
     product_dtype: torch.dtype | None
     """Dtype of the encoder product; None means that of the weights."""
-
-
-@dataclass(frozen=True)
-class TrainingBatch:
-    """Rows of one step, normalised to zero mean and unit variance per dimension on average."""
-
-    activations: Float[Tensor, "batch d_in"]
-    """Normalised activations."""
-    gradients: Float[Tensor, "batch d_in"] | None
-    """Gradients of the model's summed loss with respect to the raw, not normalised, activations."""
-    step: int
-    """Steps taken before this one."""
-    tokens_seen: int
-    """Rows trained on before this step."""
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What a method computed on one batch."""
-
-    losses: dict[str, Float[Tensor, ""]]
-    """Every term by name, already weighted; their sum is minimised."""
-    codes: SparseCodes
-    """The codes of the batch."""
-    reconstruction: Float[Tensor, "batch d_in"]
-    """In normalised units."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +58,55 @@ class Normalisation:
         """Normalise a batch."""
         return (activations - self.mean) * self.scale
 
+    def undo(self, normalised: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Back to the units of the activations."""
+        return normalised / self.scale + self.mean
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Rows of one step, normalised to zero mean and unit variance per dimension on average."""
+
+    activations: Float[Tensor, "batch d_in"]
+    """Normalised activations."""
+    gradients: Float[Tensor, "batch d_in"] | None
+    """Gradients of the model's summed loss with respect to the raw, not normalised, activations."""
+    step: int
+    """Steps taken before this one."""
+    tokens_seen: int
+    """Rows trained on before this step."""
+    normalisation: Normalisation | None = None
+    """How the activations were normalised; None: they are as the model has them."""
+
+    def raw(self) -> Float[Tensor, "batch d_in"]:
+        """The activations as the model has them."""
+        undo = self.normalisation
+        return self.activations if undo is None else undo.undo(self.activations)
+
+    def normalised(self, raw: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Vectors in the units of the model's activations, as the batch's are."""
+        return raw if self.normalisation is None else self.normalisation.apply(raw)
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a method computed on one batch."""
+
+    losses: dict[str, Float[Tensor, ""]]
+    """Every term by name, already weighted; their sum is minimised."""
+    codes: SparseCodes
+    """The codes of the batch."""
+    reconstruction: Float[Tensor, "batch d_in"]
+    """In normalised units."""
+
 
 class Method(nn.Module, ABC):
     """One dictionary being learnt."""
+
+    needs_gradients: ClassVar[bool] = False
+    """Whether batches must carry gradients."""
+    needs_calibration: ClassVar[bool] = False
+    """Whether `calibrate` must be called before `to_dictionary`."""
 
     @abstractmethod
     def losses(self, batch: TrainingBatch) -> StepOutput:
@@ -95,10 +119,22 @@ class Method(nn.Module, ABC):
     def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
         """Update what the gradient does not: counters, thresholds, biases, norms."""
 
+    def calibrate(self, rows: Float[Tensor, "rows d_in"]) -> None:
+        """Fit what inference needs, such as thresholds, to normalised rows after training.
+
+        Raises:
+            ConfigError: there are not enough rows for it.
+        """
+
     @abstractmethod
     def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
         """The dictionary this has become, acting on activations as the model has them."""
 
     def metrics(self) -> dict[str, float]:
         """Figures of this method worth a line in the log; may wait for the device."""
+        return {}
+
+    def inference_settings(self, normalisation: Normalisation) -> dict[str, float]:
+        """What other modes of inference than the saved gate need, in units of the activations."""
+        del normalisation
         return {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ class Learner:
 
     def __init__(self, spec: DictionarySpec, method: Method, config: OptimizerConfig, n_steps: int):
         self.spec, self.method, self.config, self.n_steps = spec, method, config, n_steps
+        self._seconds, self._steps = 0.0, 0
         self.optimizer = torch.optim.Adam(
             method.parameters(),
             lr=config.learning_rate,
@@ -53,14 +56,19 @@ class Learner:
             d_sae=spec.d_sae,
             k=spec.k,
             seed=spec.seed,
-            n_tokens=n_steps * batch_rows,
+            batch_rows=batch_rows,
+            n_steps=n_steps,
             product_dtype=product_dtype,
         )
-        method = METHODS[spec.method](settings, getattr(options, spec.method))
+        own = getattr(options, spec.method)
+        method = METHODS[spec.method](settings, own)
+        if own.learning_rate is not None:
+            optimizer = replace(optimizer, learning_rate=own.learning_rate)
         return Learner(spec, method.to(device), optimizer, n_steps)
 
     def step(self, batch: TrainingBatch) -> StepOutput:
         """Take one step on a batch of normalised activations."""
+        started = time.monotonic()
         factor = learning_rate_factor(batch.step, self.n_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * factor
@@ -73,7 +81,17 @@ class Learner:
         self.optimizer.step()
         with torch.no_grad():
             self.method.after_update(batch, output)
+        self._seconds += time.monotonic() - started
+        self._steps += 1
         return output
+
+    def seconds_per_step(self) -> float | None:
+        """Mean time of the steps taken in this process; None where there were none."""
+        return self._seconds / self._steps if self._steps else None
+
+    def state_bytes(self) -> int:
+        """Memory that this dictionary holds between steps: parameters, moments, statistics."""
+        return sum(tensor.nbytes for tensor in self.state().values())
 
     def first_not_finite(self) -> str | None:
         """The name of a parameter that holds NaN or infinities, or None."""

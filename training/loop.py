@@ -125,6 +125,7 @@ class TrainingLoop:
             None if gradients is None else gradients.to(self.device),
             step=self.step,
             tokens_seen=self.step * self.config.batch_rows,
+            normalisation=self.normalisation,
         )
         outputs = [learner.step(batch) for learner in self.learners]
         self.step += 1
@@ -203,6 +204,7 @@ def step_figures(batch: TrainingBatch, output: StepOutput) -> dict[str, float]:
         **{f"loss_{name}": value for name, value in losses.items()},
         "fvu": fvu(batch.activations, output.reconstruction.detach()),
         "l0": mean_l0(output.codes),
+        "l0_std": float(output.codes.l0().double().std()),
     }
 
 

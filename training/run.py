@@ -24,7 +24,8 @@ from saelab.metrics import fvu, mean_l0
 from saelab.run_log import JsonlLog, RunLog, WandbLog
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from .config import TrainConfig
+from .config import DictionarySpec, TrainConfig
+from .interface import Normalisation
 from .learner import Learner
 from .loop import ActivationStream, TrainingLoop, normalisation_of
 from .run_folder import (
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 FINAL_CHECK_ROWS = 8192
 """Rows that a finished dictionary's L0 and FVU are measured on."""
+TARGET_L0_TOLERANCE = 0.1
+"""Deviation from the target L0, as a share of it, from which on a warning says so."""
 
 
 def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -124,7 +127,15 @@ def open_stream(config: TrainConfig) -> ActivationStream:
             f"the cache {config.cache} has {cache.n_rows} rows, less than one batch of "
             f"{config.batch_rows}: cache more text or lower --batch-rows"
         )
-    return CacheStream(cache, config.batch_rows, config.data_seed)
+    wants_gradients = config.methods_that_need_gradients()
+    if wants_gradients and not cache.has_gradients:
+        raise ConfigError(
+            f"the method {wants_gradients[0]} learns from gradients and the cache {config.cache} "
+            "holds none: make one with `saelab cache OUT --gradients`, or leave the method out"
+        )
+    return CacheStream(
+        cache, config.batch_rows, config.data_seed, with_gradients=bool(wants_gradients)
+    )
 
 
 def _open_model_stream(config: TrainConfig) -> ActivationStream:
@@ -135,7 +146,10 @@ def _open_model_stream(config: TrainConfig) -> ActivationStream:
     harvest = config.stream
     hook_point = config.hook_point or harvest.hook_points[0]
     harvest = dataclasses.replace(
-        harvest, model=config.model or harvest.model, hook_points=(hook_point,)
+        harvest,
+        model=config.model or harvest.model,
+        hook_points=(hook_point,),
+        gradients=bool(config.methods_that_need_gradients()),
     )
     model = load_language_model(harvest.model, dtype=harvest.model_dtype, device=harvest.device)
     return ModelStream(model, harvest, config.batch_rows, config.data_seed, config.stream_pool_rows)
@@ -234,10 +248,14 @@ def _finish(
     rows = torch.cat(
         [stream.next_batch().activations for _ in range(-(-FINAL_CHECK_ROWS // config.batch_rows))]
     )
+    for_calibration = _calibration_rows(config, stream, learners, normalisation)
     results = {}
     for learner in learners:
         spec = learner.spec
-        dictionary = learner.method.cpu().to_dictionary(normalisation)
+        method = learner.method.cpu()
+        if for_calibration is not None and method.needs_calibration:
+            method.calibrate(for_calibration)
+        dictionary = method.to_dictionary(normalisation)
         figures = _measure(dictionary, rows)
         folder = Path(DICTIONARIES_FOLDER) / spec.name
         save_dictionary(
@@ -254,7 +272,8 @@ def _finish(
                 "target_l0": spec.k,
                 "measured_l0": figures["l0"],
                 "fvu_on_training_rows": figures["fvu"],
-                **learner.method.metrics(),
+                **method.metrics(),
+                "inference": method.inference_settings(normalisation),
             },
             made_from={**stream.provenance(), "mean": stream.statistics.mean.tolist()},
             seed=spec.seed,
@@ -263,9 +282,37 @@ def _finish(
             "folder": str(folder),
             **spec._asdict(),
             **figures,
-            **learner.method.metrics(),
+            **method.metrics(),
+            "seconds_per_step": learner.seconds_per_step(),
+            "state_bytes": learner.state_bytes(),
         }
+        _warn_of_missed_target(spec, figures["l0"])
     return results
+
+
+def _calibration_rows(
+    config: TrainConfig,
+    stream: ActivationStream,
+    learners: list[Learner],
+    normalisation: Normalisation,
+) -> torch.Tensor | None:
+    """Normalised rows for the methods that fit thresholds; None where no method does."""
+    if not any(learner.method.needs_calibration for learner in learners):
+        return None
+    n_batches = -(-config.calibration_rows // config.batch_rows)
+    rows = [stream.next_batch().activations for _ in range(n_batches)]
+    return normalisation.apply(torch.cat(rows))
+
+
+def _warn_of_missed_target(spec: DictionarySpec, measured_l0: float) -> None:
+    if abs(measured_l0 - spec.k) > TARGET_L0_TOLERANCE * spec.k:
+        logger.warning(
+            "%s: L0 is %.1f, not the %d asked for; everything is saved, and comparisons use the "
+            "measured L0",
+            spec.name,
+            measured_l0,
+            spec.k,
+        )
 
 
 @torch.no_grad()

@@ -25,9 +25,9 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "beta2 0.999": {"optimizer": {"beta2": 0.999}},
     "decay_fraction 1": {"optimizer": {"decay_fraction": 1.0}},
     "encoder_scale 1": {"topk": {"encoder_scale": 1.0}},
-    "auxk_weight 0": {"topk": {"auxk_weight": 0.0}},
+    "auxk_weight 0": {"topk": {"auxiliary": {"weight": 0.0}}},
     "auxk_weight 0.1, dead_after 20,000": {
-        "topk": {"auxk_weight": 0.1, "dead_after_tokens": 20_000}
+        "topk": {"auxiliary": {"weight": 0.1, "dead_after_tokens": 20_000}}
     },
     "product_dtype float32": {"run": {"product_dtype": "float32"}},
 }

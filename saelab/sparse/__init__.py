@@ -2,18 +2,29 @@
 
 The training step is one dense product, the encoder's; all else touches only the active
 (row, latent) pairs. `codes` holds the container, `kernels` the products over pairs, `selection` the
-encoder product with its exact top-k, `autoencode` their composition with hand-written gradients.
+encoder product with its exact top-k, `above` selection by threshold, per batch and per latent,
+`autoencode` encoding and decoding on pairs with hand-written gradients.
 """
 
-from .autoencode import autoencode
+from .above import BatchTop, LatentTop, select_above, select_batch_top, select_latent_top
+from .autoencode import autoencode, decode_selected, encode_selected
 from .codes import SparseCodes
+from .kernels import TransposedPairs
 from .selection import gather_selection, pre_activation_chunks, select_top_k, top_k
 
 __all__ = [
+    "BatchTop",
+    "LatentTop",
     "SparseCodes",
+    "TransposedPairs",
     "autoencode",
+    "decode_selected",
+    "encode_selected",
     "gather_selection",
     "pre_activation_chunks",
+    "select_above",
+    "select_batch_top",
+    "select_latent_top",
     "select_top_k",
     "top_k",
 ]

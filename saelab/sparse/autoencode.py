@@ -1,13 +1,15 @@
-"""Decode chosen pairs, with every gradient of the autoencoder written by hand on the pairs.
+"""Encode and decode chosen pairs only, with gradients written by hand on the pairs.
 
-Given which pairs are active, the reconstruction is x̂ = relu(p) W_dec + b_dec with
-p = (x − b_dec) W_enc + b_enc at those pairs only. Call G = ∂L/∂x̂, and V = ∂L/∂f what losses on the
-codes themselves ask for. The gradient of a pair's p is q = (⟨G_r, W_dec_l⟩ + V) · 1[p > 0], and
+Given which pairs (r, l) are active, `encode_selected` gives their pre-activations
+p = (x − b_dec) W_enc + b_enc and `decode_selected` the sums f W_dec of any values f on them; what
+lies between is ordinary autograd on a vector of pairs, so every gate is a line of a method.
+With q = ∂L/∂p on the pairs and G = ∂L/∂(f W_dec),
 
-    ∂W_dec = fᵀ G      ∂W_enc = (x − b_dec)ᵀ q      ∂b_enc = Σ_rows q
-    ∂b_dec = Σ_rows G − W_enc ∂b_enc               ∂x = q W_encᵀ  (only when asked for)
+    ∂W_enc = (x − b_dec)ᵀ q     ∂b_enc = Σ_rows q     ∂b_dec = −W_enc ∂b_enc     ∂x = q W_encᵀ
+    ∂f = ⟨G_r, W_dec_l⟩          ∂W_dec = fᵀ G
 
 where f and q are sparse. No [rows, d_sae] matrix is formed in either direction.
+`autoencode` composes the two for f = relu(p).
 """
 
 from __future__ import annotations
@@ -20,6 +22,46 @@ from torch import Tensor
 
 from .codes import SparseCodes
 from .kernels import TransposedPairs, combine_latents, combine_rows, pair_products
+
+
+def encode_selected(
+    inputs: Float[Tensor, "rows d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    b_dec: Float[Tensor, " d_in"],
+    selected: SparseCodes,
+    pairs: TransposedPairs | None = None,
+) -> Float[Tensor, " pairs"]:
+    """The pre-activations of the selected pairs, differentiable in everything but the selection.
+
+    Args:
+        inputs: activations as the dictionary sees them; b_dec is subtracted inside.
+        W_enc: encoder weights; fastest with each latent's column contiguous in memory.
+        b_enc: encoder bias.
+        b_dec: decoder bias.
+        selected: the pairs, with their pre-activations as values; these are what is returned.
+        pairs: `TransposedPairs.of(selected)` where it is at hand; it costs a sort.
+    """
+    pairs = TransposedPairs.of(selected) if pairs is None else pairs
+    return _Encode.apply(inputs, W_enc, b_enc, b_dec, selected, pairs)
+
+
+def decode_selected(
+    selected: SparseCodes,
+    value: Float[Tensor, " pairs"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    pairs: TransposedPairs | None = None,
+) -> Float[Tensor, "rows d_in"]:
+    """Sum the decoder rows of the selected pairs with `value` as weights; no bias is added.
+
+    Args:
+        selected: the pairs; their own values play no part.
+        value: weight of each pair.
+        W_dec: decoder weights.
+        pairs: `TransposedPairs.of(selected)` where it is at hand; it costs a sort.
+    """
+    pairs = TransposedPairs.of(selected) if pairs is None else pairs
+    return _Decode.apply(value, W_dec, selected, pairs)
 
 
 def autoencode(
@@ -36,7 +78,7 @@ def autoencode(
 
     Args:
         inputs: activations as the dictionary sees them; b_dec is subtracted inside.
-        W_enc: encoder weights; fastest with each latent's column contiguous in memory.
+        W_enc: encoder weights.
         b_enc: encoder bias.
         W_dec: decoder weights.
         b_dec: decoder bias.
@@ -47,58 +89,62 @@ def autoencode(
         The codes (pre-activations rectified; a negative one becomes a listed zero) and the
         reconstruction.
     """
-    value, reconstruction = _Autoencode.apply(
-        inputs, W_enc, b_enc, W_dec, b_dec, selected, add_b_dec
-    )
+    pairs = TransposedPairs.of(selected)
+    value = encode_selected(inputs, W_enc, b_enc, b_dec, selected, pairs).relu()
+    reconstruction = decode_selected(selected, value, W_dec, pairs)
+    if add_b_dec:
+        reconstruction = reconstruction + b_dec
     return selected.with_value(value), reconstruction
 
 
-class _Autoencode(torch.autograd.Function):
+class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         inputs: Tensor,
         W_enc: Tensor,
         b_enc: Tensor,
-        W_dec: Tensor,
         b_dec: Tensor,
         selected: SparseCodes,
-        add_b_dec: bool,
-    ) -> tuple[Tensor, Tensor]:
+        pairs: TransposedPairs,
+    ) -> Tensor:
         del b_enc
-        codes = selected.with_value(selected.value.clamp_min(0))
-        reconstruction = combine_latents(codes, W_dec)
-        if add_b_dec:
-            reconstruction += b_dec
-        ctx.save_for_backward(
-            inputs, W_enc, W_dec, b_dec, codes.row_pointer, codes.latent, codes.value
-        )
-        ctx.d_sae, ctx.add_b_dec = codes.d_sae, add_b_dec
-        ctx.set_materialize_grads(False)
-        return codes.value, reconstruction
+        ctx.save_for_backward(inputs, W_enc, b_dec)
+        ctx.selected, ctx.pairs = selected, pairs
+        return selected.value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        value_gradient, output_gradient = gradients
-        inputs, W_enc, W_dec, b_dec, row_pointer, latent, value = ctx.saved_tensors
-        codes = SparseCodes(row_pointer, latent, value, ctx.d_sae)
-        pairs = TransposedPairs.of(codes)
-
-        pre_gradient = torch.zeros_like(value)
-        dW_dec = db_dec = dinputs = None
-        if output_gradient is not None:
-            pre_gradient += pair_products(codes, output_gradient, W_dec)
-            dW_dec = combine_rows(pairs, value, output_gradient)
-            if ctx.add_b_dec:
-                db_dec = output_gradient.sum(0)
-        if value_gradient is not None:
-            pre_gradient += value_gradient
-        pre_gradient *= value > 0
-
-        db_enc = value.new_zeros(ctx.d_sae).index_add_(0, latent, pre_gradient)
-        dW_enc = combine_rows(pairs, pre_gradient, inputs - b_dec).T
-        through_input = W_enc @ db_enc
-        db_dec = -through_input if db_dec is None else db_dec - through_input
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (q,) = gradients
+        inputs, W_enc, b_dec = ctx.saved_tensors
+        selected: SparseCodes = ctx.selected
+        dinputs = dW_enc = db_dec = None
+        db_enc = q.new_zeros(selected.d_sae).index_add_(0, selected.latent, q)
         if ctx.needs_input_grad[0]:
-            dinputs = combine_latents(codes.with_value(pre_gradient), W_enc.T)
-        return dinputs, dW_enc, db_enc, dW_dec, db_dec, None, None
+            dinputs = combine_latents(selected.with_value(q), W_enc.T)
+        if ctx.needs_input_grad[1]:
+            dW_enc = combine_rows(ctx.pairs, q, inputs - b_dec).T
+        if ctx.needs_input_grad[3]:
+            db_dec = -(W_enc @ db_enc)
+        return dinputs, dW_enc, db_enc, db_dec, None, None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, W_dec: Tensor, selected: SparseCodes, pairs: TransposedPairs
+    ) -> Tensor:
+        ctx.save_for_backward(value, W_dec)
+        ctx.selected, ctx.pairs = selected, pairs
+        return combine_latents(selected.with_value(value), W_dec)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (output_gradient,) = gradients
+        value, W_dec = ctx.saved_tensors
+        dvalue = dW_dec = None
+        if ctx.needs_input_grad[0]:
+            dvalue = pair_products(ctx.selected, output_gradient, W_dec)
+        if ctx.needs_input_grad[1]:
+            dW_dec = combine_rows(ctx.pairs, value, output_gradient)
+        return dvalue, dW_dec, None, None

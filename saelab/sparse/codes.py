@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -25,6 +26,8 @@ class SparseCodes:
     """The code of each pair. A listed value may be zero; it then counts as inactive."""
     d_sae: int
     """Number of latents."""
+    row_scale: Float[Tensor, " rows"] | None = None
+    """What each decoded row is multiplied by, where the input was divided by it; None: by one."""
 
     @staticmethod
     def from_fixed_k(
@@ -52,6 +55,19 @@ class SparseCodes:
         torch.cumsum(mask.sum(1), 0, out=row_pointer[1:])
         return SparseCodes(row_pointer, latent, dense[row, latent], dense.shape[1])
 
+    @staticmethod
+    def from_pairs(
+        row: Int[Tensor, " pairs"],
+        latent: Int[Tensor, " pairs"],
+        value: Float[Tensor, " pairs"],
+        n_rows: int,
+        d_sae: int,
+    ) -> SparseCodes:
+        """Codes from pairs listed in any order."""
+        order = stable_order(row)
+        row_pointer = torch.searchsorted(row[order], torch.arange(n_rows + 1, device=row.device))
+        return SparseCodes(row_pointer, latent[order], value[order], d_sae)
+
     @property
     def n_rows(self) -> int:
         """Number of input rows."""
@@ -59,7 +75,7 @@ class SparseCodes:
 
     def with_value(self, value: Float[Tensor, " pairs"]) -> SparseCodes:
         """The same pairs with other values."""
-        return SparseCodes(self.row_pointer, self.latent, value, self.d_sae)
+        return replace(self, value=value)
 
     def pair_rows(self) -> Int[Tensor, " pairs"]:
         """The row each pair belongs to."""
@@ -84,11 +100,28 @@ class SparseCodes:
         # A latent can be listed both with and without a value, so set true where any is positive.
         return fired.index_put_((self.latent,), self.value.detach() > 0, accumulate=True)
 
+    def keep(self, kept: Bool[Tensor, " pairs"]) -> SparseCodes:
+        """Only the pairs for which `kept` holds, in their order."""
+        kept_before = torch.zeros(kept.shape[0] + 1, dtype=torch.int64, device=kept.device)
+        torch.cumsum(kept, 0, out=kept_before[1:])
+        return replace(
+            self,
+            row_pointer=kept_before[self.row_pointer],
+            latent=self.latent[kept],
+            value=self.value[kept],
+        )
+
     def without_zeros(self) -> SparseCodes:
         """The same codes with the pairs of value zero left out."""
-        keep = self.value != 0
-        kept_before = torch.zeros(keep.shape[0] + 1, dtype=torch.int64, device=keep.device)
-        torch.cumsum(keep, 0, out=kept_before[1:])
-        return SparseCodes(
-            kept_before[self.row_pointer], self.latent[keep], self.value[keep], self.d_sae
-        )
+        return self.keep(self.value != 0)
+
+
+def stable_order(keys: Int[Tensor, " pairs"]) -> Int[Tensor, " pairs"]:
+    """Places of non-negative keys below 2³¹ in rising order, equal ones in the order they came."""
+    if keys.device.type != "cpu":
+        return torch.sort(keys, stable=True).indices
+    # Key and place in one number: numpy sorts plain integers several times as fast as PyTorch
+    # sorts keys with their places, and no two are equal, so the order is that of a stable sort.
+    places = torch.arange(keys.shape[0])
+    ordered = np.sort(((keys.long() << 32) | places).numpy())
+    return torch.from_numpy(ordered & 0xFFFFFFFF)

@@ -6,14 +6,15 @@ import torch
 from saelab.training.config import DictionarySpec, OptimizerConfig
 from saelab.training.interface import DictionarySettings, Normalisation, TrainingBatch
 from saelab.training.learner import Learner
-from saelab.training.methods import METHODS, MethodOptions
+from saelab.training.methods import MethodOptions
 from saelab.training.methods.topk import TopK, TopKOptions
+from saelab.training.parts.auxiliary_options import AuxiliaryOptions
 
 D_IN, D_SAE, K = 12, 64, 4
 
 
 def settings(**changes):
-    given = {"d_in": D_IN, "d_sae": D_SAE, "k": K, "seed": 1, "n_tokens": 1000}
+    given = {"d_in": D_IN, "d_sae": D_SAE, "k": K, "seed": 1, "batch_rows": 50, "n_steps": 20}
     return DictionarySettings(**(given | {"product_dtype": None} | changes))
 
 
@@ -41,10 +42,10 @@ def dense_losses(weights, x, k, dead, k_aux, weight):
 
 @pytest.mark.parametrize("n_dead", [0, 3, 40])
 def test_losses_and_all_gradients_equal_the_dense_transcription(n_dead):
-    options = TopKOptions(k_aux=5, auxk_weight=0.25)
+    options = TopKOptions(auxiliary=AuxiliaryOptions(k_aux=5, weight=0.25))
     method = TopK(settings(), options).double()
     dead = torch.arange(n_dead) + 2
-    method.dead_latents.listed[dead] = True
+    method.auxiliary.dead_latents.listed[dead] = True
     x = torch.randn(50, D_IN, dtype=torch.float64)
     sum(method.losses(batch_of(x)).losses.values()).backward()
 
@@ -58,12 +59,12 @@ def test_losses_and_all_gradients_equal_the_dense_transcription(n_dead):
 
 def test_auxk_of_an_error_without_variance_is_zero_with_finite_gradients():
     from saelab.sparse import SparseCodes
-    from saelab.training.parts.auxk import auxk_loss
+    from saelab.training.parts.auxiliary import residual_loss
 
     weights = TopK(settings(), TopKOptions()).weights
     x = torch.randn(3, D_IN)
     selected = SparseCodes.from_fixed_k(torch.tensor([[1], [2], [3]]), torch.ones(3, 1), D_SAE)
-    loss = auxk_loss(weights, x, torch.full((3, D_IN), 0.5), selected)
+    loss = residual_loss(weights, x, torch.full((3, D_IN), 0.5), selected)
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert (
@@ -73,7 +74,7 @@ def test_auxk_of_an_error_without_variance_is_zero_with_finite_gradients():
 
 def test_auxk_moves_the_encoder_of_dead_latents():
     method = TopK(settings(), TopKOptions())
-    method.dead_latents.listed[5:9] = True
+    method.auxiliary.dead_latents.listed[5:9] = True
     with torch.no_grad():
         method.weights.b_enc[5:9] = -0.5
     output = method.losses(batch_of(torch.randn(64, D_IN)))
@@ -121,27 +122,27 @@ def test_training_curve_is_that_of_a_dense_float64_step():
 
 
 def test_a_selected_latent_with_value_zero_has_not_fired():
-    method = TopK(settings(), TopKOptions(dead_after_tokens=1))
+    method = TopK(settings(), TopKOptions(auxiliary=AuxiliaryOptions(dead_after_tokens=1)))
     with torch.no_grad():
         method.weights.b_enc.fill_(-100.0)
     batch = batch_of(torch.randn(10, D_IN))
     output = method.losses(batch)
     assert output.codes.latent.shape[0] == 10 * K
     method.after_update(batch, output)
-    assert (method.dead_latents.tokens_since_fired == 10).all()
-    assert method.dead_latents.dead().all()
+    assert (method.auxiliary.dead_latents.tokens_since_fired == 10).all()
+    assert method.auxiliary.dead_latents.dead().all()
 
 
 def test_dead_latents_are_counted_in_tokens_and_listed_at_refreshes():
-    method = TopK(settings(), TopKOptions(dead_after_tokens=700))
+    method = TopK(settings(), TopKOptions(auxiliary=AuxiliaryOptions(dead_after_tokens=700)))
     with torch.no_grad():
         method.weights.b_enc[:10] = -100.0
     for step in range(8):
         batch = batch_of(torch.randn(100, D_IN), step)
         method.after_update(batch, method.losses(batch))
         if step < 7:
-            assert not len(method.dead_latents.dead_list())
-    assert method.dead_latents.dead_list()[:10].tolist() == list(range(10))
+            assert not len(method.auxiliary.dead_latents.listed_latents())
+    assert method.auxiliary.dead_latents.listed_latents()[:10].tolist() == list(range(10))
 
 
 def test_decoder_rows_keep_norm_one_and_their_gradient_no_radial_part():
@@ -179,37 +180,6 @@ def test_normalisation_is_folded_exactly():
         dictionary(x), inside.reconstruction / normalisation.scale + normalisation.mean
     )
     torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(D_SAE, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_restores_and_becomes_a_dictionary(name):
-    def build():
-        return Learner.build(
-            DictionarySpec(name, D_SAE, K, 0),
-            d_in=D_IN,
-            n_steps=12,
-            batch_rows=32,
-            options=MethodOptions(),
-            optimizer=OptimizerConfig(),
-            product_dtype=torch.bfloat16,
-            device=torch.device("cpu"),
-        )
-
-    batches = [torch.randn(32, D_IN, generator=torch.Generator().manual_seed(i)) for i in range(12)]
-    whole, first = build(), build()
-    for step, x in enumerate(batches):
-        whole.step(batch_of(x, step))
-        if step < 5:
-            first.step(batch_of(x, step))
-    state = {key: tensor.detach().contiguous().clone() for key, tensor in first.state().items()}
-    second = build()
-    second.restore(state)
-    for step in range(5, 12):
-        second.step(batch_of(batches[step], step))
-    for key, tensor in whole.state().items():
-        assert torch.equal(tensor, second.state()[key]), key
-    dictionary = whole.method.to_dictionary(Normalisation(torch.zeros(D_IN), 1.0))
-    assert dictionary(batches[0]).shape == batches[0].shape
 
 
 def test_product_in_bfloat16_changes_little():

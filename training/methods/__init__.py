@@ -5,16 +5,25 @@ A new paper is one new file here, its line in `METHODS`, and its field in `Metho
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..interface import DictionarySettings, Method
+from ..parts.auxiliary_options import AuxiliaryOptions
+from .feature_choice import FeatureChoice, FeatureChoiceOptions
+from .gradient_topk import GradientTopK, GradientTopKOptions
+from .matryoshka import Matryoshka, MatryoshkaOptions
+from .mutual_choice import MutualChoice, MutualChoiceOptions
 from .topk import TopK, TopKOptions
 
-METHODS: dict[str, Callable[[DictionarySettings, Any], Method]] = {
+METHODS: dict[str, Any] = {
     "topk": TopK,
+    "gradient_topk": GradientTopK,
+    "mutual_choice": MutualChoice,
+    "batch_topk": MutualChoice,
+    "feature_choice": FeatureChoice,
+    "matryoshka": Matryoshka,
 }
+"""Name to the class of the method, which is made from `DictionarySettings` and its options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,3 +32,15 @@ class MethodOptions:
 
     topk: TopKOptions = field(default_factory=TopKOptions)
     """Settings of `topk`."""
+    gradient_topk: GradientTopKOptions = field(default_factory=GradientTopKOptions)
+    """Settings of `gradient_topk`."""
+    mutual_choice: MutualChoiceOptions = field(default_factory=MutualChoiceOptions)
+    """Settings of `mutual_choice`."""
+    batch_topk: MutualChoiceOptions = field(
+        default_factory=lambda: MutualChoiceOptions(auxiliary=AuxiliaryOptions())
+    )
+    """Settings of `batch_topk`: the selection of `mutual_choice` with AuxK."""
+    feature_choice: FeatureChoiceOptions = field(default_factory=FeatureChoiceOptions)
+    """Settings of `feature_choice`."""
+    matryoshka: MatryoshkaOptions = field(default_factory=MatryoshkaOptions)
+    """Settings of `matryoshka`."""

@@ -43,7 +43,7 @@ class DeadLatents(nn.Module):
         """Which latents have been silent for `dead_after_tokens` tokens or more, as of now."""
         return self.tokens_since_fired >= self.dead_after_tokens
 
-    def dead_list(self) -> Int[Tensor, " n_dead"]:
+    def listed_latents(self) -> Int[Tensor, " n_dead"]:
         """The dead latents as of the last refresh, ascending."""
         if self._list is None:
             self._list = self.listed.nonzero().squeeze(1)

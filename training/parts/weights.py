@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -51,7 +53,7 @@ class AutoencoderWeights(nn.Module):
         self.W_dec /= torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(1e-12)
 
     @torch.no_grad()
-    def fold(self, normalisation: Normalisation) -> dict[str, Float[Tensor, "..."]]:
+    def fold(self, normalisation: Normalisation) -> dict[str, Any]:
         """The weights that act on activations in the model's own units.
 
         Decoder rows keep their norm, so codes and everything compared with them (biases,

@@ -1,0 +1,258 @@
+"""Selection by threshold, per batch and per latent: every pair above a floor, exactly.
+
+All selections that are not a plain top-k start from the pairs whose pre-activation exceeds a floor
+(one per latent). The floor is taken off the encoder bias, so the product itself gives the margin,
+and a chunk is searched in strided groups whose maxima tell where to look. The global top of a batch
+and the top rows of each latent need no full sort then: a floor from the batch before leaves little
+more than what is sought, and where it leaves less, it is lowered and the search repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .codes import SparseCodes
+from .selection import exact_pre_activations, pre_activation_chunks
+
+GROUP_SIZES = (16, 8, 4)
+SPARE = 1.25
+"""Pairs that a floor should leave, as a multiple of those sought."""
+SAMPLE_ROWS = 256
+
+
+@dataclass(frozen=True)
+class BatchTop:
+    """The largest pairs of a batch, and where the next batch may start to look."""
+
+    codes: SparseCodes
+    """The chosen pairs with their pre-activations."""
+    threshold: Float[Tensor, ""]
+    """The smallest chosen pre-activation; 0 where fewer were positive than were asked for."""
+    next_floor: Float[Tensor, ""]
+    """A floor above which the next batch should hold a few more pairs than are sought."""
+
+
+@dataclass(frozen=True)
+class LatentTop:
+    """The largest rows of each latent, and where the next batch may start to look."""
+
+    codes: SparseCodes
+    """The chosen pairs with their pre-activations."""
+    thresholds: Float[Tensor, " d_sae"]
+    """The smallest chosen pre-activation of each latent; 0 where its budget was not used up."""
+    next_floors: Float[Tensor, " d_sae"]
+    """Floors above which the next batch should hold a few more rows than each budget."""
+
+
+@torch.no_grad()
+def select_above(
+    inputs: Float[Tensor, "rows d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    floor: Float[Tensor, " d_sae"] | Float[Tensor, ""],
+    *,
+    product_dtype: torch.dtype | None = None,
+) -> SparseCodes:
+    """Every pair whose pre-activation exceeds the floor, with that pre-activation as value.
+
+    With a lower `product_dtype` pairs are found at that precision; their values are computed again
+    at the precision of `inputs`, so one may lie below the floor by the rounding of the product.
+
+    Args:
+        inputs: what is encoded, centred by the decoder bias where that applies.
+        W_enc: encoder weights.
+        b_enc: encoder bias.
+        floor: of each latent, or of all.
+        product_dtype: dtype of the dense product; None means that of `inputs`.
+    """
+    rows, latents, start = [], [], 0
+    chunks = pre_activation_chunks(inputs, W_enc, b_enc - floor, product_dtype=product_dtype)
+    for part, chunk in chunks:
+        row, latent = _above_zero(chunk)
+        rows.append(row + part.start)
+        latents.append(latent)
+        start = part.stop
+    row = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64, device=inputs.device)
+    latent = torch.cat(latents) if latents else row
+    # Rows come in order, so where each begins is a search, not a sort.
+    row_pointer = torch.searchsorted(row, torch.arange(start + 1, device=row.device))
+    found = SparseCodes(row_pointer, latent, inputs.new_zeros(latent.shape[0]), W_enc.shape[1])
+    return found.with_value(exact_pre_activations(found, inputs, W_enc, b_enc))
+
+
+def _above_zero(chunk: Float[Tensor, "rows d_sae"]) -> tuple[Tensor, Tensor]:
+    """Row and latent of each positive entry, by row."""
+    rows, width = chunk.shape
+    group = next((size for size in GROUP_SIZES if width % size == 0), 1)
+    if group > 1:
+        grouped = chunk.view(rows, group, width // group)
+        hit_row, hit_group = (grouped.amax(1) > 0).nonzero(as_tuple=True)
+        # Where most groups hold an entry, looking at all of them once is cheaper.
+        if hit_row.shape[0] * 4 < rows * width // group:
+            hit, member = (grouped[hit_row, :, hit_group] > 0).nonzero(as_tuple=True)
+            return hit_row[hit], member * (width // group) + hit_group[hit]
+    row, latent = (chunk > 0).nonzero(as_tuple=True)
+    return row, latent
+
+
+@torch.no_grad()
+def select_batch_top(
+    inputs: Float[Tensor, "rows d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    count: int,
+    floor: Float[Tensor, ""] | None = None,
+    *,
+    product_dtype: torch.dtype | None = None,
+) -> BatchTop:
+    """The `count` largest positive pre-activations of the whole batch, or all where fewer are.
+
+    Args:
+        inputs: what is encoded, centred by the decoder bias where that applies.
+        W_enc: encoder weights.
+        b_enc: encoder bias.
+        count: pairs to choose, over all rows together.
+        floor: where to look first, as the batch before left it; decides the speed, never the
+            result. None takes it from a sample of the rows.
+        product_dtype: dtype of the dense product; None means that of `inputs`.
+    """
+    if floor is None:
+        floor = _sampled_floor(inputs, W_enc, b_enc, count, product_dtype)
+    floor = floor.clamp_min(0.0)
+    found = select_above(inputs, W_enc, b_enc, floor, product_dtype=product_dtype)
+    while found.latent.shape[0] < count and bool(floor > 0):
+        # Half as high holds several times as many; from the second time on nothing is spared.
+        floor = torch.where(floor > 1e-3, floor / 2, torch.zeros_like(floor))
+        found = select_above(inputs, W_enc, b_enc, floor, product_dtype=product_dtype)
+    # Values are exact and the floor was met at the product's precision: a few may not be positive.
+    found = found.keep(found.value > 0)
+    n_found = found.latent.shape[0]
+    ranked, order = found.value.topk(min(n_found, int(SPARE * count)), sorted=True)
+    kept = torch.zeros(n_found, dtype=torch.bool, device=inputs.device)
+    kept[order[:count]] = True
+    zero = inputs.new_zeros(())
+    return BatchTop(
+        found.keep(kept),
+        threshold=ranked[count - 1] if n_found >= count else zero,
+        # Too few spare ones say nothing of what lies below: feel downwards.
+        next_floor=ranked[-1] * (1.0 if n_found > SPARE * count else 0.95) if n_found else zero,
+    )
+
+
+@torch.no_grad()
+def select_latent_top(
+    inputs: Float[Tensor, "rows d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    budgets: Int[Tensor, " d_sae"],
+    floors: Float[Tensor, " d_sae"],
+    *,
+    product_dtype: torch.dtype | None = None,
+) -> LatentTop:
+    """Of each latent, the rows of its largest positive pre-activations, as many as its budget.
+
+    Args:
+        inputs: what is encoded, centred by the decoder bias where that applies.
+        W_enc: encoder weights.
+        b_enc: encoder bias.
+        budgets: rows that each latent may keep.
+        floors: where to look first, as the batch before left them; they decide the speed, never
+            the result. Zeros look at every positive entry.
+        product_dtype: dtype of the dense product; None means that of `inputs`.
+    """
+    floors = floors.clamp_min(0.0)
+    found = select_above(inputs, W_enc, b_enc, floors, product_dtype=product_dtype)
+    short = (_counts(found) < budgets) & (floors > 0)
+    again = short.nonzero().squeeze(1)
+    if again.shape[0]:
+        rest = select_above(
+            inputs,
+            W_enc.T[again].T,
+            b_enc[again],
+            inputs.new_zeros(()),
+            product_dtype=product_dtype,
+        )
+        found = _joined(found.keep(~short[found.latent]), rest, again)
+    found = found.keep(found.value > 0)
+    return _latent_top_of(found, budgets, torch.where(short, 0.0, floors))
+
+
+def _latent_top_of(
+    found: SparseCodes, budgets: Int[Tensor, " d_sae"], floors: Float[Tensor, " d_sae"]
+) -> LatentTop:
+    """Rank the pairs of each latent by value and keep as many as its budget."""
+    counts = _counts(found)
+    first = torch.cumsum(counts, 0) - counts
+    order = _by_latent_then_value(found)
+    latent, value = found.latent[order], found.value[order]
+    rank = torch.arange(order.shape[0], device=order.device) - first[latent]
+    kept = torch.zeros_like(rank, dtype=torch.bool)
+    kept[order] = rank < budgets[latent]
+
+    def at_rank(wanted: Tensor, otherwise: Tensor) -> Tensor:
+        enough = counts > wanted
+        if not value.shape[0]:
+            return otherwise
+        place = (first + wanted).clamp_max(value.shape[0] - 1)
+        return torch.where(enough, value[place], otherwise)
+
+    zeros = torch.zeros_like(floors)
+    # A latent with a small budget has a noisy threshold: leave it proportionally more room.
+    spare = (budgets * 3) // 2 + 3
+    return LatentTop(
+        found.keep(kept),
+        thresholds=torch.where(budgets > 0, at_rank((budgets - 1).clamp_min(0), zeros), zeros),
+        next_floors=at_rank(spare, floors * 0.9),
+    )
+
+
+def _by_latent_then_value(codes: SparseCodes) -> Int[Tensor, " pairs"]:
+    """The order of the pairs by latent and, within one, from the largest value down.
+
+    The bits of a positive float32 rise with it, so one integer holds both keys.
+    """
+    value = codes.value.float().contiguous().view(torch.int32).long()
+    key = (codes.latent.long() << 32) | (0x7FFFFFFF - value)
+    if key.device.type == "cpu":
+        # numpy sorts integers several times as fast.
+        return torch.from_numpy(np.argsort(key.numpy(), kind="stable"))
+    return torch.argsort(key, stable=True)
+
+
+def _counts(codes: SparseCodes) -> Int[Tensor, " d_sae"]:
+    counts = torch.zeros(codes.d_sae, dtype=torch.int64, device=codes.latent.device)
+    return counts.index_add_(0, codes.latent, torch.ones_like(codes.latent))
+
+
+def _joined(found: SparseCodes, rest: SparseCodes, latents: Int[Tensor, " some"]) -> SparseCodes:
+    """Two sets of pairs of the same rows as one; those of `rest` are numbered within `latents`."""
+    return SparseCodes.from_pairs(
+        torch.cat([found.pair_rows(), rest.pair_rows()]),
+        torch.cat([found.latent, latents[rest.latent]]),
+        torch.cat([found.value, rest.value]),
+        found.n_rows,
+        found.d_sae,
+    )
+
+
+def _sampled_floor(
+    inputs: Float[Tensor, "rows d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    count: int,
+    product_dtype: torch.dtype | None,
+) -> Float[Tensor, ""]:
+    """A floor that should leave a few more than `count` pairs, from evenly spaced rows."""
+    step = max(1, inputs.shape[0] // SAMPLE_ROWS)
+    sample = inputs[::step]
+    wanted = int(SPARE * count * sample.shape[0] / max(1, inputs.shape[0])) + 1
+    largest = inputs.new_zeros(0)
+    for _, chunk in pre_activation_chunks(sample, W_enc, b_enc, product_dtype=product_dtype):
+        entries = torch.cat([largest, chunk.flatten().to(inputs.dtype)])
+        largest = entries.topk(min(wanted, entries.shape[0]), sorted=True).values
+    return largest[-1] if largest.shape[0] else inputs.new_zeros(())

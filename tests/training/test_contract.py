@@ -1,0 +1,108 @@
+"""What every method must do: learn, go on from a restored state, become a dictionary."""
+
+import pytest
+import torch
+
+from saelab.training.config import DictionarySpec, OptimizerConfig
+from saelab.training.interface import Normalisation, TrainingBatch
+from saelab.training.learner import Learner
+from saelab.training.methods import METHODS, MethodOptions
+
+D_IN, D_SAE, K, ROWS, STEPS = 12, 64, 4, 64, 24
+NORMALISATION = Normalisation(torch.linspace(-1, 1, D_IN), 0.5)
+
+
+def planted_rows(n, seed):
+    """Sparse non-negative mixtures of 40 directions, in the units of a model."""
+    fixed = torch.Generator().manual_seed(123)
+    directions = torch.randn(40, D_IN, generator=fixed)
+    generator = torch.Generator().manual_seed(seed)
+    active = torch.rand(n, 40, generator=generator) < 0.1
+    strengths = active * (0.5 + torch.rand(n, 40, generator=generator))
+    return strengths @ directions * 3 + 2
+
+
+def batch(step, rows=ROWS):
+    raw = planted_rows(rows, step)
+    gradients = torch.randn(rows, D_IN, generator=torch.Generator().manual_seed(step + 999))
+    return TrainingBatch(
+        NORMALISATION.apply(raw),
+        gradients * 1e-3,
+        step=step,
+        tokens_seen=step * rows,
+        normalisation=NORMALISATION,
+    )
+
+
+def build(name, product_dtype=torch.bfloat16, n_steps=STEPS):
+    return Learner.build(
+        DictionarySpec(name, D_SAE, K, 0),
+        d_in=D_IN,
+        n_steps=n_steps,
+        batch_rows=ROWS,
+        options=MethodOptions(),
+        optimizer=OptimizerConfig(),
+        product_dtype=product_dtype,
+        device=torch.device("cpu"),
+    )
+
+
+def finished(learner):
+    if learner.method.needs_calibration:
+        rows = torch.cat([batch(step).activations for step in range(1000, 1016)])
+        learner.method.calibrate(rows)
+    return learner.method.to_dictionary(NORMALISATION)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_restored_from_its_state_goes_on_bit_for_bit(name):
+    whole, first = build(name), build(name)
+    cut = 2 * STEPS // 3
+    for step in range(STEPS):
+        whole.step(batch(step))
+        if step < cut:
+            first.step(batch(step))
+    state = {key: tensor.detach().contiguous().clone() for key, tensor in first.state().items()}
+    second = build(name)
+    second.restore(state)
+    for step in range(cut, STEPS):
+        second.step(batch(step))
+    for key, tensor in whole.state().items():
+        assert torch.equal(tensor, second.state()[key]), key
+    for one, other in zip(
+        finished(whole).tensors().values(), finished(second).tensors().values(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_learns_and_says_so(name):
+    learner = build(name, n_steps=120)
+    first = learner.step(batch(0))
+    for step in range(1, 120):
+        last = learner.step(batch(step))
+
+    def error(output, step):
+        return float((batch(step).activations - output.reconstruction).square().mean().detach())
+
+    assert error(last, 119) < 0.75 * error(first, 0)
+    for name_of, value in learner.method.metrics().items():
+        assert isinstance(value, float), name_of
+    assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in last.losses.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_dictionary_is_finite_sparse_and_of_its_shape(name):
+    learner = build(name, n_steps=120)
+    for step in range(120):
+        learner.step(batch(step))
+    dictionary = finished(learner)
+    assert (dictionary.d_in, dictionary.d_sae) == (D_IN, D_SAE)
+    assert all(torch.isfinite(tensor).all() for tensor in dictionary.tensors().values())
+    rows = planted_rows(500, 77)
+    codes = dictionary.encode(rows)
+    assert bool((codes.value > 0).all())
+    assert 0 < float(codes.l0().double().mean()) < D_SAE / 2
+    assert dictionary(rows).shape == rows.shape
+    error = (rows - dictionary(rows)).square().sum() / (rows - rows.mean(0)).square().sum()
+    assert float(error) < 1.0

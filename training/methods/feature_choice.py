@@ -1,0 +1,206 @@
+"""Feature Choice: each latent keeps its largest pre-activations in the batch, within a budget.
+
+Ayonrinde, 2024, arXiv 2411.02124; the schedule, the law's parameters and the calibration are our
+choices. Phase one is Mutual Choice. At its end the latents are ranked by their density, once, and
+latent i is given a budget m_i of tokens per batch by Zipf's law over ranks (or all the same), with
+Σ m_i = k·B. From then on each latent keeps its m_i largest positive pre-activations of the batch.
+
+Saved as `jumprelu` with one threshold per latent: its quantile on calibration rows, all times one
+factor that makes the mean L0 k. Dead latents are counted on positive codes, never on selections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.dictionary import Dictionary
+from saelab.errors import ConfigError
+from saelab.sparse import SparseCodes, select_above, select_latent_top
+from saelab.zipf import zipf_budgets
+
+from ..interface import DictionarySettings, Normalisation, TrainingBatch
+from ..options import outside
+from .mutual_choice import NEVER, MutualChoice, MutualChoiceOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureChoiceOptions(MutualChoiceOptions):
+    """Settings of the `feature_choice` method."""
+
+    mutual_choice_fraction: float = 0.85
+    """Share of the steps that are Mutual Choice; 0 trains Feature Choice from scratch, ranks being
+    the latents' order."""
+    budgets: Literal["zipf", "uniform"] = "zipf"
+    """Budgets by Zipf's law over the ranks of phase one, or the same for all."""
+    exponent: float = 1.0
+    """Exponent of that law."""
+    offset: float = 10.0
+    """Offset added to the rank in that law."""
+    smallest_budget: int = 1
+    """Least tokens per batch that a latent is given."""
+    largest_share: float = 0.5
+    """Most tokens that a latent is given, as a share of the batch."""
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the settings by themselves."""
+        return [
+            *super().problems(),
+            *outside("mutual_choice_fraction", self.mutual_choice_fraction, 0, 1),
+            *outside("exponent", self.exponent, 0, 100),
+            *outside("offset", self.offset, 0, 1e9),
+            *outside("smallest_budget", self.smallest_budget, 0, 1e9),
+            *outside("largest_share", self.largest_share, 1e-9, 1),
+        ]
+
+    def problems_with(self, *, d_sae: int, k: int, batch_rows: int, n_steps: int) -> list[str]:
+        """Budgets that cannot be given, with the nearest settings for which they can."""
+        if round(self.mutual_choice_fraction * n_steps) >= n_steps:
+            return [
+                f"mutual_choice_fraction = {self.mutual_choice_fraction} leaves none of the "
+                f"{n_steps} steps to feature choice: lower it or train longer"
+            ]
+        total = k * batch_rows
+        least, most = d_sae * self.smallest_budget, d_sae * self.most(batch_rows)
+        if total < least:
+            return [
+                f"infeasible budgets: {d_sae} latents of at least {self.smallest_budget} tokens "
+                f"per batch need {least}, and k · batch_rows is {total}: give batch_rows of at "
+                f"least {-(-least // k)}, or smallest_budget {total // d_sae}"
+            ]
+        if total > most:
+            return [
+                f"infeasible budgets: {d_sae} latents of at most {self.largest_share:g} of a batch "
+                f"can take {most} pairs, and k · batch_rows is {total}: give k of at most "
+                f"{most // batch_rows}, or largest_share {min(1.0, total / d_sae / batch_rows):.3g}"
+            ]
+        return []
+
+    def most(self, batch_rows: int) -> int:
+        """Largest budget of a latent, in tokens of a batch."""
+        return max(1, int(self.largest_share * batch_rows))
+
+
+class FeatureChoice(MutualChoice):
+    """One dictionary being learnt, first by Mutual Choice, then with a budget for each latent."""
+
+    budgets: Int[Tensor, " d_sae"]
+    floors: Float[Tensor, " d_sae"]
+    fired: Int[Tensor, " d_sae"]
+    thresholds: Float[Tensor, " d_sae"]
+    batch_l0: Float[Tensor, ""]
+
+    def __init__(self, settings: DictionarySettings, options: FeatureChoiceOptions):
+        super().__init__(settings, options)
+        self.first_step = round(options.mutual_choice_fraction * settings.n_steps)
+        self.batch_rows = settings.batch_rows
+        self._law = {
+            "exponent": options.exponent if options.budgets == "zipf" else 0.0,
+            "offset": options.offset,
+            "smallest": options.smallest_budget,
+            "largest": options.most(settings.batch_rows),
+        }
+        # Densities of the last third of phase one: the ranks are those of a nearly finished one.
+        self.count_from = self.first_step - self.first_step // 3
+        d_sae = settings.d_sae
+        self.register_buffer("budgets", torch.zeros(d_sae, dtype=torch.int64))
+        self.register_buffer("fired", torch.zeros(d_sae, dtype=torch.int64))
+        self.register_buffer("floors", torch.zeros(d_sae))
+        self.register_buffer("thresholds", torch.full((d_sae,), NEVER))
+        self.register_buffer("batch_l0", torch.zeros(()))
+
+    @torch.no_grad()
+    def select(self, batch: TrainingBatch) -> SparseCodes:
+        """Mutual Choice in phase one; each latent's largest within its budget in phase two."""
+        if batch.step < self.first_step:
+            codes = super().select(batch)
+            if batch.step >= self.count_from:
+                ones = (codes.value > 0).long()
+                self.fired.index_add_(0, codes.latent, ones)
+            return codes
+        if batch.step == self.first_step:
+            self._give_budgets()
+        w = self.weights
+        top = select_latent_top(
+            batch.activations - w.b_dec,
+            w.W_enc,
+            w.b_enc,
+            self.budgets,
+            self.floors,
+            product_dtype=self.product_dtype,
+        )
+        self.floors.copy_(top.next_floors)
+        self.batch_l0.fill_(top.codes.latent.shape[0] / batch.activations.shape[0])
+        return top.codes
+
+    def _give_budgets(self) -> None:
+        """Rank the latents by how often they fired and hand out the budgets, once for all."""
+        d_sae = self.fired.shape[0]
+        by_rank = zipf_budgets(d_sae, self.k * self.batch_rows, **self._law)
+        order = torch.argsort(self.fired, descending=True, stable=True)
+        self.budgets[order] = by_rank.to(self.budgets.device)
+        # Half of Mutual Choice's threshold is low enough for most; those it is not are searched in
+        # full. From scratch nothing is known, and every positive entry is looked at once.
+        self.floors.fill_(float(self.floor.clamp_min(0)) / 2)
+
+    @torch.no_grad()
+    def calibrate(self, rows: Float[Tensor, "rows d_in"]) -> None:
+        """Fit each latent's threshold to its budget, then all by one factor to the mean L0 k.
+
+        Raises:
+            ConfigError: no budgets were ever given.
+        """
+        if not bool(self.budgets.any()):
+            raise ConfigError(
+                "feature_choice ended before its second phase began: lower "
+                "mutual_choice_fraction or train longer"
+            )
+        w, n_rows = self.weights, rows.shape[0]
+        centred = rows - w.b_dec
+        wanted = (self.budgets.double() * n_rows / self.batch_rows).ceil().long()
+        top = select_latent_top(
+            centred, w.W_enc, w.b_enc, wanted, self.floors / 2, product_dtype=self.product_dtype
+        )
+        own = top.thresholds
+        factor = 0.5
+        while True:
+            found = select_above(
+                centred, w.W_enc, w.b_enc, own * factor, product_dtype=self.product_dtype
+            )
+            found = found.keep(found.value > 0)
+            count = min(self.k * n_rows, found.latent.shape[0])
+            if count == self.k * n_rows or factor < 1e-3:
+                break
+            factor /= 2
+        ratio = found.value / own[found.latent].clamp_min(1e-12)
+        smallest = ratio.topk(count).values[-1] if count else own.new_ones(())
+        self.thresholds.copy_(own * smallest)
+
+    def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
+        """A `jumprelu` dictionary with one threshold per latent.
+
+        Raises:
+            ConfigError: the thresholds were never fitted.
+        """
+        if bool((self.thresholds < 0).any()):
+            raise ConfigError(
+                "the thresholds were never calibrated: call `calibrate` with rows after training"
+            )
+        folded = self.weights.fold(normalisation)
+        return Dictionary("jumprelu", threshold=self.thresholds / normalisation.scale, **folded)
+
+    def metrics(self) -> dict[str, float]:
+        """Mutual Choice's, and how the budgets are used."""
+        figures = super().metrics()
+        if bool(self.budgets.any()):
+            ranks = self.budgets.sort(descending=True).values
+            figures |= {
+                "budget_largest": float(ranks[0]),
+                "budget_median": float(ranks[len(ranks) // 2]),
+                "budget_used": float(self.batch_l0) / self.k,
+            }
+        return figures

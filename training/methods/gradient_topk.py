@@ -1,0 +1,168 @@
+"""Gradient TopK (g-SAE): the model's gradient helps to choose which latents a token keeps.
+
+Olmo et al., 2024, arXiv 2411.10397. With z the pre-activations and g the gradient of the model's
+loss with respect to the activation, each token keeps the k largest z · (1 + β |g · W_dec|); what is
+decoded is z itself. Only selection sees the gradient, and only the order of positive z changes.
+β = 0 is TopK. Losses, decoder norms and the saved `topk` architecture are TopK's too, so plain
+top-k inference needs no gradient; see `saelab.dictionary.modes` for the other two modes.
+
+Our choices: g is divided by its root mean square over all entries seen so far, so that |g · W_dec|
+is about one; β rises linearly over the first part of training.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.errors import ActivationError
+from saelab.sparse import SparseCodes, select_batch_top
+from saelab.sparse.boosted import select_boosted_top_k
+from saelab.sparse.kernels import pair_products
+
+from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
+from ..options import outside
+from .topk import TopK, TopKOptions
+
+NEVER = -1.0
+"""Threshold of a dictionary that was never calibrated."""
+WATCH_EVERY_STEPS = 16
+"""Steps between counts of the selections that the gradient changes; each costs one more product."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientTopKOptions(TopKOptions):
+    """Settings of the `gradient_topk` method."""
+
+    beta: float = 1.0
+    """Weight of the attribution in the score, for gradients of root mean square one."""
+    beta_warmup_fraction: float = 0.1
+    """Share of the steps over which β rises linearly from zero."""
+    gradient_scale: Literal["all", "token"] = "all"
+    """What gradients are divided by: the root mean square over all tokens, or of each token."""
+    shuffle_gradients: bool = False
+    """Give each token another token's gradient: the control for noise in the selection."""
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the settings by themselves."""
+        return [
+            *super().problems(),
+            *outside("beta", self.beta, 0, math.inf),
+            *outside("beta_warmup_fraction", self.beta_warmup_fraction, 0, 1),
+        ]
+
+
+class GradientTopK(TopK):
+    """One dictionary being learnt with the gradient's help."""
+
+    needs_gradients = True
+    needs_calibration = True
+
+    squared_sum: Float[Tensor, ""]
+    entries: Float[Tensor, ""]
+    changed_share: Float[Tensor, ""]
+    median_boost: Float[Tensor, ""]
+    threshold: Float[Tensor, ""]
+
+    def __init__(self, settings: DictionarySettings, options: GradientTopKOptions):
+        super().__init__(settings, options)
+        self.beta, self.shuffle = options.beta, options.shuffle_gradients
+        self.per_token = options.gradient_scale == "token"
+        self.warmup_steps = max(1.0, options.beta_warmup_fraction * settings.n_steps)
+        # Exact in float64 to far beyond any run's number of entries.
+        for name in ("squared_sum", "entries"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+        for name in ("changed_share", "median_boost"):
+            self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("threshold", torch.tensor(NEVER))
+
+    def losses(self, batch: TrainingBatch) -> StepOutput:
+        """TopK's losses on the pairs that the score chose.
+
+        Raises:
+            ActivationError: the batch carries no gradients.
+        """
+        if batch.gradients is None:
+            raise ActivationError(
+                "gradient_topk was given activations without gradients: make the cache with "
+                "`saelab cache OUT --gradients`"
+            )
+        with torch.no_grad():
+            self.squared_sum += batch.gradients.double().square().sum()
+            self.entries += batch.gradients.numel()
+        return super().losses(batch)
+
+    @torch.no_grad()
+    def select(self, batch: TrainingBatch, k: int) -> SparseCodes:
+        """The k pairs of each row with the largest boosted pre-activation."""
+        beta = self.beta * min(1.0, batch.step / self.warmup_steps)
+        if beta == 0:
+            return super().select(batch, k)
+        w, centred = self.weights, batch.activations - self.weights.b_dec
+        boost = beta * self._scaled(batch)
+        chosen = select_boosted_top_k(
+            centred, w.W_enc, w.b_enc, k, boost, w.W_dec, product_dtype=self.product_dtype
+        )
+        if batch.step % WATCH_EVERY_STEPS == 0 and k == self.k:
+            self._watch(batch, boost, chosen)
+        return chosen
+
+    def _scaled(self, batch: TrainingBatch) -> Float[Tensor, "batch d_in"]:
+        """Gradients of root mean square one, of other tokens where they are shuffled."""
+        gradients = batch.gradients
+        assert gradients is not None
+        if self.per_token:
+            gradients = gradients / gradients.square().mean(1, keepdim=True).sqrt().clamp_min(1e-30)
+        else:
+            gradients = gradients / self.rms().clamp_min(1e-30).float()
+        if self.shuffle:
+            # Rows of a batch come in random order, so the neighbour's is a random token's.
+            gradients = gradients.roll(1, 0)
+        return gradients
+
+    def rms(self) -> Float[Tensor, ""]:
+        """Root mean square of the raw gradients' entries so far, nats per activation unit."""
+        return (self.squared_sum / self.entries.clamp_min(1)).sqrt()
+
+    def _watch(self, batch: TrainingBatch, boost: Tensor, chosen: SparseCodes) -> None:
+        """Measure how much of the selection is due to the gradient, and how strong it is."""
+        plain = super().select(batch, self.k)
+        mine, theirs = (c.pair_rows() * c.d_sae + c.latent for c in (chosen, plain))
+        self.changed_share.copy_((~torch.isin(mine, theirs)).float().mean())
+        attribution = pair_products(chosen, boost, self.weights.W_dec)
+        self.median_boost.copy_(attribution.abs().median())
+
+    @torch.no_grad()
+    def calibrate(self, rows: Float[Tensor, "rows d_in"]) -> None:
+        """Fit the one threshold at which the mean L0 of these rows is k."""
+        w = self.weights
+        top = select_batch_top(
+            rows - w.b_dec,
+            w.W_enc,
+            w.b_enc,
+            self.k * rows.shape[0],
+            product_dtype=self.product_dtype,
+        )
+        self.threshold.copy_(top.threshold)
+
+    def metrics(self) -> dict[str, float]:
+        """TopK's, the scale of the gradients and what they changed."""
+        return super().metrics() | {
+            "gradient_rms": float(self.rms()),
+            "selection_changed_by_gradient": float(self.changed_share),
+            "median_boost": float(self.median_boost),
+        }
+
+    def inference_settings(self, normalisation: Normalisation) -> dict[str, float]:
+        """What gradient-assisted and threshold inference need, in units of the activations."""
+        return {
+            "beta": self.beta,
+            "gradient_rms": float(self.rms()),
+            "gradient_scale_per_token": float(self.per_token),
+            "threshold": float(self.threshold) / normalisation.scale,
+        }

@@ -1,0 +1,123 @@
+"""Mutual Choice: the k·B largest pre-activations of a whole batch, wherever they are.
+
+Ayonrinde, 2024, arXiv 2411.02124. With rectified pre-activations this is the selection of BatchTopK
+(Bussmann et al., 2024, arXiv 2412.06410); the two names differ in the default auxiliary loss, which
+is aux-Zipf here and AuxK there. Losses and decoder norms are those of TopK.
+
+A batch's selection depends on the other tokens in it, so what is saved is a `jumprelu` dictionary
+with one threshold for all latents, fitted after training so that the mean L0 is k; a running mean
+of the batches' thresholds is logged beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.dictionary import Dictionary
+from saelab.errors import ConfigError
+from saelab.sparse import SparseCodes, select_batch_top
+
+from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
+from ..options import CommonOptions, outside
+from ..parts.auxiliary_options import AuxiliaryOptions
+from ..parts.unit_norm import UnitNormMethod
+
+NEVER = -1.0
+"""A threshold that was never fitted: real ones are not negative."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MutualChoiceOptions(CommonOptions):
+    """Settings of `mutual_choice` and `batch_topk`."""
+
+    auxiliary: AuxiliaryOptions = field(default_factory=lambda: AuxiliaryOptions(kind="zipf"))
+    """The auxiliary loss that keeps latents in use."""
+    encoder_scale: float = 0.5
+    """Norm of each latent's encoder weights at the start; 1 would tie them to the decoder's."""
+    threshold_decay: float = 0.99
+    """Decay, per step, of the running mean of the batches' thresholds, which is only logged."""
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the settings by themselves."""
+        return [
+            *super().problems(),
+            *outside("encoder_scale", self.encoder_scale, 1e-6, math.inf),
+            *outside("threshold_decay", self.threshold_decay, 0, 1),
+        ]
+
+
+class MutualChoice(UnitNormMethod):
+    """One dictionary being learnt by selection over the batch."""
+
+    needs_calibration = True
+
+    floor: Float[Tensor, ""]
+    running_threshold: Float[Tensor, ""]
+    running_weight: Float[Tensor, ""]
+    threshold: Float[Tensor, ""]
+
+    def __init__(self, settings: DictionarySettings, options: MutualChoiceOptions):
+        super().__init__(settings, options, options.encoder_scale)
+        self.k = min(settings.k, settings.d_sae)
+        self.decay = options.threshold_decay
+        # Where the next search starts.
+        self.register_buffer("floor", torch.tensor(NEVER))
+        self.register_buffer("running_threshold", torch.zeros(()))
+        self.register_buffer("running_weight", torch.zeros(()))
+        self.register_buffer("threshold", torch.tensor(NEVER))
+
+    def losses(self, batch: TrainingBatch) -> StepOutput:
+        """Reconstruction over variance, and the auxiliary loss."""
+        return self.reconstruct(batch.activations, self.select(batch))
+
+    @torch.no_grad()
+    def select(self, batch: TrainingBatch) -> SparseCodes:
+        """The k·B largest positive pre-activations of the batch."""
+        w = self.weights
+        top = select_batch_top(
+            batch.activations - w.b_dec,
+            w.W_enc,
+            w.b_enc,
+            self.k * batch.activations.shape[0],
+            None if batch.step == 0 else self.floor,
+            product_dtype=self.product_dtype,
+        )
+        self.floor.copy_(top.next_floor)
+        self.running_threshold.mul_(self.decay).add_(top.threshold, alpha=1 - self.decay)
+        self.running_weight.mul_(self.decay).add_(1 - self.decay)
+        return top.codes
+
+    @torch.no_grad()
+    def calibrate(self, rows: Float[Tensor, "rows d_in"]) -> None:
+        """Fit the threshold at which the mean L0 of these rows is k."""
+        w, count = self.weights, self.k * rows.shape[0]
+        top = select_batch_top(
+            rows - w.b_dec, w.W_enc, w.b_enc, count, product_dtype=self.product_dtype
+        )
+        # A gate keeps what lies above its threshold, so the smallest chosen one is left out: one
+        # pair in all the rows.
+        self.threshold.copy_(top.threshold)
+
+    def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
+        """A `jumprelu` dictionary whose latents share one threshold.
+
+        Raises:
+            ConfigError: the threshold was never fitted.
+        """
+        if bool(self.threshold < 0):
+            raise ConfigError(
+                "the threshold was never calibrated: call `calibrate` with rows after training"
+            )
+        folded = self.weights.fold(normalisation)
+        threshold = (self.threshold / normalisation.scale).expand_as(folded["b_enc"]).clone()
+        return Dictionary("jumprelu", threshold=threshold, **folded)
+
+    def metrics(self) -> dict[str, float]:
+        """Shares of dead and underused latents, and the threshold, in normalised units."""
+        running = float(self.running_threshold / self.running_weight.clamp_min(1e-30))
+        return super().metrics() | {"threshold_running_mean": running}

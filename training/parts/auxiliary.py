@@ -1,0 +1,206 @@
+"""The auxiliary loss: latents that are hardly used learn to predict what the others left over.
+
+With e the error of the reconstruction (held constant) and ê the decoding of each row's k_aux
+largest pre-activations among the latents of a set, rectified and without b_dec, the loss is
+‖e − ê‖² / ‖e − mean(e)‖², summed over the batch. The gradient reaches W_dec and the encoder alike.
+
+* AuxK (Gao et al., 2024, arXiv 2406.04093, section 2.4): the set is the dead latents.
+* aux-Zipf (after Ayonrinde, 2024, arXiv 2411.02124; its form is our choice): the set is the latents
+  whose running density f_i is below τ times the target t_i = min(ρ, k · p(r_i)), with r_i the rank
+  of f_i and p Zipf's law.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from saelab.sparse import SparseCodes, autoencode, select_top_k
+from saelab.zipf import zipf_shares
+
+from .auxiliary_options import AuxiliaryOptions
+from .dead_latents import REFRESH_STEPS, DeadLatents
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """What an auxiliary loss needs of an autoencoder; the encoder's columns are contiguous."""
+
+    @property
+    def W_enc(self) -> Tensor: ...  # noqa: D102
+    @property
+    def b_enc(self) -> Tensor: ...  # noqa: D102
+    @property
+    def W_dec(self) -> Tensor: ...  # noqa: D102
+    @property
+    def b_dec(self) -> Tensor: ...  # noqa: D102
+
+
+class Auxiliary(nn.Module):
+    """Which latents are dead or underused, and the loss that puts them to use.
+
+    Args:
+        d_sae: number of latents.
+        k: target L0: densities sum to it.
+        options: see `AuxiliaryOptions`.
+        product_dtype: dtype of the encoder product among the set.
+    """
+
+    def __init__(
+        self, d_sae: int, k: int, options: AuxiliaryOptions, product_dtype: torch.dtype | None
+    ):
+        super().__init__()
+        self.weight = options.weight if options.kind != "none" else 0.0
+        self.k_aux, self.product_dtype = options.k_aux, product_dtype
+        self.dead_latents = DeadLatents(d_sae, dead_after_tokens=options.dead_after_tokens)
+        self.underused = Underused(d_sae, k, options) if options.kind == "zipf" else None
+
+    def loss(
+        self, weights: Weights, x: Float[Tensor, "rows d_in"], error: Float[Tensor, "rows d_in"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The weighted loss by name, on normalised activations; nothing where no latent needs it.
+
+        Args:
+            weights: of the dictionary in training.
+            x: what the encoder is given.
+            error: x less its reconstruction; no gradient flows into it.
+        """
+        if self.weight == 0:
+            return {}
+        latents = (self.underused or self.dead_latents).listed_latents()
+        if not latents.shape[0]:
+            return {}
+        selected = select_among(weights, x, latents, self.k_aux, product_dtype=self.product_dtype)
+        name = "auxk" if self.underused is None else "aux_zipf"
+        return {name: self.weight * residual_loss(weights, x, error, selected)}
+
+    @torch.no_grad()
+    def update(self, codes: SparseCodes, *, step: int) -> None:
+        """Count one batch; `step` is the number of steps taken before it."""
+        self.dead_latents.update(codes, step=step)
+        if self.underused is not None:
+            self.underused.update(codes, step=step)
+
+    def metrics(self) -> dict[str, float]:
+        """Shares of latents that are dead, and underused where that is measured."""
+        figures = {"dead_fraction": float(self.dead_latents.dead().float().mean())}
+        if self.underused is not None:
+            figures |= self.underused.metrics()
+        return figures
+
+
+class Underused(nn.Module):
+    """Running densities of the latents, held against Zipf's law by rank."""
+
+    rate: Float[Tensor, " d_sae"]
+    weight: Float[Tensor, ""]
+    listed: Bool[Tensor, " d_sae"]
+
+    def __init__(self, d_sae: int, k: int, options: AuxiliaryOptions):
+        super().__init__()
+        self.horizon, self.below = options.density_horizon_tokens, options.underused_below
+        shares = zipf_shares(d_sae, exponent=options.zipf_exponent, offset=options.zipf_offset)
+        self.register_buffer("rate", torch.zeros(d_sae))
+        self.register_buffer("weight", torch.zeros(()))
+        self.register_buffer("listed", torch.zeros(d_sae, dtype=torch.bool))
+        targets = (k * shares).clamp_max(options.largest_density).float()
+        self.register_buffer("targets_by_rank", targets, persistent=False)
+        self._list: Int[Tensor, " n"] | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget_list())
+
+    def density(self) -> Float[Tensor, " d_sae"]:
+        """Share of recent tokens on which each latent had a positive code, bias-corrected."""
+        return self.rate / self.weight.clamp_min(1e-30)
+
+    def targets(self) -> Float[Tensor, " d_sae"]:
+        """The density that Zipf's law gives each latent by its present rank."""
+        targets: Tensor = self.targets_by_rank  # type: ignore[assignment]
+        order = torch.argsort(self.rate, descending=True, stable=True)
+        return torch.empty_like(targets).index_put_((order,), targets)
+
+    def update(self, codes: SparseCodes, *, step: int) -> None:
+        """Count one batch; `step` is the number of steps taken before it."""
+        decay = max(0.0, 1 - codes.n_rows / self.horizon)
+        fired = torch.zeros_like(self.rate).index_add_(
+            0, codes.latent, (codes.value.detach() > 0).to(self.rate.dtype)
+        )
+        self.rate.mul_(decay).add_(fired / codes.n_rows, alpha=1 - decay)
+        self.weight.mul_(decay).add_(1 - decay)
+        if (step + 1) % REFRESH_STEPS == 0:
+            self.listed.copy_(self.density() < self.below * self.targets())
+            self._forget_list()
+
+    def listed_latents(self) -> Int[Tensor, " n"]:
+        """The underused latents as of the last refresh, ascending."""
+        if self._list is None:
+            self._list = self.listed.nonzero().squeeze(1)
+        return self._list
+
+    def metrics(self) -> dict[str, float]:
+        """How far densities are from their targets."""
+        density, targets = self.density(), self.targets()
+        ratio = (density.clamp_min(1 / self.horizon) / targets).log10()
+        return {
+            "underused_fraction": float((density < self.below * targets).float().mean()),
+            "zipf_log10_gap": float(ratio.square().mean().sqrt()),
+        }
+
+    def _forget_list(self) -> None:
+        self._list = None
+
+
+@torch.no_grad()
+def select_among(
+    weights: Weights,
+    x: Float[Tensor, "rows d_in"],
+    latents: Int[Tensor, " n"],
+    k: int,
+    *,
+    product_dtype: torch.dtype | None,
+) -> SparseCodes:
+    """The k largest pre-activations of each row among some latents, all of them if fewer."""
+    # The encoder's rows of those latents alone: the product costs their share of the full one.
+    W_enc = weights.W_enc.T[latents].T
+    chosen = select_top_k(
+        x - weights.b_dec, W_enc, weights.b_enc[latents], k, product_dtype=product_dtype
+    )
+    d_sae = weights.W_dec.shape[0]
+    return SparseCodes(chosen.row_pointer, latents[chosen.latent], chosen.value, d_sae)
+
+
+def residual_loss(
+    weights: Weights,
+    x: Float[Tensor, "rows d_in"],
+    error: Float[Tensor, "rows d_in"],
+    selected: SparseCodes,
+) -> Float[Tensor, ""]:
+    """‖e − ê‖² / ‖e − mean(e)‖² for already selected pairs.
+
+    Args:
+        weights: of the dictionary in training.
+        x: what the encoder is given.
+        error: x less its reconstruction; no gradient flows into it.
+        selected: pairs of the latents of the set with their pre-activations.
+
+    Returns:
+        The loss, about 1 while the set explains nothing; 0 where the error has no variance at all.
+    """
+    error = error.detach()
+    _, prediction = autoencode(
+        x,
+        weights.W_enc,
+        weights.b_enc,
+        weights.W_dec,
+        weights.b_dec,
+        selected,
+        add_b_dec=False,
+    )
+    variance = (error - error.mean(0)).square().sum()
+    squared = (error - prediction).square().sum()
+    # A safe divisor as well as a safe result: an unused division by zero still has a NaN gradient.
+    varies = variance > 0
+    divisor = torch.where(varies, variance, torch.ones_like(variance))
+    return torch.where(varies, squared / divisor, torch.zeros_like(squared))
