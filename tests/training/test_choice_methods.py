@@ -103,7 +103,7 @@ def test_batch_topk_is_mutual_choice_with_auxk():
 @pytest.mark.parametrize("budgets", ["zipf", "uniform"])
 def test_feature_choice_gives_each_latent_its_largest_tokens(budgets):
     options = FeatureChoiceOptions(
-        auxiliary=NO_AUXILIARY, mutual_choice_fraction=0.5, budgets=budgets
+        auxiliary=NO_AUXILIARY, mutual_choice_fraction=0.5, budgets=budgets, exponent=1.0
     )
     method = FeatureChoice(settings(n_steps=8), options).double()
     for step in range(4):

@@ -21,7 +21,7 @@ from torch import Tensor
 from saelab.dictionary import Dictionary
 from saelab.errors import ConfigError
 from saelab.sparse import SparseCodes, select_above, select_latent_top
-from saelab.zipf import zipf_budgets
+from saelab.zipf import fit_zipf, zipf_budgets
 
 from ..interface import DictionarySettings, Normalisation, TrainingBatch
 from ..options import outside
@@ -37,8 +37,9 @@ class FeatureChoiceOptions(MutualChoiceOptions):
     the latents' order."""
     budgets: Literal["zipf", "uniform"] = "zipf"
     """Budgets by Zipf's law over the ranks of phase one, or the same for all."""
-    exponent: float = 1.0
-    """Exponent of that law."""
+    exponent: float | None = None
+    """Exponent of that law. None: exponent and offset are fitted to the densities of phase one;
+    from scratch, where there are none, the exponent is 1."""
     offset: float = 10.0
     """Offset added to the rank in that law."""
     smallest_budget: int = 1
@@ -51,7 +52,7 @@ class FeatureChoiceOptions(MutualChoiceOptions):
         return [
             *super().problems(),
             *outside("mutual_choice_fraction", self.mutual_choice_fraction, 0, 1),
-            *outside("exponent", self.exponent, 0, 100),
+            *([] if self.exponent is None else outside("exponent", self.exponent, 0, 100)),
             *outside("offset", self.offset, 0, 1e9),
             *outside("smallest_budget", self.smallest_budget, 0, 1e9),
             *outside("largest_share", self.largest_share, 1e-9, 1),
@@ -98,9 +99,9 @@ class FeatureChoice(MutualChoice):
         super().__init__(settings, options)
         self.first_step = round(options.mutual_choice_fraction * settings.n_steps)
         self.batch_rows = settings.batch_rows
-        self._law = {
-            "exponent": options.exponent if options.budgets == "zipf" else 0.0,
-            "offset": options.offset,
+        self.exponent = 0.0 if options.budgets == "uniform" else options.exponent
+        self.offset = options.offset
+        self.limits = {
             "smallest": options.smallest_budget,
             "largest": options.most(settings.batch_rows),
         }
@@ -139,8 +140,17 @@ class FeatureChoice(MutualChoice):
 
     def _give_budgets(self) -> None:
         """Rank the latents by how often they fired and hand out the budgets, once for all."""
-        d_sae = self.fired.shape[0]
-        by_rank = zipf_budgets(d_sae, self.k * self.batch_rows, **self._law)
+        exponent, offset = self.exponent, self.offset
+        if exponent is None:
+            fit = fit_zipf(self.fired.cpu().double())
+            exponent, offset = (1.0, offset) if fit is None else (fit.exponent, fit.offset)
+        by_rank = zipf_budgets(
+            self.fired.shape[0],
+            self.k * self.batch_rows,
+            exponent=max(0.0, exponent),
+            offset=offset,
+            **self.limits,
+        )
         order = torch.argsort(self.fired, descending=True, stable=True)
         self.budgets[order] = by_rank.to(self.budgets.device)
         # Half of Mutual Choice's threshold is low enough for most; those it is not are searched in

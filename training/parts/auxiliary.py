@@ -19,10 +19,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from saelab.sparse import SparseCodes, autoencode, select_top_k
-from saelab.zipf import zipf_shares
+from saelab.zipf import fit_zipf, zipf_shares
 
 from .auxiliary_options import AuxiliaryOptions
 from .dead_latents import REFRESH_STEPS, DeadLatents
+
+REFIT_STEPS = 64
+"""Steps between fits of Zipf's law to the densities; each costs a sort of them."""
 
 
 @runtime_checkable
@@ -98,16 +101,18 @@ class Underused(nn.Module):
     rate: Float[Tensor, " d_sae"]
     weight: Float[Tensor, ""]
     listed: Bool[Tensor, " d_sae"]
+    targets_by_rank: Float[Tensor, " d_sae"]
 
     def __init__(self, d_sae: int, k: int, options: AuxiliaryOptions):
         super().__init__()
         self.horizon, self.below = options.density_horizon_tokens, options.underused_below
-        shares = zipf_shares(d_sae, exponent=options.zipf_exponent, offset=options.zipf_offset)
+        self.k, self.largest = k, options.largest_density
+        self.refitted = options.zipf_exponent is None
+        exponent = 1.0 if options.zipf_exponent is None else options.zipf_exponent
         self.register_buffer("rate", torch.zeros(d_sae))
         self.register_buffer("weight", torch.zeros(()))
         self.register_buffer("listed", torch.zeros(d_sae, dtype=torch.bool))
-        targets = (k * shares).clamp_max(options.largest_density).float()
-        self.register_buffer("targets_by_rank", targets, persistent=False)
+        self.register_buffer("targets_by_rank", self._law(d_sae, exponent, options.zipf_offset))
         self._list: Int[Tensor, " n"] | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module._forget_list())
 
@@ -117,9 +122,8 @@ class Underused(nn.Module):
 
     def targets(self) -> Float[Tensor, " d_sae"]:
         """The density that Zipf's law gives each latent by its present rank."""
-        targets: Tensor = self.targets_by_rank  # type: ignore[assignment]
         order = torch.argsort(self.rate, descending=True, stable=True)
-        return torch.empty_like(targets).index_put_((order,), targets)
+        return torch.empty_like(self.rate).index_put_((order,), self.targets_by_rank)
 
     def update(self, codes: SparseCodes, *, step: int) -> None:
         """Count one batch; `step` is the number of steps taken before it."""
@@ -129,6 +133,8 @@ class Underused(nn.Module):
         )
         self.rate.mul_(decay).add_(fired / codes.n_rows, alpha=1 - decay)
         self.weight.mul_(decay).add_(1 - decay)
+        if self.refitted and (step + 1) % REFIT_STEPS == 0:
+            self._refit()
         if (step + 1) % REFRESH_STEPS == 0:
             self.listed.copy_(self.density() < self.below * self.targets())
             self._forget_list()
@@ -148,6 +154,17 @@ class Underused(nn.Module):
             "zipf_log10_gap": float(ratio.square().mean().sqrt()),
         }
 
+    def _law(self, d_sae: int, exponent: float, offset: float) -> Float[Tensor, " d_sae"]:
+        shares = zipf_shares(d_sae, exponent=exponent, offset=offset)
+        return (self.k * shares).clamp_max(self.largest).float()
+
+    def _refit(self) -> None:
+        """Fit the law to the head of ranks, so that it says what the tail should be."""
+        fit = fit_zipf(self.density().cpu())
+        if fit is not None and fit.exponent >= 0:
+            law = self._law(self.rate.shape[0], fit.exponent, fit.offset)
+            self.targets_by_rank.copy_(law)
+
     def _forget_list(self) -> None:
         self._list = None
 
@@ -161,12 +178,14 @@ def select_among(
     *,
     product_dtype: torch.dtype | None,
 ) -> SparseCodes:
-    """The k largest pre-activations of each row among some latents, all of them if fewer."""
+    """The k largest positive pre-activations of each row among some latents, or all there are."""
     # The encoder's rows of those latents alone: the product costs their share of the full one.
     W_enc = weights.W_enc.T[latents].T
     chosen = select_top_k(
         x - weights.b_dec, W_enc, weights.b_enc[latents], k, product_dtype=product_dtype
     )
+    # A rectified zero has neither effect nor gradient, and rarely used latents are mostly that.
+    chosen = chosen.keep(chosen.value > 0)
     d_sae = weights.W_dec.shape[0]
     return SparseCodes(chosen.row_pointer, latents[chosen.latent], chosen.value, d_sae)
 

@@ -28,8 +28,9 @@ class AuxiliaryOptions:
     """Tokens over which a latent's density is averaged, for `zipf`."""
     underused_below: float = 0.5
     """Share of its Zipf target below which a latent counts as underused, for `zipf`."""
-    zipf_exponent: float = 1.0
-    """Exponent of the law that targets follow, for `zipf`."""
+    zipf_exponent: float | None = None
+    """Exponent of the law that targets follow, for `zipf`. None: exponent and offset are fitted to
+    the densities of the head of ranks, again and again, starting from 1 and `zipf_offset`."""
     zipf_offset: float = 10.0
     """Offset added to the rank in that law, for `zipf`."""
     largest_density: float = 0.5
@@ -50,7 +51,7 @@ class AuxiliaryOptions:
         problems += [
             f"auxiliary.{name} is {getattr(self, name)}; it must be 0 or more, finite"
             for name in ("zipf_exponent", "zipf_offset")
-            if not 0 <= getattr(self, name) < math.inf
+            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf
         ]
         problems += [
             f"auxiliary.{name} is {getattr(self, name)}; it must be above 0 and at most 1"
