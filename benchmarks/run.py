@@ -1,6 +1,6 @@
 """Measure saelab beside its peers and write the tables to `benchmarks/results/`.
 
-    python benchmarks/run.py [--sections quality,step,harvest,reader,defaults] [--quick]
+    python benchmarks/run.py [--sections quality,step,methods,…] [--quick]
 
 What is compared is measured in turn in the same run. Close other programs first.
 """
@@ -23,8 +23,8 @@ from sections.common import (
 )
 from sections.report import section_text, write_page, write_section
 
-# quality first: it captures the real rows that the step section then uses.
-SECTIONS = ["quality", "step", "harvest", "reader", "defaults"]
+# quality first: it captures the real rows that the step and methods sections then use.
+SECTIONS = ["quality", "step", "methods", "many", "harvest", "reader", "defaults"]
 WITH_PEERS = {"quality", "step"}
 
 

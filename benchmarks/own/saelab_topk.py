@@ -1,4 +1,4 @@
-"""saelab: its `topk` method under its own training loop, fed the same batches as the peers.
+"""saelab: its methods (`topk`, or another) under its own training loop, on the peers' batches.
 
 Defaults of the library throughout. Rows come from a stream in memory, so that their order is the
 peers'; everything behind `next_batch` is what `saelab train` runs.
@@ -27,29 +27,44 @@ from torch import Tensor
 from saelab.activation_cache import ActivationBatch, RowStatistics
 from saelab.activation_cache.batch import RowSums
 from saelab.manifest import library_versions
+from saelab.metrics import mean_l0
 from saelab.training.config import TrainConfig
+from saelab.training.interface import TrainingBatch
 from saelab.training.learner import Learner
 from saelab.training.loop import TrainingLoop, normalisation_of
+from saelab.training.methods import METHODS
 from saelab.training.run import build_learners
 
 LIBRARY = f"saelab {library_versions()['saelab']}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the dtype of the encoder's product, the library's one switch between speed and digits."""
+    """Add the method, and the dtype of the product: the one switch between speed and digits."""
     parser.add_argument("--product-dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--method", choices=tuple(METHODS), default="topk")
 
 
 class RowStream:
-    """Batches from an iterator as the training loop takes them."""
+    """Batches from an iterator as the training loop takes them.
 
-    def __init__(self, batches: Iterator[Tensor], statistics: RowStatistics) -> None:
-        self.batches, self.statistics = batches, statistics
+    Args:
+        batches: of activations.
+        statistics: of all rows.
+        gradients: handed out beside every batch; None where the method needs none.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[Tensor],
+        statistics: RowStatistics,
+        gradients: Tensor | None = None,
+    ) -> None:
+        self.batches, self.statistics, self.gradients = batches, statistics, gradients
         self.d_in = len(statistics.mean)
 
     def next_batch(self) -> ActivationBatch:
         """Hand out the next rows."""
-        return ActivationBatch(activations=next(self.batches))
+        return ActivationBatch(activations=next(self.batches), gradients=self.gradients)
 
     def provenance(self) -> dict[str, Any]:
         """Say nothing: the benchmark keeps its own record."""
@@ -82,6 +97,7 @@ def train(
     """Run `TrainingLoop` for `steps` steps and return its settings and its learner."""
     config = TrainConfig(
         out=Path("unused"),
+        methods=(getattr(arguments, "method", "topk"),),
         d_sae=(arguments.d_sae,),
         k=(arguments.k,),
         seeds=(arguments.seed,),
@@ -106,9 +122,28 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
     """Time complete steps of `TrainingLoop`."""
     batches = step_batches(arguments)
     statistics = RowSums.of(batches[0]).statistics(None)
+    # What the gradients are plays no part in how long a step takes.
+    wanted = METHODS[arguments.method].needs_gradients
+    gradients = torch.randn_like(batches[0]) if wanted else None
     clock = Clock(arguments)
-    train(arguments, RowStream(clock.serve(batches), statistics), clock.steps)
-    return {"library": LIBRARY, **clock.result()}
+    stream = RowStream(clock.serve(batches), statistics, gradients)
+    _, learner = train(arguments, stream, clock.steps, _into_the_second_phase)
+    batch = TrainingBatch(
+        normalisation_of(stream, torch.device("cpu")).apply(batches[0]),
+        gradients,
+        step=clock.steps,
+        tokens_seen=0,
+        normalisation=normalisation_of(stream, torch.device("cpu")),
+    )
+    l0 = mean_l0(learner.method.losses(batch).codes)
+    return {"library": LIBRARY, "l0": l0, **clock.result()}
+
+
+def _into_the_second_phase(config: TrainConfig) -> TrainConfig:
+    """Have Feature Choice timed in the phase that bears its name."""
+    early = dataclasses.replace(config.options.feature_choice, mutual_choice_fraction=0.5)
+    options = dataclasses.replace(config.options, feature_choice=early)
+    return dataclasses.replace(config, options=options)
 
 
 def quality(arguments: argparse.Namespace) -> dict[str, Any]:
