@@ -17,7 +17,7 @@ COUNTS = (1, 2, 4, 8)
 D_SAE, K, BATCH = 2304, 32, 2048
 NOTES = [
     f"TopK dictionaries of {D_SAE:,} latents, k {K}, batch {BATCH:,}, streamed from SmolLM2-135M "
-    "at layer 12 without a cache: {tokens:,} tokens are trained on, four batches more fill the pool. "
+    "at layer 12 with no cache: {tokens:,} tokens are trained on, four more batches fill the pool. "
     "Wall clock of the whole run, loading the model included.",
     "A dictionary more costs its own steps and nothing else; the last column is what as many runs "
     "of one dictionary each would take, as a multiple.",
