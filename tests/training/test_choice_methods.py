@@ -90,7 +90,7 @@ def test_mutual_choice_spends_its_budget_where_it_is_needed_and_keeps_l0_in_use(
 def test_batch_topk_is_mutual_choice_with_auxk():
     options = MethodOptions()
     assert options.batch_topk == dataclasses.replace(
-        options.mutual_choice, auxiliary=AuxiliaryOptions(kind="auxk")
+        options.mutual_choice, auxiliary=AuxiliaryOptions()
     )
     one = MutualChoice(settings(), options.batch_topk)
     other = MutualChoice(settings(), options.mutual_choice)

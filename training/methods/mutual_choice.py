@@ -35,7 +35,9 @@ NEVER = -1.0
 class MutualChoiceOptions(CommonOptions):
     """Settings of `mutual_choice` and `batch_topk`."""
 
-    auxiliary: AuxiliaryOptions = field(default_factory=lambda: AuxiliaryOptions(kind="zipf"))
+    auxiliary: AuxiliaryOptions = field(
+        default_factory=lambda: AuxiliaryOptions(kind="zipf", k_aux=32, every_rows=2)
+    )
     """The auxiliary loss that keeps latents in use."""
     encoder_scale: float = 0.5
     """Norm of each latent's encoder weights at the start; 1 would tie them to the decoder's."""

@@ -58,6 +58,7 @@ class Auxiliary(nn.Module):
         super().__init__()
         self.weight = options.weight if options.kind != "none" else 0.0
         self.k_aux, self.product_dtype = options.k_aux, product_dtype
+        self.every_rows = options.every_rows
         self.dead_latents = DeadLatents(d_sae, dead_after_tokens=options.dead_after_tokens)
         self.underused = Underused(d_sae, k, options) if options.kind == "zipf" else None
 
@@ -76,6 +77,7 @@ class Auxiliary(nn.Module):
         latents = (self.underused or self.dead_latents).listed_latents()
         if not latents.shape[0]:
             return {}
+        x, error = x[:: self.every_rows], error[:: self.every_rows]
         selected = select_among(weights, x, latents, self.k_aux, product_dtype=self.product_dtype)
         name = "auxk" if self.underused is None else "aux_zipf"
         return {name: self.weight * residual_loss(weights, x, error, selected)}

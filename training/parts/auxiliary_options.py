@@ -22,6 +22,9 @@ class AuxiliaryOptions:
     """Weight of the loss."""
     k_aux: int = 64
     """Latents of the set that each token may use."""
+    every_rows: int = 1
+    """The loss is taken on every so many-th row of a batch; rows come in random order, so it is
+    an unbiased estimate of that of all, at a fraction of the cost."""
     dead_after_tokens: int = 100_000
     """A latent without a positive code for this many tokens counts as dead."""
     density_horizon_tokens: int = 100_000
@@ -45,7 +48,7 @@ class AuxiliaryOptions:
             problems.append(f"auxiliary.weight is {self.weight}; it must be 0 or more, finite")
         problems += [
             f"auxiliary.{name} is {getattr(self, name)}; it must be at least 1"
-            for name in ("k_aux", "dead_after_tokens", "density_horizon_tokens")
+            for name in ("k_aux", "every_rows", "dead_after_tokens", "density_horizon_tokens")
             if getattr(self, name) < 1
         ]
         problems += [
