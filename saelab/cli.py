@@ -31,8 +31,16 @@ COMMANDS: dict[str, Command] = {
         "saelab.commands.quickstart", "cache, train and judge a first SAE, offline"
     ),
     "cache": Command("saelab.commands.cache", "write a language model's activations to disk"),
+    "synthetic": Command(
+        "saelab.commands.synthetic",
+        "write an activation cache of planted features with known answers",
+    ),
     "train": Command("saelab.training.command", "train dictionaries on a cache, or on the stream"),
     "eval": Command("saelab.evals.command", "judge saved dictionaries"),
+    "compare": Command("saelab.evals.compare.command", "compare training methods in one report"),
+    "planted": Command(
+        "saelab.commands.planted", "train methods on planted features and score the recovery"
+    ),
     "models": Command("saelab.commands.models", "list the language models at hand"),
     "recipes": Command("saelab.training.recipes_command", "list the shipped training recipes"),
     "info": Command(

@@ -1,0 +1,1 @@
+"""The suite "recovery": which of the planted features a dictionary found."""

@@ -1,0 +1,85 @@
+"""The score card: mean and spread over seeds, one entry for each way of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from saelab.evaluation_result import EvaluationResult
+from saelab.files import hash_of
+
+SCORE_CARD = {
+    "frr_080": "FRR @0.8",
+    "frr_090": "FRR @0.9",
+    "frr_095": "FRR @0.95",
+    "frr_099": "FRR @0.99",
+    "mean_max_cosine_features": "mean max cosine",
+    "precision_090": "precision @0.9",
+    "frr_quartile_1": "FRR, most frequent quarter",
+    "frr_quartile_2": "FRR, second quarter",
+    "frr_quartile_3": "FRR, third quarter",
+    "frr_quartile_4": "FRR, rarest quarter",
+    "nmse": "NMSE",
+    "l0_mean": "L0",
+    "dead_fraction": "dead",
+    "mcs_090": "latents other seeds found",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreCardEntry:
+    """One way of training on one planted dictionary, over the seeds of both."""
+
+    label: str
+    """What was trained on what."""
+    n_runs: int
+    """Dictionaries in the entry."""
+    values: dict[str, tuple[float, float | None] | None]
+    """By metric, mean and sample standard deviation (None for one run); None where undefined."""
+
+    def rank(self) -> float:
+        """The headline: mean share of features recovered at cosine 0.9."""
+        found = self.values["frr_090"]
+        return 0.0 if found is None else found[0]
+
+
+def score_card(results: Sequence[EvaluationResult]) -> list[ScoreCardEntry]:
+    """Group "recovery" results that differ only in seeds, and average them.
+
+    Args:
+        results: of `run_recovery`, in any order.
+    """
+    groups: dict[str, list[EvaluationResult]] = {}
+    for result in results:
+        groups.setdefault(_what_is_alike(result), []).append(result)
+    return [
+        ScoreCardEntry(
+            label=_label(members[0]),
+            n_runs=len(members),
+            values={name: _spread([run.value(name) for run in members]) for name in SCORE_CARD},
+        )
+        for members in groups.values()
+    ]
+
+
+def _what_is_alike(result: EvaluationResult) -> str:
+    origin = result.made_from
+    planted = {key: value for key, value in origin["planted"].items() if key != "seed"}
+    return hash_of([planted, origin["training"], result.settings])
+
+
+def _label(result: EvaluationResult) -> str:
+    origin = result.made_from
+    training: dict[str, Any] = origin["training"]
+    name = training.get("method", training["architecture"])
+    target = f" k{training['target_l0']}" if training.get("target_l0") is not None else ""
+    return f"{name} d{training['d_sae']}{target} on {origin['model']}"
+
+
+def _spread(values: list[float | int | None]) -> tuple[float, float | None] | None:
+    known = [float(value) for value in values if value is not None]
+    if not known:
+        return None
+    return mean(known), stdev(known) if len(known) > 1 else None

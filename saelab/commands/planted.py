@@ -1,0 +1,124 @@
+"""`saelab planted [PRESET…]`: plant features, train every method on them, score what they recover.
+
+It runs the sub-commands a person would type, `synthetic`, `train` with the recipe `planted` and
+`eval recovery`, one preset after another; the score cards stand side by side in its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from saelab.cli import run_command
+from saelab.config import parse_arguments
+from saelab.errors import ConfigError
+from saelab.synthetic.config import PlantedConfig
+from saelab.synthetic.presets import LATENTS_PER_FEATURE, PRESETS, find_preset
+
+BATCH_ROWS = 512
+RECIPE = "planted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlantedCommand:
+    """Train methods on planted features and score what they recover, preset by preset."""
+
+    presets: tyro.conf.Positional[tuple[str, ...]] = tuple(PRESETS)
+    """Presets of `saelab synthetic`, one after another."""
+    out: Path = Path("runs/planted")
+    """Folder for everything; each preset has its own in it."""
+    methods: tuple[str, ...] = ()
+    """Training methods. None given: all that the recipe `planted` names."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the initial weights; scores are means over them."""
+    n_steps: int = 8000
+    """Steps of 512 rows. The scores in the literature are of 24,000."""
+    planted_seed: int = 0
+    """Seed of the features and rows."""
+    threads: int = 1
+    """Processor threads to compute with; matrices this small gain nothing from more."""
+    resume: bool = False
+    """Go on with what an interrupted call left in the folder."""
+    overwrite: bool = False
+    """Delete what an earlier call made and start anew."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in ("presets", "seeds"):
+            if not getattr(self, name):
+                problems.append(f"{name} is empty; give at least one")
+        for name in ("n_steps", "threads"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.resume and self.overwrite:
+            problems.append("--resume and --overwrite exclude each other: give one of them")
+        if problems:
+            raise ConfigError(problems)
+
+
+CONFIG = PlantedCommand
+
+
+def completion_values() -> list[str]:
+    """Words that may follow `saelab planted`."""
+    return list(PRESETS)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the stages of every preset.
+
+    Raises:
+        SaelabError: whatever the user can put right.
+    """
+    command = parse_arguments(PlantedCommand, arguments, program="saelab planted")
+    planted = {name: find_preset(name) for name in command.presets}
+    existing = [name for name in planted if (command.out / name).exists()]
+    if existing and not (command.resume or command.overwrite):
+        raise ConfigError(
+            f"{command.out / existing[0]} already exists: give --resume to go on with it, "
+            "--overwrite to delete what is there, or another --out"
+        )
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(command.threads)
+    try:
+        for name, config in planted.items():
+            _run_preset(command, name, config)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_preset(command: PlantedCommand, name: str, config: PlantedConfig) -> None:
+    folder = command.out / name
+    print(f"\n{name}: {folder}")
+    cache = folder / "cache"
+    if command.overwrite or not (cache / "planted" / "manifest.json").exists():
+        words = ["synthetic", name, str(cache), "--seed", str(command.planted_seed)]
+        _run([*words, *(["--overwrite"] if cache.exists() else [])])
+    run = folder / "train"
+    words = ["train", RECIPE, "--cache", str(cache), "--out", str(run)]
+    words += ["--d-sae", str(LATENTS_PER_FEATURE[name] * config.n_features)]
+    words += ["--k", str(_mean_l0(config))]
+    words += ["--n-tokens", str(command.n_steps * BATCH_ROWS), "--batch-rows", str(BATCH_ROWS)]
+    words += ["--seeds", *map(str, command.seeds)]
+    if command.methods:
+        words += ["--methods", *command.methods]
+    if (run / "run.json").exists():
+        words.append("--overwrite" if command.overwrite else "--resume")
+    _run(words)
+    dictionaries = sorted(str(path) for path in (run / "dictionaries").iterdir())
+    _run(["eval", "recovery", *dictionaries, "--card", str(folder), "--overwrite"])
+
+
+def _mean_l0(config: PlantedConfig) -> int:
+    from saelab.synthetic.frequencies import feature_frequencies
+
+    return max(1, round(float(feature_frequencies(config).sum())))
+
+
+def _run(words: list[str]) -> None:
+    run_command(words[0], words[1:])

@@ -1,0 +1,79 @@
+"""Random numbers of a planted dictionary: each use has its own generator, named by what it is for.
+
+Rows come in blocks of fixed size with a generator each, so any range of rows can be made alone and
+is the same whatever it is made together with.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .config import ExactSupportConfig, PlantedConfig
+
+BLOCK_ROWS = 256
+"""Rows made together; part of what the rows are, so that changing it makes other rows."""
+
+
+def generator_for(config: PlantedConfig, purpose: str, block: int = 0) -> np.random.Generator:
+    """The generator of one block of one stream of random numbers."""
+    label = int.from_bytes(purpose.encode(), "little")
+    return np.random.default_rng(np.random.SeedSequence([config.seed, label, block]))
+
+
+def partner_map(config: PlantedConfig) -> npt.NDArray[np.int64]:
+    """The partner of each root: one cycle through all of them, so that nobody is its own."""
+    order = generator_for(config, "partners").permutation(config.n_roots).astype(np.int64)
+    partner = np.empty_like(order)
+    partner[order] = np.roll(order, -1)
+    return partner
+
+
+def draw_support(
+    config: PlantedConfig,
+    generator: np.random.Generator,
+    frequencies: npt.NDArray[np.float64],
+    partner: npt.NDArray[np.int64],
+    first_row: int,
+) -> npt.NDArray[np.bool_]:
+    """Which features are active in a block of rows, [BLOCK_ROWS, n_features].
+
+    Args:
+        config: the planted dictionary.
+        generator: of the block; advanced.
+        frequencies: of the roots, by the support law alone.
+        partner: of the roots.
+        first_row: index of the block's first row in its stream.
+    """
+    active = np.zeros((BLOCK_ROWS, config.n_features), dtype=bool)
+    roots = active[:, : config.n_roots]
+    if isinstance(config.support, ExactSupportConfig):
+        takes_turns = np.array(config.support.active)
+        rows = np.arange(first_row, first_row + BLOCK_ROWS)
+        _choose(roots, generator, takes_turns[rows % len(takes_turns)])
+    else:
+        roots |= generator.random(roots.shape, dtype=np.float32) < frequencies
+    if config.partner_probability:
+        row, feature = roots.nonzero()
+        switched = generator.random(len(row)) < config.partner_probability
+        roots[row[switched], partner[feature[switched]]] = True
+    if config.n_children:
+        hierarchy = config.hierarchy
+        parents = roots[:, : hierarchy.n_parents].repeat(hierarchy.children_per_parent, axis=1)
+        drawn = generator.random(parents.shape) < hierarchy.child_probability
+        active[:, config.n_roots :] = parents & drawn
+    return active
+
+
+def _choose(
+    active: npt.NDArray[np.bool_], generator: np.random.Generator, counts: npt.NDArray[np.int64]
+) -> None:
+    """Set `counts[r]` entries of each row r, every set equally likely (Floyd's algorithm)."""
+    n_roots, most = active.shape[1], int(counts.max())
+    for step in range(most):
+        # Row r joins for its last counts[r] steps: step `most - counts[r]` is its first.
+        joins = np.flatnonzero(most - counts <= step)
+        last = n_roots - most + step
+        drawn = generator.integers(0, last + 1, size=len(joins))
+        taken = active[joins, drawn]
+        active[joins, np.where(taken, last, drawn)] = True
