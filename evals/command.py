@@ -10,13 +10,19 @@ from saelab.errors import ConfigError, did_you_mean
 
 SUITES = {
     "core": "saelab.evals.core.command",
+    "recovery": "saelab.evals.recovery.command",
+    "consistency": "saelab.evals.consistency.command",
+    "steering": "saelab.evals.steering.command",
 }
 
 
 USAGE = """usage: saelab eval SUITE DICTIONARY [DICTIONARY ...] [OPTIONS]
 
 Suites:
-  core  reconstruction, sparsity, densities, and what splicing costs the model, on held-out text
+  core         reconstruction, sparsity, densities, what splicing costs the model, on held-out text
+  recovery     which planted features were found, on dictionaries of a `saelab synthetic` cache
+  consistency  whether several seeds, or several methods, find the same latents
+  steering     size and consistency of a latent's effect on the logits in arbitrary contexts
 
 `saelab eval SUITE --help` lists a suite's options."""
 

@@ -31,6 +31,60 @@ _PREDICTED = (
 _ROWS = "over the {n_rows} evaluated rows"
 _KEPT = "excluded rows keep their original activation in every condition"
 
+MODES_GROUP = "Inference modes"
+"""Group of the numbers that only dictionaries trained with `gradient_topk` have."""
+_MODES = {
+    "plain": "Plain top-k, the saved gate (no gradient, no labels)",
+    "threshold": "Threshold mode (no gradient, no labels: a latent is active where its "
+    "pre-activation exceeds {mode_threshold})",
+    "gradient_assisted": "Gradient-assisted mode (uses labels: the k latents with the largest "
+    "z (1 + beta |g W_dec|) are active, g the scaled gradient of the loss, beta {mode_beta})",
+    "gradient_shuffled": "Control of the gradient-assisted mode, not a mode to use (the same rule, "
+    "but each row takes the gradient of a random row of the context before its own, in the first "
+    "context of the last)",
+}
+_MODE_WARNINGS = {
+    "gradient_assisted": " The gradient-assisted mode reads the true next tokens through the "
+    "gradient, so this is no measure of a dictionary one could use without labels.",
+    "gradient_shuffled": " What remains here of a difference from plain top-k is not due to the "
+    "row's own next tokens.",
+}
+_MODE_NUMBERS = {
+    "l0_mean": (
+        "latents per row",
+        "mean L0, the number of positive codes, over the {n_mode_rows} evaluated rows of the "
+        "contexts on which losses are measured.",
+    ),
+    "fvu": (
+        "1",
+        "sum of |x - reconstruction|^2 divided by the sum of |x - mean|^2 over the {n_mode_rows} "
+        "evaluated rows of the contexts on which losses are measured.",
+    ),
+    "loss_spliced": (
+        "nats per token",
+        "next-token cross-entropy with the mode's reconstruction in place of the activation, "
+        f"{_PREDICTED}; {_KEPT}.",
+    ),
+    "loss_recovered_zero": (
+        "1",
+        "(loss_zero_ablation - loss_spliced) / (loss_zero_ablation - loss_clean), with the mode's "
+        "loss_spliced; null where ablation costs less than 1e-6 nats.",
+    ),
+    "loss_recovered_mean": (
+        "1",
+        "(loss_mean_ablation - loss_spliced) / (loss_mean_ablation - loss_clean), with the mode's "
+        "loss_spliced; null where ablation costs less than 1e-6 nats.",
+    ),
+    "kl": (
+        "nats per token",
+        "KL(clean || spliced) with the mode's reconstruction in place of the activation, "
+        f"{_PREDICTED}.",
+    ),
+}
+INFERENCE_MODES = tuple(_MODES)
+"""The modes of a dictionary trained with `gradient_topk`, as metrics name them; the last is a
+control."""
+
 _TABLE: dict[str, list[tuple[str, str, str]]] = {
     "Reconstruction": [
         (
@@ -196,6 +250,19 @@ _TABLE: dict[str, list[tuple[str, str, str]]] = {
             "rows",
             "Activation rows that kept their original value in the spliced and ablated runs: "
             "{loss_excluded}.",
+        ),
+    ],
+    MODES_GROUP: [
+        *(
+            (f"mode_{mode}_{name}", unit, f"{what}: {text}{_MODE_WARNINGS.get(mode, '')}")
+            for mode, what in _MODES.items()
+            for name, (unit, text) in _MODE_NUMBERS.items()
+        ),
+        (
+            "mode_n_rows",
+            "rows",
+            "Rows on which the modes' L0 and FVU were measured; the same are replaced in the "
+            "spliced runs.",
         ),
     ],
 }

@@ -49,10 +49,14 @@ def main(arguments: Sequence[str]) -> None:
     command = parse_arguments(CoreCommand, arguments, program=PROGRAM)
     if not command.dictionaries:
         raise ConfigError(f"no dictionary was given: type `{PROGRAM} FOLDER [FOLDER …]`")
-    from .suite import REPORT_FILE, result_folders, run_core
+    from ..subjects import result_folders
+    from .suite import REPORT_FILE, RESULT_FILE, run_core
 
-    places = result_folders(command.dictionaries, command.config)
-    results = run_core(command.dictionaries, command.config)
+    config = command.config
+    places = result_folders(
+        command.dictionaries, config.out, RESULT_FILE, overwrite=config.overwrite
+    )
+    results = run_core(command.dictionaries, config)
     show(results, [place / REPORT_FILE for place in places])
 
 

@@ -18,8 +18,8 @@ from saelab.language_model import LanguageModel
 from saelab.metrics import kl_divergence, loss_recovered, require_finite
 from saelab.progress import progress_bar
 
+from ..protocol import Protocol, held_out_batches, select
 from .config import CoreConfig
-from .protocol import Protocol, held_out_batches, select
 from .rows import reconstruct
 
 Replacement = Callable[[Float[Tensor, "batch d_in"]], Float[Tensor, "batch d_in"]]
@@ -136,11 +136,11 @@ def _add_batch(
 
     def run(splice: Splice) -> tuple[Tensor, float]:
         output = model.run(tokens, {protocol.hook_point: splice})
-        return output.logits[:, :-1], _summed(output.loss)
+        return output.logits[:, :-1], summed_loss(output.loss)
 
     clean = model.run(tokens)
     clean_logits = clean.logits[:, :-1]
-    findings.clean += _summed(clean.loss)
+    findings.clean += summed_loss(clean.loss)
     zero = spliced(torch.zeros_like)
     findings.zero_ablation += run(zero)[1]
     # Equal means give equal losses: run each once, whichever dictionaries share it.
@@ -160,6 +160,11 @@ def _add_batch(
         findings.excluded[reason] = findings.excluded.get(reason, 0) + count
 
 
-def _summed(loss: Float[Tensor, "batch positions"]) -> float:
+def summed_loss(loss: Float[Tensor, "batch positions"]) -> float:
+    """Losses added up in float64, nats.
+
+    Raises:
+        ActivationError: a loss is not finite.
+    """
     require_finite(loss, "the model's loss")
     return loss.sum(dtype=torch.float64).item()

@@ -8,6 +8,9 @@ from pathlib import Path
 from saelab.evaluation_result import EvaluationResult
 from saelab.metrics import METRICS
 from saelab.report import Report, figures_of, unit_text
+from saelab.report.mode_figures import MODE_FIGURES
+
+from .modes_result import add_modes_section
 
 HEADLINES = {
     "fvu": "FVU",
@@ -40,7 +43,9 @@ def write_report(path: Path, result: EvaluationResult) -> Path:
             if name in by_name
         ],
     )
-    report.add_heading("Figures").add_figures(figures_of(result))
+    plain = [figure for figure in figures_of(result) if figure.name not in MODE_FIGURES]
+    report.add_heading("Figures").add_figures(plain)
+    add_modes_section(report, result)
     report.add_heading("Every number and its definition")
     for group, members in groupby(result.metrics, lambda metric: METRICS[metric.name].group):
         report.add_metrics(group, list(members))

@@ -14,9 +14,9 @@ from saelab.files import atomic_path
 from saelab.metrics import METRICS, SparsityStatistics, define, density_histogram
 from saelab.text import describe_text
 
+from ..protocol import Protocol
 from .config import CoreConfig
 from .losses import LossFindings
-from .protocol import Protocol
 from .rows import RowFindings
 
 SUITE = "core"

@@ -16,8 +16,8 @@ from saelab.language_model import LanguageModel
 from saelab.metrics import ReconstructionStatistics, SparsityStatistics, require_finite
 from saelab.progress import progress_bar
 
+from ..protocol import Protocol, held_out_batches, select
 from .config import CoreConfig
-from .protocol import Protocol, held_out_batches, select
 
 POSITION_BINS = 64
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from saelab.dictionary import SavedDictionary, load_dictionary
-from saelab.errors import ConfigError
+from saelab.dictionary import load_dictionary
 from saelab.evaluation_result import EvaluationResult, write_evaluation_result
-from saelab.language_model import LanguageModel, load_language_model
+from saelab.language_model import LanguageModel
 from saelab.metrics import SparsityStatistics
 
+from ..protocol import Protocol, recorded_mean
+from ..subjects import Subject, by_protocol, load_models, result_folders, subjects_of
 from .config import CoreConfig
 from .losses import measure_losses
-from .protocol import Protocol, check_fit, protocol_of, recorded_mean
+from .modes import measure_modes
+from .modes_result import with_modes
 from .report import write_report
 from .result import FEATURES_FILE, build_result, write_features
 from .rows import measure_rows
@@ -32,16 +33,9 @@ TRAINING_MEAN = "the mean of the dictionary's training activations"
 EVALUATED_MEAN = "the mean of the evaluated rows"
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A dictionary to evaluate, how, and where its results go."""
-
-    saved: SavedDictionary
-    protocol: Protocol
-    out: Path
-
-
-def run_core(dictionary_folders: Sequence[Path], config: CoreConfig) -> list[EvaluationResult]:
+def run_core(
+    dictionary_folders: Sequence[Path], config: CoreConfig, *, pages: bool = True
+) -> list[EvaluationResult]:
     """Evaluate dictionaries; writes `core.json`, `core_features.parquet`, `core.html` for each.
 
     Dictionaries of the same model, hook point, text and row rule share one pass over the text.
@@ -49,6 +43,7 @@ def run_core(dictionary_folders: Sequence[Path], config: CoreConfig) -> list[Eva
     Args:
         dictionary_folders: saved dictionaries.
         config: settings.
+        pages: whether to write `core.html`, 5 MB each; without it, one that lies there is removed.
 
     Returns:
         The results in the order of the folders.
@@ -60,62 +55,26 @@ def run_core(dictionary_folders: Sequence[Path], config: CoreConfig) -> list[Eva
         TextError: too little held-out text.
         ActivationError: activations that are not finite.
     """
-    places = result_folders(dictionary_folders, config)
-    subjects = []
-    for folder, out in zip(dictionary_folders, places, strict=True):
-        saved = load_dictionary(folder)
-        subjects.append(Subject(saved, protocol_of(saved, config), out))
+    places = result_folders(dictionary_folders, config.out, RESULT_FILE, overwrite=config.overwrite)
+    dictionaries = [load_dictionary(folder) for folder in dictionary_folders]
+    subjects = subjects_of(dictionaries, places, config)
+    models = load_models(subjects, config.device)
     results: dict[Path, EvaluationResult] = {}
-    models: dict[tuple[str, str], LanguageModel] = {}
-    groups: dict[Protocol, list[Subject]] = {}
-    for subject in subjects:
-        protocol = subject.protocol
-        key = (protocol.model, protocol.model_dtype)
-        if key not in models:
-            models[key] = load_language_model(key[0], dtype=key[1], device=config.device)
-        check_fit(models[key], protocol, subject.saved)
-        groups.setdefault(protocol, []).append(subject)
-    for protocol, group in groups.items():
+    for protocol, group in by_protocol(subjects).items():
         model = models[protocol.model, protocol.model_dtype]
-        for subject, result in zip(group, _evaluate(model, protocol, group, config), strict=True):
+        found = _evaluate(model, protocol, group, config, pages=pages)
+        for subject, result in zip(group, found, strict=True):
             results[subject.out] = result
     return [results[subject.out] for subject in subjects]
 
 
-def result_folders(dictionary_folders: Sequence[Path], config: CoreConfig) -> list[Path]:
-    """Where each dictionary's results go.
-
-    Raises:
-        ConfigError: no or doubled folders, or a result that exists and may not be overwritten.
-    """
-    if not dictionary_folders:
-        raise ConfigError("no dictionary was given: name at least one dictionary folder")
-    resolved = [folder.resolve() for folder in dictionary_folders]
-    if config.out is None:
-        places = [folder / "evals" for folder in dictionary_folders]
-    elif len(resolved) == 1:
-        places = [config.out]
-    else:
-        places = [config.out / folder.name for folder in resolved]
-    problems = []
-    if len({place.resolve() for place in places}) < len(places):
-        problems.append(
-            f"dictionaries {[str(folder) for folder in dictionary_folders]} would write to the "
-            "same "
-            "folder: name each once, and leave --out away where folder names are equal"
-        )
-    problems += [
-        f"{place / RESULT_FILE} exists already: add --overwrite to replace it"
-        for place in places
-        if (place / RESULT_FILE).exists() and not config.overwrite
-    ]
-    if problems:
-        raise ConfigError(problems)
-    return places
-
-
 def _evaluate(
-    model: LanguageModel, protocol: Protocol, group: Sequence[Subject], config: CoreConfig
+    model: LanguageModel,
+    protocol: Protocol,
+    group: Sequence[Subject],
+    config: CoreConfig,
+    *,
+    pages: bool,
 ) -> list[EvaluationResult]:
     dictionaries = [subject.saved for subject in group]
     for saved in dictionaries:
@@ -131,19 +90,27 @@ def _evaluate(
     own_mean = rows.mean().float()
     means = [own_mean if mean is None else mean for mean in recorded]
     losses = measure_losses(model, protocol, dictionaries, means, config)
+    modes = measure_modes(model, protocol, dictionaries, losses, config)
     results = []
     for index, (subject, mean) in enumerate(zip(group, recorded, strict=True)):
         source = EVALUATED_MEAN if mean is None else TRAINING_MEAN
         result = build_result(subject.saved, index, protocol, config, rows, losses, source)
-        results.append(_write(subject.out, result, rows.sparsity[index]))
+        if index in modes:
+            result = with_modes(result, modes[index], losses, index)
+        results.append(_write(subject.out, result, rows.sparsity[index], page=pages))
     return results
 
 
-def _write(out: Path, result: EvaluationResult, sparsity: SparsityStatistics) -> EvaluationResult:
+def _write(
+    out: Path, result: EvaluationResult, sparsity: SparsityStatistics, *, page: bool
+) -> EvaluationResult:
     # An old result stays until the new one replaces it: stopping here loses none.
     out.mkdir(parents=True, exist_ok=True)
     write_features(out / FEATURES_FILE, sparsity)
-    write_report(out / REPORT_FILE, result)
+    if page:
+        write_report(out / REPORT_FILE, result)
+    else:
+        (out / REPORT_FILE).unlink(missing_ok=True)
     written = write_evaluation_result(out / RESULT_FILE, result)
     logger.info("wrote %s", out / RESULT_FILE)
     return written

@@ -39,7 +39,6 @@ BESIDES = {
 CARD_COLUMNS = {
     "frr_080": "FRR@.8",
     "frr_090": "@.9",
-    "frr_095": "@.95",
     "frr_quartile_4": "rarest",
     "precision_090": "prec@.9",
     "l0_mean": "L0",
@@ -133,7 +132,7 @@ def _score_card_table(entries: Sequence[ScoreCardEntry]) -> Table:
 def _spread(found: tuple[float, float | None] | None) -> str:
     if found is None:
         return "—"
-    return _cell(found[0]) + ("" if found[1] is None else f"±{found[1]:.2f}")
+    return f"{found[0]:.2f}" + ("" if found[1] is None else f"±{found[1]:.2f}")
 
 
 def _cell(value: float | None) -> str:

@@ -1,12 +1,15 @@
 """Saved SAEs: four architectures, one folder that SAELens reads, a self-test on every load."""
 
 from .architectures import ARCHITECTURES, Dictionary
+from .modes import InferenceModes, has_inference_modes
 from .storage import SavedDictionary, load_dictionary, save_dictionary
 
 __all__ = [
     "ARCHITECTURES",
     "Dictionary",
+    "InferenceModes",
     "SavedDictionary",
+    "has_inference_modes",
     "load_dictionary",
     "save_dictionary",
 ]

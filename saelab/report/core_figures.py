@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-from .figure import BLUE, GREEN, ORANGE, PURPLE, Figure, new_plot
+from .figure import BLUE, GREEN, ORANGE, PURPLE, Figure, log_axis, new_plot
 
 
 def density_histogram(data: dict[str, Any]) -> Figure:
@@ -154,7 +153,7 @@ def error_by_norm(data: dict[str, Any]) -> Figure:
     plot = new_plot(
         "|x|: norm of the activation (activation units, log)",
         "mean |x - reconstruction|",
-        x_axis=_log_axis([lows[0], highs[-1]]),
+        x_axis=log_axis([lows[0], highs[-1]]),
         rangemode="tozero",
     )
     largest = max(rows)
@@ -197,8 +196,8 @@ def density_and_strength(data: dict[str, Any]) -> Figure:
     plot = new_plot(
         "density (fraction of rows, log)",
         "mean code when active (log)",
-        x_axis=_log_axis(density),
-        **_log_axis(strength),
+        x_axis=log_axis(density),
+        **log_axis(strength),
     )
     plot.add_scatter(
         x=density,
@@ -246,23 +245,4 @@ def _powers_of_ten(lowest: int, highest: int) -> dict[str, Any]:
             "1" if exponent == 0 else f"10<sup>{exponent}</sup>" for exponent in exponents
         ],
         "range": [lowest - 0.1, highest + 0.1],
-    }
-
-
-def _log_axis(values: list[float]) -> dict[str, Any]:
-    """A logarithmic axis around positive values, ticked at 1, 2 and 5 where few decades show."""
-    lowest, highest = math.log10(min(values, default=1)), math.log10(max(values, default=1))
-    margin = 0.04 * (highest - lowest) + 0.02
-    low, high = lowest - margin, highest + margin
-    decades = range(math.floor(low), math.ceil(high) + 1)
-    # Few decades need ticks between them, many need fewer than one each.
-    steps = (1, 2, 5) if high - low < 2 else (1,)
-    if high - low < 0.7:
-        steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
-    ticks = [step * 10.0**decade for decade in decades for step in steps]
-    return {
-        "type": "log",
-        "range": [low, high],
-        "tickvals": ticks,
-        "ticktext": [f"{tick:.4g}" for tick in ticks],
     }

@@ -6,6 +6,7 @@ against green. Backgrounds are transparent; the page gives text the colour of it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,8 @@ class Figure:
     """One sentence with the numbers a reader would take from the plot."""
     data: dict[str, list[Any]] = field(default_factory=dict)
     """The drawn numbers by column title."""
+    wide: bool = False
+    """Whether it takes the whole width of a page rather than half of it."""
 
 
 def new_plot(
@@ -69,3 +72,22 @@ def new_plot(
     plot.update_xaxes(title_text=x_title, showline=True, ticks="outside", **axis, **(x_axis or {}))
     plot.update_yaxes(title_text=y_title, **axis, **y_axis)
     return plot
+
+
+def log_axis(values: list[float]) -> dict[str, Any]:
+    """A logarithmic axis around positive values, ticked at 1, 2 and 5 where few decades show."""
+    lowest, highest = math.log10(min(values, default=1)), math.log10(max(values, default=1))
+    margin = 0.04 * (highest - lowest) + 0.02
+    low, high = lowest - margin, highest + margin
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    # Few decades need ticks between them, many need fewer than one each.
+    steps = (1, 2, 5) if high - low < 2 else (1,)
+    if high - low < 0.7:
+        steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    return {
+        "type": "log",
+        "range": [low, high],
+        "tickvals": ticks,
+        "ticktext": [f"{tick:.4g}" for tick in ticks],
+    }

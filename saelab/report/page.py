@@ -64,6 +64,7 @@ class Report:
         *,
         title: str,
         data: dict[str, list[Any]] | None = None,
+        wide: bool = False,
     ) -> Report:
         """Add a plot.
 
@@ -73,11 +74,13 @@ class Report:
             alt: a sentence with the numbers a reader would take from the plot.
             title: heading above it.
             data: the drawn numbers by column title, shown on request beneath the plot.
+            wide: whether it takes the whole width of the page rather than half of it.
         """
-        index = len(self._plots)
+        index, kind = len(self._plots), ' class="wide"' if wide else ""
         self._plots.append(plot)
         self._blocks.append(
-            f'<figure aria-labelledby="title-{index}"><h3 id="title-{index}">{escape(title)}</h3>'
+            f'<figure{kind} aria-labelledby="title-{index}">'
+            f'<h3 id="title-{index}">{escape(title)}</h3>'
             f'<div class="plot" id="plot-{index}" role="img" aria-label="{escape(alt)}"></div>'
             f"<figcaption>{escape(caption)}</figcaption>{_data_table(title, data or {})}</figure>"
         )
@@ -87,7 +90,12 @@ class Report:
         """Add figures as a suite draws them."""
         for figure in figures:
             self.add_figure(
-                figure.plot, figure.caption, figure.alt, title=figure.title, data=figure.data
+                figure.plot,
+                figure.caption,
+                figure.alt,
+                title=figure.title,
+                data=figure.data,
+                wide=figure.wide,
             )
         return self
 

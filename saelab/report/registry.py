@@ -8,11 +8,18 @@ from typing import Any
 from saelab.errors import ArtifactError
 from saelab.evaluation_result import EvaluationResult
 
+from .consistency_figures import CONSISTENCY_FIGURES
 from .core_figures import CORE_FIGURES
 from .figure import Figure
+from .mode_figures import MODE_FIGURES
+from .recovery_figures import RECOVERY_FIGURES
+from .steering_figures import STEERING_FIGURES
 
 FIGURES: dict[str, dict[str, Callable[[dict[str, Any]], Figure]]] = {
-    "core": CORE_FIGURES,
+    "core": CORE_FIGURES | MODE_FIGURES,
+    "consistency": CONSISTENCY_FIGURES,
+    "steering": STEERING_FIGURES,
+    "recovery": RECOVERY_FIGURES,
 }
 
 

@@ -28,6 +28,7 @@ main {
 }
 main > * { grid-column: 1 / -1; min-width: 0; }
 main > figure { grid-column: auto; }
+main > figure.wide { grid-column: 1 / -1; }
 @media (max-width: 60rem) { main > figure { grid-column: 1 / -1; } }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 1.5rem 0 0; }

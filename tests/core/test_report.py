@@ -46,6 +46,18 @@ FIGURE_DATA = {
         "mean_activation": [1.5, 20.0],
         "n_alive": 2,
     },
+    "inference_modes": {
+        "mode": ["plain", "threshold", "gradient_assisted", "gradient_shuffled"],
+        "l0_mean": [4.0, 3.9, 4.0, 4.0],
+        "fvu": [0.2, 0.21, 0.22, 0.25],
+        "loss_spliced": [3.2, 3.3, 3.1, 3.4],
+        "loss_recovered_zero": [0.97, 0.96, 0.98, 0.95],
+        "loss_recovered_mean": [0.95, -0.1, 0.97, None],
+        "kl": [0.2, 0.3, 0.1, 0.4],
+        "n_rows": 100,
+        "n_positions": 1000,
+        "mean_source": "the mean of the evaluated rows",
+    },
 }
 
 
@@ -103,7 +115,7 @@ def test_every_core_figure_has_title_axes_caption_alt_and_data():
 
 def test_figures_are_drawn_from_json_alone_and_unknown_suites_have_none():
     copied = json.loads(json.dumps(FIGURE_DATA))
-    assert len(figures_of(core_result(copied))) == 6
+    assert len(figures_of(core_result(copied))) == 7
     assert [f.name for f in figures_of(core_result({"losses": FIGURE_DATA["losses"]}))] == [
         "losses"
     ]
@@ -173,7 +185,7 @@ def test_the_page_can_be_used_by_keyboard_and_read_aloud():
     assert all(region["tabindex"] == "0" and region["aria-label"] for region in regions)
     labels = {h.get("id") for h in page.all("h3")}
     assert {figure["aria-labelledby"] for figure in page.all("figure")} <= labels
-    assert len(page.all("details")) == len(page.all("summary")) == 6
+    assert len(page.all("details")) == len(page.all("summary")) == 7
     assert {th["scope"] for th in page.all("th")} == {"col", "row"}
     assert page.all("a")[0]["href"] == "#content"
 

@@ -333,7 +333,7 @@ def test_seeds_are_compared_and_averaged(save, capsys, tmp_path):
     words = [*map(str, folders), "--n-rows", "500", "--overwrite", "--device", "cpu"]
     assert main(["eval", "recovery", *words]) == 0
     printed = capsys.readouterr().out
-    assert "score card" in printed and "±0.58" in printed
+    assert "score card" in printed and "±0.58" in printed, printed
     card = tmp_path / "card"
     assert main(["eval", "recovery", *words, "--card", str(card)]) == 0
     assert f"score card: {card / 'score_card.html'}" in capsys.readouterr().out.replace("\n", "")

@@ -5,6 +5,7 @@ Dictionaries of the same protocol are evaluated in one pass over the text.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,9 +19,8 @@ from saelab.config import from_plain
 from saelab.dictionary import SavedDictionary
 from saelab.errors import ArtifactError, ConfigError
 from saelab.language_model import LanguageModel
+from saelab.synthetic.truth import ORIGIN_KEY
 from saelab.text import TextConfig, context_batches
-
-from .config import CoreConfig
 
 RECORDED = ("model", "hook_point", "text", "context_length", "row_rule", "norm_ceiling")
 
@@ -47,14 +47,44 @@ class Protocol:
     """Norm above which rows are excluded; None where no row is for that reason."""
 
 
-def protocol_of(saved: SavedDictionary, config: CoreConfig) -> Protocol:
-    """The protocol a dictionary recorded, with the overrides of the config.
+@typing.runtime_checkable
+class ProtocolOverrides(typing.Protocol):
+    """What a suite's settings may put in place of what a dictionary recorded; None: nothing."""
+
+    @property
+    def text_source(self) -> str | None:
+        """Text in place of the dictionary's own."""
+
+    @property
+    def text_field(self) -> str | None:
+        """Field that holds the text."""
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens in a context."""
+
+    @property
+    def model(self) -> str | None:
+        """Where the language model lies."""
+
+    @property
+    def model_dtype(self) -> str | None:
+        """Dtype the model computes in."""
+
+
+def protocol_of(saved: SavedDictionary, config: ProtocolOverrides) -> Protocol:
+    """The protocol a dictionary recorded, with the overrides of a suite's config.
 
     Raises:
         ArtifactError: the dictionary's manifest does not say what it was trained on.
         ConfigError: its recorded text settings or row rule are not of this version.
     """
     origin = saved.manifest.get("made_from", {})
+    if ORIGIN_KEY in origin:
+        raise ArtifactError(
+            f"{saved.folder} was trained on planted features, so there is no language model to "
+            "judge it on: use `saelab eval recovery`"
+        )
     missing = [name for name in RECORDED if name not in origin]
     if missing:
         raise ArtifactError(
@@ -145,6 +175,24 @@ def select(
         norm_ceiling=protocol.norm_ceiling,
         first_context=first_context,
     )
+
+
+@torch.no_grad()
+def held_out_rows(
+    model: LanguageModel, protocol: Protocol, n_tokens: int, batch_contexts: int
+) -> Iterator[Float[Tensor, "rows d_in"]]:
+    """The evaluated rows themselves, float32 on the model's device, one batch at a time.
+
+    Raises:
+        ActivationError: activations that are not finite.
+        TextError: the held-out text does not fill one context.
+    """
+    first_context = 0
+    for tokens in held_out_batches(model, protocol, n_tokens, batch_contexts):
+        activations = model.capture(tokens, [protocol.hook_point])[protocol.hook_point]
+        selection = select(model, protocol, tokens, activations, first_context)
+        first_context += tokens.shape[0]
+        yield activations[selection.keep].float()
 
 
 def recorded_mean(saved: SavedDictionary, device: torch.device) -> Float[Tensor, " d_in"] | None:

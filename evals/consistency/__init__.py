@@ -1,0 +1,1 @@
+"""The suite "consistency": do several seeds, or several methods, find the same latents?"""

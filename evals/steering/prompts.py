@@ -1,0 +1,59 @@
+"""The arbitrary contexts in which latents are added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from saelab.errors import TextError
+from saelab.files import hash_of
+from saelab.language_model import LanguageModel
+
+from ..protocol import Protocol, held_out_batches, select
+
+POOL_PER_CONTEXT = 64
+"""Contexts are drawn from this many times as many, so that they come from many documents."""
+BATCH = 64
+
+
+def draw_prompts(
+    model: LanguageModel, protocol: Protocol, *, count: int, length: int, seed: int
+) -> Int[Tensor, "contexts seq"]:
+    """Draw contexts from the held-out text, of which the last position is an evaluated row.
+
+    Raises:
+        TextError: too little held-out text.
+        ConfigError: contexts longer than the model's.
+    """
+    short = replace(protocol, context_length=length)
+    pool = torch.cat(list(held_out_batches(model, short, POOL_PER_CONTEXT * count * length, BATCH)))
+    order = torch.randperm(len(pool), generator=generator_for("prompts", seed))
+    usable = _usable(model, short, pool[order])
+    chosen = list(islice(usable, count))
+    if len(chosen) < count:
+        raise TextError(
+            f"the held-out text gives {len(chosen)} contexts of {length} tokens that end in an "
+            f"evaluated row; {count} were asked for: give more text, or lower --n-contexts or "
+            "--prompt-tokens"
+        )
+    return torch.stack(chosen)
+
+
+def generator_for(purpose: str, seed: int) -> torch.Generator:
+    """A generator of its own for each purpose: no draw depends on how much another drew."""
+    return torch.Generator().manual_seed(int(hash_of(["steering", purpose, seed])[:15], 16))
+
+
+def _usable(
+    model: LanguageModel, protocol: Protocol, pool: Int[Tensor, "contexts seq"]
+) -> Iterator[Int[Tensor, " seq"]]:
+    """The contexts whose last position counts as a row, as far as they are asked for."""
+    for tokens in pool.split(BATCH):
+        activations = model.capture(tokens, [protocol.hook_point])[protocol.hook_point]
+        keep = select(model, protocol, tokens, activations).keep[:, -1].cpu()
+        yield from tokens[keep]

@@ -1,0 +1,128 @@
+"""The dictionaries a suite was given: where their results go, by which protocol, on which model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from saelab.dictionary import SavedDictionary
+from saelab.errors import ConfigError
+from saelab.language_model import LanguageModel, load_language_model
+
+from .protocol import Protocol, ProtocolOverrides, check_fit, protocol_of
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A dictionary to evaluate, how, and where its results go."""
+
+    saved: SavedDictionary
+    protocol: Protocol
+    out: Path
+
+
+def subjects_of(
+    dictionaries: Sequence[SavedDictionary], places: Sequence[Path], config: ProtocolOverrides
+) -> list[Subject]:
+    """Put each dictionary together with its protocol.
+
+    Args:
+        dictionaries: as loaded.
+        places: where the results of each go, as `result_folders` says.
+        config: the suite's settings.
+
+    Raises:
+        ArtifactError: a dictionary that does not record its protocol.
+        ConfigError: a recorded protocol that is not of this version.
+    """
+    return [
+        Subject(saved, protocol_of(saved, config), out)
+        for saved, out in zip(dictionaries, places, strict=True)
+    ]
+
+
+def load_models(subjects: Sequence[Subject], device: str) -> dict[tuple[str, str], LanguageModel]:
+    """Load the model of every subject once, and check that each subject belongs to its model.
+
+    Returns:
+        (name, dtype), as in the protocols -> model.
+
+    Raises:
+        ModelError: an unknown model or hook point.
+        ArtifactError: a dictionary that does not fit its model.
+        ConfigError: contexts longer than the model's.
+    """
+    models: dict[tuple[str, str], LanguageModel] = {}
+    for subject in subjects:
+        key = (subject.protocol.model, subject.protocol.model_dtype)
+        if key not in models:
+            models[key] = load_language_model(key[0], dtype=key[1], device=device)
+        check_fit(models[key], subject.protocol, subject.saved)
+    return models
+
+
+def by_protocol(subjects: Sequence[Subject]) -> dict[Protocol, list[Subject]]:
+    """The subjects that share a pass over the text, in the order of their first."""
+    groups: dict[Protocol, list[Subject]] = {}
+    for subject in subjects:
+        groups.setdefault(subject.protocol, []).append(subject)
+    return groups
+
+
+def evaluation_device(name: str) -> torch.device:
+    """The device a name stands for; `auto` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device {name!r} cannot be used here ({reason}): try auto or cpu"
+        ) from None
+
+
+def result_folders(
+    folders: Sequence[Path], out: Path | None, result_file: str, *, overwrite: bool
+) -> list[Path]:
+    """Where each dictionary's results go.
+
+    Args:
+        folders: saved dictionaries.
+        out: folder asked for; None: the folder `evals` in each dictionary.
+        result_file: name of the suite's result.
+        overwrite: whether a result that exists may be replaced.
+
+    Raises:
+        ConfigError: no or doubled folders, or a result that exists and may not be overwritten.
+    """
+    if not folders:
+        raise ConfigError("no dictionary was given: name at least one dictionary folder")
+    resolved = [folder.resolve() for folder in folders]
+    if out is None:
+        places = [folder / "evals" for folder in folders]
+    elif len(resolved) == 1:
+        places = [out]
+    else:
+        places = [out / folder.name for folder in resolved]
+    problems = []
+    if len({place.resolve() for place in places}) < len(places):
+        problems.append(
+            f"dictionaries {[str(folder) for folder in folders]} would write to the same folder: "
+            "name each once, and leave --out away where folder names are equal"
+        )
+    problems += [
+        f"{place / result_file} exists already: add --overwrite to replace it"
+        for place in places
+        if (place / result_file).exists() and not overwrite
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return places
