@@ -149,7 +149,9 @@ def option_strings(config_type: Any, prefix: str = "--") -> list[str]:
         if field.metadata.get("flatten"):
             found += option_strings(nested[0], prefix)
         elif nested:
-            found += option_strings(nested[0], f"{prefix}{_dashed(field.name)}.")
+            # Of several alternatives, the options are those of the one that is the default.
+            chosen = type(field.default_factory()) if len(nested) > 1 else nested[0]  # type: ignore[misc]
+            found += option_strings(chosen, f"{prefix}{_dashed(field.name)}.")
         elif positional not in getattr(marked[field.name], "__metadata__", ()):
             # A flag that is on by default is spelt as what turns it off.
             negation = "no-" if hints[field.name] is bool and field.default is True else ""

@@ -82,11 +82,14 @@ def main(arguments: Sequence[str]) -> None:
         command.dictionaries, config.out, RESULT_FILE, overwrite=config.overwrite
     )
     results = run_recovery(command.dictionaries, config)
-    show(results, [place / REPORT_FILE for place in places] if config.card is None else [])
-    if config.card is not None:
+    if config.card is None:
+        show(results, [place / REPORT_FILE for place in places])
+    else:
         from .card_page import write_card
 
-        print(f"score card: {write_card(config.card, score_card(results), results)}")
+        page = write_card(config.card, score_card(results), results)
+        _show_card(results)
+        print(f"score card: {page}")
 
 
 def show(results: Sequence[EvaluationResult], reports: Sequence[Path]) -> None:
@@ -105,11 +108,20 @@ def show(results: Sequence[EvaluationResult], reports: Sequence[Path]) -> None:
             values = [result.value(name) for name in shown]
             table.add_row(result.dictionary_name, *(_cell(value) for value in values))
         console.print(table)
-    console.print(EXPLANATION, highlight=False)
     if len(results) > 1:
-        console.print(_score_card_table(score_card(results)))
+        _show_card(results)
+    else:
+        console.print(EXPLANATION, highlight=False)
     for report in reports:
         console.print(f"report: {report}", soft_wrap=True, highlight=False)
+
+
+def _show_card(results: Sequence[EvaluationResult]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_score_card_table(score_card(results)))
+    console.print(EXPLANATION, highlight=False)
 
 
 def _score_card_table(entries: Sequence[ScoreCardEntry]) -> Table:
@@ -121,11 +133,13 @@ def _score_card_table(entries: Sequence[ScoreCardEntry]) -> Table:
         title="score card: mean ± standard deviation over seeds", box=SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("trained", overflow="fold")
+    origins = {entry.label.partition(" on ")[2] for entry in entries}
     for label in CARD_COLUMNS.values():
         table.add_column(label, justify="right")
     for entry in sorted(entries, key=lambda entry: entry.rank(), reverse=True):
         cells = [_spread(entry.values[name]) for name in CARD_COLUMNS]
-        table.add_row(entry.label, *cells)
+        label = entry.label.partition(" on ")[0] if len(origins) == 1 else entry.label
+        table.add_row(label, *cells)
     return table
 
 
