@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .errors import ModelError, did_you_mean
 
@@ -49,6 +50,9 @@ class HookedForward:
         bridge: a TransformerBridge.
         plain: the same Hugging Face model without the bridge, sharing its weights.
         twins: id of each original module inside the bridge -> the plain model's module.
+
+    Attributes:
+        probe_tokens: a few short contexts that routes are compared on.
     """
 
     def __init__(self, bridge: Any, plain: nn.Module, twins: Mapping[int, nn.Module]):
@@ -69,7 +73,7 @@ class HookedForward:
         length = next(n for n in range(5, 9) if n not in heads)
         entries = self.plain.get_input_embeddings().weight.shape[0]
         ids = torch.arange(3 * length, device=device) * 7 % entries
-        self._probe_tokens = ids.reshape(3, length)
+        self.probe_tokens = ids.reshape(3, length)
 
     def names(self) -> list[str]:
         """Every hook point with one row per token, in the order of the forward pass's modules."""
@@ -111,13 +115,19 @@ class HookedForward:
         """
         return str(self._points[name].name).endswith(".hook_in")
 
+    def is_plain(self, name: str) -> bool:
+        """Whether the hook point is served by the plain model, the cheaper route."""
+        return self._site(name) is not None
+
     def run(
         self,
         tokens: Int[Tensor, "batch seq"],
         visits: Mapping[str, Visit],
         *,
         stop_when_seen: bool = False,
-        graph_from_embedding: bool = False,
+        graph_for: Sequence[str] = (),
+        stop_at_head: bool = False,
+        past: Any = None,
     ) -> Float[Tensor, "batch seq d_vocab"] | None:
         """Run the model, calling each visit with its hook point's activation.
 
@@ -125,15 +135,23 @@ class HookedForward:
             tokens: token ids.
             visits: hook point -> function; heads arrive flattened.
             stop_when_seen: stop as soon as every hook point has fired; returns None.
-            graph_from_embedding: record the autograd graph from the token embeddings on.
+            graph_for: hook points whose visits will be differentiated with respect to; what is
+                a module's input gets a graph that begins with its block.
+            stop_at_head: return what the head reads instead of the logits; for hook points that
+                are plain and come before it (`ends_before_head`).
+            past: a transformers cache of the tokens before these, which grows by these; for hook
+                points that are plain only.
 
         Returns:
-            The logits in the model's dtype, or None where the pass was stopped.
+            The logits in the model's dtype, or None where the pass was stopped by
+            `stop_when_seen`.
         """
         for name in visits:
             self.width_at(name)
         sites = {name: self._site(name) for name in visits}
         plain = all(site is not None for site in sites.values())
+        if past is not None and not plain:
+            raise ModelError(f"hook points {list(visits)} cannot be run from a cache of keys")
         seen: set[str] = set()
 
         def wrap(name: str, visit: Visit) -> Visit:
@@ -148,24 +166,95 @@ class HookedForward:
 
         wrapped = {name: wrap(name, visit) for name, visit in visits.items()}
         with ExitStack() as stack:
-            if graph_from_embedding:
-                model = self.plain if plain else self.bridge.original_model
-                stack.enter_context(_require_grad_after(model.get_input_embeddings()))
+            if any(self.is_input(name) for name in graph_for):
+                stack.enter_context(self._graph_started(self.first_block(graph_for), plain))
             try:
                 if plain:
                     pairs = [(sites[name], visit) for name, visit in wrapped.items()]
-                    return self._run_plain(tokens, pairs)
+                    if stop_at_head:
+                        return self._run_to_head(tokens, pairs)
+                    return self._run_plain(tokens, pairs, past)
                 return self._run_bridge(tokens, wrapped)
             except _EverythingSeen:
                 return None
 
-    def _run_plain(self, tokens: Tensor, visits: Iterable[tuple[_Site | None, Visit]]) -> Tensor:
+    def first_block(self, names: Iterable[str]) -> int | None:
+        """The block that all hook points lie in or behind; None for the embeddings."""
+        blocks = [self._block(name) for name in names]
+        return None if None in blocks else min(block for block in blocks if block is not None)
+
+    def _block(self, name: str) -> int | None:
+        match name.split("."):
+            case ["blocks", number, *_]:
+                return int(number)
+            case ["ln_final" | "unembed", *_]:
+                return int(self.bridge.cfg.n_layers) - 1
+        return None
+
+    def _graph_started(self, block: int | None, plain: bool) -> AbstractContextManager[None]:
+        """Let the autograd graph begin with the input of a block, or with the embeddings."""
+        module: Any = None if block is None else self.bridge.blocks[block]
+        if plain and module is not None:
+            module = self._twins.get(id(module.original_component))
+        if module is not None:
+            return _attached(_Site(module, is_input=True), _leaf)
+        model = self.plain if plain else self.bridge.original_model
+        return _attached(_Site(model.get_input_embeddings(), is_input=False), _leaf)
+
+    def ends_before_head(self, names: Iterable[str]) -> bool:
+        """Whether a pass that is stopped at the head, on the plain route, meets all hook points."""
+        head = self.plain.get_output_embeddings()
+        sites = [self._site(name) for name in names]
+        return all(
+            site is not None and (site.is_input or site.module is not head) for site in sites
+        )
+
+    def _run_to_head(self, tokens: Tensor, visits: Iterable[tuple[_Site | None, Visit]]) -> Tensor:
+        """What the plain model's head reads."""
+        read: list[Tensor] = []
+
+        def stop(x: Tensor) -> None:
+            read.append(x)
+            raise _EverythingSeen
+
+        head = _Site(self.plain.get_output_embeddings(), is_input=True)
+        with suppress(_EverythingSeen):
+            self._run_plain(tokens, [*visits, (head, stop)])
+        return read[0]
+
+    @torch.no_grad()
+    def linear_head(self) -> nn.Linear | None:
+        """The plain model's head, if it is a linear layer and its output is the logits.
+
+        A probe puts other numbers in place of its output: a cap, a scale or a cut would show.
+        """
+        head = self.plain.get_output_embeddings()
+        if type(head) is not nn.Linear:
+            return None
+        read, written, put = [], [], []
+
+        def replace(x: Tensor) -> Tensor:
+            written.append(x)
+            put.append(torch.linspace(-300, 300, x.numel()).to(x).reshape(x.shape))
+            return put[-1]
+
+        sites = [(_Site(head, is_input=True), read.append), (_Site(head, is_input=False), replace)]
+        logits = self._run_plain(self.probe_tokens, sites)
+        if len(read) != 1 or read[0].shape[:2] != self.probe_tokens.shape or read[0].dim() != 3:
+            return None
+        linear = functional.linear(read[0], head.weight, head.bias)
+        return head if torch.equal(linear, written[0]) and torch.equal(logits, put[0]) else None
+
+    def _run_plain(
+        self, tokens: Tensor, visits: Iterable[tuple[_Site | None, Visit]], past: Any = None
+    ) -> Tensor:
         """The plain model with forward hooks on its modules."""
         with ExitStack() as stack:
             for site, visit in visits:
                 assert site is not None
                 stack.enter_context(_attached(site, visit))
-            return self.plain(input_ids=tokens, use_cache=False).logits
+            cache = {"use_cache": False} if past is None else {"past_key_values": past}
+            return self.plain(input_ids=tokens, **cache).logits
 
     def _run_bridge(self, tokens: Tensor, visits: Mapping[str, Visit]) -> Tensor:
         """The bridge with its own hooks."""
@@ -210,7 +299,7 @@ class HookedForward:
             raise _EverythingSeen
 
         with suppress(_EverythingSeen):
-            self._run_plain(self._probe_tokens, [(site, keep)])
+            self._run_plain(self.probe_tokens, [(site, keep)])
         if expected is None or not found or expected.flatten(2).shape != found[0].shape:
             return False
         reference = expected.flatten(2).float()
@@ -234,12 +323,12 @@ class HookedForward:
             for name in names
         ]
         with suppress(_EverythingSeen), self.bridge.hooks(fwd_hooks=hooks):
-            self.bridge(self._probe_tokens, return_type=None)
+            self.bridge(self.probe_tokens, return_type=None)
         return found
 
     def _width_of(self, shape: torch.Size | None) -> int | None:
         """Entries per token of a tensor of the probe; None where it has no row per token."""
-        if shape is None or len(shape) not in (3, 4) or shape[:2] != self._probe_tokens.shape:
+        if shape is None or len(shape) not in (3, 4) or shape[:2] != self.probe_tokens.shape:
             return None
         return int(shape[2:].numel())
 
@@ -280,13 +369,7 @@ def _attached(site: _Site, visit: Visit) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def _require_grad_after(module: nn.Module) -> Iterator[None]:
-    """Make the module's output an autograd leaf, so that the graph starts there."""
-    handle = module.register_forward_hook(
-        lambda module, args, output: output.detach().requires_grad_(True)  # noqa: ARG005
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
+def _leaf(x: Tensor) -> Tensor:
+    """The same activation as the beginning of an autograd graph; a copy, so that the model may add
+    to it in place."""
+    return x.detach().requires_grad_(True).clone()

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from .errors import ModelError
 from .hooked_forward import HookedForward
+from .last_position import run_last_position
+from .loss_gradients import LossGradients
 from .model_files import ModelFiles, list_models, quiet_transformers, resolve_model
+from .token_loss import next_token_loss
 
 __all__ = ["LanguageModel", "ModelOutput", "list_models", "load_language_model"]
 
@@ -33,8 +35,6 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-LOSS_CHUNK_ELEMENTS = 1 << 25
-"""Logits turned to float32 at a time (128 MB), and per gradient pass over a few contexts."""
 DOCUMENT_SEPARATOR = "<|endoftext|>"
 
 
@@ -123,6 +123,10 @@ class LanguageModel:
         """SHA-256 over config, weight and tokenizer files: the same model, the same hash."""
         return self._files.content_hash()
 
+    @cached_property
+    def _loss_gradients(self) -> LossGradients:
+        return LossGradients(self._forward)
+
     def hook_points(self) -> list[str]:
         """Every hook point that gives one vector per token."""
         return self._forward.names()
@@ -209,16 +213,7 @@ class LanguageModel:
         Raises:
             ModelError: as for `capture`.
         """
-        tokens = self._checked(tokens)
-        contexts = max(1, LOSS_CHUNK_ELEMENTS // (tokens.shape[1] * self.d_vocab))
-        parts = [self._gradient_pass(part, hook_points) for part in tokens.split(contexts)]
-        return {
-            name: (
-                torch.cat([part[name][0] for part in parts]),
-                torch.cat([part[name][1] for part in parts]),
-            )
-            for name in hook_points
-        }
+        return self._loss_gradients.at(self._checked(tokens), hook_points)
 
     @torch.no_grad()
     def run(
@@ -243,15 +238,57 @@ class LanguageModel:
             for name, change in (splice or {}).items()
         }
         for name in visits:
-            self.width_at(name)
-            if name.endswith("hook_resid_mid") and self._forward.is_input(name):
-                raise ModelError(
-                    f"cannot splice at {name!r}: the replacement would reach the MLP but not the "
-                    "residual stream; splice at hook_resid_pre, hook_attn_out or hook_resid_post"
-                )
+            self.require_spliceable(name)
         logits = self._forward.run(tokens, visits)
         assert logits is not None
         return ModelOutput(logits=logits, loss=next_token_loss(logits, tokens))
+
+    @torch.no_grad()
+    def last_logits(
+        self,
+        context: Int[Tensor, " seq"],
+        hook_point: str,
+        additions: Float[Tensor, "variants d_in"],
+    ) -> Float[Tensor, "variants d_vocab"]:
+        """Logits at the last position of one context, once with each addition at that position.
+
+        The context before its last token is computed once for all, where the model allows it.
+
+        Args:
+            context: token ids on any device.
+            hook_point: TransformerLens name.
+            additions: what is added to the activation there, one row per variant.
+
+        Raises:
+            ModelError: as for `run`; or additions of another width than the hook point's.
+        """
+        tokens = self._checked(context[None])
+        self.require_spliceable(hook_point)
+        if additions.shape[1] != (width := self.width_at(hook_point)):
+            raise ModelError(
+                f"additions of width {additions.shape[1]} do not fit {hook_point!r}, whose "
+                f"activations have width {width}"
+            )
+
+        def add(x: Tensor) -> Tensor:
+            return self._replaced(
+                hook_point, x, lambda x: x.float() + additions.to(x.device)[:, None]
+            )
+
+        return run_last_position(self._forward, tokens, hook_point, add, len(additions))
+
+    def require_spliceable(self, hook_point: str) -> None:
+        """Refuse a hook point whose replacement would not reach all that reads it.
+
+        Raises:
+            ModelError: there it is, or there is no such hook point.
+        """
+        self.width_at(hook_point)
+        if hook_point.endswith("hook_resid_mid") and self._forward.is_input(hook_point):
+            raise ModelError(
+                f"cannot splice at {hook_point!r}: the replacement would reach the MLP but not the "
+                "residual stream; splice at hook_resid_pre, hook_attn_out or hook_resid_post"
+            )
 
     def _replaced(self, name: str, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         new = change(x)
@@ -261,37 +298,6 @@ class LanguageModel:
                 f"shape {tuple(x.shape)}: return the same shape"
             )
         return new.to(dtype=x.dtype, device=x.device)
-
-    def _gradient_pass(
-        self, tokens: Tensor, hook_points: Sequence[str]
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """`capture_with_gradients` for a few contexts."""
-        found: dict[str, Tensor] = {}
-
-        def keep(name: str, x: Tensor) -> Tensor | None:
-            if self._forward.is_input(name):
-                # Others read this tensor too: leave it alone and differentiate through it.
-                found[name] = x
-                return None
-            found[name] = x if x.requires_grad else x.detach().requires_grad_(True)
-            # The model goes on with a copy, because it may add to it in place.
-            return found[name].clone()
-
-        for name in hook_points:
-            self.width_at(name)
-        visits = {name: (lambda x, name=name: keep(name, x)) for name in hook_points}
-        # A module's input has no leaf of its own, so the graph must reach back to the embeddings;
-        # otherwise it starts at the first hook point and the blocks before it store nothing.
-        from_embedding = any(self._forward.is_input(name) for name in hook_points)
-        with torch.enable_grad():
-            logits = self._forward.run(tokens, visits, graph_from_embedding=from_embedding)
-            assert logits is not None
-            loss = next_token_loss(logits, tokens).sum()
-            gradients = torch.autograd.grad(loss, [found[name] for name in hook_points])
-        return {
-            name: (found[name].detach(), gradient)
-            for name, gradient in zip(hook_points, gradients, strict=True)
-        }
 
     def _checked(self, tokens: Tensor) -> Tensor:
         """Tokens on the model's device, if it can read them."""
@@ -306,28 +312,6 @@ class LanguageModel:
                 f"{self.name}, whose vocabulary has {self.d_vocab}: tokenise with this model"
             )
         return tokens.to(self.device, torch.int64)
-
-
-def next_token_loss(
-    logits: Float[Tensor, "batch seq d_vocab"], tokens: Int[Tensor, "batch seq"]
-) -> Float[Tensor, "batch seq-1"]:
-    """Cross-entropy of each token given those before it, in nats and float32.
-
-    Goes through the logits a chunk of rows at a time: their float32 copy never exists whole.
-    """
-    d_vocab = logits.shape[-1]
-    rows, targets = logits[:, :-1].reshape(-1, d_vocab), tokens[:, 1:].reshape(-1)
-    chunk = max(1, LOSS_CHUNK_ELEMENTS // d_vocab)
-    parts = [
-        functional.cross_entropy(part.to(_loss_dtype(part)), target, reduction="none")
-        for part, target in zip(rows.split(chunk), targets.split(chunk), strict=True)
-    ]
-    return torch.cat(parts).reshape(tokens.shape[0], tokens.shape[1] - 1)
-
-
-def _loss_dtype(logits: Tensor) -> torch.dtype:
-    """float32, or more where the model computes in more (a test's float64 reference)."""
-    return torch.promote_types(logits.dtype, torch.float32)
 
 
 def _device(name: str) -> torch.device:

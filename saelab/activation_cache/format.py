@@ -91,6 +91,13 @@ def shard_entries(manifest: dict[str, Any], path: Path) -> list[ShardEntry]:
     return entries
 
 
+def how_to_finish(manifest: dict[str, Any]) -> str:
+    """What to do about a cache whose writing was cut short."""
+    if manifest.get("resumable", True):
+        return "repeat the command that started it with --resume"
+    return "repeat the command that started it with --overwrite"
+
+
 def content_hash(manifest: dict[str, Any]) -> str:
     """Hash of what a cache holds and of what it was made from, shards' hashes included."""
     return hash_of({key: value for key, value in manifest.items() if key not in _NOT_CONTENT})

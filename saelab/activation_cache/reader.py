@@ -25,6 +25,7 @@ from saelab.errors import ActivationError, ArtifactError, ConfigError, did_you_m
 from .batch import ActivationBatch, RowStatistics, first_not_finite
 from .format import (
     MANIFEST_NAME,
+    how_to_finish,
     map_shard,
     read_cache_manifest,
     shard_entries,
@@ -68,8 +69,8 @@ def open_cache(
         )
     if manifest["status"] != "complete":
         raise ArtifactError(
-            f"{folder} is unfinished ({len(manifest['shards'])} shards so far): repeat the command "
-            "that started it with --resume"
+            f"{folder} is unfinished ({len(manifest['shards'])} shards so far): "
+            f"{how_to_finish(manifest)}"
         )
     entries = shard_entries(manifest, path)
     if verify:

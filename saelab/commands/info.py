@@ -24,6 +24,8 @@ MANIFEST_FILES = (
     "report.json",
     "quickstart.json",
     "core.json",
+    "recovery.json",
+    "compare.json",
 )
 # Repeated from the rooms that write them: the library may not import those.
 SCHEMA_VERSIONS = {
@@ -32,6 +34,7 @@ SCHEMA_VERSIONS = {
     "training_run": 1,
     "checkpoint": 1,
     "evaluation_result": 1,
+    "comparison": 1,
     "quickstart_report": 1,
     "quickstart_state": 1,
 }
@@ -43,7 +46,8 @@ class InfoCommand:
     """Say what an artifact is, from what it was made, and whether it is intact."""
 
     path: tyro.conf.Positional[Path]
-    """An activation cache, run, checkpoint, dictionary, evaluation result or quickstart."""
+    """An activation cache, run, checkpoint, dictionary, evaluation result, comparison or
+    quickstart."""
 
 
 CONFIG = InfoCommand
@@ -103,7 +107,12 @@ def _find_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
 
 def _describe_cache(file: Path, manifest: dict[str, Any]) -> list[str]:
     from saelab.activation_cache import open_cache
-    from saelab.activation_cache.format import read_cache_manifest, shard_entries, verify_shards
+    from saelab.activation_cache.format import (
+        how_to_finish,
+        read_cache_manifest,
+        shard_entries,
+        verify_shards,
+    )
 
     require_fields(manifest, {"status": str}, file)
     if manifest["status"] != "complete":
@@ -112,7 +121,7 @@ def _describe_cache(file: Path, manifest: dict[str, Any]) -> list[str]:
         return [
             f"intact so far: {len(entries)} shards with {sum(e.rows for e in entries):,} rows have "
             "the size and SHA-256 they were written with",
-            f"unfinished ({manifest['status']}): continue with `saelab cache … --resume`",
+            f"unfinished ({manifest['status']}): {how_to_finish(manifest)}",
         ]
     cache = open_cache(file.parent)
     return [
@@ -178,6 +187,25 @@ def _describe_evaluation(file: Path, manifest: dict[str, Any]) -> list[str]:
     ]
 
 
+def _describe_comparison(file: Path, manifest: dict[str, Any]) -> list[str]:
+    """A comparison: its figures must still be drawn from its data."""
+    from saelab.report.compare_figures import comparison_figures
+
+    require_fields(manifest, {"dictionaries": list, "rows": list, "figure_data": dict}, file)
+    figures = comparison_figures(manifest["figure_data"], str(file))
+    lines = [f"dictionaries: {len(manifest['dictionaries'])}"]
+    for place, row in enumerate(manifest["rows"]):
+        require_fields({f"row {place}": row}, {f"row {place}": dict}, file)
+        require_fields(row, {"label": str, "d_sae": int, "seeds": list, "values": dict}, file)
+        fvu = row["values"].get("fvu")
+        mean = fvu.get("mean") if isinstance(fvu, dict) else None
+        lines.append(
+            f"{row['label']}, {row['d_sae']:,} latents, k {_short(row.get('k'))}: "
+            f"FVU {_short(mean)}, {len(row['seeds'])} seeds"
+        )
+    return [*lines, f"intact: {len(figures)} figures can be drawn from its data"]
+
+
 def _describe_quickstart(file: Path, manifest: dict[str, Any]) -> list[str]:
     """A report: its dictionary and its cache must still be those it was made from."""
     from saelab.activation_cache import open_cache
@@ -213,6 +241,7 @@ DESCRIBERS: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
     "training_run": _describe_run,
     "checkpoint": _describe_checkpoint,
     "evaluation_result": _describe_evaluation,
+    "comparison": _describe_comparison,
     "quickstart_report": _describe_quickstart,
     "quickstart_state": _describe_quickstart_state,
 }

@@ -9,12 +9,17 @@ With p = (x − b_dec) W_enc + b_enc and x̂ = f W_dec + b_dec:
               m = (x − b_dec) (W_enc · exp(r_mag)) + b_mag
 
 The meanings and the tensor names are those of SAELens 6 (`standard`, `topk`, `jumprelu`, `gated`).
+
+With the input normalisation `constant_norm_rescale` x is each row divided by its own scale
+‖x‖ / √d_in, so codes are in normalised units, and the reconstruction is multiplied by that scale
+again. The scale travels with the codes (`SparseCodes.row_scale`), never in the dictionary, so that
+encoding and decoding alone, or in any order, give what `forward` gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -23,6 +28,9 @@ from torch import Tensor, nn
 from saelab.errors import ConfigError, did_you_mean
 from saelab.sparse import SparseCodes, pre_activation_chunks, top_k
 from saelab.sparse.kernels import combine_latents
+
+INPUT_NORMALISATIONS = ("none", "constant_norm_rescale")
+"""What can be done to each row before it is encoded, by SAELens' names."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,8 @@ class Dictionary(nn.Module):
         b_dec: decoder bias, also subtracted from the input.
         b_enc: encoder bias; `gated` has none (its biases are b_gate and b_mag).
         k: active latents per row, for `topk` only.
+        input_normalisation: one of `INPUT_NORMALISATIONS`; `constant_norm_rescale` brings every row
+            to norm √d_in before b_dec is subtracted, and the reconstruction back to its own norm.
         extra: the architecture's further tensors of shape [d_sae] by name.
 
     Raises:
@@ -96,6 +106,7 @@ class Dictionary(nn.Module):
         b_dec: Float[Tensor, " d_in"],
         b_enc: Float[Tensor, " d_sae"] | None = None,
         k: int | None = None,
+        input_normalisation: str = "none",
         **extra: Float[Tensor, " d_sae"],
     ):
         super().__init__()
@@ -120,9 +131,15 @@ class Dictionary(nn.Module):
             problems.append(f"k is given exactly for 'topk'; got k={k} for {architecture!r}")
         if k is not None and not 1 <= k <= self.d_sae:
             problems.append(f"k is {k}; it must be between 1 and d_sae = {self.d_sae}")
+        if input_normalisation not in INPUT_NORMALISATIONS:
+            problems.append(
+                f"unknown input normalisation {input_normalisation!r}; "
+                f"{did_you_mean(input_normalisation, INPUT_NORMALISATIONS)}"
+            )
         if problems:
             raise ConfigError(problems)
         self.k = k or 0
+        self.input_normalisation = input_normalisation
         # Column by column in memory: the kernels gather single latents.
         self.register_buffer("W_enc", W_enc.T.contiguous().T)
         self.register_buffer("W_dec", W_dec.contiguous())
@@ -134,32 +151,71 @@ class Dictionary(nn.Module):
         """Every tensor by its SAELens name."""
         return dict(self.named_buffers())
 
+    def row_scale(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"] | None:
+        """What each row is divided by before it is encoded: ‖x‖ / √d_in; None: nothing."""
+        if self.input_normalisation == "none":
+            return None
+        return torch.linalg.vector_norm(x, dim=1) / self.d_in**0.5
+
     def encode(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
-        """Codes of the active latents; no [batch, d_sae] matrix is kept."""
+        """Codes of the active latents, with the rows' scales; no [batch, d_sae] matrix is kept."""
         gate = ARCHITECTURES[self.architecture].gate
         bias = self.W_dec.new_zeros(self.d_sae) if self.architecture == "gated" else self.b_enc
-        inputs = x.to(self.W_enc.dtype) - self.b_dec
+        x = x.to(self.W_enc.dtype)
+        row_scale = self.row_scale(x)
+        inputs = normalised_rows(x, row_scale) - self.b_dec
         parts = [
             SparseCodes.from_mask(*gate(self, chunk))
             for _, chunk in pre_activation_chunks(inputs, self.W_enc, bias)
         ]
-        return _stack(parts, self.d_sae, inputs)
+        return replace(_stack(parts, self.d_sae, inputs), row_scale=row_scale)
 
     def encode_dense(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Dense codes; memory grows with batch × d_sae."""
         return self.encode(x).to_dense()
 
     def decode(
-        self, codes: SparseCodes | Float[Tensor, "batch d_sae"]
+        self,
+        codes: SparseCodes | Float[Tensor, "batch d_sae"],
+        row_scale: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch d_in"]:
-        """The reconstruction from sparse or dense codes."""
+        """The reconstruction from sparse or dense codes.
+
+        Args:
+            codes: as `encode` or `encode_dense` gives them.
+            row_scale: what each reconstructed row is multiplied by; None: what the codes carry.
+                Dense codes carry none: `dictionary.row_scale(x)` gives it.
+
+        Raises:
+            ValueError: the dictionary normalises its input and the rows' scales are not given.
+        """
         if isinstance(codes, SparseCodes):
-            return combine_latents(codes, self.W_dec) + self.b_dec
-        return codes @ self.W_dec + self.b_dec
+            row_scale = codes.row_scale if row_scale is None else row_scale
+            reconstruction = combine_latents(codes, self.W_dec) + self.b_dec
+        else:
+            reconstruction = codes @ self.W_dec + self.b_dec
+        if row_scale is not None:
+            return reconstruction * row_scale.unsqueeze(1)
+        if self.input_normalisation != "none":
+            raise ValueError(
+                f"this dictionary's input normalisation is {self.input_normalisation}: to decode "
+                "codes it needs their rows' scales; pass codes as `encode` gave them, or "
+                "row_scale=dictionary.row_scale(x)"
+            )
+        return reconstruction
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """The reconstruction of activations."""
         return self.decode(self.encode(x))
+
+
+def normalised_rows(
+    x: Float[Tensor, "batch d_in"], row_scale: Float[Tensor, " batch"] | None
+) -> Float[Tensor, "batch d_in"]:
+    """Rows divided by their scales; a row of zeros stays one, where SAELens gives NaN."""
+    if row_scale is None:
+        return x
+    return x / torch.where(row_scale > 0, row_scale, 1.0).unsqueeze(1)
 
 
 def _stack(parts: list[SparseCodes], d_sae: int, x: Tensor) -> SparseCodes:

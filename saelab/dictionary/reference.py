@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saelab.sparse import SparseCodes
 
-from .architectures import ARCHITECTURES, Dictionary
+from .architectures import ARCHITECTURES, Dictionary, normalised_rows
 
 LATENTS_AT_A_TIME = 8192
 """Bounds the float64 copy of the weights, whatever the width of the dictionary."""
@@ -23,7 +23,8 @@ def reference_codes(
     dictionary: Dictionary, x: Float[Tensor, "batch d_in"]
 ) -> Float[Tensor, "batch d_sae"]:
     """Dense float64 codes."""
-    inputs = x.double() - dictionary.b_dec.double()
+    x = x.double()
+    inputs = normalised_rows(x, dictionary.row_scale(x)) - dictionary.b_dec.double()
     columns = [
         inputs @ dictionary.W_enc[:, start : start + LATENTS_AT_A_TIME].double()
         for start in range(0, dictionary.d_sae, LATENTS_AT_A_TIME)
@@ -37,9 +38,11 @@ def reference_codes(
 
 @torch.no_grad()
 def reference_reconstruction(
-    dictionary: Dictionary, codes: Float[Tensor, "batch d_sae"]
+    dictionary: Dictionary,
+    codes: Float[Tensor, "batch d_sae"],
+    x: Float[Tensor, "batch d_in"],
 ) -> Float[Tensor, "batch d_in"]:
-    """The float64 reconstruction from dense float64 codes."""
+    """The float64 reconstruction from the dense float64 codes of `x`."""
     sparse = SparseCodes.from_dense(codes)
     rows = [
         sparse.value[start:stop] @ dictionary.W_dec[sparse.latent[start:stop]].double()
@@ -47,4 +50,6 @@ def reference_reconstruction(
             sparse.row_pointer[:-1].tolist(), sparse.row_pointer[1:].tolist(), strict=True
         )
     ]
-    return torch.stack(rows) + dictionary.b_dec.double()
+    reconstruction = torch.stack(rows) + dictionary.b_dec.double()
+    row_scale = dictionary.row_scale(x.double())
+    return reconstruction if row_scale is None else reconstruction * row_scale.unsqueeze(1)

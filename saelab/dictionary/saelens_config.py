@@ -20,7 +20,8 @@ def saelens_config(dictionary: Dictionary, made_from: dict[str, Any]) -> dict[st
     """The content of `cfg.json`.
 
     Args:
-        dictionary: with normalisation folded in already, so none is declared.
+        dictionary: with the normalisation of its training folded in; what it does to each row by
+            itself is declared.
         made_from: the activations' provenance; what is missing there is null here.
     """
     text = made_from.get("text") or {}
@@ -31,7 +32,7 @@ def saelens_config(dictionary: Dictionary, made_from: dict[str, Any]) -> dict[st
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
+        "normalize_activations": dictionary.input_normalisation,
         "reshape_activations": "none",
         "metadata": {
             "sae_lens_version": SAELENS_VERSION,

@@ -105,7 +105,7 @@ def save_dictionary(
 
     Args:
         folder: created if needed; files of an earlier save there are replaced.
-        dictionary: with every normalisation folded in.
+        dictionary: with the normalisation of its training folded in.
         self_test_inputs: real activations, of which the first 16 are kept.
         training: method, its settings, target and measured L0 and whatever else tells how it came
             to be, as plain values.
@@ -129,7 +129,7 @@ def save_dictionary(
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     inputs = self_test_inputs[:SELF_TEST_ROWS].float()
     codes = reference_codes(dictionary, inputs)
-    reconstruction = reference_reconstruction(dictionary, codes)
+    reconstruction = reference_reconstruction(dictionary, codes, inputs)
     row, latent = codes.nonzero(as_tuple=True)
     write_tensors(folder / WEIGHTS_FILE, tensors)
     write_json(folder / CONFIG_FILE, saelens_config(dictionary, dict(made_from)))
@@ -232,7 +232,12 @@ def _build(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> 
     if wrong:
         raise ArtifactError(f"{folder / WEIGHTS_FILE}: tensors {wrong} are not float32")
     try:
-        return Dictionary(architecture, k=config.get("k"), **tensors)
+        return Dictionary(
+            architecture,
+            k=config.get("k"),
+            input_normalisation=str(config.get("normalize_activations", "none")),
+            **tensors,
+        )
     except ConfigError as error:
         raise ArtifactError(f"{folder / CONFIG_FILE}: {error}") from None
 
@@ -245,7 +250,7 @@ def _self_test(dictionary: Dictionary, folder: Path) -> None:
     pairs = {
         "codes": (codes, expected),
         "reconstructions": (
-            reference_reconstruction(dictionary, codes),
+            reference_reconstruction(dictionary, codes, stored["inputs"]),
             stored["reconstructions"],
         ),
     }

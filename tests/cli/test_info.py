@@ -34,9 +34,11 @@ def test_the_versions_are_those_of_the_rooms():
     from saelab.activation_cache import format as cache
     from saelab.commands import quickstart, quickstart_folder
     from saelab.dictionary import storage
+    from saelab.evals.compare import result as comparison
     from saelab.training import checkpoint, run_folder
 
-    rooms = {room.KIND: room.SCHEMA_VERSION for room in (cache, storage, checkpoint, run_folder)}
+    modules = (cache, storage, checkpoint, run_folder, comparison)
+    rooms = {room.KIND: room.SCHEMA_VERSION for room in modules}
     rooms[quickstart.KIND] = quickstart.SCHEMA_VERSION
     rooms[quickstart_folder.STATE_KIND] = quickstart_folder.STATE_SCHEMA_VERSION
     rooms[evaluation_result.EVALUATION_RESULT_KIND] = (

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.dictionary import ARCHITECTURES, Dictionary, load_dictionary, save_dictionary
+from saelab.dictionary.architectures import INPUT_NORMALISATIONS
 from saelab.errors import ArtifactError, ConfigError
 from saelab.files import read_json, sha256_of, write_json
 from saelab.sparse import SparseCodes
@@ -25,7 +26,7 @@ MADE_FROM = {
 }
 
 
-def random_dictionary(architecture, d_in=6, d_sae=40, k=5, seed=0):
+def random_dictionary(architecture, d_in=6, d_sae=40, k=5, seed=0, input_normalisation="none"):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -36,13 +37,17 @@ def random_dictionary(architecture, d_in=6, d_sae=40, k=5, seed=0):
         tensors["b_enc"] = draw(d_sae)
     for name in ARCHITECTURES[architecture].extra_tensors:
         tensors[name] = draw(d_sae).abs() * 0.5
-    return Dictionary(architecture, k=k if architecture == "topk" else None, **tensors)
+    k = k if architecture == "topk" else None
+    return Dictionary(architecture, k=k, input_normalisation=input_normalisation, **tensors)
 
 
 def literal_codes(dictionary, x):
     """The formulas of the module docstring, dense and in float64."""
     t = {name: tensor.double() for name, tensor in dictionary.tensors().items()}
-    centred = x.double() - t["b_dec"]
+    x = x.double()
+    if dictionary.input_normalisation == "constant_norm_rescale":
+        x = x * dictionary.d_in**0.5 / x.norm(dim=1, keepdim=True)
+    centred = x - t["b_dec"]
     if dictionary.architecture == "gated":
         gate = centred @ t["W_enc"] + t["b_gate"] > 0
         return gate * torch.relu(centred @ (t["W_enc"] * t["r_mag"].exp()) + t["b_mag"])
@@ -235,11 +240,14 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert not (tmp_path / "bad").exists()
 
 
+@pytest.mark.parametrize("input_normalisation", INPUT_NORMALISATIONS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_concurrent_encoding_and_decoding_give_what_calls_in_turn_give(architecture):
+def test_concurrent_encoding_and_decoding_give_what_calls_in_turn_give(
+    architecture, input_normalisation
+):
     from concurrent.futures import ThreadPoolExecutor
 
-    dictionary = random_dictionary(architecture)
+    dictionary = random_dictionary(architecture, input_normalisation=input_normalisation)
     inputs = [torch.randn(700, 6, generator=torch.Generator().manual_seed(i)) for i in range(12)]
     in_turn = [dictionary(x) for x in inputs]
     with ThreadPoolExecutor(4) as pool:
@@ -247,3 +255,77 @@ def test_concurrent_encoding_and_decoding_give_what_calls_in_turn_give(architect
         together = list(pool.map(dictionary.decode, codes))
     for mine, theirs in zip(together, in_turn, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+RESCALED = "constant_norm_rescale"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rescaled_rows_equal_the_formula_whichever_way_codes_are_made_and_decoded(architecture):
+    dictionary = random_dictionary(architecture, input_normalisation=RESCALED)
+    x = torch.randn(33, 6) * torch.logspace(-3, 3, 33).unsqueeze(1)
+    codes = literal_codes(dictionary, x)
+    scale = x.double().norm(dim=1, keepdim=True) / 6**0.5
+    expected = (codes @ dictionary.W_dec.double() + dictionary.b_dec.double()) * scale
+    sparse, dense = dictionary.encode(x), dictionary.encode_dense(x)
+    torch.testing.assert_close(dense.double(), codes, rtol=1e-4, atol=1e-5)
+
+    def near(found):
+        torch.testing.assert_close((found / scale).double(), expected / scale, rtol=1e-4, atol=1e-4)
+
+    near(dictionary(x))
+    # Encoding something else in between changes nothing: no state is kept.
+    dictionary(torch.randn(5, 6) * 100)
+    near(dictionary.decode(sparse))
+    near(dictionary.decode(sparse.without_zeros()))
+    near(dictionary.decode(sparse.keep(sparse.value > 0).with_value(sparse.value)))
+    near(dictionary.decode(dense, row_scale=dictionary.row_scale(x)))
+    near(torch.cat([dictionary(part) for part in x.split(7)]))
+
+
+def test_rescaling_leaves_a_row_of_zeros_zero():
+    dictionary = random_dictionary("jumprelu", input_normalisation=RESCALED)
+    x = torch.randn(3, 6)
+    x[1] = 0
+    codes, reconstruction = dictionary.encode(x), dictionary(x)
+    assert torch.isfinite(codes.value).all() and torch.isfinite(reconstruction).all()
+    assert not reconstruction[1].any()
+
+
+def test_codes_without_their_rows_scales_are_refused():
+    dictionary = random_dictionary("relu", input_normalisation=RESCALED)
+    with pytest.raises(ValueError, match=r"needs their rows' scales.*row_scale=dictionary"):
+        dictionary.decode(dictionary.encode_dense(torch.randn(3, 6)))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_input_normalisation_is_saved_and_covered_by_the_self_test(architecture, tmp_path):
+    folder = tmp_path / "d"
+    dictionary = random_dictionary(architecture, input_normalisation=RESCALED)
+    x = torch.randn(20, 6) * 7
+    x[3] = 0
+    save_dictionary(
+        folder, dictionary, self_test_inputs=x, training={}, made_from=MADE_FROM, seed=None
+    )
+    loaded = load_dictionary(folder).dictionary
+    assert loaded.input_normalisation == RESCALED
+    assert read_json(folder / "cfg.json")["normalize_activations"] == RESCALED
+    assert torch.equal(loaded(x), dictionary(x))
+    edit_json(folder / "cfg.json", lambda config: config.update(normalize_activations="none"))
+    rehash(folder)
+    with pytest.raises(ArtifactError, match="fails its self-test"):
+        load_dictionary(folder)
+
+
+def test_settings_without_an_input_normalisation_have_none_and_unknown_ones_are_refused(
+    saved_folder,
+):
+    edit_json(saved_folder / "cfg.json", lambda config: config.pop("normalize_activations"))
+    rehash(saved_folder)
+    assert load_dictionary(saved_folder).dictionary.input_normalisation == "none"
+    edit_json(
+        saved_folder / "cfg.json", lambda config: config.update(normalize_activations="layer_norm")
+    )
+    rehash(saved_folder)
+    with pytest.raises(ArtifactError, match=r"cfg\.json: unknown input normalisation 'layer_norm'"):
+        load_dictionary(saved_folder)

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from saelab import language_model
+from saelab import loss_gradients, token_loss
 from saelab.errors import ModelError
 from saelab.language_model import load_language_model, next_token_loss
 
@@ -226,7 +226,8 @@ def test_gradient_through_the_bridge(exact_gpt2):
 def test_gradients_do_not_depend_on_the_grouping(exact, monkeypatch):
     tokens = some_tokens(exact, contexts=5)
     whole = exact.capture_with_gradients(tokens, [MIDDLE])[MIDDLE]
-    monkeypatch.setattr(language_model, "LOSS_CHUNK_ELEMENTS", 12 * exact.d_vocab * 2)
+    monkeypatch.setattr(loss_gradients, "PASS_BYTES", 1)
+    monkeypatch.setattr(token_loss, "HEAD_CHUNK_ELEMENTS", 5 * exact.d_vocab)
     torch.testing.assert_close(
         exact.capture_with_gradients(tokens, [MIDDLE])[MIDDLE], whole, rtol=1e-10, atol=1e-12
     )
@@ -248,7 +249,7 @@ def test_loss_and_logits_equal_hugging_face(tiny_model_folder, tiny_model):
 def test_loss_does_not_depend_on_the_chunks(monkeypatch):
     logits, tokens = torch.randn(3, 9, 50).bfloat16(), torch.randint(0, 50, (3, 9))
     whole = next_token_loss(logits, tokens)
-    monkeypatch.setattr(language_model, "LOSS_CHUNK_ELEMENTS", 7 * 50)
+    monkeypatch.setattr(token_loss, "LOSS_CHUNK_ELEMENTS", 7 * 50)
     assert torch.equal(next_token_loss(logits, tokens), whole)
     assert whole.dtype == torch.float32
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from saelab.dictionary import ARCHITECTURES, Dictionary, load_dictionary, save_dictionary
+from saelab.dictionary.architectures import INPUT_NORMALISATIONS
 from saelab.files import read_tensors, write_tensors
 
 pytestmark = pytest.mark.interchange
@@ -36,8 +37,11 @@ def peers_python():
     return python
 
 
+@pytest.mark.parametrize("input_normalisation", INPUT_NORMALISATIONS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_sae_lens_computes_what_we_compute(architecture, peers_python, tmp_path):
+def test_sae_lens_computes_what_we_compute(
+    architecture, input_normalisation, peers_python, tmp_path
+):
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -51,8 +55,11 @@ def test_sae_lens_computes_what_we_compute(architecture, peers_python, tmp_path)
         tensors["b_enc"] = draw(d_sae) * 0.1
     for name in ARCHITECTURES[architecture].extra_tensors:
         tensors[name] = draw(d_sae).abs() * 0.2
-    dictionary = Dictionary(architecture, k=32 if architecture == "topk" else None, **tensors)
+    k = 32 if architecture == "topk" else None
+    dictionary = Dictionary(architecture, k=k, input_normalisation=input_normalisation, **tensors)
     x = draw(256, d_in)
+    if input_normalisation != "none":
+        x *= torch.logspace(-1, 1, 256).unsqueeze(1)
     save_dictionary(
         tmp_path / "dictionary",
         dictionary,

@@ -52,7 +52,9 @@ def test_gpu_and_cpu_agree(name):
     results = []
     for device in ("cpu", "cuda"):
         learner = learner_on(name, device)
-        output = learner.method.losses(TrainingBatch(x.to(device), x.to(device), step=0, tokens_seen=0))
+        output = learner.method.losses(
+            TrainingBatch(x.to(device), x.to(device), step=0, tokens_seen=0)
+        )
         torch.stack(list(output.losses.values())).sum().backward()
         results.append([p.grad.cpu() for p in learner.method.parameters()])
     for mine, theirs in zip(*results, strict=True):

@@ -9,10 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..parts.auxiliary_options import AuxiliaryOptions
+from .bias_adaptation import (
+    BiasAdaptation,
+    BiasAdaptationOptions,
+    GroupBiasAdaptationOptions,
+)
 from .feature_choice import FeatureChoice, FeatureChoiceOptions
+from .gated import Gated, GatedOptions
 from .gradient_topk import GradientTopK, GradientTopKOptions
+from .jumprelu import JumpReLU, JumpReLUOptions
 from .matryoshka import Matryoshka, MatryoshkaOptions
 from .mutual_choice import MutualChoice, MutualChoiceOptions
+from .relu import ReLU, ReLUOptions
 from .topk import TopK, TopKOptions
 
 METHODS: dict[str, Any] = {
@@ -22,6 +30,11 @@ METHODS: dict[str, Any] = {
     "batch_topk": MutualChoice,
     "feature_choice": FeatureChoice,
     "matryoshka": Matryoshka,
+    "bias_adaptation": BiasAdaptation,
+    "group_bias_adaptation": BiasAdaptation,
+    "relu": ReLU,
+    "gated": Gated,
+    "jumprelu": JumpReLU,
 }
 """Name to the class of the method, which is made from `DictionarySettings` and its options."""
 
@@ -44,3 +57,15 @@ class MethodOptions:
     """Settings of `feature_choice`."""
     matryoshka: MatryoshkaOptions = field(default_factory=MatryoshkaOptions)
     """Settings of `matryoshka`."""
+    bias_adaptation: BiasAdaptationOptions = field(default_factory=BiasAdaptationOptions)
+    """Settings of `bias_adaptation`."""
+    group_bias_adaptation: GroupBiasAdaptationOptions = field(
+        default_factory=GroupBiasAdaptationOptions
+    )
+    """Settings of `group_bias_adaptation`: `bias_adaptation` with ten groups."""
+    relu: ReLUOptions = field(default_factory=ReLUOptions)
+    """Settings of `relu`."""
+    gated: GatedOptions = field(default_factory=GatedOptions)
+    """Settings of `gated`."""
+    jumprelu: JumpReLUOptions = field(default_factory=JumpReLUOptions)
+    """Settings of `jumprelu`."""

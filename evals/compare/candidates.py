@@ -1,0 +1,230 @@
+"""The dictionaries of a comparison: found in the folders given, read, and named for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from saelab.dictionary import SavedDictionary, load_dictionary
+from saelab.errors import ArtifactError
+from saelab.manifest import read_manifest, require_fields
+from saelab.progress import progress_bar
+
+from ..protocol import Protocol, ProtocolOverrides, protocol_of
+
+# Repeated from the training room, which writes it and which this room may not import.
+RUN_FILE = "run.json"
+RUN_KIND = "training_run"
+RUN_SCHEMA_VERSION = 1
+DICTIONARY_FILE = "saelab.json"
+TELLING_SETTINGS = ("options", "optimizer", "n_tokens", "batch_rows", "product_dtype")
+"""Training settings that tell dictionaries of one method apart, beside d_sae, k and seed."""
+NUMBER = (int, float)
+NUMBER_OR_NONE = (int, float, type(None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A dictionary to compare, without its weights."""
+
+    folder: Path
+    content_hash: str
+    method: str
+    """Training method."""
+    label: str
+    """The method for people, with what tells it from other settings of the method."""
+    settings: dict[str, Any]
+    """Training settings, flat, among which the label chooses."""
+    d_sae: int
+    k: float | None
+    """Target L0; None where training had none."""
+    seed: int
+    n_tokens: int | None
+    """Rows it was trained on; None where not recorded."""
+    train_seconds: float | None
+    """Time of its training steps; None where no run says."""
+    state_bytes: int | None
+    """Memory held between training steps; None where no run says."""
+    weight_bytes: int
+    """Size of its weights."""
+    origin: dict[str, Any]
+    """What its activations were made from, as its manifest says."""
+    protocol: Protocol
+    """Which rows it is evaluated on."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @property
+    def group(self) -> tuple[str, int, float | None]:
+        """What it shares with its other seeds: label, width and target L0."""
+        return self.label, self.d_sae, self.k
+
+
+def read_candidates(folders: Sequence[Path], overrides: ProtocolOverrides) -> list[Candidate]:
+    """Every dictionary in the runs and dictionary folders given, in their order.
+
+    Args:
+        folders: runs of `saelab train`, or folders of dictionaries.
+        overrides: what decides the evaluated rows in place of what a dictionary recorded.
+
+    Raises:
+        ArtifactError: a folder that is neither, a run that is not complete or whose record was
+            damaged, a damaged dictionary, or one that does not say how it was trained.
+    """
+    places = [place for folder in folders for place in _places(folder)]
+    found = []
+    with progress_bar(len(places), "read", "dictionaries") as bar:
+        for folder, figures in places:
+            found.append(_read(folder, figures, overrides))
+            bar.update(1)
+    labels = labels_of(found)
+    return [replace(one, label=label) for one, label in zip(found, labels, strict=True)]
+
+
+def _places(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The dictionary folders in a run, or the one given, each with what its run says of it."""
+    if (folder / RUN_FILE).is_file():
+        return _in_run(folder)
+    if (folder / DICTIONARY_FILE).is_file():
+        return [(folder, _figures_in_own_run(folder))]
+    if not folder.exists():
+        raise ArtifactError(f"{folder} does not exist")
+    inside = sorted(child.parent for child in folder.glob(f"*/{RUN_FILE}")) or sorted(
+        child.parent for child in folder.glob(f"*/{DICTIONARY_FILE}")
+    )
+    hint = f"; it holds {', '.join(str(child) for child in inside[:3])}" if inside else ""
+    raise ArtifactError(
+        f"{folder} is neither a run (no {RUN_FILE}) nor a dictionary (no {DICTIONARY_FILE}): give "
+        f"folders that `saelab train` wrote{hint}"
+    )
+
+
+def _in_run(run: Path) -> list[tuple[Path, dict[str, Any]]]:
+    path = run / RUN_FILE
+    content = read_manifest(path, RUN_KIND, RUN_SCHEMA_VERSION)
+    require_fields(content, {"status": str}, path)
+    if content["status"] != "complete":
+        raise ArtifactError(
+            f"the run {run} is not complete (its status is {content['status']!r}): finish it with "
+            f"the command that started it and --resume (`saelab train … --out {run} --resume`)"
+        )
+    require_fields(content, {"dictionaries": dict}, path)
+    listed = content["dictionaries"]
+    require_fields(listed, dict.fromkeys(listed, dict), path)
+    if not listed:
+        raise ArtifactError(f"{path} lists no dictionary: it was edited")
+    places = []
+    for figures in listed.values():
+        require_fields(figures, {"folder": str}, path)
+        folder = run / figures["folder"]
+        if not folder.resolve().is_relative_to(run.resolve()):
+            raise ArtifactError(
+                f"{path} was damaged or edited: it names a dictionary outside the run, "
+                f"{figures['folder']!r}"
+            )
+        places.append((folder, _costs(figures, path)))
+    return places
+
+
+def _figures_in_own_run(folder: Path) -> dict[str, Any]:
+    """What the run that a dictionary lies in says of it; nothing where it lies in none."""
+    run = folder.resolve().parent.parent
+    if not (run / RUN_FILE).is_file():
+        return {}
+    listed = read_manifest(run / RUN_FILE, RUN_KIND, RUN_SCHEMA_VERSION).get("dictionaries")
+    for figures in listed.values() if isinstance(listed, dict) else ():
+        named = figures.get("folder") if isinstance(figures, dict) else None
+        if isinstance(named, str) and (run / named).resolve() == folder.resolve():
+            return _costs(figures, run / RUN_FILE)
+    return {}
+
+
+def _costs(figures: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Seconds per step and bytes of state, None where the run does not say."""
+    named = {"seconds_per_step": NUMBER_OR_NONE, "state_bytes": (int, type(None))}
+    costs = {name: figures.get(name) for name in named}
+    require_fields(costs, named, path)
+    for name, value in costs.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise ArtifactError(f"{path} was damaged or edited: {name!r} is {value}")
+    return costs
+
+
+def _read(folder: Path, figures: dict[str, Any], overrides: ProtocolOverrides) -> Candidate:
+    saved = load_dictionary(folder)
+    path = folder / DICTIONARY_FILE
+    require_fields(saved.manifest, {"config": dict, "made_from": dict, "seed": int}, path)
+    training = saved.manifest["config"]
+    require_fields(training, {"method": str}, path)
+    target = training.get("target_l0")
+    optional = {"target_l0": target, "n_tokens": training.get("n_tokens")}
+    require_fields(optional, {"target_l0": NUMBER_OR_NONE, "n_tokens": (int, type(None))}, path)
+    return Candidate(
+        folder=folder,
+        content_hash=saved.content_hash,
+        method=training["method"],
+        label=training["method"],
+        settings=flat({name: training.get(name) for name in TELLING_SETTINGS}),
+        d_sae=saved.dictionary.d_sae,
+        k=None if target is None else float(target),
+        seed=saved.manifest["seed"],
+        n_tokens=training.get("n_tokens"),
+        train_seconds=_train_seconds(figures, training),
+        state_bytes=figures.get("state_bytes"),
+        weight_bytes=sum(tensor.nbytes for tensor in saved.dictionary.tensors().values()),
+        origin=_origin(saved),
+        protocol=protocol_of(saved, overrides),
+    )
+
+
+def _origin(saved: SavedDictionary) -> dict[str, Any]:
+    """What tells apart where activations come from; the mean is not wanted here."""
+    return {name: value for name, value in saved.made_from.items() if name != "mean"}
+
+
+def _train_seconds(figures: dict[str, Any], training: dict[str, Any]) -> float | None:
+    per_step = figures.get("seconds_per_step")
+    rows, batch = training.get("n_tokens"), training.get("batch_rows")
+    if per_step is None or not isinstance(rows, int) or not isinstance(batch, int) or batch < 1:
+        return None
+    return per_step * math.ceil(rows / batch)
+
+
+def labels_of(candidates: Sequence[Candidate]) -> list[str]:
+    """The method of each, with the settings that tell it from others of the same method.
+
+    Example: "topk" where all `topk` dictionaries were trained alike, else
+    "topk (auxiliary.kind auxk)" and "topk (auxiliary.kind none)".
+    """
+    labels = []
+    for one in candidates:
+        others = [other.settings for other in candidates if other.method == one.method]
+        odd = [
+            name
+            for name in sorted(set().union(*others))
+            if len({json.dumps(other.get(name), sort_keys=True) for other in others}) > 1
+        ]
+        told = ", ".join(
+            f"{name.removeprefix('options.').removeprefix('optimizer.')} {one.settings.get(name)}"
+            for name in odd
+        )
+        labels.append(f"{one.method} ({told})" if told else one.method)
+    return labels
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level, with dotted names."""
+    result: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = value
+    return result

@@ -1,0 +1,297 @@
+"""Bias adaptation, for one group of latents (BA) and for several with their own targets (GBA).
+
+Chen et al., 2025, arXiv 2506.14002. With u = x / ‖x‖ the rows as the model has them, each divided
+by its own norm, and unit rows w of W:
+
+    z = w · (u − b_pre)     y = z + b     f = z where y > 0, else 0     û = (f ⊙ a) W + b_pre
+
+The loss is ½ ‖û − u‖², averaged over rows, and no more: sparsity comes from the bias b alone, which
+no gradient moves (see `parts.firing_bias`). Encoder and decoder share W; a starts at one and is
+learnt; −b is the threshold of a JumpReLU and is not taken off what it lets pass.
+
+Our choices, where the paper is silent or unclear: b_pre is the mean of the first batch's u and
+stays there; rows of W are brought back to norm one after each step; biases start where each latent
+fires at its target on the first batch, and not at zero; see also `parts.firing_bias`.
+
+It becomes a `jumprelu` dictionary that brings each row to norm √d_in by itself, so nothing of the
+run's own normalisation is folded in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.dictionary import Dictionary
+from saelab.sparse import (
+    SparseCodes,
+    TransposedPairs,
+    decode_selected,
+    encode_selected,
+    select_above,
+)
+
+from ..interface import DictionarySettings, Method, Normalisation, StepOutput, TrainingBatch
+from ..options import CommonOptions, outside
+from ..parts.auxiliary import Auxiliary
+from ..parts.auxiliary_options import AuxiliaryOptions
+from ..parts.firing_bias import (
+    FiringBias,
+    FiringRule,
+    group_shares,
+    group_sizes,
+    target_frequencies,
+    update_periods,
+)
+from ..parts.tied_weights import TiedWeights
+
+MOST_FREQUENT = 0.5
+"""Largest target frequency."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasAdaptationOptions(CommonOptions):
+    """Settings of the `bias_adaptation` method."""
+
+    learning_rate: float | None = 6e-3
+    """Peak learning rate: one matrix does the work of two, and wants twice as much. None: the
+    run's."""
+    auxiliary: AuxiliaryOptions = field(default_factory=lambda: AuxiliaryOptions(kind="none"))
+    """The auxiliary loss; the paper has none."""
+    groups: int = 1
+    """Groups of latents, each with its own target frequency."""
+    highest_frequency: float | None = None
+    """Target activation frequency, as a share of rows, of the first group. None: such that L0 is
+    `budget_factor` · k where every latent fires at its target."""
+    lowest_frequency: float | None = None
+    """Target of the last group; those between fall geometrically. None: the highest over
+    `frequency_ratio`. Of no use with one group."""
+    frequency_ratio: float = 100.0
+    """Highest over lowest target, where `lowest_frequency` is None."""
+    budget_factor: float = 1.6
+    """Mean number of active latents that the targets add up to, as a multiple of k. Targets are
+    ceilings, so fewer are: with this factor about k, as measured with ten groups."""
+    dead_below: float = 1e-6
+    """Frequency below which a latent's bias is raised; as small as this: it did not fire at all."""
+    gamma_down: float = 0.01
+    """Step of the bias of a latent that fires too often, over its largest pre-activation."""
+    gamma_up: float = 0.01
+    """Step of the bias of a dead latent, over the mean of its group's largest ones."""
+    short_run_boost: float = 5.0
+    """Largest factor on both steps in groups whose bias moves less than 500 times in the run; the
+    factor is 500 over that number, so that biases can go equally far. 1: never."""
+    update_every_steps: int | None = None
+    """Steps between updates of the biases. None: a 500th of the run, at most 50, at least 1."""
+    firings_per_update: float = 20.0
+    """Firings, of a latent at its target, between updates of its group: rare groups wait longer
+    than `update_every_steps`. 0: no group does."""
+    start: Literal["zero", "target"] = "target"
+    """Biases at the start. `zero`: the paper's, where half of the latents fire on each row.
+    `target`: where each latent fires on `start_factor` times its target of the first batch."""
+    start_factor: float = 1.0
+    """Frequency at the start over the target, for `target`."""
+    b_pre: Literal["mean", "zero"] = "mean"
+    """What is taken off each row of norm one: the mean of the first batch's, or nothing."""
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the settings by themselves."""
+        found = super().problems()
+        for name in ("highest_frequency", "lowest_frequency"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= MOST_FREQUENT:
+                found.append(
+                    f"{name} is {value}; it must be above 0 and at most {MOST_FREQUENT} (biases "
+                    "are at most 0, so no latent fires much more often), or None"
+                )
+        highest, lowest = self.highest_frequency, self.lowest_frequency
+        if highest is not None and lowest is not None and lowest > highest:
+            found.append(f"lowest_frequency = {lowest} is above highest_frequency = {highest}")
+        if lowest is not None and highest is None:
+            found.append(
+                f"lowest_frequency = {lowest} is given without highest_frequency: give both, or "
+                "frequency_ratio alone"
+            )
+        found += outside("groups", self.groups, 1, math.inf)
+        found += outside("frequency_ratio", self.frequency_ratio, 1, math.inf)
+        found += outside("update_every_steps", self.update_every_steps or 1, 1, math.inf)
+        found += outside("short_run_boost", self.short_run_boost, 1, math.inf)
+        for name in ("budget_factor", "start_factor"):
+            found += outside(name, getattr(self, name), 1e-6, math.inf)
+        for name in ("dead_below", "gamma_down", "gamma_up"):
+            found += outside(name, getattr(self, name), 0, 1)
+        return found + outside("firings_per_update", self.firings_per_update, 0, math.inf)
+
+    def ratio(self) -> float:
+        """The highest target over the lowest."""
+        if self.highest_frequency is not None and self.lowest_frequency is not None:
+            return self.highest_frequency / self.lowest_frequency
+        return self.frequency_ratio
+
+    def frequencies(self, d_sae: int, k: int) -> list[float]:
+        """Target frequency of each group."""
+        return target_frequencies(
+            d_sae,
+            self.groups,
+            self.ratio(),
+            highest=self.highest_frequency,
+            budget=self.budget_factor * k,
+        )
+
+    def periods(self, frequencies: list[float], batch_rows: int, n_steps: int) -> list[int]:
+        """Steps between two updates of each group."""
+        return update_periods(
+            frequencies,
+            every=self.update_every_steps,
+            firings=self.firings_per_update,
+            batch_rows=batch_rows,
+            n_steps=n_steps,
+        )
+
+    def problems_with(self, *, d_sae: int, k: int, batch_rows: int, n_steps: int) -> list[str]:
+        """Targets that cannot be reached, and biases that would never move."""
+        if self.groups > d_sae:
+            return [f"groups = {self.groups} is more than d_sae = {d_sae}: give at most {d_sae}"]
+        frequencies = self.frequencies(d_sae, k)
+        if frequencies[0] > MOST_FREQUENT:
+            return [self._too_frequent(d_sae, k, frequencies[0])]
+        periods = self.periods(frequencies, batch_rows, n_steps)
+        if periods[-1] <= n_steps:
+            return []
+        if (self.update_every_steps or 0) > n_steps:
+            return [
+                f"update_every_steps = {self.update_every_steps} is longer than the run of "
+                f"{n_steps} steps, so no bias would ever move: give at most {n_steps}"
+            ]
+        rows = n_steps * batch_rows
+        firings = math.floor(100 * frequencies[-1] * rows) / 100
+        return [
+            f"the last group's target of {frequencies[-1]:.2g} gives {self.firings_per_update:g} "
+            f"firings in {periods[-1]:,} steps and the run has {n_steps:,}, so its biases would "
+            f"never move: train on at least {periods[-1] * batch_rows:,} tokens, raise its target "
+            f"to at least {self.firings_per_update / rows:.2g} (lowest_frequency, "
+            f"frequency_ratio), or lower firings_per_update to at most {firings:g}"
+        ]
+
+    def _too_frequent(self, d_sae: int, k: int, highest: float) -> str:
+        """Why a target frequency above one half is refused, and the nearest that is not."""
+        reason = "a latent fires on about half of the rows at most, since its bias is at most 0"
+        wanted = self.budget_factor * k
+        if wanted > MOST_FREQUENT * d_sae:
+            return (
+                f"budget_factor · k = {wanted:g} active latents of {d_sae} are asked for, but "
+                f"{reason}: lower budget_factor to at most {MOST_FREQUENT * d_sae / k:.3g}, or k"
+            )
+        most = sum(
+            MOST_FREQUENT * size * share
+            for size, share in zip(
+                group_sizes(d_sae, self.groups),
+                group_shares(self.groups, self.ratio()),
+                strict=True,
+            )
+        )
+        return (
+            f"the first group's target would be {highest:.3g}, but {reason}: lower "
+            f"frequency_ratio, or budget_factor to at most {most / k:.3g}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupBiasAdaptationOptions(BiasAdaptationOptions):
+    """Settings of the `group_bias_adaptation` method."""
+
+    groups: int = 10
+    """Groups of latents, each with its own target frequency."""
+
+
+class BiasAdaptation(Method):
+    """One dictionary being learnt whose biases adapt to measured activation frequencies."""
+
+    def __init__(self, settings: DictionarySettings, options: BiasAdaptationOptions):
+        super().__init__()
+        d_sae, self.product_dtype = settings.d_sae, settings.product_dtype
+        self.start = options.start_factor if options.start == "target" else None
+        self.centre = options.b_pre == "mean"
+        self.weights = TiedWeights(settings.d_in, d_sae, seed=settings.seed)
+        self.biases = FiringBias(d_sae, firing_rule(settings, options))
+        self.auxiliary = Auxiliary(d_sae, settings.k, options.auxiliary, settings.product_dtype)
+
+    def losses(self, batch: TrainingBatch) -> StepOutput:
+        """Half the squared error of the rows of norm one, and the auxiliary loss where wanted."""
+        raw = batch.raw()
+        norms = torch.linalg.vector_norm(raw, dim=1, keepdim=True)
+        u = raw / torch.where(norms > 0, norms, 1.0)
+        if batch.step == 0:
+            self._start(u)
+        w = self.weights
+        centred = u - w.b_dec
+        selected = self.select(centred)
+        pairs = TransposedPairs.of(selected)
+        value = encode_selected(u, w.W_enc, w.b_enc, w.b_dec, selected, pairs)
+        scaled = value * w.scales.index_select(0, selected.latent)
+        decoded = decode_selected(selected, scaled, w.directions, pairs)
+        error = centred - decoded
+        losses = {"reconstruction": 0.5 * error.square().sum(1).mean()}
+        with torch.no_grad():
+            reconstruction = batch.normalised((decoded + w.b_dec) * norms)
+        return StepOutput(
+            losses | self.auxiliary.loss(w, u, error), selected.with_value(value), reconstruction
+        )
+
+    @torch.no_grad()
+    def select(self, centred: Float[Tensor, "batch d_in"]) -> SparseCodes:
+        """Every pair whose pre-activation exceeds the threshold, with that pre-activation."""
+        w, thresholds = self.weights, -self.biases.bias
+        found = select_above(
+            centred, w.W_enc, w.b_enc, thresholds, product_dtype=self.product_dtype
+        )
+        # They were found at the precision of the product, and those at the edge may lie below it.
+        return found.keep(found.value > thresholds[found.latent])
+
+    @torch.no_grad()
+    def _start(self, u: Float[Tensor, "batch d_in"]) -> None:
+        w = self.weights
+        if self.centre:
+            w.b_dec.copy_(u.mean(0))
+        if self.start is not None:
+            self.biases.start_at_targets(u - w.b_dec, w.directions, self.start)
+
+    def adjust_gradients(self) -> None:
+        """Keep the gradient tangent to the unit sphere."""
+        self.weights.remove_radial_gradient()
+
+    @torch.no_grad()
+    def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
+        """Renormalise the directions, count who fired, move the biases that are due."""
+        self.weights.normalise()
+        self.biases.count(output.codes)
+        self.biases.update(batch.step + 1)
+        self.auxiliary.update(output.codes, step=batch.step)
+
+    def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
+        """A `jumprelu` dictionary that normalises rows by itself."""
+        del normalisation
+        return self.weights.to_dictionary(-self.biases.bias)
+
+    def metrics(self) -> dict[str, float]:
+        """Shares of dead latents, and what the biases have come to."""
+        return self.auxiliary.metrics() | self.biases.metrics()
+
+
+def firing_rule(settings: DictionarySettings, options: BiasAdaptationOptions) -> FiringRule:
+    """The rule for a dictionary of this shape in a run this long."""
+    frequencies = options.frequencies(settings.d_sae, settings.k)
+    periods = options.periods(frequencies, settings.batch_rows, settings.n_steps)
+    return FiringRule(
+        frequencies=tuple(frequencies),
+        periods=tuple(periods),
+        dead_below=options.dead_below,
+        gamma_down=options.gamma_down,
+        gamma_up=options.gamma_up,
+        short_run_boost=options.short_run_boost,
+        n_steps=settings.n_steps,
+    )

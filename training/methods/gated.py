@@ -1,0 +1,110 @@
+"""Gated: one encoder decides which latents are active, its rescaled copy how strongly.
+
+Rajamanoharan et al., 2024, arXiv 2404.16014, section 3. With c = x − b_dec,
+
+    g = c W_enc + b_gate        m = c (W_enc · exp(r_mag)) + b_mag        f = 1[g > 0] relu(m)
+    loss = ‖x − x̂(f)‖² + λ Σ relu(g) + ‖x − x̂_frozen(relu(g))‖²
+
+where x̂_frozen decodes with W_dec and b_dec held constant: the penalty shrinks only the gate's
+activations, and the third term is what trains the gate. Decoder rows are held at norm one, as in
+the paper. Saved as `gated`.
+
+Our choices: the first batch sets b_gate, and λ to where a latent alone at that threshold would just
+be worth its penalty; from there λ is controlled to reach L0 = k. Only pairs with g > 0 take part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saelab.dictionary import Dictionary
+from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
+
+from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
+from ..parts.lifted_bias import LiftedBias
+from ..parts.penalised import PenalisedMethod
+from ..parts.sparsity_options import SparsityOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedOptions(SparsityOptions):
+    """Settings of the `gated` method."""
+
+
+class Gated(PenalisedMethod):
+    """One gated dictionary being learnt; the encoder bias of its weights is b_gate."""
+
+    silent_share: Float[Tensor, ""]
+
+    def __init__(self, settings: DictionarySettings, options: GatedOptions):
+        super().__init__(settings, options)
+        self.r_mag = nn.Parameter(torch.zeros(settings.d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(settings.d_sae))
+        self.register_buffer("silent_share", torch.zeros(()))
+
+    def losses(self, batch: TrainingBatch) -> StepOutput:
+        """Reconstruction over variance, the gate's penalty and reconstruction, the auxiliary."""
+        x, w = batch.activations, self.weights
+        centred = (x - w.b_dec).detach()
+        if batch.step == 0:
+            self.start_biases(centred)
+        b_gate = w.b_enc
+        # Both biases come after the shared product: found without one, above −b_gate.
+        zero = torch.zeros_like(b_gate)
+        selected = select_above(
+            centred, w.W_enc, zero, -b_gate.detach(), product_dtype=self.product_dtype
+        )
+        pairs, latent = TransposedPairs.of(selected), selected.latent
+        shared = encode_selected(x, w.W_enc, zero, w.b_dec, selected, pairs)
+        gate = (shared + b_gate[latent]).relu()
+        magnitude = (shared * self.r_mag.exp()[latent] + self.b_mag[latent]).relu()
+        value = torch.where(gate > 0, magnitude, 0.0)
+        reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
+        by_gate = decode_selected(selected, gate, w.W_dec.detach(), pairs) + w.b_dec.detach()
+        error = x - reconstruction
+        losses = {
+            "reconstruction": error.square().mean(),
+            "sparsity": self.controller.weight() * gate.sum() / x.numel(),
+            "gate_reconstruction": (x - by_gate).square().mean(),
+        }
+        losses |= self.auxiliary.loss(LiftedBias.of(w), x, error)
+        self._watch(gate.detach(), magnitude.detach())
+        return StepOutput(losses, selected.with_value(value.detach()), reconstruction)
+
+    def adjust_gradients(self) -> None:
+        """Keep the decoder's gradient tangent to the unit sphere."""
+        self.weights.remove_radial_gradient()
+
+    @torch.no_grad()
+    def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
+        """Renormalise the decoder; count, and control λ."""
+        self.weights.normalise_decoder()
+        super().after_update(batch, output)
+
+    @torch.no_grad()
+    def _watch(self, gate: Float[Tensor, " pairs"], magnitude: Float[Tensor, " pairs"]) -> None:
+        is_open = gate > 0
+        silent = (is_open & (magnitude == 0)).sum()
+        self.silent_share.copy_(silent / is_open.sum().clamp_min(1))
+
+    def metrics(self) -> dict[str, float]:
+        """Those of the penalty, and the share of open gates whose magnitude is zero."""
+        return {**super().metrics(), "open_gates_without_magnitude": float(self.silent_share)}
+
+    @torch.no_grad()
+    def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
+        """A `gated` dictionary with mean and scale folded in."""
+        folded = self.weights.fold(normalisation)
+        return Dictionary(
+            "gated",
+            W_enc=folded["W_enc"],
+            W_dec=folded["W_dec"],
+            b_dec=folded["b_dec"],
+            b_gate=folded["b_enc"],
+            b_mag=self.b_mag / normalisation.scale,
+            r_mag=self.r_mag.detach().clone(),
+        )

@@ -1,0 +1,134 @@
+"""JumpReLU: each latent has a threshold of its own, learnt through a smoothed jump.
+
+Rajamanoharan et al., 2024, arXiv 2407.14435. With p the pre-activations and θ ≥ 0 the thresholds,
+f = p · 1[p > θ] and the loss is ‖x − x̂‖² + λ · L0, both differentiated in θ through a rectangle
+kernel of bandwidth ε (`straight_through`); or, after Anthropic's January 2025 update,
+‖x − x̂‖² + λ Σ tanh(c f). Decoder rows are held at norm one. Saved as `jumprelu`.
+
+Our choices: θ is a parameter itself, not its logarithm, under which Adam hardly moves it, with a
+learning rate of its own; pairs with p ≤ 0 take no part, so all pairs that do are those above
+max(θ − ε/2, 0); the first batch sets θ, and λ to where a latent alone at that threshold would just
+be worth its penalty; from there λ is controlled to reach L0 = k.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saelab.dictionary import Dictionary
+from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
+
+from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
+from ..options import outside
+from ..parts.penalised import PenalisedMethod
+from ..parts.sparsity_options import SparsityOptions
+from ..parts.straight_through import jump, step
+
+THRESHOLD_QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpReLUOptions(SparsityOptions):
+    """Settings of the `jumprelu` method."""
+
+    penalty: Literal["l0", "tanh"] = "l0"
+    """What λ weights: the number of active latents, or the sum of tanh(`tanh_scale` · code)."""
+    tanh_scale: float = 1.0
+    """c in tanh(c · code), per unit of normalised activations; for `tanh` only."""
+    bandwidth: float = 0.5
+    """Width ε of the kernel, in units of normalised activations: wider is smoother and slower."""
+    threshold_rate: float = 16.0
+    """Learning rate of the thresholds, as a multiple of that of the weights."""
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the settings by themselves."""
+        return [
+            *super().problems(),
+            *(
+                []
+                if self.penalty in ("l0", "tanh")
+                else [f"penalty is {self.penalty!r}; it must be l0 or tanh"]
+            ),
+            *outside("tanh_scale", self.tanh_scale, 1e-6, math.inf),
+            *outside("bandwidth", self.bandwidth, 1e-6, math.inf),
+            *outside("threshold_rate", self.threshold_rate, 1e-6, math.inf),
+        ]
+
+
+class JumpReLU(PenalisedMethod):
+    """One JumpReLU dictionary being learnt."""
+
+    def __init__(self, settings: DictionarySettings, options: JumpReLUOptions):
+        super().__init__(settings, options)
+        self.bandwidth, self.rate = options.bandwidth, options.threshold_rate
+        self.tanh_scale = options.tanh_scale if options.penalty == "tanh" else None
+        # Adam moves all numbers alike: what is stored is θ over its rate.
+        self.threshold_over_rate = nn.Parameter(torch.zeros(settings.d_sae))
+
+    def threshold(self) -> Float[Tensor, " d_sae"]:
+        """θ, in units of normalised activations."""
+        return self.threshold_over_rate * self.rate
+
+    def losses(self, batch: TrainingBatch) -> StepOutput:
+        """Reconstruction over variance, the penalty, and the auxiliary loss."""
+        x, w = batch.activations, self.weights
+        centred = (x - w.b_dec).detach()
+        if batch.step == 0:
+            self._start(centred)
+        thresholds = self.threshold()
+        floor = (thresholds.detach() - self.bandwidth / 2).clamp_min(0.0)
+        selected = select_above(centred, w.W_enc, w.b_enc, floor, product_dtype=self.product_dtype)
+        pairs = TransposedPairs.of(selected)
+        pre = encode_selected(x, w.W_enc, w.b_enc, w.b_dec, selected, pairs)
+        own_threshold = thresholds[selected.latent]
+        value = jump(pre, own_threshold, self.bandwidth)
+        reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
+        error = x - reconstruction
+        if self.tanh_scale is None:
+            penalty = step(pre, own_threshold, self.bandwidth).sum()
+        else:
+            penalty = torch.tanh(self.tanh_scale * value).sum()
+        losses = {
+            "reconstruction": error.square().mean(),
+            "sparsity": self.controller.weight() * penalty / x.numel(),
+        }
+        losses |= self.auxiliary.loss(w, x, error)
+        return StepOutput(losses, selected.with_value(value.detach()), reconstruction)
+
+    def adjust_gradients(self) -> None:
+        """Keep the decoder's gradient tangent to the unit sphere."""
+        self.weights.remove_radial_gradient()
+
+    @torch.no_grad()
+    def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
+        """Renormalise the decoder, keep thresholds from below zero; count, and control λ."""
+        self.weights.normalise_decoder()
+        self.threshold_over_rate.clamp_min_(0.0)
+        super().after_update(batch, output)
+
+    @torch.no_grad()
+    def _start(self, centred: Float[Tensor, "rows d_in"]) -> None:
+        threshold = self.start_threshold(centred)
+        self.threshold_over_rate.copy_((threshold / self.rate).expand_as(self.threshold_over_rate))
+        # With a the projection on the latent's direction, being active is worth a² to it.
+        self.controller.start((threshold / self.encoder_scale).square())
+
+    def metrics(self) -> dict[str, float]:
+        """Those of the penalty, and quantiles of the thresholds in normalised units."""
+        thresholds = self.threshold().detach()
+        quantiles = thresholds.new_tensor(list(THRESHOLD_QUANTILES.values()))
+        found = thresholds.quantile(quantiles).tolist()
+        names = (f"threshold_{name}" for name in THRESHOLD_QUANTILES)
+        return {**super().metrics(), **dict(zip(names, found, strict=True))}
+
+    @torch.no_grad()
+    def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
+        """A `jumprelu` dictionary with mean and scale folded in."""
+        threshold = self.threshold() / normalisation.scale
+        return Dictionary("jumprelu", **self.weights.fold(normalisation), threshold=threshold)

@@ -1,0 +1,77 @@
+"""ReLU with an L1 penalty, in the form of Anthropic's April 2024 update.
+
+Conerly et al., 2024, https://transformer-circuits.pub/2024/april-update. With p the pre-activations
+and f = relu(p), the loss is ‖x − x̂‖² + λ Σ f_i ‖W_dec_i‖: decoder rows are free, and making them
+longer and codes shorter gains nothing. At save the norms move into the encoder, so the saved `relu`
+dictionary has decoder rows of norm one and the codes f_i ‖W_dec_i‖.
+
+Our choices: the first batch sets b_enc, and λ to where a latent alone at that threshold would just
+be worth its penalty; from there λ is controlled to reach L0 = k. Selection is every p > 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.dictionary import Dictionary
+from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
+
+from ..interface import Normalisation, StepOutput, TrainingBatch
+from ..parts.lifted_bias import LiftedBias
+from ..parts.penalised import PenalisedMethod
+from ..parts.sparsity_options import SparsityOptions
+
+SMALLEST_NORM = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReLUOptions(SparsityOptions):
+    """Settings of the `relu` method."""
+
+    encoder_scale: float = 1.0
+    """Norm of each latent's encoder weights at the start; 1 ties them to the decoder's."""
+
+
+class ReLU(PenalisedMethod):
+    """One ReLU dictionary being learnt."""
+
+    def losses(self, batch: TrainingBatch) -> StepOutput:
+        """Reconstruction over variance, the L1 penalty of the codes, and the auxiliary loss."""
+        x, w = batch.activations, self.weights
+        centred = (x - w.b_dec).detach()
+        if batch.step == 0:
+            self.start_biases(centred)
+        zero = torch.zeros_like(w.b_enc)
+        selected = select_above(centred, w.W_enc, w.b_enc, zero, product_dtype=self.product_dtype)
+        pairs = TransposedPairs.of(selected)
+        value = encode_selected(x, w.W_enc, w.b_enc, w.b_dec, selected, pairs).relu()
+        reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
+        error = x - reconstruction
+        # What the codes are once the decoder's norms are folded in.
+        codes = value * self.decoder_norms()[selected.latent]
+        losses = {
+            "reconstruction": error.square().mean(),
+            "sparsity": self.controller.weight() * codes.sum() / x.numel(),
+        }
+        losses |= self.auxiliary.loss(LiftedBias.of(w), x, error)
+        return StepOutput(losses, selected.with_value(codes.detach()), reconstruction)
+
+    def decoder_norms(self) -> Float[Tensor, " d_sae"]:
+        """Norm of each latent's decoder row."""
+        return torch.linalg.vector_norm(self.weights.W_dec, dim=1)
+
+    @torch.no_grad()
+    def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
+        """A `relu` dictionary with mean, scale and the decoder's norms folded in."""
+        folded, norms = self.weights.fold(normalisation), self.decoder_norms()
+        return Dictionary(
+            "relu",
+            W_enc=folded["W_enc"] * norms,
+            b_enc=folded["b_enc"] * norms,
+            W_dec=folded["W_dec"] / norms.clamp_min(SMALLEST_NORM).unsqueeze(1),
+            b_dec=folded["b_dec"],
+        )
