@@ -162,7 +162,7 @@ class TrainConfig:
     def _method_problems(self) -> list[str]:
         """What a method cannot do with the shapes and lengths it would be given."""
         found = [
-            f"{spec.name}: {problem}"
+            f"{spec.method} with d_sae = {spec.d_sae} and k = {spec.k}: {problem}"
             for spec in self.dictionaries()
             for problem in getattr(self.options, spec.method).problems_with(
                 d_sae=spec.d_sae, k=spec.k, batch_rows=self.batch_rows, n_steps=self.n_steps

@@ -95,10 +95,10 @@ def products(name: str, dtype: str) -> Callable[[], None]:
             for layer in layers:
                 functional.linear(rows[layer.in_features], layer.weight)
         for part in hidden:
-            functional.linear(part, head) @ head
+            torch.mm(functional.linear(part, head), head)
         for layers in blocks[BLOCK + 1 :]:
             for layer in layers:
-                rows[layer.out_features] @ layer.weight
+                torch.mm(rows[layer.out_features], layer.weight)
 
     return run
 

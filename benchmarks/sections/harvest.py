@@ -25,9 +25,9 @@ FLOOR_TARGET = 1.25
 WITHOUT = {"bare forward pass": "truncated", "saelab cache": "saelab"}
 WITH_GRADIENTS = {
     "bare whole pass with loss": "loss",
-    "its products alone": "products",
     "bare gradients by autograd": "autograd",
     "saelab cache with gradients": "gradients",
+    "its products alone": "products",
 }
 NOTES = [
     "smollm2-135m up to blocks.12.hook_resid_post, contexts of 256 tokens, 16 at a time. The bare "

@@ -27,6 +27,9 @@ def spread_of(values: Iterable[float | None]) -> Spread:
     mean = math.fsum(known) / len(known)
     if len(known) < 2:
         return Spread(mean, None, 1)
+    if min(known) == max(known):
+        # Exactly none, where the mean's rounding would leave a trace.
+        return Spread(known[0], 0.0, len(known))
     squares = math.fsum((value - mean) ** 2 for value in known)
     return Spread(mean, math.sqrt(squares / (len(known) - 1)), len(known))
 

@@ -17,6 +17,9 @@ SMALL = {
     "quickstart": "--cache-tokens 16384 --train-tokens 65536 --eval-tokens 4096",
     "cache": "--n-tokens 16384",
     "train": "--n-tokens 16384 --d-sae 256 512 --k 8",
+    "train papers": "--methods topk gradient_topk --n-tokens 16384 --d-sae 128 --k 8 --seeds 0 1",
+    "compare": "--n-tokens 2048 --n-loss-tokens 1024 --steering-latents 4 --steering-seeds 1",
+    "planted": "--n-steps 30 --seeds 0 1",
     "eval": "--n-tokens 2048 --n-loss-tokens 1024",
 }
 REPORT_FIELDS = [
@@ -56,7 +59,8 @@ def run_as_typed(line, folder):
         for word in words
         for match in (sorted(folder.glob(word)) if "*" in word else [word])
     ]
-    small = [] if "--print-config" in words else shlex.split(SMALL.get(words[0], ""))
+    sizes = SMALL.get(" ".join(words[:2]), SMALL.get(words[0], ""))
+    small = [] if "--print-config" in words else shlex.split(sizes)
     return main([*words, *small])
 
 

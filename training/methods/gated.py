@@ -34,6 +34,9 @@ from ..parts.sparsity_options import SparsityOptions
 class GatedOptions(SparsityOptions):
     """Settings of the `gated` method."""
 
+    learning_rate: float | None = 5e-3
+    """Peak learning rate of this method. None: the run's."""
+
 
 class Gated(PenalisedMethod):
     """One gated dictionary being learnt; the encoder bias of its weights is b_gate."""

@@ -32,6 +32,8 @@ SMALLEST_NORM = 1e-12
 class ReLUOptions(SparsityOptions):
     """Settings of the `relu` method."""
 
+    learning_rate: float | None = 5e-3
+    """Peak learning rate of this method. None: the run's."""
     encoder_scale: float = 1.0
     """Norm of each latent's encoder weights at the start; 1 ties them to the decoder's."""
 
