@@ -19,7 +19,7 @@ SMALL = {
     "train": "--n-tokens 16384 --d-sae 256 512 --k 8",
     "train papers": "--methods topk gradient_topk --n-tokens 16384 --d-sae 128 --k 8 --seeds 0 1",
     "compare": "--n-tokens 2048 --n-loss-tokens 1024 --steering-latents 4 --steering-seeds 1",
-    "planted": "--n-steps 30 --seeds 0 1",
+    "planted": "--n-steps 60 --seeds 0 1",
     "eval": "--n-tokens 2048 --n-loss-tokens 1024",
 }
 REPORT_FIELDS = [

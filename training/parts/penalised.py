@@ -37,7 +37,10 @@ class PenalisedMethod(Method):
             encoder_scale=options.encoder_scale,
         )
         self.controller = SparsityController(
-            settings.k, settings.n_steps, fixed=options.sparsity_weight
+            settings.k,
+            settings.n_steps,
+            fixed=options.sparsity_weight,
+            start_l0_factor=options.start_l0_factor,
         )
         self.auxiliary = Auxiliary(
             settings.d_sae, settings.k, options.auxiliary, settings.product_dtype
