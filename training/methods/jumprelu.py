@@ -37,6 +37,8 @@ THRESHOLD_QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 class JumpReLUOptions(SparsityOptions):
     """Settings of the `jumprelu` method."""
 
+    start_l0_factor: float = 2.0
+    """L0 of the first batch as a multiple of k: the thresholds are set to it once."""
     penalty: Literal["l0", "tanh"] = "l0"
     """What λ weights: the number of active latents, or the sum of tanh(`tanh_scale` · code)."""
     tanh_scale: float = 1.0

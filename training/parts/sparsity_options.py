@@ -15,7 +15,7 @@ class SparsityOptions(CommonOptions):
     sparsity_weight: float | None = None
     """Weight λ of the sparsity penalty, held for the whole run: what one unit of the penalty costs
     in squared error of normalised activations. None: controlled so that L0 reaches k."""
-    start_l0_factor: float = 2.0
+    start_l0_factor: float = 1.0
     """L0 of the first batch as a multiple of k: thresholds or biases are set to it once."""
     encoder_scale: float = 0.5
     """Norm of each latent's encoder weights at the start; 1 would tie them to the decoder's."""
