@@ -75,6 +75,8 @@ def attention_gradients(
             *(tensor.split(contexts) for tensor in (query, key, value, gradient)), strict=True
         )
     ]
+    if len(parts) == 1:
+        return parts[0]
     by_query, by_key, by_value = (torch.cat(part) for part in zip(*parts, strict=True))
     return by_query, by_key, by_value
 
@@ -133,7 +135,7 @@ def _gradients_at_once(
     fine = torch.promote_types(query.dtype, torch.float32)
     by_query = torch.empty_like(query)
     by_key, by_value = (torch.zeros_like(x, dtype=fine) for x in (keys, values))
-    later = torch.ones(rows, rows, dtype=torch.bool, device=query.device).triu_(1)
+    later = query.new_full((rows, rows), -torch.inf).triu_(1)
     for start in range(0, seq, rows):
         end = min(start + rows, seq)
         taken = end - start
@@ -141,7 +143,7 @@ def _gradients_at_once(
         queries = (query[:, :, start:end] * scale).reshape(pairs, -1, width)
         wanted = gradient[:, :, start:end].reshape(pairs, queries.shape[1], -1)
         scores = torch.bmm(queries, keys[:, :end].transpose(1, 2)).view(-1, taken, end)
-        scores[:, :, start:].masked_fill_(later[:taken, :taken], -torch.inf)
+        scores[:, :, start:].add_(later[:taken, :taken])
         weights = torch.softmax(scores, dim=-1)
         by_weights = torch.bmm(wanted, values[:, :end].transpose(1, 2)).view_as(weights)
         by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)

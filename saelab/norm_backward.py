@@ -50,7 +50,8 @@ def rms_norm_gradient(
         strict=True,
     ):
         fine_x, t = part.to(fine), wanted.to(fine) * scale
-        r = fine_x.pow(2).mean(dim=-1, keepdim=True).add_(epsilon).rsqrt_()
+        length = torch.linalg.vector_norm(fine_x, dim=-1, keepdim=True)
+        r = length.square_().div_(width).add_(epsilon).rsqrt_()
         along = (t * fine_x).mean(dim=-1, keepdim=True).mul_(r.pow(3))
         out.copy_(t.mul_(r).addcmul_(fine_x, along, value=-1))
     return result
