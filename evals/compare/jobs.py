@@ -115,7 +115,7 @@ def _consistency(candidates: Sequence[Candidate], config: CompareConfig) -> Job:
         units=groups,
         expected=expected,
         given=_consistency_settings,
-        run=lambda folders: run_consistency(folders, settings),
+        run=lambda folders: run_consistency(folders, settings, pages=False),
         apart=_group_of_suite,
     )
 
@@ -168,7 +168,7 @@ def _steering(candidates: Sequence[Candidate], config: CompareConfig) -> Job:
         units=[[one] for one in steered(candidates, config)],
         expected=expected,
         given=given,
-        run=lambda folders: run_steering(folders, settings),
+        run=lambda folders: run_steering(folders, settings, pages=False),
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .cosines import cosine_blocks
+from ..cosines import cosine_blocks
 
 TOLERANCE = 0.001
 KEPT_COLUMNS = 64

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from saelab.progress import progress_bar
 
+from ..cosines import Directions, nearest
 from .assignment import match_one_to_one
-from .cosines import Directions, nearest
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,10 +15,10 @@ from saelab.dictionary import SavedDictionary
 from saelab.evaluation_result import EvaluationResult, MeasuredMetric
 from saelab.files import atomic_path
 
+from ..cosines import Directions
 from .activity import Activity
 from .compare import Comparison
 from .config import ConsistencyConfig
-from .cosines import Directions
 from .definitions import DEFINITIONS, define_consistency
 from .groups import Group
 from .scores import Scores, n_top, values_of

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..cosines import Directions, nearest
 from ..random_directions import random_directions
 from .activity import Activity
 from .compare import Comparison
-from .cosines import Directions, nearest
 
 FLOOR_DIRECTIONS = 1024
 CURVE_POINTS = 48

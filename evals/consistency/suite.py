@@ -17,11 +17,12 @@ from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.errors import ArtifactError
 from saelab.evaluation_result import EvaluationResult, write_evaluation_result
 
+from ..cosines import Directions, directions_of
+from ..pages import page_if
 from ..subjects import evaluation_device, result_folders
 from .activity import Activity
 from .compare import Comparison, compare_pairs
 from .config import ConsistencyConfig
-from .cosines import Directions, directions_of
 from .figure_data import across_figures, group_figures
 from .groups import Group, form_groups
 from .report import write_report
@@ -54,7 +55,9 @@ class _Material:
         return scores_of(self.directions[place], found, self.activity(place))
 
 
-def run_consistency(folders: Sequence[Path], config: ConsistencyConfig) -> list[EvaluationResult]:
+def run_consistency(
+    folders: Sequence[Path], config: ConsistencyConfig, *, pages: bool = True
+) -> list[EvaluationResult]:
     """Compare dictionaries; writes `consistency.json`, a row per latent and a page for each.
 
     The page is that of the dictionary's group: the same for all its members.
@@ -62,6 +65,8 @@ def run_consistency(folders: Sequence[Path], config: ConsistencyConfig) -> list[
     Args:
         folders: saved dictionaries.
         config: settings.
+        pages: whether to write `consistency.html`, 5 MB each; without it, one that lies there is
+            removed.
 
     Returns:
         The results in the order of the folders.
@@ -90,7 +95,7 @@ def run_consistency(folders: Sequence[Path], config: ConsistencyConfig) -> list[
     shared = {"across": _matrix(material, groups, config)} if config.across else {}
     results: dict[int, EvaluationResult] = {}
     for group in groups:
-        results |= _evaluate(material, group, groups, shared, places, config)
+        results |= _evaluate(material, group, groups, shared, places, config, pages=pages)
     return [results[place] for place in range(len(folders))]
 
 
@@ -111,6 +116,8 @@ def _evaluate(
     shared: dict[str, Any],
     places: Sequence[Path],
     config: ConsistencyConfig,
+    *,
+    pages: bool,
 ) -> dict[int, EvaluationResult]:
     """Results of one group's members, written."""
     findings = {place: _findings(material, group, place, config) for place in group.members}
@@ -129,8 +136,9 @@ def _evaluate(
     built = {
         place: build_result(one, group, members, figures, config) for place, one in findings.items()
     }
+    everyone = list(built.values())
     return {
-        place: _write(places[place], result, findings[place], list(built.values()))
+        place: _write(places[place], result, findings[place], everyone, page=pages)
         for place, result in built.items()
     }
 
@@ -203,12 +211,17 @@ def _matrix(
 
 
 def _write(
-    out: Path, result: EvaluationResult, findings: Findings, group: Sequence[EvaluationResult]
+    out: Path,
+    result: EvaluationResult,
+    findings: Findings,
+    group: Sequence[EvaluationResult],
+    *,
+    page: bool,
 ) -> EvaluationResult:
     # An old result stays until the new one replaces it: stopping here loses none.
     out.mkdir(parents=True, exist_ok=True)
     write_features(out / FEATURES_FILE, findings)
-    write_report(out / REPORT_FILE, group)
+    page_if(page, out / REPORT_FILE, lambda path: write_report(path, group))
     written = write_evaluation_result(out / RESULT_FILE, result)
     logger.info("wrote %s", out / RESULT_FILE)
     return written

@@ -16,6 +16,7 @@ from saelab.language_model import LanguageModel
 from saelab.memory import keep_freed_memory
 from saelab.metrics import SparsityStatistics
 
+from ..pages import page_if
 from ..protocol import Protocol, recorded_mean
 from ..subjects import Subject, by_protocol, load_models, result_folders, subjects_of
 from .config import CoreConfig
@@ -110,10 +111,7 @@ def _write(
     # An old result stays until the new one replaces it: stopping here loses none.
     out.mkdir(parents=True, exist_ok=True)
     write_features(out / FEATURES_FILE, sparsity)
-    if page:
-        write_report(out / REPORT_FILE, result)
-    else:
-        (out / REPORT_FILE).unlink(missing_ok=True)
+    page_if(page, out / REPORT_FILE, lambda path: write_report(path, result))
     written = write_evaluation_result(out / RESULT_FILE, result)
     logger.info("wrote %s", out / RESULT_FILE)
     return written

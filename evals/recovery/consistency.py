@@ -12,7 +12,7 @@ from torch import Tensor
 from saelab.dictionary import SavedDictionary
 from saelab.files import hash_of
 
-from .matching import CHUNK_ENTRIES, unit_rows
+from ..cosines import directions_of, nearest
 
 CONSISTENT = 0.9
 ALIKE = ("method", "options", "optimizer", "n_tokens", "batch_rows", "target_l0")
@@ -40,12 +40,8 @@ def mean_max_cosine(
     decoder: Float[Tensor, "d_sae d_in"], others: Sequence[Float[Tensor, "d_other d_in"]]
 ) -> Float[Tensor, " d_sae"]:
     """MCS: per latent, its largest cosine with the latents of another, mean over the others."""
-    own = unit_rows(decoder)
-    largest = []
-    for other in others:
-        their = unit_rows(other).T
-        step = max(1, CHUNK_ENTRIES // their.shape[1])
-        largest.append(torch.cat([(part @ their).amax(dim=1) for part in own.split(step)]))
+    own = directions_of(decoder).rows
+    largest = [nearest(own, directions_of(other).rows)[0] for other in others]
     return torch.stack(largest).mean(dim=0)
 
 

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary, load_dictionary
-from saelab.errors import ConfigError
 from saelab.evaluation_result import EvaluationResult, write_evaluation_result
 from saelab.progress import progress_bar
 from saelab.synthetic import (
@@ -30,7 +28,7 @@ from saelab.synthetic import (
 )
 from saelab.synthetic.generator import HELD_OUT
 
-from ..subjects import result_folders
+from ..subjects import evaluation_device, result_folders
 from .config import RecoveryConfig
 from .consistency import alike, consistent_share
 from .firing import count_firing
@@ -74,7 +72,7 @@ def run_recovery(folders: Sequence[Path], config: RecoveryConfig) -> list[Evalua
             features, or whose output is not finite.
     """
     places = result_folders(folders, config.out, RESULT_FILE, overwrite=config.overwrite)
-    device = _device(config.device)
+    device = evaluation_device(config.device)
     subjects = []
     for folder, out in zip(folders, places, strict=True):
         saved = load_dictionary(folder)
@@ -119,18 +117,6 @@ def _examine(
         consistent=consistent_share(saved, counts.alive(), others),
         n_others=len(others),
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device {name!r} cannot be used here ({reason}): try auto or cpu"
-        ) from None
 
 
 def _write(

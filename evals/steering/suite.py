@@ -24,6 +24,7 @@ from saelab.language_model import LanguageModel
 from saelab.metrics import SparsityStatistics
 from saelab.progress import progress_bar
 
+from ..pages import page_if
 from ..protocol import Protocol, held_out_rows
 from ..random_directions import random_directions
 from ..subjects import Subject, by_protocol, load_models, result_folders, subjects_of
@@ -51,12 +52,16 @@ class _Shared:
     random: Effects
 
 
-def run_steering(folders: Sequence[Path], config: SteeringConfig) -> list[EvaluationResult]:
+def run_steering(
+    folders: Sequence[Path], config: SteeringConfig, *, pages: bool = True
+) -> list[EvaluationResult]:
     """Steer with dictionaries; writes `steering.json`, a row per latent and a page for each.
 
     Args:
         folders: saved dictionaries.
         config: settings.
+        pages: whether to write `steering.html`, 5 MB each; without it, one that lies there is
+            removed.
 
     Returns:
         The results in the order of the folders.
@@ -85,7 +90,8 @@ def run_steering(folders: Sequence[Path], config: SteeringConfig) -> list[Evalua
     results: dict[Path, EvaluationResult] = {}
     for protocol, group in groups.items():
         model = models[protocol.model, protocol.model_dtype]
-        for subject, result in zip(group, _evaluate(model, protocol, group, config), strict=True):
+        found = _evaluate(model, protocol, group, config, pages=pages)
+        for subject, result in zip(group, found, strict=True):
             results[subject.out] = result
     return [results[subject.out] for subject in subjects]
 
@@ -108,7 +114,12 @@ def _check_model(model: LanguageModel, protocol: Protocol, config: SteeringConfi
 
 
 def _evaluate(
-    model: LanguageModel, protocol: Protocol, group: Sequence[Subject], config: SteeringConfig
+    model: LanguageModel,
+    protocol: Protocol,
+    group: Sequence[Subject],
+    config: SteeringConfig,
+    *,
+    pages: bool,
 ) -> list[EvaluationResult]:
     for subject in group:
         subject.saved.dictionary.to(model.device)
@@ -144,7 +155,7 @@ def _evaluate(
             n_rows=n_rows,
         )
         result = build_result(subject.saved, protocol, findings, config)
-        results.append(_write(subject.out, result, findings, config))
+        results.append(_write(subject.out, result, findings, config, page=pages))
     return results
 
 
@@ -221,12 +232,17 @@ def _as_text(model: LanguageModel, effects: Effects) -> list[list[list[str]]]:
 
 
 def _write(
-    out: Path, result: EvaluationResult, findings: Findings, config: SteeringConfig
+    out: Path,
+    result: EvaluationResult,
+    findings: Findings,
+    config: SteeringConfig,
+    *,
+    page: bool,
 ) -> EvaluationResult:
     # An old result stays until the new one replaces it: stopping here loses none.
     out.mkdir(parents=True, exist_ok=True)
     write_features(out / FEATURES_FILE, findings, config)
-    write_report(out / REPORT_FILE, result)
+    page_if(page, out / REPORT_FILE, lambda path: write_report(path, result))
     written = write_evaluation_result(out / RESULT_FILE, result)
     logger.info("wrote %s", out / RESULT_FILE)
     return written

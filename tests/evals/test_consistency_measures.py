@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from saelab.dictionary import Dictionary
 from saelab.errors import ActivationError
-from saelab.evals.consistency import cosines
+from saelab.evals import cosines
 from saelab.evals.consistency.activity import ActivityStatistics
 from saelab.evals.consistency.assignment import TOLERANCE, match_one_to_one
 from saelab.evals.consistency.compare import compare
-from saelab.evals.consistency.cosines import directions_of, nearest
 from saelab.evals.consistency.scores import (
     fractions_for,
     n_top,
@@ -22,6 +21,7 @@ from saelab.evals.consistency.scores import (
     share_above,
     share_at_least,
 )
+from saelab.evals.cosines import directions_of, nearest
 from saelab.evals.random_directions import random_directions
 from saelab.evals.recovery.assignment import best_assignment
 
