@@ -23,6 +23,8 @@ GROUP_SIZES = (16, 8, 4)
 SPARE = 1.25
 """Pairs that a floor should leave, as a multiple of those sought."""
 SAMPLE_ROWS = 256
+LATENTS_AT_A_TIME = 128
+"""Latents searched again together: their pre-activations on all rows are held at once."""
 SEARCHED_WHOLE = 1 << 18
 """Entries of a chunk up to which looking at all of them costs less than looking for groups."""
 
@@ -182,14 +184,10 @@ def select_latent_top(
     short = (_counts(found) < budgets) & (floors > 0)
     again = short.nonzero().squeeze(1)
     if again.shape[0]:
-        rest = select_above(
-            inputs,
-            W_enc.T[again].T,
-            b_enc[again],
-            inputs.new_zeros(()),
-            product_dtype=product_dtype,
+        found = _joined(
+            found.keep(~short[found.latent]),
+            _largest_rows(inputs, W_enc, b_enc, again, spare_ranks(budgets), product_dtype),
         )
-        found = _joined(found.keep(~short[found.latent]), rest, again)
     found = found.keep(found.value > 0)
     return _latent_top_of(found, budgets, torch.where(short, 0.0, floors))
 
@@ -214,12 +212,10 @@ def _latent_top_of(
         return torch.where(enough, value[place], otherwise)
 
     zeros = torch.zeros_like(floors)
-    # A latent with a small budget has a noisy threshold: leave it proportionally more room.
-    spare = (budgets * 3) // 2 + 3
     return LatentTop(
         found.keep(kept),
         thresholds=torch.where(budgets > 0, at_rank((budgets - 1).clamp_min(0), zeros), zeros),
-        next_floors=at_rank(spare, floors * 0.9),
+        next_floors=at_rank(spare_ranks(budgets), floors * 0.9),
     )
 
 
@@ -241,11 +237,48 @@ def _counts(codes: SparseCodes) -> Int[Tensor, " d_sae"]:
     return counts.index_add_(0, codes.latent, torch.ones_like(codes.latent))
 
 
-def _joined(found: SparseCodes, rest: SparseCodes, latents: Int[Tensor, " some"]) -> SparseCodes:
-    """Two sets of pairs of the same rows as one; those of `rest` are numbered within `latents`."""
+def spare_ranks(budgets: Int[Tensor, " d_sae"]) -> Int[Tensor, " d_sae"]:
+    """How many rows of each latent a floor should leave.
+
+    Numbers of rows above a floor vary by about their root from batch to batch; a floor that leaves
+    too few has its latent searched again.
+    """
+    return budgets + (1.5 * budgets.double().sqrt()).ceil().long() + 1
+
+
+def _largest_rows(
+    inputs: Float[Tensor, "rows d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    latents: Int[Tensor, " some"],
+    wanted: Int[Tensor, " d_sae"],
+    product_dtype: torch.dtype | None,
+) -> SparseCodes:
+    """Of the listed latents alone, the rows of the largest: one more than is wanted of each."""
+    dtype = product_dtype or inputs.dtype
+    # Those that want few are searched together, so that one who wants many costs no one else.
+    latents = latents[wanted[latents].argsort()]
+    rows_last = inputs.to(dtype).T
+    row, latent = [], []
+    for part in latents.split(LATENTS_AT_A_TIME):
+        directions = W_enc.T[part].to(dtype)
+        pre_activations = torch.addmm(b_enc[part].to(dtype).unsqueeze(1), directions, rows_last)
+        most = min(int(wanted[part].max()) + 1, inputs.shape[0])
+        places = pre_activations.topk(most, dim=1).indices
+        enough = torch.arange(most, device=part.device) <= wanted[part].unsqueeze(1)
+        row.append(places[enough])
+        latent.append(part.unsqueeze(1).expand_as(places)[enough])
+    rows, latents = torch.cat(row), torch.cat(latent)
+    zeros = inputs.new_zeros(rows.shape[0])
+    found = SparseCodes.from_pairs(rows, latents, zeros, inputs.shape[0], W_enc.shape[1])
+    return found.with_value(exact_pre_activations(found, inputs, W_enc, b_enc))
+
+
+def _joined(found: SparseCodes, rest: SparseCodes) -> SparseCodes:
+    """Two sets of pairs of the same rows as one."""
     return SparseCodes.from_pairs(
         torch.cat([found.pair_rows(), rest.pair_rows()]),
-        torch.cat([found.latent, latents[rest.latent]]),
+        torch.cat([found.latent, rest.latent]),
         torch.cat([found.value, rest.value]),
         found.n_rows,
         found.d_sae,
