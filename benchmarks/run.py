@@ -24,7 +24,8 @@ from sections.common import (
 from sections.report import section_text, write_page, write_section
 
 # quality first: it captures the real rows that the step and methods sections then use.
-SECTIONS = ["quality", "step", "methods", "many", "harvest", "reader", "defaults"]
+SECTIONS = ["quality", "step", "methods", "many", "harvest", "reader"]
+SECTIONS += ["pursuit", "features", "defaults"]
 WITH_PEERS = {"quality", "step"}
 
 

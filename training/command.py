@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from saelab.config import load_yaml, parse_arguments, to_yaml
+from saelab.config import parse_arguments, to_yaml
 from saelab.errors import ConfigError
 
 from .config import TrainConfig
+from .recipe import WHOLE, in_own_folders, load_recipe, recipe_of
 from .recipes_command import find_recipe, shipped_recipes
 
 
@@ -21,7 +22,7 @@ class TrainCommand:
     """Train dictionaries on a cache, or straight on the model's activations."""
 
     recipe: tyro.conf.Positional[str | None] = None
-    """A shipped recipe's name or a YAML file; every option below overrides it."""
+    """A shipped recipe's name or a YAML file; every option below overrides it, in all its parts."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(
         default_factory=TrainConfig, metadata={"flatten": True}
     )
@@ -44,33 +45,45 @@ def completion_values() -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    command = parse_command(arguments)
+    commands = parse_commands(arguments)
+    parts = {name: command.config for name, command in commands.items()}
+    command = next(iter(commands.values()))
     if command.print_config:
-        print(to_yaml(command.config), end="")
+        print(to_yaml(recipe_of(parts)), end="")
         return
-    from .run import train
+    from .run_parts import train_parts
 
     started = time.monotonic()
-    run = train(command.config, resume=command.resume, overwrite=command.overwrite)
-    show(command, run, time.monotonic() - started)
+    parts = in_own_folders(parts)
+    runs = train_parts(parts, resume=command.resume, overwrite=command.overwrite)
+    for name, config in parts.items():
+        title = command.recipe if name == WHOLE else f"{command.recipe}: {name}"
+        show(title, config, runs[name])
+    print(f"{time.monotonic() - started:.0f} s in all")
 
 
-def parse_command(arguments: Sequence[str]) -> TrainCommand:
-    """Read the recipe, where one is named, and then the options over it."""
+def parse_commands(arguments: Sequence[str]) -> dict[str, TrainCommand]:
+    """Read the recipe, where one is named, and then the options over each of its parts.
+
+    Returns:
+        The command for each part by name; they differ in nothing but `config`.
+    """
     recipe = next((word for word in arguments[:1] if not word.startswith("-")), None)
-    default = TrainCommand(recipe=recipe)
-    if recipe is not None:
-        default = TrainCommand(recipe=recipe, config=load_yaml(TrainConfig, find_recipe(recipe)))
-    command = parse_arguments(TrainCommand, arguments, program="saelab train", default=default)
-    if command.recipe != recipe:
-        raise ConfigError(
-            f"the recipe {command.recipe!r} comes after an option; it is read first, so it must be "
-            f"the first word: saelab train {command.recipe} …"
-        )
-    return command
+    parts = {WHOLE: TrainConfig()} if recipe is None else load_recipe(find_recipe(recipe))
+    commands = {}
+    for name, config in parts.items():
+        default = TrainCommand(recipe=recipe, config=config)
+        command = parse_arguments(TrainCommand, arguments, program="saelab train", default=default)
+        if command.recipe != recipe:
+            raise ConfigError(
+                f"the recipe {command.recipe!r} comes after an option; it is read first, so it "
+                f"must be the first word: saelab train {command.recipe} …"
+            )
+        commands[name] = command
+    return commands
 
 
-def show(command: TrainCommand, run: dict[str, Any], seconds: float) -> None:
+def show(title: str | None, config: TrainConfig, run: dict[str, Any]) -> None:
     """Print the table of dictionaries and the loss curve, and write the curves as HTML."""
     from rich.console import Console
     from rich.table import Table
@@ -78,9 +91,8 @@ def show(command: TrainCommand, run: dict[str, Any], seconds: float) -> None:
     from .curves import sparkline, write_curves
     from .run import FINAL_CHECK_ROWS
 
-    config = command.config
     curves = write_curves(config.out)
-    table = Table("dictionary", "FVU", "L0", "dead", "loss over the run", title=command.recipe)
+    table = Table("dictionary", "FVU", "L0", "dead", "loss over the run", title=title)
     for name, figures in run["dictionaries"].items():
         table.add_row(
             name,
@@ -90,9 +102,8 @@ def show(command: TrainCommand, run: dict[str, Any], seconds: float) -> None:
             sparkline(curves.losses[name]),
         )
     Console().print(table)
-    rows = config.n_steps * config.batch_rows
     print(
-        f"{rows:,} rows in {seconds:.0f} s; "
+        f"{config.n_steps * config.batch_rows:,} rows of training; "
         f"FVU and L0 are of the stream's next {FINAL_CHECK_ROWS:,} rows or so."
     )
     excluded = ", ".join(f"{count:,} {reason}" for reason, count in run["excluded"].items())

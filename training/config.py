@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from saelab.activation_cache import HarvestConfig
+from saelab.dictionary.error_rows import ErrorComponent
 from saelab.errors import ConfigError, did_you_mean
 
 from .methods import METHODS, MethodOptions
@@ -82,6 +83,13 @@ class TrainConfig:
     """Model the activations must be of. None: whatever the cache holds, or `stream.model`."""
     hook_point: str | None = None
     """Hook point to train on. None: the cache's, or the first of `stream.hook_points`."""
+    error_component: ErrorComponent | None = None
+    """Train on a component of another dictionary's error on these rows: "error" (all of it),
+    "linear" (what a probe predicts of it) or "nonlinear" (the rest). None: on the activations."""
+    error_of: Path | None = None
+    """Folder of the dictionary whose error is meant."""
+    error_probe: Path | None = None
+    """File of its probe. None: the one that `saelab eval dark-matter` left in its folder."""
     stream: HarvestConfig = field(default_factory=HarvestConfig)
     """What to stream where there is no cache; ignored with one."""
     stream_pool_rows: int = 131_072
@@ -154,10 +162,35 @@ class TrainConfig:
             problems.append(
                 f"n_tokens = {self.n_tokens} is less than one batch, batch_rows = {self.batch_rows}"
             )
+        problems += self._error_problems()
         if not problems:
             problems = self._method_problems()
         if problems:
             raise ConfigError(problems)
+
+    def _error_problems(self) -> list[str]:
+        """What speaks against training on a dictionary's error."""
+        if self.error_component is None:
+            return [
+                f"{name} is given without error_component: say which component to train on"
+                for name in ("error_of", "error_probe")
+                if getattr(self, name) is not None
+            ]
+        found = []
+        if self.error_of is None:
+            found.append("error_component is given without error_of: name the dictionary")
+        if self.cache is None:
+            found.append(
+                "error_component needs a cache, over which the errors' statistics are taken: give "
+                "--cache"
+            )
+        found += [
+            f"{name} learns from the loss's gradients with respect to activations, which errors "
+            "have none of: leave it out, or train on activations"
+            for name in self.methods
+            if name in METHODS and METHODS[name].needs_gradients
+        ]
+        return found
 
     def _method_problems(self) -> list[str]:
         """What a method cannot do with the shapes and lengths it would be given."""

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from saelab.report import Report
 from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, new_plot
+from saelab.report.training_figures import CURVE_KINDS
 from saelab.run_log import read_log
 
 from .run_folder import METRICS_FILE, PAGE_FILE
@@ -18,18 +19,8 @@ COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 DASHES = ("solid", "dash", "dot", "dashdot")
 BLOCKS = "▁▂▃▄▅▆▇█"
 
-CURVES = {
-    "loss": ("Training loss", "loss, all terms (share of variance)", "log"),
-    "fvu": ("Fraction of variance unexplained (FVU)", "FVU", "log"),
-    "l0": ("Active latents per token (L0)", "latents per token", "linear"),
-    "dead_fraction": ("Dead latents", "share of latents", "linear"),
-}
-CAPTIONS = {
-    "loss": "Sum of all loss terms on each logged batch; AuxK joins once latents are dead.",
-    "fvu": "Σ‖x − x̂‖² / Σ‖x − mean‖² on each logged training batch, against the batch's own mean.",
-    "l0": "Mean number of positive codes per token on each logged batch.",
-    "dead_fraction": "Latents without a positive code for the method's `dead_after_tokens`.",
-}
+CURVES = ("loss", "fvu", "l0", "dead_fraction", "density_q10", "density_q50", "density_q90")
+"""What is drawn, where it is logged, in reading order."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,8 @@ def write_curves(run: Path) -> Curves:
     names = list(dict.fromkeys(line["dictionary"] for line in lines))
     report = Report(f"Training of {run.resolve().name}", "Every dictionary of the run.")
     report.add_heading("Figures")
-    for key, (title, axis, scale) in CURVES.items():
+    for key in CURVES:
+        kind = CURVE_KINDS[key]
         curves = {
             name: [(line["tokens"], line[key]) for line in lines if line["dictionary"] == name]
             for name in names
@@ -56,11 +48,11 @@ def write_curves(run: Path) -> Curves:
         }
         if curves:
             report.add_figure(
-                _plot(curves, axis, scale),
-                CAPTIONS[key],
+                _plot(curves, kind.axis, kind.scale),
+                kind.caption,
                 "; ".join(f"{name} ends at {points[-1][1]:.4g}" for name, points in curves.items()),
-                title=title,
-                data=_columns(curves, axis),
+                title=kind.title,
+                data=_columns(curves, kind.axis),
             )
     page = report.write(run / PAGE_FILE)
     losses = {

@@ -21,6 +21,7 @@ from saelab.memory import keep_freed_memory
 from saelab.metrics import fvu, mean_l0
 from saelab.progress import progress_bar
 from saelab.run_log import RunLog
+from saelab.sparse import SparseCodes
 
 from .checkpoint import StreamState
 from .config import TrainConfig
@@ -28,6 +29,9 @@ from .interface import Normalisation, StepOutput, TrainingBatch
 from .learner import Learner
 
 logger = logging.getLogger(__name__)
+
+DENSITY_QUANTILES = {"density_q10": 0.1, "density_q50": 0.5, "density_q90": 0.9}
+"""Logged quantiles of the latents' densities, by name."""
 
 
 @runtime_checkable
@@ -197,7 +201,7 @@ def normalisation_of(stream: ActivationStream, device: torch.device) -> Normalis
 
 
 def step_figures(batch: TrainingBatch, output: StepOutput) -> dict[str, float]:
-    """Loss terms, FVU and L0 of one batch; FVU is against the batch's own mean."""
+    """Loss terms, FVU, L0 and densities of one batch; FVU is against the batch's own mean."""
     losses = {name: float(value.detach()) for name, value in output.losses.items()}
     return {
         "loss": sum(losses.values()),
@@ -205,7 +209,16 @@ def step_figures(batch: TrainingBatch, output: StepOutput) -> dict[str, float]:
         "fvu": fvu(batch.activations, output.reconstruction.detach()),
         "l0": mean_l0(output.codes),
         "l0_std": float(output.codes.l0().double().std()),
+        **density_quantiles(output.codes),
     }
+
+
+def density_quantiles(codes: SparseCodes) -> dict[str, float]:
+    """Quantiles over latents of the share of rows on which each is active."""
+    active = codes.latent[codes.value.detach() > 0]
+    density = torch.bincount(active, minlength=codes.d_sae).double() / max(1, codes.n_rows)
+    levels = density.new_tensor(list(DENSITY_QUANTILES.values()))
+    return dict(zip(DENSITY_QUANTILES, density.quantile(levels).tolist(), strict=True))
 
 
 class _Stopwatch:

@@ -14,9 +14,16 @@ from typing import Any
 
 import torch
 
-from saelab.activation_cache import CacheStream, ModelStream, open_cache
+from saelab.activation_cache import (
+    ActivationCache,
+    CacheStream,
+    ErrorStream,
+    ModelStream,
+    open_cache,
+)
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
+from saelab.dictionary.error_rows import ErrorRows
 from saelab.errors import ArtifactError, ConfigError
 from saelab.files import write_json
 from saelab.manifest import new_manifest
@@ -117,6 +124,28 @@ def open_stream(config: TrainConfig) -> ActivationStream:
     if config.cache is None:
         return _open_model_stream(config)
     cache = open_cache(config.cache, config.hook_point)
+    _check_cache(config, cache)
+    with_gradients = bool(config.methods_that_need_gradients())
+    stream = CacheStream(cache, config.batch_rows, config.data_seed, with_gradients=with_gradients)
+    if config.error_component is None:
+        return stream
+    assert config.error_of is not None
+    return ErrorStream(
+        stream, ErrorRows.load(config.error_of, config.error_probe, config.error_component)
+    )
+
+
+def check_activations(config: TrainConfig) -> None:
+    """Check that the cache a run needs is there and fits, without reading its rows.
+
+    Raises:
+        SaelabError: in the words that `open_stream` would use.
+    """
+    if config.cache is not None:
+        _check_cache(config, open_cache(config.cache, config.hook_point, verify=False))
+
+
+def _check_cache(config: TrainConfig, cache: ActivationCache) -> None:
     if config.model is not None and cache.model_name != config.model:
         raise ConfigError(
             f"the cache {config.cache} is of model {cache.model_name!r}; the settings name "
@@ -133,9 +162,6 @@ def open_stream(config: TrainConfig) -> ActivationStream:
             f"the method {wants_gradients[0]} learns from gradients and the cache {config.cache} "
             "holds none: make one with `saelab cache OUT --gradients`, or leave the method out"
         )
-    return CacheStream(
-        cache, config.batch_rows, config.data_seed, with_gradients=bool(wants_gradients)
-    )
 
 
 def _open_model_stream(config: TrainConfig) -> ActivationStream:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .batch import ActivationBatch, RowStatistics
     from .cache_stream import CacheStream
     from .config import HarvestConfig
+    from .error_stream import ErrorStream
     from .model_stream import ModelStream
     from .reader import ActivationCache, open_cache
     from .row_rule import RowRule
@@ -24,6 +25,7 @@ __all__ = [
     "ActivationBatch",
     "ActivationCache",
     "CacheStream",
+    "ErrorStream",
     "HarvestConfig",
     "ModelStream",
     "RowRule",
@@ -38,6 +40,7 @@ _MODULE_OF = {
     "ActivationBatch": "batch",
     "RowStatistics": "batch",
     "CacheStream": "cache_stream",
+    "ErrorStream": "error_stream",
     "HarvestConfig": "config",
     "RowRule": "row_rule",
     "ModelStream": "model_stream",

@@ -30,6 +30,9 @@ class TopKOptions(CommonOptions):
     """Weight of the loss of the reconstruction from `multi_topk_factor` · k latents; 0: none."""
     multi_topk_factor: int = 4
     """How many times k latents that reconstruction uses."""
+    freeze_decoder: bool = False
+    """Keep the decoder's rows as they were drawn: a control for what a dictionary's directions
+    contribute, since encoder and biases still learn."""
 
     def problems(self) -> list[str]:
         """Everything wrong with the settings by themselves."""
@@ -49,6 +52,7 @@ class TopK(UnitNormMethod):
         self.k = min(settings.k, settings.d_sae)
         self.multi_topk_weight = options.multi_topk_weight
         self.multi_k = min(options.multi_topk_factor * self.k, settings.d_sae)
+        self.freeze_decoder = options.freeze_decoder
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the auxiliary loss, and Multi-TopK where asked for."""
@@ -69,6 +73,12 @@ class TopK(UnitNormMethod):
         return select_top_k(
             batch.activations - w.b_dec, w.W_enc, w.b_enc, k, product_dtype=self.product_dtype
         )
+
+    def adjust_gradients(self) -> None:
+        """Keep the decoder's gradient tangent to the unit sphere, or at zero where it is frozen."""
+        super().adjust_gradients()
+        if self.freeze_decoder and self.weights.W_dec.grad is not None:
+            self.weights.W_dec.grad.zero_()
 
     def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
         """A `topk` dictionary with mean and scale folded in."""

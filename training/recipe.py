@@ -1,0 +1,104 @@
+"""Recipes as files: the settings of one run, or of several parts that are trained in turn.
+
+A recipe with `parts` names runs that share everything but what each part puts in its place, such as
+dictionaries at several hook points. Each part is an ordinary run in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from saelab.config import from_plain, read_yaml, to_plain
+from saelab.errors import ConfigError
+
+from .config import TrainConfig
+
+PARTS = "parts"
+WHOLE = ""
+"""Name of the only part of a recipe that has no parts: its run lies in `out` itself."""
+PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def load_recipe(path: Path) -> dict[str, TrainConfig]:
+    """Read a recipe, strictly.
+
+    Returns:
+        The settings of each part by name, in the order of the file, all with the `out` of the whole
+        recipe; a recipe without parts has one part, named `WHOLE`.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or does not fit: everything wrong at once.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, dict) or PARTS not in content:
+        return {WHOLE: from_plain(TrainConfig, content, str(path))}
+    shared = {key: value for key, value in content.items() if key != PARTS}
+    parts = content[PARTS]
+    problems = _problems_with_parts(parts, str(path))
+    if problems:
+        raise ConfigError(problems)
+    found: dict[str, TrainConfig] = {}
+    settings: dict[str, Any] = {name: changes or {} for name, changes in parts.items()}
+    for name, changes in settings.items():
+        origin = f"{path}, part {name}"
+        try:
+            found[name] = from_plain(TrainConfig, _merged(shared, changes), origin)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def in_own_folders(parts: dict[str, TrainConfig]) -> dict[str, TrainConfig]:
+    """The parts, each with the folder of its run: `out`/name, or `out` where there is one part."""
+    return {
+        name: config if name == WHOLE else dataclasses.replace(config, out=config.out / name)
+        for name, config in parts.items()
+    }
+
+
+def recipe_of(parts: dict[str, TrainConfig]) -> Any:
+    """Plain values that, as YAML, `load_recipe` reads back to the same parts.
+
+    Args:
+        parts: as `load_recipe` gives them, with the `out` of the whole recipe.
+    """
+    if list(parts) == [WHOLE]:
+        return to_plain(parts[WHOLE])
+    plain = {name: to_plain(config) for name, config in parts.items()}
+    out = [settings.pop("out") for settings in plain.values()]
+    return {"out": out[0], PARTS: plain}
+
+
+def _problems_with_parts(parts: Any, origin: str) -> list[str]:
+    if not isinstance(parts, dict) or not parts:
+        return [f"{origin}: parts must map the name of each part to its settings (got {parts!r})"]
+    found = []
+    for name, changes in parts.items():
+        if not isinstance(name, str) or not PART_NAME.fullmatch(name):
+            found.append(
+                f"{origin}: the part {name!r} cannot be a folder's name: use letters, digits, "
+                "'_', '.' and '-'"
+            )
+        if changes is not None and not isinstance(changes, dict):
+            found.append(f"{origin}: the part {name!r} must hold settings (got {changes!r})")
+        elif changes and "out" in changes:
+            found.append(
+                f"{origin}: the part {name!r} names an out of its own; a part lies in out/{name}"
+            )
+    return found
+
+
+def _merged(shared: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings with some put in their place, inside nested settings too."""
+    merged = dict(shared)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        if isinstance(inner, dict) and isinstance(value, dict):
+            value = _merged(inner, value)
+        merged[key] = value
+    return merged
