@@ -13,6 +13,8 @@ SUITES = {
     "recovery": "saelab.evals.recovery.command",
     "consistency": "saelab.evals.consistency.command",
     "steering": "saelab.evals.steering.command",
+    "dark-matter": "saelab.evals.dark_matter.command",
+    "supervised": "saelab.evals.supervised.command",
 }
 
 
@@ -22,6 +24,8 @@ Suites:
   core         reconstruction, sparsity, densities, what splicing costs the model, on held-out text
   recovery     which planted features were found, on dictionaries of a `saelab synthetic` cache
   consistency  whether several seeds, or several methods, find the same latents
+  dark-matter  what a dictionary does not explain, taken apart: linear and nonlinear error
+  supervised   beside the best dictionary that labels can give, on tasks with known attributes
   steering     size and consistency of a latent's effect on the logits in arbitrary contexts
 
 `saelab eval SUITE --help` lists a suite's options."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from saelab.activation_cache import RowRule, RowSelection, select_rows
 from saelab.config import from_plain
 from saelab.dictionary import SavedDictionary
+from saelab.dictionary.error_rows import ORIGIN_KEY as ERROR_ORIGIN_KEY
 from saelab.errors import ArtifactError, ConfigError
 from saelab.language_model import LanguageModel
 from saelab.synthetic.truth import ORIGIN_KEY
@@ -84,6 +85,14 @@ def protocol_of(saved: SavedDictionary, config: ProtocolOverrides) -> Protocol:
         raise ArtifactError(
             f"{saved.folder} was trained on planted features, so there is no language model to "
             "judge it on: use `saelab eval recovery`"
+        )
+    if ERROR_ORIGIN_KEY in origin:
+        part = origin[ERROR_ORIGIN_KEY]
+        raise ArtifactError(
+            f"{saved.folder} was trained on the {part['component']} component of the error of the "
+            f"dictionary {part['dictionary']!r}, not on activations: judge it with `saelab eval "
+            f"dark-matter {part['dictionary']} --analyses components --component-dictionaries "
+            f"{saved.folder}`"
         )
     missing = [name for name in RECORDED if name not in origin]
     if missing:

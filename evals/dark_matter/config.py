@@ -1,0 +1,131 @@
+"""Settings of the suite "dark-matter"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from saelab.errors import ConfigError
+
+Analysis = Literal[
+    "linear",
+    "norm-test",
+    "directions",
+    "pursuit",
+    "family",
+    "downstream",
+    "linear-maps",
+    "synthetic",
+    "components",
+]
+DEFAULT_ANALYSES: tuple[Analysis, ...] = ("linear", "norm-test", "directions", "pursuit", "family")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DarkMatterConfig:
+    """Which analyses of a dictionary's error to run, on which rows, and where the results go.
+
+    Text, context length, row rule and norm ceiling are the dictionary's own unless overridden here.
+    """
+
+    analyses: tuple[Analysis, ...] = DEFAULT_ANALYSES
+    """What to do beside the split of the error into parts, which is always done ("linear").
+    "norm-test": the norm-prediction test; "directions": the norm probe against single latents;
+    "pursuit": every number again with gradient-pursuit codes; "family": scaling, breakdown,
+    contours over the dictionaries given; "downstream": what splicing each part in costs the model;
+    "linear-maps": errors from other dictionaries' outputs (see `sources`); "synthetic": planted
+    dense and introduced noise; "components": dictionaries trained on the parts (see
+    `component_dictionaries`)."""
+    cache: Path | None = None
+    """Activation cache of the hook point to take rows from. None: the model on held-out text."""
+    n_tokens: int = 250_000
+    """Rows to evaluate, counted after the row rule and `first_position`; fewer where the text or
+    the cache ends."""
+    n_loss_tokens: int = 16_384
+    """Tokens at the start of the text on which the model's loss is measured, for the baseline that
+    predicts the error norm from it. 0: not at all, and with `cache` no model is loaded for it."""
+    first_position: int | None = None
+    """Rows at earlier positions of a context are left out. None: 200, as in the paper, in contexts
+    of at least 400 tokens; in shorter ones 0."""
+    train_fraction: float = 0.6
+    """Share of the contexts that probes are fitted on; the others are held out."""
+    ridge: float = 1e-6
+    """Regularisation of every least-squares fit, in units of the mean variance of a regressor."""
+    seed: int = 0
+    """Draws the splits, the controls and planted noise."""
+    breakdown_l0: float | None = None
+    """L0 at which widths are compared. None: the one that most widths reach, nearest to 60."""
+    n_downstream_tokens: int = 16_384
+    """Tokens of held-out text for "downstream", rounded up to contexts."""
+    n_synthetic_rows: int = 50_000
+    """Rows for "synthetic"; all rows where there are fewer."""
+    sources: tuple[Path, ...] = ()
+    """Dictionaries of other hook points of the same model whose outputs "linear-maps" maps to the
+    error: an earlier layer's, and the same layer's MLP and attention outputs."""
+    component_dictionaries: tuple[Path, ...] = ()
+    """Dictionaries that were trained on the parts of a dictionary's error, for "components"."""
+    batch_contexts: int = 8
+    """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
+    text_source: str | None = None
+    """Text in place of the dictionary's own (a source that `saelab.text` reads). None: its own."""
+    text_field: str | None = None
+    """Field that holds the text in `text_source`. None: as the dictionary recorded it."""
+    context_length: int | None = None
+    """Tokens in a context of held-out text. None: as in training."""
+    model: str | None = None
+    """Where the dictionary's language model lies, if not under its recorded name. None: there."""
+    model_dtype: Literal["bfloat16", "float32", "float16"] | None = None
+    """Dtype the model computes in. None: as in training."""
+    device: str = "auto"
+    """Device of model and dictionaries: `auto`, `cpu`, `cuda`."""
+    out: Path | None = None
+    """Folder for the results; one folder per dictionary in it where there are several, and the
+    family's report beside them. None: the folder `evals` in each dictionary, and the family's
+    report in that of the first."""
+    overwrite: bool = False
+    """Replace an existing result."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: {value} is below 1"
+            for name in ("n_tokens", "batch_contexts", "n_downstream_tokens", "n_synthetic_rows")
+            if (value := getattr(self, name)) < 1
+        ]
+        problems += [
+            f"{name}: {value} is below 0"
+            for name in ("n_loss_tokens", "first_position", "seed")
+            if (value := getattr(self, name)) is not None and value < 0
+        ]
+        if not 0 < self.train_fraction < 1:
+            problems.append(f"train_fraction: {self.train_fraction} is not between 0 and 1")
+        if not 0 <= self.ridge < 1:
+            problems.append(f"ridge: {self.ridge} is not at least 0 and below 1")
+        if self.breakdown_l0 is not None and self.breakdown_l0 <= 0:
+            problems.append(f"breakdown_l0: {self.breakdown_l0} is not above 0")
+        if self.context_length is not None and self.context_length < 2:
+            problems.append(f"context_length: {self.context_length} is below 2 tokens")
+        if self.cache is not None and self.context_length is not None:
+            problems.append("context_length: a cache has its own; give one or the other")
+        problems += self._missing()
+        if problems:
+            raise ConfigError(problems)
+
+    def _missing(self) -> list[str]:
+        """What an analysis needs and was not given."""
+        found = []
+        if "linear-maps" in self.analyses and not self.sources:
+            found.append(
+                "sources: the analysis linear-maps needs dictionaries of other hook points, such "
+                "as an earlier layer's: name their folders with --sources"
+            )
+        if "components" in self.analyses and not self.component_dictionaries:
+            found.append(
+                "component_dictionaries: the analysis components needs dictionaries trained on the "
+                "parts of the error: name their folders with --component-dictionaries"
+            )
+        return found
+
+    def wants(self, analysis: Analysis) -> bool:
+        """Whether an analysis was asked for."""
+        return analysis in self.analyses

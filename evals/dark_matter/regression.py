@@ -1,0 +1,279 @@
+"""Least squares from streamed sums: one pass over the rows, float64, memory O(d²), any split after.
+
+The sums of any set of cells of rows (`cross_statistics`) give a fit or a score, so that train, test
+and all rows cost one pass and no residual is held.
+
+The normal equations are regularised as (G + ridge · tr(G)/d · I) b = c with one Cholesky
+factorisation for all targets: residual streams are badly conditioned, and the reconstruction of few
+live latents is rank-deficient as a regressor (Engels, Smith and Tegmark, arXiv 2410.14670, solve
+them in float32 without).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saelab.errors import ActivationError
+
+from .cross_statistics import CrossStatistics
+
+logger = logging.getLogger(__name__)
+
+RIDGE = 1e-6
+"""Regularisation, in units of the mean diagonal entry of the Gram matrix."""
+SMALLEST_SQUARE = 1e-24
+"""Squared deviation, as a share of the squared mean, that is rounding in float64."""
+SMALLEST_VARIANCE = 1e-8
+"""Targets whose variance is below this share of the largest are left out of means over targets."""
+
+
+class RegressionStatistics:
+    """Everything a regression of some targets on some regressors needs, from streamed rows.
+
+    Args:
+        n_regressors: columns that predict, without the constant.
+        n_targets: columns that are predicted.
+        n_cells: into how many cells rows fall.
+        device: where the sums lie.
+        design: sums of the same rows' regressors with themselves, where several regressions share
+            them; None: collected here.
+
+    Example:
+        >>> x = torch.randn(100, 3)
+        >>> statistics = RegressionStatistics(3, 1)
+        >>> statistics.update(x, x[:, :1] + 2 * x[:, 1:2] + 5)
+        >>> moments = statistics.moments()
+        >>> float(moments.score(moments.fit()).mean_r_squared()) > 0.999
+        True
+    """
+
+    def __init__(
+        self,
+        n_regressors: int,
+        n_targets: int,
+        n_cells: int = 1,
+        *,
+        device: torch.device | str = "cpu",
+        design: CrossStatistics | None = None,
+    ):
+        self._own = design is None
+        self.design = (
+            CrossStatistics(n_regressors, n_regressors, n_cells, device)
+            if design is None
+            else design
+        )
+        self.cross = CrossStatistics(n_regressors, n_targets, n_cells, device)
+
+    def update(
+        self,
+        regressors: Float[Tensor, "rows regressors"],
+        targets: Float[Tensor, "rows targets"],
+        cell: Int[Tensor, " rows"] | None = None,
+    ) -> None:
+        """Add rows of any floating dtype; `cell` as in `CrossStatistics.update`.
+
+        Raises:
+            ActivationError: a value is not finite.
+        """
+        if self._own:
+            self.design.update(regressors, regressors, cell)
+        self.cross.update(regressors, targets, cell)
+
+    def moments(self, cells: Sequence[int] | None = None) -> RegressionMoments:
+        """The moments of some cells' rows, or of all.
+
+        Raises:
+            ValueError: a shared design has seen other rows.
+        """
+        design, cross = self.design.merged(cells), self.cross.merged(cells)
+        if design.n_rows != cross.n_rows:
+            raise ValueError(
+                f"the shared design holds {design.n_rows:.0f} rows, the targets {cross.n_rows:.0f}"
+            )
+        return RegressionMoments(
+            n_rows=int(cross.n_rows),
+            mean_regressors=cross.mean_left,
+            mean_targets=cross.mean_right,
+            gram=design.product,
+            cross=cross.product,
+            squares=cross.square_right,
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RegressionMoments:
+    """First and second moments of some rows, float64; products are about the means."""
+
+    n_rows: int
+    """Rows behind them."""
+    mean_regressors: Float[Tensor, " regressors"]
+    """Mean of each regressor."""
+    mean_targets: Float[Tensor, " targets"]
+    """Mean of each target."""
+    gram: Float[Tensor, "regressors regressors"]
+    """Summed products of the centred regressors."""
+    cross: Float[Tensor, "regressors targets"]
+    """Summed products of centred regressors and targets."""
+    squares: Float[Tensor, " targets"]
+    """Summed squares of the centred targets."""
+
+    def fit(
+        self,
+        *,
+        intercept: bool = True,
+        ridge: float = RIDGE,
+        what: str = "the regression",
+        rank_level: int = logging.WARNING,
+    ) -> LinearMap:
+        """The least-squares map of all targets, with one factorisation.
+
+        Args:
+            intercept: whether a constant is fitted; without it products are about zero.
+            ridge: added to the diagonal, in units of its mean.
+            what: names the regression in messages.
+            rank_level: at which log level a design that does not have full rank is reported.
+
+        Raises:
+            ActivationError: fewer rows than coefficients.
+        """
+        d = len(self.mean_regressors)
+        needed = d + int(intercept)
+        if self.n_rows <= needed:
+            raise ActivationError(
+                f"{what} has {self.n_rows:,} rows to fit {needed:,} coefficients per target "
+                f"({d:,} regressors{' and a constant' if intercept else ''}): give more tokens "
+                f"(at least {10 * needed:,} training rows make a useful fit)"
+            )
+        gram, cross = self.gram, self.cross
+        if not intercept:
+            gram = gram + self.n_rows * torch.outer(self.mean_regressors, self.mean_regressors)
+            cross = cross + self.n_rows * torch.outer(self.mean_regressors, self.mean_targets)
+        level = ridge * float(gram.diagonal().mean())
+        if level <= 0:
+            logger.log(rank_level, "%s: no regressor varies, so the fit is the mean", what)
+            weight = torch.zeros_like(cross)
+        else:
+            _log_rank(gram, level, what, rank_level)
+            weight = _solve(gram, cross, level)
+        bias = self.mean_targets - self.mean_regressors @ weight
+        return LinearMap(weight, bias if intercept else torch.zeros_like(bias))
+
+    def score(self, fitted: LinearMap) -> RegressionScores:
+        """How well a map predicts these rows, from the moments alone."""
+        weight = fitted.weight
+        about_mean = (
+            self.squares - 2 * (weight * self.cross).sum(0) + (weight * (self.gram @ weight)).sum(0)
+        )
+        offset = self.mean_targets - self.mean_regressors @ weight - fitted.bias
+        # Equal values leave the rounding of their mean behind.
+        rounding = SMALLEST_SQUARE * self.n_rows * self.mean_targets.square()
+        return RegressionScores(
+            n_rows=self.n_rows,
+            squared_error=about_mean.clamp(min=0) + self.n_rows * offset.square(),
+            deviation=torch.where(self.squares > rounding, self.squares, 0.0),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LinearMap:
+    """A fitted affine map, float64."""
+
+    weight: Float[Tensor, "regressors targets"]
+    """Coefficients."""
+    bias: Float[Tensor, " targets"]
+    """Constants; zero where none was fitted."""
+
+    def __call__(
+        self, regressors: Float[Tensor, "rows regressors"]
+    ) -> Float[Tensor, "rows targets"]:
+        """Predictions, in float64."""
+        return regressors.to(self.weight) @ self.weight + self.bias
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RegressionScores:
+    """Squared errors of predictions and the targets' own deviations, on the evaluated rows."""
+
+    n_rows: int
+    """Rows evaluated."""
+    squared_error: Float[Tensor, " targets"]
+    """Summed squared error of each target."""
+    deviation: Float[Tensor, " targets"]
+    """Summed squared deviation of each target from its mean over the evaluated rows."""
+
+    def of(self, targets: slice) -> RegressionScores:
+        """The scores of some targets."""
+        return RegressionScores(
+            n_rows=self.n_rows,
+            squared_error=self.squared_error[targets],
+            deviation=self.deviation[targets],
+        )
+
+    @property
+    def varying(self) -> Bool[Tensor, " targets"]:
+        """Targets with at least `SMALLEST_VARIANCE` of the largest variance."""
+        largest = float(self.deviation.max()) if len(self.deviation) else 0.0
+        return self.deviation > SMALLEST_VARIANCE * largest
+
+    @property
+    def r_squared(self) -> Float[Tensor, " targets"]:
+        """R² of each target; NaN where the target does not vary."""
+        ratio = self.squared_error / self.deviation
+        return torch.where(self.varying, 1 - ratio, torch.nan)
+
+    def mean_r_squared(self, what: str = "the targets") -> float | None:
+        """Unweighted mean of R² over the targets that vary (E9); None where none does.
+
+        Those that do not are counted in the log: one dimension of variance zero would make it 0/0.
+        """
+        dropped = int((~self.varying).sum())
+        if dropped:
+            logger.warning(
+                "%s: %d of %d dimensions vary less than %.0e of the largest and are left out of "
+                "the mean R²",
+                what,
+                dropped,
+                len(self.deviation),
+                SMALLEST_VARIANCE,
+            )
+        values = self.r_squared[self.varying]
+        return float(values.mean()) if len(values) else None
+
+    def pooled_r_squared(self) -> float | None:
+        """1 - summed squared error / summed deviation over all targets (1 - E10)."""
+        below = float(self.deviation.sum())
+        return 1 - float(self.squared_error.sum()) / below if below > 0 else None
+
+
+def _solve(gram: Tensor, cross: Tensor, level: float) -> Tensor:
+    """(gram + level · I)⁻¹ cross, by Cholesky where rounding leaves the matrix positive."""
+    regular = gram + level * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    factor, failed = torch.linalg.cholesky_ex(regular)
+    if not int(failed):
+        return torch.cholesky_solve(cross, factor)
+    # Only without a ridge to speak of, or in moments made from others by subtraction.
+    values, vectors = torch.linalg.eigh(gram)
+    floor = max(level, 1e-13 * float(values.abs().max()))
+    return vectors @ ((vectors.T @ cross) / (values.clamp(min=0) + floor)[:, None])
+
+
+def _log_rank(gram: Tensor, level: float, what: str, rank_level: int) -> None:
+    """Say where the ridge decides directions that the rows do not."""
+    if not logger.isEnabledFor(rank_level):
+        return
+    below = int((torch.linalg.eigvalsh(gram) < level).sum())
+    if below:
+        logger.log(
+            rank_level,
+            "%s: %d of %d directions of the regressors vary less than the regularisation (the "
+            "design is rank-deficient or nearly so); their coefficients are shrunk towards zero",
+            what,
+            below,
+            len(gram),
+        )
