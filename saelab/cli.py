@@ -38,6 +38,12 @@ COMMANDS: dict[str, Command] = {
     "train": Command("saelab.training.command", "train dictionaries on a cache, or on the stream"),
     "eval": Command("saelab.evals.command", "judge saved dictionaries"),
     "compare": Command("saelab.evals.compare.command", "compare training methods in one report"),
+    "features": Command(
+        "saelab.commands.features", "read every feature of a run's dictionaries into a store"
+    ),
+    "dashboard": Command(
+        "saelab.dashboards.command", "browse runs, features and results in the web browser, offline"
+    ),
     "planted": Command(
         "saelab.commands.planted", "train methods on planted features and score the recovery"
     ),

@@ -53,6 +53,7 @@ class HookedForward:
 
     Attributes:
         probe_tokens: a few short contexts that routes are compared on.
+        starts: block -> whether a pass can start with it, as far as it was tried.
     """
 
     def __init__(self, bridge: Any, plain: nn.Module, twins: Mapping[int, nn.Module]):
@@ -62,6 +63,8 @@ class HookedForward:
         self._sites: dict[str, _Site | None] = {}
         self._widths: dict[str, int | None] = {}
         self._names: list[str] | None = None
+        self._tuples: bool | None = None
+        self.starts: dict[int, bool] = {}
         config = bridge.cfg
         device = next(plain.parameters()).device
         self._points = {
@@ -128,7 +131,7 @@ class HookedForward:
         graph_for: Sequence[str] = (),
         stop_at_head: bool = False,
         past: Any = None,
-    ) -> Float[Tensor, "batch seq d_vocab"] | None:
+    ) -> Float[Tensor, "batch positions d_vocab"] | None:
         """Run the model, calling each visit with its hook point's activation.
 
         Args:
@@ -143,8 +146,8 @@ class HookedForward:
                 points that are plain only.
 
         Returns:
-            The logits in the model's dtype, or None where the pass was stopped by
-            `stop_when_seen`.
+            The logits in the model's dtype, of every position unless a hook on the head lets it
+            read fewer, or None where the pass was stopped by `stop_when_seen`.
         """
         for name in visits:
             self.width_at(name)
@@ -182,6 +185,31 @@ class HookedForward:
         """The block that all hook points lie in or behind; None for the embeddings."""
         blocks = [self._block(name) for name in names]
         return None if None in blocks else min(block for block in blocks if block is not None)
+
+    def block_module(self, index: int) -> nn.Module | None:
+        """The plain model's block of that number; None where the plain model has no such module."""
+        original = getattr(self.bridge.blocks[index], "original_component", None)
+        return self._twins.get(id(original))
+
+    @torch.no_grad()
+    def blocks_return_tuples(self) -> bool:
+        """Whether the plain model's blocks give a tuple with the residual stream first."""
+        if self._tuples is None:
+            given: list[Any] = []
+            block = self.block_module(0)
+            assert block is not None
+            handle = block.register_forward_hook(lambda module, args, output: given.append(output))  # noqa: ARG005
+            try:
+                self._run_plain(self.probe_tokens, [])
+            finally:
+                handle.remove()
+            self._tuples = isinstance(given[0], tuple)
+        return self._tuples
+
+    def final_norm(self) -> nn.Module | None:
+        """The plain model's last norm; None where it has none."""
+        norm = getattr(self.bridge, "ln_final", None)
+        return None if norm is None else self._twins.get(id(norm.original_component))
 
     def _block(self, name: str) -> int | None:
         match name.split("."):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,10 +19,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import ModelError
+from .generation import Edit, GeneratedTokens, generate_tokens
 from .hooked_forward import HookedForward
+from .hugging_face import load_hugging_face
 from .last_position import run_last_position
+from .logit_gradients import Quantity, next_token_gradients
+from .logit_lens import Lens, lens_of
 from .loss_gradients import LossGradients
 from .model_files import ModelFiles, list_models, quiet_transformers, resolve_model
+from .patched_runs import PatchedRuns
+from .token_bytes import token_bytes
 from .token_loss import next_token_loss
 
 __all__ = ["LanguageModel", "ModelOutput", "list_models", "load_language_model"]
@@ -70,7 +76,7 @@ def load_language_model(
         raise ModelError(f"model dtype {dtype!r} is unknown: expected one of {', '.join(DTYPES)}")
     where = _device(device)
     files = resolve_model(name)
-    model, tokenizer = _load_hugging_face(files, DTYPES[dtype], where)
+    model, tokenizer = load_hugging_face(files, DTYPES[dtype], where)
     # The bridge rewires the model it is given; the copy keeps the library's own forward pass
     # and, through the memo, the very same weights.
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
@@ -87,6 +93,9 @@ class LanguageModel:
         name: as given by the user.
         n_layers: number of blocks.
         d_model: width of the residual stream.
+        n_heads: query heads of a block; 0 where the model has none.
+        n_key_value_heads: key and value heads of a block, each read by a group of query heads.
+        d_head: width of a head.
         d_vocab: entries of the logits.
         max_context: longest context in tokens.
         dtype: of weights and activations.
@@ -94,6 +103,7 @@ class LanguageModel:
         bos_id: the token that starts a context; None where the model has none.
         separator_id: the token put between documents; None where the model has none.
         special_ids: every special token of the tokenizer.
+        end_ids: tokens that end a text: the tokenizer's EOS and the separator.
     """
 
     def __init__(self, files: ModelFiles, tokenizer: Any, forward: HookedForward):
@@ -105,6 +115,10 @@ class LanguageModel:
         self.name: str = files.name
         self.n_layers: int = int(config.n_layers)
         self.d_model: int = int(config.d_model)
+        self.n_heads: int = int(getattr(config, "n_heads", 0) or 0)
+        key_heads = getattr(config, "n_key_value_heads", None)
+        self.n_key_value_heads: int = int(key_heads or self.n_heads)
+        self.d_head: int = int(getattr(config, "d_head", 0) or 0)
         self.d_vocab: int = int(forward.plain.get_output_embeddings().weight.shape[0])
         self.max_context: int = int(config.n_ctx)
         self.dtype: torch.dtype = weights.dtype
@@ -117,6 +131,9 @@ class LanguageModel:
                 *(id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special),
             ]
         )
+
+        ends = {tokenizer.eos_token_id, self.separator_id} - {None}
+        self.end_ids: frozenset[int] = frozenset(ends)
 
     @cached_property
     def content_hash(self) -> str:
@@ -165,6 +182,18 @@ class LanguageModel:
             " " + string if str(piece).startswith("▁") and not string.startswith(" ") else string
             for piece, string in zip(pieces, strings, strict=True)
         ]
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every token of the vocabulary, by id."""
+        return token_bytes(self._tokenizer, self.d_vocab)
+
+    def logit_lens(self) -> Lens:
+        """The way from the residual stream to the logits, on the CPU in float32."""
+        return lens_of(self._forward.plain, self._forward.final_norm())
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Tokens as one text; bytes that are no whole character show as "�"."""
+        return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
     @torch.no_grad()
     def capture(
@@ -277,6 +306,111 @@ class LanguageModel:
 
         return run_last_position(self._forward, tokens, hook_point, add, len(additions))
 
+    def next_token_gradients(
+        self,
+        tokens: Int[Tensor, " seq"],
+        hook_point: str,
+        target: int,
+        quantity: Quantity = "logit",
+    ) -> tuple[Float[Tensor, "seq d_in"], Float[Tensor, "seq d_in"], float]:
+        """Activations, the gradient of a next token's logit with respect to them, and its value.
+
+        Args:
+            tokens: one context on any device.
+            hook_point: TransformerLens name.
+            target: id of the token whose logit after the context is differentiated.
+            quantity: "logit", or "log_probability" (nats).
+
+        Raises:
+            ModelError: as for `capture`; or a target outside the vocabulary.
+        """
+        if not 0 <= target < self.d_vocab:
+            raise ModelError(
+                f"token id {target} does not fit {self.name}, whose vocabulary has {self.d_vocab}"
+            )
+        context = self._checked(tokens[None])[0]
+        return next_token_gradients(self._forward, context, hook_point, target, quantity)
+
+    def generate(
+        self,
+        prompt: Int[Tensor, " seq"],
+        hook_point: str,
+        edit: Edit,
+        *,
+        n_versions: int,
+        n_tokens: int,
+        temperature: float | int = 1.0,
+        seed: int = 0,
+    ) -> Iterator[GeneratedTokens]:
+        """Write on from a prompt with activations edited, versions side by side.
+
+        Args:
+            prompt: token ids on any device, at least one.
+            hook_point: TransformerLens name.
+            edit: from activations [versions seq d_in], tokens [versions seq] and the position of
+                the first of them, to the activations' replacement; sees every position once.
+            n_versions: rows written side by side, with the same random numbers.
+            n_tokens: most tokens to write; all versions may end earlier.
+            temperature: that logits are divided by; 0 takes the likeliest token.
+            seed: of the random numbers.
+
+        Raises:
+            ModelError: as for `run`; or no prompt, or more tokens than the model's context holds.
+        """
+        if not len(prompt) or n_tokens < 1:
+            raise ModelError(
+                f"generation needs a prompt and a number of tokens; got {len(prompt)} tokens of "
+                f"prompt and {n_tokens} to write"
+            )
+        if len(prompt) + n_tokens > self.max_context:
+            raise ModelError(
+                f"{len(prompt)} tokens of prompt and {n_tokens} to write are more than "
+                f"{self.name} allows: at most {self.max_context}"
+            )
+        tokens = self._checked(prompt[None])[0]
+        self.require_spliceable(hook_point)
+        return generate_tokens(
+            self._forward,
+            tokens,
+            hook_point,
+            edit,
+            n_versions=n_versions,
+            n_tokens=n_tokens,
+            temperature=temperature,
+            seed=seed,
+            end_ids=self.end_ids,
+        )
+
+    @torch.no_grad()
+    def prepare_patches(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        end: Int[Tensor, " batch"],
+        hook_points: Sequence[str],
+        first_position: int = 0,
+    ) -> PatchedRuns:
+        """Right-padded prompts made ready to be run many times with activations replaced.
+
+        What no replacement can change is computed here, once: all before `first_position`, and
+        the blocks below the first hook point. Queries and keys (`attn.hook_q`, `attn.hook_k`) are
+        those before any rotation by position, so that a value means the same at every position.
+
+        Args:
+            tokens: [batch seq] on any device; padding comes last and may be any token.
+            end: the position of each prompt whose logits are asked for.
+            hook_points: every hook point that will be patched.
+            first_position: no replacement changes anything before it.
+
+        Raises:
+            ModelError: as for `run`.
+        """
+        tokens = self._checked(tokens)
+        for name in hook_points:
+            self.require_spliceable(name)
+        return PatchedRuns(
+            self._forward, tokens, end.to(tokens.device), hook_points, first_position
+        )
+
     def require_spliceable(self, hook_point: str) -> None:
         """Refuse a hook point whose replacement would not reach all that reads it.
 
@@ -333,27 +467,6 @@ def _separator_id(tokenizer: Any) -> int | None:
     """The token between documents: the pretraining one if the vocabulary has it, else EOS."""
     known = tokenizer.get_vocab().get(DOCUMENT_SEPARATOR)
     return tokenizer.eos_token_id if known is None else known
-
-
-def _load_hugging_face(
-    files: ModelFiles, dtype: torch.dtype, device: torch.device
-) -> tuple[Any, Any]:
-    """Model (frozen, eval mode) and tokenizer from a local folder, never from the network."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        with quiet_transformers():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                files.folder, dtype=dtype, local_files_only=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
-    except Exception as error:
-        raise ModelError(
-            f"model {files.name!r} in {files.folder} cannot be loaded "
-            f"({str(error).strip().splitlines()[0][:200]}): "
-            "it must be a causal language model that transformers can read"
-        ) from error
-    return model.to(device).eval().requires_grad_(False), tokenizer
 
 
 def _boot_bridge(

@@ -79,14 +79,20 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL log; a last line cut short by a kill is left out.
 
     Raises:
-        ArtifactError: a line before the last is not JSON.
+        ArtifactError: a line before the last is not JSON, or a line is no JSON object.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     parsed = []
     for number, line in enumerate(lines, start=1):
         try:
-            parsed.append(json.loads(line))
+            content = json.loads(line)
         except json.JSONDecodeError:
             if number < len(lines):
                 raise ArtifactError(f"{path}, line {number}, is not JSON: it was damaged") from None
+            continue
+        if not isinstance(content, dict):
+            raise ArtifactError(
+                f"{path}, line {number}, is no JSON object: the file is not a log of metrics"
+            )
+        parsed.append(content)
     return parsed

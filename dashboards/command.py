@@ -1,0 +1,137 @@
+"""`saelab dashboard`: start the feature browser on this machine, for this machine only."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from saelab.config import parse_arguments
+from saelab.errors import ConfigError, ResourceError
+
+ADDRESS = "127.0.0.1"
+ROOTS_VARIABLE = "SAELAB_DASHBOARD_ROOTS"
+"""Environment variable by which the pages are told the folders given, as a JSON list."""
+DEFAULT_ROOTS = (Path("runs"),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DashboardCommand:
+    """Browse runs, features and evaluation results in the web browser, offline."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = DEFAULT_ROOTS
+    """Folders with runs or dictionaries, or single feature stores. Nothing outside them can be
+    reached from the pages."""
+    port: int = 8501
+    """TCP port on 127.0.0.1; 0 takes a free one."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 <= self.port <= 65535:
+            problems.append(f"--port must be 0 to 65535; got {self.port}")
+        if not self.runs:
+            problems.append("give at least one folder with runs")
+        problems += [
+            f"{path} does not exist: give a folder with runs, such as the --out of `saelab train`"
+            for path in self.runs
+            if not path.exists()
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+
+CONFIG = DashboardCommand
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve until interrupted."""
+    command = parse_arguments(DashboardCommand, arguments, program="saelab dashboard")
+    port = command.port or free_port()
+    require_free_port(port)
+    os.environ[ROOTS_VARIABLE] = json.dumps([str(path.resolve()) for path in command.runs])
+    names = ", ".join(str(path) for path in command.runs)
+    print(f"saelab dashboard of {names}: http://{ADDRESS}:{port}  (stop with Ctrl-C)", flush=True)
+    serve(port)
+
+
+def serve(port: int) -> None:
+    """Run Streamlit in this process, on this machine's own address, until it is stopped."""
+    from streamlit.web import bootstrap
+
+    threading.Thread(target=_warm_up, daemon=True).start()
+    options = server_options(port)
+    bootstrap.load_config_options(options)
+    bootstrap.run(str(Path(__file__).with_name("app.py")), False, [], options)
+
+
+def _warm_up() -> None:
+    """Import what the first page needs while the browser is still being opened."""
+    for module in ("pandas", "pyarrow", "plotly.graph_objects", "saelab.dashboards.views.explore"):
+        importlib.import_module(module)
+
+
+def server_options(port: int) -> dict[str, Any]:
+    """Streamlit's settings; given as flags, they win over any config file of the user's."""
+    options: dict[str, Any] = {
+        "server.address": ADDRESS,
+        "server.port": port,
+        "server.headless": True,
+        "server.fileWatcherType": "none",
+        "server.runOnSave": False,
+        "server.enableStaticServing": False,
+        "server.maxUploadSize": 1,
+        "browser.gatherUsageStats": False,
+        "browser.serverAddress": ADDRESS,
+        "client.toolbarMode": "minimal",
+        "client.showErrorDetails": "none",
+        "client.showErrorLinks": False,
+        "global.developmentMode": False,
+        "logger.level": "warning",
+        "logger.hideWelcomeMessage": True,
+        "theme.baseFontSize": 15,
+        "theme.headingFontSizes": ["1.9rem", "1.35rem", "1.15rem", "1.05rem", "1rem", "1rem"],
+        "theme.light.primaryColor": "#0b62ab",
+        "theme.light.backgroundColor": "#ffffff",
+        "theme.light.secondaryBackgroundColor": "#f1f4f7",
+        "theme.light.textColor": "#1b1f24",
+        "theme.light.linkColor": "#0b62ab",
+        "theme.dark.primaryColor": "#4f9fe0",
+        "theme.dark.backgroundColor": "#14171b",
+        "theme.dark.secondaryBackgroundColor": "#1f242b",
+        "theme.dark.textColor": "#e8eaed",
+        "theme.dark.linkColor": "#7ab8ee",
+    }
+    # The command line spells a dot as an underscore, and so does the function that reads flags.
+    return {name.replace(".", "_"): value for name, value in options.items()}
+
+
+def free_port() -> int:
+    """A port that nothing listens on just now."""
+    with socket.socket() as probe:
+        probe.bind((ADDRESS, 0))
+        return probe.getsockname()[1]
+
+
+def require_free_port(port: int) -> None:
+    """Refuse a port that is taken, before anything heavy is loaded.
+
+    Raises:
+        ResourceError: something listens there, or the system keeps the port for itself.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ADDRESS, port))
+        except OSError as error:
+            raise ResourceError(
+                f"port {port} of {ADDRESS} cannot be used ({error.strerror}): give another --port, "
+                "or --port 0 for any free one"
+            ) from error

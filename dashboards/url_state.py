@@ -1,0 +1,96 @@
+"""What a page shows, kept in its address: deep links, the Back button and reloads all work.
+
+The address is read before a widget is made and written after it. Streamlit's own binding loses the
+value on Back and leaks foreign parameters, so it is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import streamlit as st
+
+Value = TypeVar("Value")
+
+_SEEN = "address_seen"
+
+
+def read(param: str, default: Value, parse: Callable[[str], Value] = str) -> Value:
+    """The address's value of a parameter; the default where it is missing or cannot be read."""
+    given = st.query_params.get(param)
+    if given is None:
+        return default
+    try:
+        return parse(given)
+    except (ValueError, KeyError):
+        return default
+
+
+def bind(widget_key: str, param: str, default: Any, parse: Callable[[str], Any] = str) -> None:
+    """Put the address's value into a widget about to be made, if the address has changed.
+
+    Args:
+        widget_key: the `key` of the widget; one parameter belongs to one widget of a page.
+        param: the parameter of the address.
+        default: the widget's value where the address says nothing.
+        parse: from text to the widget's value; a ValueError or KeyError gives the default.
+    """
+    given = st.query_params.get(param)
+    seen = _seen()
+    # A widget's state is dropped while another page is shown; then too the address decides.
+    if widget_key not in st.session_state or seen.get(param) != given:
+        st.session_state[widget_key] = read(param, default, parse)
+        seen[param] = given
+
+
+def publish(param: str, value: Any, default: Any) -> None:
+    """Write a widget's value to the address, after it was made; a default is left out of it."""
+    text = None if value is None or value == default else str(value)
+    _seen()[param] = text
+    if st.query_params.get(param) == text:
+        return
+    if text is None:
+        del st.query_params[param]
+    else:
+        st.query_params[param] = text
+
+
+def confirm() -> None:
+    """Tell the browser the address that this run was asked for.
+
+    A link to the page it stands on runs the script with new parameters and leaves the browser's
+    address as it was; said once more, the browser takes it over, and makes an entry for Back only
+    if it is another address.
+    """
+    for param in st.query_params:
+        st.query_params[param] = st.query_params.get_all(param)
+        return
+    st.query_params.clear()
+
+
+def one_of(*allowed: str) -> Callable[[str], str]:
+    """A parser that takes these words only."""
+
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+def count(text: str) -> int:
+    """A parser of whole numbers from 0 up, of at most nine digits."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise ValueError(text)
+    return int(text)
+
+
+def flag(text: str) -> bool:
+    """A parser of "True" and "False", as `publish` writes them."""
+    return {"True": True, "False": False}[text]
+
+
+def _seen() -> dict[str, str | None]:
+    return st.session_state.setdefault(_SEEN, {})

@@ -1,0 +1,81 @@
+"""No torch on pages that only read, and ten people at once."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from toy_store import APP
+
+PROGRAM = """
+import json, sys
+from streamlit.testing.v1 import AppTest
+for page, params in json.loads(sys.argv[2]):
+    app = AppTest.from_file(sys.argv[1], default_timeout=60)
+    for key, value in params.items():
+        app.query_params[key] = value
+    if page != "home":
+        app.switch_page(f"page_files/{page}.py")
+    app.run()
+    assert not app.exception, app.exception
+    assert app.title, page
+print(sorted(m for m in sys.modules if m in ("torch", "transformers", "transformer_lens")))
+"""
+READING_PAGES = ("home", "explore", "feature", "map", "compare")
+
+
+def test_reading_pages_load_no_torch(world):
+    pages = [(page, {"f": "3"} if page == "feature" else {}) for page in READING_PAGES]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(APP), json.dumps(pages)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "SAELAB_DASHBOARD_ROOTS": json.dumps([str(world)])},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_ten_readers_share_one_store(world):
+    """Ten threads read and label through one handle; everybody sees the same numbers."""
+    from saelab.dashboards.context import open_store
+
+    store = open_store(world / "demo" / "dictionaries" / "first" / "features.sqlite")
+    expected = [store.feature(f).n_active for f in range(store.n_features)]
+    seen, problems = [], []
+
+    def read():
+        try:
+            seen.append([store.feature(f, 4).n_active for f in range(store.n_features)])
+            store.search("cat")
+        except Exception as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+    assert all(numbers == expected for numbers in seen) and len(seen) == 10
+
+
+def test_a_store_built_again_is_opened_again(tmp_path):
+    from toy_store import write_toy_store
+
+    from saelab.dashboards.context import open_store
+
+    path = write_toy_store(tmp_path / "features.sqlite")
+    first = open_store(path)
+    assert open_store(path) is first
+    write_toy_store(tmp_path / "new.sqlite", "another").replace(path)
+    assert open_store(path).manifest["made_from"]["dictionary_hash"] == "another"
+
+
+def test_each_page_file_is_an_import_and_a_call():
+    for path in (Path(APP).parent / "page_files").glob("[a-z]*.py"):
+        assert f'run_page("{path.stem}")' in path.read_text(encoding="utf-8")

@@ -1,0 +1,222 @@
+"""Figures, tables, matches and exports as pure functions on the planted store."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_store import DEAD, DENSE, N_FEATURES, SCRIPT, decoder, dense_codes, write_toy_store
+
+from saelab.dashboards.curated import clean_token_scores, curated_groups
+from saelab.dashboards.export import feature_html, feature_json
+from saelab.dashboards.feature_html import distinct, numbers_of
+from saelab.dashboards.feature_table import FeatureFilter, select_features
+from saelab.dashboards.figures import (
+    activation_histogram,
+    density_histogram,
+    feature_map,
+    logit_histogram,
+    match_histogram,
+    pareto,
+)
+from saelab.dashboards.matching import decoder_rows, match
+from saelab.dashboards.page_parts import csv_text, format_number, plain
+from saelab.errors import ArtifactError
+from saelab.feature_store.reader import FeatureStore
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return FeatureStore(write_toy_store(tmp_path_factory.mktemp("store") / "features.sqlite"))
+
+
+def figures_of(store):
+    record = store.feature(8)
+    densities = store.table()["density"].tolist()
+    yield activation_histogram(record)
+    yield activation_histogram(record, log_counts=False)
+    yield logit_histogram(record.logit_lens)
+    yield density_histogram({"one": densities, "two": densities[:5]}, {"one": 266, "two": 266})
+    ids, places = list(range(N_FEATURES)), [float(i) for i in range(N_FEATURES)]
+    yield feature_map(ids, places, places, densities, [str(i) for i in ids])
+    yield feature_map(ids, places, places, densities, [str(i) for i in ids], labelled=[True] * 12)
+    yield match_histogram({"a": [0.1, 0.9], "b": [0.75]})
+    yield pareto([{"name": "a", "l0": 8.0, "fvu": 0.25}], ["a"])
+
+
+def test_every_figure_says_what_it_shows(store):
+    for figure in figures_of(store):
+        assert figure.alt.endswith(".") and any(sign.isdigit() for sign in figure.alt)
+        assert figure.caption and figure.title and figure.data
+        assert figure.plot.layout.xaxis.title.text and figure.plot.layout.yaxis.title.text
+        assert len({len(column) for column in figure.data.values()}) == 1
+        assert figure.plot.layout.title.text is None
+
+
+def test_activation_histogram_counts_every_active_token(store):
+    codes = dense_codes()[..., 8]
+    figure = activation_histogram(store.feature(8))
+    assert sum(figure.data["tokens"]) == (codes > 0).sum() == sum(figure.plot.data[0].y)
+    assert figure.data["activation from"][0] == 0
+    assert figure.data["activation to"][-1] == pytest.approx(codes.max())
+    assert activation_histogram(store.feature(DEAD)) is None
+
+
+def test_density_histogram_counts_every_feature(store):
+    densities = store.table()["density"].tolist()
+    data = density_histogram({"one": densities}, {"one": 266}).data
+    assert sum(data["one"]) == N_FEATURES and data["one"][0] == 1
+    assert density_histogram({"none": [0.0, 0.0]}, {"none": 0}).data["none"][0] == 2
+
+
+def test_map_splits_silent_from_active():
+    figure = feature_map([0, 1], [0.0, 1.0], [0.0, 1.0], [0.0, 0.1], ["a", "b"])
+    assert [trace.name for trace in figure.plot.data] == ["active", "never active"]
+    assert [list(trace.customdata) for trace in figure.plot.data] == [[1], [0]]
+
+
+def test_pareto_without_measurements_is_none():
+    assert pareto([{"name": "a", "l0": None, "fvu": 0.1}], []) is None
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.integers(0, 10**6))
+def test_matches_equal_brute_force(n_first, n_second, d_in, seed):
+    generator = np.random.default_rng(seed)
+    first, second = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        for rows in (generator.normal(size=(n, d_in)) for n in (n_first, n_second))
+    )
+    found = match(first, second)
+    cosines = first @ second.T
+    np.testing.assert_allclose(found.forward_cosine, cosines.max(axis=1))
+    np.testing.assert_allclose(found.backward_cosine, cosines.max(axis=0))
+    np.testing.assert_allclose(cosines[np.arange(n_first), found.forward], found.forward_cosine)
+    np.testing.assert_allclose(cosines[found.backward, np.arange(n_second)], found.backward_cosine)
+
+
+def test_matches_across_chunks(monkeypatch):
+    monkeypatch.setattr("saelab.dashboards.matching.CHUNK_ROWS", 3)
+    found = match(decoder(), decoder()[::-1])
+    assert found.forward.tolist() == found.backward.tolist() == list(range(N_FEATURES))[::-1]
+    assert found.mutual().tolist() == list(range(N_FEATURES))
+
+
+def test_decoders_that_cannot_be_compared_are_sentences(tmp_path):
+    with pytest.raises(ArtifactError, match="have width 6 and 3"):
+        match(decoder(), np.eye(3))
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        decoder_rows(tmp_path)
+    (tmp_path / "sae_weights.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        decoder_rows(tmp_path)
+
+
+def test_sorting_puts_undefined_last_both_ways(store):
+    for descending in (False, True):
+        chosen, _ = select_features(
+            store, {}, FeatureFilter(sort="mean activation", descending=descending)
+        )
+        assert chosen.tolist()[-1] == DEAD and len(chosen) == N_FEATURES
+
+
+def test_search_takes_labels_first(store):
+    chosen, found = select_features(
+        store, {11: "a cat in a label"}, FeatureFilter(query="cat", sort="best match")
+    )
+    assert chosen.tolist()[0] == 11 and found[11] == "label"
+    assert {0, 8} <= set(chosen.tolist())
+
+
+def test_curated_features_are_active_and_appear_once(store):
+    groups = curated_groups(store.table(), per_group=1)
+    chosen = [feature for group in groups for feature in group.features]
+    assert chosen and len(chosen) == len(set(chosen)) and DEAD not in chosen
+    assert next(g for g in groups if g.title == "Almost always on").features == (DENSE,)
+    one_word = next(g for g in groups if g.title == "Fire on one word").features
+    assert len(store.feature(one_word[0]).top_tokens) == 1
+
+
+def test_clean_tokens_ignore_case_and_spaces():
+    scores = clean_token_scores(["\x1f".join([" The", "the", "THE"]), "a\x1fb", "", " "])
+    assert scores.tolist() == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_repeats_are_hidden_on_request(store):
+    examples = [*store.feature(8).top_examples, *store.feature(8).top_examples]
+    assert len(list(distinct(examples, True))) == len(examples) / 2
+    assert len(list(distinct(examples, False))) == len(examples)
+
+
+def test_numbers_carry_definitions(store):
+    for feature in (0, DEAD, DENSE):
+        for name, value, definition in numbers_of(store.feature(feature)):
+            assert name and value and len(definition) > 20
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.mark.parametrize("feature", [0, DEAD, DENSE, 3, 7])
+def test_exported_page_stands_alone(store, feature):
+    page = feature_html("<toy>", store, feature)
+    reader = Tags()
+    reader.feed(page)
+    tags = {tag for tag, _ in reader.found}
+    assert not tags & {"script", "link", "img", "iframe", "object", "a"}
+    assert not any(name in attributes for _, attributes in reader.found for name in ("src", "href"))
+    assert "http" not in re.sub(r"http(://www\.w3\.org|://evil)", "", page).replace(
+        "http-equiv", ""
+    )
+    assert SCRIPT not in page and "&lt;toy&gt;" in page
+    assert "prefers-color-scheme" in page or "light-dark" in page
+    svgs = [attributes for tag, attributes in reader.found if tag == "svg"]
+    assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in svgs)
+    assert len(svgs) == (1 if feature == DEAD else 2)
+    assert len(page.encode()) < 400_000
+
+
+def test_exported_data_has_every_activation(store):
+    content = json.loads(feature_json("toy", store, 8))
+    codes = dense_codes()[..., 8]
+    example = content["feature"]["top_examples"][0]
+    assert max(example["activations"]) == pytest.approx(float(codes.max()))
+    assert content["feature"]["n_active"] == (codes > 0).sum()
+    assert content["store_id"] == "toy-store-1"
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1))
+def test_csv_round_trips_and_starts_no_formula(cells):
+    rows = list(csv.reader(io.StringIO(csv_text({"cell": cells}), newline="")))
+    assert rows[0] == ["cell"] and len(rows) == len(cells) + 1
+    for row, cell in zip(rows[1:], cells, strict=True):
+        shown = row[0] if row else ""
+        assert shown == cell or shown == f"'{cell}"
+        assert shown[:1] not in ("=", "+", "-", "@")
+
+
+@pytest.mark.parametrize(
+    "text", ["[a](http://evil)", "**b**", "$x$", ":red[r]", "<b>", "www.evil.com", "# h", "`c`"]
+)
+def test_plain_text_is_not_markdown(text):
+    made_safe = plain(text)
+    for sign in "[]()*$<>#`":
+        assert sign not in re.sub(r"\\.", "", made_safe)
+    assert "://" not in made_safe and "www." not in made_safe.replace("\\", "")
+    assert made_safe.replace("\\", "").replace("\u2060", "") == text
+
+
+def test_numbers_as_text():
+    assert [format_number(v) for v in (None, float("nan"), 3, 12345, 0.12345, 12345.6)] == [
+        "–", "–", "3", "12,345", "0.123", "12,346",
+    ]  # fmt: skip

@@ -1,0 +1,301 @@
+"""Every browse page on the planted store: its numbers, its words, its alt texts, its failures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from toy_store import DEAD, DENSE, IMAGE, N_FEATURES, SCRIPT, dense_codes, write_toy_store
+
+from saelab.feature_store.labels import LabelBook
+
+FIRST = {"run": "all/demo", "sae": "first"}
+
+
+def words(app) -> str:
+    """All text of a page, with markdown escapes taken out."""
+    parts = [*app.title, *app.header, *app.markdown, *app.caption, *app.info, *app.warning]
+    text = "\n".join(str(part.value) for part in parts)
+    return text.replace("\\", "").replace("\u2060", "")
+
+
+def html_of(app) -> str:
+    return "\n".join(str(block.value) for block in app.get("html"))
+
+
+def links(app):
+    """(label, address) of the page's links."""
+    return [(link.proto.label, link.proto.query_string) for link in app.get("page_link")]
+
+
+def param(app, key):
+    """A parameter of the address; AppTest gives what was set there as it was set."""
+    value = app.query_params[key]
+    return value[0] if isinstance(value, list) else value
+
+
+def assert_clean(app):
+    assert not app.exception
+    assert "could not be drawn" not in words(app)
+
+
+def assert_charts_have_alt(app, at_least):
+    charts = app.get("plotly_chart")
+    assert len(charts) >= at_least
+    for chart in charts:
+        assert len(chart.proto.alt) > 30
+        assert any(sign.isdigit() for sign in chart.proto.alt), chart.proto.alt
+
+
+def test_home_lists_runs_with_numbers(open_page):
+    app = open_page("home")
+    assert_clean(app)
+    assert app.title[0].value == "saelab"
+    assert any("all/demo" in expander.label.replace("\\", "") for expander in app.expander)
+    table = app.dataframe[0].value
+    assert table["dictionary"].tolist() == ["first", "second"]
+    assert table["L0"].tolist() == [2.5, 2.5] and table["FVU"].tolist() == [0.25, 0.25]
+    assert table["open"][0] == "/explore?run=all%2Fdemo&sae=first"
+    assert "How to read a feature" in words(app)
+
+
+def test_navigation_keeps_the_dictionary(open_page):
+    app = open_page("explore", run="all/demo", sae="second")
+    pages = [address for label, address in links(app) if label in ("Home", "Map", "Compare")]
+    assert pages == ["run=all%2Fdemo&sae=second"] * 3
+
+
+def test_explore_lists_every_feature(open_page):
+    app = open_page("explore", **FIRST)
+    assert_clean(app)
+    assert_charts_have_alt(app, 1)
+    table = app.dataframe[0].value
+    assert table["feature"].tolist() == list(range(N_FEATURES))
+    active = (dense_codes() > 0).sum(axis=(0, 1))
+    np.testing.assert_allclose(table["density"], active / 266)
+    assert table["flags"][DEAD] == "dead" and table["flags"][DENSE] == "dense"
+    assert app.dataframe[0].proto.alt.startswith("Table of 12 features")
+
+
+def test_explore_searches_filters_and_sorts_by_the_address(open_page):
+    found = open_page("explore", q="cat", sort="density", desc="True", **FIRST)
+    table = found.dataframe[0].value
+    assert "top tokens" in table["found in"].iloc[0]
+    densities = table["density"].tolist()
+    assert densities == sorted(densities, reverse=True) and {0, 8} <= set(table["feature"])
+    dead = open_page("explore", show="dead", **FIRST)
+    assert dead.dataframe[0].value["feature"].tolist() == [DEAD]
+    common = open_page("explore", density="-0.25:0", **FIRST)
+    assert common.dataframe[0].value["feature"].tolist() == [DENSE]
+    nothing = open_page("explore", q="zebra", **FIRST)
+    assert "No feature matches" in words(nothing)
+
+
+def test_explore_writes_its_boxes_to_the_address_and_back_restores_them(open_page):
+    app = open_page("explore", **FIRST)
+    app.text_input(key="explore_query").input("dog").run()
+    assert param(app, "q") == "dog"
+    app.selectbox(key="explore_sort").select("density").run()
+    assert param(app, "sort") == "density"
+    # Back in the browser: the address changes under the page.
+    del app.query_params["q"]
+    app.query_params["sort"] = "index"
+    app.run()
+    assert app.text_input(key="explore_query").value == ""
+    assert app.selectbox(key="explore_sort").value == "index"
+    assert "q" not in app.query_params
+
+
+@pytest.mark.parametrize("bad", ["-1", "12", "999999999999", "abc", "1e3", "", "٣"])
+def test_feature_that_does_not_exist_is_a_sentence(open_page, bad):
+    app = open_page("feature", f=bad, **FIRST)
+    assert_clean(app)
+    assert "features 0 to 11" in words(app)
+    assert ("Open feature 0", "run=all%2Fdemo&sae=first&f=0") in links(app)
+
+
+def test_feature_page_shows_every_element(open_page):
+    app = open_page("feature", f="8", **FIRST)
+    assert_clean(app)
+    assert_charts_have_alt(app, 2)
+    codes = dense_codes()[..., 8]
+    page = html_of(app)
+    assert app.title[0].value == "Feature 8"
+    assert f"active on {(codes > 0).sum()} of the 266 tokens counted" in page
+    assert f"<b>{codes.max():.3g}</b>" in page
+    assert "+ Promoted tokens" in page and "− Suppressed tokens" in page
+    neighbours = [address for _, address in links(app) if "f=" in address]
+    assert "run=all%2Fdemo&sae=first&f=7" in neighbours  # previous
+    assert "run=all%2Fdemo&sae=first&f=9" in neighbours  # next
+    headings = [heading.value for heading in app.header]
+    assert headings == ["Examples", "Neighbours", "Label and notes"]
+    assert "blocks" in str(app.table[0].value)
+    assert page.count('class="ex"') == 13
+
+
+@pytest.mark.parametrize(
+    ("tab", "text"),
+    [
+        ("Quantiles", "≤ maximum"),
+        ("Random", "unbiased sample"),
+        ("Near misses", "Where a neighbour is active"),
+    ],
+)
+def test_feature_lists_by_address(open_page, tab, text):
+    app = open_page("feature", f="3", tab=tab, window="full", **FIRST)
+    assert_clean(app)
+    assert text in words(app)
+    app.segmented_control(key="feature_window").set_value("±8").run()
+    assert param(app, "window") == "±8" and param(app, "f") == "3"
+
+
+def test_near_misses_are_silent_and_name_the_neighbour(open_page):
+    page = html_of(open_page("feature", f="3", tab="Near misses", **FIRST))
+    assert f"silent here; its neighbour, feature {DENSE}, has 1.5" in page
+    assert "activation 0" not in page
+
+
+def test_values_can_be_printed(open_page):
+    app = open_page("feature", f="3", **FIRST)
+    assert "<sub>" not in html_of(app)
+    app.toggle(key="feature_values").set_value(True).run()
+    assert "<sub>" in html_of(app)
+
+
+def test_hostile_tokens_are_text(open_page):
+    for feature in ("3", "7", "9"):
+        app = open_page("feature", f=feature, **FIRST)
+        page = html_of(app)
+        assert SCRIPT not in page and IMAGE not in page
+        assert "&lt;script&gt;" in page
+        # In markdown nothing of a token is a link, a formula or a colour.
+        shown = "\n".join(str(part.value) for part in [*app.markdown, *app.caption])
+        assert "[a](" not in shown and "$x$" not in shown and "http://" not in shown
+
+
+def test_dead_feature_has_a_page(open_page):
+    app = open_page("feature", f=str(DEAD), **FIRST)
+    assert_clean(app)
+    assert "was never active on the 266 tokens" in words(app)
+    assert [heading.value for heading in app.header] == ["Neighbours", "Label and notes"]
+
+
+def test_labels_are_written_beside_the_store_and_found(world, open_page):
+    app = open_page("feature", f="5", **FIRST)
+    app.text_input(key="text_5").input("greeting <b>")
+    app.text_input(key="label_by_5").input("me")
+    app.button(key="FormSubmitter:label_5-Save label").click().run()
+    assert_clean(app)
+    store = world / "demo" / "dictionaries" / "first" / "features.sqlite"
+    book = LabelBook(store.with_name("feature_labels.sqlite"), "toyhash", N_FEATURES)
+    assert [label.text for label in book.of(5)] == ["greeting <b>"]
+    found = open_page("explore", q="greeting", **FIRST).dataframe[0].value
+    assert found["feature"].tolist() == [5] and found["found in"].tolist() == ["label"]
+    map_page = open_page("map", colour="label", **FIRST)
+    assert "whether they have a label" in map_page.get("plotly_chart")[0].proto.alt
+    book.delete(book.of(5)[0].id)
+
+
+def test_a_wrong_label_is_refused_in_words(open_page):
+    app = open_page("feature", f="5", **FIRST)
+    app.text_input(key="label_by_5").input("me")
+    app.button(key="FormSubmitter:label_5-Save label").click().run()
+    assert "the label is empty" in words(app)
+
+
+def test_map_draws_every_feature(open_page):
+    app = open_page("map", **FIRST)
+    assert_clean(app)
+    assert_charts_have_alt(app, 1)
+    spec = json.loads(app.get("plotly_chart")[0].proto.spec)
+    assert {trace["type"] for trace in spec["data"]} == {"scattergl"}
+    assert sum(len(trace["x"]) for trace in spec["data"]) == N_FEATURES
+
+
+def test_compare_matches_both_ways(open_page):
+    app = open_page("compare", with_="all/demo › second", **FIRST)
+    assert_clean(app)
+    assert_charts_have_alt(app, 3)
+    numbers = app.dataframe[0].value
+    assert ["fvu (core evaluation)", "0.25", "0.5"] in numbers.to_numpy().tolist()
+    assert "12 pairs are each other's nearest" in words(app)
+    pairs = next(frame.value for frame in app.dataframe if "nearest" in frame.value)
+    assert (pairs["feature"] + pairs["nearest"] == N_FEATURES - 1).all()
+    assert DEAD not in pairs["feature"].tolist()
+    only = open_page("compare", view="only in the second", **FIRST)
+    assert "There is none" in words(only)
+
+
+def test_address_of_another_folder_is_refused(open_page, tmp_path):
+    for run in ("../../etc", str(tmp_path), "all/../all/demo", "all%2Fdemo", "nothing"):
+        app = open_page("explore", run=run, sae="first")
+        assert_clean(app)
+        assert "not below the folders given" in words(app)
+        assert not app.dataframe
+    app = open_page("feature", run="all/demo", sae="../first", f="0")
+    assert "has no dictionary" in words(app)
+
+
+def test_empty_and_missing_folders_are_sentences(open_page_of, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    app = open_page_of(empty, tmp_path / "missing")("home")
+    assert_clean(app)
+    assert "Nothing to show yet" in words(app) and "does not exist" in words(app)
+    for page in ("explore", "feature", "map", "compare"):
+        app = open_page_of(empty)(page)
+        assert_clean(app)
+        assert "No dictionary lies below" in words(app)
+
+
+@pytest.mark.parametrize("damage", ["empty", "foreign", "half", "newer", "missing"])
+def test_damaged_stores_are_sentences(open_page_of, tmp_path, damage):
+    import sqlite3
+
+    folder = tmp_path / "runs"
+    store = write_toy_store(folder / "dictionary" / "features.sqlite")
+    if damage == "empty":
+        store.write_bytes(b"")
+    elif damage == "foreign":
+        store.write_text("not a database at all, but some text " * 50)
+    elif damage == "half":
+        content = store.read_bytes()
+        store.write_bytes(content[: len(content) // 2])
+    elif damage == "newer":
+        connection = sqlite3.connect(store)
+        (text,) = connection.execute("SELECT content FROM manifest").fetchone()
+        newer = json.dumps(json.loads(text) | {"schema_version": 99})
+        connection.execute("UPDATE manifest SET content = ?", (newer,))
+        connection.commit()
+        connection.close()
+    else:
+        (folder / "dictionary" / "cfg.json").write_text("{}")
+        store.unlink()
+    for page in ("home", "explore", "feature", "map"):
+        app = open_page_of(folder)(page)
+        assert_clean(app)
+        if page != "home" or damage != "missing":
+            text = words(app)
+            assert "features.sqlite" in text or "saelab features" in text, (page, damage, text)
+
+
+def test_damaged_manifests_are_sentences(open_page_of, tmp_path, world):
+    folder = tmp_path / "runs"
+    shutil.copytree(world, folder)
+    (folder / "demo" / "run.json").write_text('{"kind": "training_run", "sch')
+    (folder / "demo" / "dictionaries" / "first" / "saelab.json").write_text("[1, 2]")
+    app = open_page_of(folder)("home")
+    assert_clean(app)
+    assert "run.json is not valid JSON" in words(app)
+    assert "saelab.json is not a saelab manifest" in words(app)
+
+
+def test_a_store_of_another_checkpoint_says_so(open_page_of, tmp_path, world):
+    folder = tmp_path / "runs"
+    shutil.copytree(world, folder)
+    manifest = folder / "demo" / "dictionaries" / "first" / "saelab.json"
+    manifest.write_text(manifest.read_text().replace("0" * 64, "f" * 64))
+    app = open_page_of(folder)("feature", f="0", run="runs/demo", sae="first")
+    assert "different checkpoint" in words(app)
