@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup quickstart test interchange lint types bench peers clean
+.PHONY: setup quickstart test interchange lint types bench peers peers-dashboard clean
 
 setup: $(STAMP)
 
@@ -44,8 +44,12 @@ types: setup
 peers:
 	PYTHON=$(PYTHON) benchmarks/setup_peers.sh $(PEERS)
 
-bench: setup peers
+# The environment of sae-dashboard, for the features benchmark.
+peers-dashboard:
+	PYTHON=$(PYTHON) benchmarks/setup_sae_dashboard.sh $(PEERS)-sae-dashboard
+
+bench: setup peers peers-dashboard
 	$(BIN)/python benchmarks/run.py --peers-python $(PEERS)/bin/python
 
 clean:
-	rm -rf $(VENV) $(PEERS) .bench build dist
+	rm -rf $(VENV) $(PEERS) $(PEERS)-sae-dashboard .bench build dist

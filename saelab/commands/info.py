@@ -37,7 +37,9 @@ SCHEMA_VERSIONS = {
     "comparison": 1,
     "quickstart_report": 1,
     "quickstart_state": 1,
+    "feature_store": 1,
 }
+STORE_SUFFIX = ".sqlite"
 NUMBER_OR_NONE = (int, float, type(None))
 
 
@@ -46,8 +48,8 @@ class InfoCommand:
     """Say what an artifact is, from what it was made, and whether it is intact."""
 
     path: tyro.conf.Positional[Path]
-    """An activation cache, run, checkpoint, dictionary, evaluation result, comparison or
-    quickstart."""
+    """An activation cache, run, checkpoint, dictionary, evaluation result, comparison, feature
+    store or quickstart."""
 
 
 CONFIG = InfoCommand
@@ -89,6 +91,8 @@ def describe(path: Path) -> list[str]:
 
 
 def _find_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
+    if path.suffix == STORE_SUFFIX and path.is_file():
+        return path, _store_manifest(path)
     candidates = [path] if path.is_file() else [path / name for name in MANIFEST_FILES]
     for candidate in candidates:
         if not candidate.is_file():
@@ -235,6 +239,34 @@ def _describe_quickstart_state(file: Path, manifest: dict[str, Any]) -> list[str
     ]
 
 
+def _store_manifest(path: Path) -> dict[str, Any]:
+    from saelab.feature_store.reader import FeatureStore
+
+    with FeatureStore(path) as store:
+        return store.manifest
+
+
+def _describe_store(file: Path, manifest: dict[str, Any]) -> list[str]:
+    """A feature store: every feature must be readable; whether it still fits its dictionary."""
+    from saelab.feature_store.reader import FeatureStore
+    from saelab.feature_store.schema import FLAGS
+    from saelab.feature_store.staleness import is_stale
+
+    with FeatureStore(file) as store:
+        for feature in range(store.n_features):
+            store.feature(feature, 0)
+        counts = ", ".join(f"{int(store.flag(name).sum()):,} {name}" for name in FLAGS)
+        stale = is_stale(store, file.parent)
+    return [
+        f"features: {manifest['n_features']:,} ({counts})",
+        f"tokens counted: {manifest['n_tokens']:,} in {manifest['n_sequences']:,} contexts",
+        f"logit lens: {manifest['logit_lens']}",
+        f"store id: {manifest['store_id']}",
+        f"intact: all {manifest['n_features']:,} features can be read",
+        "of the dictionary beside it" if stale is None else stale,
+    ]
+
+
 DESCRIBERS: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
     "activation_cache": _describe_cache,
     "dictionary": _describe_dictionary,
@@ -244,6 +276,7 @@ DESCRIBERS: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
     "comparison": _describe_comparison,
     "quickstart_report": _describe_quickstart,
     "quickstart_state": _describe_quickstart_state,
+    "feature_store": _describe_store,
 }
 
 

@@ -1,4 +1,4 @@
-"""`saelab quickstart`: cache, train and judge a first dictionary on the embedded model, offline.
+"""`saelab quickstart`: cache, train, judge and read a first dictionary, offline.
 
 It runs the same sub-commands a person would type, and gathers their figures in `report.json`. An
 interrupted quickstart goes on where it stopped when it is started again with --resume.
@@ -16,6 +16,7 @@ from typing import Any
 from saelab.cli import run_command
 from saelab.config import parse_arguments, to_plain
 from saelab.errors import ArtifactError, ConfigError
+from saelab.feature_store.schema import STORE_FILE
 from saelab.files import read_json, write_json
 from saelab.manifest import new_manifest, require_fields
 
@@ -43,6 +44,7 @@ SHOWN_OF_THE_RUN = (
     "seconds_cache",
     "seconds_train",
     "seconds_eval",
+    "seconds_features",
     "seconds_total",
     "peak_memory_gb",
 )
@@ -50,7 +52,7 @@ SHOWN_OF_THE_RUN = (
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartCommand:
-    """Cache, train and judge a first dictionary on the embedded model; needs no network."""
+    """Cache, train, judge and read a first dictionary on the embedded model; needs no network."""
 
     out: Path = Path("runs/quickstart")
     """Folder for everything it makes."""
@@ -64,6 +66,8 @@ class QuickstartCommand:
     """Active latents per token."""
     eval_tokens: int = 32_768
     """Held-out tokens to judge on; losses are measured on a quarter of them."""
+    feature_tokens: int = 200_000
+    """Tokens to read every feature on, for the browser."""
     resume: bool = False
     """Go on with an interrupted quickstart."""
     overwrite: bool = False
@@ -76,6 +80,7 @@ class QuickstartCommand:
             "d_sae": 1,
             "k": 1,
             "eval_tokens": 4096,
+            "feature_tokens": 4096,
         }
         problems = [
             f"{name} is {getattr(self, name)}; it must be at least {value}"
@@ -102,7 +107,7 @@ CONFIG = QuickstartCommand
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the three stages and report."""
+    """Run the stages and report."""
     command = parse_arguments(QuickstartCommand, arguments, program="saelab quickstart")
     folder = prepare(
         command.out, command.settings(), resume=command.resume, overwrite=command.overwrite
@@ -149,6 +154,13 @@ def _words(command: QuickstartCommand, name: str) -> list[str]:
             *("--n-tokens", str(command.train_tokens)),
             *("--d-sae", str(command.d_sae)),
             *("--k", str(command.k)),
+        ]
+    if name == "features":
+        return [
+            "features",
+            str(_dictionary_folder(command)),
+            *("--n-tokens", str(command.feature_tokens)),
+            "--overwrite",
         ]
     return [
         "eval",
@@ -206,6 +218,7 @@ def _report(command: QuickstartCommand, stages: QuickstartFolder) -> dict[str, A
         "peak_memory_gb": round(stages.state["peak_memory_gb"], 2),
         "dictionary": str(folder),
         "evaluation_page": str(folder / "evals" / "core.html"),
+        "features": str(folder / STORE_FILE),
     }
 
 
@@ -225,10 +238,12 @@ def _show(command: QuickstartCommand, report: dict[str, Any]) -> None:
     folder = report["dictionary"]
     print(f"dictionary   {folder}")
     print(f"evaluation   {report['evaluation_page']}")
+    print(f"features     {report['features']}")
     print(f"curves       {command.out / TRAIN_FOLDER / 'training.html'}")
     print(f"report       {command.out / REPORT_FILE}")
     saelab = _as_typed()
     print("\nNext:")
+    print(f"  {saelab} dashboard {command.out}")
     print(f"  {saelab} info {folder}")
     print(f"  {saelab} train sweep --cache {command.out / CACHE_FOLDER} --out runs/sweep")
     print(f"  {saelab} eval core runs/sweep/dictionaries/*")

@@ -25,7 +25,7 @@ STATE_FILE = "quickstart.json"
 REPORT_FILE = "report.json"
 CACHE_FOLDER = "cache"
 TRAIN_FOLDER = "train"
-STAGES = ("cache", "train", "eval")
+STAGES = ("cache", "train", "eval", "features")
 
 
 class QuickstartFolder:

@@ -92,8 +92,7 @@ def test_a_recipe_with_unknown_fields_lists_them_all(capsys, tmp_path):
 
 
 def test_recipes_are_listed_printed_and_read_back(capsys, tmp_path):
-    from saelab.config import load_yaml
-    from saelab.training.config import TrainConfig
+    from saelab.training.recipe import load_recipe
     from saelab.training.recipes_command import shipped_recipes
 
     listed = run(capsys, "recipes")[1]
@@ -103,9 +102,11 @@ def test_recipes_are_listed_printed_and_read_back(capsys, tmp_path):
         assert code == 0
         copy = tmp_path / f"{name}.yaml"
         copy.write_text(printed)
-        config = load_yaml(TrainConfig, copy)
-        assert config.seeds == (7, 8)
-        assert config.d_sae == load_yaml(TrainConfig, path).d_sae
+        parts, shipped = load_recipe(copy), load_recipe(path)
+        assert list(parts) == list(shipped)
+        for part, config in parts.items():
+            assert config.seeds == (7, 8)
+            assert config.d_sae == shipped[part].d_sae
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

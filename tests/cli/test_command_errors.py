@@ -182,6 +182,7 @@ def test_quickstart_runs_its_stages_in_order_and_resumes_where_it_stopped(
             "n_rows_excluded": {"bos": 1562, "norm": 3},
             "dictionary": str(dictionary),
             "evaluation_page": "page",
+            "features": "store",
             "seconds_total": sum(folder.seconds.values()),
         }
 
@@ -191,7 +192,8 @@ def test_quickstart_runs_its_stages_in_order_and_resumes_where_it_stopped(
     assert main(["info", str(out / "quickstart.json")]) == 0
     assert "finished: cache" in capsys.readouterr().out
     assert main(["quickstart", "--out", str(out), "--resume"]) == 0
-    assert [words[0] for words in ran] == ["cache", "train", "train", "eval"]
-    assert ran[2][-1] == "--resume" and ran[3][2] == str(dictionary)
+    assert [words[0] for words in ran] == ["cache", "train", "train", "eval", "features"]
+    assert ran[2][-1] == "--resume" and ran[3][2] == ran[4][1] == str(dictionary)
     printed = capsys.readouterr().out
+    assert f"dashboard {out}" in printed
     assert "undefined" in printed and "rows excluded (bos)" in printed and "1,562" in printed

@@ -35,9 +35,10 @@ def test_the_versions_are_those_of_the_rooms():
     from saelab.commands import quickstart, quickstart_folder
     from saelab.dictionary import storage
     from saelab.evals.compare import result as comparison
+    from saelab.feature_store import schema as feature_store
     from saelab.training import checkpoint, run_folder
 
-    modules = (cache, storage, checkpoint, run_folder, comparison)
+    modules = (cache, storage, checkpoint, run_folder, comparison, feature_store)
     rooms = {room.KIND: room.SCHEMA_VERSION for room in modules}
     rooms[quickstart.KIND] = quickstart.SCHEMA_VERSION
     rooms[quickstart_folder.STATE_KIND] = quickstart_folder.STATE_SCHEMA_VERSION

@@ -14,7 +14,8 @@ from saelab.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = {
-    "quickstart": "--cache-tokens 16384 --train-tokens 65536 --eval-tokens 4096",
+    "quickstart": "--cache-tokens 16384 --train-tokens 65536 --eval-tokens 4096 "
+    "--feature-tokens 4096",
     "cache": "--n-tokens 16384",
     "train": "--n-tokens 16384 --d-sae 256 512 --k 8",
     "train papers": "--methods topk gradient_topk --n-tokens 16384 --d-sae 128 --k 8 --seeds 0 1",

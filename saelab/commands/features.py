@@ -1,0 +1,94 @@
+"""`saelab features RUN`: read every feature of a run's dictionaries into a feature store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from saelab.config import parse_arguments
+from saelab.errors import ConfigError
+from saelab.feature_store.config import FeaturesConfig
+from saelab.feature_store.schema import STORE_FILE
+
+PROGRAM = "saelab features"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesCommand:
+    """Build the feature store of dictionaries, `features.sqlite` in each dictionary's folder.
+
+    A stopped build goes on where it was when the same command is given again.
+    """
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders (all their dictionaries) or dictionary folders."""
+    config: tyro.conf.OmitArgPrefixes[FeaturesConfig] = field(
+        default_factory=FeaturesConfig, metadata={"flatten": True}
+    )
+    """Settings."""
+    export: tuple[Literal["parquet", "neuronpedia-json"], Path] | None = None
+    """Write the features in another format to a folder, and build only stores that are missing."""
+    overwrite: bool = False
+    """Replace stores that exist."""
+
+
+CONFIG = FeaturesCommand
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command with the words after `saelab features`.
+
+    Raises:
+        SaelabError: whatever the user can put right.
+    """
+    command = parse_arguments(FeaturesCommand, arguments, program=PROGRAM)
+    from saelab.feature_store.pipeline import build_features, dictionary_folders
+
+    folders = dictionary_folders(command.paths)
+    existing = [folder for folder in folders if (folder / STORE_FILE).exists()]
+    if existing and not command.overwrite and command.export is None:
+        raise ConfigError(
+            [
+                f"{folder / STORE_FILE} exists already: add --overwrite to replace it"
+                for folder in existing
+            ]
+        )
+    wanted = [folder for folder in folders if command.overwrite or folder not in existing]
+    if wanted:
+        build_features(wanted, command.config)
+    if command.export is not None:
+        from saelab.feature_store.export import export_store
+
+        kind, out = command.export
+        for folder in folders:
+            place = out if len(folders) == 1 else out / folder.resolve().name
+            for file in export_store(folder / STORE_FILE, kind, place, overwrite=command.overwrite):
+                print(f"exported: {file}")
+    show(folders)
+
+
+def show(folders: Sequence[Path]) -> None:
+    """Print one line per store, and where they are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from saelab.feature_store.pipeline import store_summary
+
+    table = Table()
+    columns = ("features", "tokens", "dead", "rare", "dense")
+    table.add_column("dictionary")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for folder in folders:
+        summary = store_summary(folder / STORE_FILE)
+        counts = [summary["n_features"], summary["n_tokens"]]
+        counts += [summary[name] for name in columns[2:]]
+        table.add_row(folder.resolve().name, *(f"{count:,}" for count in counts))
+    console = Console()
+    console.print(table)
+    for folder in folders:
+        console.print(f"features: {folder / STORE_FILE}", soft_wrap=True, highlight=False)

@@ -1,0 +1,1 @@
+"""Feature store: everything a person reads about every feature, in one SQLite file."""

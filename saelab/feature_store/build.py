@@ -1,0 +1,391 @@
+"""From sparse codes on disk to a feature store: everything about every latent, in two passes.
+
+The first pass over ranges of latents gives the numbers and the examples. The second, when sums and
+top examples of all latents are known, gives co-activation and silent contexts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+
+from saelab.dictionary import Dictionary
+from saelab.files import hash_of
+from saelab.logit_lens import Lens
+from saelab.manifest import new_manifest
+from saelab.progress import progress_bar
+
+from .coactivation import LatentSums, RowCodes, TogetherSums, coactivation_arrays, row_codes
+from .config import StoreOptions
+from .definitions import DEFINITIONS
+from .examples import RangeExamples, TextKeys, no_examples, text_keys
+from .logit_lens import logit_chunks
+from .neighbours import nearest, principal_map
+from .schema import FLAGS, KIND, QUANTILE_LEVELS, SCHEMA_VERSION
+from .shards import Pairs, Shards
+from .silent import SilentContexts, TopPlaces
+from .statistics import histogram_of, quantiles_of, range_moments
+from .token_text import Vocabulary
+from .unpacking import join_tokens
+from .writer import StoreWriter, store_writer
+
+logger = logging.getLogger(__name__)
+
+RANGE_PAIRS = 1 << 21
+"""Pairs of a range of latents; memory grows with it, the numbers do not depend on it."""
+RANGE_LATENTS = 512
+"""Latents of a range, at most."""
+PART_PAIRS = 40_000_000
+"""Codes held row by row for co-activation: 12 bytes each."""
+STAGES = 4
+"""Times each latent is counted by the progress bar: neighbours, logits, examples, co-activation."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoreSources:
+    """What a store is built from."""
+
+    shards: Shards
+    """Codes and text."""
+    dictionary: Dictionary
+    """The dictionary."""
+    vocabulary: Vocabulary
+    """Text of the tokens."""
+    lens: Lens | None
+    """The model's way to the logits; None where the dictionary does not write to it."""
+    no_lens_because: str
+    """Why there is no lens; empty where there is one."""
+    dictionary_facts: Mapping[str, Any]
+    """Name, architecture, method, … for the page."""
+    made_from: Mapping[str, Any]
+    """Names and hashes of everything; with `dictionary_hash` and `weights_sha256`."""
+    options: StoreOptions = field(default_factory=StoreOptions)
+    """What to store."""
+
+
+def write_store(path: Path, sources: StoreSources) -> dict[str, Any]:
+    """Build the store; an older one stays readable until the new one is complete.
+
+    Args:
+        path: the SQLite file.
+        sources: codes, dictionary, text.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    d_sae = sources.dictionary.d_sae
+    build = _Build(sources)
+    with (
+        store_writer(path) as writer,
+        progress_bar(STAGES * d_sae, "reading features", "steps") as bar,
+    ):
+        neighbours = build.neighbours(writer, bar.update)
+        build.logits(writer, bar.update)
+        sums, tops = build.examples(writer, bar.update)
+        build.together(writer, bar.update, neighbours, sums, tops)
+        writer.features(build.columns)
+        writer.text(sources.shards.tokens, sources.shards.counted, build.token_dtype)
+        writer.vocabulary(sources.vocabulary)
+        manifest = build.manifest()
+        writer.manifest(manifest)
+    return manifest
+
+
+def store_id_of(sources: StoreSources, tokens_sha256: str) -> str:
+    """SHA-256 over weights, tokens and everything else that decides a store's content."""
+    build = {
+        name: sources.made_from.get(name)
+        for name in ("model_hash", "model_dtype", "hook_point", "row_rule", "norm_ceiling")
+    }
+    return hash_of(
+        {
+            "weights": sources.made_from["weights_sha256"],
+            "tokens": tokens_sha256,
+            "build": build,
+            "options": sources.options.to_json(),
+            "schema_version": SCHEMA_VERSION,
+        }
+    )
+
+
+class _Build:
+    """The state of one build: the columns of table `feature` as they become known."""
+
+    def __init__(self, sources: StoreSources):
+        self._sources = sources
+        self._shards = sources.shards
+        self._options = sources.options
+        self._d_sae = sources.dictionary.d_sae
+        self._keys: TextKeys = text_keys(sources.shards.tokens, sources.options)
+        self._map: dict[str, Any] = {}
+        self.token_dtype = "<u2" if self._largest_token() < 1 << 16 else "<u4"
+        self.columns: dict[str, Any] = self._first_columns()
+
+    def _largest_token(self) -> int:
+        return int(self._shards.tokens.max(initial=0))
+
+    def _first_columns(self) -> dict[str, Any]:
+        """What is known without the codes, and the columns that the passes fill."""
+        dictionary, d_sae = self._sources.dictionary, self._d_sae
+        counts, n_tokens = self._shards.n_active, self._shards.n_tokens
+        density = counts / n_tokens if n_tokens else np.full(d_sae, np.nan)
+        flags = np.where(counts == 0, FLAGS["dead"], 0)
+        flags |= np.where((counts > 0) & (density < self._options.rare_below), FLAGS["rare"], 0)
+        flags |= np.where(density > self._options.dense_above, FLAGS["dense"], 0)
+        coordinates, explained = principal_map(dictionary.W_dec)
+        self._map = {"method": "principal components of unit decoder rows", "explained": explained}
+        undefined = np.full(d_sae, np.nan)
+        bias = getattr(dictionary, "b_enc", getattr(dictionary, "b_gate", None))
+        threshold = getattr(dictionary, "threshold", None)
+        empty = ("mean_act", "std_act", "skewness", "kurtosis", "logit_max", "logit_min")
+        empty += ("logit_skewness", "logit_kurtosis")
+        return {
+            "id": np.arange(d_sae),
+            "n_active": counts,
+            "density": density,
+            "max_act": np.zeros(d_sae),
+            "n_sequences": np.zeros(d_sae, np.int64),
+            "decoder_norm": _numbers(torch.linalg.vector_norm(dictionary.W_dec.double(), dim=1)),
+            "encoder_norm": _numbers(torch.linalg.vector_norm(dictionary.W_enc.double(), dim=0)),
+            "encoder_bias": undefined if bias is None else _numbers(bias),
+            "threshold": undefined if threshold is None else _numbers(threshold),
+            "map_x": _numbers(coordinates[:, 0]),
+            "map_y": _numbers(coordinates[:, 1]),
+            **{name: undefined.copy() for name in empty},
+            "flags": flags,
+            "top_tokens": [""] * d_sae,
+            "promoted_tokens": [""] * d_sae,
+        }
+
+    def neighbours(
+        self, writer: StoreWriter, advance: Callable[[int], Any]
+    ) -> Integer[np.ndarray, "d_sae n"]:
+        """Fill table `neighbours`; returns the decoder neighbours."""
+        dictionary, n = self._sources.dictionary, self._options.n_neighbours
+        decoder = []
+        chunks = zip(nearest(dictionary.W_dec, n), nearest(dictionary.W_enc.T, n), strict=True)
+        for by_decoder, by_encoder in chunks:
+            index, cosine = _array(by_decoder.index), _array(by_decoder.cosine)
+            encoder_index, encoder_cosine = _array(by_encoder.index), _array(by_encoder.cosine)
+            decoder.append(index)
+            writer.packed(
+                "neighbours",
+                (
+                    (
+                        by_decoder.start + row,
+                        {
+                            "decoder_feature": index[row],
+                            "decoder_cosine": cosine[row],
+                            "encoder_feature": encoder_index[row],
+                            "encoder_cosine": encoder_cosine[row],
+                        },
+                    )
+                    for row in range(len(index))
+                ),
+            )
+            advance(len(index))
+        return np.concatenate(decoder)
+
+    def logits(self, writer: StoreWriter, advance: Callable[[int], Any]) -> None:
+        """Fill table `logits`, where there is a lens."""
+        lens = self._sources.lens
+        if lens is None:
+            advance(self._d_sae)
+            return
+        text = self._sources.vocabulary.text
+        feature = 0
+        for chunk in logit_chunks(self._sources.dictionary.W_dec, lens, self._options.n_logits):
+            writer.packed("logits", enumerate(chunk, start=feature))
+            for arrays in chunk:
+                self.columns["logit_min"][feature], self.columns["logit_max"][feature] = arrays[
+                    "ends"
+                ]
+                _, _, skewness, kurtosis = arrays["moments"]
+                self.columns["logit_skewness"][feature] = skewness
+                self.columns["logit_kurtosis"][feature] = kurtosis
+                self.columns["promoted_tokens"][feature] = join_tokens(
+                    text(token) for token in arrays["top_token"].tolist()
+                )
+                feature += 1
+            advance(len(chunk))
+
+    def examples(
+        self, writer: StoreWriter, advance: Callable[[int], Any]
+    ) -> tuple[LatentSums, TopPlaces]:
+        """First pass over the codes: numbers and examples."""
+        n_top = self._options.n_top
+        total, squares = np.zeros(self._d_sae), np.zeros(self._d_sae)
+        tops = TopPlaces(
+            np.full((self._d_sae, n_top), -1), np.zeros((self._d_sae, n_top), np.float32)
+        )
+        for start, end in self._shards.ranges(RANGE_PAIRS, RANGE_LATENTS):
+            pairs = self._shards.pairs(start, end)
+            chosen = RangeExamples(pairs, self._keys, self._options)
+            moments = range_moments(pairs)
+            counts = np.diff(pairs.pointer)
+            spread = np.nan_to_num(moments.std) ** 2 + np.nan_to_num(moments.mean) ** 2
+            total[start:end] = counts * np.nan_to_num(moments.mean)
+            squares[start:end] = counts * spread
+            for name in ("mean", "std"):
+                self.columns[f"{name}_act"][start:end] = getattr(moments, name)
+            self.columns["skewness"][start:end] = moments.skewness
+            self.columns["kurtosis"][start:end] = moments.kurtosis
+            self.columns["n_sequences"][start:end] = chosen.n_sequences
+            statistics, examples = [], []
+            for latent in range(end - start):
+                active = counts[latent] > 0
+                rising = chosen.rising(latent)
+                statistics.append(_statistics(rising))
+                examples.append(chosen.packed(latent) if active else no_examples())
+                if active:
+                    self._note_top(start + latent, pairs, chosen.top(latent), tops)
+            writer.packed("statistics", enumerate(statistics, start=start))
+            writer.packed("examples", enumerate(examples, start=start))
+            advance(end - start)
+        return LatentSums(self._shards.n_tokens, self._shards.n_active, total, squares), tops
+
+    def _note_top(
+        self, feature: int, pairs: Pairs, top: Integer[np.ndarray, " examples"], tops: TopPlaces
+    ) -> None:
+        rows = pairs.row[top].astype(np.int64)
+        tops.row[feature, : len(top)] = rows
+        tops.activation[feature, : len(top)] = pairs.activation[top]
+        self.columns["max_act"][feature] = pairs.activation[top[0]]
+        tokens = self._shards.tokens.reshape(-1)[rows].tolist()
+        texts = []
+        # Each token once; what a fragment belongs to may differ from place to place.
+        for token, row in dict(zip(tokens[::-1], rows[::-1].tolist(), strict=True)).items():
+            fragment = self._sources.vocabulary.is_fragment(token)
+            texts.append(self._text_at(row) if fragment else self._sources.vocabulary.text(token))
+        self.columns["top_tokens"][feature] = join_tokens(texts[::-1])
+
+    def _text_at(self, row: int) -> str:
+        """The whole character at a position whose token is a fragment of one."""
+        context, position = divmod(row, self._shards.context_length)
+        pieces = self._sources.vocabulary.pieces(self._shards.tokens[context].tolist())
+        return pieces.texts[int(np.searchsorted(pieces.starts, position, side="right")) - 1]
+
+    def together(
+        self,
+        writer: StoreWriter,
+        advance: Callable[[int], Any],
+        neighbours: Integer[np.ndarray, "d_sae n"],
+        sums: LatentSums,
+        tops: TopPlaces,
+    ) -> None:
+        """Second pass over the codes: silent contexts and co-activation."""
+        options = self._options
+        silent = SilentContexts(tops, self._keys, options.n_near_misses, options.n_random_silent)
+        parts = self._shards.parts(PART_PAIRS)
+        only = row_codes(self._shards, *parts[0]) if len(parts) == 1 else None
+        for start, end in self._shards.ranges(RANGE_PAIRS, RANGE_LATENTS):
+            pairs = self._shards.pairs(start, end)
+            rows = [
+                pairs.row[pairs.pointer[latent] : pairs.pointer[latent + 1]]
+                for latent in range(end - start)
+            ]
+            writer.packed(
+                "silent",
+                (
+                    (start + latent, silent.arrays(row, neighbours[start + latent]))
+                    for latent, row in enumerate(rows)
+                ),
+            )
+            codes = (
+                (row_codes(self._shards, *part) for part in parts) if only is None else iter([only])
+            )
+            found = _together(pairs, codes, self._d_sae)
+            writer.packed(
+                "coactivation",
+                (
+                    (
+                        start + latent,
+                        coactivation_arrays(
+                            both, products, start + latent, sums, options.n_neighbours
+                        ),
+                    )
+                    for latent, (both, products) in enumerate(found)
+                ),
+            )
+            advance(end - start)
+
+    def manifest(self) -> dict[str, Any]:
+        """What the store says of itself."""
+        sources, shards = self._sources, self._shards
+        tokens_sha256 = hashlib.sha256(shards.tokens.astype("<u4").tobytes()).hexdigest()
+        lens = sources.lens
+        manifest = new_manifest(
+            KIND,
+            SCHEMA_VERSION,
+            seed=self._options.seed,
+            config=self._options.to_json(),
+            made_from={**sources.made_from, "tokens_sha256": tokens_sha256},
+        )
+        return manifest | {
+            "store_id": store_id_of(sources, tokens_sha256),
+            "dictionary": dict(sources.dictionary_facts),
+            "n_features": self._d_sae,
+            "n_tokens": shards.n_tokens,
+            "n_positions": shards.tokens.size,
+            "n_sequences": len(shards.tokens),
+            "context_length": shards.context_length,
+            "excluded": shards.excluded,
+            "d_in": sources.dictionary.d_in,
+            "token_dtype": self.token_dtype,
+            "quantile_levels": list(QUANTILE_LEVELS),
+            "has_logit_lens": lens is not None,
+            "logit_lens": sources.no_lens_because if lens is None else lens.describe(),
+            "map": self._map,
+            "flag_bounds": {
+                "rare_below": self._options.rare_below,
+                "dense_above": self._options.dense_above,
+            },
+            "definitions": DEFINITIONS,
+        }
+
+
+def _statistics(rising: Float[np.ndarray, " active"]) -> dict[str, np.ndarray]:
+    """The arrays of table `statistics` of one latent."""
+    if not len(rising):
+        return {"quantiles": np.zeros(0), "histogram": np.zeros(0)}
+    return {"quantiles": quantiles_of(rising), "histogram": histogram_of(rising)}
+
+
+def _together(
+    pairs: Pairs, parts: Iterator[RowCodes], d_sae: int
+) -> Iterator[tuple[Integer[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]]]:
+    """Counts and products of each latent of a range with all, summed over the parts of the text."""
+    n_latents = len(pairs.pointer) - 1
+    first = TogetherSums(pairs, next(parts), d_sae)
+    second = next(parts, None)
+    if second is None:
+        yield from (first.of(latent) for latent in range(n_latents))
+        return
+    summed = [first.of(latent) for latent in range(n_latents)]
+    while second is not None:
+        more = TogetherSums(pairs, second, d_sae)
+        for latent, (both, products) in enumerate(summed):
+            more_both, more_products = more.of(latent)
+            both += more_both
+            products += more_products
+        second = next(parts, None)
+    yield from summed
+
+
+def _numbers(tensor: torch.Tensor) -> Float[np.ndarray, " d_sae"]:
+    return tensor.detach().cpu().double().numpy()
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()

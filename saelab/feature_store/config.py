@@ -1,0 +1,105 @@
+"""Settings of a feature store's build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from saelab.config import to_plain
+from saelab.errors import ConfigError
+
+DEFAULT_TOKENS = 500_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """What is stored of each feature; everything that decides a store's content beside its data."""
+
+    n_top: int = 20
+    """Top examples, at most."""
+    n_strata: int = 5
+    """Strata of equal numbers of contexts that the sequence maxima are divided into."""
+    n_per_stratum: int = 5
+    """Contexts drawn from each stratum."""
+    n_random: int = 10
+    """Active tokens drawn at random."""
+    n_near_misses: int = 10
+    """Contexts of decoder neighbours in which the feature is silent, at most."""
+    n_random_silent: int = 10
+    """Contexts drawn at random from all in which it is silent."""
+    n_neighbours: int = 10
+    """Entries of each list of neighbours."""
+    n_logits: int = 10
+    """Tokens promoted and suppressed most."""
+    same_window: int = 8
+    """Two top examples are alike if this many tokens on either side of their anchors are equal."""
+    rare_below: float = 1e-5
+    """Density below which a feature that is not dead is flagged "rare"."""
+    dense_above: float = 0.1
+    """Density above which a feature is flagged "dense"."""
+    seed: int = 0
+    """Decides which examples are drawn."""
+
+    def __post_init__(self) -> None:
+        lowest = {"n_strata": 1, "n_top": 1, "n_neighbours": 1, "n_logits": 1}
+        counts = ("n_per_stratum", "n_random", "n_near_misses", "n_random_silent", "same_window")
+        lowest |= dict.fromkeys(counts, 0)
+        problems = [
+            f"{name}: {value} is below {bound}"
+            for name, bound in lowest.items()
+            if (value := getattr(self, name)) < bound
+        ]
+        problems += [
+            f"{name}: {value} is above 1,000, more than a page can show"
+            for name in lowest
+            if (value := getattr(self, name)) > 1000
+        ]
+        if not 0 <= self.rare_below < self.dense_above <= 1:
+            problems.append(
+                f"rare_below: {self.rare_below} and dense_above: {self.dense_above} must satisfy "
+                "0 <= rare_below < dense_above <= 1"
+            )
+        if problems:
+            raise ConfigError(problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for the manifest."""
+        return to_plain(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """Which text features are read on, and how much of it.
+
+    Text, context length, row rule and norm ceiling are the dictionary's own, so that a density here
+    means what it meant in training.
+    """
+
+    n_tokens: int = DEFAULT_TOKENS
+    """Tokens of text, rounded up to contexts; all there is where there is less."""
+    split: Literal["train", "held_out"] = "train"
+    """Which part of the text. The training part by default: it is ten times as long, and rare
+    features show in long text only."""
+    batch_contexts: int = 8
+    """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
+    text_source: str | None = None
+    """Text in place of the dictionary's own (a source that `saelab.text` reads). None: its own."""
+    text_field: str | None = None
+    """Field that holds the text in `text_source`. None: as the dictionary recorded it."""
+    model: str | None = None
+    """Where the dictionary's language model lies, if not under its recorded name. None: there."""
+    model_dtype: Literal["bfloat16", "float32", "float16"] | None = None
+    """Dtype the model computes in. None: as in training."""
+    device: str = "auto"
+    """Device of model and dictionary: `auto`, `cpu`, `cuda`."""
+    store: StoreOptions = field(default_factory=StoreOptions, metadata={"flatten": True})
+    """What is stored of each feature."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: {value} is below 1"
+            for name in ("n_tokens", "batch_contexts")
+            if (value := getattr(self, name)) < 1
+        ]
+        if problems:
+            raise ConfigError(problems)

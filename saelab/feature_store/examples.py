@@ -1,0 +1,244 @@
+"""Which contexts are shown for a latent: top examples, strata of the sequence maxima, random ones.
+
+A context is represented by its largest activation (the sequence maximum; the first position where
+several are equal). Drawing is by a fixed random number of each context or position, the same for
+every latent: a uniform sample for each latent, whatever its index and whatever was built with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from .config import StoreOptions
+from .shards import Pairs
+
+_MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+@dataclass(frozen=True, eq=False)
+class TextKeys:
+    """What drawing and comparing examples needs to know of a text."""
+
+    context_length: int
+    """Tokens in a context."""
+    position_draw: Integer[np.ndarray, " positions"]
+    """A random number of every position."""
+    context_draw: Integer[np.ndarray, " contexts"]
+    """A random number of every context."""
+    window_hash: Integer[np.ndarray, " positions"]
+    """Hash of the tokens around every position."""
+
+
+def text_keys(
+    tokens: Integer[np.ndarray, "contexts context_length"], options: StoreOptions
+) -> TextKeys:
+    """The keys of a text."""
+    contexts, length = tokens.shape
+    return TextKeys(
+        context_length=length,
+        position_draw=_random_numbers(contexts * length, 2 * options.seed),
+        context_draw=_random_numbers(contexts, 2 * options.seed + 1),
+        window_hash=_window_hashes(tokens, options.same_window).reshape(-1),
+    )
+
+
+def _mixed(values: Integer[np.ndarray, "..."]) -> Integer[np.ndarray, "..."]:
+    """SplitMix64's finaliser: a fixed pseudo-random permutation of 64-bit numbers."""
+    add, first, second = (np.uint64(multiplier) for multiplier in _MULTIPLIERS)
+    values = values + add
+    values = (values ^ (values >> np.uint64(30))) * first
+    values = (values ^ (values >> np.uint64(27))) * second
+    return values ^ (values >> np.uint64(31))
+
+
+def _random_numbers(count: int, stream: int) -> Integer[np.ndarray, " count"]:
+    """Numbers of a stream by their index."""
+    start = _mixed(np.array([stream], np.uint64))
+    return _mixed(np.arange(count, dtype=np.uint64) + start)
+
+
+def _window_hashes(
+    tokens: Integer[np.ndarray, "contexts context_length"], radius: int
+) -> Integer[np.ndarray, "contexts context_length"]:
+    """Hash of each position's window; places outside the context count as a token of their own."""
+    contexts, length = tokens.shape
+    padded = np.zeros((contexts, length + 2 * radius), np.uint64)
+    padded[:, radius : radius + length] = tokens.astype(np.uint64) + np.uint64(1)
+    hashes = np.zeros((contexts, length), np.uint64)
+    for offset in range(2 * radius + 1):
+        hashes = _mixed(hashes ^ padded[:, offset : offset + length])
+    return hashes
+
+
+class RangeExamples:
+    """Chooses the examples of each latent of a range.
+
+    Args:
+        pairs: every pair of the range.
+        keys: of the text.
+        options: how many examples.
+    """
+
+    def __init__(self, pairs: Pairs, keys: TextKeys, options: StoreOptions):
+        self._pairs = pairs
+        self._keys = keys
+        self._options = options
+        length = keys.context_length
+        latent = pairs.latents()
+        self._context = (pairs.row // np.uint32(length)).astype(np.int64)
+        self._position = (pairs.row % np.uint32(length)).astype(np.uint16)
+        # A stretch is what one latent does in one context: neighbouring pairs.
+        is_first = np.ones(len(latent), bool)
+        is_first[1:] = (latent[1:] != latent[:-1]) | (self._context[1:] != self._context[:-1])
+        self._stretch_start = np.append(np.flatnonzero(is_first), len(latent))
+        stretch = np.cumsum(is_first) - 1
+        self._order = _falling_order(pairs, latent)
+        peak_place = np.full(len(self._stretch_start) - 1, -1, np.int64)
+        # The last write stays, so from the back each stretch ends with its highest place.
+        peak_place[stretch[self._order][::-1]] = np.arange(len(latent))[::-1]
+        is_peak = np.zeros(len(latent), bool)
+        is_peak[peak_place] = True
+        self._peaks = self._order[is_peak]
+        """Pair of each stretch's maximum, by latent, falling."""
+        self._stretch = stretch
+        peaks_before = np.concatenate([[0], np.cumsum(is_peak)])
+        self.n_sequences: Integer[np.ndarray, " latents"] = np.diff(peaks_before[pairs.pointer])
+        """Contexts in which each latent is active."""
+        self._peak_pointer = peaks_before[pairs.pointer]
+
+    def rising(self, latent: int) -> Float[np.ndarray, " active"]:
+        """The activations of one latent in rising order."""
+        start, end = self._pairs.pointer[latent], self._pairs.pointer[latent + 1]
+        return self._pairs.activation[self._order[start:end][::-1]]
+
+    def top(self, latent: int) -> Integer[np.ndarray, " examples"]:
+        """Pairs of the highest sequence maxima whose windows are not alike."""
+        peaks = self._latent_peaks(latent)
+        wanted = self._options.n_top
+        taken = min(4 * wanted, len(peaks))
+        while True:
+            hashes = self._keys.window_hash[self._pairs.row[peaks[:taken]]]
+            _, first = np.unique(hashes, return_index=True)
+            if len(first) >= wanted or taken == len(peaks):
+                return peaks[np.sort(first)[:wanted]]
+            taken = min(4 * taken, len(peaks))
+
+    def packed(self, latent: int) -> dict[str, np.ndarray]:
+        """The arrays of table `examples` of a latent that is active somewhere."""
+        rising = self.rising(latent)
+        peaks = self._latent_peaks(latent)
+        low, high, sizes = strata_of(self._pairs.activation[peaks][::-1], self._options.n_strata)
+        n_activations, mass = _shares(rising, low)
+        lists = [self.top(latent), *self._drawn(peaks, sizes), self._positives(latent)]
+        chosen = np.concatenate(lists)
+        starts = self._stretch_start[self._stretch[chosen]]
+        ends = self._stretch_start[self._stretch[chosen] + 1]
+        lengths = ends - starts
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        places = np.repeat(starts, lengths) + within
+        return {
+            "stratum_low": low,
+            "stratum_high": high,
+            "stratum_sequences": sizes,
+            "stratum_activations": n_activations,
+            "stratum_mass": mass,
+            "list_sizes": np.array([len(part) for part in lists]),
+            "sequence": self._context[chosen],
+            "anchor": self._position[chosen],
+            "n_active": lengths,
+            "position": self._position[places],
+            "activation": self._pairs.activation[places],
+        }
+
+    def _latent_peaks(self, latent: int) -> Integer[np.ndarray, " contexts"]:
+        return self._peaks[self._peak_pointer[latent] : self._peak_pointer[latent + 1]]
+
+    def _drawn(
+        self, peaks: Integer[np.ndarray, " contexts"], sizes: Integer[np.ndarray, " strata"]
+    ) -> list[Integer[np.ndarray, " examples"]]:
+        """Pairs drawn from each stratum, falling within it; strata come from the highest down."""
+        draws = self._keys.context_draw[self._context[peaks]]
+        bounds = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+        drawn = []
+        for start, end in pairwise(bounds):
+            places = smallest(draws[start:end], self._options.n_per_stratum)
+            drawn.append(peaks[start:end][places])
+        return drawn
+
+    def _positives(self, latent: int) -> Integer[np.ndarray, " examples"]:
+        """Pairs drawn uniformly from all of a latent, in the order of the text."""
+        start, end = int(self._pairs.pointer[latent]), int(self._pairs.pointer[latent + 1])
+        draws = self._keys.position_draw[self._pairs.row[start:end]]
+        return start + smallest(draws, self._options.n_random)
+
+
+def no_examples() -> dict[str, np.ndarray]:
+    """The arrays of table `examples` of a latent that is never active: no strata, empty lists."""
+    nothing = np.zeros(0)
+    names = ("stratum_low", "stratum_high", "stratum_sequences", "stratum_activations")
+    names += ("stratum_mass", "sequence", "anchor", "n_active", "position", "activation")
+    return {**dict.fromkeys(names, nothing), "list_sizes": np.zeros(2)}
+
+
+def strata_of(
+    rising: Float[np.ndarray, " contexts"], n_strata: int
+) -> tuple[
+    Float[np.ndarray, " strata"], Float[np.ndarray, " strata"], Integer[np.ndarray, " strata"]
+]:
+    """Strata of equal size by exact quantiles, from the highest down.
+
+    Stratum j of n begins at the value of rank ⌊j·M/n⌋ of M maxima and ends before the next one's;
+    equal maxima are never parted, so strata can differ in size, and fewer come out where ties or
+    small M leave one without members. The lowest begins at 0; the highest holds its upper edge.
+
+    Args:
+        rising: sequence maxima in rising order, at least one.
+        n_strata: strata wanted.
+
+    Returns:
+        Lower edges, upper edges, and members of each stratum.
+    """
+    ranks = np.arange(1, n_strata) * len(rising) // n_strata
+    inner = np.unique(rising[ranks].astype(np.float64))
+    inner = inner[inner > float(rising[0])]
+    edges = np.concatenate([[0.0], inner, [float(rising[-1])]])
+    below = np.searchsorted(rising, edges[1:-1], side="left")
+    sizes = np.diff(np.concatenate([[0], below, [len(rising)]]))
+    return edges[:-1][::-1], edges[1:][::-1], sizes[::-1]
+
+
+def _shares(
+    rising: Float[np.ndarray, " active"], low: Float[np.ndarray, " strata"]
+) -> tuple[Integer[np.ndarray, " strata"], Float[np.ndarray, " strata"]]:
+    """Activations in each stratum and their sum, from the highest stratum down."""
+    begins = np.searchsorted(rising, low[::-1], side="left")
+    counts = np.diff(np.append(begins, len(rising)))
+    return counts[::-1], np.add.reduceat(rising.astype(np.float64), begins)[::-1]
+
+
+def smallest(draws: Integer[np.ndarray, " entries"], count: int) -> Integer[np.ndarray, " chosen"]:
+    """Places of the smallest draws, in rising order of place."""
+    if len(draws) <= count:
+        return np.arange(len(draws))
+    return np.sort(np.argpartition(draws, count)[:count])
+
+
+def _falling_order(
+    pairs: Pairs, latent: Integer[np.ndarray, " pairs"]
+) -> Integer[np.ndarray, " pairs"]:
+    """Places of the pairs by latent, then by falling activation, then by row.
+
+    Bit patterns of positive floats rise with their value, so latent, complemented pattern and place
+    make one key of 63 bits, and the sort moves nothing else.
+    """
+    place_bits = max(1, len(latent) - 1).bit_length()
+    latent_bits = max(1, len(pairs.pointer) - 2).bit_length()
+    if 31 + place_bits + latent_bits > 63:
+        return np.lexsort((pairs.row, -pairs.activation, latent))
+    pattern = pairs.activation.view(np.uint32).astype(np.int64)
+    key = (latent << 31 | (0x7FFFFFFF - pattern)) << place_bits
+    return np.sort(key | np.arange(len(latent))) & ((1 << place_bits) - 1)

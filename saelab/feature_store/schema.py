@@ -1,0 +1,177 @@
+"""The feature store's file: one SQLite database, its tables, and how its arrays are packed.
+
+Scalars of a feature are columns of `feature`, so any SQLite client can query them. What a page
+shows beside them lies in one packed blob per feature and table: each a list of little-endian
+arrays in a fixed order (`LAYOUTS`), their lengths in front. Examples are stored as places in the
+text (sequence, position, activations), and the text itself as token ids, so the file is complete,
+small, and can show any context in full.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Shaped
+
+from saelab.errors import ArtifactError
+
+KIND = "feature_store"
+SCHEMA_VERSION = 1
+STORE_FILE = "features.sqlite"
+"""Name of the store in a dictionary's folder."""
+LABEL_FILE = "feature_labels.sqlite"
+"""Name of the labels' database beside it."""
+
+QUANTILE_LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+"""Levels of the stored quantiles of a feature's positive activations."""
+N_BINS = 50
+"""Bins of both histograms, of equal width."""
+
+FLAGS = {"dead": 1, "rare": 2, "dense": 4}
+"""Bits of the column `flags`."""
+
+TABLES = """
+CREATE TABLE manifest (content TEXT NOT NULL);
+CREATE TABLE feature (
+    id INTEGER PRIMARY KEY,
+    n_active INTEGER NOT NULL,
+    density REAL,
+    max_act REAL NOT NULL,
+    mean_act REAL,
+    std_act REAL,
+    skewness REAL,
+    kurtosis REAL,
+    n_sequences INTEGER NOT NULL,
+    decoder_norm REAL NOT NULL,
+    encoder_norm REAL NOT NULL,
+    encoder_bias REAL,
+    threshold REAL,
+    map_x REAL,
+    map_y REAL,
+    logit_max REAL,
+    logit_min REAL,
+    logit_skewness REAL,
+    logit_kurtosis REAL,
+    flags INTEGER NOT NULL,
+    top_tokens TEXT NOT NULL,
+    promoted_tokens TEXT NOT NULL
+);
+CREATE TABLE statistics (feature INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE examples (feature INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE silent (feature INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE logits (feature INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE neighbours (feature INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE coactivation (feature INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE sequence (id INTEGER PRIMARY KEY, tokens BLOB NOT NULL, counted BLOB NOT NULL);
+CREATE TABLE vocabulary (lengths BLOB NOT NULL, bytes BLOB NOT NULL);
+CREATE VIRTUAL TABLE search USING fts5(
+    top_tokens, promoted_tokens, content='feature', content_rowid='id',
+    tokenize="unicode61 remove_diacritics 2"
+);
+"""
+
+LAYOUTS: dict[str, dict[str, str]] = {
+    "statistics": {
+        # By `QUANTILE_LEVELS`; empty for a feature that was never active.
+        "quantiles": "<f8",
+        # `N_BINS` equal bins from 0 to the largest activation; an edge belongs to the bin above.
+        "histogram": "<u4",
+    },
+    "examples": {
+        # Strata, from the highest down: lower edge (in it), upper edge (not in it, but for the
+        # first), and what lies between.
+        "stratum_low": "<f8",
+        "stratum_high": "<f8",
+        "stratum_sequences": "<u4",
+        "stratum_activations": "<u8",
+        "stratum_mass": "<f8",
+        # How many examples each list has: top, one per stratum, random positives.
+        "list_sizes": "<u2",
+        # One entry per example, list after list.
+        "sequence": "<u4",
+        "anchor": "<u2",
+        "n_active": "<u2",
+        # One entry per active token of each example, example after example.
+        "position": "<u2",
+        "activation": "<f4",
+    },
+    "silent": {
+        # Contexts in which the feature is silent while a decoder neighbour is active.
+        "near_sequence": "<u4",
+        "near_anchor": "<u2",
+        "near_feature": "<u4",
+        "near_activation": "<f4",
+        # Contexts drawn from all in which it is silent.
+        "random_sequence": "<u4",
+        "random_anchor": "<u2",
+    },
+    "logits": {
+        "top_token": "<u4",
+        "top_value": "<f4",
+        "bottom_token": "<u4",
+        "bottom_value": "<f4",
+        # `N_BINS` equal bins between the two ends.
+        "ends": "<f8",
+        "histogram": "<u4",
+        # Mean, standard deviation, skewness, kurtosis (3 for a normal distribution).
+        "moments": "<f8",
+    },
+    "neighbours": {
+        "decoder_feature": "<u4",
+        "decoder_cosine": "<f4",
+        "encoder_feature": "<u4",
+        "encoder_cosine": "<f4",
+    },
+    "coactivation": {
+        "jaccard_feature": "<u4",
+        "jaccard": "<f8",
+        "jaccard_both": "<u4",
+        "pearson_feature": "<u4",
+        "pearson": "<f8",
+        "pearson_both": "<u4",
+    },
+}
+"""Arrays of each packed table, in order, with their types."""
+
+
+def pack(kind: str, arrays: Mapping[str, Shaped[np.ndarray, " entries"]]) -> bytes:
+    """The blob of one feature in table `kind`.
+
+    Not compressed: what is left beside the text is mostly mantissas, of which deflating saves a
+    tenth and costs more time than everything else about a feature.
+    """
+    layout = LAYOUTS[kind]
+    parts = [np.asarray(arrays[name]).astype(dtype, copy=False) for name, dtype in layout.items()]
+    lengths = struct.pack(f"<{len(parts)}I", *(part.size for part in parts))
+    return b"".join([lengths, *(part.tobytes() for part in parts)])
+
+
+def unpack(kind: str, data: bytes, origin: str) -> dict[str, Shaped[np.ndarray, " entries"]]:
+    """The arrays of a blob.
+
+    Args:
+        kind: the table it was read from.
+        data: the blob.
+        origin: file and feature, for the error.
+
+    Raises:
+        ArtifactError: the blob is not what `pack` writes.
+    """
+    layout = LAYOUTS[kind]
+    try:
+        lengths = struct.unpack_from(f"<{len(layout)}I", data)
+        place = 4 * len(layout)
+        arrays = {}
+        for (name, dtype), length in zip(layout.items(), lengths, strict=True):
+            arrays[name] = np.frombuffer(data, dtype, length, place)
+            place += arrays[name].nbytes
+        if place != len(data):
+            raise ValueError(f"{len(data) - place} bytes too many")
+    except (struct.error, ValueError) as error:
+        raise ArtifactError(
+            f"{origin}: its {kind} cannot be read ({error}): the file was damaged; build it again "
+            "with `saelab features … --overwrite`"
+        ) from None
+    return arrays

@@ -1,0 +1,254 @@
+"""One pass of a language model over its text: sparse codes of several dictionaries to disk.
+
+The pass can be stopped at any moment and goes on at a shard boundary, if everything that decides
+the codes is still the same; shards of another build are removed.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Integer
+from torch import Tensor
+
+from saelab.activation_cache.row_rule import RowRule
+from saelab.activation_cache.rows import select_rows
+from saelab.dictionary import SavedDictionary
+from saelab.errors import Stopped, TextError
+from saelab.files import hash_of, remove_leftovers
+from saelab.interrupts import StopRequest, stop_on_signals
+from saelab.language_model import LanguageModel
+from saelab.progress import progress_bar
+from saelab.text import TextConfig, context_batches, describe_text
+
+from .config import FeaturesConfig
+from .shards import Shards, ShardText, shard_contexts, write_shard
+
+logger = logging.getLogger(__name__)
+
+WORK_FOLDER = "features.build"
+"""Folder in the dictionary's where the shards of an unfinished build lie."""
+BUFFERED_TOKENS = 65_536
+"""Tokens of a shard, for one dictionary; shared among several, whose codes are held together."""
+LEAST_SHARD_TOKENS = 4_096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Which rows of which text dictionaries are read on."""
+
+    hook_point: str
+    """Where the dictionaries read."""
+    text: TextConfig
+    """The text."""
+    split: str
+    """Which part of it: "train" or "held_out"."""
+    context_length: int
+    """Tokens in a context."""
+    row_rule: RowRule
+    """Which positions are rows."""
+    norm_ceiling: float | None
+    """Norm above which a row does not count."""
+
+
+@dataclass(eq=False)
+class Subject:
+    """A dictionary being read, and its shards."""
+
+    saved: SavedDictionary
+    """The dictionary."""
+    folder: Path
+    """Where its shards go."""
+    build: str
+    """Hash of everything that decides its codes."""
+    pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    """Codes of the unfinished shard: rows, latents, activations of each batch."""
+
+    def path(self, index: int) -> Path:
+        """File of a shard."""
+        return self.folder / f"shard-{index:05d}.safetensors"
+
+
+def subjects_of(
+    dictionaries: Sequence[SavedDictionary],
+    reading: Reading,
+    model: LanguageModel,
+    config: FeaturesConfig,
+) -> list[Subject]:
+    """Put each dictionary together with the name of its build."""
+    shard = _shard_contexts(len(dictionaries), reading.context_length)
+    text = describe_text(reading.text)
+    return [
+        Subject(
+            saved,
+            saved.folder / WORK_FOLDER,
+            hash_of(
+                {
+                    "dictionary": saved.content_hash,
+                    "model": model.content_hash,
+                    "dtype": str(model.dtype),
+                    "hook_point": reading.hook_point,
+                    "text": text,
+                    "split": reading.split,
+                    "context_length": reading.context_length,
+                    "n_tokens": config.n_tokens,
+                    "shard_contexts": shard,
+                }
+            ),
+        )
+        for saved in dictionaries
+    ]
+
+
+def read_text(
+    model: LanguageModel, reading: Reading, subjects: Sequence[Subject], config: FeaturesConfig
+) -> list[Shards]:
+    """Run the model over the text and write every dictionary's codes, or finish what was begun.
+
+    Returns:
+        The codes of each subject.
+
+    Raises:
+        TextError: the text does not fill one context.
+        ActivationError: activations that are not finite.
+        Stopped: a signal asked to stop; the same command goes on.
+        ResourceError: the disk is full.
+    """
+    per_shard = _shard_contexts(len(subjects), reading.context_length)
+    wanted = -(-config.n_tokens // reading.context_length)
+    done = _finished_shards(subjects, per_shard)
+    contexts = islice(
+        context_batches(
+            reading.text,
+            model,
+            split="train" if reading.split == "train" else "held_out",
+            context_length=reading.context_length,
+            batch_contexts=1,
+            skip_contexts=min(done * per_shard, wanted),
+        ),
+        max(0, wanted - done * per_shard),
+    )
+    with (
+        stop_on_signals() as stop,
+        progress_bar(
+            wanted * reading.context_length,
+            "reading text",
+            "tokens",
+            initial=done * per_shard * reading.context_length,
+        ) as bar,
+    ):
+        index = done
+        while shard := list(islice(contexts, per_shard)):
+            tokens = torch.cat(shard)
+            text = _encode(model, reading, subjects, tokens, index * per_shard, config, stop, bar)
+            for subject in subjects:
+                _write(subject, index, text)
+            index += 1
+    if index == 0:
+        raise TextError(f"the {reading.split} part of {reading.text.source} fills no context")
+    return [
+        Shards([subject.path(number) for number in range(index)], subject.saved.dictionary.d_sae)
+        for subject in subjects
+    ]
+
+
+def discard(subjects: Sequence[Subject]) -> None:
+    """Remove the shards, when the stores are built."""
+    for subject in subjects:
+        shutil.rmtree(subject.folder, ignore_errors=True)
+
+
+@torch.no_grad()
+def _encode(
+    model: LanguageModel,
+    reading: Reading,
+    subjects: Sequence[Subject],
+    tokens: Integer[Tensor, "contexts context_length"],
+    first_context: int,
+    config: FeaturesConfig,
+    stop: StopRequest,
+    bar: Any,
+) -> ShardText:
+    """Fill every subject's buffer with the codes of one shard; returns the shard's text."""
+    length = reading.context_length
+    counted: list[np.ndarray] = []
+    excluded: Counter[str] = Counter()
+    for subject in subjects:
+        subject.pairs.clear()
+    for start in range(0, len(tokens), config.batch_contexts):
+        if stop:
+            raise Stopped(
+                f"stopped by {stop.signal_name} after {first_context} contexts: the same command "
+                "goes on from there"
+            )
+        batch = tokens[start : start + config.batch_contexts]
+        activations = model.capture(batch, [reading.hook_point])[reading.hook_point]
+        selection = select_rows(
+            reading.row_rule,
+            batch,
+            activations,
+            special_ids=model.special_ids,
+            bos_id=model.bos_id,
+            norm_ceiling=reading.norm_ceiling,
+            first_context=first_context + start,
+        )
+        excluded.update(selection.excluded)
+        counted.append(selection.keep.cpu().numpy())
+        place = start * length + selection.keep.reshape(-1).nonzero()[:, 0].cpu()
+        rows = activations[selection.keep].float()
+        for subject in subjects:
+            codes = subject.saved.dictionary.encode(rows)
+            subject.pairs.append(
+                (
+                    place[codes.pair_rows().cpu()].numpy(),
+                    codes.latent.cpu().numpy(),
+                    codes.value.cpu().numpy(),
+                )
+            )
+        bar.update(batch.numel())
+    return ShardText(first_context, tokens.numpy(), np.concatenate(counted), dict(excluded))
+
+
+def _write(subject: Subject, index: int, text: ShardText) -> None:
+    row, latent, value = (np.concatenate(part) for part in zip(*subject.pairs, strict=True))
+    subject.pairs.clear()
+    write_shard(
+        subject.path(index),
+        text,
+        row,
+        latent,
+        value,
+        subject.saved.dictionary.d_sae,
+        subject.build,
+    )
+
+
+def _shard_contexts(n_dictionaries: int, context_length: int) -> int:
+    tokens = max(LEAST_SHARD_TOKENS, BUFFERED_TOKENS // n_dictionaries)
+    return max(1, tokens // context_length)
+
+
+def _finished_shards(subjects: Sequence[Subject], per_shard: int) -> int:
+    """Whole shards that every subject has; shards of another build are removed."""
+    finished = []
+    for subject in subjects:
+        first = shard_contexts(subject.path(0), subject.build, 0)
+        if first is None and subject.folder.exists():
+            shutil.rmtree(subject.folder)
+        remove_leftovers(subject.folder)
+        count = 0
+        while shard_contexts(subject.path(count), subject.build, count * per_shard) == per_shard:
+            count += 1
+        finished.append(count)
+    if any(finished):
+        logger.info("going on after %d shards of codes that an earlier run left", min(finished))
+    return min(finished)

@@ -1,0 +1,264 @@
+"""From a run folder to stores: the model's pass, stopping and going on, exports, words."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from saelab.activation_cache.row_rule import RowRule
+from saelab.cli import main
+from saelab.commands.features import main as features
+from saelab.config import to_plain
+from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
+from saelab.errors import ArtifactError, ConfigError
+from saelab.feature_store import text_pass
+from saelab.feature_store.config import FeaturesConfig
+from saelab.feature_store.pipeline import build_features, dictionary_folders
+from saelab.feature_store.reader import FeatureStore
+from saelab.text import TextConfig, context_batches
+
+LENGTH = 16
+HOOK = "blocks.1.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    words = ["the king", "met the queen", "👑", "<script>", "near the river", "שלום", "of corn"]
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(words, 12)) for _ in range(60)]
+    path.write_text("\n<|endoftext|>\n".join(lines))
+    return path
+
+
+def save(folder, model, text_file, seed, **changes):
+    torch.manual_seed(seed)
+    decoder = torch.nn.functional.normalize(torch.randn(40, 32), dim=1)
+    dictionary = Dictionary(
+        "topk",
+        W_enc=decoder.T.clone(),
+        W_dec=decoder,
+        b_dec=torch.zeros(32),
+        b_enc=torch.zeros(40),
+        k=4,
+    )
+    text = TextConfig(source=str(text_file), held_out_fraction=0.2)
+    made_from = {
+        "model": model.name,
+        "model_hash": model.content_hash,
+        "model_dtype": "float32",
+        "hook_point": HOOK,
+        "text": to_plain(text),
+        "context_length": LENGTH,
+        "row_rule": to_plain(RowRule()),
+        "norm_ceiling": 1e6,
+        **changes,
+    }
+    save_dictionary(
+        folder,
+        dictionary,
+        self_test_inputs=torch.randn(4, 32),
+        training={"method": "topk", "target_l0": 4},
+        made_from=made_from,
+    )
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, tiny_model, text_file):
+    """A run of two dictionaries."""
+    for name, seed in (("a", 0), ("b", 1)):
+        save(tmp_path / "run" / "dictionaries" / name, tiny_model, text_file, seed)
+    return tmp_path / "run"
+
+
+def test_stores_of_a_run_agree_with_the_model_and_the_dictionaries(run, tiny_model, capsys):
+    features([str(run), "--n-tokens", "400", "--batch-contexts", "3", "--device", "cpu"])
+    assert "features.sqlite" in capsys.readouterr().out
+    for folder in dictionary_folders([run]):
+        saved = load_dictionary(folder)
+        text = TextConfig(**{**saved.text, "source": saved.text["source"]})
+        batches = context_batches(
+            text, tiny_model, split="train", context_length=LENGTH, batch_contexts=1
+        )
+        tokens = torch.cat([next(batches) for _ in range(25)])
+        activations = tiny_model.capture(tokens, [HOOK])[HOOK]
+        special = torch.tensor(sorted(tiny_model.special_ids))
+        keep = ~torch.isin(tokens, special)
+        keep[:, 0] = False
+        codes = saved.dictionary.encode_dense(activations[keep]).double().numpy()
+        with FeatureStore(folder) as store:
+            assert store.n_sequences == 25
+            assert store.n_tokens == int(keep.sum())
+            excluded = store.manifest["excluded"]
+            assert sum(excluded.values()) + store.n_tokens == 25 * LENGTH
+            table = store.table()
+            assert table["n_active"].tolist() == (codes > 0).sum(0).tolist()
+            np.testing.assert_allclose(table["max_act"], codes.max(0), rtol=1e-5)
+            assert np.array_equal(store.tokens(7), tokens[7].numpy())
+            lens = store.feature(int(codes.max(0).argmax())).logit_lens
+            assert lens is not None
+        assert not (folder / text_pass.WORK_FOLDER).exists()
+
+
+def test_logit_lens_applies_the_final_norms_gain(run, tiny_model, tiny_gpt2):
+    lens = tiny_model.logit_lens()
+    norm = tiny_model._forward.final_norm()
+    torch.testing.assert_close(lens.gain, norm.weight.float(), rtol=1e-4, atol=1e-4)
+    assert not lens.centres_input
+    layer_norm = tiny_gpt2.logit_lens()
+    expected = tiny_gpt2._forward.final_norm().weight.float()
+    torch.testing.assert_close(layer_norm.gain, expected, rtol=1e-3, atol=1e-3)
+    assert layer_norm.centres_input
+    assert "centred (layer norm)" in layer_norm.describe()
+
+
+def test_a_killed_pass_goes_on_and_gives_the_same_store(run, tiny_model_folder, monkeypatch):
+    monkeypatch.setattr(text_pass, "LEAST_SHARD_TOKENS", 32)
+    monkeypatch.setattr(text_pass, "BUFFERED_TOKENS", 32)
+    folders = dictionary_folders([run])
+    config = FeaturesConfig(n_tokens=320, batch_contexts=1, device="cpu")
+    build_features(folders, config)
+    ids = []
+    for folder in folders:
+        with FeatureStore(folder) as store:
+            ids.append((store.store_id, store.table()["mean_act"].tolist()))
+        (folder / "features.sqlite").unlink()
+    written = []
+    write = text_pass.write_shard
+
+    def stop_soon(path, *rest):
+        write(path, *rest)
+        written.append(path)
+        if len(written) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(text_pass, "write_shard", stop_soon)
+    with pytest.raises(Exception, match="the same command goes on from there"):
+        build_features(folders, config)
+    assert not (folders[0] / "features.sqlite").exists()
+    monkeypatch.setattr(text_pass, "write_shard", write)
+    built = []
+    monkeypatch.setattr(
+        text_pass, "write_shard", lambda path, *rest: (built.append(path), write(path, *rest))
+    )
+    build_features(folders, config)
+    # The shard that was being written is finished for both dictionaries before it stops.
+    assert len(built) == 2 * 10 - 2 * 4
+    for folder, expected in zip(folders, ids, strict=True):
+        with FeatureStore(folder) as store:
+            assert (store.store_id, store.table()["mean_act"].tolist()) == expected
+
+
+def test_shards_of_another_build_are_not_used(run, monkeypatch):
+    folder = dictionary_folders([run])[0]
+    work = folder / text_pass.WORK_FOLDER
+    work.mkdir()
+    (work / "shard-00000.safetensors").write_bytes(b"half a file")
+    build_features([folder], FeaturesConfig(n_tokens=100, device="cpu"))
+    with FeatureStore(folder) as store:
+        assert store.n_sequences == 7
+
+
+def test_all_the_text_there_is_and_the_held_out_part(run):
+    folder = dictionary_folders([run])[0]
+    build_features([folder], FeaturesConfig(n_tokens=10**9, device="cpu"))
+    with FeatureStore(folder) as store:
+        whole = store.n_sequences
+    config = FeaturesConfig(n_tokens=10**9, split="held_out", device="cpu")
+    build_features([folder], config)
+    with FeatureStore(folder) as store:
+        assert 0 < store.n_sequences < whole
+        assert store.manifest["made_from"]["text_split"] == "held_out"
+
+
+def test_existing_stores_are_kept_unless_told(run, capsys):
+    folder = dictionary_folders([run])[0]
+    features([str(folder), "--n-tokens", "50", "--device", "cpu"])
+    with pytest.raises(ConfigError, match="exists already: add --overwrite"):
+        features([str(folder), "--n-tokens", "50"])
+    features([str(folder), "--n-tokens", "90", "--device", "cpu", "--overwrite"])
+    with FeatureStore(folder) as store:
+        assert store.n_sequences == 6
+    assert main(["info", str(folder / "features.sqlite")]) == 0
+    shown = capsys.readouterr().out
+    assert "feature store (schema version 1)" in shown
+    assert "intact: all 40 features can be read" in shown
+    assert "of the dictionary beside it" in shown
+
+
+def test_exports(run, tmp_path, capsys):
+    folder = dictionary_folders([run])[0]
+    out = tmp_path / "out"
+    settings = [str(folder), "--n-tokens", "200", "--device", "cpu"]
+    features([*settings, "--export", "parquet", str(out)])
+    table = pq.read_table(out / "features.parquet")
+    examples = pq.read_table(out / "examples.parquet")
+    with FeatureStore(folder) as store:
+        assert table.column("n_active").to_pylist() == store.table()["n_active"].tolist()
+        record = store.feature(int(store.table()["n_active"].argmax()), None)
+        rows = [row for row in examples.to_pylist() if row["feature"] == record.id]
+        tops = [row for row in rows if row["list"] == "top"]
+        assert [row["value"] for row in tops] == [e.value for e in record.top_examples]
+        assert tops[0]["tokens"] == list(record.top_examples[0].texts)
+        features([*settings, "--export", "neuronpedia-json", str(out)])
+        batch = json.loads((out / "batch-0.json").read_text())
+        assert (batch["layer"], len(batch["features"])) == (1, 40)
+        feature = batch["features"][record.id]
+        assert feature["frac_nonzero"] == record.density
+        assert feature["pos_str"] == [score.text for score in record.logit_lens.top]
+        assert sum(feature["freq_hist_data_bar_heights"]) == record.n_active
+        assert all(max(entry["values"]) > 0 for entry in feature["activations"])
+    with pytest.raises(ConfigError, match="exists already"):
+        features([*settings, "--export", "parquet", str(out)])
+
+
+def test_bad_input_in_words(tmp_path, run, tiny_model, text_file):
+    with pytest.raises(ConfigError, match="no run was given"):
+        features([])
+    with pytest.raises(ArtifactError, match="is not there: expected"):
+        features([str(tmp_path / "gone")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match="neither a run nor a dictionary folder"):
+        features([str(tmp_path / "empty")])
+    (tmp_path / "empty" / "run.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="a run without dictionaries yet"):
+        features([str(tmp_path / "empty")])
+    folder = dictionary_folders([run])[0]
+    with pytest.raises(ConfigError, match="named twice"):
+        features([str(folder), str(folder)])
+    changed = save(tmp_path / "other", tiny_model, text_file, 0, model_hash="0" * 64)
+    with pytest.raises(ArtifactError, match="give the model it was trained on with --model"):
+        features([str(changed), "--device", "cpu"])
+    width = save(tmp_path / "width", tiny_model, text_file, 0, hook_point="blocks.1.mlp.hook_post")
+    with pytest.raises(ArtifactError, match="has width 64"):
+        features([str(width), "--device", "cpu"])
+    planted = save(tmp_path / "planted", tiny_model, text_file, 0, planted={"seed": 0})
+    with pytest.raises(ArtifactError, match="planted features"):
+        features([str(planted), "--device", "cpu"])
+
+
+@pytest.mark.slow
+def test_sigkill_leaves_no_half_store_and_the_next_command_finishes(run):
+    folder = dictionary_folders([run])[0]
+    command = [sys.executable, "-m", "saelab.cli", "features", str(folder)]
+    command += ["--n-tokens", "300", "--batch-contexts", "1", "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    work = folder / text_pass.WORK_FOLDER
+    deadline = time.monotonic() + 120
+    while not work.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (folder / "features.sqlite").exists() or process.returncode == 0
+    features([*command[4:], "--overwrite"])
+    with FeatureStore(folder) as store:
+        assert store.n_sequences == 19
+    assert list(folder.glob("*.partial")) == []
