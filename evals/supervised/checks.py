@@ -1,0 +1,179 @@
+"""What must hold before a score means anything: coverage, dependence, base accuracy, the gate.
+
+The thresholds are the project's choice; the checks are those of arXiv 2405.08366, footnotes 2 and
+5, and of its general interface.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.errors import ConfigError, ModelError
+from saelab.language_model import LanguageModel
+
+from .patching import patched_outcomes
+from .tasks.interface import Prompt, Task
+
+ENOUGH_PROMPTS = 30
+"""Fitting prompts that every attribute value should have."""
+STRONG_DEPENDENCE = 0.1
+"""Cramér's V from which mean features count what two attributes share twice."""
+FEWEST_RIGHT = 0.75
+"""Share of prompts with a positive metric below which a model cannot do a task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Least scores of the supervised dictionary for other dictionaries to be judged at a place."""
+
+    sufficiency: float = 0.8
+    """Of test 1."""
+    necessity: float = 0.8
+    """Of test 1."""
+    accuracy: float = 0.8
+    """Edit accuracy of test 2."""
+    accuracy_over_noop: float = 0.1
+    """By how much that must exceed the accuracy without an intervention."""
+
+
+GATE = Gate()
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many prompts the values of an attribute have.
+
+    Attributes:
+        fewest: prompts with the rarest value.
+        missing: values without a prompt.
+        rare: values with fewer prompts than `ENOUGH_PROMPTS`, the missing ones included.
+    """
+
+    fewest: int
+    missing: tuple[str, ...]
+    rare: tuple[str, ...]
+
+
+def coverage(task: Task, prompts: Sequence[Prompt]) -> dict[str, Coverage]:
+    """How often each value of each attribute occurs among prompts."""
+    found = {}
+    for name, values in task.attributes.items():
+        counts = Counter(prompt.labels[name] for prompt in prompts)
+        found[name] = Coverage(
+            min(counts[value] for value in values),
+            tuple(value for value in values if not counts[value]),
+            tuple(value for value in values if counts[value] < ENOUGH_PROMPTS),
+        )
+    return found
+
+
+def require_coverage(task: Task, prompts: Sequence[Prompt]) -> dict[str, Coverage]:
+    """The coverage, if every value has a prompt.
+
+    Raises:
+        ConfigError: naming every attribute with a value that has none.
+    """
+    found = coverage(task, prompts)
+    problems = [
+        f"task {task.name}: {len(one.missing)} of {len(task.attributes[name])} values of {name!r} "
+        f"have no example among {len(prompts)} prompts ({', '.join(one.missing[:3])} …): take more "
+        "prompts"
+        for name, one in found.items()
+        if one.missing
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def dependence(task: Task, prompts: Sequence[Prompt]) -> dict[tuple[str, str], float]:
+    """Cramér's V of every pair of attributes, corrected for chance: 0 independent, 1 determined."""
+    found = {}
+    for first, second in combinations(task.attributes, 2):
+        rows = {value: place for place, value in enumerate(task.attributes[first])}
+        columns = {value: place for place, value in enumerate(task.attributes[second])}
+        table = torch.zeros(len(rows), len(columns), dtype=torch.float64)
+        for prompt in prompts:
+            table[rows[prompt.labels[first]], columns[prompt.labels[second]]] += 1
+        found[first, second] = cramers_v(table)
+    return found
+
+
+def cramers_v(table: Float[Tensor, "rows columns"]) -> float:
+    """Cramér's V of a contingency table with Bergsma's correction (2013).
+
+    Without the correction a table of 120 × 120 values and 5,000 independent prompts has V = 0.15.
+    Values without a count are left out.
+    """
+    table = table.double()
+    table = table[table.sum(1) > 0][:, table.sum(0) > 0]
+    n, (rows, columns) = float(table.sum()), table.shape
+    if n < 2 or min(rows, columns) < 2:
+        return 0.0
+    expected = table.sum(1, keepdim=True) * table.sum(0, keepdim=True) / n
+    phi = float(((table - expected).square() / expected).sum()) / n
+    phi = max(0.0, phi - (rows - 1) * (columns - 1) / (n - 1))
+    sides = [size - (size - 1) ** 2 / (n - 1) for size in (rows, columns)]
+    return min(1.0, (phi / max(min(sides) - 1, 1e-12)) ** 0.5)
+
+
+@dataclass(frozen=True)
+class BaseAccuracy:
+    """How well the model does a task by itself.
+
+    Attributes:
+        n_prompts: prompts it was tried on.
+        metric: mean of the task's metric.
+        positive: share of prompts with a metric above 0; a third answer may still be likelier.
+        predicted: share of prompts whose prediction is a right answer.
+    """
+
+    n_prompts: int
+    metric: float
+    positive: float
+    predicted: float
+
+
+def base_accuracy(
+    model: LanguageModel, task: Task, prompts: Sequence[Prompt], *, batch_prompts: int = 64
+) -> BaseAccuracy:
+    """Let the model answer prompts."""
+    outcome = patched_outcomes(
+        model, task, prompts, {"clean": {}}, batch_prompts=batch_prompts, description="clean runs"
+    )["clean"]
+    right = [
+        token in prompt.correct
+        for token, prompt in zip(outcome.prediction.tolist(), prompts, strict=True)
+    ]
+    return BaseAccuracy(
+        len(prompts),
+        float(outcome.metric.double().mean()),
+        float((outcome.metric > 0).double().mean()),
+        sum(right) / len(right),
+    )
+
+
+def require_able(model: LanguageModel, task: Task, accuracy: BaseAccuracy) -> None:
+    """Refuse to judge anything on a task that the model cannot do.
+
+    Raises:
+        ModelError: too few prompts have a positive metric.
+    """
+    if accuracy.positive < FEWEST_RIGHT:
+        raise ModelError(
+            f"{model.name} prefers the right answer in {accuracy.positive:.0%} of "
+            f"{accuracy.n_prompts} prompts of task {task.name}, and at least {FEWEST_RIGHT:.0%} "
+            "are needed to judge anything on it: choose another task or model"
+        )
+
+
+def strong_pairs(values: Mapping[tuple[str, str], float]) -> list[tuple[str, str]]:
+    """Pairs of attributes that depend on each other too much for mean features."""
+    return [pair for pair, value in values.items() if value > STRONG_DEPENDENCE]

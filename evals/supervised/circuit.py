@@ -1,0 +1,261 @@
+"""Which heads do a task: activation patching over all heads, and cross-sections from what it finds.
+
+For every role of a task the output z of every head is patched, one head at a time, at the role's
+position with its value on the counterfactual prompt. The effect is the share of the clean metric
+that is lost, 1 − patched / clean, as a ratio of means over prompts; it is negative for heads that
+work against the answer. Heads are ranked by absolute effect; a role takes the strongest ones.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.errors import ConfigError, ModelError
+from saelab.files import write_json
+from saelab.language_model import LanguageModel
+from saelab.manifest import new_manifest
+from saelab.progress import progress_bar
+
+from .patching import prepared_batches
+from .sites import KEY_VALUE_KINDS, CrossSection, Site, gather, key_value_head
+from .tasks.interface import Prompt, Role, Task, counterfactual_pairs
+
+logger = logging.getLogger(__name__)
+
+CIRCUIT_KIND = "supervised_circuit"
+SCHEMA_VERSION = 1
+BATCH_PROMPTS = 288
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitConfig:
+    """How heads are searched."""
+
+    n_prompts: int = 32
+    """Prompts that every patch is run on, of the split "train"."""
+    seed: int = 0
+    """Seed of the prompts and their counterfactuals."""
+    least_effect: float = 0.03
+    """Absolute effect below which a head has no role."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.n_prompts < 2:
+            problems.append(f"n_prompts: {self.n_prompts} is below 2")
+        if not 0 <= self.least_effect < 1:
+            problems.append(f"least_effect: {self.least_effect} is not within [0, 1)")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
+class RoleEffects:
+    """What patching each head does for one role.
+
+    Attributes:
+        role: the role.
+        effects: share of the clean metric lost; negative where it rises.
+        whole: the effect of patching the residual stream after the last block but one at the same
+            position, which is what all heads and layers before it can do there together.
+        n_prompts: prompts with a counterfactual.
+        heads: (layer, head) of those that were given the role, strongest first.
+    """
+
+    role: Role
+    effects: Float[Tensor, "n_layers n_heads"]
+    whole: float
+    n_prompts: int
+    heads: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """The heads of a task and the cross-sections they make.
+
+    Attributes:
+        task: its name.
+        model: the model's name.
+        clean_metric: mean of the task's metric over the prompts.
+        roles: what was found, role by role.
+        cross_sections: what to patch at once.
+    """
+
+    task: str
+    model: str
+    clean_metric: float
+    roles: tuple[RoleEffects, ...]
+    cross_sections: tuple[CrossSection, ...]
+
+
+def find_circuit(model: LanguageModel, task: Task, config: CircuitConfig) -> Circuit:
+    """Search the heads of a task's roles.
+
+    Raises:
+        ConfigError: a task without roles.
+        ModelError: a model without heads, or one that cannot do the task.
+    """
+    if not task.roles:
+        raise ConfigError(f"task {task.name} declares no roles: name the sites yourself")
+    if model.n_heads * model.d_head == 0:
+        raise ModelError(f"{model.name} has no attention heads to search")
+    prompts = task.sample(config.n_prompts, "train", config.seed)
+    found: dict[str, RoleEffects] = {}
+    clean_metric = _clean_metric(model, task, prompts)
+    if clean_metric <= 0:
+        raise ModelError(
+            f"{model.name} has a mean metric of {clean_metric:.3g} on task {task.name}: a model "
+            "that cannot do the task has no circuit for it; choose another task or model"
+        )
+    with progress_bar(len(task.roles) * model.n_layers, "patching heads", "layer") as bar:
+        for role in task.roles:
+            rows, targets = counterfactual_pairs(task, prompts, role.edit, config.seed)
+            if not targets:
+                raise ConfigError(
+                    f"task {task.name}: no prompt has a counterfactual in {role.edit}"
+                )
+            sources = [prompts[row] for row in rows.tolist()]
+            effects, whole = patch_every_head(model, task, sources, targets, role.position, bar)
+            taken = {head for name in role.not_in for head in found[name].heads}
+            heads = strongest(effects, role.n_heads, config.least_effect, taken)
+            logger.info("role %s: %s", role.name, ", ".join(f"{a}.{b}" for a, b in heads) or "none")
+            found[role.name] = RoleEffects(role, effects, whole, len(sources), heads)
+    heads = {name: one.heads for name, one in found.items()}
+    sections = cross_sections_of(model, task, heads)
+    return Circuit(task.name, model.name, clean_metric, tuple(found.values()), tuple(sections))
+
+
+@torch.no_grad()
+def patch_every_head(
+    model: LanguageModel,
+    task: Task,
+    prompts: Sequence[Prompt],
+    targets: Sequence[Prompt],
+    position: str,
+    bar: Any,
+) -> tuple[Float[Tensor, "n_layers n_heads"], float]:
+    """The effect of each head's output at a position, one head at a time.
+
+    Args:
+        model: the language model.
+        task: says what is measured.
+        prompts: clean prompts.
+        targets: their counterfactuals.
+        position: where z is patched.
+        bar: told of every layer that is done.
+
+    Returns:
+        (effects, the effect of the whole residual stream there before the last block).
+    """
+    last = Site("resid_pre", model.n_layers - 1, None, position)
+    layers = [
+        [Site("z", layer, head, position) for head in range(model.n_heads)]
+        for layer in range(model.n_layers)
+    ]
+    sites = [site for heads in layers for site in heads]
+    before, after = gather(model, prompts, sites), gather(model, targets, [*sites, last])
+    # Every prompt comes once per head, and one pass patches all of them, each in its own head.
+    n = len(prompts)
+    repeated = [prompt for _ in range(model.n_heads) for prompt in prompts]
+    clean, whole = 0.0, 0.0
+    sums = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
+    for batch in prepared_batches(model, repeated, [*sites, last], batch_prompts=BATCH_PROMPTS):
+        row, head = batch.rows % n, batch.rows // n
+        for layer, heads in enumerate(layers):
+            edits = {
+                site: torch.where((head == site.head)[:, None], after[site][row], before[site][row])
+                for site in heads
+            }
+            metric = task.metric(batch.logits(edits), batch.prompts).double().cpu()
+            sums[layer].index_add_(0, head, metric)
+            bar.update(len(batch.rows) / len(repeated))
+        clean += float(task.metric(batch.logits({}), batch.prompts).double().sum())
+        ended = batch.logits({last: after[last][row]})
+        whole += float(task.metric(ended, batch.prompts).double().sum())
+    # The sums of one head are over n prompts, those of no head over all repetitions.
+    return 1 - sums * model.n_heads / clean, 1 - whole / clean
+
+
+def strongest(
+    effects: Float[Tensor, "n_layers n_heads"],
+    most: int,
+    least_effect: float,
+    taken: set[tuple[int, int]],
+) -> tuple[tuple[int, int], ...]:
+    """(layer, head) of the largest absolute effects, strongest first."""
+    n_heads = effects.shape[1]
+    order = effects.abs().flatten().argsort(descending=True, stable=True)
+    heads = [divmod(int(place), n_heads) for place in order]
+    kept = [head for head in heads if abs(float(effects[head])) >= least_effect]
+    return tuple([head for head in kept if head not in taken][:most])
+
+
+def cross_sections_of(
+    model: LanguageModel, task: Task, heads: Mapping[str, Sequence[tuple[int, int]]]
+) -> list[CrossSection]:
+    """The cross-sections of a task from the heads of its roles; those without heads are left out.
+
+    Query heads that share keys and values give one site of kind k or v.
+    """
+    sections = []
+    for template in task.cross_sections:
+        members = sorted({head for role in template.roles for head in heads.get(role, ())})
+        sites = {
+            Site(kind, layer, key_value_head(model, head), position)
+            if kind in KEY_VALUE_KINDS
+            else Site(kind, layer, head, position)
+            for kind, position in template.parts
+            for layer, head in members
+        }
+        if sites:
+            sections.append(CrossSection(template.name, tuple(sorted(sites)), template.edits))
+        else:
+            logger.warning("cross-section %r has no heads and is left out", template.name)
+    return sections
+
+
+def _clean_metric(model: LanguageModel, task: Task, prompts: Sequence[Prompt]) -> float:
+    total = 0.0
+    for batch in prepared_batches(model, prompts, []):
+        total += float(task.metric(batch.logits({}), batch.prompts).double().sum())
+    return total / len(prompts)
+
+
+def effects_table(circuit: Circuit) -> dict[str, Any]:
+    """What the heat maps draw and the JSON holds: effects by role, layer and head."""
+    return {
+        "task": circuit.task,
+        "model": circuit.model,
+        "clean_metric": circuit.clean_metric,
+        "roles": [
+            {
+                "name": one.role.name,
+                "edit": list(one.role.edit),
+                "position": one.role.position,
+                "n_prompts": one.n_prompts,
+                "whole": one.whole,
+                "effects": [[round(float(x), 6) for x in row] for row in one.effects],
+                "heads": [list(head) for head in one.heads],
+            }
+            for one in circuit.roles
+        ],
+    }
+
+
+def write_circuit(path: Path, circuit: Circuit, config: CircuitConfig) -> None:
+    """Write the effects as JSON beside the cross-sections that `write_cross_sections` writes."""
+    manifest = new_manifest(
+        CIRCUIT_KIND,
+        SCHEMA_VERSION,
+        seed=config.seed,
+        config={"n_prompts": config.n_prompts, "least_effect": config.least_effect},
+        made_from={"model": circuit.model, "task": circuit.task},
+    )
+    write_json(path, manifest | {"circuit": effects_table(circuit)})

@@ -1,0 +1,288 @@
+"""Dictionaries that labels give: one feature per attribute value, the skyline of the suite.
+
+An activation is modelled as x̂ = x̄ + Σ_i u_{i, a_i(p)}: the mean over the fitting prompts plus one
+feature for the value a_i of each attribute i, all with coefficient 1.
+
+* mean: u_{i,v} is the mean activation of the prompts with a_i = v, minus x̄;
+* mse: the least-squares features, from normal equations. Their design has fewer independent columns
+  than columns, so the solution of smallest norm is taken and the gauge fixed afterwards: within
+  each attribute the features, weighted by how often their values occur, sum to zero, which makes
+  the bias x̄. Of nested attributes (a name determines a gender) the coarser gets the mean of the
+  finer's features.
+
+Sums are float64 and streamed. Values without a prompt have a zero feature and are listed.
+Source: Makelov, Lange & Nanda, arXiv 2405.08366, section 3.1, A.5 and A.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.errors import ActivationError, ConfigError
+
+from .labels import Design, design_of
+from .sites import Site
+from .tasks.interface import Labels, Prompt, Task
+
+Kind = Literal["mean", "mse"]
+RANK_TOLERANCE = 1e-9
+"""Eigenvalues of the normal equations below this share of the largest count as zero."""
+
+
+@dataclass(frozen=True, eq=False)
+class SupervisedDictionary:
+    """Features of attribute values at one site; codes are 0 or 1 and come from labels.
+
+    Attributes:
+        kind: "mean" or "mse", or the name of a baseline.
+        design: what the features are of.
+        W_dec: the features, float32.
+        bias: the mean activation of the fitting prompts.
+        counts: fitting prompts with each value; 0: never seen, and the feature is zero.
+    """
+
+    kind: str
+    design: Design
+    W_dec: Float[Tensor, "features d_in"]
+    bias: Float[Tensor, " d_in"]
+    counts: Int[Tensor, " features"]
+
+    @property
+    def d_in(self) -> int:
+        """Entries of an activation."""
+        return self.W_dec.shape[1]
+
+    @property
+    def unseen(self) -> list[str]:
+        """Values that no fitting prompt had, as "attribute=value"."""
+        names = self.design.feature_names
+        return [name for name, count in zip(names, self.counts.tolist(), strict=True) if not count]
+
+    def feature(self, attribute: str, value: str) -> Float[Tensor, " d_in"]:
+        """The feature of a value.
+
+        Raises:
+            ConfigError: the design has no such value.
+        """
+        return self.W_dec[self.design.column(attribute, value)]
+
+    def codes(self, labels: Sequence[Labels]) -> Float[Tensor, "prompts features"]:
+        """1 in the column of each attribute's value, 0 elsewhere."""
+        index = self.design.index(labels)
+        codes = torch.zeros(len(index), self.design.n_features + 1)
+        # Values that the design does not have are written to a column that is cut off.
+        codes.scatter_(1, torch.where(index < 0, self.design.n_features, index), 1.0)
+        return codes[:, :-1]
+
+    def reconstruct(self, labels: Sequence[Labels]) -> Float[Tensor, "prompts d_in"]:
+        """x̂ of prompts with these labels."""
+        return self.bias + self.explained(labels)
+
+    def explained(self, labels: Sequence[Labels]) -> Float[Tensor, "prompts d_in"]:
+        """The sum of the active features, without the bias."""
+        index = self.design.index(labels)
+        padded = torch.cat([self.W_dec, self.W_dec.new_zeros(1, self.d_in)])
+        return padded[index].sum(1)
+
+    def edit(
+        self,
+        x: Float[Tensor, "prompts d_in"],
+        before: Sequence[Labels],
+        after: Sequence[Labels],
+    ) -> Float[Tensor, "prompts d_in"]:
+        """Activations with the features of old labels taken out and those of new ones put in.
+
+        Features that both have cancel, so with independent attributes one feature goes and one
+        comes per edited attribute; what the dictionary does not explain stays.
+        """
+        return x - self.explained(before) + self.explained(after)
+
+
+def mean_ablation(dictionary: SupervisedDictionary) -> SupervisedDictionary:
+    """The floor: no features, so every reconstruction is the mean activation."""
+    return replace(dictionary, kind="mean ablation", W_dec=torch.zeros_like(dictionary.W_dec))
+
+
+def random_decoder(dictionary: SupervisedDictionary, seed: int) -> SupervisedDictionary:
+    """The same labels, bias and feature norms with random directions for features."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(dictionary.W_dec.shape, generator=generator)
+    norms = dictionary.W_dec.norm(dim=1, keepdim=True)
+    rows = directions / directions.norm(dim=1, keepdim=True) * norms
+    return replace(dictionary, kind="random decoder", W_dec=rows)
+
+
+class DesignSums:
+    """What mean and least-squares features need of labels and activations, streamed in float64.
+
+    Args:
+        design: the columns.
+        widths: site -> entries of its activation.
+    """
+
+    def __init__(self, design: Design, widths: Mapping[Site, int]):
+        self.design = design
+        size = design.n_features
+        self.n_prompts = 0
+        self._inverse: Tensor | None = None
+        self.together = torch.zeros(size, size, dtype=torch.float64)
+        self._sums = {site: torch.zeros(size, d, dtype=torch.float64) for site, d in widths.items()}
+        self._totals = {site: torch.zeros(d, dtype=torch.float64) for site, d in widths.items()}
+
+    @property
+    def counts(self) -> Int[Tensor, " features"]:
+        """Prompts with each value."""
+        return self.together.diagonal().round().long()
+
+    def add(
+        self,
+        index: Int[Tensor, "prompts attributes"],
+        activations: Mapping[Site, Float[Tensor, "prompts _"]],
+    ) -> None:
+        """Take in prompts.
+
+        Args:
+            index: columns of each prompt, as `Design.index` gives them.
+            activations: at every site.
+
+        Raises:
+            ConfigError: a label that the design does not have.
+            ActivationError: activations that are not finite.
+        """
+        if bool((index < 0).any()):
+            name = list(self.design.attributes)[int((index < 0).any(0).nonzero()[0])]
+            raise ConfigError(
+                f"a fitting prompt has a value of attribute {name!r} that the design does not "
+                "have: list every value in the task"
+            )
+        size = self.design.n_features
+        self._inverse = None
+        self.n_prompts += len(index)
+        pairs = (index[:, :, None] * size + index[:, None, :]).flatten()
+        self.together += torch.bincount(pairs, minlength=size * size).reshape(size, size)
+        for site, x in activations.items():
+            if not bool(x.isfinite().all()):
+                raise ActivationError(
+                    f"activations at {site} are not finite: run the model in float32"
+                )
+            rows = x.double().cpu()
+            self._totals[site] += rows.sum(0)
+            for column in index.T:
+                self._sums[site].index_add_(0, column, rows)
+
+    def mean_of(self, site: Site) -> Float[Tensor, " d_in"]:
+        """The mean activation at a site."""
+        return self._totals[site] / max(self.n_prompts, 1)
+
+    def mean_dictionary(self, site: Site) -> SupervisedDictionary:
+        """Per-value means minus the mean of all."""
+        counts = self.counts
+        mean = self.mean_of(site)
+        features = self._sums[site] / counts.clamp_min(1)[:, None].double() - mean
+        return self._dictionary("mean", features * (counts > 0)[:, None], mean)
+
+    def mse_dictionary(self, site: Site) -> SupervisedDictionary:
+        """Least-squares features of smallest norm, with the gauge fixed."""
+        mean = self.mean_of(site)
+        centred = self._sums[site] - self.together.diagonal()[:, None] * mean
+        features = self._pseudo_inverse() @ centred
+        features, shift = fixed_gauge(self.design, features, self.together)
+        # Least squares leaves no mean error, so the shifts of the gauge sum to nothing.
+        return self._dictionary("mse", features, mean + shift)
+
+    def rank(self) -> int:
+        """Independent columns of the design with a column of ones, as far as prompts show."""
+        size = self.design.n_features
+        whole = torch.empty(size + 1, size + 1, dtype=torch.float64)
+        whole[:size, :size] = self.together
+        whole[size, :size] = whole[:size, size] = self.together.diagonal()
+        whole[size, size] = self.n_prompts
+        values = torch.linalg.eigvalsh(whole)
+        return int((values > RANK_TOLERANCE * values[-1]).sum())
+
+    def _pseudo_inverse(self) -> Float[Tensor, "features features"]:
+        """Of the normal equations' matrix, by its eigenvalues that are not zero."""
+        inverse = self._inverse
+        if inverse is None:
+            values, vectors = torch.linalg.eigh(self.together)
+            kept = values > RANK_TOLERANCE * values[-1]
+            inverse = self._inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+        return inverse
+
+    def _dictionary(self, kind: Kind, features: Tensor, bias: Tensor) -> SupervisedDictionary:
+        return SupervisedDictionary(kind, self.design, features.float(), bias.float(), self.counts)
+
+
+def fixed_gauge(
+    design: Design,
+    features: Float[Tensor, "features d_in"],
+    together: Float[Tensor, "features features"],
+) -> tuple[Float[Tensor, "features d_in"], Float[Tensor, " d_in"]]:
+    """Features of the same reconstructions whose means, by frequency, are zero per attribute.
+
+    Args:
+        design: the columns.
+        features: any least-squares features.
+        together: how many prompts have both values.
+
+    Returns:
+        (features, what the bias takes over).
+    """
+    features = features.clone()
+    weights = together.diagonal().to(features.dtype)
+    for fine, coarse in design.nested.items():
+        _lift(features, together, design.columns(fine), design.columns(coarse))
+    shift = features.new_zeros(features.shape[1])
+    for name in design.attributes:
+        part = design.columns(name)
+        mean = (weights[part] / weights[part].sum().clamp_min(1)) @ features[part]
+        features[part] -= mean
+        shift += mean
+    return features * (weights > 0)[:, None], shift
+
+
+def _lift(features: Tensor, together: Tensor, fine: slice, coarse: slice) -> None:
+    """Give each value of a coarse attribute the mean feature of the finer values within it."""
+    weights = together.diagonal()[fine]
+    owner = together[fine, coarse].argmax(1)
+    size = coarse.stop - coarse.start
+    totals = torch.zeros(size, dtype=weights.dtype).index_add_(0, owner, weights)
+    sums = features.new_zeros(size, features.shape[1])
+    sums.index_add_(0, owner, features[fine] * weights[:, None])
+    means = sums / totals.clamp_min(1)[:, None]
+    features[coarse] += means
+    features[fine] -= means[owner]
+
+
+def fit_supervised(
+    task: Task,
+    prompts: Sequence[Prompt],
+    activations: Mapping[Site, Float[Tensor, "prompts _"]],
+    *,
+    kind: Kind = "mse",
+    parametrisation: str = "independent",
+) -> dict[Site, SupervisedDictionary]:
+    """Fit a supervised dictionary at each site.
+
+    Args:
+        task: the task.
+        prompts: the fitting prompts.
+        activations: theirs, at each site.
+        kind: "mse", or "mean", which counts what correlated attributes share twice.
+        parametrisation: one of the task's.
+
+    Raises:
+        ConfigError: no such parametrisation.
+        ActivationError: activations that are not finite.
+    """
+    design = design_of(task, parametrisation, prompts)
+    sums = DesignSums(design, {site: x.shape[1] for site, x in activations.items()})
+    sums.add(design.index([prompt.labels for prompt in prompts]), activations)
+    solve = sums.mse_dictionary if kind == "mse" else sums.mean_dictionary
+    return {site: solve(site) for site in activations}

@@ -1,0 +1,207 @@
+"""Test 2's edits of an activation: greedy over latents, by interpretation, and in closed form.
+
+All start from the real activation a_s of the prompt and aim at the real activation a_t of its
+counterfactual (reconstructions as start and target give worse edits). An edit moves codes: latent
+j's from α_j, its code at a_s, to another value, and the activation by the change times its decoder
+row. Source: Makelov, Lange & Nanda, arXiv 2405.08366, sections 4.2, 5.1, A.12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+MOST_GATHERED = 1 << 23
+"""Entries of the decoder rows gathered for one chunk of rows."""
+
+GreedyVariant = Literal["joint", "free"]
+"""`joint`: a latent's code moves to its value at the target, which counts once even where that both
+removes and adds. `free`: each step may also only remove α_j or only add β_j, whichever helps
+most."""
+
+
+@dataclass(frozen=True, eq=False)
+class GreedySteps:
+    """What a greedy edit changed, in the order of its steps; it holds every smaller k too."""
+
+    latent: Int[Tensor, "rows k"]
+    """Latent moved in each step; −1 where no move would have come nearer."""
+    change: Float[Tensor, "rows k"]
+    """What was added to its code; 0 there."""
+
+    def first(self, k: int) -> GreedySteps:
+        """The edit of the first k steps, which is the greedy edit with that k."""
+        return GreedySteps(self.latent[:, :k], self.change[:, :k])
+
+    def apply(
+        self, start: Float[Tensor, "rows d_in"], W_dec: Float[Tensor, "d_sae d_in"]
+    ) -> Float[Tensor, "rows d_in"]:
+        """The edited activations."""
+        edited = start.clone()
+        for step in range(self.latent.shape[1]):
+            edited += self.change[:, step, None] * W_dec[self.latent[:, step].clamp_min(0)]
+        return edited
+
+
+def greedy_edit(
+    start: Float[Tensor, "rows d_in"],
+    target: Float[Tensor, "rows d_in"],
+    start_codes: Float[Tensor, "rows d_sae"],
+    target_codes: Float[Tensor, "rows d_sae"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    k: int,
+    variant: GreedyVariant = "joint",
+) -> GreedySteps:
+    """Move at most k codes, one per step, each the one that brings `start` nearest to `target`.
+
+    A latent is moved at most once; a row stops where no move comes nearer. With r what is still
+    missing and c the change of a code, a move gains 2c·(r·u) − c²‖u‖². Only latents that are active
+    on one side can move, so only their decoder rows are gathered, some rows of the batch at a time:
+    O(k · rows · candidates · d_in), with no [rows, d_sae, d_in] tensor.
+
+    Args:
+        start: activations of the prompts.
+        target: activations of their counterfactuals.
+        start_codes: codes of `start`.
+        target_codes: codes of `target`.
+        W_dec: decoder rows.
+        k: most latents to move.
+        variant: which moves there are.
+    """
+    candidates, before, after = _candidates(start_codes, target_codes)
+    n_candidates = max(1, candidates.shape[1])
+    rows_at_once = max(1, MOST_GATHERED // (n_candidates * W_dec.shape[1]))
+    parts = [
+        _greedy_chunk(
+            (target[chunk] - start[chunk]),
+            candidates[chunk],
+            _moves(before[chunk], after[chunk], variant),
+            W_dec,
+            k,
+        )
+        for chunk in torch.arange(len(start), device=start.device).split(rows_at_once)
+    ]
+    return GreedySteps(
+        torch.cat([latent for latent, _ in parts]), torch.cat([change for _, change in parts])
+    )
+
+
+def _candidates(start_codes: Tensor, target_codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents active on either side of each row, in rising order, with their two codes.
+
+    Rows with fewer are filled up with latents whose codes are zero on both sides.
+    """
+    movable = (start_codes != 0) | (target_codes != 0)
+    most = int(movable.sum(1).max()) if len(movable) else 0
+    # Rank among the movable; the others share the last place, which is cut off.
+    place = torch.where(movable, movable.cumsum(1) - 1, most)
+    latents = torch.zeros(len(movable), most + 1, dtype=torch.int64, device=movable.device)
+    order = torch.arange(movable.shape[1], device=movable.device).expand_as(place)
+    latents = latents.scatter(1, place, order)[:, :most]
+    filled = torch.arange(most, device=movable.device) < movable.sum(1, keepdim=True)
+    before = torch.where(filled, start_codes.gather(1, latents), 0.0)
+    after = torch.where(filled, target_codes.gather(1, latents), 0.0)
+    return latents, before, after
+
+
+def _moves(before: Tensor, after: Tensor, variant: GreedyVariant) -> Tensor:
+    """Changes that each candidate may undergo, [rows, candidates, moves]."""
+    joint = after - before
+    return torch.stack([joint, -before, after] if variant == "free" else [joint], dim=2)
+
+
+def _greedy_chunk(
+    missing: Tensor, latents: Tensor, moves: Tensor, W_dec: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    rows = torch.arange(len(missing), device=missing.device)
+    directions = W_dec[latents]
+    cost = moves.square() * W_dec.square().sum(1)[latents].unsqueeze(2)
+    blocked = moves == 0
+    missing = missing.clone()
+    latent = torch.full((len(missing), k), -1, dtype=torch.int64, device=missing.device)
+    change = missing.new_zeros(len(missing), k)
+    for step in range(min(k, latents.shape[1])):
+        agreement = torch.bmm(directions, missing.unsqueeze(2))
+        gain = (2 * moves * agreement - cost).masked_fill(blocked, -torch.inf)
+        best_move, which = gain.max(2)
+        best, place = best_move.max(1)
+        helps = best > 0
+        if not bool(helps.any()):
+            break
+        moved = torch.where(helps, moves[rows, place, which[rows, place]], 0.0)
+        missing -= moved.unsqueeze(1) * directions[rows, place]
+        latent[:, step] = torch.where(helps, latents[rows, place], -1)
+        change[:, step] = moved
+        blocked[rows, place] = True
+    return latent, change
+
+
+def aware_edit(
+    start_codes: Float[Tensor, "rows d_sae"],
+    target_codes: Float[Tensor, "rows d_sae"],
+    scores: Sequence[Float[Tensor, "d_sae _"]],
+    start_values: Sequence[Int[Tensor, " rows"]],
+    target_values: Sequence[Int[Tensor, " rows"]],
+    each: int,
+    *,
+    active_only: bool = True,
+) -> tuple[Float[Tensor, "rows d_sae"], Float[Tensor, "rows d_sae"]]:
+    """Choose latents by what they mean: remove the best for the old value, add those for the new.
+
+    For every edited attribute the `each` latents with the highest F1 for the prompt's value are
+    removed and the `each` highest for the counterfactual's value added, so 2·each latents change.
+    Latents with an F1 of zero are never chosen. A latent chosen twice on one side counts once.
+
+    Args:
+        start_codes: codes of the prompts' activations.
+        target_codes: codes of the counterfactuals' activations.
+        scores: per edited attribute, F1 of every latent for every value, measured on other prompts.
+        start_values: per edited attribute, the value's index at each prompt.
+        target_values: the same at each counterfactual.
+        each: latents per list.
+        active_only: choose among latents active on the list's side (as the authors' code does);
+            False takes the literal first ones.
+
+    Returns:
+        Codes removed from and codes added to the prompts' activations, zero elsewhere.
+    """
+    removed = torch.zeros_like(start_codes, dtype=torch.bool)
+    added = torch.zeros_like(removed)
+    for table, before, after in zip(scores, start_values, target_values, strict=True):
+        for chosen, value, codes in ((removed, before, start_codes), (added, after, target_codes)):
+            ranked = table.T[value]
+            if active_only:
+                ranked = torch.where(codes > 0, ranked, 0.0)
+            best, latent = ranked.topk(min(each, ranked.shape[1]), dim=1)
+            # A zero must not switch off what another attribute chose, hence the addition.
+            chosen |= torch.zeros_like(removed).scatter(1, latent, best > 0)
+    return torch.where(removed, start_codes, 0.0), torch.where(added, target_codes, 0.0)
+
+
+def weights(
+    codes: Float[Tensor, "rows d_sae"], W_dec: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, "rows d_sae"]:
+    """Each latent's signed share of the reconstruction: (f_j u_j)·v / ‖v‖² with v = Σ f_j u_j.
+
+    They sum to one in every row; NaN where v is zero, as it is where nothing is active.
+    """
+    explained = codes @ W_dec
+    return codes * (explained @ W_dec.T) / explained.square().sum(1, keepdim=True)
+
+
+def weight_removed(
+    share: Float[Tensor, "rows d_sae"], steps: GreedySteps
+) -> Float[Tensor, "rows k"]:
+    """Summed weight, at the start, of the latents changed up to each step.
+
+    Latents that were only added have a code of zero there and so a weight of zero. NaN where the
+    weights are.
+    """
+    each = share.gather(1, steps.latent.clamp_min(0))
+    undefined = share.isnan().any(1, keepdim=True)
+    return torch.where(steps.latent >= 0, each, 0.0).cumsum(1).masked_fill(undefined, torch.nan)

@@ -1,0 +1,194 @@
+"""Test 3's predicates of a prompt, and each latent's F1 against them and against their unions.
+
+A family holds one predicate per value: "io is Mary", "s is male", "io is Mary and pos is ABB". Each
+prompt satisfies as many of its predicates as the family has columns, at most: one for a family of
+exclusive values, two for "the name is in the sentence". A latent is on where its code is positive.
+Source: Makelov, Lange & Nanda, arXiv 2405.08366, A.2 and A.12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.sparse import SparseCodes
+
+FEW_VALUES = 4
+"""Attributes with at most so many values are intersected with the others."""
+ENTRIES_AT_ONCE = 1 << 23
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Predicates that differ in one value."""
+
+    name: str
+    """In words, such as "io is … and pos is ABB"."""
+    kind: str
+    """`value`, `intersection`, `either` (one of several attributes has the value) or `group`."""
+    values: tuple[str, ...]
+    """What takes the place of "…"."""
+    holds: Int[Tensor, "prompts columns"]
+    """Which values hold at each prompt; −1: none. No value is named twice in a row."""
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether at most one of its predicates holds at a prompt."""
+        return self.holds.shape[1] == 1
+
+    def sizes(self) -> Int[Tensor, " values"]:
+        """At how many prompts each predicate holds."""
+        held = self.holds[self.holds >= 0]
+        return torch.bincount(held, minlength=len(self.values))
+
+
+def families_of(
+    labels: Mapping[str, Int[Tensor, " prompts"]],
+    values: Mapping[str, Sequence[str]],
+    groups: Mapping[str, Mapping[str, Mapping[str, str]]] | None = None,
+) -> list[Family]:
+    """Every family that a task's attributes give.
+
+    All values of each attribute; their intersections with the values of each attribute that has
+    few; where attributes share their values, "one of them is …"; and the given coarse groups.
+
+    Args:
+        labels: attribute -> index of its value at each prompt, −1 where it has none.
+        values: attribute -> its values in words.
+        groups: attribute -> name of a grouping, such as "gender" -> value -> its group.
+    """
+    found = [
+        Family(f"{name} is …", "value", tuple(map(str, values[name])), label.unsqueeze(1))
+        for name, label in labels.items()
+    ]
+    for name, label in labels.items():
+        for other, second in labels.items():
+            if other == name or not 2 <= len(values[other]) <= FEW_VALUES:
+                continue
+            if len(values[name]) <= FEW_VALUES and name > other:
+                continue
+            found += [
+                Family(
+                    f"{name} is … and {other} is {word}",
+                    "intersection",
+                    tuple(map(str, values[name])),
+                    torch.where(second == place, label, -1).unsqueeze(1),
+                )
+                for place, word in enumerate(values[other])
+            ]
+    found += _either(labels, values)
+    for name, groupings in (groups or {}).items():
+        for grouping, group_of in groupings.items():
+            words = tuple(dict.fromkeys(group_of.values()))
+            place = [words.index(group_of[v]) if v in group_of else -1 for v in values[name]]
+            # The last entry is what −1, no value, finds.
+            held = torch.tensor([*place, -1])[labels[name]]
+            found.append(Family(f"{name} has {grouping} …", "group", words, held.unsqueeze(1)))
+    return found
+
+
+def _either(labels: Mapping[str, Tensor], values: Mapping[str, Sequence[str]]) -> list[Family]:
+    sharing: dict[tuple[str, ...], list[str]] = {}
+    for name in labels:
+        sharing.setdefault(tuple(map(str, values[name])), []).append(name)
+    found = []
+    for words, names in sharing.items():
+        if len(names) < 2 or len(words) <= FEW_VALUES:
+            continue
+        holds = torch.stack([labels[name] for name in names], dim=1)
+        for place in range(1, len(names)):
+            repeats = (holds[:, :place] == holds[:, place : place + 1]).any(1)
+            holds[:, place] = torch.where(repeats, -1, holds[:, place])
+        found.append(Family(f"{' or '.join(names)} is …", "either", words, holds))
+    return found
+
+
+def on_pairs(codes: SparseCodes) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+    """Row and latent of every positive code."""
+    positive = codes.value > 0
+    return codes.pair_rows()[positive], codes.latent[positive]
+
+
+def overlaps(
+    row: Int[Tensor, " pairs"], latent: Int[Tensor, " pairs"], d_sae: int, family: Family
+) -> Int[Tensor, "d_sae values"]:
+    """At how many prompts each latent is on and each predicate holds."""
+    n_values = len(family.values)
+    held = family.holds[row]
+    cell = (latent.unsqueeze(1) * n_values + held)[held >= 0]
+    return torch.bincount(cell, minlength=d_sae * n_values).reshape(d_sae, n_values)
+
+
+def f1_scores(
+    overlap: Int[Tensor, "d_sae values"],
+    n_on: Int[Tensor, " d_sae"],
+    sizes: Int[Tensor, " values"],
+) -> Float[Tensor, "d_sae values"]:
+    """2·overlap / (on + size), the harmonic mean of precision and recall; 0 where both are 0."""
+    total = n_on.unsqueeze(1) + sizes.unsqueeze(0)
+    return torch.where(total > 0, 2 * overlap.double() / total.clamp_min(1), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class BestUnion:
+    """Each latent's best union of a family's predicates, of those that match it best singly."""
+
+    f1: Float[Tensor, " d_sae"]
+    n_values: Int[Tensor, " d_sae"]
+    """Predicates in the best union."""
+    order: Int[Tensor, "d_sae ranks"]
+    """Values by falling F1; the union is of the first `n_values`."""
+
+
+def best_unions(
+    family: Family,
+    row: Int[Tensor, " pairs"],
+    latent: Int[Tensor, " pairs"],
+    n_on: Int[Tensor, " d_sae"],
+    most_values: int,
+) -> BestUnion:
+    """Try the union of the 1, 2 … `most_values` best predicates of each latent, keep the best.
+
+    F1 is not monotone in their number. All values together are never tried: they hold everywhere,
+    so any latent that is nearly always on would match them. A union of exclusive predicates has the
+    sum of their sizes; of others, prompts where several hold are counted once.
+    """
+    d_sae = len(n_on)
+    overlap, sizes = overlaps(row, latent, d_sae, family), family.sizes()
+    ranks = max(1, min(most_values, len(family.values) - 1))
+    scores = f1_scores(overlap, n_on, sizes)
+    order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :ranks]
+    if family.exclusive:
+        both, size = overlap.gather(1, order).cumsum(1), sizes[order].cumsum(1)
+    else:
+        both, size = _union_counts(family, row, latent, order, d_sae)
+    total = (n_on.unsqueeze(1) + size).clamp_min(1)
+    best, place = (2 * both.double() / total).max(1)
+    return BestUnion(best, place + 1, order)
+
+
+def _union_counts(
+    family: Family, row: Tensor, latent: Tensor, order: Tensor, d_sae: int
+) -> tuple[Tensor, Tensor]:
+    """For unions of predicates that overlap: prompts in each and on in each, by real OR."""
+    ranks, n_values = order.shape[1], len(family.values)
+    # The rank of each value for each latent; a last column for "none holds".
+    rank = torch.full((d_sae, n_values + 1), ranks, dtype=torch.int64)
+    rank.scatter_(1, order, torch.arange(ranks).expand_as(order))
+    held = torch.where(family.holds >= 0, family.holds, n_values)
+    first = rank[latent.unsqueeze(1), held[row]].amin(1)
+    cells = latent * (ranks + 1) + first
+    both = torch.bincount(cells, minlength=d_sae * (ranks + 1)).reshape(d_sae, ranks + 1)
+    size = torch.zeros(d_sae, ranks + 1, dtype=torch.int64)
+    step = max(1, ENTRIES_AT_ONCE // max(1, held.numel()))
+    for start in range(0, d_sae, step):
+        part = rank[start : start + step]
+        covered = part[:, held].amin(2)
+        size[start : start + step] = size[start : start + step].scatter_add(
+            1, covered, torch.ones_like(covered)
+        )
+    return both[:, :ranks].cumsum(1), size[:, :ranks].cumsum(1)

@@ -1,0 +1,235 @@
+"""Test 2 at a cross-section: patch every edit and compare with the ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from saelab.sparse.kernels import combine_latents
+
+from .bootstrap import UNDEFINED, Estimate
+from .contenders import Candidate
+from .control import EditVariant, candidate_edits, supervised_edit
+from .interpretation import Interpretations, exchanged_codes
+from .material import EditedPrompts, label_indices
+from .patching import Outcome
+from .section import ABLATED, CLEAN, RANDOM, Section, mean_rows
+from .sites import Site
+
+TRUTH = "ground truth"
+SMALLEST_GAIN = 0.1
+"""Accuracy that the supervised edit must gain over no intervention for a trade-off to be defined.
+"""
+
+
+class EditTest:
+    """One attribute set edited at one cross-section.
+
+    Args:
+        section: the cross-section.
+        pairs: prompts with counterfactuals in these attributes.
+    """
+
+    def __init__(self, section: Section, pairs: EditedPrompts):
+        self.section, self.pairs = section, pairs
+        self.bootstrap = section.bootstrap(len(pairs.prompts))
+        self.changed = answers_change(pairs)
+        self.accuracy: dict[str, float] = {}
+        self.weight: dict[str, float] = {}
+        self._start = section.material.activations
+        self._clean: Outcome | None = None
+        self._truth: Outcome | None = None
+
+    def measure_references(self) -> None:
+        """No intervention, mean ablation, the random floor and the supervised edits."""
+        section, pairs = self.section, self.pairs
+        here = {site: self._start[site][pairs.rows] for site in section.sites}
+        edits = [
+            supervised_edit(name, dictionaries, section.sites, self._start, pairs)
+            for name, dictionaries in {**section.skylines, RANDOM: section.floor}.items()
+        ]
+        conditions = {CLEAN: {}, ABLATED: mean_rows(section, here)}
+        outcomes = self._run({**conditions, **{edit.name: edit.edited for edit in edits}}, "edits")
+        self._clean, self._truth = outcomes[CLEAN], outcomes[TRUTH]
+        for name in (TRUTH, *conditions):
+            self._score(name, outcomes[name], {"kind": "condition", "mode": name})
+        for edit in edits:
+            kind = "floor" if edit.contender == RANDOM else "skyline"
+            self._score_edit(edit, outcomes[edit.name], kind, edit.contender)
+
+    def gain(self) -> float:
+        """Accuracy of the supervised edit beyond that of no intervention."""
+        return self.accuracy[self.section.ceiling] - self.accuracy[CLEAN]
+
+    def measure_candidate(
+        self, candidate: Candidate, interpretations: Mapping[Site, Interpretations]
+    ) -> None:
+        """Every edit of one candidate."""
+        section, pairs = self.section, self.pairs
+        before = label_indices(section.task, pairs.prompts)
+        after = label_indices(section.task, pairs.targets)
+        labels = {name: (before[name], after[name]) for name in pairs.edit}
+        edits = candidate_edits(
+            candidate, section.sites, self._start, pairs, interpretations, labels, section.config
+        )
+        outcomes = self._run({edit.name: edit.edited for edit in edits}, candidate.name)
+        kind = candidate.kind
+        for edit in edits:
+            self._score_edit(edit, outcomes[edit.name], kind, candidate.group)
+
+    def measure_codes(
+        self, candidate: Candidate, interpretations: Mapping[Site, Interpretations]
+    ) -> None:
+        """Exchange the interpretable codes, and all others, between prompts and counterfactuals."""
+        section, pairs = self.section, self.pairs
+        limit = section.config.f1_patch
+        exchanged: dict[str, dict[Site, Tensor]] = {"sufficient": {}, "complete": {}}
+        for site in section.sites:
+            rows, target = self._start[site][pairs.rows], pairs.target_activations[site]
+            meant = interpretations[site].interpretable(limit)
+            mine, other = candidate.encode(site, rows), candidate.encode(site, target)
+            W_dec, offset = candidate.W_dec(site), candidate.offset(site, rows)
+            for name, moved in (("sufficient", meant), ("complete", ~meant)):
+                codes = exchanged_codes(mine, other, moved)
+                exchanged[name][site] = offset + combine_latents(codes, W_dec)
+        outcomes = self._run(exchanged, f"codes of {candidate.name}")
+        place = {
+            "kind": candidate.kind,
+            "group": candidate.group,
+            "edit": pairs.name,
+            "threshold": limit,
+        }
+        wanted = self._predicts_counterfactual(outcomes["sufficient"])
+        assert self._clean is not None
+        kept = outcomes["complete"].prediction == self._clean.prediction
+        for name, hits in (("codes_sufficient", wanted), ("codes_complete", kept)):
+            self.section.add(candidate.name, name, self._share(hits), **place)
+        for name, outcome in outcomes.items():
+            if name != TRUTH:
+                label = f"{candidate.name}|codes {name}"
+                section.keep_prompts(pairs.rows, pairs.name, label, outcome)
+
+    def _run(self, variants: Mapping[str, Mapping[Site, Tensor]], what: str) -> dict[str, Outcome]:
+        pairs = self.pairs
+        truth = {site: pairs.target_activations[site] for site in self.section.sites}
+        return self.section.run(
+            {TRUTH: truth, **variants},
+            pairs.prompts,
+            f"{pairs.name}, {what}",
+            targets=pairs.targets,
+            reference=TRUTH,
+        )
+
+    def _score_edit(self, edit: EditVariant, outcome: Outcome, kind: str, group: str) -> None:
+        place = {"kind": kind, "group": group, "mode": edit.mode, "k": edit.k}
+        accuracy = self._score(edit.contender, outcome, place)
+        where = {"edit": self.pairs.name, **place}
+        weight = torch.stack(edit.weight)
+        estimate = self.bootstrap.estimate(weight.nanmean(0).unsqueeze(1))
+        add = self.section.add
+        add(edit.contender, "weight_removed", estimate, **where)
+        add(edit.contender, "n_without_weight", int(weight.isnan().sum()), **where)
+        distance = torch.stack(edit.distance).nanmean(0).unsqueeze(1)
+        add(edit.contender, "distance", self.bootstrap.estimate(distance), **where)
+        if edit.contender == self.section.ceiling and estimate.value is not None:
+            self.weight[edit.contender] = estimate.value
+        self._trade_off(edit.contender, accuracy, estimate, where)
+
+    def _trade_off(
+        self, contender: str, accuracy: Estimate, weight: Estimate, where: dict[str, object]
+    ) -> None:
+        """Weight and accuracy relative to the supervised edit's."""
+        ceiling = self.section.ceiling
+        beyond = relative = None
+        w_sup = self.weight.get(ceiling)
+        if weight.value is not None and w_sup is not None and w_sup < 1:
+            beyond = (weight.value - w_sup) / (1 - w_sup)
+        if accuracy.value is not None and self.gain() >= SMALLEST_GAIN:
+            relative = (accuracy.value - self.accuracy[CLEAN]) / self.gain()
+        self.section.add(contender, "tradeoff_weight", beyond, **where)
+        self.section.add(contender, "tradeoff_accuracy", relative, **where)
+
+    def _score(self, contender: str, outcome: Outcome, place: Mapping[str, object]) -> Estimate:
+        """The measures of predictions and metrics; returns the accuracy."""
+        assert self._truth is not None and self._clean is not None
+        where = {"edit": self.pairs.name, **place}
+        same = outcome.prediction == self._truth.prediction
+        among = outcome.answer_prediction == self._truth.answer_prediction
+        accuracy = self._share(same)
+        found: dict[str, Estimate] = {
+            "accuracy": accuracy,
+            "answer_accuracy": self._share(among),
+            "cause": self._share(same, self.changed),
+            "isolation": self._share(same, ~self.changed),
+            "counterfactual_answer": self._share(self._predicts_counterfactual(outcome)),
+            "metric_fidelity": self._fidelity("metric", outcome),
+            "target_metric_fidelity": self._fidelity("target_metric", outcome),
+        }
+        if outcome.kl is not None:
+            found["kl"] = self.bootstrap.estimate(outcome.kl.unsqueeze(1))
+        for measure, estimate in found.items():
+            self.section.add(contender, measure, estimate, **where)
+        if accuracy.value is not None:
+            self.accuracy.setdefault(contender, accuracy.value)
+        variant = f"{contender}|{place.get('mode')}|{place.get('k')}"
+        self.section.keep_prompts(self.pairs.rows, self.pairs.name, variant, outcome)
+        return accuracy
+
+    def _share(self, hits: Bool[Tensor, " pairs"], among: Tensor | None = None) -> Estimate:
+        column = hits.double()
+        if among is not None:
+            if not bool(among.any()):
+                return UNDEFINED
+            column = torch.where(among, column, torch.nan)
+        return self.bootstrap.estimate(column.unsqueeze(1))
+
+    def _fidelity(self, what: str, outcome: Outcome) -> Estimate:
+        """How much of the way from the clean metric to the ground truth's the edit goes."""
+        columns = [getattr(one, what) for one in (self._clean, self._truth, outcome)]
+        if any(column is None for column in columns):
+            return UNDEFINED
+        return self.bootstrap.estimate(
+            torch.stack(columns, dim=1),
+            lambda m: (m[..., 2] - m[..., 0]) / (m[..., 1] - m[..., 0]),
+        )
+
+    def _predicts_counterfactual(self, outcome: Outcome) -> Bool[Tensor, " pairs"]:
+        predicted = outcome.prediction.tolist()
+        return torch.tensor(
+            [token in one.correct for token, one in zip(predicted, self.pairs.targets, strict=True)]
+        )
+
+
+def answers_change(pairs: EditedPrompts) -> Bool[Tensor, " pairs"]:
+    """Whether each counterfactual has other right answers than its prompt."""
+    both = zip(pairs.prompts, pairs.targets, strict=True)
+    return torch.tensor([set(one.correct) != set(other.correct) for one, other in both])
+
+
+def edit_tests(section: Section) -> list[EditTest]:
+    """A test for every attribute set of the cross-section that has counterfactuals."""
+    found = []
+    for edit in section.section.edits:
+        pairs = section.material.edits.get(edit)
+        if pairs is None:
+            section.notes.append(
+                f"{section.section.name}: no prompt has a counterfactual in {'+'.join(edit)}"
+            )
+            continue
+        found.append(EditTest(section, pairs))
+    return found
+
+
+def measure_edits(
+    tests: Sequence[EditTest],
+    candidate: Candidate,
+    interpretations: Mapping[Site, Interpretations],
+) -> None:
+    """Test 2 of a candidate in every edit, and its codes where the answers change."""
+    for test in tests:
+        test.measure_candidate(candidate, interpretations)
+        if bool(test.changed.any()):
+            test.measure_codes(candidate, interpretations)

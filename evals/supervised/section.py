@@ -1,0 +1,159 @@
+"""What the tests at one cross-section share: sites, skylines, conditions and findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.language_model import LanguageModel
+
+from .bootstrap import Bootstrap, Estimate
+from .config import SupervisedConfig
+from .dictionaries import SupervisedDictionary, fit_supervised, random_decoder
+from .material import Activations, Material
+from .patching import Outcome, patched_outcomes
+from .scores import Score
+from .sites import CrossSection, Site
+from .tasks.interface import Prompt, Task
+
+CLEAN = "clean"
+ABLATED = "mean ablation"
+RANDOM = "random decoder"
+Variants = Mapping[str, Mapping[Site, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A cross-section of one task with the prompts of one seed."""
+
+    model: LanguageModel
+    task: Task
+    section: CrossSection
+    material: Material
+    config: SupervisedConfig
+    skylines: Mapping[str, Mapping[Site, SupervisedDictionary]]
+    """Name -> site -> supervised dictionary; the first one is the ceiling."""
+    floor: Mapping[Site, SupervisedDictionary]
+    """The ceiling's codes with random directions."""
+    means: Mapping[Site, Float[Tensor, " _"]]
+    """Means of the fitting prompts' activations."""
+    scores: list[Score] = field(default_factory=list)
+    prompt_rows: list[dict[str, Any]] = field(default_factory=list)
+    """Columns of the per-prompt table, one entry per variant."""
+    notes: list[str] = field(default_factory=list)
+    _bootstraps: dict[int, Bootstrap] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Sites that are patched at once."""
+        return self.section.sites
+
+    @property
+    def ceiling(self) -> str:
+        """Name of the skyline that the gate and the trade-off are by."""
+        return next(iter(self.skylines))
+
+    def bootstrap(self, n_prompts: int) -> Bootstrap:
+        """The resamples for so many prompts; equal for every score of the cross-section."""
+        if n_prompts not in self._bootstraps:
+            self._bootstraps[n_prompts] = Bootstrap(
+                n_prompts, self.config.resamples, self.material.seed
+            )
+        return self._bootstraps[n_prompts]
+
+    def run(
+        self,
+        variants: Variants,
+        prompts: Sequence[Prompt],
+        description: str,
+        *,
+        targets: Sequence[Prompt] | None = None,
+        reference: str | None = None,
+    ) -> dict[str, Outcome]:
+        """What the model answers in every variant."""
+        return patched_outcomes(
+            self.model,
+            self.task,
+            prompts,
+            variants,
+            targets=targets,
+            reference=reference,
+            batch_prompts=self.config.batch_prompts,
+            description=f"{self.section.name}: {description}",
+        )
+
+    def add(
+        self, contender: str, measure: str, value: Estimate | float | int | None, **place: Any
+    ) -> None:
+        """Take in a score; a bare number has no interval."""
+        if not isinstance(value, Estimate):
+            number = None if value is None else value if isinstance(value, int) else float(value)
+            if isinstance(number, float) and not torch.isfinite(torch.tensor(number)):
+                number = None
+            value = Estimate(value=number, low=None, high=None)
+        self.scores.append(
+            Score(
+                section=self.section.name,
+                contender=contender,
+                measure=measure,
+                estimate=value,
+                prompt_seed=self.material.seed,
+                **place,
+            )
+        )
+
+    def keep_prompts(self, rows: Tensor, edit: str, variant: str, outcome: Outcome) -> None:
+        """Keep what was predicted at every prompt for the per-prompt table."""
+        self.prompt_rows.append(
+            {
+                "prompt": rows,
+                "edit": edit,
+                "variant": variant,
+                "section": self.section.name,
+                "seed": self.material.seed,
+                "metric": outcome.metric,
+                "prediction": outcome.prediction,
+                "answer_prediction": outcome.answer_prediction,
+                "target_metric": outcome.target_metric,
+                "kl": outcome.kl,
+            }
+        )
+
+
+def open_section(
+    model: LanguageModel,
+    task: Task,
+    section: CrossSection,
+    material: Material,
+    config: SupervisedConfig,
+) -> Section:
+    """Fit the supervised dictionaries of a cross-section.
+
+    Raises:
+        ConfigError: an attribute value without examples.
+    """
+    fit = {site: material.fit_activations[site] for site in section.sites}
+    skylines = {}
+    for parametrisation in config.parametrisations:
+        for kind in config.skylines:
+            plain = parametrisation == config.parametrisations[0]
+            name = f"supervised {kind}" + ("" if plain else f" {parametrisation}")
+            skylines[name] = fit_supervised(
+                task, material.fit, fit, kind=kind, parametrisation=parametrisation
+            )
+    ceiling = next(iter(skylines.values()))
+    floor = {
+        site: random_decoder(dictionary, material.seed) for site, dictionary in ceiling.items()
+    }
+    means = {site: rows.double().mean(0).float() for site, rows in fit.items()}
+    return Section(model, task, section, material, config, skylines, floor, means)
+
+
+def mean_rows(section: Section, activations: Activations) -> dict[Site, Tensor]:
+    """The mean in place of every activation."""
+    return {site: section.means[site].expand_as(activations[site]) for site in section.sites}

@@ -1,0 +1,168 @@
+"""A task's activations at a site as an ordinary activation cache, for `saelab train --cache`.
+
+Every row is one prompt's activation at the site; in place of a text the manifest names the task. A
+dictionary trained on the cache records site and task, by which the suite knows where to judge it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.activation_cache import RowRule
+from saelab.activation_cache.format import KIND, SCHEMA_VERSION, row_bytes
+from saelab.activation_cache.harvest import Rows
+from saelab.activation_cache.hook_folder import HookFolder, remove_cache, require_only_cache
+from saelab.config import to_plain
+from saelab.errors import ConfigError
+from saelab.files import require_free_space
+from saelab.language_model import LanguageModel
+from saelab.manifest import new_manifest
+
+from .sites import Site
+from .tasks.interface import Prompt
+
+ORIGIN_KEY = "task"
+"""Where `made_from` keeps which task, split and seed the rows are of."""
+DTYPE = "float32"
+REASONS = ("bos", "separator", "position", "norm")
+EVERY_ROW = RowRule(exclude_bos=False, exclude_separators=False, max_norm_ratio=None)
+
+
+def write_task_caches(
+    out: Path,
+    model: LanguageModel,
+    task_name: str,
+    prompts: Sequence[Prompt],
+    activations: Mapping[Site, Float[Tensor, "prompts _"]],
+    *,
+    split: str,
+    seed: int,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write one cache per site, `out/<site>/`.
+
+    Args:
+        out: the folder that holds the caches.
+        model: that the activations are of.
+        task_name: the task's name.
+        prompts: whose activations these are.
+        activations: site -> a row per prompt.
+        split: of the prompts.
+        seed: that they were drawn with.
+        overwrite: replace caches that are there.
+
+    Returns:
+        The caches' folders, in the order of the sites.
+
+    Raises:
+        ConfigError: a cache is there and `overwrite` was not given.
+        ArtifactError: what is there is no cache, so it is not replaced.
+        ResourceError: the disk is too small, or full.
+    """
+    check_places(out, list(activations), overwrite=overwrite)
+    needed = sum(
+        len(rows) * row_bytes(rows.shape[1], DTYPE, False) for rows in activations.values()
+    )
+    require_free_space(
+        out, needed, f"caches of {len(prompts):,} prompts at {len(activations)} sites"
+    )
+    origin = {"name": task_name, "split": split, "seed": seed, "n_prompts": len(prompts)}
+    places = []
+    for site, rows in activations.items():
+        folder = out / str(site)
+        if folder.is_dir():
+            remove_cache(folder)
+        tokens = torch.tensor([one.tokens[one.positions[site.position]] for one in prompts])
+        positions = torch.tensor([one.positions[site.position] for one in prompts])
+        _write(folder, _manifest(model, site, rows, origin), rows, tokens, positions)
+        places.append(folder)
+    return places
+
+
+def check_places(out: Path, sites: Sequence[Site], *, overwrite: bool) -> None:
+    """Refuse to replace what may not be replaced; before anything is computed.
+
+    Raises:
+        ConfigError: a cache is there and `overwrite` was not given.
+        ArtifactError: what is there is no cache.
+    """
+    for folder in (out / str(site) for site in sites):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if not overwrite:
+                raise ConfigError(
+                    f"{folder} already exists: give --overwrite to replace it, or another folder"
+                )
+            require_only_cache(folder)
+
+
+def _manifest(
+    model: LanguageModel,
+    site: Site,
+    rows: Float[Tensor, "prompts d_in"],
+    origin: dict[str, Any],
+) -> dict[str, Any]:
+    rule = to_plain(EVERY_ROW)
+    text = {"source": f"task: {origin['name']}"}
+    made_from = {
+        "model": model.name,
+        "model_hash": model.content_hash,
+        "hook_point": str(site),
+        "text": text,
+        "text_hash": None,
+        "context_length": 1,
+        "prepend_bos": model.bos_id is not None,
+        "row_rule": rule,
+        "norm_ceiling": None,
+        "model_dtype": str(model.dtype).removeprefix("torch."),
+        ORIGIN_KEY: origin,
+    }
+    manifest = new_manifest(
+        KIND, SCHEMA_VERSION, seed=origin["seed"], config=origin, made_from=made_from
+    )
+    return manifest | {
+        "status": "writing",
+        "resumable": False,
+        "hook_point": str(site),
+        "d_in": rows.shape[1],
+        "dtype": DTYPE,
+        "has_gradients": False,
+        "gradient_of": None,
+        "tokenizer": None,
+        "bos_rule": "one row per prompt of the task, at the position its site names",
+        "text": text,
+        "context_length": 1,
+        "row_rule": rule,
+        "calibration": None,
+        "norm_ceiling": None,
+        "n_tokens_requested": len(rows),
+        "shards": [],
+    }
+
+
+def _write(
+    folder: Path,
+    manifest: dict[str, Any],
+    rows: Float[Tensor, "prompts d_in"],
+    tokens: Int[Tensor, " prompts"],
+    positions: Int[Tensor, " prompts"],
+) -> None:
+    writing = HookFolder(folder, manifest, len(rows))
+    writing.save_manifest()
+    writing.add(
+        Rows(
+            activations=rows.cpu().float(),
+            gradients=None,
+            tokens=tokens,
+            sequence=torch.arange(len(rows)),
+            position=positions,
+            excluded=dict.fromkeys(REASONS, 0),
+        )
+    )
+    writing.commit(len(rows))
+    writing.finish()

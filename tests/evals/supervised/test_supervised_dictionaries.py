@@ -1,0 +1,217 @@
+"""Features from labels: golden numbers of the paper's page, and a dense float64 version."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saelab.errors import ActivationError, ConfigError
+from saelab.evals.supervised.dictionaries import (
+    DesignSums,
+    mean_ablation,
+    random_decoder,
+)
+from saelab.evals.supervised.labels import Design
+from saelab.evals.supervised.sites import Site
+from saelab.evals.supervised.supervised_files import best_thresholds
+
+SITE = Site("z", 0, 0, "end")
+
+
+def design_of_sizes(sizes, nested=None):
+    values = {name: tuple(f"{name}{i}" for i in range(size)) for name, size in sizes.items()}
+    return Design(values, nested or {})
+
+
+def fitted(design, index, x):
+    sums = DesignSums(design, {SITE: x.shape[1]})
+    for start in range(0, len(x), 997):
+        sums.add(index[start : start + 997], {SITE: x[start : start + 997]})
+    return sums
+
+
+def explained_by(dictionary, index):
+    return dictionary.bias.double() + dictionary.W_dec.double()[index].sum(1)
+
+
+def fvu(x, reconstruction):
+    return float((x - reconstruction).square().sum() / (x - x.mean(0)).square().sum())
+
+
+@pytest.fixture(scope="module")
+def names_and_order():
+    """x = 3 + U_io + 0.8 V_s + P_pos + 0.3 noise with 216, 216 and 2 values, 20,000 prompts."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"io": 216, "s": 216, "pos": 2}
+    scales = {"io": 1.0, "s": 0.8, "pos": 1.0}
+    parts = [torch.randint(size, (20_000,), generator=generator) for size in sizes.values()]
+    truth = {
+        name: torch.randn(size, 64, generator=generator) * scales[name]
+        for name, size in sizes.items()
+    }
+    x = 3 + 0.3 * torch.randn(20_000, 64, generator=generator)
+    for column, features in zip(parts, truth.values(), strict=True):
+        x += features[column]
+    design = design_of_sizes(sizes)
+    index = torch.stack([p + o for p, o in zip(parts, design.offsets.values(), strict=True)], 1)
+    return design, index, x, truth
+
+
+def test_golden_fvu_of_mean_and_mse(names_and_order):
+    design, index, x, _ = names_and_order
+    sums = fitted(design, index, x)
+    assert fvu(x, explained_by(sums.mean_dictionary(SITE), index)) == pytest.approx(
+        0.053, abs=0.002
+    )
+    assert fvu(x, explained_by(sums.mse_dictionary(SITE), index)) == pytest.approx(0.041, abs=0.002)
+
+
+def test_golden_rank_gauge_and_size_of_features(names_and_order):
+    design, index, x, truth = names_and_order
+    sums = fitted(design, index, x)
+    assert design.n_features + 1 - sums.rank() == 3
+    dictionary = sums.mse_dictionary(SITE)
+    torch.testing.assert_close(dictionary.bias, x.double().mean(0).float(), atol=1e-6, rtol=0)
+    # A solver that takes the design for one of full rank gives features in the thousands.
+    assert dictionary.W_dec.abs().max() < 10
+    expected = truth["io"] - truth["io"].mean(0)
+    cosines = torch.cosine_similarity(dictionary.W_dec[:216], expected)
+    assert cosines.mean() > 0.998
+    mean = sums.mean_dictionary(SITE)
+    assert 0.985 < torch.cosine_similarity(mean.W_dec[:216], expected).mean() < 0.998
+    apart = (mean.W_dec - dictionary.W_dec)[:216].norm() / dictionary.W_dec[:216].norm()
+    assert 0.05 < apart < 0.2
+
+
+def test_an_attribute_given_twice_breaks_the_mean_but_not_the_mse(names_and_order):
+    design, index, x, _ = names_and_order
+    doubled = design_of_sizes({"io": 216, "s": 216, "pos": 2, "again": 216})
+    index = torch.cat([index, index[:, :1] + doubled.offsets["again"]], 1)
+    sums = fitted(doubled, index, x)
+    assert fvu(x, explained_by(sums.mean_dictionary(SITE), index)) > 0.4
+    assert fvu(x, explained_by(sums.mse_dictionary(SITE), index)) == pytest.approx(0.041, abs=0.002)
+    assert design.n_features < doubled.n_features
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.integers(5, 60))
+def test_mse_is_the_dense_least_squares_fit(seed, n):
+    generator = torch.Generator().manual_seed(seed)
+    design = design_of_sizes({"a": 5, "b": 4, "c": 2})
+    parts = [torch.randint(size, (n,), generator=generator) for size in (5, 4, 2)]
+    # The third attribute repeats part of the second: rows short of rank in every way.
+    parts[2] = (parts[1] > 1).long()
+    index = torch.stack([p + o for p, o in zip(parts, design.offsets.values(), strict=True)], 1)
+    x = torch.randn(n, 3, generator=generator)
+    sums = fitted(design, index, x)
+    dictionary = sums.mse_dictionary(SITE)
+    one_hot = torch.zeros(n, 11, dtype=torch.float64).scatter_(1, index, 1.0)
+    with_ones = torch.cat([one_hot, torch.ones(n, 1, dtype=torch.float64)], 1)
+    best = with_ones @ (torch.linalg.pinv(with_ones) @ x.double())
+    torch.testing.assert_close(explained_by(dictionary, index), best, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(dictionary.bias.double(), x.double().mean(0), atol=1e-6, rtol=0)
+    for name in design.attributes:
+        part = design.columns(name)
+        weighted = dictionary.counts[part].double() @ dictionary.W_dec[part].double()
+        torch.testing.assert_close(weighted, torch.zeros_like(weighted), atol=1e-4, rtol=0)
+    torch.testing.assert_close(sums.rank(), int(torch.linalg.matrix_rank(with_ones)))
+
+
+def test_mean_features_are_the_means_of_their_prompts():
+    generator = torch.Generator().manual_seed(1)
+    design = design_of_sizes({"a": 3, "b": 2})
+    index = torch.stack(
+        [
+            torch.randint(3, (50,), generator=generator),
+            3 + torch.randint(2, (50,), generator=generator),
+        ],
+        1,
+    )
+    x = torch.randn(50, 4, generator=generator)
+    dictionary = fitted(design, index, x).mean_dictionary(SITE)
+    for column in range(5):
+        rows = (index == column).any(1)
+        expected = x[rows].double().mean(0) - x.double().mean(0)
+        torch.testing.assert_close(dictionary.W_dec[column].double(), expected, atol=1e-6, rtol=0)
+
+
+def test_of_nested_attributes_the_coarser_has_the_mean():
+    generator = torch.Generator().manual_seed(2)
+    design = design_of_sizes({"name": 6, "gender": 2}, nested={"name": "gender"})
+    name = torch.randint(6, (600,), generator=generator)
+    gender = name // 3
+    features = torch.randn(6, 4, generator=generator)
+    coarse = torch.tensor([[5.0] * 4, [-5.0] * 4])
+    x = features[name] + coarse[gender]
+    dictionary = fitted(design, torch.stack([name, gender + 6], 1), x).mse_dictionary(SITE)
+    counts = dictionary.counts.double()
+    for g in range(2):
+        within = slice(3 * g, 3 * g + 3)
+        left = counts[within] @ dictionary.W_dec[within].double()
+        torch.testing.assert_close(left, torch.zeros(4, dtype=torch.float64), atol=1e-3, rtol=0)
+        expected = x[gender == g].mean(0) - x.mean(0)
+        torch.testing.assert_close(dictionary.W_dec[6 + g], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_values_that_no_prompt_has_are_zero_and_named():
+    design = design_of_sizes({"a": 3, "b": 2})
+    index = torch.tensor([[0, 3], [1, 4], [0, 4]])
+    x = torch.randn(3, 4)
+    sums = fitted(design, index, x)
+    for dictionary in (sums.mean_dictionary(SITE), sums.mse_dictionary(SITE)):
+        assert dictionary.unseen == ["a=a2"]
+        assert not dictionary.feature("a", "a2").any()
+
+
+def test_an_edit_swaps_one_feature_and_keeps_what_is_not_explained():
+    design = design_of_sizes({"a": 3, "b": 2})
+    index = torch.tensor([[0, 3], [1, 4], [2, 4], [2, 3]])
+    x = torch.randn(4, 5)
+    dictionary = fitted(design, index, x).mse_dictionary(SITE)
+    before, after = [{"a": "a0", "b": "b0"}], [{"a": "a2", "b": "b0"}]
+    edited = dictionary.edit(x[:1], before, after)
+    expected = x[:1] - dictionary.feature("a", "a0") + dictionary.feature("a", "a2")
+    torch.testing.assert_close(edited, expected)
+    codes = dictionary.codes(before)
+    assert codes.tolist() == [[1, 0, 0, 1, 0]]
+    torch.testing.assert_close(
+        codes @ dictionary.W_dec + dictionary.bias, dictionary.reconstruct(before)
+    )
+    torch.testing.assert_close(mean_ablation(dictionary).reconstruct(before)[0], dictionary.bias)
+    random = random_decoder(dictionary, 0)
+    torch.testing.assert_close(random.W_dec.norm(dim=1), dictionary.W_dec.norm(dim=1))
+
+
+def test_bad_input_is_refused_in_words():
+    design = design_of_sizes({"a": 2})
+    sums = DesignSums(design, {SITE: 2})
+    with pytest.raises(ActivationError, match=r"z\.0\.0@end are not finite"):
+        sums.add(torch.tensor([[0]]), {SITE: torch.tensor([[float("nan"), 0.0]])})
+    with pytest.raises(ConfigError, match="attribute 'a' that the design does not have"):
+        sums.add(torch.tensor([[-1]]), {SITE: torch.zeros(1, 2)})
+    with pytest.raises(ConfigError, match="no attribute 'x'"):
+        design.columns("x")
+    with pytest.raises(ConfigError, match="no value 'a9'"):
+        design.column("a", "a9")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 30))
+def test_thresholds_have_the_best_f1(seed, n):
+    generator = torch.Generator().manual_seed(seed)
+    # Rounded, so that some scores are equal.
+    scores = (torch.randn(n, 3, generator=generator, dtype=torch.float64) * 3).round() / 2
+    truth = torch.rand(n, 3, generator=generator) < 0.4
+    found = best_thresholds(scores, truth)
+
+    def f1(column, threshold):
+        on = (scores[:, column] > threshold) & (scores[:, column] > 0)
+        both = float((on & truth[:, column]).sum())
+        return 2 * both / max(float(on.sum() + truth[:, column].sum()), 1.0)
+
+    for column in range(3):
+        candidates = [-10.0, *scores[:, column].tolist()]
+        best = max(f1(column, threshold) for threshold in candidates)
+        assert f1(column, float(found[column])) == pytest.approx(best)
