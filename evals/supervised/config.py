@@ -63,7 +63,7 @@ class SupervisedConfig:
     """Dtype the model computes in."""
     device: str = "auto"
     """Device of the model: `auto`, `cpu`, `cuda`."""
-    batch_prompts: int = 64
+    batch_prompts: int = 128
     """Prompts in one forward pass; memory grows with it, the numbers do not depend on it."""
     out: Path | None = None
     """Folder of the results. None: runs/supervised-TASK."""

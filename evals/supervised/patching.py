@@ -7,7 +7,7 @@ later sites. Prompts are batched so that what no patch can change is computed on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,6 +121,7 @@ def patched_outcomes(
     targets: Sequence[Prompt] | None = None,
     reference: str | None = None,
     batch_prompts: int = 64,
+    batches: Iterable[PreparedBatch] | None = None,
     description: str = "patched runs",
 ) -> dict[str, Outcome]:
     """Run prompts once per variant and keep what the model answers.
@@ -134,6 +135,8 @@ def patched_outcomes(
         targets: counterfactuals, whose answers give `target_metric`.
         reference: the variant that the divergences are from.
         batch_prompts: prompts in one pass; the numbers do not depend on it beyond rounding.
+        batches: these prompts as `prepared_batches` made them ready for all sites, where more than
+            one call is about them; None: they are made ready here.
         description: beside the progress bar.
 
     Raises:
@@ -145,7 +148,9 @@ def patched_outcomes(
     ahead = [reference] if reference is not None else []
     names = [*ahead, *(name for name in variants if name not in ahead)]
     with progress_bar(len(prompts) * len(variants), description, "prompt") as bar:
-        for batch in prepared_batches(model, prompts, sites, batch_prompts=batch_prompts):
+        if batches is None:
+            batches = prepared_batches(model, prompts, sites, batch_prompts=batch_prompts)
+        for batch in batches:
             order.append(batch.rows)
             compared: Tensor | None = None
             for name in names:

@@ -23,7 +23,7 @@ def write_report(path: Path, result: EvaluationResult) -> Path:
     origin, settings = result.made_from, result.settings
     report = Report(
         f"Supervised dictionaries on {origin['task']}",
-        f"{origin['title']} Model {origin['model']}; {settings['n_fit']:,} fitting, "
+        f"{_sentence(origin['title'])} Model {origin['model']}; {settings['n_fit']:,} fitting, "
         f"{settings['n_interpret']:,} interpreting and {settings['n_eval']:,} evaluated prompts "
         f"(split {settings['eval_split']}); {len(settings['prompt_seeds'])} prompt seed(s). "
         f"Judged: {result.dictionary_name}.",
@@ -54,6 +54,10 @@ def write_report(path: Path, result: EvaluationResult) -> Path:
         [[name, _text(value)] for name, value in settings.items() if name != "notes"],
     )
     return report.write(path)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _text(value: Any) -> Any:

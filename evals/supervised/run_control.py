@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool
@@ -223,13 +223,10 @@ def edit_tests(section: Section) -> list[EditTest]:
     return found
 
 
-def measure_edits(
-    tests: Sequence[EditTest],
-    candidate: Candidate,
-    interpretations: Mapping[Site, Interpretations],
+def measure_edit(
+    test: EditTest, candidate: Candidate, interpretations: Mapping[Site, Interpretations]
 ) -> None:
-    """Test 2 of a candidate in every edit, and its codes where the answers change."""
-    for test in tests:
-        test.measure_candidate(candidate, interpretations)
-        if bool(test.changed.any()):
-            test.measure_codes(candidate, interpretations)
+    """Test 2 of a candidate in one edit, and its codes where the answers change."""
+    test.measure_candidate(candidate, interpretations)
+    if bool(test.changed.any()):
+        test.measure_codes(candidate, interpretations)

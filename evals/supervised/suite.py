@@ -38,7 +38,7 @@ from .run_approximation import (
     measure_attributes,
     measure_conditions,
 )
-from .run_control import EditTest, edit_tests, measure_edits
+from .run_control import EditTest, edit_tests, measure_edit
 from .run_interpretation import interpret_candidate, sweep_thresholds
 from .section import Section, open_section
 from .sites import CrossSection, Site, check_sites, read_cross_sections, residual_cross_sections
@@ -200,18 +200,22 @@ def _judge(
     conditions = measure_conditions(here)
     skylines = approximate_skylines(here, conditions)
     measure_attributes(here)
-    tests = edit_tests(here)
-    for test in tests:
-        test.measure_references()
     fitting = [candidate for candidate in candidates if candidate.fits(section)]
-    if _section_passes(here, skylines[here.ceiling]) or config.judge_anyway:
-        judged = [test for test in tests if _edit_passes(here, test) or config.judge_anyway]
+    judging = _section_passes(here, skylines[here.ceiling]) or config.judge_anyway
+    meanings = {}
+    if judging:
         approximate_candidates(here, conditions, fitting)
         for candidate in fitting:
-            found = interpret_candidate(here, candidate)
-            sweep_thresholds(here, conditions, candidate, found)
-            measure_edits(judged, candidate, found)
-            findings.add_latents(here, candidate, found)
+            meanings[candidate.name] = interpret_candidate(here, candidate)
+            sweep_thresholds(here, conditions, candidate, meanings[candidate.name])
+            findings.add_latents(here, candidate, meanings[candidate.name])
+    for test in edit_tests(here):
+        test.measure_references()
+        passes = _edit_passes(here, test) or config.judge_anyway
+        if not (judging and passes):
+            continue
+        for candidate in fitting:
+            measure_edit(test, candidate, meanings[candidate.name])
     findings.add_section(here)
 
 

@@ -1,6 +1,6 @@
 """A headless Chromium steered over its DevTools protocol: enough for the main paths, no more.
 
-Playwright is not among the dependencies; `websockets` comes with Streamlit.
+It needs no driver: `websockets` comes with Streamlit, Chromium is the system's.
 """
 
 from __future__ import annotations

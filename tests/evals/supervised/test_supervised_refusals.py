@@ -133,7 +133,8 @@ def test_the_gate_keeps_dictionaries_from_being_judged(planted, tmp_path, monkey
     monkeypatch.setattr(suite, "GATE", Gate(sufficiency=1.5))
     result = judge(planted, tmp_path)
     assert not any(one["contender"] == "identity" for one in result.figure_data["scores"])
-    assert "fails test 1 here: sufficiency 1.00 (below 1.5)" in result.settings["notes"][-1]
+    notes = " ".join(result.settings["notes"])
+    assert "fails test 1 here: sufficiency 1.00 (below 1.5)" in notes
     monkeypatch.setattr(suite, "GATE", Gate(accuracy=1.5))
     result = judge(planted, tmp_path, overwrite=True, judge_anyway=False)
     judged = [one for one in result.figure_data["scores"] if one["contender"] == "identity"]
