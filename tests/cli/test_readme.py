@@ -5,6 +5,8 @@ import re
 import shlex
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,8 @@ SMALL = {
     "compare": "--n-tokens 2048 --n-loss-tokens 1024 --steering-latents 4 --steering-seeds 1",
     "planted": "--n-steps 60 --seeds 0 1",
     "eval": "--n-tokens 2048 --n-loss-tokens 1024",
+    "eval dark-matter": "--n-tokens 4096 --n-loss-tokens 1024 --analyses linear norm-test family",
+    "features": "--n-tokens 8192",
 }
 REPORT_FIELDS = [
     "model",
@@ -65,6 +69,25 @@ def run_as_typed(line, folder):
     return main([*words, *small])
 
 
+def assert_serves(line, folder):
+    """Start a server as typed, on a free port, and see it answer."""
+    words = [sys.executable, "-m", "saelab.cli", *shlex.split(line)[1:], "--port", "0"]
+    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            address = re.search(r"http://[\d.:]+", server.stdout.readline()).group()
+            until = time.monotonic() + 60
+            while True:
+                try:
+                    with urllib.request.urlopen(f"{address}/_stcore/health", timeout=5) as answer:
+                        assert answer.read() == b"ok"
+                        return
+                except OSError:
+                    assert time.monotonic() < until, "the dashboard does not answer"
+                    time.sleep(0.2)
+        finally:
+            server.terminate()
+
+
 def test_make_targets_named_in_the_readme_exist():
     targets = {line.split()[1] for line in shell_lines() if line.startswith("make ")}
     targets |= set(re.findall(r"`make ([a-z]+)`", README))
@@ -98,7 +121,10 @@ def test_the_readme_works_as_typed(tmp_path, monkeypatch, capsys):
     lines = [line for line in shell_lines() if line.startswith("saelab ")]
     assert len(lines) >= 7
     for line in lines:
-        assert run_as_typed(line, tmp_path) == 0, line
+        if line.startswith("saelab dashboard"):
+            assert_serves(line, tmp_path)
+        else:
+            assert run_as_typed(line, tmp_path) == 0, line
         capsys.readouterr()
     assert len(list((tmp_path / "runs/sweep/dictionaries").glob("*/evals/core.json"))) == 2
 
