@@ -15,6 +15,8 @@ from saelab.evaluation_result import EvaluationResult
 from .config import SupervisedConfig
 
 PROGRAM = "saelab eval supervised"
+TRUTH = "ground truth"
+"""Condition that edits are compared with; its own accuracy is always 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +101,9 @@ def show(result: EvaluationResult, page: Path) -> None:
     console = Console()
     for section in dict.fromkeys(one["section"] for one in scores):
         table = Table(title=section)
-        for column in ("contender", "sufficiency", "necessity", "edit", "how", "k", "accuracy"):
-            table.add_column(column)
-        table.add_column("weight removed")
+        table.add_column("contender", no_wrap=True)
+        for column in ("suff.", "nec.", "edit", "how", "k", "accuracy", "weight"):
+            table.add_column(column, no_wrap=True)
         here = [one for one in scores if one["section"] == section]
         for name in dict.fromkeys(one["contender"] for one in here):
             _rows(table, [one for one in here if one["contender"] == name], name)
@@ -118,10 +120,12 @@ def _rows(table, scores: list[dict], name: str) -> None:
         table.add_row(name, whole["sufficiency"], whole["necessity"])
     edits: dict[tuple, dict[str, str]] = {}
     for one in scores:
-        if one["edit"]:
+        if one["edit"] and one["threshold"] is None:
             key = (one["edit"], one["mode"], one["k"], one["prompt_seed"])
             edits.setdefault(key, {})[one["measure"]] = _text(one)
     for (edit, mode, k, _), found in edits.items():
+        if mode == TRUTH:
+            continue
         shown = "" if k is None else str(k)
         table.add_row(
             name, "", "", edit, mode, shown, found["accuracy"], found.get("weight_removed", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from saelab.errors import ArtifactError
+from saelab.evals.supervised.command import show
 from saelab.report import figures_of
 from saelab.report.supervised_parts import panels
 from saelab.report.supervised_toy_figures import TOY_FIGURES
@@ -34,6 +35,12 @@ def test_every_figure_of_a_run_can_be_drawn_and_read(judged):
     )
     assert found["no intervention", "a at resid_post.0@end"] == 0
     assert found["supervised mse", "a at resid_post.0@end"] == 1
+
+
+def test_the_command_shows_a_table_per_cross_section(judged, capsys):
+    show(judged[0], judged[1] / "supervised.html")
+    shown = capsys.readouterr().out
+    assert "resid_post.0@end" in shown and "identity" in shown and "supervised.html" in shown
 
 
 def test_data_that_was_edited_is_refused(judged):
