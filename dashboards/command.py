@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import socket
 import threading
 from collections.abc import Sequence
@@ -64,12 +65,32 @@ def main(arguments: Sequence[str]) -> None:
 
 def serve(port: int) -> None:
     """Run Streamlit in this process, on this machine's own address, until it is stopped."""
+    _end_on_signals()
     from streamlit.web import bootstrap
 
     threading.Thread(target=_warm_up, daemon=True).start()
     options = server_options(port)
     bootstrap.load_config_options(options)
     bootstrap.run(str(Path(__file__).with_name("app.py")), False, [], options)
+
+
+def _end_on_signals() -> None:
+    """End the process on Ctrl-C and SIGTERM; called before any thread is started.
+
+    Streamlit's own handlers ask its server to stop, which one that is just starting may never do.
+    Nothing is lost by ending at once: labels are written in transactions.
+    """
+    if not hasattr(signal, "sigwait"):
+        return
+    wanted = {signal.SIGINT, signal.SIGTERM}
+    # Threads inherit the mask, so that these signals wait for the one thread that asks for them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+
+    def end() -> None:
+        signal.sigwait(wanted)
+        os._exit(0)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _warm_up() -> None:

@@ -86,6 +86,7 @@ def assert_serves(line, folder):
                     time.sleep(0.2)
         finally:
             server.terminate()
+            assert server.wait(timeout=20) == 0
 
 
 def test_make_targets_named_in_the_readme_exist():
