@@ -141,6 +141,14 @@ def test_home_explore_feature_and_back(server, browser):
 
 
 @needs_browser
+def test_two_dictionaries_are_compared(server, browser):
+    browser.open(f"{server}/compare?run=all%2Fdemo&sae=first&with=all%2Fdemo+%E2%80%BA+second")
+    heading(browser, "Compare")
+    browser.wait_for("document.querySelectorAll('[role=figure]').length > 1", SECONDS)
+    assert browser.console == []
+
+
+@needs_browser
 def test_pages_can_be_read_in_the_dark(server, tmp_path):
     opened = Browser(tmp_path / "profile", dark=True)
     try:
