@@ -105,6 +105,9 @@ def _run_preset(command: PlantedCommand, name: str, config: PlantedConfig) -> No
     words += ["--k", str(_mean_l0(config))]
     words += ["--n-tokens", str(command.n_steps * BATCH_ROWS), "--batch-rows", str(BATCH_ROWS)]
     words += ["--seeds", *map(str, command.seeds)]
+    if _mean_l0(config) * BATCH_ROWS < LATENTS_PER_FEATURE[name] * config.n_features:
+        # A batch has fewer active pairs than there are latents: not each can have one of its own.
+        words += ["--options.feature-choice.smallest-budget", "0"]
     if command.methods:
         words += ["--methods", *command.methods]
     if (run / "run.json").exists():

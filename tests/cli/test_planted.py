@@ -1,10 +1,13 @@
 """`saelab planted`: the chain from planted features to the score card, resumed and refused."""
 
+import contextlib
 import json
 
 import pytest
 
 from saelab.cli import main
+from saelab.commands import planted
+from saelab.synthetic.presets import PRESETS
 from saelab.training.config import TrainConfig
 from saelab.training.methods import METHODS
 from saelab.training.recipes_command import shipped_recipes
@@ -30,6 +33,19 @@ def test_planted_trains_scores_and_goes_on(tmp_path, capsys):
     assert "give --resume to go on with it" in capsys.readouterr().err
     assert main(["planted", "smoke", "--out", str(out), *SMALL, "--resume"]) == 0
     assert [path.read_bytes() for path in weights] == before
+
+
+def test_every_method_is_given_settings_it_can_meet_on_every_preset(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(planted, "_run", ran.append)
+    command = planted.PlantedCommand(out=tmp_path, n_steps=8000)
+    for name, config in PRESETS.items():
+        with contextlib.suppress(FileNotFoundError):  # nothing was trained, so nothing is scored
+            planted._run_preset(command, name, config)
+    training = [words for words in ran if words[0] == "train"]
+    assert len(training) == len(PRESETS)
+    for words in training:
+        assert main([*words, "--print-config"]) == 0, capsys.readouterr().err
 
 
 def test_mistakes_cost_one_line_and_write_nothing(tmp_path, capsys):
