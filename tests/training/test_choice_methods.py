@@ -201,6 +201,22 @@ def test_one_prefix_of_everything_is_batch_topk():
         torch.testing.assert_close(mine.grad, theirs.grad)
 
 
+def test_latents_without_a_budget_are_silent_after_training_too():
+    options = FeatureChoiceOptions(
+        smallest_budget=0, budgets="zipf", exponent=3.0, mutual_choice_fraction=0.0
+    )
+    method = FeatureChoice(settings(), options)
+    x = rows(0, dtype=torch.float32)
+    method.losses(batch_of(x, step=0))
+    none = method.budgets == 0
+    assert 0 < int(none.sum()) < D_SAE
+    fresh = rows(1, n=4000, dtype=torch.float32)
+    method.calibrate(fresh)
+    codes = method.to_dictionary(Normalisation(torch.zeros(D_IN), 1.0)).encode(fresh).to_dense()
+    assert int((codes[:, none] > 0).sum()) == 0
+    assert float((codes > 0).sum(1).float().mean()) == pytest.approx(K, abs=0.05)
+
+
 def test_thresholds_that_were_never_calibrated_are_refused():
     for method in (
         MutualChoice(settings(), MutualChoiceOptions()),

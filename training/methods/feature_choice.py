@@ -27,6 +27,9 @@ from ..interface import DictionarySettings, Normalisation, TrainingBatch
 from ..options import outside
 from .mutual_choice import NEVER, MutualChoice, MutualChoiceOptions
 
+SILENT = 1e30
+"""Threshold of a latent that may never be active: above every activation, and finite when saved."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureChoiceOptions(MutualChoiceOptions):
@@ -175,7 +178,8 @@ class FeatureChoice(MutualChoice):
         top = select_latent_top(
             centred, w.W_enc, w.b_enc, wanted, self.floors / 2, product_dtype=self.product_dtype
         )
-        own = top.thresholds
+        # A latent without a budget was never active in training and must not be now.
+        own = torch.where(self.budgets > 0, top.thresholds, SILENT)
         factor = 0.5
         while True:
             found = select_above(
@@ -188,7 +192,7 @@ class FeatureChoice(MutualChoice):
             factor /= 2
         ratio = found.value / own[found.latent].clamp_min(1e-12)
         smallest = ratio.topk(count).values[-1] if count else own.new_ones(())
-        self.thresholds.copy_(own * smallest)
+        self.thresholds.copy_(torch.where(self.budgets > 0, own * smallest, SILENT))
 
     def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
         """A `jumprelu` dictionary with one threshold per latent.
