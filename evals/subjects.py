@@ -11,8 +11,7 @@ import torch
 from saelab.dictionary import SavedDictionary
 from saelab.errors import ConfigError
 from saelab.language_model import LanguageModel, load_language_model
-
-from .protocol import Protocol, ProtocolOverrides, check_fit, protocol_of
+from saelab.protocol import Protocol, ProtocolOverrides, check_fit, protocol_of
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.errors import ArtifactError
 from saelab.manifest import read_manifest, require_fields
 from saelab.progress import progress_bar
-
-from ..protocol import Protocol, ProtocolOverrides, protocol_of
+from saelab.protocol import Protocol, ProtocolOverrides, protocol_of
 
 # Repeated from the training room, which writes it and which this room may not import.
 RUN_FILE = "run.json"

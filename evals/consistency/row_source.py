@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from saelab.dictionary import SavedDictionary
+from saelab.protocol import held_out_rows
 from saelab.text import describe_text
 
-from ..protocol import held_out_rows
 from ..subjects import by_protocol, load_models, subjects_of
 from .activity import Activity, RowSource, measure_activity
 from .config import ConsistencyConfig

@@ -17,8 +17,8 @@ from saelab.dictionary import SavedDictionary
 from saelab.language_model import LanguageModel
 from saelab.metrics import kl_divergence, loss_recovered, require_finite
 from saelab.progress import progress_bar
+from saelab.protocol import Protocol, held_out_batches, select
 
-from ..protocol import Protocol, held_out_batches, select
 from .config import CoreConfig
 from .rows import reconstruct
 

@@ -24,9 +24,9 @@ from saelab.language_model import LanguageModel
 from saelab.metric_definitions import INFERENCE_MODES
 from saelab.metrics import ReconstructionStatistics, kl_divergence, require_finite
 from saelab.progress import progress_bar
+from saelab.protocol import Protocol, held_out_batches, select
 from saelab.sparse import SparseCodes
 
-from ..protocol import Protocol, held_out_batches, select
 from .config import CoreConfig
 from .losses import LossFindings, summed_loss
 from .rows import blaming

@@ -12,9 +12,9 @@ from saelab.dictionary import SavedDictionary
 from saelab.evaluation_result import EvaluationResult, MeasuredMetric
 from saelab.files import atomic_path
 from saelab.metrics import METRICS, SparsityStatistics, define, density_histogram
+from saelab.protocol import Protocol
 from saelab.text import describe_text
 
-from ..protocol import Protocol
 from .config import CoreConfig
 from .losses import LossFindings
 from .rows import RowFindings

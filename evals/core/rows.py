@@ -15,8 +15,8 @@ from saelab.errors import ActivationError, ArtifactError
 from saelab.language_model import LanguageModel
 from saelab.metrics import ReconstructionStatistics, SparsityStatistics, require_finite
 from saelab.progress import progress_bar
+from saelab.protocol import Protocol, held_out_batches, select
 
-from ..protocol import Protocol, held_out_batches, select
 from .config import CoreConfig
 
 POSITION_BINS = 64

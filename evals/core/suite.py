@@ -15,9 +15,9 @@ from saelab.evaluation_result import EvaluationResult, write_evaluation_result
 from saelab.language_model import LanguageModel
 from saelab.memory import keep_freed_memory
 from saelab.metrics import SparsityStatistics
+from saelab.protocol import Protocol, recorded_mean
 
 from ..pages import page_if
-from ..protocol import Protocol, recorded_mean
 from ..subjects import Subject, by_protocol, load_models, result_folders, subjects_of
 from .config import CoreConfig
 from .losses import measure_losses

@@ -27,9 +27,9 @@ from saelab.files import hash_of
 from saelab.language_model import LanguageModel
 from saelab.metrics import kl_divergence
 from saelab.progress import progress_bar
+from saelab.protocol import Protocol, held_out_batches
 
 from ..core.losses import Splice, summed_loss
-from ..protocol import Protocol, held_out_batches
 from .split import CONTEXT_TEST, cells_of
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from saelab.dictionary import SavedDictionary
 from saelab.errors import ArtifactError, ConfigError
 from saelab.language_model import LanguageModel
 from saelab.progress import progress_bar
+from saelab.protocol import Protocol, check_fit, held_out_batches, protocol_of, select
 
-from ..protocol import Protocol, check_fit, held_out_batches, protocol_of, select
 from .config import DarkMatterConfig
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from saelab.errors import ActivationError
 from saelab.language_model import LanguageModel
 from saelab.progress import progress_bar
+from saelab.protocol import Protocol, held_out_batches, select
 from saelab.text import describe_text
 
-from ..protocol import Protocol, held_out_batches, select
 from .row_source import BATCH_ROWS, RowBatch, Rows, first_position_of
 from .spill import ColumnSpill
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from saelab.errors import TextError
 from saelab.files import hash_of
 from saelab.language_model import LanguageModel
-
-from ..protocol import Protocol, held_out_batches, select
+from saelab.protocol import Protocol, held_out_batches, select
 
 POOL_PER_CONTEXT = 64
 """Contexts are drawn from this many times as many, so that they come from many documents."""

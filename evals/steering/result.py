@@ -14,9 +14,9 @@ from saelab.config import to_plain
 from saelab.dictionary import SavedDictionary
 from saelab.evaluation_result import EvaluationResult, MeasuredMetric
 from saelab.files import atomic_path
+from saelab.protocol import Protocol
 from saelab.text import describe_text
 
-from ..protocol import Protocol
 from .config import SteeringConfig
 from .definitions import metric_name, metrics_of
 from .effects import Effects

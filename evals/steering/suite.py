@@ -23,9 +23,9 @@ from saelab.evaluation_result import EvaluationResult, write_evaluation_result
 from saelab.language_model import LanguageModel
 from saelab.metrics import SparsityStatistics
 from saelab.progress import progress_bar
+from saelab.protocol import Protocol, held_out_rows
 
 from ..pages import page_if
-from ..protocol import Protocol, held_out_rows
 from ..random_directions import random_directions
 from ..subjects import Subject, by_protocol, load_models, result_folders, subjects_of
 from .config import SteeringConfig

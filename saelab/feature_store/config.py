@@ -71,8 +71,8 @@ class StoreOptions:
 class FeaturesConfig:
     """Which text features are read on, and how much of it.
 
-    Text, context length, row rule and norm ceiling are the dictionary's own, so that a density here
-    means what it meant in training.
+    Text, context length, row rule and norm ceiling are the dictionary's own unless settings put
+    something in their place, so that a density here means what it meant in training.
     """
 
     n_tokens: int = DEFAULT_TOKENS
@@ -86,6 +86,8 @@ class FeaturesConfig:
     """Text in place of the dictionary's own (a source that `saelab.text` reads). None: its own."""
     text_field: str | None = None
     """Field that holds the text in `text_source`. None: as the dictionary recorded it."""
+    context_length: int | None = None
+    """Tokens in a context. None: as in training."""
     model: str | None = None
     """Where the dictionary's language model lies, if not under its recorded name. None: there."""
     model_dtype: Literal["bfloat16", "float32", "float16"] | None = None

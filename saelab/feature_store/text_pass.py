@@ -20,15 +20,14 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from saelab.activation_cache.row_rule import RowRule
-from saelab.activation_cache.rows import select_rows
 from saelab.dictionary import SavedDictionary
 from saelab.errors import Stopped, TextError
 from saelab.files import hash_of, remove_leftovers
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.language_model import LanguageModel
 from saelab.progress import progress_bar
-from saelab.text import TextConfig, context_batches, describe_text
+from saelab.protocol import Protocol, select
+from saelab.text import context_batches, describe_text
 
 from .config import FeaturesConfig
 from .shards import Shards, ShardText, shard_contexts, write_shard
@@ -40,24 +39,6 @@ WORK_FOLDER = "features.build"
 BUFFERED_TOKENS = 65_536
 """Tokens of a shard, for one dictionary; shared among several, whose codes are held together."""
 LEAST_SHARD_TOKENS = 4_096
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """Which rows of which text dictionaries are read on."""
-
-    hook_point: str
-    """Where the dictionaries read."""
-    text: TextConfig
-    """The text."""
-    split: str
-    """Which part of it: "train" or "held_out"."""
-    context_length: int
-    """Tokens in a context."""
-    row_rule: RowRule
-    """Which positions are rows."""
-    norm_ceiling: float | None
-    """Norm above which a row does not count."""
 
 
 @dataclass(eq=False)
@@ -80,13 +61,13 @@ class Subject:
 
 def subjects_of(
     dictionaries: Sequence[SavedDictionary],
-    reading: Reading,
+    protocol: Protocol,
     model: LanguageModel,
     config: FeaturesConfig,
 ) -> list[Subject]:
     """Put each dictionary together with the name of its build."""
-    shard = _shard_contexts(len(dictionaries), reading.context_length)
-    text = describe_text(reading.text)
+    shard = _shard_contexts(len(dictionaries), protocol.context_length)
+    text = describe_text(protocol.text)
     return [
         Subject(
             saved,
@@ -96,10 +77,10 @@ def subjects_of(
                     "dictionary": saved.content_hash,
                     "model": model.content_hash,
                     "dtype": str(model.dtype),
-                    "hook_point": reading.hook_point,
+                    "hook_point": protocol.hook_point,
                     "text": text,
-                    "split": reading.split,
-                    "context_length": reading.context_length,
+                    "split": config.split,
+                    "context_length": protocol.context_length,
                     "n_tokens": config.n_tokens,
                     "shard_contexts": shard,
                 }
@@ -110,7 +91,7 @@ def subjects_of(
 
 
 def read_text(
-    model: LanguageModel, reading: Reading, subjects: Sequence[Subject], config: FeaturesConfig
+    model: LanguageModel, protocol: Protocol, subjects: Sequence[Subject], config: FeaturesConfig
 ) -> list[Shards]:
     """Run the model over the text and write every dictionary's codes, or finish what was begun.
 
@@ -123,15 +104,15 @@ def read_text(
         Stopped: a signal asked to stop; the same command goes on.
         ResourceError: the disk is full.
     """
-    per_shard = _shard_contexts(len(subjects), reading.context_length)
-    wanted = -(-config.n_tokens // reading.context_length)
+    per_shard = _shard_contexts(len(subjects), protocol.context_length)
+    wanted = -(-config.n_tokens // protocol.context_length)
     done = _finished_shards(subjects, per_shard)
     contexts = islice(
         context_batches(
-            reading.text,
+            protocol.text,
             model,
-            split="train" if reading.split == "train" else "held_out",
-            context_length=reading.context_length,
+            split="train" if config.split == "train" else "held_out",
+            context_length=protocol.context_length,
             batch_contexts=1,
             skip_contexts=min(done * per_shard, wanted),
         ),
@@ -140,21 +121,21 @@ def read_text(
     with (
         stop_on_signals() as stop,
         progress_bar(
-            wanted * reading.context_length,
+            wanted * protocol.context_length,
             "reading text",
             "tokens",
-            initial=done * per_shard * reading.context_length,
+            initial=done * per_shard * protocol.context_length,
         ) as bar,
     ):
         index = done
         while shard := list(islice(contexts, per_shard)):
             tokens = torch.cat(shard)
-            text = _encode(model, reading, subjects, tokens, index * per_shard, config, stop, bar)
+            text = _encode(model, protocol, subjects, tokens, index * per_shard, config, stop, bar)
             for subject in subjects:
                 _write(subject, index, text)
             index += 1
     if index == 0:
-        raise TextError(f"the {reading.split} part of {reading.text.source} fills no context")
+        raise TextError(f"the {config.split} part of {protocol.text.source} fills no context")
     return [
         Shards([subject.path(number) for number in range(index)], subject.saved.dictionary.d_sae)
         for subject in subjects
@@ -170,7 +151,7 @@ def discard(subjects: Sequence[Subject]) -> None:
 @torch.no_grad()
 def _encode(
     model: LanguageModel,
-    reading: Reading,
+    protocol: Protocol,
     subjects: Sequence[Subject],
     tokens: Integer[Tensor, "contexts context_length"],
     first_context: int,
@@ -179,7 +160,7 @@ def _encode(
     bar: Any,
 ) -> ShardText:
     """Fill every subject's buffer with the codes of one shard; returns the shard's text."""
-    length = reading.context_length
+    length = protocol.context_length
     counted: list[np.ndarray] = []
     excluded: Counter[str] = Counter()
     for subject in subjects:
@@ -191,16 +172,8 @@ def _encode(
                 "goes on from there"
             )
         batch = tokens[start : start + config.batch_contexts]
-        activations = model.capture(batch, [reading.hook_point])[reading.hook_point]
-        selection = select_rows(
-            reading.row_rule,
-            batch,
-            activations,
-            special_ids=model.special_ids,
-            bos_id=model.bos_id,
-            norm_ceiling=reading.norm_ceiling,
-            first_context=first_context + start,
-        )
+        activations = model.capture(batch, [protocol.hook_point])[protocol.hook_point]
+        selection = select(model, protocol, batch, activations, first_context + start)
         excluded.update(selection.excluded)
         counted.append(selection.keep.cpu().numpy())
         place = start * length + selection.keep.reshape(-1).nonzero()[:, 0].cpu()

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from saelab.activation_cache import RowRule, RowSelection, select_rows
 from saelab.dictionary import SavedDictionary
-from saelab.errors import ArtifactError, ConfigError
+from saelab.errors import ConfigError
 from saelab.generation import GeneratedTokens
 from saelab.language_model import LanguageModel
 from saelab.logit_gradients import Quantity
+from saelab.protocol import check_width, require_origin
 
 from .attribution import Attribution, attribute
 from .edits import FeatureEdit, apply_edits
@@ -60,23 +61,12 @@ class LiveSession:
         self._model, self._lock = shared.model, shared.lock
         self.saved = saved
         origin = saved.manifest.get("made_from", {})
-        missing = [name for name in RECORDED if name not in origin]
-        if missing:
-            raise ArtifactError(
-                f"{saved.folder} does not record its {', '.join(missing)}, so text cannot be read "
-                "as it was trained to: train or save it again"
-            )
+        require_origin(saved, RECORDED)
         self._hook_point, self._ceiling = saved.hook_point, saved.norm_ceiling
         self._rule = RowRule.from_json(saved.row_rule)
         self._prepend_bos = bool(origin.get("prepend_bos", self._model.bos_id is not None))
         with self._lock:
-            width = self._model.width_at(self._hook_point)
-        if width != saved.dictionary.d_in:
-            raise ArtifactError(
-                f"{saved.folder} takes activations of width {saved.dictionary.d_in}, but "
-                f"{self._hook_point} of {self._model.name!r} has width {width}: it was saved for "
-                "another model or hook point"
-            )
+            check_width(self._model, saved)
         self.warnings = self._mismatches()
 
     def _mismatches(self) -> list[str]:

@@ -68,7 +68,7 @@ def saved(save_trained, topk_dictionary):
 
 def test_numbers_equal_the_literal_loop(saved, tiny_model, model_text, topk_dictionary):
     from saelab.dictionary import load_dictionary
-    from saelab.evals.protocol import protocol_of
+    from saelab.protocol import protocol_of
 
     [result] = run_steering([saved], SMALL)
     one = features(saved)

@@ -11,8 +11,10 @@ from saelab.dictionary.decomposition import ErrorProbe, decompose, save_probe
 from saelab.dictionary.error_rows import PROBE_PLACE, ErrorRows, hash_of_probe
 from saelab.errors import ActivationError, ArtifactError, ConfigError, Stopped
 from saelab.evals.core.config import CoreConfig
-from saelab.evals.protocol import protocol_of
+from saelab.feature_store.config import FeaturesConfig
+from saelab.feature_store.pipeline import build_features
 from saelab.files import read_json
+from saelab.protocol import protocol_of
 from saelab.training.config import TrainConfig
 from saelab.training.run import train
 from saelab.training.run_folder import settings_hash
@@ -91,6 +93,10 @@ def test_a_run_on_errors_says_so_and_suites_on_activations_refuse_it(base, run_c
     assert 0 < run["dictionaries"][NAME]["fvu"] < 1
     with pytest.raises(ArtifactError, match="trained on the nonlinear component of the error"):
         protocol_of(saved, CoreConfig())
+    with pytest.raises(
+        ArtifactError, match=r"not on activations: judge it with `saelab eval dark-"
+    ):
+        build_features([saved.folder], FeaturesConfig())
 
 
 def test_stopped_and_resumed_is_bit_identical(base, run_config, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from saelab.errors import ActivationError
 from saelab.evals.dark_matter.downstream import CONDITIONS, LiveParts, measure_downstream
 from saelab.evals.dark_matter.downstream_values import definitions, figure_data, values
 from saelab.evals.dark_matter.split import CONTEXT_TEST, cells_of
-from saelab.evals.protocol import Protocol, held_out_batches
+from saelab.protocol import Protocol, held_out_batches
 
 HOOK = "blocks.1.hook_resid_post"
 SETTINGS = {"n_tokens": 96, "batch_contexts": 2}

@@ -13,7 +13,7 @@ from saelab.evals.dark_matter.linear_map_values import definitions, figure_data,
 from saelab.evals.dark_matter.linear_maps import JOINT, OWN, measure_linear_maps
 from saelab.evals.dark_matter.source_rows import SourceRows, source_protocols, source_rows
 from saelab.evals.dark_matter.split import CONTEXT_TEST, cells_of
-from saelab.evals.protocol import protocol_of
+from saelab.protocol import protocol_of
 
 EARLIER, MLP = "blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"
 

@@ -1,4 +1,4 @@
-"""What decides a dictionary's evaluated rows: model, hook point, text, contexts and the row rule.
+"""What decides the rows a dictionary reads: model, hook point, text, contexts and the row rule.
 
 Dictionaries of the same protocol are evaluated in one pass over the text.
 """
@@ -6,7 +6,7 @@ Dictionaries of the same protocol are evaluated in one pass over the text.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -80,27 +80,8 @@ def protocol_of(saved: SavedDictionary, config: ProtocolOverrides) -> Protocol:
         ArtifactError: the dictionary's manifest does not say what it was trained on.
         ConfigError: its recorded text settings or row rule are not of this version.
     """
-    origin = saved.manifest.get("made_from", {})
-    if ORIGIN_KEY in origin:
-        raise ArtifactError(
-            f"{saved.folder} was trained on planted features, so there is no language model to "
-            "judge it on: use `saelab eval recovery`"
-        )
-    if ERROR_ORIGIN_KEY in origin:
-        part = origin[ERROR_ORIGIN_KEY]
-        raise ArtifactError(
-            f"{saved.folder} was trained on the {part['component']} component of the error of the "
-            f"dictionary {part['dictionary']!r}, not on activations: judge it with `saelab eval "
-            f"dark-matter {part['dictionary']} --analyses components --component-dictionaries "
-            f"{saved.folder}`"
-        )
-    missing = [name for name in RECORDED if name not in origin]
-    if missing:
-        raise ArtifactError(
-            f"{saved.folder} does not record its {', '.join(missing)}, so it cannot be evaluated "
-            "on "
-            "the rows it was trained for: train or save it again"
-        )
+    require_origin(saved)
+    origin = saved.made_from
     text = from_plain(TextConfig, saved.text, f"text settings of {saved.folder}")
     overrides = {"source": config.text_source, "text_field": config.text_field}
     return Protocol(
@@ -115,6 +96,38 @@ def protocol_of(saved: SavedDictionary, config: ProtocolOverrides) -> Protocol:
         row_rule=RowRule.from_json(saved.row_rule),
         norm_ceiling=saved.norm_ceiling,
     )
+
+
+def require_origin(saved: SavedDictionary, recorded: Sequence[str] = RECORDED) -> None:
+    """Refuse a dictionary of anything but a language model's activations, or of unknown ones.
+
+    Args:
+        saved: the dictionary.
+        recorded: what its manifest must say.
+
+    Raises:
+        ArtifactError: it was trained on planted features or on errors, or does not say enough.
+    """
+    origin = saved.manifest.get("made_from", {})
+    if ORIGIN_KEY in origin:
+        raise ArtifactError(
+            f"{saved.folder} was trained on planted features, so there is no language model to "
+            "judge it on: use `saelab eval recovery`"
+        )
+    if ERROR_ORIGIN_KEY in origin:
+        part = origin[ERROR_ORIGIN_KEY]
+        raise ArtifactError(
+            f"{saved.folder} was trained on the {part['component']} component of the error of the "
+            f"dictionary {part['dictionary']!r}, not on activations: judge it with `saelab eval "
+            f"dark-matter {part['dictionary']} --analyses components --component-dictionaries "
+            f"{saved.folder}`"
+        )
+    missing = [name for name in recorded if name not in origin]
+    if missing:
+        raise ArtifactError(
+            f"{saved.folder} does not record its {', '.join(missing)}, so it cannot be read on the "
+            "rows it was trained for: train or save it again"
+        )
 
 
 def check_fit(model: LanguageModel, protocol: Protocol, saved: SavedDictionary) -> None:
@@ -137,11 +150,21 @@ def check_fit(model: LanguageModel, protocol: Protocol, saved: SavedDictionary) 
             f"{protocol.model_hash[:12]}…, but {model.name!r} here has {model.content_hash[:12]}…: "
             "give the model it was trained on with --model"
         )
-    width = model.width_at(protocol.hook_point)
+    check_width(model, saved)
+
+
+def check_width(model: LanguageModel, saved: SavedDictionary) -> None:
+    """Check that a dictionary takes what the model has at its hook point.
+
+    Raises:
+        ArtifactError: its width is not the hook point's.
+        ModelError: the model has no such hook point.
+    """
+    width = model.width_at(saved.hook_point)
     if width != saved.dictionary.d_in:
         raise ArtifactError(
             f"{saved.folder} takes activations of width {saved.dictionary.d_in}, but "
-            f"{protocol.hook_point} of {model.name!r} has width {width}: it was saved for another "
+            f"{saved.hook_point} of {model.name!r} has width {width}: it was saved for another "
             "model or hook point"
         )
 
