@@ -46,7 +46,7 @@ peers:
 
 # The environment of sae-dashboard, for the features benchmark.
 peers-dashboard:
-	PYTHON=$(PYTHON) benchmarks/setup_sae_dashboard.sh $(PEERS)-sae-dashboard
+	PYTHON=$(PYTHON) benchmarks/setup_peers.sh $(PEERS)-sae-dashboard sae-dashboard
 
 bench: setup peers peers-dashboard
 	$(BIN)/python benchmarks/run.py --peers-python $(PEERS)/bin/python

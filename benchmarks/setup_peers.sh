@@ -1,17 +1,27 @@
 #!/usr/bin/env bash
-# Create the environment of the peers that the benchmarks and the interchange tests compare with. They need an environment of
-# their own because sae-lens 6 pins an older transformer-lens than saelab uses.
+# Create an environment of libraries that saelab is compared with, by the benchmarks and the interchange tests. They need
+# their own because they pin older versions of what saelab uses, and sae-dashboard others than the rest.
 #
-#   benchmarks/setup_peers.sh [FOLDER]      default: .venv-peers beside the Makefile; PYTHON chooses the interpreter
+#   benchmarks/setup_peers.sh [FOLDER [SET]]
+#
+# SET: peers (default) or sae-dashboard, with its pins in constraints-SET.txt. FOLDER: by default .venv-peers beside the
+# Makefile. PYTHON chooses the interpreter.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 folder="${1:-$here/../.venv-peers}"
-pins="$here/constraints-peers.txt"
+set="${2:-peers}"
+pins="$here/constraints-$set.txt"
 pinned="$folder/.pins"
 
+case "$set" in
+  peers) modules="dictionary_learning, sae_lens, sparsify" ;;
+  sae-dashboard) modules="sae_dashboard.sae_vis_runner" ;;
+  *) echo "$set: give peers or sae-dashboard" >&2; exit 2 ;;
+esac
+
 if [ -f "$pinned" ] && cmp -s "$pins" "$pinned"; then
-  echo "peers: $folder is up to date"
+  echo "$set: $folder is up to date"
   exit 0
 fi
 
@@ -22,6 +32,6 @@ pip=("$folder/bin/python" -m pip install --quiet --disable-pip-version-check)
 "${pip[@]}" --constraint "$pins" torch==2.13.0
 "${pip[@]}" --no-deps --requirement "$pins"
 # Imported once, so that a broken set is noticed here and not in the middle of a benchmark.
-"$folder/bin/python" -c "import dictionary_learning, sae_lens, sparsify"
+"$folder/bin/python" -c "import $modules"
 cp "$pins" "$pinned"
-echo "peers: ready in $folder"
+echo "$set: ready in $folder"

@@ -115,6 +115,6 @@ def _peer_python(settings: Settings) -> Path | None:
     if not python.is_file():
         raise BenchmarkError(
             f"no environment of {PEER} at {environment}: create it with `make peers-dashboard` (or "
-            "benchmarks/setup_sae_dashboard.sh), or leave the peers out with --peers none"
+            "benchmarks/setup_peers.sh), or leave the peers out with --peers none"
         )
     return python

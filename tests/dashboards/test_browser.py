@@ -5,58 +5,24 @@ this the addresses, the Back button, the escaping and the network.
 """
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
 import pytest
 from browser import CHROMIUM, Browser
+from served import SECONDS, dashboard_of
 from sessions import visit
 from toy_store import dense_codes
 
-from saelab.dashboards.command import free_port
-
 pytestmark = pytest.mark.slow
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-SECONDS = 90
-"""Longest wait for one step: a loaded machine is slow, and a wait that is over ends at once."""
 
 
 @pytest.fixture(scope="module")
 def server(world, tmp_path_factory):
     """Address of a running dashboard, started as a user does, from another folder."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "saelab.cli", "dashboard", str(world), "--port", str(port)],
-            stdout=out,
-            stderr=out,
-            cwd=log.parent,
-            env={**os.environ, "HOME": str(log.parent)},
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + SECONDS
-        while True:
-            assert process.poll() is None, log.read_text()
-            try:
-                with urllib.request.urlopen(f"{address}/_stcore/health", timeout=5):
-                    break
-            except OSError:
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
+    with dashboard_of(world, tmp_path_factory.mktemp("server")) as address:
         yield address
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=30)
-    text = log.read_text()
-    assert "Traceback" not in text and address in text
 
 
 @pytest.fixture

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from urllib.parse import parse_qs, quote, urlparse
 
 import pytest
 from browser import CHROMIUM, Browser
 from live_world import TEXT, write_live_run
-
-from saelab.dashboards.command import free_port
+from served import SECONDS, dashboard_of
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
 ]
-SECONDS = 90
 HERE = "run=live&sae=tiny"
 HOSTILE = "<script>document.title='HACKED'</script> <img src=x onerror=\"document.title='HACKED'\">"
 
@@ -31,31 +23,8 @@ def live_server(tiny_model, tmp_path_factory):
     """Address of a dashboard on a run whose model is tiny."""
     root = tmp_path_factory.mktemp("served") / "live"
     write_live_run(root / "tiny", tiny_model)
-    port, log = free_port(), root.parent / "log.txt"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "saelab.cli", "dashboard", str(root), "--port", str(port)],
-            stdout=out,
-            stderr=out,
-            cwd=log.parent,
-            env={**os.environ, "HOME": str(log.parent)},
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + SECONDS
-        while True:
-            assert process.poll() is None, log.read_text()
-            try:
-                with urllib.request.urlopen(f"{address}/_stcore/health", timeout=5):
-                    break
-            except OSError:
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
+    with dashboard_of(root, root.parent) as address:
         yield address
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=30)
-    assert "Traceback" not in log.read_text()
 
 
 def heading(browser, text):
