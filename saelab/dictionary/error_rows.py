@@ -61,13 +61,15 @@ class ErrorRows:
             ArtifactError: one of them is damaged, or they do not fit.
             ConfigError: there is no probe.
         """
+        # First, so that a dictionary that is not there is not asked for its probe.
+        saved = load_dictionary(folder)
         path = folder / PROBE_PLACE if probe is None else probe
         if not path.is_file():
             raise ConfigError(
                 f"{path}, the probe that tells the parts of the error apart, does not exist: make "
                 f"it with `saelab eval dark-matter {folder}`, or name another with --error-probe"
             )
-        return ErrorRows(load_dictionary(folder), load_probe(path), component)
+        return ErrorRows(saved, load_probe(path), component)
 
     @torch.no_grad()
     def __call__(self, activations: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
