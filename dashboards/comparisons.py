@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import ArtifactError
-from saelab.manifest import read_manifest, require_fields
+from saelab.formats.manifest import read_manifest, require_fields
 from saelab.report.compare_figures import comparison_figures
 from saelab.report.figure import Figure
 from saelab.report.page import format_value, unit_text

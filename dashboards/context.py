@@ -10,10 +10,10 @@ from typing import NoReturn
 import streamlit as st
 
 from saelab.errors import ArtifactError
-from saelab.feature_store.labels import LabelBook
-from saelab.feature_store.reader import FeatureStore
-from saelab.feature_store.schema import LABEL_FILE
-from saelab.feature_store.staleness import is_stale
+from saelab.features.labels import LabelBook
+from saelab.features.reader import FeatureStore
+from saelab.features.schema import LABEL_FILE
+from saelab.features.staleness import is_stale
 
 from .command import DEFAULT_ROOTS, ROOTS_VARIABLE
 from .run_index import DictionaryEntry, RunEntry, RunIndex, scan

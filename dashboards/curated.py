@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saelab.feature_store.unpacking import split_tokens
+from saelab.features.unpacking import split_tokens
 
 FEWEST_CONTEXTS = 20
 """A feature seen in fewer contexts is not recommended: too little to judge it by."""

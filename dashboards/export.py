@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from saelab.feature_store.labels import Label
-from saelab.feature_store.reader import FeatureStore
-from saelab.feature_store.records import FeatureRecord, Histogram, Neighbour
+from saelab.features.labels import Label
+from saelab.features.reader import FeatureStore
+from saelab.features.records import FeatureRecord, Histogram, Neighbour
 
 from .feature_html import (
     ExampleView,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from saelab.feature_store.records import (
+from saelab.features.records import (
     Example,
     FeatureRecord,
     LogitLens,

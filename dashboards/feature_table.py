@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from saelab.feature_store.reader import FeatureStore, SearchHit
-from saelab.feature_store.schema import FLAGS
-from saelab.feature_store.unpacking import split_tokens
+from saelab.features.reader import FeatureStore, SearchHit
+from saelab.features.schema import FLAGS
+from saelab.features.unpacking import split_tokens
 
 from .token_html import visible_text
 

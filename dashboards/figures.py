@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from saelab.feature_store.records import FeatureRecord, Histogram, LogitLens
+from saelab.features.records import FeatureRecord, Histogram, LogitLens
 from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, Figure, log_axis, new_plot
 
 from .token_html import visible_text

@@ -15,8 +15,8 @@ import numpy as np
 import streamlit as st
 
 from saelab.errors import ArtifactError, ModelError
-from saelab.feature_store.reader import FeatureStore
-from saelab.feature_store.unpacking import split_tokens
+from saelab.features.reader import FeatureStore
+from saelab.features.unpacking import split_tokens
 from saelab.live.ranking import FeatureNumbers
 from saelab.live.reading import Reading
 
@@ -28,7 +28,7 @@ from .run_index import DictionaryEntry
 if TYPE_CHECKING:
     from saelab.live.attribution import Attribution
     from saelab.live.session import LiveSession, SharedModel
-    from saelab.logit_gradients import Quantity
+    from saelab.model.gradients.logit_gradients import Quantity
 
 PLANTED = "planted:"
 MAX_TOKENS = 256
@@ -134,9 +134,9 @@ def _session(folder: Path, content_hash: str) -> LiveSession:  # noqa: ARG001 - 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _shared_model(name: str, dtype: str) -> SharedModel:
-    from saelab.language_model import list_models, load_language_model
     from saelab.live.lock import FairLock
     from saelab.live.session import SharedModel
+    from saelab.model.language_model import list_models, load_language_model
 
     local = {model["name"] for model in list_models()}
     if name not in local and not Path(name).expanduser().exists():

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import ArtifactError, SaelabError
-from saelab.feature_store.schema import STORE_FILE
-from saelab.files import read_json
-from saelab.manifest import check_manifest
+from saelab.features.schema import STORE_FILE
+from saelab.formats.files import read_json
+from saelab.formats.manifest import check_manifest
 
 DEEPEST = 8
 """Folders below the one given that are looked into."""

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float
 
-from saelab.feature_store.token_text import Vocabulary
+from saelab.features.token_text import Vocabulary
 from saelab.live.reading import Reading
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.files import hash_of
+from saelab.formats.files import hash_of
 
 
 def random_directions(count: int, d_in: int, seed: int) -> Float[Tensor, "count d_in"]:

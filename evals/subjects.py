@@ -1,4 +1,4 @@
-"""The dictionaries a suite was given: where their results go, by which protocol, on which model."""
+"""The dictionaries a suite was given: where results go, their data specs and models."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from saelab.dictionary import SavedDictionary
+from saelab.dictionary.data_spec import DataOverrides, DataSpec, check_fit, data_spec_of
 from saelab.errors import ConfigError
-from saelab.language_model import LanguageModel, load_language_model
-from saelab.protocol import Protocol, ProtocolOverrides, check_fit, protocol_of
+from saelab.model.language_model import LanguageModel, load_language_model
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Subject:
     """A dictionary to evaluate, how, and where its results go."""
 
     saved: SavedDictionary
-    protocol: Protocol
+    spec: DataSpec
     out: Path
 
 
 def subjects_of(
-    dictionaries: Sequence[SavedDictionary], places: Sequence[Path], config: ProtocolOverrides
+    dictionaries: Sequence[SavedDictionary], places: Sequence[Path], config: DataOverrides
 ) -> list[Subject]:
-    """Put each dictionary together with its protocol.
+    """Put each dictionary together with its data spec.
 
     Args:
         dictionaries: as loaded.
@@ -34,11 +34,11 @@ def subjects_of(
         config: the suite's settings.
 
     Raises:
-        ArtifactError: a dictionary that does not record its protocol.
-        ConfigError: a recorded protocol that is not of this version.
+        ArtifactError: a dictionary that does not record its data spec.
+        ConfigError: a recorded data spec that is not of this version.
     """
     return [
-        Subject(saved, protocol_of(saved, config), out)
+        Subject(saved, data_spec_of(saved, config), out)
         for saved, out in zip(dictionaries, places, strict=True)
     ]
 
@@ -47,7 +47,7 @@ def load_models(subjects: Sequence[Subject], device: str) -> dict[tuple[str, str
     """Load the model of every subject once, and check that each subject belongs to its model.
 
     Returns:
-        (name, dtype), as in the protocols -> model.
+        (name, dtype), as in the data specs -> model.
 
     Raises:
         ModelError: an unknown model or hook point.
@@ -56,18 +56,18 @@ def load_models(subjects: Sequence[Subject], device: str) -> dict[tuple[str, str
     """
     models: dict[tuple[str, str], LanguageModel] = {}
     for subject in subjects:
-        key = (subject.protocol.model, subject.protocol.model_dtype)
+        key = (subject.spec.model, subject.spec.model_dtype)
         if key not in models:
             models[key] = load_language_model(key[0], dtype=key[1], device=device)
-        check_fit(models[key], subject.protocol, subject.saved)
+        check_fit(models[key], subject.spec, subject.saved)
     return models
 
 
-def by_protocol(subjects: Sequence[Subject]) -> dict[Protocol, list[Subject]]:
+def by_data_spec(subjects: Sequence[Subject]) -> dict[DataSpec, list[Subject]]:
     """The subjects that share a pass over the text, in the order of their first."""
-    groups: dict[Protocol, list[Subject]] = {}
+    groups: dict[DataSpec, list[Subject]] = {}
     for subject in subjects:
-        groups.setdefault(subject.protocol, []).append(subject)
+        groups.setdefault(subject.spec, []).append(subject)
     return groups
 
 

@@ -10,11 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .activation_cache import HarvestConfig, open_cache, write_caches
+    from .cache import HarvestConfig, open_cache, write_caches
     from .dictionary import Dictionary, load_dictionary, save_dictionary
     from .errors import SaelabError
-    from .evaluation_result import read_evaluation_result
-    from .language_model import load_language_model
+    from .formats.evaluation_result import read_evaluation_result
+    from .model.language_model import load_language_model
     from .sparse import SparseCodes
 
 __all__ = [
@@ -32,15 +32,15 @@ __all__ = [
 
 _MODULE_OF = {
     "Dictionary": "dictionary",
-    "HarvestConfig": "activation_cache",
+    "HarvestConfig": "cache",
     "SaelabError": "errors",
     "SparseCodes": "sparse",
     "load_dictionary": "dictionary",
-    "load_language_model": "language_model",
-    "open_cache": "activation_cache",
-    "read_evaluation_result": "evaluation_result",
+    "load_language_model": "model.language_model",
+    "open_cache": "cache",
+    "read_evaluation_result": "formats.evaluation_result",
     "save_dictionary": "dictionary",
-    "write_caches": "activation_cache",
+    "write_caches": "cache",
 }
 
 

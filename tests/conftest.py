@@ -96,7 +96,7 @@ def tiny_model_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_model(tiny_model_folder):
     """The tiny Llama in float32 on the CPU."""
-    from saelab.language_model import load_language_model
+    from saelab.model.language_model import load_language_model
 
     return load_language_model(str(tiny_model_folder), dtype="float32", device="cpu")
 
@@ -110,6 +110,6 @@ def tiny_gpt2_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_gpt2(tiny_gpt2_folder):
     """The tiny GPT-2 in float32 on the CPU."""
-    from saelab.language_model import load_language_model
+    from saelab.model.language_model import load_language_model
 
     return load_language_model(str(tiny_gpt2_folder), dtype="float32", device="cpu")

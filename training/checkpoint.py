@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ArtifactError
-from saelab.files import (
+from saelab.formats.files import (
     hash_of,
     read_json,
     read_tensors,
@@ -22,7 +22,7 @@ from saelab.files import (
     write_json,
     write_tensors,
 )
-from saelab.manifest import check_manifest
+from saelab.formats.manifest import check_manifest
 
 KIND = "checkpoint"
 SCHEMA_VERSION = 1

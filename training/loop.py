@@ -14,14 +14,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from saelab.activation_cache import ActivationBatch, RowStatistics
+from saelab.cache import ActivationBatch, RowStatistics
 from saelab.errors import ActivationError, Stopped
+from saelab.formats.run_log import RunLog
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.memory import keep_freed_memory
-from saelab.metrics import fvu, mean_l0
 from saelab.progress import progress_bar
-from saelab.run_log import RunLog
 from saelab.sparse import SparseCodes
+from saelab.stats.metrics import fvu, mean_l0
 
 from .checkpoint import StreamState
 from .config import TrainConfig

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from saelab.activation_cache import (
+from saelab.cache import (
     ActivationCache,
     CacheStream,
     ErrorStream,
@@ -25,10 +25,10 @@ from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.dictionary.error_rows import ErrorRows
 from saelab.errors import ArtifactError, ConfigError
-from saelab.files import write_json
-from saelab.manifest import new_manifest
-from saelab.metrics import fvu, mean_l0
-from saelab.run_log import JsonlLog, RunLog, WandbLog
+from saelab.formats.files import write_json
+from saelab.formats.manifest import new_manifest
+from saelab.formats.run_log import JsonlLog, RunLog, WandbLog
+from saelab.stats.metrics import fvu, mean_l0
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import DictionarySpec, TrainConfig
@@ -167,7 +167,7 @@ def _check_cache(config: TrainConfig, cache: ActivationCache) -> None:
 def _open_model_stream(config: TrainConfig) -> ActivationStream:
     import dataclasses
 
-    from saelab.language_model import load_language_model
+    from saelab.model.language_model import load_language_model
 
     harvest = config.stream
     hook_point = config.hook_point or harvest.hook_points[0]

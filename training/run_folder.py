@@ -7,8 +7,8 @@ from typing import Any
 
 from saelab.config import to_plain
 from saelab.errors import ArtifactError, ConfigError
-from saelab.files import TEMPORARY_SUFFIX, hash_of
-from saelab.manifest import read_manifest
+from saelab.formats.files import TEMPORARY_SUFFIX, hash_of
+from saelab.formats.manifest import read_manifest
 
 from .config import TrainConfig
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from saelab.activation_cache import HarvestConfig
-from saelab.model_files import resolve_model
+from saelab.cache import HarvestConfig
+from saelab.model.model_files import resolve_model
 
 BLOCK = 12
 HOOK_POINT = f"blocks.{BLOCK}.hook_resid_post"

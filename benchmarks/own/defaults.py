@@ -12,7 +12,7 @@ import torch
 from protocol import held_out_fvu, load_rows, training_batches
 
 from own.saelab_topk import RowStream, train
-from saelab.activation_cache.batch import RowSums
+from saelab.cache.batch import RowSums
 from saelab.training.config import TrainConfig
 from saelab.training.loop import normalisation_of
 

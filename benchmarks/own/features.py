@@ -22,11 +22,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
-from saelab.feature_store.build import StoreSources, write_store
-from saelab.feature_store.reader import FeatureStore
-from saelab.feature_store.shards import Shards, ShardText, write_shard
-from saelab.feature_store.token_text import Vocabulary
-from saelab.logit_lens import Lens
+from saelab.features.build import StoreSources, write_store
+from saelab.features.reader import FeatureStore
+from saelab.features.shards import Shards, ShardText, write_shard
+from saelab.features.token_text import Vocabulary
+from saelab.model.logit_lens import Lens
 
 CONTEXT = 256
 SHARD_CONTEXTS = 256

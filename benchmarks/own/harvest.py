@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from own.bare_passes import BARE_PASSES, HOOK_POINT
-from saelab.activation_cache import HarvestConfig, write_caches
-from saelab.language_model import load_language_model
+from saelab.cache import HarvestConfig, write_caches
+from saelab.model.language_model import load_language_model
 
 BATCH_TOKENS = HarvestConfig().batch_contexts * HarvestConfig().context_length
 

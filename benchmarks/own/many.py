@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from saelab.activation_cache import HarvestConfig
-from saelab.text import TextConfig
+from saelab.cache import HarvestConfig
+from saelab.text.contexts import TextConfig
 from saelab.training.config import TrainConfig
 from saelab.training.run import train
 

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from saelab.activation_cache import (
+from saelab.cache import (
     ActivationCache,
     HarvestConfig,
     open_cache,
     select_rows,
     write_caches,
 )
-from saelab.files import hash_of, sha256_of, write_tensors
-from saelab.language_model import load_language_model
-from saelab.text import context_batches
+from saelab.formats.files import hash_of, sha256_of, write_tensors
+from saelab.model.language_model import load_language_model
+from saelab.text.contexts import context_batches
 
 CHUNK_ROWS = 16_384
 
@@ -62,7 +62,7 @@ def held_out_rows(config: HarvestConfig, cache: ActivationCache, n_tokens: int) 
     ):
         activations = model.capture(tokens, [cache.hook_point])[cache.hook_point]
         selection = select_rows(
-            cache.row_rule,
+            cache.token_filter,
             tokens,
             activations,
             special_ids=model.special_ids,

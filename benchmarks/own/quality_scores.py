@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from protocol import held_out_fvu, load_rows
 
-from saelab.activation_cache import open_cache
+from saelab.cache import open_cache
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.evals.core.config import CoreConfig
 from saelab.evals.core.suite import run_core
-from saelab.files import read_tensors
+from saelab.formats.files import read_tensors
 
 METRICS = ("fvu", "l0_mean", "dead_fraction", "loss_recovered_zero", "loss_recovered_mean", "kl")
 

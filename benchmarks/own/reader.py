@@ -14,9 +14,9 @@ from types import SimpleNamespace
 
 import torch
 
-from saelab.activation_cache import ActivationCache, CacheStream, HarvestConfig, open_cache
-from saelab.activation_cache.harvest import Calibration, Rows
-from saelab.activation_cache.hook_folder import HookFolder, start_manifest
+from saelab.cache import ActivationCache, CacheStream, HarvestConfig, open_cache
+from saelab.cache.harvest import Calibration, Rows
+from saelab.cache.hook_folder import HookFolder, start_manifest
 from saelab.errors import SaelabError
 
 BATCHES = 128

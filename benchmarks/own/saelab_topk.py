@@ -24,10 +24,10 @@ from protocol import (
 )
 from torch import Tensor
 
-from saelab.activation_cache import ActivationBatch, RowStatistics
-from saelab.activation_cache.batch import RowSums
-from saelab.manifest import library_versions
-from saelab.metrics import mean_l0
+from saelab.cache import ActivationBatch, RowStatistics
+from saelab.cache.batch import RowSums
+from saelab.formats.manifest import library_versions
+from saelab.stats.metrics import mean_l0
 from saelab.training.config import TrainConfig
 from saelab.training.interface import TrainingBatch
 from saelab.training.learner import Learner

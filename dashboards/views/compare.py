@@ -9,8 +9,8 @@ import numpy as np
 import streamlit as st
 
 from saelab.errors import SaelabError
-from saelab.evaluation_result import read_evaluation_result
-from saelab.feature_store.reader import FeatureStore
+from saelab.features.reader import FeatureStore
+from saelab.formats.evaluation_result import read_evaluation_result
 
 from .. import url_state
 from ..context import (

@@ -9,10 +9,10 @@ from typing import Any
 import streamlit as st
 
 from saelab.errors import ArtifactError
-from saelab.evaluation_result import EvaluationResult, read_evaluation_result
-from saelab.metric_definitions import METRICS
+from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
 from saelab.report.page import format_value, unit_text
 from saelab.report.registry import FIGURES, figures_of
+from saelab.stats.metric_definitions import METRICS
 
 from .. import url_state
 from ..comparisons import (

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from saelab.feature_store.reader import FeatureStore
+from saelab.features.reader import FeatureStore
 
 from .. import url_state
 from ..context import link_params, open_labels, require_dictionary, require_store

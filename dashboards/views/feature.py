@@ -7,9 +7,9 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
-from saelab.feature_store.labels import LabelBook
-from saelab.feature_store.reader import FeatureStore
-from saelab.feature_store.records import FeatureRecord
+from saelab.features.labels import LabelBook
+from saelab.features.reader import FeatureStore
+from saelab.features.records import FeatureRecord
 
 from .. import url_state
 from ..context import (

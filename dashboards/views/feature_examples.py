@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from saelab.feature_store.records import Example, FeatureRecord
+from saelab.features.records import Example, FeatureRecord
 
 from .. import url_state
 from ..context import require_store

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from saelab.errors import SaelabError
-from saelab.feature_store.labels import MAX_LABEL_WORDS, Label, LabelBook
+from saelab.features.labels import MAX_LABEL_WORDS, Label, LabelBook
 
 from ..page_parts import plain, show_problem
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from saelab.feature_store.labels import LabelBook
-from saelab.feature_store.reader import FeatureStore
-from saelab.feature_store.records import FeatureRecord, Neighbour
+from saelab.features.labels import LabelBook
+from saelab.features.reader import FeatureStore
+from saelab.features.records import FeatureRecord, Neighbour
 
 from ..feature_table import tokens_text
 from ..page_parts import feature_link, plain

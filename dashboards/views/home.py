@@ -6,8 +6,8 @@ from typing import Any
 
 import streamlit as st
 
-from saelab.feature_store.reader import FeatureStore
-from saelab.feature_store.unpacking import split_tokens
+from saelab.features.reader import FeatureStore
+from saelab.features.unpacking import split_tokens
 
 from ..context import chosen_dictionary, link_params, open_labels, open_store, run_index
 from ..curated import CuratedGroup, curated_groups

@@ -262,8 +262,8 @@ def draw_definitions() -> None:
             st.markdown(f"**{KINDS[kind]}**: {plain(definition)}.")
         st.markdown(
             plain(
-                "Edits act at every position that counts under the dictionary's row rule, in the "
-                "text and in what is written; all codes are those before any edit. Both versions "
+                "Edits act at every position that counts under the dictionary's token filter, in "
+                "the text and in what is written; all codes are those before any edit. Both versions "
                 "are drawn with the same random numbers, so they differ only where the edits "
                 f"change what is likely. {DEFINITION} ⏹ marks a text that the model ended."
             )

@@ -9,8 +9,8 @@ from typing import Any
 import streamlit as st
 
 from saelab.errors import ArtifactError
+from saelab.formats.training_history import Curve, TrainingHistory, read_history
 from saelab.report.training_figures import CURVE_KINDS, kind_of, training_figure
-from saelab.training_history import Curve, TrainingHistory, read_history
 
 from .. import url_state
 from ..context import chosen_dictionary, chosen_run, run_index

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from saelab.dictionary import SavedDictionary, load_dictionary
+from saelab.dictionary.data_spec import DataOverrides, DataSpec, data_spec_of
 from saelab.errors import ArtifactError
-from saelab.manifest import read_manifest, require_fields
+from saelab.formats.manifest import read_manifest, require_fields
 from saelab.progress import progress_bar
-from saelab.protocol import Protocol, ProtocolOverrides, protocol_of
 
 # Repeated from the training room, which writes it and which this room may not import.
 RUN_FILE = "run.json"
@@ -52,7 +52,7 @@ class Candidate:
     """Size of its weights."""
     origin: dict[str, Any]
     """What its activations were made from, as its manifest says."""
-    protocol: Protocol
+    spec: DataSpec
     """Which rows it is evaluated on."""
 
     @property
@@ -66,7 +66,7 @@ class Candidate:
         return self.label, self.d_sae, self.k
 
 
-def read_candidates(folders: Sequence[Path], overrides: ProtocolOverrides) -> list[Candidate]:
+def read_candidates(folders: Sequence[Path], overrides: DataOverrides) -> list[Candidate]:
     """Every dictionary in the runs and dictionary folders given, in their order.
 
     Args:
@@ -156,7 +156,7 @@ def _costs(figures: dict[str, Any], path: Path) -> dict[str, Any]:
     return costs
 
 
-def _read(folder: Path, figures: dict[str, Any], overrides: ProtocolOverrides) -> Candidate:
+def _read(folder: Path, figures: dict[str, Any], overrides: DataOverrides) -> Candidate:
     saved = load_dictionary(folder)
     path = folder / DICTIONARY_FILE
     require_fields(saved.manifest, {"config": dict, "made_from": dict, "seed": int}, path)
@@ -179,7 +179,7 @@ def _read(folder: Path, figures: dict[str, Any], overrides: ProtocolOverrides) -
         state_bytes=figures.get("state_bytes"),
         weight_bytes=sum(tensor.nbytes for tensor in saved.dictionary.tensors().values()),
         origin=_origin(saved),
-        protocol=protocol_of(saved, overrides),
+        spec=data_spec_of(saved, overrides),
     )
 
 

@@ -48,16 +48,16 @@ def _different(candidates: Sequence[Candidate]) -> list[str]:
             lambda one: f"{one.origin['model']} ({str(one.origin.get('model_hash'))[:12]})",
         ),
         "hook points": (
-            lambda one: one.protocol.hook_point,
-            lambda one: str(one.protocol.hook_point),
+            lambda one: one.spec.hook_point,
+            lambda one: str(one.spec.hook_point),
         ),
-        "texts": (lambda one: (one.protocol.text, one.origin.get("text_hash")), _text),
+        "texts": (lambda one: (one.spec.text, one.origin.get("text_hash")), _text),
         "context lengths": (
-            lambda one: one.protocol.context_length,
-            lambda one: f"{one.protocol.context_length} tokens",
+            lambda one: one.spec.context_length,
+            lambda one: f"{one.spec.context_length} tokens",
         ),
-        "row rules": (
-            lambda one: one.protocol.row_rule,
+        "token filters": (
+            lambda one: one.spec.token_filter,
             lambda one: json.dumps(one.origin["row_rule"]),
         ),
     }
@@ -106,8 +106,8 @@ def notes_on(candidates: Sequence[Candidate]) -> list[str]:
     for what, values in {
         "numbers of training rows": {one.n_tokens for one in candidates},
         "batch sizes (rows)": {one.settings.get("batch_rows") for one in candidates},
-        "norm ceilings of the rows": {one.protocol.norm_ceiling for one in candidates},
-        "model dtypes": {one.protocol.model_dtype for one in candidates},
+        "norm ceilings of the rows": {one.spec.norm_ceiling for one in candidates},
+        "model dtypes": {one.spec.model_dtype for one in candidates},
     }.items():
         if len(values) > 1:
             shown = ", ".join(sorted(f"{v:,}" if isinstance(v, int) else str(v) for v in values))

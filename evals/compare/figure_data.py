@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saelab.errors import ArtifactError
-from saelab.evaluation_result import EvaluationResult
+from saelab.formats.evaluation_result import EvaluationResult
 
 from ..steering.definitions import metric_name
 from .common_l0 import AtCommonL0

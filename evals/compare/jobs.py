@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from saelab.config import to_plain
-from saelab.evaluation_result import EvaluationResult
+from saelab.formats.evaluation_result import EvaluationResult
 
 from ..consistency.config import ConsistencyConfig
 from ..core.config import CoreConfig
@@ -174,7 +174,7 @@ def _steering(candidates: Sequence[Candidate], config: CompareConfig) -> Job:
 
 def _rows(one: Candidate) -> dict[str, Any]:
     """The settings that decide the evaluated rows, as results record them."""
-    return {name: to_plain(getattr(one.protocol, name)) for name in ROW_SETTINGS}
+    return {name: to_plain(getattr(one.spec, name)) for name in ROW_SETTINGS}
 
 
 def by_group(

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import ArtifactError
-from saelab.zipf import fit_zipf, zipf_shares
+from saelab.stats.zipf import fit_zipf, zipf_shares
 
 TARGET_EXPONENT, TARGET_OFFSET = 1.0, 10.0
 """The law that targets follow: the same for all methods, and the default of the aux-Zipf loss."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 from saelab.errors import ArtifactError
-from saelab.evaluation_result import EvaluationResult
+from saelab.formats.evaluation_result import EvaluationResult
 from saelab.memory import keep_freed_memory
 from saelab.progress import progress_bar
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from saelab.config import to_plain
 from saelab.errors import ConfigError
-from saelab.files import atomic_path, sha256_of, write_json
-from saelab.manifest import new_manifest, read_manifest
+from saelab.formats.files import atomic_path, sha256_of, write_json
+from saelab.formats.manifest import new_manifest, read_manifest
 
 from .candidates import Candidate
 from .common_l0 import AtCommonL0
@@ -56,7 +56,7 @@ class Comparison:
         first = self.found[0].candidate
         wanted = ("model", "model_hash", "hook_point", "text", "text_hash", "context_length")
         return {name: first.origin.get(name) for name in wanted} | {
-            "row_rule": to_plain(first.protocol.row_rule)
+            "row_rule": to_plain(first.spec.token_filter)
         }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.evaluation_result import EvaluationResult, read_evaluation_result
+from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
 
 from .candidates import Candidate
 

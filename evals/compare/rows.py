@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from saelab.metric_definitions import INFERENCE_MODES
+from saelab.stats.metric_definitions import INFERENCE_MODES
 
 from .common_l0 import AtCommonL0, Points, at_common_l0, default_common_l0
 from .config import CompareConfig

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from saelab.errors import ConfigError
-from saelab.evaluation_result import EvaluationResult
+from saelab.formats.evaluation_result import EvaluationResult
 
 from .candidates import Candidate, read_candidates
 from .checks import check_comparable, notes_on

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import ArtifactError
-from saelab.evaluation_result import EvaluationResult, MeasuredMetric
+from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
 
 from ..steering.definitions import metric_name
 from .candidates import Candidate

@@ -12,9 +12,9 @@ from torch import Tensor
 from saelab.dictionary import ARCHITECTURES, Dictionary, SavedDictionary
 from saelab.dictionary.architectures import normalised_rows
 from saelab.errors import ActivationError
-from saelab.metrics import SparsityStatistics
 from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes, pre_activation_chunks
+from saelab.stats.metrics import SparsityStatistics
 
 Rows = Float[Tensor, "rows d_in"]
 RowSource = Callable[[], Iterator[Rows]]
@@ -101,7 +101,7 @@ class ActivityStatistics:
         if n_rows == 0:
             raise ActivationError(
                 "no activation row is left to rank latents by: evaluate more text or relax the "
-                "row rule"
+                "token filter"
             )
         deviation = (self._squares / n_rows).sqrt()
         spread = self._largest - self._mean

@@ -10,7 +10,7 @@ import tyro
 
 from saelab.config import parse_arguments
 from saelab.errors import ConfigError
-from saelab.evaluation_result import EvaluationResult
+from saelab.formats.evaluation_result import EvaluationResult
 
 from .config import ConsistencyConfig
 

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
-from saelab.evaluation_result import EvaluationResult, MeasuredMetric
-from saelab.files import atomic_path
+from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
+from saelab.formats.files import atomic_path
 
 from ..cosines import Directions
 from .activity import Activity

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from saelab.dictionary import SavedDictionary
-from saelab.protocol import held_out_rows
-from saelab.text import describe_text
+from saelab.dictionary.data_spec import held_out_rows
+from saelab.text.contexts import describe_text
 
-from ..subjects import by_protocol, load_models, subjects_of
+from ..subjects import by_data_spec, load_models, subjects_of
 from .activity import Activity, RowSource, measure_activity
 from .config import ConsistencyConfig
 
@@ -64,20 +64,20 @@ def _text_passes(dictionaries: Sequence[SavedDictionary], config: ConsistencyCon
     subjects = subjects_of(dictionaries, [saved.folder for saved in dictionaries], config)
     models = load_models(subjects, config.device)
     passes = []
-    for protocol, group in by_protocol(subjects).items():
-        model = models[protocol.model, protocol.model_dtype]
+    for spec, group in by_data_spec(subjects).items():
+        model = models[spec.model, spec.model_dtype]
         for subject in group:
             subject.saved.dictionary.to(model.device)
 
-        def rows(model=model, protocol=protocol):
-            return held_out_rows(model, protocol, config.n_tokens, config.batch_contexts)
+        def rows(model=model, spec=spec):
+            return held_out_rows(model, spec, config.n_tokens, config.batch_contexts)
 
         described = {
             "rows": "held-out text",
-            "text": describe_text(protocol.text),
-            "context_length": protocol.context_length,
-            "model_dtype": protocol.model_dtype,
-            "norm_ceiling": protocol.norm_ceiling,
+            "text": describe_text(spec.text),
+            "context_length": spec.context_length,
+            "model_dtype": spec.model_dtype,
+            "norm_ceiling": spec.norm_ceiling,
         }
         passes.append(Pass([subject.saved for subject in group], rows, described))
     return passes

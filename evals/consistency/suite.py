@@ -15,7 +15,7 @@ from typing import Any
 
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.errors import ArtifactError
-from saelab.evaluation_result import EvaluationResult, write_evaluation_result
+from saelab.formats.evaluation_result import EvaluationResult, write_evaluation_result
 
 from ..cosines import Directions, directions_of
 from ..pages import page_if

@@ -15,8 +15,8 @@ DEFAULT_LOSS_TOKENS = 16_384
 class CoreConfig:
     """How much held-out text to evaluate on, how, and where the results go.
 
-    Text, context length, row rule and norm ceiling are the dictionary's own unless overridden here,
-    so that training and evaluation mean the same rows.
+    Text, context length, token filter and norm ceiling are the dictionary's own unless overridden
+    here, so that training and evaluation mean the same rows.
     """
 
     n_tokens: int = 65_536

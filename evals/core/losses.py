@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
-from saelab.language_model import LanguageModel
-from saelab.metrics import kl_divergence, loss_recovered, require_finite
+from saelab.dictionary.data_spec import DataSpec, held_out_batches, select
+from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
-from saelab.protocol import Protocol, held_out_batches, select
+from saelab.stats.metrics import kl_divergence, loss_recovered, require_finite
 
 from .config import CoreConfig
 from .rows import reconstruct
@@ -70,21 +70,19 @@ class Splice:
     def __init__(
         self,
         model: LanguageModel,
-        protocol: Protocol,
+        spec: DataSpec,
         tokens: Int[Tensor, "batch seq"],
         replacement: Replacement,
         first_context: int,
     ):
-        self._model, self._protocol, self._tokens = model, protocol, tokens
+        self._model, self._spec, self._tokens = model, spec, tokens
         self._replacement, self._first_context = replacement, first_context
         self.n_replaced = 0
         self.excluded: dict[str, int] = {}
 
     def __call__(self, activations: Float[Tensor, "batch seq d_in"]) -> Tensor:
         """The activations with the evaluated rows replaced."""
-        selection = select(
-            self._model, self._protocol, self._tokens, activations, self._first_context
-        )
+        selection = select(self._model, self._spec, self._tokens, activations, self._first_context)
         keep = selection.keep
         replaced = activations.clone()
         replaced[keep] = self._replacement(activations[keep].float()).to(activations)
@@ -95,7 +93,7 @@ class Splice:
 
 def measure_losses(
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     dictionaries: Sequence[SavedDictionary],
     means: Sequence[Float[Tensor, " d_in"]],
     config: CoreConfig,
@@ -114,10 +112,10 @@ def measure_losses(
     """
     zeros = [0.0] * len(dictionaries)
     findings = LossFindings(spliced=[*zeros], mean_ablation=[*zeros], kl=[*zeros])
-    batches = held_out_batches(model, protocol, config.loss_tokens, config.batch_contexts)
+    batches = held_out_batches(model, spec, config.loss_tokens, config.batch_contexts)
     with progress_bar(config.loss_tokens, "splice", "tokens") as bar:
         for tokens in batches:
-            _add_batch(findings, model, protocol, dictionaries, means, tokens)
+            _add_batch(findings, model, spec, dictionaries, means, tokens)
             bar.update(tokens.numel())
     return findings
 
@@ -126,16 +124,16 @@ def measure_losses(
 def _add_batch(
     findings: LossFindings,
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     dictionaries: Sequence[SavedDictionary],
     means: Sequence[Float[Tensor, " d_in"]],
     tokens: Int[Tensor, "batch seq"],
 ) -> None:
     def spliced(replacement: Replacement) -> Splice:
-        return Splice(model, protocol, tokens, replacement, findings.n_contexts)
+        return Splice(model, spec, tokens, replacement, findings.n_contexts)
 
     def run(splice: Splice) -> tuple[Tensor, float]:
-        output = model.run(tokens, {protocol.hook_point: splice})
+        output = model.run(tokens, {spec.hook_point: splice})
         return output.logits[:, :-1], summed_loss(output.loss)
 
     clean = model.run(tokens)

@@ -19,13 +19,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.dictionary import InferenceModes, SavedDictionary, has_inference_modes
+from saelab.dictionary.data_spec import DataSpec, held_out_batches, select
 from saelab.errors import ArtifactError
-from saelab.language_model import LanguageModel
-from saelab.metric_definitions import INFERENCE_MODES
-from saelab.metrics import ReconstructionStatistics, kl_divergence, require_finite
+from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
-from saelab.protocol import Protocol, held_out_batches, select
 from saelab.sparse import SparseCodes
+from saelab.stats.metric_definitions import INFERENCE_MODES
+from saelab.stats.metrics import ReconstructionStatistics, kl_divergence, require_finite
 
 from .config import CoreConfig
 from .losses import LossFindings, summed_loss
@@ -93,7 +93,7 @@ class ModeFindings:
 
 def measure_modes(
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     dictionaries: Sequence[SavedDictionary],
     losses: LossFindings,
     config: CoreConfig,
@@ -120,14 +120,14 @@ def measure_modes(
     }
     if not findings:
         return {}
-    batches = [*held_out_batches(model, protocol, config.loss_tokens, config.batch_contexts)]
-    donor = _last_gradients(model, protocol, batches)
+    batches = [*held_out_batches(model, spec, config.loss_tokens, config.batch_contexts)]
+    donor = _last_gradients(model, spec, batches)
     first_context = 0
     with progress_bar(config.loss_tokens, "inference modes", "tokens") as bar:
         for tokens in batches:
-            captured = _Captured.of(model, protocol, tokens, first_context)
+            captured = _Captured.of(model, spec, tokens, first_context)
             others, donor = captured.shuffled(donor, first_context)
-            _add_batch([*findings.values()], model, protocol, captured, others)
+            _add_batch([*findings.values()], model, spec, captured, others)
             first_context += tokens.shape[0]
             bar.update(tokens.numel())
     return findings
@@ -155,13 +155,13 @@ class _Captured:
     @staticmethod
     def of(
         model: LanguageModel,
-        protocol: Protocol,
+        spec: DataSpec,
         tokens: Int[Tensor, "batch seq"],
         first_context: int,
     ) -> _Captured:
-        hook_point = protocol.hook_point
+        hook_point = spec.hook_point
         activations, gradients = model.capture_with_gradients(tokens, [hook_point])[hook_point]
-        keep = select(model, protocol, tokens, activations, first_context).keep
+        keep = select(model, spec, tokens, activations, first_context).keep
         require_finite(gradients[keep], "the gradient of the model's loss")
         return _Captured(tokens, keep, activations[keep].float(), gradients[keep].float())
 
@@ -186,13 +186,13 @@ class _Captured:
 
 
 def _last_gradients(
-    model: LanguageModel, protocol: Protocol, batches: Sequence[Tensor]
+    model: LanguageModel, spec: DataSpec, batches: Sequence[Tensor]
 ) -> Float[Tensor, "rows d_in"]:
     """The gradients of the last context that has evaluated rows; none where no context has."""
-    gradients = torch.zeros(0, model.width_at(protocol.hook_point), device=model.device)
+    gradients = torch.zeros(0, model.width_at(spec.hook_point), device=model.device)
     contexts = [context for tokens in batches for context in tokens.split(1)]
     for index in reversed(range(len(contexts))):
-        gradients = _Captured.of(model, protocol, contexts[index], index).gradients
+        gradients = _Captured.of(model, spec, contexts[index], index).gradients
         if len(gradients):
             break
     return gradients
@@ -202,7 +202,7 @@ def _last_gradients(
 def _add_batch(
     findings: Sequence[ModeFindings],
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     captured: _Captured,
     others: Float[Tensor, "rows d_in"],
 ) -> None:
@@ -226,6 +226,6 @@ def _add_batch(
                 replaced[captured.keep] = rows.to(activations)
                 return replaced
 
-            output = model.run(captured.tokens, {protocol.hook_point: splice})
+            output = model.run(captured.tokens, {spec.hook_point: splice})
             sums.spliced += summed_loss(output.loss)
             sums.kl += kl_divergence(clean_logits, output.logits[:, :-1]).sum().item()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from saelab.evaluation_result import EvaluationResult, MeasuredMetric
-from saelab.metric_definitions import INFERENCE_MODES, MODES_GROUP
-from saelab.metrics import METRICS, define, loss_recovered
+from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
 from saelab.report import Report, figures_of
 from saelab.report.mode_figures import FIGURE, MODE_LABELS, WARNING
+from saelab.stats.metric_definitions import INFERENCE_MODES, MODES_GROUP
+from saelab.stats.metrics import METRICS, define, loss_recovered
 
 from .losses import LossFindings
 from .modes import SHUFFLE_SEED, ModeFindings

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from saelab.evaluation_result import EvaluationResult
-from saelab.metrics import METRICS
+from saelab.formats.evaluation_result import EvaluationResult
 from saelab.report import Report, figures_of, unit_text
 from saelab.report.mode_figures import MODE_FIGURES
+from saelab.stats.metrics import METRICS
 
 from .modes_result import add_modes_section
 

@@ -9,11 +9,11 @@ import torch
 
 from saelab.config import to_plain
 from saelab.dictionary import SavedDictionary
-from saelab.evaluation_result import EvaluationResult, MeasuredMetric
-from saelab.files import atomic_path
-from saelab.metrics import METRICS, SparsityStatistics, define, density_histogram
-from saelab.protocol import Protocol
-from saelab.text import describe_text
+from saelab.dictionary.data_spec import DataSpec
+from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
+from saelab.formats.files import atomic_path
+from saelab.stats.metrics import METRICS, SparsityStatistics, define, density_histogram
+from saelab.text.contexts import describe_text
 
 from .config import CoreConfig
 from .losses import LossFindings
@@ -28,7 +28,7 @@ MOST_L0_BARS = 60
 def build_result(
     saved: SavedDictionary,
     index: int,
-    protocol: Protocol,
+    spec: DataSpec,
     config: CoreConfig,
     rows: RowFindings,
     losses: LossFindings,
@@ -50,19 +50,19 @@ def build_result(
         "n_rows": values["n_rows"],
         "n_loss_positions": losses.n_positions,
         "mean_source": mean_source,
-        "norm_ceiling": "none" if protocol.norm_ceiling is None else f"{protocol.norm_ceiling:.6g}",
+        "norm_ceiling": "none" if spec.norm_ceiling is None else f"{spec.norm_ceiling:.6g}",
         "loss_excluded": ", ".join(f"{count:,} {name}" for name, count in losses.excluded.items()),
     }
     return EvaluationResult(
         suite=SUITE,
         dictionary_name=saved.name,
         dictionary_hash=saved.content_hash,
-        settings=_settings(protocol, config, mean_source),
+        settings=_settings(spec, config, mean_source),
         made_from={
-            "model": protocol.model,
-            "model_hash": protocol.model_hash,
-            "hook_point": protocol.hook_point,
-            "text": describe_text(protocol.text),
+            "model": spec.model,
+            "model_hash": spec.model_hash,
+            "hook_point": spec.hook_point,
+            "text": describe_text(spec.text),
             "split": "held_out",
             "architecture": saved.dictionary.architecture,
             "d_in": saved.dictionary.d_in,
@@ -105,17 +105,17 @@ def write_features(path: Path, sparsity: SparsityStatistics) -> None:
         parquet.write_table(pyarrow.table(columns), temporary)
 
 
-def _settings(protocol: Protocol, config: CoreConfig, mean_source: str) -> dict[str, Any]:
+def _settings(spec: DataSpec, config: CoreConfig, mean_source: str) -> dict[str, Any]:
     return {
         "n_tokens": config.n_tokens,
         "n_loss_tokens": config.loss_tokens,
         "batch_contexts": config.batch_contexts,
-        "context_length": protocol.context_length,
-        "text": to_plain(protocol.text),
+        "context_length": spec.context_length,
+        "text": to_plain(spec.text),
         "split": "held_out",
-        "row_rule": to_plain(protocol.row_rule),
-        "norm_ceiling": protocol.norm_ceiling,
-        "model_dtype": protocol.model_dtype,
+        "row_rule": to_plain(spec.token_filter),
+        "norm_ceiling": spec.norm_ceiling,
+        "model_dtype": spec.model_dtype,
         "device": config.device,
         "mean_ablation": mean_source,
     }

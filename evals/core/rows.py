@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
+from saelab.dictionary.data_spec import DataSpec, held_out_batches, select
 from saelab.errors import ActivationError, ArtifactError
-from saelab.language_model import LanguageModel
-from saelab.metrics import ReconstructionStatistics, SparsityStatistics, require_finite
+from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
-from saelab.protocol import Protocol, held_out_batches, select
+from saelab.stats.metrics import ReconstructionStatistics, SparsityStatistics, require_finite
 
 from .config import CoreConfig
 
@@ -46,7 +46,7 @@ class RowFindings:
 
 def measure_rows(
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     dictionaries: Sequence[SavedDictionary],
     config: CoreConfig,
 ) -> RowFindings:
@@ -57,8 +57,8 @@ def measure_rows(
         ArtifactError: a dictionary whose output is not finite.
         TextError: too little text.
     """
-    n_bins = min(POSITION_BINS, protocol.context_length)
-    positions = torch.arange(protocol.context_length, device=model.device)
+    n_bins = min(POSITION_BINS, spec.context_length)
+    positions = torch.arange(spec.context_length, device=model.device)
     findings = RowFindings(
         reconstruction=[
             ReconstructionStatistics(saved.dictionary.d_in, n_bins, model.device)
@@ -67,12 +67,12 @@ def measure_rows(
         sparsity=[
             SparsityStatistics(saved.dictionary.d_sae, model.device) for saved in dictionaries
         ],
-        position_bin=positions * n_bins // protocol.context_length,
+        position_bin=positions * n_bins // spec.context_length,
     )
-    batches = held_out_batches(model, protocol, config.n_tokens, config.batch_contexts)
+    batches = held_out_batches(model, spec, config.n_tokens, config.batch_contexts)
     with progress_bar(config.n_tokens, "reconstruct", "tokens") as bar:
         for tokens in batches:
-            _add_batch(findings, model, protocol, dictionaries, tokens)
+            _add_batch(findings, model, spec, dictionaries, tokens)
             bar.update(tokens.numel())
     return findings
 
@@ -81,12 +81,12 @@ def measure_rows(
 def _add_batch(
     findings: RowFindings,
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     dictionaries: Sequence[SavedDictionary],
     tokens: Int[Tensor, "batch seq"],
 ) -> None:
-    activations = model.capture(tokens, [protocol.hook_point])[protocol.hook_point]
-    selection = select(model, protocol, tokens, activations, findings.n_contexts)
+    activations = model.capture(tokens, [spec.hook_point])[spec.hook_point]
+    selection = select(model, spec, tokens, activations, findings.n_contexts)
     rows = activations[selection.keep].float()
     group = findings.position_bin.expand(tokens.shape)[selection.keep]
     for saved, reconstruction, sparsity in zip(

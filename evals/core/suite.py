@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saelab.dictionary import load_dictionary
-from saelab.evaluation_result import EvaluationResult, write_evaluation_result
-from saelab.language_model import LanguageModel
+from saelab.dictionary.data_spec import DataSpec, recorded_mean
+from saelab.formats.evaluation_result import EvaluationResult, write_evaluation_result
 from saelab.memory import keep_freed_memory
-from saelab.metrics import SparsityStatistics
-from saelab.protocol import Protocol, recorded_mean
+from saelab.model.language_model import LanguageModel
+from saelab.stats.metrics import SparsityStatistics
 
 from ..pages import page_if
-from ..subjects import Subject, by_protocol, load_models, result_folders, subjects_of
+from ..subjects import Subject, by_data_spec, load_models, result_folders, subjects_of
 from .config import CoreConfig
 from .losses import measure_losses
 from .modes import measure_modes
@@ -40,7 +40,7 @@ def run_core(
 ) -> list[EvaluationResult]:
     """Evaluate dictionaries; writes `core.json`, `core_features.parquet`, `core.html` for each.
 
-    Dictionaries of the same model, hook point, text and row rule share one pass over the text.
+    Dictionaries of the same model, hook point, text and token filter share one pass over the text.
 
     Args:
         dictionary_folders: saved dictionaries.
@@ -64,9 +64,9 @@ def run_core(
     # Each pass makes and frees the same hundreds of megabytes of logits: a fifth of its time.
     keep_freed_memory()
     results: dict[Path, EvaluationResult] = {}
-    for protocol, group in by_protocol(subjects).items():
-        model = models[protocol.model, protocol.model_dtype]
-        found = _evaluate(model, protocol, group, config, pages=pages)
+    for spec, group in by_data_spec(subjects).items():
+        model = models[spec.model, spec.model_dtype]
+        found = _evaluate(model, spec, group, config, pages=pages)
         for subject, result in zip(group, found, strict=True):
             results[subject.out] = result
     return [results[subject.out] for subject in subjects]
@@ -74,7 +74,7 @@ def run_core(
 
 def _evaluate(
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     group: Sequence[Subject],
     config: CoreConfig,
     *,
@@ -84,7 +84,7 @@ def _evaluate(
     for saved in dictionaries:
         saved.dictionary.to(model.device)
     recorded = [recorded_mean(saved, model.device) for saved in dictionaries]
-    rows = measure_rows(model, protocol, dictionaries, config)
+    rows = measure_rows(model, spec, dictionaries, config)
     if rows.n_tokens < config.n_tokens:
         logger.warning(
             "the held-out text has %d tokens of the %d asked for: all of it was evaluated",
@@ -93,12 +93,12 @@ def _evaluate(
         )
     own_mean = rows.mean().float()
     means = [own_mean if mean is None else mean for mean in recorded]
-    losses = measure_losses(model, protocol, dictionaries, means, config)
-    modes = measure_modes(model, protocol, dictionaries, losses, config)
+    losses = measure_losses(model, spec, dictionaries, means, config)
+    modes = measure_modes(model, spec, dictionaries, losses, config)
     results = []
     for index, (subject, mean) in enumerate(zip(group, recorded, strict=True)):
         source = EVALUATED_MEAN if mean is None else TRAINING_MEAN
-        result = build_result(subject.saved, index, protocol, config, rows, losses, source)
+        result = build_result(subject.saved, index, spec, config, rows, losses, source)
         if index in modes:
             result = with_modes(result, modes[index], losses, index)
         results.append(_write(subject.out, result, rows.sparsity[index], page=pages))

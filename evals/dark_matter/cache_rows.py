@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.activation_cache import open_cache
-from saelab.activation_cache.reader import ActivationCache
+from saelab.cache import open_cache
+from saelab.cache.reader import ActivationCache
 from saelab.config import from_plain
 from saelab.dictionary import SavedDictionary
 from saelab.errors import ActivationError, ArtifactError, ConfigError
-from saelab.language_model import LanguageModel
+from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
-from saelab.text import TextConfig, context_batches
+from saelab.text.contexts import TextConfig, context_batches
 
 from .row_source import BATCH_ROWS, RowBatch, Rows, first_position_of
 
@@ -123,7 +123,7 @@ def rows_of_cache(
 
     Args:
         folder: of the cache, or of one per hook point.
-        saved: the dictionary; its norm ceiling is applied on top of the cache's own row rule.
+        saved: the dictionary; its norm ceiling is applied on top of the cache's own token filter.
         n_rows: rows to give at most.
         first_position: see `first_position_of`.
         model: for losses; None: none are measured.
@@ -175,11 +175,11 @@ def _check_cache(cache: ActivationCache, saved: SavedDictionary) -> None:
             f"{cache.folder} was harvested from another model than {saved.folder} was trained on "
             f"(content hashes {str(theirs)[:12]}… and {str(ours)[:12]}…): give a cache of its model"
         )
-    if cache.manifest["row_rule"] != saved.row_rule:
+    if cache.manifest["row_rule"] != saved.token_filter:
         raise ConfigError(
-            f"{cache.folder} keeps rows by the rule {cache.manifest['row_rule']}, {saved.folder} "
-            f"by {saved.row_rule}: harvest a cache with the dictionary's rule, or leave --cache "
-            "away"
+            f"{cache.folder} filters tokens by {cache.manifest['row_rule']}, {saved.folder} "
+            f"by {saved.token_filter}: harvest a cache with the dictionary's filter, or leave "
+            "--cache away"
         )
 
 

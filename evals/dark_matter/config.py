@@ -26,7 +26,7 @@ DEFAULT_ANALYSES: tuple[Analysis, ...] = ("linear", "norm-test", "directions", "
 class DarkMatterConfig:
     """Which analyses of a dictionary's error to run, on which rows, and where the results go.
 
-    Text, context length, row rule and norm ceiling are the dictionary's own unless overridden here.
+    Text, context length, token filter and norm ceiling are the dictionary's own unless overridden.
     """
 
     analyses: tuple[Analysis, ...] = DEFAULT_ANALYSES
@@ -40,8 +40,8 @@ class DarkMatterConfig:
     cache: Path | None = None
     """Activation cache of the hook point to take rows from. None: the model on held-out text."""
     n_tokens: int = 250_000
-    """Rows to evaluate, counted after the row rule and `first_position`; fewer where the text or
-    the cache ends."""
+    """Rows to evaluate, counted after the token filter and `first_position`; fewer where the text
+    or the cache ends."""
     n_loss_tokens: int = 16_384
     """Tokens at the start of the text on which the model's loss is measured, for the baseline that
     predicts the error norm from it. 0: not at all, and with `cache` no model is loaded for it."""

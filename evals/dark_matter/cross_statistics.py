@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.metrics import require_finite
+from saelab.stats.metrics import require_finite
 
 
 class CrossStatistics:

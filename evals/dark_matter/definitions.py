@@ -42,7 +42,7 @@ _VARIANT_METRICS = {
 }
 
 _FIRST_PASS = {
-    "n_rows": Definition("rows", "Rows evaluated, after the row rule and the first position."),
+    "n_rows": Definition("rows", "Rows evaluated, after the token filter and the first position."),
     "n_train_rows": Definition("rows", "Rows of the contexts that probes are fitted on."),
     "n_test_rows": Definition("rows", "Rows of the held-out contexts."),
     "l0_mean": Definition("latents per row", "Mean number of positive codes over all rows."),

@@ -21,13 +21,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
+from saelab.dictionary.data_spec import DataSpec, held_out_batches
 from saelab.dictionary.decomposition import Decomposition, ErrorProbe, decompose
 from saelab.errors import ActivationError
-from saelab.files import hash_of
-from saelab.language_model import LanguageModel
-from saelab.metrics import kl_divergence
+from saelab.formats.files import hash_of
+from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
-from saelab.protocol import Protocol, held_out_batches
+from saelab.stats.metrics import kl_divergence
 
 from ..core.losses import Splice, summed_loss
 from .split import CONTEXT_TEST, cells_of
@@ -118,7 +118,7 @@ class DownstreamFindings:
 @torch.no_grad()
 def measure_downstream(
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     saved: SavedDictionary,
     probe: ErrorProbe,
     *,
@@ -132,7 +132,7 @@ def measure_downstream(
 
     Args:
         model: of the dictionary.
-        protocol: which rows of which text are replaced.
+        data spec: which rows of which text are replaced.
         saved: the dictionary.
         probe: fitted to its errors on other rows.
         n_tokens: tokens of text, rounded up to contexts.
@@ -146,25 +146,25 @@ def measure_downstream(
         ActivationError: activations or losses that are not finite, or no context is left.
         TextError: the held-out text does not fill one context.
     """
-    before = {p for p in protocol.row_rule.exclude_positions if p >= first_position}
+    before = {p for p in spec.token_filter.exclude_positions if p >= first_position}
     rule = replace(
-        protocol.row_rule, exclude_positions=tuple(sorted({*range(first_position), *before}))
+        spec.token_filter, exclude_positions=tuple(sorted({*range(first_position), *before}))
     )
-    protocol = replace(protocol, row_rule=rule)
+    spec = replace(spec, token_filter=rule)
     weight = ErrorProbe(probe.weight.float(), probe.bias.float())
     findings = DownstreamFindings(first_position=first_position)
-    contexts = _unseen_contexts(model, protocol, seed, train_fraction)
-    wanted = islice(contexts, -(-n_tokens // protocol.context_length))
+    contexts = _unseen_contexts(model, spec, seed, train_fraction)
+    wanted = islice(contexts, -(-n_tokens // spec.context_length))
     with progress_bar(n_tokens, "downstream", "tokens") as bar:
         while batch := list(islice(wanted, batch_contexts)):
-            _add_batch(findings, model, protocol, saved, weight, torch.cat(batch), seed)
-            bar.update(len(batch) * protocol.context_length)
+            _add_batch(findings, model, spec, saved, weight, torch.cat(batch), seed)
+            bar.update(len(batch) * spec.context_length)
     if findings.n_contexts == 0:
         raise ActivationError(
             "the held-out text holds no context that the probe was not fitted on: evaluate more "
             "text, or lower --train-fraction"
         )
-    if findings.n_contexts * protocol.context_length < n_tokens:
+    if findings.n_contexts * spec.context_length < n_tokens:
         logger.warning(
             "downstream: the held-out text gives %d contexts that the probe was not fitted on, "
             "less than the %d tokens asked for: all of them are used",
@@ -175,11 +175,11 @@ def measure_downstream(
 
 
 def _unseen_contexts(
-    model: LanguageModel, protocol: Protocol, seed: int, train_fraction: float | None
+    model: LanguageModel, spec: DataSpec, seed: int, train_fraction: float | None
 ) -> Iterator[Int[Tensor, "1 seq"]]:
     """The contexts of the held-out text, without those that a probe was fitted on."""
     # Reading stops when enough contexts are there.
-    batches = held_out_batches(model, protocol, 1 << 60, 1)
+    batches = held_out_batches(model, spec, 1 << 60, 1)
     for index, tokens in enumerate(batches):
         if train_fraction is not None:
             place = torch.tensor([index])
@@ -192,7 +192,7 @@ def _unseen_contexts(
 def _add_batch(
     findings: DownstreamFindings,
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     saved: SavedDictionary,
     probe: ErrorProbe,
     tokens: Int[Tensor, "batch seq"],
@@ -212,8 +212,8 @@ def _add_batch(
                 _add_norms(findings, live)
             return condition(live)
 
-        splice = Splice(model, protocol, tokens, replaced, findings.n_contexts)
-        output = model.run(tokens, {protocol.hook_point: splice})
+        splice = Splice(model, spec, tokens, replaced, findings.n_contexts)
+        output = model.run(tokens, {spec.hook_point: splice})
         findings.loss[name] += summed_loss(output.loss[:, first:])
         findings.kl[name] += kl_divergence(clean_logits, output.logits[:, first:-1]).sum().item()
     findings.n_contexts += tokens.shape[0]

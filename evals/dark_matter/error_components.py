@@ -26,7 +26,7 @@ from saelab.dictionary.error_rows import (
     hash_of_probe,
 )
 from saelab.errors import ConfigError
-from saelab.metrics import ReconstructionStatistics, SparsityStatistics
+from saelab.stats.metrics import ReconstructionStatistics, SparsityStatistics
 
 logger = logging.getLogger(__name__)
 

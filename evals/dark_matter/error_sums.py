@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import Dictionary
-from saelab.metrics import SparsityStatistics
 from saelab.sparse import SparseCodes
+from saelab.stats.metrics import SparsityStatistics
 
 from .cross_statistics import CrossStatistics
 from .regression import RegressionStatistics

@@ -11,7 +11,7 @@ from saelab.dictionary import load_dictionary
 from saelab.dictionary.decomposition import ErrorProbe
 from saelab.dictionary.error_rows import ORIGIN_KEY
 from saelab.errors import ConfigError
-from saelab.language_model import LanguageModel
+from saelab.model.language_model import LanguageModel
 
 from ..subjects import Subject
 from . import component_values, downstream_values, linear_map_values, synthetic_values
@@ -21,7 +21,7 @@ from .error_components import measure_components
 from .linear_maps import measure_linear_maps
 from .result import Extra
 from .row_source import Rows
-from .source_rows import source_protocols, source_rows
+from .source_rows import source_data_specs, source_rows
 from .synthetic_validation import validate
 
 
@@ -30,7 +30,7 @@ class Context:
     """What an analysis of one dictionary may need."""
 
     subject: Subject
-    """The dictionary, its protocol, and where its results go."""
+    """The dictionary, its data spec, and where its results go."""
     model: LanguageModel | None
     """None where no analysis that was asked for runs it."""
     rows: Rows
@@ -46,7 +46,7 @@ def _downstream(context: Context) -> Extra:
     config = context.config
     found = measure_downstream(
         context.model,
-        context.subject.protocol,
+        context.subject.spec,
         context.subject.saved,
         context.probe,
         n_tokens=config.n_downstream_tokens,
@@ -68,10 +68,10 @@ def _linear_maps(context: Context) -> Extra:
     config, subject = context.config, context.subject
     device = str(subject.saved.dictionary.b_dec.device)
     loaded = [load_dictionary(folder, device=device) for folder in config.sources]
-    sources = source_protocols(context.model, subject.protocol, loaded, config)
+    sources = source_data_specs(context.model, subject.spec, loaded, config)
     batches = source_rows(
         context.model,
-        subject.protocol,
+        subject.spec,
         sources,
         n_tokens=config.n_tokens,
         batch_contexts=config.batch_contexts,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import ConfigError
-from saelab.evaluation_result import EvaluationResult
-from saelab.files import atomic_path, write_json
-from saelab.manifest import new_manifest
+from saelab.formats.evaluation_result import EvaluationResult
+from saelab.formats.files import atomic_path, write_json
+from saelab.formats.manifest import new_manifest
 
 from .breakdown import Breakdown, Member, break_down
 from .contours import CONTOURED, contour_data

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saelab.evaluation_result import EvaluationResult
+from saelab.formats.evaluation_result import EvaluationResult
 from saelab.report import Report, figures_of, unit_text
 from saelab.report.dark_matter_family_figures import family_figures
 

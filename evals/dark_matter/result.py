@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saelab.dictionary import SavedDictionary
-from saelab.evaluation_result import EvaluationResult, MeasuredMetric
+from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
 
 from .config import DarkMatterConfig
 from .definition import Definition

@@ -59,7 +59,7 @@ def first_position_of(asked: int | None, context_length: int) -> int:
     """The first position that counts: as asked, or the paper's 200 where contexts allow it.
 
     Contexts allow it if half of them or more is left; in shorter ones every position counts that
-    the row rule keeps.
+    the token filter keeps.
 
     Raises:
         ConfigError: no position would be left.

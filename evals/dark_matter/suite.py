@@ -14,9 +14,9 @@ from pathlib import Path
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.dictionary.decomposition import save_probe
 from saelab.errors import ConfigError
-from saelab.evaluation_result import EvaluationResult, write_evaluation_result
-from saelab.language_model import LanguageModel
+from saelab.formats.evaluation_result import EvaluationResult, write_evaluation_result
 from saelab.memory import keep_freed_memory
+from saelab.model.language_model import LanguageModel
 
 from ..subjects import Subject, evaluation_device, load_models, result_folders, subjects_of
 from .cache_rows import rows_of_cache
@@ -80,7 +80,7 @@ def run_dark_matter(folders: Sequence[Path], config: DarkMatterConfig) -> SuiteO
     device = evaluation_device(config.device)
     saved = [load_dictionary(folder, device=str(device)) for folder in folders]
     subjects = subjects_of(saved, places, config)
-    _check_one_protocol(subjects)
+    _check_one_data_spec(subjects)
     check_extras(subjects, config)
     model = _model_for(subjects, config)
     keep_freed_memory()
@@ -97,7 +97,7 @@ def run_dark_matter(folders: Sequence[Path], config: DarkMatterConfig) -> SuiteO
     return outcome
 
 
-def _check_one_protocol(subjects: Sequence[Subject]) -> None:
+def _check_one_data_spec(subjects: Sequence[Subject]) -> None:
     """Refuse dictionaries whose rows differ: their numbers could not be held side by side.
 
     Raises:
@@ -106,7 +106,7 @@ def _check_one_protocol(subjects: Sequence[Subject]) -> None:
     first = subjects[0]
     for other in subjects[1:]:
         for name in ("hook_point", "model", "text", "context_length", "row_rule", "norm_ceiling"):
-            mine, theirs = getattr(first.protocol, name), getattr(other.protocol, name)
+            mine, theirs = getattr(first.spec, name), getattr(other.spec, name)
             if mine != theirs:
                 raise ConfigError(
                     f"dictionaries of one family must read the same rows, but {name} of "
@@ -141,7 +141,7 @@ def _rows(
     assert model is not None
     return rows_of_text(
         model,
-        subject.protocol,
+        subject.spec,
         folder,
         n_rows=config.n_tokens,
         first_position=config.first_position,

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
 from saelab.errors import ActivationError
-from saelab.files import hash_of
+from saelab.formats.files import hash_of
 from saelab.progress import progress_bar
 
 from .noise_moments import NoiseMoments

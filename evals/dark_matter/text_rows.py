@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from saelab.dictionary.data_spec import DataSpec, held_out_batches, select
 from saelab.errors import ActivationError
-from saelab.language_model import LanguageModel
+from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
-from saelab.protocol import Protocol, held_out_batches, select
-from saelab.text import describe_text
+from saelab.text.contexts import describe_text
 
 from .row_source import BATCH_ROWS, RowBatch, Rows, first_position_of
 from .spill import ColumnSpill
@@ -38,7 +38,7 @@ class SpilledRows:
 @torch.no_grad()
 def rows_of_text(
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     folder: Path,
     *,
     n_rows: int,
@@ -50,7 +50,7 @@ def rows_of_text(
 
     Args:
         model: of the dictionary.
-        protocol: which rows of which text count.
+        data spec: which rows of which text count.
         folder: for the temporary files.
         n_rows: rows to keep; fewer where the text ends.
         first_position: see `first_position_of`.
@@ -61,15 +61,15 @@ def rows_of_text(
         ActivationError: activations that are not finite, or no row is left.
         TextError: the held-out text does not fill one context.
     """
-    first = first_position_of(first_position, protocol.context_length)
+    first = first_position_of(first_position, spec.context_length)
     columns = ColumnSpill(folder, "rows")
     n_contexts = 0
     # As many tokens as could possibly be needed: reading stops when the rows are there.
-    batches = held_out_batches(model, protocol, 1 << 60, batch_contexts)
+    batches = held_out_batches(model, spec, 1 << 60, batch_contexts)
     with progress_bar(n_rows, "activations", "rows") as bar:
         for tokens in batches:
-            with_loss = max(0, -(-n_loss_tokens // protocol.context_length) - n_contexts)
-            block = _text_block(model, protocol, tokens, n_contexts, first, with_loss)
+            with_loss = max(0, -(-n_loss_tokens // spec.context_length) - n_contexts)
+            block = _text_block(model, spec, tokens, n_contexts, first, with_loss)
             n_contexts += tokens.shape[0]
             room = n_rows - columns.n_rows
             columns.append(**{name: column[:room] for name, column in block.items()})
@@ -79,7 +79,7 @@ def rows_of_text(
     if columns.n_rows == 0:
         raise ActivationError(
             f"no activation row is left from position {first} on: evaluate more text, give a "
-            "smaller --first-position, or relax the row rule"
+            "smaller --first-position, or relax the token filter"
         )
     if columns.n_rows < n_rows:
         logger.warning(
@@ -89,8 +89,8 @@ def rows_of_text(
         )
     described = {
         "rows": "held-out text",
-        "text": describe_text(protocol.text),
-        "context_length": protocol.context_length,
+        "text": describe_text(spec.text),
+        "context_length": spec.context_length,
         "seen_in_training": False,
     }
     width = columns.read(0, 1)["activations"].shape[1]
@@ -99,7 +99,7 @@ def rows_of_text(
 
 def _text_block(
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     tokens: Int[Tensor, "batch seq"],
     first_context: int,
     first_position: int,
@@ -109,8 +109,8 @@ def _text_block(
     loss = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
     if with_loss:
         loss[:with_loss, :-1] = model.run(tokens[:with_loss]).loss.double().cpu()
-    activations = model.capture(tokens, [protocol.hook_point])[protocol.hook_point]
-    selection = select(model, protocol, tokens, activations, first_context)
+    activations = model.capture(tokens, [spec.hook_point])[spec.hook_point]
+    selection = select(model, spec, tokens, activations, first_context)
     positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
     keep = selection.keep.cpu() & (positions >= first_position)
     context = torch.arange(tokens.shape[0])[:, None].expand(tokens.shape) + first_context

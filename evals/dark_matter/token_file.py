@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from pyarrow import parquet
 from torch import Tensor
 
-from saelab.files import atomic_path
+from saelab.formats.files import atomic_path
 
 from .row_source import RowBatch
 from .split import CONTEXT_TEST

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from saelab.evaluation_result import EvaluationResult
-from saelab.files import write_json
-from saelab.manifest import new_manifest
+from saelab.formats.evaluation_result import EvaluationResult
+from saelab.formats.files import write_json
+from saelab.formats.manifest import new_manifest
 from saelab.report import Report
 from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, Figure, new_plot
 

@@ -11,7 +11,7 @@ import tyro
 
 from saelab.config import parse_arguments
 from saelab.errors import ConfigError
-from saelab.evaluation_result import EvaluationResult
+from saelab.formats.evaluation_result import EvaluationResult
 
 from .config import RecoveryConfig
 from .scorecard import ScoreCardEntry, score_card

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
-from saelab.files import hash_of
+from saelab.formats.files import hash_of
 
 from ..cosines import directions_of, nearest
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from saelab.metrics import METRICS
+from saelab.stats.metrics import METRICS
 
 from .matching import ABSORBED_COMPONENT, HOST_COSINE
 from .measures import OFTEN_ABSORBED, THRESHOLDS, threshold_name

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
 from saelab.errors import ActivationError, ArtifactError
-from saelab.metrics import ReconstructionStatistics, SparsityStatistics
+from saelab.stats.metrics import ReconstructionStatistics, SparsityStatistics
 from saelab.synthetic import PlantedRows
 
 from .matching import Matching

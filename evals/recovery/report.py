@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from saelab.evaluation_result import EvaluationResult
+from saelab.formats.evaluation_result import EvaluationResult
 from saelab.report import Report, figures_of, unit_text
 
 from .definitions import DEFINITIONS

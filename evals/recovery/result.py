@@ -11,8 +11,8 @@ from torch import Tensor
 
 from saelab.config import to_plain
 from saelab.dictionary import SavedDictionary
-from saelab.evaluation_result import EvaluationResult, MeasuredMetric
-from saelab.files import atomic_path
+from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
+from saelab.formats.files import atomic_path
 from saelab.synthetic import PlantedConfig
 
 from .config import RecoveryConfig

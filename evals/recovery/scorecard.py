@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from saelab.evaluation_result import EvaluationResult
-from saelab.files import hash_of
+from saelab.formats.evaluation_result import EvaluationResult
+from saelab.formats.files import hash_of
 
 SCORE_CARD = {
     "frr_080": "FRR @0.8",

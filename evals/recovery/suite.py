@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary, load_dictionary
-from saelab.evaluation_result import EvaluationResult, write_evaluation_result
+from saelab.formats.evaluation_result import EvaluationResult, write_evaluation_result
 from saelab.progress import progress_bar
 from saelab.synthetic import (
     PlantedConfig,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from saelab.evaluation_result import MeasuredMetric
+from saelab.formats.evaluation_result import MeasuredMetric
 
 from .summary import QUANTILES
 

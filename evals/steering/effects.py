@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.language_model import LanguageModel
-from saelab.metrics import require_finite
+from saelab.model.language_model import LanguageModel
+from saelab.stats.metrics import require_finite
 
 ACCUMULATED_ENTRIES = 1 << 25
 """Mean changes of logits kept at a time in float64 (256 MB)."""

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from saelab.dictionary.data_spec import DataSpec, held_out_batches, select
 from saelab.errors import TextError
-from saelab.files import hash_of
-from saelab.language_model import LanguageModel
-from saelab.protocol import Protocol, held_out_batches, select
+from saelab.formats.files import hash_of
+from saelab.model.language_model import LanguageModel
 
 POOL_PER_CONTEXT = 64
 """Contexts are drawn from this many times as many, so that they come from many documents."""
@@ -21,7 +21,7 @@ BATCH = 64
 
 
 def draw_prompts(
-    model: LanguageModel, protocol: Protocol, *, count: int, length: int, seed: int
+    model: LanguageModel, spec: DataSpec, *, count: int, length: int, seed: int
 ) -> Int[Tensor, "contexts seq"]:
     """Draw contexts from the held-out text, of which the last position is an evaluated row.
 
@@ -29,7 +29,7 @@ def draw_prompts(
         TextError: too little held-out text.
         ConfigError: contexts longer than the model's.
     """
-    short = replace(protocol, context_length=length)
+    short = replace(spec, context_length=length)
     pool = torch.cat(list(held_out_batches(model, short, POOL_PER_CONTEXT * count * length, BATCH)))
     order = torch.randperm(len(pool), generator=generator_for("prompts", seed))
     usable = _usable(model, short, pool[order])
@@ -49,10 +49,10 @@ def generator_for(purpose: str, seed: int) -> torch.Generator:
 
 
 def _usable(
-    model: LanguageModel, protocol: Protocol, pool: Int[Tensor, "contexts seq"]
+    model: LanguageModel, spec: DataSpec, pool: Int[Tensor, "contexts seq"]
 ) -> Iterator[Int[Tensor, " seq"]]:
     """The contexts whose last position counts as a row, as far as they are asked for."""
     for tokens in pool.split(BATCH):
-        activations = model.capture(tokens, [protocol.hook_point])[protocol.hook_point]
-        keep = select(model, protocol, tokens, activations).keep[:, -1].cpu()
+        activations = model.capture(tokens, [spec.hook_point])[spec.hook_point]
+        keep = select(model, spec, tokens, activations).keep[:, -1].cpu()
         yield from tokens[keep]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saelab.evaluation_result import EvaluationResult
+from saelab.formats.evaluation_result import EvaluationResult
 from saelab.report import Report, figures_of
 
 from .result import QUANTITIES, headline

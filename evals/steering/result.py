@@ -12,10 +12,10 @@ from torch import Tensor
 
 from saelab.config import to_plain
 from saelab.dictionary import SavedDictionary
-from saelab.evaluation_result import EvaluationResult, MeasuredMetric
-from saelab.files import atomic_path
-from saelab.protocol import Protocol
-from saelab.text import describe_text
+from saelab.dictionary.data_spec import DataSpec
+from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
+from saelab.formats.files import atomic_path
+from saelab.text.contexts import describe_text
 
 from .config import SteeringConfig
 from .definitions import metric_name, metrics_of
@@ -30,7 +30,7 @@ QUANTITIES = ("size", "consistency")
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What was found out about one dictionary, and what it shares with others of its protocol."""
+    """What was found out about one dictionary, and what it shares with others of its data spec."""
 
     latent: Int[Tensor, " latents"]
     """The steered latents, in ascending order."""
@@ -51,7 +51,7 @@ class Findings:
 
 
 def build_result(
-    saved: SavedDictionary, protocol: Protocol, findings: Findings, config: SteeringConfig
+    saved: SavedDictionary, spec: DataSpec, findings: Findings, config: SteeringConfig
 ) -> EvaluationResult:
     """Everything measured about one dictionary."""
     return EvaluationResult(
@@ -67,19 +67,19 @@ def build_result(
             "n_top_tokens": config.n_top_tokens,
             "n_bootstrap": config.n_bootstrap,
             "n_tokens": config.n_tokens,
-            "context_length": protocol.context_length,
-            "text": to_plain(protocol.text),
+            "context_length": spec.context_length,
+            "text": to_plain(spec.text),
             "split": "held_out",
-            "row_rule": to_plain(protocol.row_rule),
-            "norm_ceiling": protocol.norm_ceiling,
-            "model_dtype": protocol.model_dtype,
+            "row_rule": to_plain(spec.token_filter),
+            "norm_ceiling": spec.norm_ceiling,
+            "model_dtype": spec.model_dtype,
             "device": config.device,
         },
         made_from={
-            "model": protocol.model,
-            "model_hash": protocol.model_hash,
-            "hook_point": protocol.hook_point,
-            "text": describe_text(protocol.text),
+            "model": spec.model,
+            "model_hash": spec.model_hash,
+            "hook_point": spec.hook_point,
+            "text": describe_text(spec.text),
             "split": "held_out",
             "architecture": saved.dictionary.architecture,
             "d_in": saved.dictionary.d_in,

@@ -18,16 +18,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from saelab.dictionary import load_dictionary
+from saelab.dictionary.data_spec import DataSpec, held_out_rows
 from saelab.errors import ArtifactError, ConfigError
-from saelab.evaluation_result import EvaluationResult, write_evaluation_result
-from saelab.language_model import LanguageModel
-from saelab.metrics import SparsityStatistics
+from saelab.formats.evaluation_result import EvaluationResult, write_evaluation_result
+from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
-from saelab.protocol import Protocol, held_out_rows
+from saelab.stats.metrics import SparsityStatistics
 
 from ..pages import page_if
 from ..random_directions import random_directions
-from ..subjects import Subject, by_protocol, load_models, result_folders, subjects_of
+from ..subjects import Subject, by_data_spec, load_models, result_folders, subjects_of
 from .config import SteeringConfig
 from .effects import Effects, measure_effects
 from .prompts import draw_prompts, generator_for
@@ -43,7 +43,7 @@ PLANTED = "planted:"
 
 @dataclass(frozen=True, eq=False)
 class _Shared:
-    """What all dictionaries of one protocol share."""
+    """What all dictionaries of one data spec share."""
 
     prompts: Int[Tensor, "contexts seq"]
     mean_norm: float
@@ -84,20 +84,20 @@ def run_steering(
             )
     subjects = subjects_of(dictionaries, places, config)
     models = load_models(subjects, config.device)
-    groups = by_protocol(subjects)
-    for protocol in groups:
-        _check_model(models[protocol.model, protocol.model_dtype], protocol, config)
+    groups = by_data_spec(subjects)
+    for spec in groups:
+        _check_model(models[spec.model, spec.model_dtype], spec, config)
     results: dict[Path, EvaluationResult] = {}
-    for protocol, group in groups.items():
-        model = models[protocol.model, protocol.model_dtype]
-        found = _evaluate(model, protocol, group, config, pages=pages)
+    for spec, group in groups.items():
+        model = models[spec.model, spec.model_dtype]
+        found = _evaluate(model, spec, group, config, pages=pages)
         for subject, result in zip(group, found, strict=True):
             results[subject.out] = result
     return [results[subject.out] for subject in subjects]
 
 
-def _check_model(model: LanguageModel, protocol: Protocol, config: SteeringConfig) -> None:
-    model.require_spliceable(protocol.hook_point)
+def _check_model(model: LanguageModel, spec: DataSpec, config: SteeringConfig) -> None:
+    model.require_spliceable(spec.hook_point)
     problems = []
     if config.prompt_tokens > model.max_context:
         problems.append(
@@ -115,7 +115,7 @@ def _check_model(model: LanguageModel, protocol: Protocol, config: SteeringConfi
 
 def _evaluate(
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     group: Sequence[Subject],
     config: SteeringConfig,
     *,
@@ -123,27 +123,25 @@ def _evaluate(
 ) -> list[EvaluationResult]:
     for subject in group:
         subject.saved.dictionary.to(model.device)
-    mean_norm, n_rows, sparsity = _look_at_rows(model, protocol, group, config)
+    mean_norm, n_rows, sparsity = _look_at_rows(model, spec, group, config)
     drawn = [
         draw_latents(subject, one, config) for subject, one in zip(group, sparsity, strict=True)
     ]
     prompts = draw_prompts(
         model,
-        protocol,
+        spec,
         count=config.n_contexts,
         length=config.prompt_tokens,
         seed=config.seed,
     )
     width = group[0].saved.dictionary.d_in
     floor = random_directions(config.n_random, width, config.seed)
-    random = _steer(model, protocol, prompts, floor, mean_norm, config, "random directions")
+    random = _steer(model, spec, prompts, floor, mean_norm, config, "random directions")
     results = []
     for subject, one, latent in zip(group, sparsity, drawn, strict=True):
         rows = subject.saved.dictionary.W_dec[latent].double()
         directions = (rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-300)).float()
-        effects = _steer(
-            model, protocol, prompts, directions, mean_norm, config, subject.saved.name
-        )
+        effects = _steer(model, spec, prompts, directions, mean_norm, config, subject.saved.name)
         findings = Findings(
             latent=latent.cpu(),
             density=one.density()[latent].cpu(),
@@ -154,13 +152,13 @@ def _evaluate(
             mean_norm=mean_norm,
             n_rows=n_rows,
         )
-        result = build_result(subject.saved, protocol, findings, config)
+        result = build_result(subject.saved, spec, findings, config)
         results.append(_write(subject.out, result, findings, config, page=pages))
     return results
 
 
 def _look_at_rows(
-    model: LanguageModel, protocol: Protocol, group: Sequence[Subject], config: SteeringConfig
+    model: LanguageModel, spec: DataSpec, group: Sequence[Subject], config: SteeringConfig
 ) -> tuple[float, int, list[SparsityStatistics]]:
     """Mean norm and number of the held-out rows, and what each dictionary does on them."""
     sparsity = [
@@ -168,7 +166,7 @@ def _look_at_rows(
     ]
     total, n_rows = 0.0, 0
     with progress_bar(config.n_tokens, "find live latents", "rows") as bar:
-        for rows in held_out_rows(model, protocol, config.n_tokens, config.batch_contexts):
+        for rows in held_out_rows(model, spec, config.n_tokens, config.batch_contexts):
             total += float(rows.double().norm(dim=1).sum())
             n_rows += len(rows)
             for subject, one in zip(group, sparsity, strict=True):
@@ -176,7 +174,7 @@ def _look_at_rows(
             bar.update(len(rows))
     if n_rows == 0:
         raise ArtifactError(
-            f"no row of the held-out text is left under the row rule of {group[0].saved.folder}: "
+            f"no row of the held-out text passes the token filter of {group[0].saved.folder}: "
             "evaluate more text with --n-tokens"
         )
     return total / n_rows, n_rows, sparsity
@@ -203,7 +201,7 @@ def draw_latents(
 
 def _steer(
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     prompts: Int[Tensor, "contexts seq"],
     directions: Tensor,
     mean_norm: float,
@@ -215,7 +213,7 @@ def _steer(
     with progress_bar(total, f"steer {description}", "runs") as bar:
         return measure_effects(
             model,
-            protocol.hook_point,
+            spec.hook_point,
             prompts,
             directions.to(model.device),
             lengths,

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import ConfigError, ModelError
-from saelab.language_model import LanguageModel
+from saelab.model.language_model import LanguageModel
 
 from .patching import patched_outcomes
 from .tasks.interface import Prompt, Task

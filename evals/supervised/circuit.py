@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import ConfigError, ModelError
-from saelab.files import write_json
-from saelab.language_model import LanguageModel
-from saelab.manifest import new_manifest
+from saelab.formats.files import write_json
+from saelab.formats.manifest import new_manifest
+from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 
 from .patching import prepared_batches

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.errors import ArtifactError, ConfigError
-from saelab.language_model import LanguageModel
+from saelab.model.language_model import LanguageModel
 from saelab.sparse import SparseCodes
 
 from .sites import CrossSection, Site, site_width

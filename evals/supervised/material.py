@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.language_model import LanguageModel
+from saelab.model.language_model import LanguageModel
 
 from .config import SupervisedConfig
 from .predicates import Family, families_of

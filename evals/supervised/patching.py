@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.language_model import LanguageModel
-from saelab.patched_runs import PatchedRuns
+from saelab.model.language_model import LanguageModel
+from saelab.model.patched_runs import PatchedRuns
 from saelab.progress import progress_bar
 
 from .sites import Site, head_slice

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import ConfigError
-from saelab.files import write_json
-from saelab.language_model import LanguageModel, load_language_model
+from saelab.formats.files import write_json
+from saelab.model.language_model import LanguageModel, load_language_model
 from saelab.report import Report
 from saelab.report.circuit_figures import circuit_heat_maps
 from saelab.report.supervised_toy_figures import TOY_FIGURES

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from saelab.config import to_plain
-from saelab.evaluation_result import EvaluationResult, MeasuredMetric
-from saelab.files import atomic_path, hash_of
-from saelab.language_model import LanguageModel
+from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
+from saelab.formats.files import atomic_path, hash_of
+from saelab.model.language_model import LanguageModel
 
 from .bootstrap import LEVEL, over_seeds
 from .config import SupervisedConfig

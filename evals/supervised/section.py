@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.language_model import LanguageModel
+from saelab.model.language_model import LanguageModel
 
 from .bootstrap import Bootstrap, Estimate
 from .config import SupervisedConfig

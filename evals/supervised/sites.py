@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import ArtifactError, ConfigError, ModelError
-from saelab.files import read_json, write_json
-from saelab.language_model import LanguageModel
-from saelab.manifest import check_manifest, new_manifest
+from saelab.formats.files import read_json, write_json
+from saelab.formats.manifest import check_manifest, new_manifest
+from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 
 from .tasks.interface import Prompt, padded_tokens, positions_of

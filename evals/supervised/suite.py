@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import ConfigError, did_you_mean
-from saelab.evaluation_result import EvaluationResult, write_evaluation_result
-from saelab.language_model import LanguageModel, load_language_model
+from saelab.formats.evaluation_result import EvaluationResult, write_evaluation_result
 from saelab.memory import keep_freed_memory
+from saelab.model.language_model import LanguageModel, load_language_model
 
 from .approximation import Approximation
 from .checks import GATE, base_accuracy, dependence, require_able, require_coverage, strong_pairs

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
 from saelab.errors import ArtifactError
-from saelab.language_model import LanguageModel
-from saelab.manifest import require_fields
+from saelab.formats.manifest import require_fields
+from saelab.model.language_model import LanguageModel
 
 from .dictionaries import SupervisedDictionary
 from .labels import Design

@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.activation_cache import RowRule
-from saelab.activation_cache.format import KIND, SCHEMA_VERSION, row_bytes
-from saelab.activation_cache.harvest import Rows
-from saelab.activation_cache.hook_folder import HookFolder, remove_cache, require_only_cache
+from saelab.cache import TokenFilter
+from saelab.cache.format import KIND, SCHEMA_VERSION, row_bytes
+from saelab.cache.harvest import Rows
+from saelab.cache.hook_folder import HookFolder, remove_cache, require_only_cache
 from saelab.config import to_plain
 from saelab.errors import ConfigError
-from saelab.files import require_free_space
-from saelab.language_model import LanguageModel
-from saelab.manifest import new_manifest
+from saelab.formats.files import require_free_space
+from saelab.formats.manifest import new_manifest
+from saelab.model.language_model import LanguageModel
 
 from .sites import Site
 from .tasks.interface import Prompt
@@ -31,7 +31,7 @@ ORIGIN_KEY = "task"
 """Where `made_from` keeps which task, split and seed the rows are of."""
 DTYPE = "float32"
 REASONS = ("bos", "separator", "position", "norm")
-EVERY_ROW = RowRule(exclude_bos=False, exclude_separators=False, max_norm_ratio=None)
+EVERY_ROW = TokenFilter(exclude_bos=False, exclude_separators=False, max_norm_ratio=None)
 
 
 def write_task_caches(

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .error_stream import ErrorStream
     from .model_stream import ModelStream
     from .reader import ActivationCache, open_cache
-    from .row_rule import RowRule
     from .rows import RowSelection, select_rows
+    from .token_filter import TokenFilter
     from .writer import write_caches
 
 __all__ = [
@@ -28,9 +28,9 @@ __all__ = [
     "ErrorStream",
     "HarvestConfig",
     "ModelStream",
-    "RowRule",
     "RowSelection",
     "RowStatistics",
+    "TokenFilter",
     "open_cache",
     "select_rows",
     "write_caches",
@@ -42,7 +42,7 @@ _MODULE_OF = {
     "CacheStream": "cache_stream",
     "ErrorStream": "error_stream",
     "HarvestConfig": "config",
-    "RowRule": "row_rule",
+    "TokenFilter": "token_filter",
     "ModelStream": "model_stream",
     "ActivationCache": "reader",
     "open_cache": "reader",

@@ -29,7 +29,7 @@ class ActivationBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class RowStatistics:
-    """Statistics of the rows that a row rule keeps, in the units of the activations."""
+    """Statistics of the rows that a token filter keeps, in the units of the activations."""
 
     n_rows: int
     """Rows that the statistics were taken over."""
@@ -76,7 +76,7 @@ class RowSums:
             ActivationError: there are no rows.
         """
         if self.n_rows == 0:
-            raise ActivationError("no row is left after the row rule: relax it or read more text")
+            raise ActivationError("no row passes the token filter: relax it or read more text")
         mean = self.total / self.n_rows
         mean_squared_norm = self.squared_norm / self.n_rows
         return RowStatistics(

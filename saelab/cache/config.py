@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from saelab.errors import ConfigError
-from saelab.text_config import TextConfig
+from saelab.text.config import TextConfig
 
-from .row_rule import RowRule
+from .token_filter import TokenFilter
 
 ModelDtype = Literal["bfloat16", "float32", "float16"]
 CacheDtype = Literal["bfloat16", "float32"]
@@ -43,7 +43,7 @@ class HarvestConfig:
     gradients: bool = False
     """Also keep the gradient of the summed next-token loss with respect to each row; from the
     middle of a model that takes about five times as long."""
-    rows: RowRule = field(default_factory=RowRule)
+    rows: TokenFilter = field(default_factory=TokenFilter)
     """Which positions are kept as rows."""
     contexts_per_shard: int = 256
     """Contexts in one shard, rounded up to whole batches."""

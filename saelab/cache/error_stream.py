@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saelab.dictionary.error_rows import ORIGIN_KEY, ErrorRows
 from saelab.errors import ActivationError
-from saelab.files import hash_of
+from saelab.formats.files import hash_of
 from saelab.progress import progress_bar
 
 from .batch import ActivationBatch, RowStatistics, RowSums

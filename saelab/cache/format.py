@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ArtifactError
-from saelab.files import hash_of, sha256_of
-from saelab.manifest import read_manifest
+from saelab.formats.files import hash_of, sha256_of
+from saelab.formats.manifest import read_manifest
 from saelab.progress import progress_bar
 
 KIND = "activation_cache"

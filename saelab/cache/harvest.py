@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.errors import ActivationError, ConfigError
-from saelab.language_model import LanguageModel
-from saelab.text import context_batches
+from saelab.model.language_model import LanguageModel
+from saelab.text.contexts import context_batches
 
 from .config import HarvestConfig
 from .rows import select_rows
@@ -208,7 +208,8 @@ def calibrate(
     pooled = torch.cat(norms).double()
     if len(pooled) == 0:
         raise ActivationError(
-            "the row rule excludes every position of the first contexts: relax rows.* of the config"
+            "the token filter excludes every position of the first contexts: relax rows.* of the "
+            "config"
         )
     median, ratio = float(pooled.median()), config.rows.max_norm_ratio
     return Calibration(

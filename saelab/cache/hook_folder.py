@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.files import (
+from saelab.formats.files import (
     TEMPORARY_SUFFIX,
     remove_leftovers,
     sha256_of,
     write_json,
     write_tensors,
 )
-from saelab.language_model import LanguageModel
-from saelab.manifest import new_manifest
-from saelab.text import describe_text
+from saelab.formats.manifest import new_manifest
+from saelab.model.language_model import LanguageModel
+from saelab.text.contexts import describe_text
 
 from .batch import RowSums
 from .config import HarvestConfig

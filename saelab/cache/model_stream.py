@@ -18,10 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.errors import ActivationError, ConfigError
-from saelab.files import hash_of
-from saelab.language_model import LanguageModel
+from saelab.formats.files import hash_of
+from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
-from saelab.text import describe_text
+from saelab.text.contexts import describe_text
 
 from .batch import ActivationBatch, RowStatistics, RowSums
 from .config import HarvestConfig
@@ -241,7 +241,7 @@ class ModelStream:
             self._keep(batch, ceiling)
             return
         if self._rows_this_epoch == 0:
-            raise ActivationError("no row is left after the row rule: relax it or read more text")
+            raise ActivationError("no row passes the token filter: relax it or read more text")
         self._text_epoch += 1
         _log.info("the text has ended; its pass %d begins", self._text_epoch + 1)
         self._next_context, self._rows_this_epoch, self._batches = 0, 0, None

@@ -31,7 +31,7 @@ from .format import (
     shard_entries,
     verify_shards,
 )
-from .row_rule import RowRule
+from .token_filter import TokenFilter
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class ActivationCache:
         self.has_gradients: bool = manifest["has_gradients"]
         self.norm_ceiling: float | None = manifest["norm_ceiling"]
         self.excluded: dict[str, int] = manifest["excluded"]
-        self.row_rule = RowRule.from_json(manifest["row_rule"])
+        self.token_filter = TokenFilter.from_json(manifest["row_rule"])
         if self.n_rows != manifest["n_rows"]:
             raise ArtifactError(
                 f"{folder} has shards of {self.n_rows} rows; its manifest says {manifest['n_rows']}"

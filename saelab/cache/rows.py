@@ -1,4 +1,4 @@
-"""Applying the row rule to activations: the one function that training and every metric share."""
+"""Applying the token filter to activations, alike in training and in every metric."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saelab.errors import ActivationError
 
-from .row_rule import RowRule
+from .token_filter import TokenFilter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class RowSelection:
 
 
 def select_rows(
-    rule: RowRule,
+    rule: TokenFilter,
     tokens: Int[Tensor, "batch seq"],
     activations: Float[Tensor, "batch seq d_in"],
     *,

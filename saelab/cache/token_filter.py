@@ -13,7 +13,7 @@ from saelab.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowRule:
+class TokenFilter:
     """Which positions count as rows: the one rule for training and for every metric.
 
     A few positions hold massive activations that would decide every loss and metric; the defaults
@@ -49,7 +49,7 @@ class RowRule:
         return found
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> RowRule:
+    def from_json(cls, content: dict[str, Any]) -> TokenFilter:
         """The rule that a manifest recorded.
 
         Raises:
@@ -57,6 +57,6 @@ class RowRule:
         """
         unknown = set(content) - {f.name for f in fields(cls)}
         if unknown:
-            raise ConfigError(f"row rule with unknown fields {sorted(unknown)}: upgrade saelab")
+            raise ConfigError(f"token filter with unknown fields {sorted(unknown)}: upgrade saelab")
         positions = tuple(content.get("exclude_positions", ()))
         return cls(**{**content, "exclude_positions": positions})

@@ -12,10 +12,10 @@ from itertools import chain, islice
 from pathlib import Path
 
 from saelab.errors import ConfigError, Stopped
-from saelab.files import require_free_space
+from saelab.formats.files import require_free_space
 from saelab.interrupts import StopRequest, stop_on_signals
-from saelab.language_model import LanguageModel, load_language_model
 from saelab.memory import keep_freed_memory
+from saelab.model.language_model import LanguageModel, load_language_model
 from saelab.progress import progress_bar
 
 from .config import HarvestConfig

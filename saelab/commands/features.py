@@ -11,8 +11,8 @@ import tyro
 
 from saelab.config import parse_arguments
 from saelab.errors import ConfigError
-from saelab.feature_store.config import FeaturesConfig
-from saelab.feature_store.schema import STORE_FILE
+from saelab.features.config import FeaturesConfig
+from saelab.features.schema import STORE_FILE
 
 PROGRAM = "saelab features"
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
         SaelabError: whatever the user can put right.
     """
     command = parse_arguments(FeaturesCommand, arguments, program=PROGRAM)
-    from saelab.feature_store.pipeline import build_features, dictionary_folders
+    from saelab.features.pipeline import build_features, dictionary_folders
 
     folders = dictionary_folders(command.paths)
     existing = [folder for folder in folders if (folder / STORE_FILE).exists()]
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     if wanted:
         build_features(wanted, command.config)
     if command.export is not None:
-        from saelab.feature_store.export import export_store
+        from saelab.features.export import export_store
 
         kind, out = command.export
         for folder in folders:
@@ -76,7 +76,7 @@ def show(folders: Sequence[Path]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from saelab.feature_store.pipeline import store_summary
+    from saelab.features.pipeline import store_summary
 
     table = Table()
     columns = ("features", "tokens", "dead", "rare", "dense")

@@ -11,9 +11,9 @@ import tyro
 
 from saelab.config import parse_arguments
 from saelab.errors import ArtifactError
-from saelab.evaluation_result import read_evaluation_result
-from saelab.files import read_json, sha256_of
-from saelab.manifest import check_manifest, require_fields
+from saelab.formats.evaluation_result import read_evaluation_result
+from saelab.formats.files import read_json, sha256_of
+from saelab.formats.manifest import check_manifest, require_fields
 
 # In the order they are looked for in a folder.
 MANIFEST_FILES = (
@@ -110,8 +110,8 @@ def _find_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _describe_cache(file: Path, manifest: dict[str, Any]) -> list[str]:
-    from saelab.activation_cache import open_cache
-    from saelab.activation_cache.format import (
+    from saelab.cache import open_cache
+    from saelab.cache.format import (
         how_to_finish,
         read_cache_manifest,
         shard_entries,
@@ -212,7 +212,7 @@ def _describe_comparison(file: Path, manifest: dict[str, Any]) -> list[str]:
 
 def _describe_quickstart(file: Path, manifest: dict[str, Any]) -> list[str]:
     """A report: its dictionary and its cache must still be those it was made from."""
-    from saelab.activation_cache import open_cache
+    from saelab.cache import open_cache
     from saelab.dictionary import load_dictionary
 
     require_fields(manifest, {"dictionary": str}, file)
@@ -240,7 +240,7 @@ def _describe_quickstart_state(file: Path, manifest: dict[str, Any]) -> list[str
 
 
 def _store_manifest(path: Path) -> dict[str, Any]:
-    from saelab.feature_store.reader import FeatureStore
+    from saelab.features.reader import FeatureStore
 
     with FeatureStore(path) as store:
         return store.manifest
@@ -248,9 +248,9 @@ def _store_manifest(path: Path) -> dict[str, Any]:
 
 def _describe_store(file: Path, manifest: dict[str, Any]) -> list[str]:
     """A feature store: every feature must be readable; whether it still fits its dictionary."""
-    from saelab.feature_store.reader import FeatureStore
-    from saelab.feature_store.schema import FLAGS
-    from saelab.feature_store.staleness import is_stale
+    from saelab.features.reader import FeatureStore
+    from saelab.features.schema import FLAGS
+    from saelab.features.staleness import is_stale
 
     with FeatureStore(file) as store:
         for feature in range(store.n_features):

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from saelab.language_model import list_models
+    from saelab.model.language_model import list_models
 
     models = list_models()
     table = Table(*(list(models[0]) if models else ["name"]))

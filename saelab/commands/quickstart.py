@@ -16,9 +16,9 @@ from typing import Any
 from saelab.cli import run_command
 from saelab.config import parse_arguments, to_plain
 from saelab.errors import ArtifactError, ConfigError
-from saelab.feature_store.schema import STORE_FILE
-from saelab.files import read_json, write_json
-from saelab.manifest import new_manifest, require_fields
+from saelab.features.schema import STORE_FILE
+from saelab.formats.files import read_json, write_json
+from saelab.formats.manifest import new_manifest, require_fields
 
 from .quickstart_folder import (
     CACHE_FOLDER,
@@ -183,9 +183,9 @@ def _dictionary_folder(command: QuickstartCommand) -> Path:
 
 
 def _report(command: QuickstartCommand, stages: QuickstartFolder) -> dict[str, Any]:
-    from saelab.activation_cache import open_cache
+    from saelab.cache import open_cache
     from saelab.dictionary import load_dictionary
-    from saelab.evaluation_result import read_evaluation_result
+    from saelab.formats.evaluation_result import read_evaluation_result
 
     folder = _dictionary_folder(command)
     saved = load_dictionary(folder)

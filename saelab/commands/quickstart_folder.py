@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.files import TEMPORARY_SUFFIX, write_json
-from saelab.manifest import new_manifest, read_manifest, require_fields
+from saelab.formats.files import TEMPORARY_SUFFIX, write_json
+from saelab.formats.manifest import new_manifest, read_manifest, require_fields
 
 STATE_KIND = "quickstart_state"
 STATE_SCHEMA_VERSION = 1

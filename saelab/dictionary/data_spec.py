@@ -1,6 +1,6 @@
-"""What decides the rows a dictionary reads: model, hook point, text, contexts and the row rule.
+"""What decides the rows a dictionary reads: model, hook point, text, contexts and the token filter.
 
-Dictionaries of the same protocol are evaluated in one pass over the text.
+Dictionaries of the same data spec are evaluated in one pass over the text.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.activation_cache import RowRule, RowSelection, select_rows
+from saelab.cache import RowSelection, TokenFilter, select_rows
 from saelab.config import from_plain
-from saelab.dictionary import SavedDictionary
-from saelab.dictionary.error_rows import ORIGIN_KEY as ERROR_ORIGIN_KEY
 from saelab.errors import ArtifactError, ConfigError
-from saelab.language_model import LanguageModel
+from saelab.model.language_model import LanguageModel
 from saelab.synthetic.truth import ORIGIN_KEY
-from saelab.text import TextConfig, context_batches
+from saelab.text.contexts import TextConfig, context_batches
+
+from . import SavedDictionary
+from .error_rows import ORIGIN_KEY as ERROR_ORIGIN_KEY
 
 RECORDED = ("model", "hook_point", "text", "context_length", "row_rule", "norm_ceiling")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class DataSpec:
     """Which rows of which text are evaluated."""
 
     model: str
@@ -42,14 +43,14 @@ class Protocol:
     """The text; its held-out part is read."""
     context_length: int
     """Tokens in a context."""
-    row_rule: RowRule
+    token_filter: TokenFilter
     """Which rows count."""
     norm_ceiling: float | None
     """Norm above which rows are excluded; None where no row is for that reason."""
 
 
 @typing.runtime_checkable
-class ProtocolOverrides(typing.Protocol):
+class DataOverrides(typing.Protocol):
     """What a suite's settings may put in place of what a dictionary recorded; None: nothing."""
 
     @property
@@ -73,18 +74,18 @@ class ProtocolOverrides(typing.Protocol):
         """Dtype the model computes in."""
 
 
-def protocol_of(saved: SavedDictionary, config: ProtocolOverrides) -> Protocol:
-    """The protocol a dictionary recorded, with the overrides of a suite's config.
+def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
+    """The data spec a dictionary recorded, with the overrides of a suite's config.
 
     Raises:
         ArtifactError: the dictionary's manifest does not say what it was trained on.
-        ConfigError: its recorded text settings or row rule are not of this version.
+        ConfigError: its recorded text settings or token filter are not of this version.
     """
     require_origin(saved)
     origin = saved.made_from
     text = from_plain(TextConfig, saved.text, f"text settings of {saved.folder}")
     overrides = {"source": config.text_source, "text_field": config.text_field}
-    return Protocol(
+    return DataSpec(
         model=config.model or saved.model_name,
         model_hash=origin.get("model_hash"),
         model_dtype=config.model_dtype or origin.get("model_dtype", "bfloat16"),
@@ -93,7 +94,7 @@ def protocol_of(saved: SavedDictionary, config: ProtocolOverrides) -> Protocol:
             text, **{name: value for name, value in overrides.items() if value is not None}
         ),
         context_length=config.context_length or saved.context_length,
-        row_rule=RowRule.from_json(saved.row_rule),
+        token_filter=TokenFilter.from_json(saved.token_filter),
         norm_ceiling=saved.norm_ceiling,
     )
 
@@ -130,7 +131,7 @@ def require_origin(saved: SavedDictionary, recorded: Sequence[str] = RECORDED) -
         )
 
 
-def check_fit(model: LanguageModel, protocol: Protocol, saved: SavedDictionary) -> None:
+def check_fit(model: LanguageModel, spec: DataSpec, saved: SavedDictionary) -> None:
     """Check that a dictionary belongs to a model.
 
     Raises:
@@ -138,16 +139,16 @@ def check_fit(model: LanguageModel, protocol: Protocol, saved: SavedDictionary) 
         ConfigError: contexts longer than the model's.
         ModelError: the model has no such hook point.
     """
-    if protocol.context_length > model.max_context:
+    if spec.context_length > model.max_context:
         raise ConfigError(
-            f"context_length: {protocol.context_length} is longer than the {model.max_context} "
+            f"context_length: {spec.context_length} is longer than the {model.max_context} "
             "tokens "
             f"that {model.name} takes"
         )
-    if protocol.model_hash is not None and protocol.model_hash != model.content_hash:
+    if spec.model_hash is not None and spec.model_hash != model.content_hash:
         raise ArtifactError(
             f"{saved.folder} was trained on {saved.model_name!r} with content hash "
-            f"{protocol.model_hash[:12]}…, but {model.name!r} here has {model.content_hash[:12]}…: "
+            f"{spec.model_hash[:12]}…, but {model.name!r} here has {model.content_hash[:12]}…: "
             "give the model it was trained on with --model"
         )
     check_width(model, saved)
@@ -170,7 +171,7 @@ def check_width(model: LanguageModel, saved: SavedDictionary) -> None:
 
 
 def held_out_batches(
-    model: LanguageModel, protocol: Protocol, n_tokens: int, batch_contexts: int
+    model: LanguageModel, spec: DataSpec, n_tokens: int, batch_contexts: int
 ) -> Iterator[Int[Tensor, "batch seq"]]:
     """The first contexts of the held-out text, `n_tokens` rounded up to whole contexts.
 
@@ -178,40 +179,40 @@ def held_out_batches(
         TextError: the held-out text does not fill one context.
     """
     contexts = context_batches(
-        protocol.text,
+        spec.text,
         model,
         split="held_out",
-        context_length=protocol.context_length,
+        context_length=spec.context_length,
         batch_contexts=1,
     )
     # Batched here rather than there, so that text shorter than one batch is evaluated too.
-    wanted = islice(contexts, -(-n_tokens // protocol.context_length))
+    wanted = islice(contexts, -(-n_tokens // spec.context_length))
     while batch := list(islice(wanted, batch_contexts)):
         yield torch.cat(batch)
 
 
 def select(
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     tokens: Int[Tensor, "batch seq"],
     activations: Float[Tensor, "batch seq d_in"],
     first_context: int = 0,
 ) -> RowSelection:
     """The rows of a batch that count, by the dictionary's own rule."""
     return select_rows(
-        protocol.row_rule,
+        spec.token_filter,
         tokens.to(activations.device),
         activations,
         special_ids=model.special_ids,
         bos_id=model.bos_id,
-        norm_ceiling=protocol.norm_ceiling,
+        norm_ceiling=spec.norm_ceiling,
         first_context=first_context,
     )
 
 
 @torch.no_grad()
 def held_out_rows(
-    model: LanguageModel, protocol: Protocol, n_tokens: int, batch_contexts: int
+    model: LanguageModel, spec: DataSpec, n_tokens: int, batch_contexts: int
 ) -> Iterator[Float[Tensor, "rows d_in"]]:
     """The evaluated rows themselves, float32 on the model's device, one batch at a time.
 
@@ -220,9 +221,9 @@ def held_out_rows(
         TextError: the held-out text does not fill one context.
     """
     first_context = 0
-    for tokens in held_out_batches(model, protocol, n_tokens, batch_contexts):
-        activations = model.capture(tokens, [protocol.hook_point])[protocol.hook_point]
-        selection = select(model, protocol, tokens, activations, first_context)
+    for tokens in held_out_batches(model, spec, n_tokens, batch_contexts):
+        activations = model.capture(tokens, [spec.hook_point])[spec.hook_point]
+        selection = select(model, spec, tokens, activations, first_context)
         first_context += tokens.shape[0]
         yield activations[selection.keep].float()
 

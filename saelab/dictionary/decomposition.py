@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import ActivationError, ArtifactError
-from saelab.files import read_tensors, write_tensors
+from saelab.formats.files import read_tensors, write_tensors
 from saelab.sparse import SparseCodes
 
 from .architectures import Dictionary

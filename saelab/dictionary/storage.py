@@ -17,8 +17,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.files import hash_of, read_json, read_tensors, sha256_of, write_json, write_tensors
-from saelab.manifest import new_manifest, read_manifest
+from saelab.formats.files import (
+    hash_of,
+    read_json,
+    read_tensors,
+    sha256_of,
+    write_json,
+    write_tensors,
+)
+from saelab.formats.manifest import new_manifest, read_manifest
 
 from .architectures import ARCHITECTURES, Dictionary
 from .reference import reference_codes, reference_reconstruction
@@ -72,7 +79,7 @@ class SavedDictionary:
         return self.made_from["hook_point"]
 
     @property
-    def row_rule(self) -> dict[str, Any]:
+    def token_filter(self) -> dict[str, Any]:
         """Which rows were left out of training, and are left out of every metric."""
         return self.made_from["row_rule"]
 

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Integer
 
 from saelab.dictionary import Dictionary
-from saelab.files import hash_of
-from saelab.logit_lens import Lens
-from saelab.manifest import new_manifest
+from saelab.formats.files import hash_of
+from saelab.formats.manifest import new_manifest
+from saelab.model.logit_lens import Lens
 from saelab.progress import progress_bar
 
 from .coactivation import LatentSums, RowCodes, TogetherSums, coactivation_arrays, row_codes

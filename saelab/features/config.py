@@ -71,7 +71,7 @@ class StoreOptions:
 class FeaturesConfig:
     """Which text features are read on, and how much of it.
 
-    Text, context length, row rule and norm ceiling are the dictionary's own unless settings put
+    Text, context length, token filter and norm ceiling are the dictionary's own unless settings put
     something in their place, so that a density here means what it meant in training.
     """
 

@@ -2,7 +2,7 @@
 
 DEFINITIONS = {
     "density": "Tokens on which the feature's code is positive, over tokens counted. Tokens that "
-    "the row rule leaves out (BOS, separators, rows of excessive norm) are in neither.",
+    "the token filter leaves out (BOS, separators, rows of excessive norm) are in neither.",
     "moments": "Mean, standard deviation, skewness and kurtosis (3 for a normal distribution) of "
     "the positive activations, computed in float64.",
     "quantiles": "Quantiles of the positive activations, interpolated linearly between neighbours; "

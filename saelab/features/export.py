@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from saelab.errors import ConfigError
-from saelab.files import atomic_path
+from saelab.formats.files import atomic_path
 from saelab.progress import progress_bar
 
 from .reader import FeatureStore
@@ -79,7 +79,7 @@ def _write_feature_table(store: FeatureStore, path: Path) -> None:
     for name in ("top_tokens", "promoted_tokens"):
         lists = [list(split_tokens(text)) for text in table[name]]
         arrays[name] = pa.array(lists, pa.list_(pa.string()))
-    metadata = {"saelab.manifest": json.dumps(store.manifest)}
+    metadata = {"saelab.formats.manifest": json.dumps(store.manifest)}
     with atomic_path(path) as temporary:
         pq.write_table(
             pa.table(arrays).replace_schema_metadata(metadata), temporary, compression="zstd"

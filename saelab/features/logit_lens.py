@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.logit_lens import Lens
+from saelab.model.logit_lens import Lens
 
 from .schema import N_BINS
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from saelab.dictionary import SavedDictionary, load_dictionary
+from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of
 from saelab.errors import ArtifactError, ConfigError
-from saelab.files import remove_leftovers
-from saelab.language_model import LanguageModel, load_language_model
-from saelab.protocol import Protocol, check_fit, protocol_of
-from saelab.text import describe_text
+from saelab.formats.files import remove_leftovers
+from saelab.model.language_model import LanguageModel, load_language_model
+from saelab.text.contexts import describe_text
 
 from .build import StoreSources, write_store
 from .config import FeaturesConfig
@@ -76,34 +76,34 @@ def build_features(folders: Sequence[Path], config: FeaturesConfig) -> list[Path
         TextError: no text.
         Stopped: a signal asked to stop; the same command goes on.
     """
-    groups: dict[Protocol, list[SavedDictionary]] = {}
+    groups: dict[DataSpec, list[SavedDictionary]] = {}
     for folder in folders:
         saved = load_dictionary(folder)
-        groups.setdefault(protocol_of(saved, config), []).append(saved)
+        groups.setdefault(data_spec_of(saved, config), []).append(saved)
     models: dict[tuple[str, str], LanguageModel] = {}
-    for protocol, dictionaries in groups.items():
-        name, dtype = key = protocol.model, protocol.model_dtype
+    for spec, dictionaries in groups.items():
+        name, dtype = key = spec.model, spec.model_dtype
         if key not in models:
             models = {key: load_language_model(name, dtype=dtype, device=config.device)}
-        _build_group(models[key], protocol, dictionaries, config)
+        _build_group(models[key], spec, dictionaries, config)
     return [folder / STORE_FILE for folder in folders]
 
 
 def _build_group(
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     dictionaries: Sequence[SavedDictionary],
     config: FeaturesConfig,
 ) -> None:
     for saved in dictionaries:
-        check_fit(model, protocol, saved)
+        check_fit(model, spec, saved)
         saved.dictionary.to(model.device)
-    subjects = subjects_of(dictionaries, protocol, model, config)
-    shards = read_text(model, protocol, subjects, config)
+    subjects = subjects_of(dictionaries, spec, model, config)
+    shards = read_text(model, spec, subjects, config)
     vocabulary = Vocabulary(model.token_bytes())
     for subject, codes in zip(subjects, shards, strict=True):
         remove_leftovers(subject.saved.folder)
-        sources = _sources(model, protocol, subject.saved, codes, vocabulary, config)
+        sources = _sources(model, spec, subject.saved, codes, vocabulary, config)
         logger.info("building %s", subject.saved.folder / STORE_FILE)
         write_store(subject.saved.folder / STORE_FILE, sources)
         discard([subject])
@@ -111,15 +111,15 @@ def _build_group(
 
 def _sources(
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     saved: SavedDictionary,
     shards: Shards,
     vocabulary: Vocabulary,
     config: FeaturesConfig,
 ) -> StoreSources:
-    missed = _no_lens_because(model, protocol.hook_point, saved.dictionary.d_in)
+    missed = _no_lens_because(model, spec.hook_point, saved.dictionary.d_in)
     training = saved.manifest["config"]
-    text = describe_text(protocol.text)
+    text = describe_text(spec.text)
     return StoreSources(
         shards=shards,
         dictionary=saved.dictionary.to(torch.device("cpu")),
@@ -143,12 +143,12 @@ def _sources(
             "model_hash": model.content_hash,
             "model_dtype": str(model.dtype).removeprefix("torch."),
             "bos_id": model.bos_id,
-            "hook_point": protocol.hook_point,
+            "hook_point": spec.hook_point,
             "text": text,
             "text_split": config.split,
-            "context_length": protocol.context_length,
-            "row_rule": saved.row_rule,
-            "norm_ceiling": protocol.norm_ceiling,
+            "context_length": spec.context_length,
+            "row_rule": saved.token_filter,
+            "norm_ceiling": spec.norm_ceiling,
         },
         options=config.store,
     )

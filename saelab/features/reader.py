@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Integer, Shaped
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.manifest import check_manifest, require_fields
+from saelab.formats.manifest import check_manifest, require_fields
 
 from .records import Example, FeatureRecord
 from .schema import FLAGS, KIND, SCHEMA_VERSION, STORE_FILE, unpack

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from saelab.errors import ConfigError, ResourceError
-from saelab.files import atomic_path
+from saelab.formats.files import atomic_path
 
 ROW_LIMIT = 1 << 32
 """Positions a text may have: rows are stored in 32 bits."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import ArtifactError
-from saelab.files import read_json
+from saelab.formats.files import read_json
 
 from .reader import FeatureStore
 

@@ -21,13 +21,13 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
+from saelab.dictionary.data_spec import DataSpec, select
 from saelab.errors import Stopped, TextError
-from saelab.files import hash_of, remove_leftovers
+from saelab.formats.files import hash_of, remove_leftovers
 from saelab.interrupts import StopRequest, stop_on_signals
-from saelab.language_model import LanguageModel
+from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
-from saelab.protocol import Protocol, select
-from saelab.text import context_batches, describe_text
+from saelab.text.contexts import context_batches, describe_text
 
 from .config import FeaturesConfig
 from .shards import Shards, ShardText, shard_contexts, write_shard
@@ -61,13 +61,13 @@ class Subject:
 
 def subjects_of(
     dictionaries: Sequence[SavedDictionary],
-    protocol: Protocol,
+    spec: DataSpec,
     model: LanguageModel,
     config: FeaturesConfig,
 ) -> list[Subject]:
     """Put each dictionary together with the name of its build."""
-    shard = _shard_contexts(len(dictionaries), protocol.context_length)
-    text = describe_text(protocol.text)
+    shard = _shard_contexts(len(dictionaries), spec.context_length)
+    text = describe_text(spec.text)
     return [
         Subject(
             saved,
@@ -77,10 +77,10 @@ def subjects_of(
                     "dictionary": saved.content_hash,
                     "model": model.content_hash,
                     "dtype": str(model.dtype),
-                    "hook_point": protocol.hook_point,
+                    "hook_point": spec.hook_point,
                     "text": text,
                     "split": config.split,
-                    "context_length": protocol.context_length,
+                    "context_length": spec.context_length,
                     "n_tokens": config.n_tokens,
                     "shard_contexts": shard,
                 }
@@ -91,7 +91,7 @@ def subjects_of(
 
 
 def read_text(
-    model: LanguageModel, protocol: Protocol, subjects: Sequence[Subject], config: FeaturesConfig
+    model: LanguageModel, spec: DataSpec, subjects: Sequence[Subject], config: FeaturesConfig
 ) -> list[Shards]:
     """Run the model over the text and write every dictionary's codes, or finish what was begun.
 
@@ -104,15 +104,15 @@ def read_text(
         Stopped: a signal asked to stop; the same command goes on.
         ResourceError: the disk is full.
     """
-    per_shard = _shard_contexts(len(subjects), protocol.context_length)
-    wanted = -(-config.n_tokens // protocol.context_length)
+    per_shard = _shard_contexts(len(subjects), spec.context_length)
+    wanted = -(-config.n_tokens // spec.context_length)
     done = _finished_shards(subjects, per_shard)
     contexts = islice(
         context_batches(
-            protocol.text,
+            spec.text,
             model,
             split="train" if config.split == "train" else "held_out",
-            context_length=protocol.context_length,
+            context_length=spec.context_length,
             batch_contexts=1,
             skip_contexts=min(done * per_shard, wanted),
         ),
@@ -121,21 +121,21 @@ def read_text(
     with (
         stop_on_signals() as stop,
         progress_bar(
-            wanted * protocol.context_length,
+            wanted * spec.context_length,
             "reading text",
             "tokens",
-            initial=done * per_shard * protocol.context_length,
+            initial=done * per_shard * spec.context_length,
         ) as bar,
     ):
         index = done
         while shard := list(islice(contexts, per_shard)):
             tokens = torch.cat(shard)
-            text = _encode(model, protocol, subjects, tokens, index * per_shard, config, stop, bar)
+            text = _encode(model, spec, subjects, tokens, index * per_shard, config, stop, bar)
             for subject in subjects:
                 _write(subject, index, text)
             index += 1
     if index == 0:
-        raise TextError(f"the {config.split} part of {protocol.text.source} fills no context")
+        raise TextError(f"the {config.split} part of {spec.text.source} fills no context")
     return [
         Shards([subject.path(number) for number in range(index)], subject.saved.dictionary.d_sae)
         for subject in subjects
@@ -151,7 +151,7 @@ def discard(subjects: Sequence[Subject]) -> None:
 @torch.no_grad()
 def _encode(
     model: LanguageModel,
-    protocol: Protocol,
+    spec: DataSpec,
     subjects: Sequence[Subject],
     tokens: Integer[Tensor, "contexts context_length"],
     first_context: int,
@@ -160,7 +160,7 @@ def _encode(
     bar: Any,
 ) -> ShardText:
     """Fill every subject's buffer with the codes of one shard; returns the shard's text."""
-    length = protocol.context_length
+    length = spec.context_length
     counted: list[np.ndarray] = []
     excluded: Counter[str] = Counter()
     for subject in subjects:
@@ -172,8 +172,8 @@ def _encode(
                 "goes on from there"
             )
         batch = tokens[start : start + config.batch_contexts]
-        activations = model.capture(batch, [protocol.hook_point])[protocol.hook_point]
-        selection = select(model, protocol, batch, activations, first_context + start)
+        activations = model.capture(batch, [spec.hook_point])[spec.hook_point]
+        selection = select(model, spec, batch, activations, first_context + start)
         excluded.update(selection.excluded)
         counted.append(selection.keep.cpu().numpy())
         place = start * length + selection.keep.reshape(-1).nonzero()[:, 0].cpu()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Integer, Shaped
 
-from saelab.files import atomic_path
+from saelab.formats.files import atomic_path
 
 from .schema import TABLES, pack
 from .token_text import Vocabulary

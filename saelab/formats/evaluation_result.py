@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import ArtifactError
+from saelab.errors import ArtifactError
+
 from .files import write_json
 from .manifest import new_manifest, read_manifest
 
@@ -25,7 +26,7 @@ class MeasuredMetric:
     """A number with what it means."""
 
     name: str
-    """Key, as in `saelab.metrics.METRICS` where the metric is a shared one."""
+    """Key, as in `saelab.stats.metrics.METRICS` where the metric is a shared one."""
     value: float | int | None
     """The number; None where it is undefined, which the definition explains."""
     unit: str

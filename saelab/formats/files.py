@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import ArtifactError, ResourceError
+from saelab.errors import ArtifactError, ResourceError
 
 TEMPORARY_SUFFIX = ".partial"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)

@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .errors import ArtifactError
+from saelab.errors import ArtifactError
+
 from .files import read_json
 
 RECORDED_LIBRARIES = ("saelab", "torch", "transformer-lens", "transformers", "safetensors")

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from .errors import ArtifactError, ResourceError
+from saelab.errors import ArtifactError, ResourceError
+
 from .files import write_bytes
 
 

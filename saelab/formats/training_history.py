@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ArtifactError
+from saelab.errors import ArtifactError
+
 from .run_log import read_log
 
 NOT_CURVES = ("step", "dictionary", "tokens")

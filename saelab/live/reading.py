@@ -20,7 +20,7 @@ class Reading:
     tokens: list[str]
     """Each token as text; bytes that are no whole character show as "�"."""
     counted: Bool[np.ndarray, " seq"]
-    """Which positions count as rows under the dictionary's row rule."""
+    """Which positions count as rows under the dictionary's token filter."""
     excluded: dict[str, int]
     """Positions that do not count, by the first reason that applies."""
     n_cut: int

@@ -1,7 +1,7 @@
 """One dictionary with its language model, taking text from several people at once.
 
-The text is treated as in training: the BOS token where the manifest says so, the same row rule, the
-same norm ceiling, and the normalisation that is folded into the dictionary.
+The text is treated as in training: the BOS token where the manifest says so, the same token
+filter, the same norm ceiling, and the normalisation that is folded into the dictionary.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.activation_cache import RowRule, RowSelection, select_rows
+from saelab.cache import RowSelection, TokenFilter, select_rows
 from saelab.dictionary import SavedDictionary
+from saelab.dictionary.data_spec import check_width, require_origin
 from saelab.errors import ConfigError
-from saelab.generation import GeneratedTokens
-from saelab.language_model import LanguageModel
-from saelab.logit_gradients import Quantity
-from saelab.protocol import check_width, require_origin
+from saelab.model.generation import GeneratedTokens
+from saelab.model.gradients.logit_gradients import Quantity
+from saelab.model.language_model import LanguageModel
 
 from .attribution import Attribution, attribute
 from .edits import FeatureEdit, apply_edits
@@ -54,7 +54,7 @@ class LiveSession:
         ArtifactError: the dictionary does not say what it was trained on, or does not fit the
             model's width.
         ModelError: the model has no such hook point.
-        ConfigError: a row rule of a newer version.
+        ConfigError: a token filter of a newer version.
     """
 
     def __init__(self, shared: SharedModel, saved: SavedDictionary):
@@ -63,7 +63,7 @@ class LiveSession:
         origin = saved.manifest.get("made_from", {})
         require_origin(saved, RECORDED)
         self._hook_point, self._ceiling = saved.hook_point, saved.norm_ceiling
-        self._rule = RowRule.from_json(saved.row_rule)
+        self._filter = TokenFilter.from_json(saved.token_filter)
         self._prepend_bos = bool(origin.get("prepend_bos", self._model.bos_id is not None))
         with self._lock:
             check_width(self._model, saved)
@@ -187,7 +187,7 @@ class LiveSession:
 
         Every step gives the tokens and logits of both versions (`BASELINE`, `STEERED`); the first
         step's logits are those after the text. Features are edited at positions that count under
-        the dictionary's row rule. The lock is held for one step at a time.
+        the dictionary's token filter. The lock is held for one step at a time.
 
         Args:
             text: what comes before.
@@ -282,7 +282,7 @@ class LiveSession:
         self, tokens: Int[Tensor, "rows seq"], x: Float[Tensor, "rows seq d_in"]
     ) -> RowSelection:
         return select_rows(
-            self._rule,
+            self._filter,
             tokens,
             x,
             special_ids=self._model.special_ids,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.metrics import kl_divergence, require_finite
+from saelab.stats.metrics import kl_divergence, require_finite
 
 DEFINITION = (
     "Probabilities are the softmax of the logits after the prompt, before any temperature. KL is "

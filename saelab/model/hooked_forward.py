@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .errors import ModelError, did_you_mean
+from saelab.errors import ModelError, did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .errors import ModelError
+from saelab.errors import ModelError
+
 from .model_files import ModelFiles, quiet_transformers
 
 

@@ -18,14 +18,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import ModelError
+from saelab.errors import ModelError
+
 from .generation import Edit, GeneratedTokens, generate_tokens
+from .gradients.logit_gradients import Quantity, next_token_gradients
+from .gradients.loss_gradients import LossGradients
 from .hooked_forward import HookedForward
 from .hugging_face import load_hugging_face
 from .last_position import run_last_position
-from .logit_gradients import Quantity, next_token_gradients
 from .logit_lens import Lens, lens_of
-from .loss_gradients import LossGradients
 from .model_files import ModelFiles, list_models, quiet_transformers, resolve_model
 from .patched_runs import PatchedRuns
 from .token_bytes import token_bytes

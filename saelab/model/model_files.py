@@ -20,8 +20,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelError, did_you_mean
-from .files import TEMPORARY_SUFFIX, hash_of, read_json, require_free_space, sha256_of, write_json
+from saelab.errors import ModelError, did_you_mean
+from saelab.formats.files import (
+    TEMPORARY_SUFFIX,
+    hash_of,
+    read_json,
+    require_free_space,
+    sha256_of,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 

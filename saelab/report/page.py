@@ -9,8 +9,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from saelab.evaluation_result import MeasuredMetric
-from saelab.files import write_bytes
+from saelab.formats.evaluation_result import MeasuredMetric
+from saelab.formats.files import write_bytes
 
 from .figure import Figure
 from .style import CONTENT_POLICY, SCRIPT, STYLE

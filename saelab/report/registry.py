@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from saelab.errors import ArtifactError
-from saelab.evaluation_result import EvaluationResult
+from saelab.formats.evaluation_result import EvaluationResult
 
 from .consistency_figures import CONSISTENCY_FIGURES
 from .core_figures import CORE_FIGURES

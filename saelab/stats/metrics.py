@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from .errors import ActivationError
+from saelab.errors import ActivationError
+from saelab.sparse import SparseCodes
+
 from .metric_definitions import METRICS, Metric, define
-from .sparse import SparseCodes
 
 __all__ = [
     "DENSE_DENSITY",
@@ -178,7 +179,7 @@ class ReconstructionStatistics:
         n_rows = self.n_rows
         if n_rows == 0:
             raise ActivationError(
-                "no activation row is left to evaluate: evaluate more text or relax the row rule"
+                "no activation row is left to evaluate: use more text or relax the token filter"
             )
         deviation = self.moments.deviation().sum().item()
         # Equal rows leave rounding of the mean behind, about 1e-32 of the squared norm.
@@ -267,7 +268,7 @@ class SparsityStatistics:
         """
         n_rows = self.n_rows
         if n_rows == 0:
-            raise ActivationError("no codes to count: evaluate more text or relax the row rule")
+            raise ActivationError("no codes to count: evaluate more text or relax the token filter")
         weights = self.l0_histogram.double() / n_rows
         levels = torch.arange(len(weights), dtype=torch.float64, device=weights.device)
         mean = (weights * levels).sum()

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from saelab.activation_cache import RowRule
-from saelab.activation_cache.format import KIND, SCHEMA_VERSION, row_bytes
-from saelab.activation_cache.harvest import Rows
-from saelab.activation_cache.hook_folder import HookFolder, remove_cache, require_only_cache
+from saelab.cache import TokenFilter
+from saelab.cache.format import KIND, SCHEMA_VERSION, row_bytes
+from saelab.cache.harvest import Rows
+from saelab.cache.hook_folder import HookFolder, remove_cache, require_only_cache
 from saelab.config import to_plain
 from saelab.errors import ConfigError
-from saelab.files import require_free_space
-from saelab.manifest import new_manifest
+from saelab.formats.files import require_free_space
+from saelab.formats.manifest import new_manifest
 from saelab.progress import progress_bar
 
 from .config import PlantedConfig
@@ -33,7 +33,7 @@ DTYPE = "float32"
 SHARD_ROWS = 8 * CHUNK_ROWS
 TEXT = {"source": "none: planted features"}
 REASONS = ("bos", "separator", "position", "norm")
-EVERY_ROW = RowRule(exclude_bos=False, exclude_separators=False, max_norm_ratio=None)
+EVERY_ROW = TokenFilter(exclude_bos=False, exclude_separators=False, max_norm_ratio=None)
 
 
 def write_planted_cache(out: Path, config: PlantedConfig, *, overwrite: bool = False) -> Path:

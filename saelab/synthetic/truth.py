@@ -7,7 +7,7 @@ from typing import Any
 from saelab.config import from_plain, to_plain
 from saelab.dictionary import SavedDictionary
 from saelab.errors import ArtifactError, ConfigError
-from saelab.files import hash_of
+from saelab.formats.files import hash_of
 
 from .config import PlantedConfig
 

@@ -1,4 +1,4 @@
-"""Settings of the text: which it is and how it is divided. What they mean is in `saelab.text`.
+"""Settings of the text: which it is and how it is divided; `contexts` says what they mean.
 
 This module imports no torch, so that a command line can show its help at once.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import ConfigError
+from saelab.errors import ConfigError
 
 EMBEDDED_TEXT = "sotu"
 

@@ -34,12 +34,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .errors import ConfigError, ModelError, TextError
-from .files import hash_of
-from .language_model import LanguageModel
-from .model_files import NETWORK_TIMEOUT
-from .text_config import EMBEDDED_TEXT, TextConfig
-from .text_files import SUFFIXES, Document, hash_files, read_files, shuffled, text_files, text_of
+from saelab.errors import ConfigError, ModelError, TextError
+from saelab.formats.files import hash_of
+from saelab.model.language_model import LanguageModel
+from saelab.model.model_files import NETWORK_TIMEOUT
+
+from .config import EMBEDDED_TEXT, TextConfig
+from .sources import SUFFIXES, Document, hash_files, read_files, shuffled, text_files, text_of
 
 __all__ = [
     "Document",

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import TextError, did_you_mean
-from .files import sha256_of
+from saelab.errors import TextError, did_you_mean
+from saelab.formats.files import sha256_of
 
 logger = logging.getLogger(__name__)
 

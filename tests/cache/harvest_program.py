@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from saelab.activation_cache import HarvestConfig, write_caches
-from saelab.language_model import LanguageModel
-from saelab.text import TextConfig
+from saelab.cache import HarvestConfig, write_caches
+from saelab.model.language_model import LanguageModel
+from saelab.text.contexts import TextConfig
 
 HOOK_POINTS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
 MASSIVE = 2 + ord("~")

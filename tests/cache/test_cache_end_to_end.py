@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saelab.activation_cache import (
+from saelab.cache import (
     CacheStream,
     HarvestConfig,
     ModelStream,
@@ -15,7 +15,7 @@ from saelab.activation_cache import (
     write_caches,
 )
 from saelab.errors import ModelError
-from saelab.text import TextConfig, context_batches
+from saelab.text.contexts import TextConfig, context_batches
 
 TINY_HOOKS = ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")
 

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from saelab.activation_cache import open_cache, write_caches
-from saelab.activation_cache.format import content_hash
+from saelab.cache import open_cache, write_caches
+from saelab.cache.format import content_hash
 from saelab.errors import ActivationError, ArtifactError, ConfigError
-from saelab.files import sha256_of
+from saelab.formats.files import sha256_of
 
 
 @pytest.fixture

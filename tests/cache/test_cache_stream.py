@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from saelab.activation_cache import CacheStream
-from saelab.activation_cache.permutation import Permutation
+from saelab.cache import CacheStream
+from saelab.cache.permutation import Permutation
 from saelab.errors import ActivationError
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from saelab.activation_cache import RowRule, open_cache, write_caches
+from saelab.cache import TokenFilter, open_cache, write_caches
 from saelab.errors import (
     ActivationError,
     ArtifactError,
@@ -19,7 +19,7 @@ from saelab.errors import (
     Stopped,
     TextError,
 )
-from saelab.text import context_batches
+from saelab.text.contexts import context_batches
 
 
 def expected_rows(program, model, config, hook_point):
@@ -114,11 +114,11 @@ def test_n_tokens_stops_in_the_middle_of_a_batch(make_cache):
 
 
 def test_the_rule_is_recorded_and_applied(make_cache):
-    everything = RowRule(exclude_bos=False, exclude_separators=False, max_norm_ratio=None)
+    everything = TokenFilter(exclude_bos=False, exclude_separators=False, max_norm_ratio=None)
     cache = make_cache(rows=everything)
     assert cache.n_rows == cache.manifest["n_tokens_processed"]
-    assert cache.row_rule == everything and cache.norm_ceiling is None
-    without = make_cache("without", rows=RowRule(exclude_positions=(3, 4)))
+    assert cache.token_filter == everything and cache.norm_ceiling is None
+    without = make_cache("without", rows=TokenFilter(exclude_positions=(3, 4)))
     positions = set(without.rows(torch.arange(without.n_rows), with_context=True).position.tolist())
     assert positions.isdisjoint({0, 3, 4}) and without.excluded["position"] > 0
 
@@ -175,7 +175,11 @@ def test_bad_input_leaves_nothing(program, table_model, small_text, tmp_path):
         ({"model_dtype": "float32"}, ConfigError, "model_dtype"),
         ({"model": "another"}, ConfigError, "'another'"),
         ({"n_tokens": 10**15}, ResourceError, "GB are free"),
-        ({"rows": RowRule(exclude_positions=tuple(range(16)))}, ActivationError, "every position"),
+        (
+            {"rows": TokenFilter(exclude_positions=tuple(range(16)))},
+            ActivationError,
+            "every position",
+        ),
     ]
     for changes, error, match in cases:
         config = program.small_config(small_text, **changes)
@@ -296,7 +300,9 @@ def test_resuming_with_other_settings_names_them(program, small_text, tmp_path, 
     monkeypatch.setattr(model, "capture", stopping)
     with pytest.raises(Stopped):
         write_caches(tmp_path / "out", program.small_config(small_text), model=model)
-    changed = program.small_config(small_text, context_length=32, rows=RowRule(max_norm_ratio=5.0))
+    changed = program.small_config(
+        small_text, context_length=32, rows=TokenFilter(max_norm_ratio=5.0)
+    )
     with pytest.raises(ConfigError) as caught:
         write_caches(tmp_path / "out", changed, model=model, resume=True)
     assert "context_length: 16, not 32" in str(caught.value)
@@ -322,8 +328,8 @@ def test_resuming_checks_what_is_there(program, small_text, tmp_path, monkeypatc
 
 
 def test_a_full_disk_keeps_finished_shards(program, small_text, tmp_path, monkeypatch):
-    from saelab import files
-    from saelab.activation_cache import hook_folder
+    from saelab.cache import hook_folder
+    from saelab.formats import files
 
     config = program.small_config(small_text)
     calls = 0

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from saelab.activation_cache import HarvestConfig, RowRule
+from saelab.cache import HarvestConfig, TokenFilter
 from saelab.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ def test_all_problems_are_named_at_once():
             context_length=1,
             n_tokens=3,
             contexts_per_shard=0,
-            rows=RowRule(exclude_positions=(0, 5)),
+            rows=TokenFilter(exclude_positions=(0, 5)),
         )
     problems = caught.value.problems
     for name in (
@@ -52,21 +52,21 @@ def test_contexts_and_shards_are_rounded_up():
 
 
 def test_settings_survive_json():
-    config = HarvestConfig(rows=RowRule(exclude_positions=(3, 4), max_norm_ratio=None))
+    config = HarvestConfig(rows=TokenFilter(exclude_positions=(3, 4), max_norm_ratio=None))
     recorded = json.loads(json.dumps(config.to_json()))
     assert recorded == config.to_json()
-    assert RowRule.from_json(recorded["rows"]) == config.rows
+    assert TokenFilter.from_json(recorded["rows"]) == config.rows
 
 
 def test_a_rule_from_a_later_version_is_refused():
     with pytest.raises(ConfigError, match="sparkle"):
-        RowRule.from_json({"sparkle": True})
+        TokenFilter.from_json({"sparkle": True})
 
 
 def test_settings_load_no_torch():
     program = (
-        "import sys; import saelab.activation_cache.config, saelab.activation_cache; "
-        "print([name for name in ('torch', 'saelab.text') if name in sys.modules])"
+        "import sys; import saelab.cache.config, saelab.cache; "
+        "print([name for name in ('torch', 'saelab.text.contexts') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 import torch
 
-from saelab.activation_cache import ModelStream, RowRule, open_cache, write_caches
+from saelab.cache import ModelStream, TokenFilter, open_cache, write_caches
 from saelab.errors import ActivationError, ConfigError
-from saelab.text import describe_text
+from saelab.text.contexts import describe_text
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_settings_that_do_not_fit_are_all_named(make_stream, program):
 def test_another_streams_state_is_refused(make_stream):
     state = make_stream().state()
     with pytest.raises(ActivationError, match="resume with the settings"):
-        make_stream(rows=RowRule(max_norm_ratio=3.0)).restore(state)
+        make_stream(rows=TokenFilter(max_norm_ratio=3.0)).restore(state)
     with pytest.raises(ActivationError, match="resume with the settings"):
         make_stream(pool_rows=201).restore(state)
     with pytest.raises(ActivationError, match="resume with the settings"):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saelab.activation_cache.permutation import Permutation
+from saelab.cache.permutation import Permutation
 
 
 def chi_squared_limit(freedom: int) -> float:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saelab.activation_cache import RowRule, select_rows
+from saelab.cache import TokenFilter, select_rows
 from saelab.errors import ActivationError, ConfigError
 
 BOS, SEPARATOR = 0, 1
@@ -39,7 +39,7 @@ def test_agrees_with_the_rule_position_by_position(
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 5, (3, 6), generator=generator)
     activations = torch.randn(3, 6, 4, generator=generator)
-    rule = RowRule(
+    rule = TokenFilter(
         exclude_bos=exclude_bos,
         exclude_separators=exclude_separators,
         exclude_positions=tuple(positions),
@@ -62,7 +62,7 @@ def test_agrees_with_the_rule_position_by_position(
 
 def test_a_model_without_bos_loses_its_first_position():
     tokens = torch.full((1, 4), 7)
-    rule = RowRule()
+    rule = TokenFilter()
     found = select_rows(
         rule, tokens, torch.ones(1, 4, 2), special_ids=set(), bos_id=None, norm_ceiling=None
     )
@@ -73,7 +73,7 @@ def test_a_model_without_bos_loses_its_first_position():
 def test_norms_of_bfloat16_are_taken_in_float32():
     activations = torch.full((1, 1, 4096), 1.0, dtype=torch.bfloat16)
     found = select_rows(
-        RowRule(exclude_bos=False),
+        TokenFilter(exclude_bos=False),
         torch.full((1, 1), 7),
         activations,
         special_ids=set(),
@@ -90,7 +90,7 @@ def test_values_that_are_not_finite_are_named(value):
     activations[1, 2, 3] = value
     with pytest.raises(ActivationError, match="context 11 at position 2 hold a NaN or an infinity"):
         select_rows(
-            RowRule(),
+            TokenFilter(),
             torch.zeros(2, 3, dtype=torch.int64),
             activations,
             special_ids=set(),
@@ -103,7 +103,7 @@ def test_values_that_are_not_finite_are_named(value):
 def test_a_norm_that_overflows_is_not_an_error():
     activations = torch.full((1, 2, 4), 3e38)
     found = select_rows(
-        RowRule(),
+        TokenFilter(),
         torch.zeros(1, 2, dtype=torch.int64) + 7,
         activations,
         special_ids=set(),
@@ -115,6 +115,6 @@ def test_a_norm_that_overflows_is_not_an_error():
 
 def test_a_rule_that_cannot_be_meant_is_refused():
     with pytest.raises(ConfigError) as caught:
-        RowRule(max_norm_ratio=1.0, exclude_positions=(-1, 2))
+        TokenFilter(max_norm_ratio=1.0, exclude_positions=(-1, 2))
     assert len(caught.value.problems) == 2
     assert "max_norm_ratio" in str(caught.value) and "-1" in str(caught.value)

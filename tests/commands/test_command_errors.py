@@ -9,7 +9,7 @@ import pytest
 from saelab.cli import COMMANDS, main
 from saelab.commands.completion import options_of
 from saelab.config import option_strings
-from saelab.files import write_json
+from saelab.formats.files import write_json
 
 
 @pytest.mark.parametrize(

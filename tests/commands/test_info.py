@@ -6,13 +6,13 @@ import pytest
 
 from saelab.commands.info import DESCRIBERS, SCHEMA_VERSIONS, describe
 from saelab.errors import ArtifactError
-from saelab.evaluation_result import (
+from saelab.formats.evaluation_result import (
     EvaluationResult,
     MeasuredMetric,
     write_evaluation_result,
 )
-from saelab.files import write_bytes, write_json
-from saelab.manifest import new_manifest, require_fields
+from saelab.formats.files import write_bytes, write_json
+from saelab.formats.manifest import new_manifest, require_fields
 
 
 def manifest(kind, **more):
@@ -30,12 +30,12 @@ def edit(path, **changes):
 
 
 def test_the_versions_are_those_of_the_rooms():
-    from saelab import evaluation_result
-    from saelab.activation_cache import format as cache
+    from saelab.cache import format as cache
     from saelab.commands import quickstart, quickstart_folder
     from saelab.dictionary import storage
     from saelab.evals.compare import result as comparison
-    from saelab.feature_store import schema as feature_store
+    from saelab.features import schema as feature_store
+    from saelab.formats import evaluation_result
     from saelab.training import checkpoint, run_folder
 
     modules = (cache, storage, checkpoint, run_folder, comparison, feature_store)
@@ -135,8 +135,8 @@ def test_runs_and_checkpoints(tmp_path):
 
 
 def test_an_unfinished_cache_has_its_shards_checked(tmp_path, tiny_model_folder):
-    from saelab.activation_cache import HarvestConfig, write_caches
-    from saelab.text import TextConfig
+    from saelab.cache import HarvestConfig, write_caches
+    from saelab.text.contexts import TextConfig
 
     text = tmp_path / "text.txt"
     text.write_text("the king met the queen at the old mill near the river. " * 400)

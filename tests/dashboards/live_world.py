@@ -9,7 +9,7 @@ import torch
 from toy_store import N_FEATURES, write_toy_store
 
 from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
-from saelab.feature_store.token_text import Vocabulary
+from saelab.features.token_text import Vocabulary
 
 HOOK = "blocks.1.hook_resid_post"
 TEXT = "the king met the queen at the old mill"

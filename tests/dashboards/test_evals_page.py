@@ -9,7 +9,11 @@ from conftest import page_opener, write_dictionary
 from toy_store import decoder
 
 from saelab.errors import ArtifactError
-from saelab.evaluation_result import EvaluationResult, MeasuredMetric, write_evaluation_result
+from saelab.formats.evaluation_result import (
+    EvaluationResult,
+    MeasuredMetric,
+    write_evaluation_result,
+)
 from saelab.report.registry import FIGURES
 
 

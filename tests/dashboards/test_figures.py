@@ -27,7 +27,7 @@ from saelab.dashboards.figures import (
 from saelab.dashboards.matching import decoder_rows, match
 from saelab.dashboards.page_parts import csv_text, format_number, plain
 from saelab.errors import ArtifactError
-from saelab.feature_store.reader import FeatureStore
+from saelab.features.reader import FeatureStore
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy_store import DEAD, DENSE, IMAGE, N_FEATURES, SCRIPT, dense_codes, write_toy_store
 
-from saelab.feature_store.labels import LabelBook
+from saelab.features.labels import LabelBook
 
 FIRST = {"run": "all/demo", "sae": "first"}
 

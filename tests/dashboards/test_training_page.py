@@ -9,8 +9,8 @@ import pytest
 from conftest import page_opener
 
 from saelab.errors import ArtifactError
+from saelab.formats.training_history import Curve, read_history
 from saelab.report.training_figures import training_figure
-from saelab.training_history import Curve, read_history
 
 
 def line(step, name="a-k2", **numbers):

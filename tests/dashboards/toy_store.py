@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from saelab.feature_store.schema import FLAGS, KIND, N_BINS, QUANTILE_LEVELS, TABLES, pack
-from saelab.feature_store.unpacking import TOKEN_SEPARATOR
+from saelab.features.schema import FLAGS, KIND, N_BINS, QUANTILE_LEVELS, TABLES, pack
+from saelab.features.unpacking import TOKEN_SEPARATOR
 
 APP = Path(__file__).resolve().parents[2] / "dashboards" / "app.py"
 SCRIPT = "<script>document.title='HACKED'</script>"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from saelab.dictionary import ARCHITECTURES, Dictionary, load_dictionary, save_dictionary
 from saelab.dictionary.architectures import INPUT_NORMALISATIONS
 from saelab.errors import ArtifactError, ConfigError
-from saelab.files import read_json, sha256_of, write_json
+from saelab.formats.files import read_json, sha256_of, write_json
 from saelab.sparse import SparseCodes
 
 MADE_FROM = {

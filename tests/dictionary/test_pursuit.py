@@ -9,7 +9,7 @@ from saelab.dictionary import Dictionary, inner_products
 from saelab.dictionary.pursuit import PursuitEncoder, pursue
 from saelab.dictionary.strongest_latent import LatentScreen
 from saelab.errors import ConfigError
-from saelab.metrics import fvu
+from saelab.stats.metrics import fvu
 
 
 def dense_pursuit(latents, signal, counts, *, mask_active=False):

@@ -7,10 +7,10 @@ import random
 import pytest
 import torch
 
-from saelab.activation_cache import RowRule
+from saelab.cache import TokenFilter
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
-from saelab.text import TextConfig
+from saelab.text.contexts import TextConfig
 
 WORDS = ("king", "queen", "mill", "river", "boat", "corn", "salt", "congress", "winter", "war")
 
@@ -37,7 +37,7 @@ def save_trained(tmp_path, tiny_model, tiny_model_folder, model_text):
             "hook_point": "blocks.1.hook_resid_post",
             "text": to_plain(model_text),
             "context_length": 32,
-            "row_rule": to_plain(RowRule()),
+            "row_rule": to_plain(TokenFilter()),
             "norm_ceiling": 11.0,
             "cache_hash": None,
             **origin,

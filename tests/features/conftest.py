@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from saelab.dictionary import Dictionary
-from saelab.feature_store.build import StoreSources, write_store
-from saelab.feature_store.config import StoreOptions
-from saelab.feature_store.reader import FeatureStore
-from saelab.feature_store.shards import Shards, ShardText, write_shard
-from saelab.feature_store.token_text import Vocabulary
-from saelab.logit_lens import Lens
+from saelab.features.build import StoreSources, write_store
+from saelab.features.config import StoreOptions
+from saelab.features.reader import FeatureStore
+from saelab.features.shards import Shards, ShardText, write_shard
+from saelab.features.token_text import Vocabulary
+from saelab.model.logit_lens import Lens
 
 CONTEXT = 16
 BOS = 0

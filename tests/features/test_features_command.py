@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from saelab.activation_cache.row_rule import RowRule
+from saelab.cache.token_filter import TokenFilter
 from saelab.cli import main
 from saelab.commands.features import main as features
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError
-from saelab.feature_store import text_pass
-from saelab.feature_store.config import FeaturesConfig
-from saelab.feature_store.pipeline import build_features, dictionary_folders
-from saelab.feature_store.reader import FeatureStore
-from saelab.text import TextConfig, context_batches
+from saelab.features import text_pass
+from saelab.features.config import FeaturesConfig
+from saelab.features.pipeline import build_features, dictionary_folders
+from saelab.features.reader import FeatureStore
+from saelab.text.contexts import TextConfig, context_batches
 
 LENGTH = 16
 HOOK = "blocks.1.hook_resid_post"
@@ -57,7 +57,7 @@ def save(folder, model, text_file, seed, **changes):
         "hook_point": HOOK,
         "text": to_plain(text),
         "context_length": LENGTH,
-        "row_rule": to_plain(RowRule()),
+        "row_rule": to_plain(TokenFilter()),
         "norm_ceiling": 1e6,
         **changes,
     }

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.feature_store.labels import LabelBook
+from saelab.features.labels import LabelBook
 
 
 @pytest.fixture

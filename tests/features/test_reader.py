@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.feature_store.reader import FeatureStore
-from saelab.feature_store.staleness import is_stale
-from saelab.files import write_json
+from saelab.features.reader import FeatureStore
+from saelab.features.staleness import is_stale
+from saelab.formats.files import write_json
 
 KINGS, SCRIPTS, EMOJIS = 2, 4, 6
 
@@ -154,8 +154,8 @@ def test_staleness_is_a_sentence(tiny_store, tmp_path):
 def test_reading_needs_no_heavy_library(tiny_store_path):
     program = (
         "import sys; from pathlib import Path\n"
-        "from saelab.feature_store.reader import FeatureStore\n"
-        "import saelab.feature_store.labels, saelab.feature_store.staleness\n"
+        "from saelab.features.reader import FeatureStore\n"
+        "import saelab.features.labels, saelab.features.staleness\n"
         "store = FeatureStore(Path(sys.argv[1])); store.feature(2); store.table()\n"
         "print([m for m in ('torch', 'transformers', 'transformer_lens', 'pyarrow') "
         "if m in sys.modules])"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from saelab.feature_store.config import StoreOptions
-from saelab.feature_store.schema import N_BINS, QUANTILE_LEVELS
+from saelab.features.config import StoreOptions
+from saelab.features.schema import N_BINS, QUANTILE_LEVELS
 
 HERE = Path(__file__).parent
 

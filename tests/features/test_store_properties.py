@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from saelab.dictionary import Dictionary
 from saelab.errors import ConfigError
-from saelab.feature_store import build, coactivation
-from saelab.feature_store.build import StoreSources, write_store
-from saelab.feature_store.config import FeaturesConfig, StoreOptions
-from saelab.feature_store.examples import RangeExamples, strata_of, text_keys
-from saelab.feature_store.reader import FeatureStore
-from saelab.feature_store.shards import Shards, ShardText, write_shard
-from saelab.feature_store.statistics import histogram_of, quantiles_of
-from saelab.feature_store.token_text import Vocabulary
+from saelab.features import build, coactivation
+from saelab.features.build import StoreSources, write_store
+from saelab.features.config import FeaturesConfig, StoreOptions
+from saelab.features.examples import RangeExamples, strata_of, text_keys
+from saelab.features.reader import FeatureStore
+from saelab.features.shards import Shards, ShardText, write_shard
+from saelab.features.statistics import histogram_of, quantiles_of
+from saelab.features.token_text import Vocabulary
 
 LENGTH = 6
 ACTIVATIONS = st.sampled_from([0.0, 0.0, 0.0, 0.125, 0.25, 0.25, 1.0, 3.5])

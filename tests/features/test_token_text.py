@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saelab.feature_store.token_text import Vocabulary
+from saelab.features.token_text import Vocabulary
 
 BYTES = Vocabulary([bytes([byte]) for byte in range(256)])
 

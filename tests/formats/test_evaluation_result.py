@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from saelab.errors import ArtifactError
-from saelab.evaluation_result import (
+from saelab.formats.evaluation_result import (
     EvaluationResult,
     MeasuredMetric,
     read_evaluation_result,

@@ -9,8 +9,8 @@ import stat
 import pytest
 import torch
 
-from saelab import files
 from saelab.errors import ResourceError
+from saelab.formats import files
 
 
 @pytest.fixture

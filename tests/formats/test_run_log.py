@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from saelab.errors import ArtifactError, ResourceError
-from saelab.run_log import JsonlLog, RunLog, WandbLog, read_log
+from saelab.formats.run_log import JsonlLog, RunLog, WandbLog, read_log
 
 
 class FakeRun:

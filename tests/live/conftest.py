@@ -72,6 +72,6 @@ def session(tiny_model, saved):
 @pytest.fixture(scope="session")
 def double_model(tiny_gpt2_folder):
     """The tiny GPT-2 in float64, for finite differences: Llama's norms compute in float32."""
-    from saelab.language_model import load_language_model
+    from saelab.model.language_model import load_language_model
 
     return load_language_model(str(tiny_gpt2_folder), dtype="float64", device="cpu")

@@ -22,7 +22,7 @@ TEXT = "The President of the United"
 @pytest.fixture(scope="module")
 def real_session(tmp_path_factory):
     """SmolLM2 with a dictionary whose decoder rows are differences of its own activations."""
-    from saelab.language_model import load_language_model
+    from saelab.model.language_model import load_language_model
 
     model = load_language_model("smollm2-135m", dtype="bfloat16", device="cpu")
     ids = [model.bos_id, *model.tokenize(["Our army won the war and the bank lent money. " * 4])[0]]

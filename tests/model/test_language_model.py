@@ -7,9 +7,10 @@ import time
 import pytest
 import torch
 
-from saelab import loss_gradients, token_loss
 from saelab.errors import ModelError
-from saelab.language_model import load_language_model, next_token_loss
+from saelab.model import token_loss
+from saelab.model.gradients import loss_gradients
+from saelab.model.language_model import load_language_model, next_token_loss
 
 MIDDLE = "blocks.1.hook_resid_post"
 
@@ -377,7 +378,7 @@ def embedded_exact():
 
 
 def held_out_tokens(model, contexts):
-    from saelab.text import TextConfig, context_batches
+    from saelab.text.contexts import TextConfig, context_batches
 
     batches = context_batches(
         TextConfig(), model, split="held_out", context_length=128, batch_contexts=contexts

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from saelab import model_files
 from saelab.errors import ModelError
-from saelab.model_files import convert_gguf, list_models, resolve_model
+from saelab.model import model_files
+from saelab.model.model_files import convert_gguf, list_models, resolve_model
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saelab.errors import ModelError
-from saelab.patched_runs import can_start_at, keys_before
+from saelab.model.patched_runs import can_start_at, keys_before
 
 
 @pytest.fixture(params=["tiny_model", "tiny_gpt2"])

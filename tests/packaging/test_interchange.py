@@ -13,7 +13,7 @@ import torch
 
 from saelab.dictionary import ARCHITECTURES, Dictionary, load_dictionary, save_dictionary
 from saelab.dictionary.architectures import INPUT_NORMALISATIONS
-from saelab.files import read_tensors, write_tensors
+from saelab.formats.files import read_tensors, write_tensors
 
 pytestmark = pytest.mark.interchange
 

@@ -14,9 +14,9 @@ ROOMS = {"saelab": "saelab", "training": "saelab.training", "evals": "saelab.eva
 ROOMS["dashboards"] = "saelab.dashboards"
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 ONLY_IMPORTER = {
-    "transformer_lens": "saelab/language_model.py",
-    "datasets": "saelab/text.py",
-    "wandb": "saelab/run_log.py",
+    "transformer_lens": "saelab/model/language_model.py",
+    "datasets": "saelab/text/contexts.py",
+    "wandb": "saelab/formats/run_log.py",
 }
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from saelab.errors import ArtifactError
-from saelab.evaluation_result import EvaluationResult, MeasuredMetric
+from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
 from saelab.report import FIGURES, Report, figures_of
 from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, new_plot
 from saelab.report.page import format_value

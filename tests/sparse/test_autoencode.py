@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import ActivationError
-from saelab.metrics import SparsityStatistics, mean_l0
 from saelab.sparse import SparseCodes, autoencode, pre_activation_chunks, select_top_k, top_k
 from saelab.sparse.kernels import TransposedPairs, combine_latents, combine_rows, pair_products
+from saelab.stats.metrics import SparsityStatistics, mean_l0
 
 
 def weights(d_in, d_sae, seed=0, dtype=torch.float64):

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import ActivationError
-from saelab.metrics import (
+from saelab.sparse import SparseCodes
+from saelab.stats.metrics import (
     METRICS,
     Moments,
     ReconstructionStatistics,
@@ -22,7 +23,6 @@ from saelab.metrics import (
     kl_divergence,
     loss_recovered,
 )
-from saelab.sparse import SparseCodes
 
 D_IN, D_SAE = 6, 20
 

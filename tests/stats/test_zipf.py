@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import ConfigError
-from saelab.zipf import fit_zipf, zipf_budgets, zipf_shares
+from saelab.stats.zipf import fit_zipf, zipf_budgets, zipf_shares
 
 K = 32
 # B, F, s, q; raw m_1 / B, raw m_F, share of raw m < 1; in [1, B]: m_1, median, m_F.

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saelab.activation_cache import CacheStream, open_cache
+from saelab.cache import CacheStream, open_cache
 from saelab.cli import main
 from saelab.commands.info import describe
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError
-from saelab.files import write_json
+from saelab.formats.files import write_json
 from saelab.synthetic import (
     PRESETS,
     PlantedConfig,

@@ -11,10 +11,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from saelab import text, text_files
 from saelab.errors import ConfigError, ModelError, TextError
-from saelab.language_model import LanguageModel
-from saelab.text import (
+from saelab.model.language_model import LanguageModel
+from saelab.text import contexts as text
+from saelab.text import sources as text_files
+from saelab.text.contexts import (
     TextConfig,
     context_batches,
     describe_text,

@@ -5,10 +5,10 @@ import torch
 
 from saelab.errors import ConfigError
 from saelab.sparse import SparseCodes
+from saelab.stats.zipf import zipf_shares
 from saelab.training.parts.auxiliary import Auxiliary, Underused
 from saelab.training.parts.auxiliary_options import AuxiliaryOptions
 from saelab.training.parts.weights import AutoencoderWeights
-from saelab.zipf import zipf_shares
 
 D_IN, D_SAE, K = 6, 20, 3
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from saelab.dictionary import load_dictionary, save_dictionary
 from saelab.errors import ConfigError
-from saelab.metrics import fvu
 from saelab.sparse import SparseCodes
+from saelab.stats.metrics import fvu
 from saelab.training.config import DictionarySpec, OptimizerConfig
 from saelab.training.interface import DictionarySettings, Normalisation, TrainingBatch
 from saelab.training.learner import Learner

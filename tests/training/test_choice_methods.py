@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from saelab.errors import ConfigError
+from saelab.stats.zipf import zipf_budgets
 from saelab.training.config import TrainConfig
 from saelab.training.interface import DictionarySettings, Normalisation, TrainingBatch
 from saelab.training.methods import MethodOptions
@@ -13,7 +14,6 @@ from saelab.training.methods.feature_choice import FeatureChoice, FeatureChoiceO
 from saelab.training.methods.matryoshka import Matryoshka, MatryoshkaOptions
 from saelab.training.methods.mutual_choice import MutualChoice, MutualChoiceOptions
 from saelab.training.parts.auxiliary_options import AuxiliaryOptions
-from saelab.zipf import zipf_budgets
 
 D_IN, D_SAE, K, ROWS = 10, 48, 3, 60
 NO_AUXILIARY = AuxiliaryOptions(kind="none")

@@ -5,16 +5,16 @@ import dataclasses
 import pytest
 import torch
 
-from saelab.activation_cache import CacheStream, ErrorStream, open_cache
+from saelab.cache import CacheStream, ErrorStream, open_cache
 from saelab.dictionary import load_dictionary
+from saelab.dictionary.data_spec import data_spec_of
 from saelab.dictionary.decomposition import ErrorProbe, decompose, save_probe
 from saelab.dictionary.error_rows import PROBE_PLACE, ErrorRows, hash_of_probe
 from saelab.errors import ActivationError, ArtifactError, ConfigError, Stopped
 from saelab.evals.core.config import CoreConfig
-from saelab.feature_store.config import FeaturesConfig
-from saelab.feature_store.pipeline import build_features
-from saelab.files import read_json
-from saelab.protocol import protocol_of
+from saelab.features.config import FeaturesConfig
+from saelab.features.pipeline import build_features
+from saelab.formats.files import read_json
 from saelab.training.config import TrainConfig
 from saelab.training.run import train
 from saelab.training.run_folder import settings_hash
@@ -69,7 +69,7 @@ def test_rows_are_the_component_and_statistics_are_theirs(base, tiny_cache, comp
 
 
 def test_statistics_of_a_large_cache_are_of_rows_spread_over_it(base, tiny_cache, monkeypatch):
-    from saelab.activation_cache import error_stream
+    from saelab.cache import error_stream
 
     cache = open_cache(tiny_cache)
     monkeypatch.setattr(error_stream, "STATISTICS_ROWS", 10)
@@ -92,7 +92,7 @@ def test_a_run_on_errors_says_so_and_suites_on_activations_refuse_it(base, run_c
     # Normalised by its own statistics: a step would diverge at the activations' scale.
     assert 0 < run["dictionaries"][NAME]["fvu"] < 1
     with pytest.raises(ArtifactError, match="trained on the nonlinear component of the error"):
-        protocol_of(saved, CoreConfig())
+        data_spec_of(saved, CoreConfig())
     with pytest.raises(
         ArtifactError, match=r"not on activations: judge it with `saelab eval dark-"
     ):
@@ -147,7 +147,7 @@ def test_settings_that_do_not_fit_together_are_refused_all_at_once(run_config):
 
 def test_runs_from_before_there_were_error_components_keep_their_hash(run_config):
     from saelab.config import to_plain
-    from saelab.files import hash_of
+    from saelab.formats.files import hash_of
     from saelab.training.run_folder import ERROR_SETTINGS, WITHOUT_EFFECT
 
     old = to_plain(run_config)

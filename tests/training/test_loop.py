@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from saelab.errors import ActivationError
-from saelab.files import read_json
+from saelab.formats.files import read_json
 from saelab.training.config import OptimizerConfig
 from saelab.training.learner import learning_rate_factor
 from saelab.training.run import train

@@ -7,7 +7,7 @@ import pytest
 from saelab.cli import main
 from saelab.config import to_yaml
 from saelab.errors import ConfigError, SaelabError, Stopped
-from saelab.files import read_json
+from saelab.formats.files import read_json
 from saelab.training.config import TrainConfig
 from saelab.training.recipe import WHOLE, in_own_folders, load_recipe, recipe_of
 from saelab.training.run_parts import train_parts
@@ -34,7 +34,7 @@ parts:
 
 @pytest.fixture(scope="module")
 def two_caches(tiny_harvest, tmp_path_factory):
-    from saelab.activation_cache import write_caches
+    from saelab.cache import write_caches
 
     folder = tmp_path_factory.mktemp("two") / "c"
     write_caches(folder, dataclasses.replace(tiny_harvest, hook_points=HOOK_POINTS))

@@ -14,8 +14,8 @@ import torch
 from saelab.config import to_yaml
 from saelab.dictionary import load_dictionary
 from saelab.errors import ActivationError, ArtifactError, ConfigError, ResourceError, Stopped
-from saelab.files import read_json, read_tensors
-from saelab.run_log import read_log
+from saelab.formats.files import read_json, read_tensors
+from saelab.formats.run_log import read_log
 from saelab.training.config import TrainConfig
 from saelab.training.run import train
 
@@ -232,7 +232,7 @@ def test_a_cache_of_another_model_or_hook_point_is_refused(run_config):
 
 
 def test_not_finite_activations_stop_training_and_leave_the_checkpoint(run_config, monkeypatch):
-    from saelab.activation_cache import CacheStream
+    from saelab.cache import CacheStream
 
     next_batch = CacheStream.next_batch
     seen = []

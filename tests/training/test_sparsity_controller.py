@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from saelab.errors import ConfigError
-from saelab.metrics import mean_l0
 from saelab.sparse import SparseCodes
+from saelab.stats.metrics import mean_l0
 from saelab.training.config import DictionarySpec, OptimizerConfig, TrainConfig
 from saelab.training.interface import Normalisation, TrainingBatch
 from saelab.training.learner import Learner

@@ -21,7 +21,7 @@ from torch import Tensor
 from saelab.dictionary import Dictionary
 from saelab.errors import ConfigError
 from saelab.sparse import SparseCodes, select_above, select_latent_top
-from saelab.zipf import fit_zipf, zipf_budgets
+from saelab.stats.zipf import fit_zipf, zipf_budgets
 
 from ..interface import DictionarySettings, Normalisation, TrainingBatch
 from ..options import outside

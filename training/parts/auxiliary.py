@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from saelab.sparse import SparseCodes, autoencode, select_top_k
-from saelab.zipf import fit_zipf, zipf_shares
+from saelab.stats.zipf import fit_zipf, zipf_shares
 
 from .auxiliary_options import AuxiliaryOptions
 from .dead_latents import REFRESH_STEPS, DeadLatents

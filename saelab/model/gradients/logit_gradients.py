@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .hooked_forward import HookedForward
+from saelab.model.hooked_forward import HookedForward
 
 Quantity = Literal["logit", "log_probability"]
 """What is differentiated: the raw logit, or its log-softmax over the vocabulary in nats."""

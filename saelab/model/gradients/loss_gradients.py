@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from .hooked_forward import HookedForward
+from saelab.model.hooked_forward import HookedForward
+from saelab.model.token_loss import LOSS_CHUNK_ELEMENTS, next_token_loss, next_token_loss_gradient
+
 from .lean_backward import LeanBackward
-from .token_loss import LOSS_CHUNK_ELEMENTS, next_token_loss, next_token_loss_gradient
 
 logger = logging.getLogger(__name__)
 

@@ -10,15 +10,19 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from saelab.activation_cache import RowRule
+from saelab.cache import TokenFilter
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.evals.compare.config import CompareConfig
 from saelab.evals.steering.definitions import metric_name
-from saelab.evaluation_result import EvaluationResult, MeasuredMetric, write_evaluation_result
-from saelab.files import write_json
-from saelab.manifest import library_versions, new_manifest
-from saelab.text import TextConfig
+from saelab.formats.evaluation_result import (
+    EvaluationResult,
+    MeasuredMetric,
+    write_evaluation_result,
+)
+from saelab.formats.files import write_json
+from saelab.formats.manifest import library_versions, new_manifest
+from saelab.text.contexts import TextConfig
 
 D_IN, D_SAE = 6, 48
 CONFIG = CompareConfig()
@@ -30,7 +34,7 @@ ORIGIN = {
     "text": to_plain(TextConfig(source="somewhere")),
     "text_hash": "b" * 64,
     "context_length": 32,
-    "row_rule": to_plain(RowRule()),
+    "row_rule": to_plain(TokenFilter()),
     "norm_ceiling": 11.0,
     "cache_hash": "c" * 64,
 }
@@ -244,5 +248,5 @@ def plant(tmp_path, monkeypatch):
     """
     versions = library_versions()
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    monkeypatch.setattr("saelab.manifest.library_versions", lambda: versions)
+    monkeypatch.setattr("saelab.formats.manifest.library_versions", lambda: versions)
     return Planter(tmp_path)

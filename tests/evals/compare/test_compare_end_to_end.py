@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from saelab.activation_cache import HarvestConfig, write_caches
+from saelab.cache import HarvestConfig, write_caches
 from saelab.cli import main as cli
 from saelab.evals.compare.config import CompareConfig
 from saelab.evals.compare.suite import run_compare
-from saelab.files import read_json
-from saelab.text import TextConfig
+from saelab.formats.files import read_json
+from saelab.text.contexts import TextConfig
 from saelab.training.config import TrainConfig
 from saelab.training.run import train
 

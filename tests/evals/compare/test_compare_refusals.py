@@ -11,7 +11,7 @@ from saelab.cli import main as cli
 from saelab.errors import ArtifactError, ConfigError
 from saelab.evals.compare.config import CompareConfig
 from saelab.evals.compare.suite import run_compare
-from saelab.files import read_json, write_json
+from saelab.formats.files import read_json, write_json
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
         ({"text": {"source": "elsewhere"}}, "different texts"),
         ({"text_hash": "9" * 64}, "different texts"),
         ({"context_length": 64}, "different context lengths"),
-        ({"row_rule": {"exclude_bos": False}}, "different row rules"),
+        ({"row_rule": {"exclude_bos": False}}, "different token filters"),
     ],
 )
 def test_runs_that_are_of_different_things(plant, refused, origin, message):

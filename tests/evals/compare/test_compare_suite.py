@@ -15,7 +15,7 @@ from saelab.errors import ArtifactError
 from saelab.evals.compare import jobs as jobs_module
 from saelab.evals.compare.config import CompareConfig
 from saelab.evals.compare.suite import run_compare
-from saelab.files import read_json, write_json
+from saelab.formats.files import read_json, write_json
 
 COLUMNS = {
     "fvu": lambda method, k, seed: 1 / k + 0.01 * seed - (0.02 if method == "other" else 0),

@@ -13,7 +13,7 @@ from saelab.evals.consistency import suite
 from saelab.evals.consistency.command import main
 from saelab.evals.consistency.config import ConsistencyConfig
 from saelab.evals.consistency.suite import run_consistency
-from saelab.evaluation_result import read_evaluation_result
+from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.report import figures_of
 
 SMALL = ConsistencyConfig(n_tokens=256, device="cpu", top_fraction=0.1)

@@ -11,16 +11,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saelab.activation_cache import HarvestConfig, RowRule, write_caches
+from saelab.cache import HarvestConfig, TokenFilter, write_caches
 from saelab.dictionary import load_dictionary, save_dictionary
 from saelab.evals.core.command import show
 from saelab.evals.core.config import CoreConfig
 from saelab.evals.core.modes import SHUFFLE_SEED
 from saelab.evals.core.suite import run_core
-from saelab.evaluation_result import read_evaluation_result
-from saelab.metric_definitions import INFERENCE_MODES, METRICS, MODES_GROUP
+from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.report.mode_figures import MODE_LABELS, WARNING
-from saelab.text import TextConfig, context_batches
+from saelab.stats.metric_definitions import INFERENCE_MODES, METRICS, MODES_GROUP
+from saelab.text.contexts import TextConfig, context_batches
 from saelab.training.config import TrainConfig
 from saelab.training.methods import MethodOptions
 from saelab.training.methods.gradient_topk import GradientTopKOptions
@@ -50,7 +50,7 @@ def trained(tmp_path_factory, tiny_model_folder):
         model_dtype="float32",
         device="cpu",
         gradients=True,
-        rows=RowRule(max_norm_ratio=1.1),
+        rows=TokenFilter(max_norm_ratio=1.1),
     )
     config = TrainConfig(
         out=folder / "run",
@@ -202,7 +202,7 @@ def test_dictionaries_without_modes_get_what_they_always_got(sae, tmp_path, monk
     def refuse(*given):
         raise AssertionError("no gradient is needed")
 
-    from saelab.language_model import LanguageModel
+    from saelab.model.language_model import LanguageModel
 
     monkeypatch.setattr(LanguageModel, "capture_with_gradients", refuse)
     [again] = run_core([plain], replace(SMALL, overwrite=True))

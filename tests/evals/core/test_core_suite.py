@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saelab.activation_cache import RowRule
+from saelab.cache import TokenFilter
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError, ModelError, TextError
@@ -18,10 +18,10 @@ from saelab.evals.core import suite
 from saelab.evals.core.command import main
 from saelab.evals.core.config import CoreConfig
 from saelab.evals.core.suite import run_core
-from saelab.evaluation_result import read_evaluation_result
-from saelab.metric_definitions import MODES_GROUP
-from saelab.metrics import METRICS
-from saelab.text import TextConfig, context_batches
+from saelab.formats.evaluation_result import read_evaluation_result
+from saelab.stats.metric_definitions import MODES_GROUP
+from saelab.stats.metrics import METRICS
+from saelab.text.contexts import TextConfig, context_batches
 
 HOOK = "blocks.1.hook_resid_post"
 CONTEXT, D_IN, CEILING = 32, 32, 11.0
@@ -51,7 +51,7 @@ def save(tmp_path, tiny_model, tiny_model_folder, text):
             "hook_point": HOOK,
             "text": to_plain(text),
             "context_length": CONTEXT,
-            "row_rule": to_plain(RowRule()),
+            "row_rule": to_plain(TokenFilter()),
             "norm_ceiling": CEILING,
             "cache_hash": None,
         }
@@ -230,11 +230,11 @@ def test_several_dictionaries_share_one_pass_and_get_the_numbers_they_get_alone(
 
 
 def test_dictionaries_of_different_row_rules_keep_their_own(save):
-    loose = to_plain(RowRule(max_norm_ratio=None))
+    loose = to_plain(TokenFilter(max_norm_ratio=None))
     strict, free = run_core(
         [
             save(random_topk(), "strict"),
-            save(random_topk(), "free", row_rule=loose, norm_ceiling=None),
+            save(random_topk(), "free", token_filter=loose, norm_ceiling=None),
         ],
         SMALL,
     )

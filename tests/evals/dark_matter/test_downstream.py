@@ -5,29 +5,29 @@ import dataclasses
 import pytest
 import torch
 
-from saelab.activation_cache import RowRule
+from saelab.cache import TokenFilter
 from saelab.dictionary import load_dictionary
+from saelab.dictionary.data_spec import DataSpec, held_out_batches
 from saelab.dictionary.decomposition import ErrorProbe
 from saelab.errors import ActivationError
 from saelab.evals.dark_matter.downstream import CONDITIONS, LiveParts, measure_downstream
 from saelab.evals.dark_matter.downstream_values import definitions, figure_data, values
 from saelab.evals.dark_matter.split import CONTEXT_TEST, cells_of
-from saelab.protocol import Protocol, held_out_batches
 
 HOOK = "blocks.1.hook_resid_post"
 SETTINGS = {"n_tokens": 96, "batch_contexts": 2}
 
 
 @pytest.fixture
-def protocol(tiny_model_folder, tiny_model, model_text):
-    return Protocol(
+def spec(tiny_model_folder, tiny_model, model_text):
+    return DataSpec(
         model=str(tiny_model_folder),
         model_hash=tiny_model.content_hash,
         model_dtype="float32",
         hook_point=HOOK,
         text=model_text,
         context_length=32,
-        row_rule=RowRule(max_norm_ratio=None),
+        token_filter=TokenFilter(max_norm_ratio=None),
         norm_ceiling=None,
     )
 
@@ -44,9 +44,9 @@ def probe():
     return ErrorProbe(weight, 0.1 * torch.randn(32, generator=generator))
 
 
-def test_losses_and_shares_are_those_of_passes_made_by_hand(tiny_model, protocol, saved, probe):
-    found = measure_downstream(tiny_model, protocol, saved, probe, **SETTINGS)
-    tokens = torch.cat(list(held_out_batches(tiny_model, protocol, 96, 2)))
+def test_losses_and_shares_are_those_of_passes_made_by_hand(tiny_model, spec, saved, probe):
+    found = measure_downstream(tiny_model, spec, saved, probe, **SETTINGS)
+    tokens = torch.cat(list(held_out_batches(tiny_model, spec, 96, 2)))
     keep = tokens != tiny_model.bos_id
     keep[:, 0] = False
     for special in tiny_model.special_ids:
@@ -91,43 +91,41 @@ def test_losses_and_shares_are_those_of_passes_made_by_hand(tiny_model, protocol
     assert got["downstream_n_positions"] == tokens.shape[0] * 31
 
 
-def test_both_parts_added_give_the_untouched_model(tiny_model, protocol, saved, probe):
-    got = values(measure_downstream(tiny_model, protocol, saved, probe, **SETTINGS))
+def test_both_parts_added_give_the_untouched_model(tiny_model, spec, saved, probe):
+    got = values(measure_downstream(tiny_model, spec, saved, probe, **SETTINGS))
     original, identity = got["downstream_loss_original"], got["downstream_loss_identity"]
     assert identity == pytest.approx(original, rel=1e-6)
     assert got["downstream_kl_identity"] == pytest.approx(0, abs=1e-6)
     assert got["downstream_identity_deviation"] < 1e-6
 
 
-def test_batches_do_not_change_what_is_not_drawn(tiny_model, protocol, saved, probe):
+def test_batches_do_not_change_what_is_not_drawn(tiny_model, spec, saved, probe):
     one, two = (
-        values(
-            measure_downstream(tiny_model, protocol, saved, probe, n_tokens=96, batch_contexts=b)
-        )
+        values(measure_downstream(tiny_model, spec, saved, probe, n_tokens=96, batch_contexts=b))
         for b in (1, 3)
     )
     for name in one:
         if "random" not in name and "shuffled" not in name:
             assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-5), name
     again = values(
-        measure_downstream(tiny_model, protocol, saved, probe, n_tokens=96, batch_contexts=3)
+        measure_downstream(tiny_model, spec, saved, probe, n_tokens=96, batch_contexts=3)
     )
     assert again == two
 
 
-def test_the_first_positions_are_left_alone_and_not_counted(tiny_model, protocol, saved, probe):
-    found = measure_downstream(tiny_model, protocol, saved, probe, first_position=20, **SETTINGS)
+def test_the_first_positions_are_left_alone_and_not_counted(tiny_model, spec, saved, probe):
+    found = measure_downstream(tiny_model, spec, saved, probe, first_position=20, **SETTINGS)
     assert found.n_positions == 3 * 11 and 0 < found.n_rows <= 3 * 12
-    tokens = torch.cat(list(held_out_batches(tiny_model, protocol, 96, 2)))
+    tokens = torch.cat(list(held_out_batches(tiny_model, spec, 96, 2)))
     clean = float(tiny_model.run(tokens).loss[:, 20:].double().sum())
     assert found.original == pytest.approx(clean, rel=1e-5)
     assert "from position 20 on" in definitions(found)["downstream_loss_sae"].text
 
 
-def test_contexts_that_the_probe_was_fitted_on_are_left_out(tiny_model, protocol, saved, probe):
+def test_contexts_that_the_probe_was_fitted_on_are_left_out(tiny_model, spec, saved, probe):
     options = {"n_tokens": 128, "batch_contexts": 3, "seed": 2}
-    found = measure_downstream(tiny_model, protocol, saved, probe, train_fraction=0.5, **options)
-    tokens = torch.cat(list(held_out_batches(tiny_model, protocol, 32 * 40, 1)))
+    found = measure_downstream(tiny_model, spec, saved, probe, train_fraction=0.5, **options)
+    tokens = torch.cat(list(held_out_batches(tiny_model, spec, 32 * 40, 1)))
     index = torch.arange(len(tokens))
     cells = cells_of(index, torch.zeros_like(index), seed=2, train_fraction=0.5)
     unseen = tokens[cells >= CONTEXT_TEST[0]][:4]
@@ -136,11 +134,11 @@ def test_contexts_that_the_probe_was_fitted_on_are_left_out(tiny_model, protocol
     assert found.original == pytest.approx(clean, rel=1e-6)
 
 
-def test_a_text_of_nothing_unseen_is_refused(tiny_model, protocol, saved, probe, caplog):
+def test_a_text_of_nothing_unseen_is_refused(tiny_model, spec, saved, probe, caplog):
     with pytest.raises(ActivationError, match="no context that the probe was not fitted on"):
-        measure_downstream(tiny_model, protocol, saved, probe, train_fraction=1 - 1e-12, **SETTINGS)
+        measure_downstream(tiny_model, spec, saved, probe, train_fraction=1 - 1e-12, **SETTINGS)
     measure_downstream(
-        tiny_model, protocol, saved, probe, n_tokens=10**6, batch_contexts=8, train_fraction=0.9
+        tiny_model, spec, saved, probe, n_tokens=10**6, batch_contexts=8, train_fraction=0.9
     )
     assert "all of them are used" in caplog.text
 
@@ -165,8 +163,8 @@ def test_controls_have_the_norms_of_what_they_stand_for(saved, probe):
     torch.testing.assert_close(moved.norm(dim=1), live.parts.error.norm(dim=1))
 
 
-def test_every_value_is_defined_and_an_undefined_share_is_none(tiny_model, protocol, saved, probe):
-    found = measure_downstream(tiny_model, protocol, saved, probe, **SETTINGS)
+def test_every_value_is_defined_and_an_undefined_share_is_none(tiny_model, spec, saved, probe):
+    found = measure_downstream(tiny_model, spec, saved, probe, **SETTINGS)
     assert set(values(found)) == set(definitions(found))
     data = figure_data(found)
     assert len(data["downstream_recovery"]["linear"]) == len(data["downstream_recovery"]["measure"])

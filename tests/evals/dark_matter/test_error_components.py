@@ -9,7 +9,7 @@ from saelab.dictionary.error_rows import ORIGIN_KEY, ErrorRows
 from saelab.errors import ConfigError
 from saelab.evals.dark_matter.component_values import definitions, figure_data, values
 from saelab.evals.dark_matter.error_components import measure_components
-from saelab.metrics import fvu, mean_l0
+from saelab.stats.metrics import fvu, mean_l0
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from saelab.dictionary import load_dictionary
+from saelab.dictionary.data_spec import data_spec_of
 from saelab.dictionary.decomposition import ErrorProbe, decompose
 from saelab.errors import ActivationError, ArtifactError, ConfigError
 from saelab.evals.dark_matter.config import DarkMatterConfig
 from saelab.evals.dark_matter.linear_map_values import definitions, figure_data, values
 from saelab.evals.dark_matter.linear_maps import JOINT, OWN, measure_linear_maps
-from saelab.evals.dark_matter.source_rows import SourceRows, source_protocols, source_rows
+from saelab.evals.dark_matter.source_rows import SourceRows, source_data_specs, source_rows
 from saelab.evals.dark_matter.split import CONTEXT_TEST, cells_of
-from saelab.protocol import protocol_of
 
 EARLIER, MLP = "blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"
 
@@ -137,13 +137,13 @@ def test_too_few_rows_are_refused_in_words(family, probe):
 def test_rows_of_all_hook_points_come_from_the_same_tokens(family, tiny_model):
     saved, sources = family
     config = DarkMatterConfig()
-    protocol = protocol_of(saved, config)
-    named = source_protocols(tiny_model, protocol, list(sources.values()), config)
+    spec = data_spec_of(saved, config)
+    named = source_data_specs(tiny_model, spec, list(sources.values()), config)
     options = {"n_tokens": 96, "first_position": 3}
-    one, *rest = source_rows(tiny_model, protocol, named, batch_contexts=3, **options)
+    one, *rest = source_rows(tiny_model, spec, named, batch_contexts=3, **options)
     assert not rest and int(one.position.min()) >= 3
     assert len(one.activations) == len(one.sources[MLP]) == len(one.sequence)
-    parts = list(source_rows(tiny_model, protocol, named, batch_contexts=1, **options))
+    parts = list(source_rows(tiny_model, spec, named, batch_contexts=1, **options))
     torch.testing.assert_close(torch.cat([p.activations for p in parts]), one.activations)
     assert torch.equal(torch.cat([p.sequence for p in parts]), one.sequence)
 
@@ -151,11 +151,11 @@ def test_rows_of_all_hook_points_come_from_the_same_tokens(family, tiny_model):
 def test_sources_that_do_not_fit_are_refused(family, tiny_model, save_trained, topk_dictionary):
     saved, sources = family
     config = DarkMatterConfig()
-    protocol = protocol_of(saved, config)
+    spec = data_spec_of(saved, config)
     with pytest.raises(ConfigError, match="the hook point that is judged"):
-        source_protocols(tiny_model, protocol, [saved], config)
+        source_data_specs(tiny_model, spec, [saved], config)
     with pytest.raises(ConfigError, match=r"are both of blocks\.1\.hook_mlp_out"):
-        source_protocols(tiny_model, protocol, [sources[MLP], sources[MLP]], config)
-    other = dataclasses.replace(protocol, model_hash="0" * 64)
+        source_data_specs(tiny_model, spec, [sources[MLP], sources[MLP]], config)
+    other = dataclasses.replace(spec, model_hash="0" * 64)
     with pytest.raises(ArtifactError, match="another model than the dictionary"):
-        source_protocols(tiny_model, other, [sources[MLP]], config)
+        source_data_specs(tiny_model, other, [sources[MLP]], config)

@@ -16,7 +16,7 @@ from saelab.evals.dark_matter.part_sums import VECTORS, PartSums, combination, c
 from saelab.evals.dark_matter.regression import RegressionStatistics
 from saelab.evals.dark_matter.row_source import RowBatch
 from saelab.evals.dark_matter.split import cells_of
-from saelab.files import write_tensors
+from saelab.formats.files import write_tensors
 
 D_IN, D_SAE, N = 12, 30, 1500
 

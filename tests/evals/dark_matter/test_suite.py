@@ -6,13 +6,13 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from saelab.activation_cache import HarvestConfig, RowRule, write_caches
+from saelab.cache import HarvestConfig, TokenFilter, write_caches
 from saelab.dictionary.decomposition import load_probe
 from saelab.errors import ActivationError, ConfigError
 from saelab.evals.command import main
 from saelab.evals.dark_matter.config import DarkMatterConfig
 from saelab.evals.dark_matter.suite import run_dark_matter
-from saelab.evaluation_result import read_evaluation_result
+from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.report.registry import figures_of
 
 HOOK = "blocks.1.hook_resid_post"
@@ -124,7 +124,7 @@ def cache_folder(tmp_path, tiny_model, tiny_model_folder, model_text):
         context_length=32,
         n_tokens=2000,
         model_dtype="float32",
-        rows=RowRule(),
+        rows=TokenFilter(),
         device="cpu",
     )
     return write_caches(tmp_path / "cache", settings, model=tiny_model)[0]
@@ -147,7 +147,7 @@ def test_rows_of_a_cache_with_token_losses(tmp_path, dictionary_folder, cache_fo
 
 
 def test_caches_that_do_not_fit_are_refused(tmp_path, save_trained, topk_dictionary, cache_folder):
-    other = save_trained(topk_dictionary(), "rule", row_rule={"exclude_bos": False})
+    other = save_trained(topk_dictionary(), "rule", token_filter={"exclude_bos": False})
     settings = config(tmp_path, cache=cache_folder, n_loss_tokens=0)
     with pytest.raises(ConfigError, match="keeps rows by the rule"):
         run_dark_matter([other], settings)

@@ -16,7 +16,7 @@ from saelab.evals.recovery import suite
 from saelab.evals.recovery.config import RecoveryConfig
 from saelab.evals.recovery.scorecard import score_card
 from saelab.evals.recovery.suite import run_recovery
-from saelab.evaluation_result import read_evaluation_result
+from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.report import FIGURES, figures_of
 from saelab.synthetic import (
     PRESETS,

@@ -17,7 +17,7 @@ from saelab.evals.steering.config import SteeringConfig
 from saelab.evals.steering.prompts import draw_prompts
 from saelab.evals.steering.suite import run_steering
 from saelab.evals.steering.summary import bootstrap_interval, summarise
-from saelab.evaluation_result import read_evaluation_result
+from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.report import figures_of
 
 HOOK = "blocks.1.hook_resid_post"
@@ -68,12 +68,12 @@ def saved(save_trained, topk_dictionary):
 
 def test_numbers_equal_the_literal_loop(saved, tiny_model, model_text, topk_dictionary):
     from saelab.dictionary import load_dictionary
-    from saelab.protocol import protocol_of
+    from saelab.dictionary.data_spec import data_spec_of
 
     [result] = run_steering([saved], SMALL)
     one = features(saved)
-    protocol = protocol_of(load_dictionary(saved), SMALL)
-    prompts = draw_prompts(tiny_model, protocol, count=5, length=9, seed=0)
+    spec = data_spec_of(load_dictionary(saved), SMALL)
+    prompts = draw_prompts(tiny_model, spec, count=5, length=9, seed=0)
     W_dec = topk_dictionary().W_dec
     mean_norm = result.value("mean_norm")
     sizes = {c: [] for c in SMALL.strengths}

@@ -15,8 +15,8 @@ from saelab.dictionary import Dictionary, save_dictionary
 from saelab.evals.supervised.contenders import form_candidates
 from saelab.evals.supervised.task_cache import EVERY_ROW
 from saelab.evals.supervised.tasks.interface import Prompt, Task
-from saelab.language_model import LanguageModel
-from saelab.patched_runs import PatchedRuns
+from saelab.model.language_model import LanguageModel
+from saelab.model.patched_runs import PatchedRuns
 
 A, B = 6, 4
 WIDTH = A + B

@@ -47,7 +47,7 @@ from saelab.evals.supervised.tasks.interface import (
     padded_tokens,
     positions_of,
 )
-from saelab.files import read_json
+from saelab.formats.files import read_json
 
 SITES = [
     Site("z", 1, 3, "end"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saelab.activation_cache import open_cache
+from saelab.cache import open_cache
 from saelab.errors import ArtifactError, ConfigError, ModelError
 from saelab.evals.supervised.command import main
 from saelab.evals.supervised.config import SupervisedConfig

@@ -277,7 +277,7 @@ def test_metrics_of_answers():
 
 @pytest.mark.model
 def test_ioi_words_of_the_embedded_model():
-    from saelab.language_model import load_language_model
+    from saelab.model.language_model import load_language_model
 
     try:
         model = load_language_model("smollm2-135m", device="cpu")

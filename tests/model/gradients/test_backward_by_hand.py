@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from saelab import attention_backward, norm_backward, token_loss
-from saelab.attention_backward import AttentionByHand, attention_gradients
-from saelab.norm_backward import closed_form, rms_epsilon, rms_norm_gradient
-from saelab.token_loss import next_token_loss, next_token_loss_gradient
+from saelab.model import token_loss
+from saelab.model.gradients import attention_backward, norm_backward
+from saelab.model.gradients.attention_backward import AttentionByHand, attention_gradients
+from saelab.model.gradients.norm_backward import closed_form, rms_epsilon, rms_norm_gradient
+from saelab.model.token_loss import next_token_loss, next_token_loss_gradient
 
 
 def sampler(seed=0, dtype=torch.float64):

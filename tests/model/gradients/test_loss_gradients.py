@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from saelab import loss_gradients
-from saelab.language_model import load_language_model
+from saelab.model.gradients import loss_gradients
+from saelab.model.language_model import load_language_model
 
 SEVERAL = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
 SIZES = {

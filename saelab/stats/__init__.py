@@ -1,0 +1,1 @@
+"""Metrics and their definitions, moments, and laws of densities."""

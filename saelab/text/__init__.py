@@ -1,0 +1,1 @@
+"""Text: sources, splits, and packing into contexts of tokens."""
