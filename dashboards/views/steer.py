@@ -263,8 +263,8 @@ def draw_definitions() -> None:
         st.markdown(
             plain(
                 "Edits act at every position that counts under the dictionary's token filter, in "
-                "the text and in what is written; all codes are those before any edit. Both versions "
-                "are drawn with the same random numbers, so they differ only where the edits "
-                f"change what is likely. {DEFINITION} ⏹ marks a text that the model ended."
+                "the text and in what is written; all codes are those before any edit. Both "
+                "versions are drawn with the same random numbers, so they differ only where the "
+                f"edits change what is likely. {DEFINITION} ⏹ marks a text that the model ended."
             )
         )
