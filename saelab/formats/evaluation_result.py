@@ -1,24 +1,31 @@
 """The file in which an evaluation suite reports on one dictionary.
 
 One JSON per suite and dictionary: what was measured, on what, every number with its unit and its
-definition, the data of the figures (so that a report or a dashboard can draw them again), and the
-names of the per-item files beside it. Readers need neither torch nor the suite.
+definition, charts and tables as plain data (a report or a dashboard draws them without knowing the
+suite), and the names of the per-item files beside it. Readers need neither torch nor the suite.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from saelab.errors import ArtifactError
+from saelab.config import from_plain, to_plain
+from saelab.errors import ArtifactError, ConfigError
 
+from .chart import Chart
 from .files import write_json
 from .manifest import new_manifest, read_manifest
 
+Better = Literal["lower", "higher", "neither"]
+
 EVALUATION_RESULT_KIND = "evaluation_result"
-EVALUATION_RESULT_SCHEMA_VERSION = 1
+EVALUATION_RESULT_SCHEMA_VERSION = 2
+"""Version 1 had no charts, tables and headings; its numbers are read, its charts are gone."""
+METRIC_KEYS = {"name", "value", "unit", "definition"}
+PAGE_FIELDS = ("title", "subtitle", "headline", "charts", "tables", "notes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,26 @@ class MeasuredMetric:
     """Unit; "1" for ratios."""
     definition: str
     """How the number was computed, in words."""
+    group: str = "Numbers"
+    """Heading under which it stands."""
+    better: Better = "neither"
+    """Which direction is the better one."""
+    source: str = ""
+    """Paper or equation it is from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of a result that is no list of metrics."""
+
+    title: str
+    """Caption."""
+    columns: tuple[str, ...]
+    """Headings."""
+    rows: tuple[tuple[Any, ...], ...]
+    """Cells: text, numbers, or None."""
+    section: str = "Tables"
+    """Heading of the page under which it stands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +78,20 @@ class EvaluationResult:
     """Names and content hashes of the model, hook point and text."""
     metrics: tuple[MeasuredMetric, ...]
     """The numbers, in reading order."""
+    title: str = ""
+    """Heading of its page; empty: made of suite and dictionary."""
+    subtitle: str = ""
+    """Sentence under the heading: what was evaluated on what."""
+    headline: tuple[str, ...] = ()
+    """Names of the metrics that matter most."""
+    charts: tuple[Chart, ...] = ()
+    """Its charts, in reading order."""
+    tables: tuple[Table, ...] = ()
+    """Its tables, in reading order."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know, in sentences."""
     figure_data: dict[str, Any] = field(default_factory=dict)
-    """By figure name, the data it is drawn from."""
+    """Goes when every suite stores charts."""
     item_files: dict[str, str] = field(default_factory=dict)
     """By what the rows are ("features"), the name of the file beside this one."""
     seed: int | None = None
@@ -96,6 +135,7 @@ def write_evaluation_result(path: Path, result: EvaluationResult) -> EvaluationR
         "dictionary": {"name": result.dictionary_name, "hash": result.dictionary_hash},
         "settings": result.settings,
         "metrics": [asdict(metric) for metric in result.metrics],
+        **{name: to_plain(getattr(result, name)) for name in PAGE_FIELDS},
         "figure_data": result.figure_data,
         "item_files": result.item_files,
     }
@@ -141,12 +181,36 @@ def check_evaluation_result(content: dict[str, Any], path: Path) -> EvaluationRe
         settings=content["settings"],
         made_from=content["made_from"],
         metrics=tuple(MeasuredMetric(**metric) for metric in content["metrics"]),
-        figure_data=content["figure_data"],
+        figure_data=content.get("figure_data", {}),
+        **_page_of(content, path),
         item_files=content["item_files"],
         seed=content.get("seed"),
         created=content.get("created"),
         library_versions=content.get("library_versions", {}),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Page:
+    """The fields of a result that only a page shows."""
+
+    title: str = ""
+    subtitle: str = ""
+    headline: tuple[str, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[Table, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _page_of(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    given = {name: content[name] for name in PAGE_FIELDS if name in content}
+    try:
+        page = from_plain(_Page, given, str(path))
+    except ConfigError as error:
+        raise ArtifactError(
+            f"{path} is not a usable evaluation result: {error}; evaluate again with --overwrite"
+        ) from None
+    return {name: getattr(page, name) for name in PAGE_FIELDS}
 
 
 def _shape_problems(content: dict[str, Any]) -> list[str]:
@@ -156,7 +220,6 @@ def _shape_problems(content: dict[str, Any]) -> list[str]:
         "settings": dict,
         "made_from": dict,
         "metrics": list,
-        "figure_data": dict,
         "item_files": dict,
     }
     problems = [
@@ -182,7 +245,8 @@ def _metric_problems(metrics: list[Any]) -> list[str]:
     problems: list[str] = []
     seen: set[str] = set()
     for index, metric in enumerate(metrics):
-        if not isinstance(metric, dict) or set(metric) != {"name", "value", "unit", "definition"}:
+        known = {field.name for field in fields(MeasuredMetric)}
+        if not isinstance(metric, dict) or not METRIC_KEYS <= set(metric) <= known:
             problems.append(f"metric {index} needs exactly name, value, unit and definition")
             continue
         name, value = metric["name"], metric["value"]

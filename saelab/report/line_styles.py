@@ -104,6 +104,7 @@ def name_lines(
     *,
     edge: float,
     y_range: tuple[float, float],
+    labels: dict[str, str] | None = None,
 ) -> None:
     """Write each line's name at the right edge of the plot, joined to its last point.
 
@@ -113,6 +114,7 @@ def name_lines(
         names: every name of the page, for the styles.
         edge: the largest x of the plot, in the units of x.
         y_range: of the linear vertical axis.
+        labels: by name, the text shown; None: the names.
     """
     layout: Any = plot.layout
     inner = layout.height - layout.margin.t - layout.margin.b
@@ -141,11 +143,11 @@ def name_lines(
             x=1,
             xshift=8,
             y=place,
-            text=short_name(name),
+            text=short_name((labels or {}).get(name, name)),
             showarrow=False,
             xanchor="left",
             yanchor="middle",
             font={"size": 12},
         )
-    longest = max((len(short_name(name)) for name, _, _ in ends), default=0)
+    longest = max((len(short_name((labels or {}).get(n, n))) for n, _, _ in ends), default=0)
     plot.update_layout(margin={"r": 22 + 7 * longest})

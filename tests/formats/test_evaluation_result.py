@@ -57,7 +57,7 @@ def test_a_number_that_is_not_finite_is_never_written(tmp_path, bad):
     ("change", "message"),
     [
         ({"kind": "dictionary"}, "describes a 'dictionary'; a 'evaluation_result' was expected"),
-        ({"schema_version": 2}, "has schema version 2; this saelab reads up to 1"),
+        ({"schema_version": 3}, "has schema version 3; this saelab reads up to 2"),
         ({"metrics": None}, "'metrics' is missing or no list"),
         ({"dictionary": {"name": "a"}}, "dictionary 'hash' is missing or no text"),
         ({"metrics": [{"name": "fvu"}]}, "metric 0 needs exactly name, value, unit and definition"),

@@ -1,0 +1,277 @@
+"""What an evaluation suite is, and the one runner of all suites.
+
+A suite says what it measures, what its numbers mean and which charts show them. The runner does the
+rest: command line, result folders, loading, JSON, parquet and HTML, and the table on the terminal.
+A new suite is a folder with one `Suite` in it and one line in `evals/command.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import tyro
+
+from saelab.config import parse_arguments, to_plain
+from saelab.errors import ConfigError
+from saelab.formats.chart import Chart
+from saelab.formats.evaluation_result import (
+    Better,
+    EvaluationResult,
+    MeasuredMetric,
+    Table,
+    write_evaluation_result,
+)
+from saelab.formats.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+ConfigT = TypeVar("ConfigT")
+NOT_DECISIVE = ("out", "overwrite", "device")
+"""Settings that decide no number, so they are not stored with a result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definition:
+    """What a number of a suite means."""
+
+    name: str
+    """Key of the number."""
+    unit: str
+    """Unit; "1" for ratios."""
+    text: str
+    """How it is computed, in words."""
+    better: Better = "neither"
+    """Which direction is the better one."""
+    group: str = "Numbers"
+    """Heading under which it stands."""
+    source: str = ""
+    """Paper or equation it is from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What a suite measured on one dictionary, before anything is written."""
+
+    name: str
+    """Name of the dictionary, for people."""
+    content_hash: str
+    """Its content hash."""
+    out: Path
+    """Folder for the results."""
+    numbers: Mapping[str, float | int | None]
+    """The numbers by the names of their definitions; None: undefined."""
+    made_from: Mapping[str, Any]
+    """Names and content hashes of model, hook point and text."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What decided the numbers beside the settings of the suite."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What definitions name, such as the number of rows."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What `Suite.charts` and `Suite.tables` draw from."""
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Per-item tables, each a parquet file: by what the rows are, columns by name."""
+    title: str = ""
+    """Heading of the page; empty: suite and dictionary."""
+    subtitle: str = ""
+    """What was evaluated on what, in a sentence."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know, in sentences."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite(Generic[ConfigT]):
+    """An evaluation suite: everything the runner, the report and the dashboard need of it."""
+
+    name: str
+    """Word typed after `saelab eval`; results are `<name>.json` with dashes as underscores."""
+    summary: str
+    """One line for the help."""
+    Config: type[ConfigT]
+    """Settings: a frozen dataclass; `out: Path | None` and `overwrite: bool` are the runner's."""
+    measure: Callable[[Sequence[Path], Sequence[Path], Any], Iterable[Measurement]]
+    """(dictionary folders, result folder of each, settings) -> measurements, one per result.
+    Checks everything that can be wrong before the first long pass."""
+    definitions: Callable[[Mapping[str, Any]], Sequence[Definition]]
+    """Facts of a measurement -> what its numbers mean, in reading order."""
+    charts: Callable[[Mapping[str, Any]], Sequence[Chart]] = lambda _: ()
+    """Data of a measurement -> charts; a pure function."""
+    tables: Callable[[Mapping[str, Any]], Sequence[Table]] = lambda _: ()
+    """Data of a measurement -> tables; a pure function."""
+    headline: tuple[str, ...] = ()
+    """Names of the numbers that matter most."""
+    shown: Mapping[str, str] = field(default_factory=dict)
+    """Columns of the terminal's table: by number, its heading."""
+    needs_dictionaries: bool = True
+    """Whether it refuses to run without any."""
+
+    @property
+    def stem(self) -> str:
+        """Name of its files, without suffix."""
+        return self.name.replace("-", "_")
+
+    def command(self) -> type:
+        """The dataclass that its command line is read into: dictionaries and settings."""
+        config: Any = tyro.conf.OmitArgPrefixes[self.Config]
+        made = make_dataclass(
+            f"{self.Config.__name__.removesuffix('Config')}Command",
+            [
+                ("dictionaries", tyro.conf.Positional[tuple[Path, ...]], field(default=())),
+                (
+                    "config",
+                    config,
+                    field(default_factory=self.Config, metadata={"flatten": True}),
+                ),
+            ],
+            frozen=True,
+            kw_only=True,
+        )
+        made.__doc__ = self.summary
+        return made
+
+
+def run_command(suite: Suite[Any], arguments: Sequence[str]) -> None:
+    """Run a suite with the words after `saelab eval SUITE` and show its table.
+
+    Raises:
+        SaelabError: whatever the user can put right.
+    """
+    program = f"saelab eval {suite.name}"
+    command: Any = parse_arguments(suite.command(), arguments, program=program)
+    if suite.needs_dictionaries and not command.dictionaries:
+        raise ConfigError(f"no dictionary was given: type `{program} FOLDER [FOLDER …]`")
+    results = evaluate(suite, command.dictionaries, command.config)
+    show(suite, results)
+
+
+def evaluate(
+    suite: Suite[ConfigT], folders: Sequence[Path], config: ConfigT, *, pages: bool = True
+) -> list[tuple[Path, EvaluationResult]]:
+    """Run a suite on dictionaries and write a result, its rows and its page for each.
+
+    Args:
+        suite: the suite.
+        folders: saved dictionaries.
+        config: its settings.
+        pages: whether to write pages, 5 MB each; without, an older page is removed.
+
+    Returns:
+        The file and content of each result, in the order they were measured.
+
+    Raises:
+        ConfigError: a result that exists and may not be overwritten.
+        SaelabError: whatever the suite refuses.
+    """
+    from .subjects import result_folders
+
+    places = result_folders(
+        folders,
+        getattr(config, "out", None),
+        f"{suite.stem}.json",
+        overwrite=getattr(config, "overwrite", False),
+    )
+    written = []
+    for measurement in suite.measure(folders, places, config):
+        result = result_of(suite, measurement, config)
+        written.append(write_result(suite, measurement, result, page=pages))
+    return written
+
+
+def result_of(suite: Suite[ConfigT], measured: Measurement, config: ConfigT) -> EvaluationResult:
+    """The result of a measurement: numbers with their definitions, charts, tables.
+
+    Raises:
+        KeyError: a number without a definition, which is a mistake of the suite.
+    """
+    settings = {name: value for name, value in to_plain(config).items() if name not in NOT_DECISIVE}
+    definitions = {d.name: d for d in suite.definitions(measured.facts)}
+    unknown = set(measured.numbers) - set(definitions)
+    if unknown:
+        raise KeyError(f"suite {suite.name} defines no number {sorted(unknown)}")
+    metrics = tuple(
+        MeasuredMetric(
+            name=name,
+            value=measured.numbers[name],
+            unit=definition.unit,
+            definition=definition.text,
+            group=definition.group,
+            better=definition.better,
+            source=definition.source,
+        )
+        for name, definition in definitions.items()
+        if name in measured.numbers
+    )
+    return EvaluationResult(
+        suite=suite.stem,
+        dictionary_name=measured.name,
+        dictionary_hash=measured.content_hash,
+        settings={**settings, **measured.settings},
+        made_from=dict(measured.made_from),
+        metrics=metrics,
+        title=measured.title or f"{suite.name.capitalize()} evaluation of {measured.name}",
+        subtitle=measured.subtitle,
+        headline=tuple(name for name in suite.headline if name in measured.numbers),
+        charts=tuple(suite.charts(measured.data)),
+        tables=tuple(suite.tables(measured.data)),
+        notes=measured.notes,
+        item_files={items: f"{suite.stem}_{items}.parquet" for items in measured.rows},
+        seed=settings.get("seed"),
+    )
+
+
+def write_result(
+    suite: Suite[Any], measured: Measurement, result: EvaluationResult, *, page: bool
+) -> tuple[Path, EvaluationResult]:
+    """Write rows, page and, last, the JSON, so that a result that exists is complete."""
+    from saelab.report.result_page import write_result_page
+
+    out = measured.out
+    out.mkdir(parents=True, exist_ok=True)
+    for items, columns in measured.rows.items():
+        write_rows(out / result.item_files[items], columns)
+    report = out / f"{suite.stem}.html"
+    if page:
+        write_result_page(report, result)
+    else:
+        report.unlink(missing_ok=True)
+    path = out / f"{suite.stem}.json"
+    written = write_evaluation_result(path, result)
+    logger.info("wrote %s", path)
+    return path, written
+
+
+def write_rows(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write a parquet file of named columns: lists, numpy arrays or pyarrow arrays."""
+    import pyarrow
+    from pyarrow import parquet
+
+    with atomic_path(path) as temporary:
+        parquet.write_table(pyarrow.table(dict(columns)), temporary)
+
+
+def show(suite: Suite[Any], results: Sequence[tuple[Path, EvaluationResult]]) -> None:
+    """Print one line per dictionary, notes, and where the reports are."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Lines
+
+    named = {metric.name for _, result in results for metric in result.metrics}
+    shown = {name: label for name, label in suite.shown.items() if name in named}
+    lines = Lines(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    lines.add_column("dictionary", overflow="fold")
+    for label in shown.values():
+        lines.add_column(label, justify="right", no_wrap=True)
+    for _, result in results:
+        known = {metric.name: metric.value for metric in result.metrics}
+        values = [known.get(name) for name in shown]
+        cells = ["undefined" if value is None else f"{value:.4g}" for value in values]
+        lines.add_row(result.dictionary_name, *cells)
+    console = Console()
+    console.print(lines)
+    for note in dict.fromkeys(note for _, result in results for note in result.notes):
+        console.print(note, highlight=False)
+    for path, _ in results:
+        console.print(f"report: {path.with_suffix('.html')}", soft_wrap=True, highlight=False)
