@@ -89,14 +89,18 @@ def evaluation_device(name: str) -> torch.device:
 
 
 def result_folders(
-    folders: Sequence[Path], out: Path | None, result_file: str, *, overwrite: bool
+    folders: Sequence[Path],
+    out: Path | None,
+    result_file: str | None = None,
+    *,
+    overwrite: bool = True,
 ) -> list[Path]:
     """Where each dictionary's results go.
 
     Args:
         folders: saved dictionaries.
         out: folder asked for; None: the folder `evals` in each dictionary.
-        result_file: name of the suite's result.
+        result_file: name of a result that must not lie there; None: any may.
         overwrite: whether a result that exists may be replaced.
 
     Raises:
@@ -106,22 +110,22 @@ def result_folders(
         raise ConfigError("no dictionary was given: name at least one dictionary folder")
     resolved = [folder.resolve() for folder in folders]
     if out is None:
-        places = [folder / "evals" for folder in folders]
+        outs = [folder / "evals" for folder in folders]
     elif len(resolved) == 1:
-        places = [out]
+        outs = [out]
     else:
-        places = [out / folder.name for folder in resolved]
+        outs = [out / folder.name for folder in resolved]
     problems = []
-    if len({place.resolve() for place in places}) < len(places):
+    if len({path.resolve() for path in outs}) < len(outs):
         problems.append(
             f"dictionaries {[str(folder) for folder in folders]} would write to the same folder: "
             "name each once, and leave --out away where folder names are equal"
         )
     problems += [
-        f"{place / result_file} exists already: add --overwrite to replace it"
-        for place in places
-        if (place / result_file).exists() and not overwrite
+        f"{path / result_file} exists already: add --overwrite to replace it"
+        for path in outs
+        if result_file and (path / result_file).exists() and not overwrite
     ]
     if problems:
         raise ConfigError(problems)
-    return places
+    return outs

@@ -16,13 +16,14 @@ from typing import Any, Generic, TypeVar
 import tyro
 
 from saelab.config import parse_arguments, to_plain
-from saelab.errors import ConfigError
+from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.chart import Chart
 from saelab.formats.evaluation_result import (
     Better,
     EvaluationResult,
     MeasuredMetric,
     Table,
+    read_evaluation_result,
     write_evaluation_result,
 )
 from saelab.formats.files import atomic_path
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 ConfigT = TypeVar("ConfigT")
 NOT_DECISIVE = ("out", "overwrite", "device")
 """Settings that decide no number, so they are not stored with a result."""
+REPLACE = "add --overwrite to replace it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,8 @@ class Measurement:
     """What `Suite.charts` and `Suite.tables` draw from."""
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Per-item tables, each a parquet file: by what the rows are, columns by name."""
+    seed: int | None = None
+    """Seed of everything random; None: the setting `seed`, where there is one."""
     title: str = ""
     """Heading of the page; empty: suite and dictionary."""
     subtitle: str = ""
@@ -104,9 +108,14 @@ class Suite(Generic[ConfigT]):
     headline: tuple[str, ...] = ()
     """Names of the numbers that matter most."""
     shown: Mapping[str, str] = field(default_factory=dict)
-    """Columns of the terminal's table: by number, its heading."""
+    """Columns of the terminal's table: by number, its heading. Empty: the first table of each
+    result is printed in its place."""
     needs_dictionaries: bool = True
     """Whether it refuses to run without any."""
+    jointly: bool = False
+    """Whether dictionaries are held against one another, so that no result stands alone."""
+    finish: Callable[[Sequence[EvaluationResult], Any], None] | None = None
+    """(results, settings): what more the command prints or writes at its end."""
 
     @property
     def stem(self) -> str:
@@ -145,12 +154,17 @@ def run_command(suite: Suite[Any], arguments: Sequence[str]) -> None:
         raise ConfigError(f"no dictionary was given: type `{program} FOLDER [FOLDER …]`")
     results = evaluate(suite, command.dictionaries, command.config)
     show(suite, results)
+    if suite.finish is not None:
+        suite.finish([result for _, result in results], command.config)
 
 
 def evaluate(
     suite: Suite[ConfigT], folders: Sequence[Path], config: ConfigT, *, pages: bool = True
 ) -> list[tuple[Path, EvaluationResult]]:
     """Run a suite on dictionaries and write a result, its rows and its page for each.
+
+    The same call again keeps what is there: a dictionary whose result lies there, complete, of the
+    same settings and of the same content, is not measured a second time.
 
     Args:
         suite: the suite.
@@ -159,25 +173,82 @@ def evaluate(
         pages: whether to write pages, 5 MB each; without, an older page is removed.
 
     Returns:
-        The file and content of each result, in the order they were measured.
+        The file and content of each result: those kept, then those measured, or where each
+        dictionary has one, in the order of the dictionaries.
 
     Raises:
-        ConfigError: a result that exists and may not be overwritten.
+        ConfigError: a result of other settings or of another dictionary, not to be overwritten.
         SaelabError: whatever the suite refuses.
     """
     from .subjects import result_folders
 
-    places = result_folders(
-        folders,
-        getattr(config, "out", None),
-        f"{suite.stem}.json",
-        overwrite=getattr(config, "overwrite", False),
-    )
-    written = []
-    for measurement in suite.measure(folders, places, config):
-        result = result_of(suite, measurement, config)
-        written.append(write_result(suite, measurement, result, page=pages))
-    return written
+    outs = result_folders(folders, getattr(config, "out", None)) if folders else []
+    kept: dict[Path, EvaluationResult] = {}
+    if not getattr(config, "overwrite", False):
+        kept = _kept(suite, folders, outs, config)
+    if suite.jointly and len(kept) < len(set(outs)):
+        kept = {}
+    for out, result in kept.items():
+        logger.info("kept %s: same settings, same dictionary", out / f"{suite.stem}.json")
+        _write_page(out / f"{suite.stem}.html", result, wanted=pages)
+    left = [index for index, out in enumerate(outs) if out not in kept]
+    written = dict(kept)
+    if left or not folders:
+        chosen = [folders[index] for index in left], [outs[index] for index in left]
+        for measured in suite.measure(*chosen, config):
+            result = result_of(suite, measured, config)
+            written[measured.out] = write_result(suite, measured, result, page=pages)[1]
+    order = {out: index for index, out in enumerate(outs)}
+    ordered = sorted(written, key=lambda out: order.get(out, len(order)))
+    return [(out / f"{suite.stem}.json", written[out]) for out in ordered]
+
+
+def _kept(
+    suite: Suite[Any], folders: Sequence[Path], outs: Sequence[Path], config: Any
+) -> dict[Path, EvaluationResult]:
+    """By result folder, the results that need no measuring.
+
+    Raises:
+        ConfigError: results of other settings or dictionaries are in the way.
+    """
+    kept, problems = {}, []
+    for folder, out in zip(folders, outs, strict=True):
+        path = out / f"{suite.stem}.json"
+        if not path.exists():
+            continue
+        result = _readable(path)
+        if result is None or result.asked != _asked(config):
+            problems.append(
+                f"{path} exists already, of other settings: add --overwrite to replace it"
+            )
+        elif result.dictionary_hash != _content_hash(folder):
+            problems.append(
+                f"{path} exists already, of another dictionary: add --overwrite to replace it"
+            )
+        elif all((out / name).is_file() for name in result.item_files.values()):
+            kept[out] = result
+    if problems:
+        raise ConfigError(problems)
+    return kept
+
+
+def _readable(path: Path) -> EvaluationResult | None:
+    try:
+        return read_evaluation_result(path)
+    except ArtifactError:
+        return None
+
+
+def _content_hash(folder: Path) -> str:
+    from saelab.dictionary import load_dictionary
+
+    return load_dictionary(folder).content_hash
+
+
+def _asked(config: Any) -> dict[str, Any]:
+    """The settings that decide numbers, as they were given."""
+    plain = to_plain(config).items()
+    return {name: value for name, value in plain if name not in NOT_DECISIVE}
 
 
 def result_of(suite: Suite[ConfigT], measured: Measurement, config: ConfigT) -> EvaluationResult:
@@ -186,7 +257,7 @@ def result_of(suite: Suite[ConfigT], measured: Measurement, config: ConfigT) -> 
     Raises:
         KeyError: a number without a definition, which is a mistake of the suite.
     """
-    settings = {name: value for name, value in to_plain(config).items() if name not in NOT_DECISIVE}
+    settings = {**_asked(config), **to_plain(measured.settings)}
     definitions = {d.name: d for d in suite.definitions(measured.facts)}
     unknown = set(measured.numbers) - set(definitions)
     if unknown:
@@ -208,7 +279,8 @@ def result_of(suite: Suite[ConfigT], measured: Measurement, config: ConfigT) -> 
         suite=suite.stem,
         dictionary_name=measured.name,
         dictionary_hash=measured.content_hash,
-        settings={**settings, **measured.settings},
+        settings=settings,
+        asked=_asked(config),
         made_from=dict(measured.made_from),
         metrics=metrics,
         title=measured.title or f"{suite.name.capitalize()} evaluation of {measured.name}",
@@ -218,7 +290,7 @@ def result_of(suite: Suite[ConfigT], measured: Measurement, config: ConfigT) -> 
         tables=tuple(suite.tables(measured.data)),
         notes=measured.notes,
         item_files={items: f"{suite.stem}_{items}.parquet" for items in measured.rows},
-        seed=settings.get("seed"),
+        seed=settings.get("seed") if measured.seed is None else measured.seed,
     )
 
 
@@ -226,21 +298,25 @@ def write_result(
     suite: Suite[Any], measured: Measurement, result: EvaluationResult, *, page: bool
 ) -> tuple[Path, EvaluationResult]:
     """Write rows, page and, last, the JSON, so that a result that exists is complete."""
-    from saelab.report.result_page import write_result_page
-
     out = measured.out
     out.mkdir(parents=True, exist_ok=True)
     for items, columns in measured.rows.items():
         write_rows(out / result.item_files[items], columns)
-    report = out / f"{suite.stem}.html"
-    if page:
-        write_result_page(report, result)
-    else:
-        report.unlink(missing_ok=True)
+    _write_page(out / f"{suite.stem}.html", result, wanted=page)
     path = out / f"{suite.stem}.json"
     written = write_evaluation_result(path, result)
     logger.info("wrote %s", path)
     return path, written
+
+
+def _write_page(path: Path, result: EvaluationResult, *, wanted: bool) -> None:
+    """Write a page; where it is not wanted, remove the one of an older result."""
+    if wanted:
+        from saelab.report.result_page import write_result_page
+
+        write_result_page(path, result)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, columns: Mapping[str, Any]) -> None:
@@ -254,24 +330,43 @@ def write_rows(path: Path, columns: Mapping[str, Any]) -> None:
 
 def show(suite: Suite[Any], results: Sequence[tuple[Path, EvaluationResult]]) -> None:
     """Print one line per dictionary, notes, and where the reports are."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table as Lines
 
+    console = Console()
     named = {metric.name for _, result in results for metric in result.metrics}
     shown = {name: label for name, label in suite.shown.items() if name in named}
-    lines = Lines(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    lines.add_column("dictionary", overflow="fold")
-    for label in shown.values():
-        lines.add_column(label, justify="right", no_wrap=True)
-    for _, result in results:
-        known = {metric.name: metric.value for metric in result.metrics}
-        values = [known.get(name) for name in shown]
-        cells = ["undefined" if value is None else f"{value:.4g}" for value in values]
-        lines.add_row(result.dictionary_name, *cells)
-    console = Console()
-    console.print(lines)
+    rows = [
+        [result.dictionary_name, *(_values(result).get(name) for name in shown)]
+        for _, result in results
+    ]
+    if shown:
+        console.print(_lines("", ["dictionary", *shown.values()], rows))
+    else:
+        for _, result in results:
+            for table in result.tables[:1]:
+                console.print(_lines(result.dictionary_name, table.columns, table.rows))
     for note in dict.fromkeys(note for _, result in results for note in result.notes):
         console.print(note, highlight=False)
     for path, _ in results:
         console.print(f"report: {path.with_suffix('.html')}", soft_wrap=True, highlight=False)
+
+
+def _values(result: EvaluationResult) -> dict[str, Any]:
+    return {metric.name: metric.value for metric in result.metrics}
+
+
+def _lines(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    from rich import box
+    from rich.table import Table as Lines
+
+    lines = Lines(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, label in enumerate(columns):
+        lines.add_column(label, overflow="fold", justify="right" if index else "left")
+    for first, *values in rows:
+        cells = ["undefined" if value is None else _short(value) for value in values]
+        lines.add_row(str(first), *cells)
+    return lines
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)

@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "train": Command("saelab.training.command", "train dictionaries on a cache, or on the stream"),
     "eval": Command("saelab.evals.command", "judge saved dictionaries"),
+    "report": Command("saelab.commands.report", "write the page of an evaluation result again"),
     "compare": Command("saelab.evals.compare.command", "compare training methods in one report"),
     "features": Command(
         "saelab.commands.features", "read every feature of a run's dictionaries into a store"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Mark = Literal["bars", "lines", "dots", "lines+dots", "steps", "histogram", "heat map", "violin"]
-Value = float | int | str | None
+Number = float | int
+Value = Number | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +22,9 @@ class Axis:
     """Quantity with its unit, as in "density (share of rows)"."""
     log: bool = False
     """Whether the scale is logarithmic; values stay as they are."""
-    low: float | None = None
+    low: Number | None = None
     """First value shown; None: as the data need."""
-    high: float | None = None
+    high: Number | None = None
     """Last value shown; None: as the data need."""
 
 
@@ -37,22 +38,24 @@ class Series:
     """Horizontal values or categories. A histogram's edges, one more than `y`."""
     y: list[Value] = field(default_factory=list)
     """Vertical values; None leaves a gap. A violin's values, with no `x`."""
-    z: list[list[float | None]] | None = None
+    z: list[list[Number | None]] | None = None
     """Values of a heat map: a row per `y`, a column per `x`."""
     mark: Mark = "lines"
     """How it is drawn."""
-    low: list[float | None] | None = None
+    low: list[Number | None] | None = None
     """Lower ends of the error bars."""
-    high: list[float | None] | None = None
+    high: list[Number | None] | None = None
     """Upper ends of the error bars."""
     labels: list[str] | None = None
     """By point, text shown on hovering and in the data table."""
     text: list[str] | None = None
     """By bar or point, text written beside it."""
+    weights: list[Number] | None = None
+    """By point, how much it stands for: the area of its marker."""
     style: int | None = None
     """Index of its colour, dash and marker; None: its index in the chart."""
     dashed: bool = False
-    """Whether its line is dashed: for controls and floors."""
+    """Whether its line is dashed, its bars are hatched: for controls and floors."""
     axis: Literal["x", "y"] = "y"
     """Axis that bars grow along; "x" for horizontal bars."""
 
@@ -61,7 +64,7 @@ class Series:
 class ReferenceLine:
     """A straight line across the chart, such as a chance level."""
 
-    value: float
+    value: Number
     """Where it stands."""
     label: str
     """What it is."""
@@ -86,7 +89,7 @@ class Chart:
     series: tuple[Series, ...]
     """What is drawn."""
     summary: str = ""
-    """Sentence with what a reader would take from it; None: derived from the series."""
+    """Sentence with what a reader would take from it; empty: derived from the series."""
     lines: tuple[ReferenceLine, ...] = ()
     """Lines across it."""
     stacked: bool = False

@@ -78,6 +78,8 @@ class EvaluationResult:
     """Names and content hashes of the model, hook point and text."""
     metrics: tuple[MeasuredMetric, ...]
     """The numbers, in reading order."""
+    asked: dict[str, Any] = field(default_factory=dict)
+    """Settings as the command was given them, by which the same command knows its result again."""
     title: str = ""
     """Heading of its page; empty: made of suite and dictionary."""
     subtitle: str = ""
@@ -134,6 +136,7 @@ def write_evaluation_result(path: Path, result: EvaluationResult) -> EvaluationR
         "suite": result.suite,
         "dictionary": {"name": result.dictionary_name, "hash": result.dictionary_hash},
         "settings": result.settings,
+        "asked": to_plain(result.asked),
         "metrics": [asdict(metric) for metric in result.metrics],
         **{name: to_plain(getattr(result, name)) for name in PAGE_FIELDS},
         "figure_data": result.figure_data,
@@ -179,6 +182,7 @@ def check_evaluation_result(content: dict[str, Any], path: Path) -> EvaluationRe
         dictionary_name=content["dictionary"]["name"],
         dictionary_hash=content["dictionary"]["hash"],
         settings=content["settings"],
+        asked=content.get("asked", {}),
         made_from=content["made_from"],
         metrics=tuple(MeasuredMetric(**metric) for metric in content["metrics"]),
         figure_data=content.get("figure_data", {}),
@@ -210,7 +214,14 @@ def _page_of(content: dict[str, Any], path: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} is not a usable evaluation result: {error}; evaluate again with --overwrite"
         ) from None
-    return {name: getattr(page, name) for name in PAGE_FIELDS}
+    found = {name: getattr(page, name) for name in PAGE_FIELDS}
+    if content.get("schema_version") == 1:
+        suite = content["suite"].replace("_", "-")
+        found["notes"] = (
+            "This result was written by an older saelab, which stored no charts: `saelab eval "
+            f"{suite} FOLDER --overwrite` measures it again and draws them.",
+        )
+    return found
 
 
 def _shape_problems(content: dict[str, Any]) -> list[str]:

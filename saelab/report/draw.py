@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
@@ -10,9 +11,10 @@ import plotly.graph_objects as go
 from saelab.formats.chart import Axis, Chart, ReferenceLine, Series
 
 from .figure import Figure, log_axis, new_plot
-from .line_styles import LineStyle, line_style, name_lines
+from .line_styles import GREY, LineStyle, line_style, name_lines
 
 MOST_STYLES = 12
+MANY_POINTS = 200
 
 
 def draw(chart: Chart) -> Figure:
@@ -20,8 +22,8 @@ def draw(chart: Chart) -> Figure:
     plot = new_plot(
         chart.x.title,
         chart.y.title,
-        x_axis=_axis(chart.x, _values(chart, "x")),
-        **_axis(chart.y, _values(chart, "y")),
+        x_axis=_axis(chart, "x"),
+        **_axis(chart, "y"),
     )
     plot.update_layout(height=chart.height, barmode="stack" if chart.stacked else "group")
     named = len(chart.series) > 1 and not chart.named_ends
@@ -31,7 +33,7 @@ def draw(chart: Chart) -> Figure:
     for index, series in enumerate(chart.series):
         _add(plot, chart, series, _style(series, index))
     for line in chart.lines:
-        _add_line(plot, line)
+        _add_line(plot, chart, line)
     if chart.named_ends:
         _name_ends(plot, chart)
     return Figure(
@@ -45,22 +47,29 @@ def draw(chart: Chart) -> Figure:
     )
 
 
-def _values(chart: Chart, axis: str) -> list[float]:
-    given = [value for series in chart.series for value in getattr(series, axis)]
-    if axis == "y":
-        ends = [value for s in chart.series for value in [*(s.low or []), *(s.high or [])]]
-        given += ends
+def _values(chart: Chart, axis: str) -> list[float | int]:
+    given: list[Any] = [value for series in chart.series for value in getattr(series, axis)]
+    grown = {series.axis for series in chart.series if series.mark == "bars"} or {"y"}
+    if axis in grown:
+        given += [value for s in chart.series for value in [*(s.low or []), *(s.high or [])]]
+    given += [line.value for line in chart.lines if line.axis == axis]
     return [value for value in given if isinstance(value, int | float)]
 
 
-def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
+def _axis(chart: Chart, name: str) -> dict[str, Any]:
+    axis: Axis = getattr(chart, name)
+    values = _values(chart, name)
     if axis.log:
-        positive = [value for value in values if value > 0]
         limits = [value for value in (axis.low, axis.high) if value]
-        return log_axis([*positive, *limits])
-    if axis.low is None and axis.high is None:
-        return {}
-    return {"range": [axis.low, axis.high]}
+        return log_axis([*(value for value in values if value > 0), *limits])
+    low, high = axis.low, axis.high
+    written = [s for s in chart.series if s.mark == "bars" and s.text and s.axis == name]
+    if written and values and not chart.stacked:
+        # Text outside of bars is no part of what plotly fits a range to.
+        margin = 0.18 * (max(*values, 0) - min(*values, 0)) or 0.1
+        low = (min(values) - margin if min(values) < 0 else 0) if low is None else low
+        high = (max(values) + margin if max(values) > 0 else 0) if high is None else high
+    return {} if low is None and high is None else {"range": [low, high]}
 
 
 def _style(series: Series, index: int) -> LineStyle:
@@ -71,85 +80,115 @@ def _style(series: Series, index: int) -> LineStyle:
 
 
 def _add(plot: go.Figure, chart: Chart, series: Series, style: LineStyle) -> None:
-    hover = "%{hovertext}<br>" if series.labels else ""
-    common: dict[str, Any] = {
+    marks = {
+        "heat map": _add_heat_map,
+        "violin": _add_violin,
+        "histogram": _add_histogram,
+        "bars": _add_bars,
+    }
+    marks.get(series.mark, _add_points)(plot, chart, series, style)
+
+
+def _hover(chart: Chart, series: Series) -> dict[str, Any]:
+    """Name and hover text of marks that have an x and a y, each with the title of its axis."""
+    formats = {
+        axis: ":.4g" if all(isinstance(v, int | float | None) for v in values) else ""
+        for axis, values in (("x", series.x), ("y", series.y))
+    }
+    label = "%{hovertext}<br>" if series.labels else ""
+    return {
         "name": series.name,
         "hovertext": series.labels,
-        "hovertemplate": f"{hover}{chart.x.title} %{{x}}<br>{chart.y.title} %{{y:.4g}}"
-        f"<extra>{series.name}</extra>",
+        "hovertemplate": f"{label}{chart.x.title}: %{{x{formats['x']}}}<br>{chart.y.title}: "
+        f"%{{y{formats['y']}}}<extra>{series.name}</extra>",
     }
-    if series.mark == "heat map":
-        plot.add_heatmap(
-            x=series.x,
-            y=series.y,
-            z=series.z,
-            colorscale="RdBu" if _has_negative(series) else "Blues",
-            zmid=0 if _has_negative(series) else None,
-            colorbar={"title": {"text": chart.colour, "side": "right"}},
-            hovertemplate=f"%{{x}}<br>%{{y}}<br>{chart.colour} %{{z:.4g}}<extra></extra>",
-        )
-    elif series.mark == "violin":
-        plot.add_violin(
-            y=series.y,
-            name=series.name,
-            line_color=style.colour,
-            box_visible=True,
-            points=False,
-            hoverinfo="y",
-        )
-    elif series.mark == "histogram":
-        _add_histogram(plot, chart, series, style)
-    elif series.mark == "bars":
-        across = series.axis == "x"
-        plot.add_bar(
-            x=series.x,
-            y=series.y,
-            orientation="h" if across else "v",
-            marker_color=style.colour,
-            text=series.text,
-            textposition="inside" if chart.stacked else "outside",
-            cliponaxis=False,
-            **_error(series, style, "error_x" if across else "error_y"),
-            **common,
-        )
-        if across:
-            plot.update_yaxes(autorange="reversed")
-    else:
-        modes = {"lines": "lines", "dots": "markers", "steps": "lines"}
-        mode = modes.get(series.mark, "lines+markers") + ("+text" if series.text else "")
-        plot.add_scatter(
-            x=series.x,
-            y=series.y,
-            mode=mode,
-            line=style.line() | ({"shape": "hv"} if series.mark == "steps" else {}),
-            marker=style.points(6),
-            text=series.text,
-            textposition="top center",
-            **_error(series, style, "error_y"),
-            **common,
-        )
 
 
-def _has_negative(series: Series) -> bool:
-    return any(value is not None and value < 0 for row in series.z or [] for value in row)
+def _add_heat_map(plot: go.Figure, chart: Chart, series: Series, _: LineStyle) -> None:
+    signed = any(value is not None and value < 0 for row in series.z or [] for value in row)
+    plot.add_heatmap(
+        x=series.x,
+        y=series.y,
+        z=series.z,
+        colorscale="RdBu" if signed else "Blues",
+        zmid=0 if signed else None,
+        xgap=1,
+        ygap=1,
+        colorbar={"title": {"text": chart.colour, "side": "right"}},
+        hovertemplate=f"{chart.x.title}: %{{x}}<br>{chart.y.title}: %{{y}}<br>{chart.colour}: "
+        "%{z:.4g}<extra></extra>",
+    )
+    # The first row on top, as in a table.
+    plot.update_yaxes(autorange="reversed")
+
+
+def _add_violin(plot: go.Figure, chart: Chart, series: Series, style: LineStyle) -> None:
+    plot.add_violin(
+        y=series.y,
+        name=series.name,
+        line_color=style.colour,
+        box_visible=True,
+        meanline_visible=True,
+        points=False,
+        hovertemplate=f"{chart.y.title}: %{{y:.4g}}<extra>{series.name}</extra>",
+    )
+    plot.update_layout(showlegend=False)
+
+
+def _add_bars(plot: go.Figure, chart: Chart, series: Series, style: LineStyle) -> None:
+    across = series.axis == "x"
+    plot.add_bar(
+        x=series.x,
+        y=series.y,
+        orientation="h" if across else "v",
+        marker={
+            "color": style.colour,
+            "pattern": {"shape": "/" if series.dashed else "", "fillmode": "replace"},
+        },
+        text=series.text,
+        textposition="inside" if chart.stacked else "outside",
+        cliponaxis=False,
+        **_error(series, style, "error_x" if across else "error_y"),
+        **_hover(chart, series),
+    )
+    if across:
+        plot.update_yaxes(autorange="reversed")
+
+
+def _add_points(plot: go.Figure, chart: Chart, series: Series, style: LineStyle) -> None:
+    modes = {"lines": "lines", "dots": "markers", "steps": "lines"}
+    marker = style.points(4 if len(series.x) > MANY_POINTS else 6)
+    if len(series.x) > MANY_POINTS:
+        marker |= {"opacity": 0.6, "line": {"width": 0}}
+    if series.weights:
+        largest = max(series.weights) or 1
+        marker |= {"size": [4 + 14 * (weight / largest) ** 0.5 for weight in series.weights]}
+    plot.add_scatter(
+        x=series.x,
+        y=series.y,
+        mode=modes.get(series.mark, "lines+markers") + ("+text" if series.text else ""),
+        line=style.line() | ({"shape": "hv"} if series.mark == "steps" else {}),
+        marker=marker,
+        text=series.text,
+        textposition="top center",
+        **_error(series, style, "error_y"),
+        **_hover(chart, series),
+    )
 
 
 def _add_histogram(plot: go.Figure, chart: Chart, series: Series, style: LineStyle) -> None:
     edges: list[Any] = series.x
-    bins = list(zip(edges[:-1], edges[1:], strict=True))
-    if chart.x.log:
-        centres = [(low * high) ** 0.5 for low, high in bins]
-    else:
-        centres = [(low + high) / 2 for low, high in bins]
-    plot.update_layout(bargap=0.02)
+    bins = list(pairwise(edges))
+    # Widths are in the units of the data on a logarithmic axis too: bars end at their edges.
     plot.add_bar(
-        x=centres,
+        x=[(low + high) / 2 for low, high in bins],
         y=series.y,
-        width=None if chart.x.log else [high - low for low, high in bins],
+        width=[high - low for low, high in bins],
         name=series.name,
-        marker_color=style.colour,
+        marker={"color": style.colour, "line": {"width": 1, "color": "rgba(128,128,128,0.4)"}},
         customdata=bins,
-        hovertemplate="%{y:,}<br>%{customdata[0]:.3g} to %{customdata[1]:.3g}<extra></extra>",
+        hovertemplate=f"{chart.x.title}: %{{customdata[0]:.4g}} to %{{customdata[1]:.4g}}<br>"
+        f"{chart.y.title}: %{{y:,.4g}}<extra>{series.name}</extra>",
     )
 
 
@@ -171,27 +210,67 @@ def _error(series: Series, style: LineStyle, key: str) -> dict[str, Any]:
     }
 
 
-def _add_line(plot: go.Figure, line: ReferenceLine) -> None:
-    add = plot.add_hline if line.axis == "y" else plot.add_vline
-    add(
-        **{line.axis: line.value},
-        line={"dash": "dash", "width": 1.5, "color": "#808791"},
-        annotation={"text": line.label, "font": {"size": 11}},
+def _add_line(plot: go.Figure, chart: Chart, line: ReferenceLine) -> None:
+    along, across = line.axis, "x" if line.axis == "y" else "y"
+    plot.add_shape(
+        type="line",
+        line={"dash": "dash", "width": 1.5, "color": GREY},
+        **{
+            f"{along}0": line.value,
+            f"{along}1": line.value,
+            f"{across}0": 0,
+            f"{across}1": 1,
+            f"{across}ref": "paper",
+        },
+    )
+    # Unlike shapes, annotations stand at the logarithm on a logarithmic axis.
+    log = getattr(chart, along).log
+    plot.add_annotation(
+        text=line.label,
+        font={"size": 11},
+        showarrow=False,
+        xanchor="right" if along == "y" else "left",
+        yanchor="bottom" if along == "y" else "top",
+        **{
+            along: math.log10(line.value) if log else line.value,
+            across: 1,
+            f"{across}ref": "paper",
+        },
     )
 
 
 def _name_ends(plot: go.Figure, chart: Chart) -> None:
     """Names beside the last points; the vertical range is fixed for it."""
-    ends, names = [], [str(index) for index in range(len(chart.series))]
-    values = _values(chart, "y")
-    margin = 0.06 * (max(values) - min(values)) or 0.05
-    low = min(values) - margin if chart.y.low is None else chart.y.low
-    high = max(values) + margin if chart.y.high is None else chart.y.high
+    log = chart.y.log
+    ends = []
     for index, series in enumerate(chart.series):
-        known = [(x, y) for x, y in zip(series.x, series.y, strict=True) if y is not None]
-        if known:
-            ends.append((str(index), *known[-1]))
-    plot.update_yaxes(range=[low, high])
+        points: list[Any] = [
+            (x, math.log10(y) if log else y)
+            for x, y in zip(series.x, series.y, strict=True)
+            if isinstance(y, int | float) and (y > 0 or not log)
+        ]
+        if points:
+            ends.append((str(index), *points[-1]))
+    if not ends:
+        return
+    values = _values(chart, "y")
+    if log:
+        low, high = log_axis([value for value in values if value > 0])["range"]
+    else:
+        margin = 0.06 * (max(values) - min(values)) or 0.05
+        low = min(values) - margin if chart.y.low is None else chart.y.low
+        high = max(values) + margin if chart.y.high is None else chart.y.high
+        plot.update_yaxes(range=[low, high])
     edge: Any = max(x for _, x, _ in ends)
     labels = {str(index): series.name for index, series in enumerate(chart.series)}
-    name_lines(plot, ends, names, edge=edge, y_range=(low, high), labels=labels)
+    styles = {str(index): _style(series, index) for index, series in enumerate(chart.series)}
+    name_lines(
+        plot,
+        ends,
+        list(labels),
+        edge=edge,
+        y_range=(low, high),
+        labels=labels,
+        styles=styles,
+        log=log,
+    )

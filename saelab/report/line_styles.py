@@ -13,6 +13,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from saelab.formats.chart import Number
+
 from .figure import BLUE, GREEN, ORANGE, PURPLE
 
 ROSE, GREY = "#cc4f6b", "#808791"
@@ -74,7 +76,9 @@ def short_name(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
-def spread_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread_apart(
+    wanted: Sequence[float | int], gap: float, low: float | int, high: float | int
+) -> list[Number]:
     """Places at least `gap` apart, as near as can be to the wanted ones, between two bounds.
 
     Least squares, by pooling neighbours that would overlap. Where they do not all fit between the
@@ -99,12 +103,14 @@ def spread_apart(wanted: Sequence[float], gap: float, low: float, high: float) -
 
 def name_lines(
     plot: go.Figure,
-    ends: Sequence[tuple[str, float, float]],
+    ends: Sequence[tuple[str, Any, Any]],
     names: Sequence[str],
     *,
-    edge: float,
-    y_range: tuple[float, float],
+    edge: Any,
+    y_range: tuple[Number, Number],
     labels: dict[str, str] | None = None,
+    styles: dict[str, LineStyle] | None = None,
+    log: bool = False,
 ) -> None:
     """Write each line's name at the right edge of the plot, joined to its last point.
 
@@ -113,18 +119,21 @@ def name_lines(
         ends: name, x and y of the last point of each line.
         names: every name of the page, for the styles.
         edge: the largest x of the plot, in the units of x.
-        y_range: of the linear vertical axis.
+        y_range: of the vertical axis.
         labels: by name, the text shown; None: the names.
+        styles: by name, the style; None: as the place among the names gives it.
+        log: whether the axis is logarithmic; heights and range are logarithms then.
     """
     layout: Any = plot.layout
     inner = layout.height - layout.margin.t - layout.margin.b
     gap = LABEL_PIXELS / inner * (y_range[1] - y_range[0])
     places = spread_apart([y for _, _, y in ends], gap, *y_range)
     for (name, x, y), place in zip(ends, places, strict=True):
-        style = line_style(name, names)
+        style = styles[name] if styles else line_style(name, names)
+        heights = [10**y, 10**place] if log else [y, place]
         plot.add_scatter(
             x=[x, edge],
-            y=[y, place],
+            y=heights,
             mode="lines",
             line={"color": style.colour, "width": 0.75},
             opacity=0.7,
@@ -132,7 +141,7 @@ def name_lines(
         )
         plot.add_scatter(
             x=[edge],
-            y=[place],
+            y=heights[1:],
             mode="markers",
             marker=style.points(8),
             cliponaxis=False,

@@ -12,6 +12,7 @@ from .consistency_figures import CONSISTENCY_FIGURES
 from .core_figures import CORE_FIGURES
 from .dark_matter_effect_figures import DARK_MATTER_EFFECT_FIGURES
 from .dark_matter_figures import DARK_MATTER_FIGURES
+from .draw import draw
 from .figure import Figure
 from .mode_figures import MODE_FIGURES
 from .recovery_figures import RECOVERY_FIGURES
@@ -34,12 +35,12 @@ def figures_of(result: EvaluationResult) -> list[Figure]:
     Raises:
         ArtifactError: the data of a figure is not what its suite writes.
     """
-    figures = []
-    for name, draw in FIGURES.get(result.suite, {}).items():
+    figures = [draw(chart) for chart in result.charts]
+    for name, draw_legacy in FIGURES.get(result.suite, {}).items():
         if name not in result.figure_data:
             continue
         try:
-            figures.append(draw(result.figure_data[name]))
+            figures.append(draw_legacy(result.figure_data[name]))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ArtifactError(
                 f"figure {name!r} of the {result.suite} result of {result.dictionary_name} cannot "
