@@ -1,11 +1,13 @@
-"""One-to-one matching of two sets of directions: the assignment of largest total cosine.
+"""One-to-one matching: as many rows as possible get a column of their own, of largest total score.
 
-Bertsekas' auction (1988, "The auction algorithm: a distributed relaxation method for the
-assignment problem"): every unmatched row bids for the column it gains most from at current prices,
-and raises its price by what that column is worth to it above the second best, plus a tolerance. The
-matching it ends with has a total cosine within the tolerance per row of the best possible, whatever
-the directions. Where many rows want few columns they outbid one another by the tolerance alone, for
-very long; then it is doubled. What the final prices prove of the result is returned with it.
+Where the matrix of scores fits, scipy's exact assignment decides. Where it would not, cosines of
+two sets of directions are matched by Bertsekas' auction (1988, "The auction algorithm: a
+distributed relaxation method for the assignment problem"): every unmatched row bids for the column
+it gains most from at current prices, and raises its price by what that column is worth to it above
+the second best, plus a tolerance. The matching it ends with has a total cosine within the tolerance
+per row of the best possible, whatever the directions. Where many rows want few columns they outbid
+one another by the tolerance alone, for very long; then it is doubled. What the final prices prove
+of the result is returned with it.
 
 Cosines are computed in blocks and only each row's best few columns are kept. Prices never fall, so
 while a row's second-best gain among those is at least the cosine of every other column, no other
@@ -14,62 +16,102 @@ column can be better; otherwise the row's cosines are computed again.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..cosines import cosine_blocks
+from .cosines import cosine_blocks
 
+EXACT_ENTRIES = 1 << 22
+"""Pairs up to which `match_one_to_one` is exact: about a second."""
 TOLERANCE = 0.001
 KEPT_COLUMNS = 64
 PATIENCE = 10
 """Rounds per row before the tolerance is doubled; dictionaries take one or two."""
 
 
+def best_assignment(score: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """Give every row a column of its own so that the sum of their scores is the largest possible.
+
+    Args:
+        score: finite, [rows, columns].
+
+    Returns:
+        The column of each row; -1 for the rows left over where there are fewer columns.
+
+    Example:
+        >>> best_assignment(np.array([[0.95, 0.94], [0.93, 0.1]])).tolist()
+        [1, 0]
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    column_of = np.full(score.shape[0], -1, dtype=np.int64)
+    rows, columns = linear_sum_assignment(score, maximize=True)
+    column_of[rows] = columns
+    return column_of
+
+
 def match_one_to_one(
-    one: Float[Tensor, "n d_in"],
-    other: Float[Tensor, "m d_in"],
-    *,
-    tolerance: float = TOLERANCE,
-    kept_columns: int = KEPT_COLUMNS,
+    rows: Float[Tensor, "n d_in"], columns: Float[Tensor, "m d_in"]
 ) -> tuple[Int[Tensor, " n"], float]:
     """Give as many rows as possible a partner of their own, of the largest total cosine.
 
     Args:
-        one: unit rows.
-        other: unit rows.
+        rows: unit rows.
+        columns: unit rows.
+
+    Returns:
+        The index in `columns` of each row's partner, -1 for those left over where there are fewer;
+        and a bound on how far their mean cosine lies below the best possible: 0 where it is exact.
+    """
+    if len(rows) * len(columns) > EXACT_ENTRIES:
+        return auction(rows, columns)
+    cosines = (rows.double() @ columns.double().T).cpu().numpy()
+    return torch.from_numpy(best_assignment(cosines)).to(rows.device), 0.0
+
+
+def auction(
+    rows: Float[Tensor, "n d_in"],
+    columns: Float[Tensor, "m d_in"],
+    *,
+    tolerance: float = TOLERANCE,
+    kept_columns: int = KEPT_COLUMNS,
+) -> tuple[Int[Tensor, " n"], float]:
+    """`match_one_to_one` without the matrix, within a tolerance of the best.
+
+    Args:
+        rows: unit rows.
+        columns: unit rows.
         tolerance: how far the mean cosine of the matched may lie below the best possible, unless
             it had to be doubled.
         kept_columns: best columns remembered of each row; memory and speed, not the result.
-
-    Returns:
-        The place in `other` of each row's partner, -1 for those left over where `other` has fewer;
-        and a bound on how far their mean cosine lies below the best possible.
     """
-    n, m = one.shape[0], other.shape[0]
+    n, m = rows.shape[0], columns.shape[0]
     if n > m:
-        owner, gap = match_one_to_one(other, one, tolerance=tolerance, kept_columns=kept_columns)
-        partner = torch.full((n,), -1, dtype=torch.int64, device=one.device)
-        partner[owner] = torch.arange(m, device=one.device)
+        owner, gap = auction(columns, rows, tolerance=tolerance, kept_columns=kept_columns)
+        partner = torch.full((n,), -1, dtype=torch.int64, device=rows.device)
+        partner[owner] = torch.arange(m, device=rows.device)
         return partner, gap
-    auction = _Auction(one, other, min(max(kept_columns, 2), m), tolerance)
+    state = _Auction(rows, columns, min(max(kept_columns, 2), m), tolerance)
     rounds = 0
-    while len(bidders := auction.unmatched()):
-        auction.bid(bidders)
+    while len(bidders := state.unmatched()):
+        state.bid(bidders)
         rounds += 1
         if rounds % (PATIENCE * n) == 0:
-            auction.tolerance *= 2
-    return auction.column_of, auction.gap()
+            state.tolerance *= 2
+    return state.column_of, state.gap()
 
 
 class _Auction:
     """The state of an auction with at most as many rows as columns."""
 
-    def __init__(self, one: Tensor, other: Tensor, kept: int, tolerance: float):
-        n, m = one.shape[0], other.shape[0]
-        self._one, self._other, self.tolerance = one, other, tolerance
-        whole = {"dtype": torch.int64, "device": one.device}
-        exact = {"dtype": torch.float64, "device": one.device}
+    def __init__(self, rows: Tensor, columns: Tensor, kept: int, tolerance: float):
+        n, m = rows.shape[0], columns.shape[0]
+        self._rows, self._columns, self.tolerance = rows, columns, tolerance
+        whole = {"dtype": torch.int64, "device": rows.device}
+        exact = {"dtype": torch.float64, "device": rows.device}
         self.column_of = torch.full((n,), -1, **whole)
         self._row_of = torch.full((m,), -1, **whole)
         self._price = torch.zeros(m, **exact)
@@ -77,7 +119,7 @@ class _Auction:
         self._cosine = torch.zeros(n, kept, **exact)
         self._ceiling = torch.zeros(n, **exact)
         if m:
-            self._look_up(torch.arange(n, device=one.device))
+            self._look_up(torch.arange(n, device=rows.device))
 
     def unmatched(self) -> Int[Tensor, " bidders"]:
         """Rows without a column."""
@@ -110,9 +152,9 @@ class _Auction:
         n = len(self.column_of)
         best_gains = sum(
             float((block.double() - self._price).amax(dim=1).sum())
-            for _, block in cosine_blocks(self._one, self._other)
+            for _, block in cosine_blocks(self._rows, self._columns)
         )
-        pairs = self._one.double() * self._other[self.column_of].double()
+        pairs = self._rows.double() * self._columns[self.column_of].double()
         return max(0.0, best_gains + float(self._price.sum()) - float(pairs.sum())) / max(n, 1)
 
     def _best_two(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,8 +165,10 @@ class _Auction:
     def _look_up(self, rows: Tensor) -> None:
         """Remember each row's best columns at current prices, and what the others cannot exceed."""
         kept = self._column.shape[1]
-        for part, block in cosine_blocks(self._one[rows], self._other):
+        for part, block in cosine_blocks(self._rows[rows], self._columns):
             gains, columns = (block.double() - self._price).topk(kept, dim=1)
             self._column[rows[part]] = columns
             self._cosine[rows[part]] = gains + self._price[columns]
-            self._ceiling[rows[part]] = gains[:, -1] if kept < self._other.shape[0] else -torch.inf
+            self._ceiling[rows[part]] = (
+                gains[:, -1] if kept < self._columns.shape[0] else -torch.inf
+            )
