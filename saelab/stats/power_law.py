@@ -151,4 +151,5 @@ def _edge(excess: Callable[[float], float], start: float, end: float) -> float:
         return end
     if excess(start) >= 0:
         return start
-    return float(brentq(excess, start, end, xtol=1e-12))
+    edge: Any = brentq(excess, start, end, xtol=1e-12)
+    return float(edge)

@@ -261,7 +261,7 @@ def test_every_number_against_its_definition(save):
 
 
 def test_passes_in_pieces_give_the_same_numbers(save, monkeypatch):
-    from saelab.evals.recovery import firing
+    from saelab.evals.recovery import firing, matching
     from saelab.stats import cosines
 
     folder = save(ROOMY, W_enc=reader(ROOMY), W_dec=planted_features(ROOMY))
