@@ -15,6 +15,7 @@ from saelab.errors import ActivationError
 from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes, pre_activation_chunks
 from saelab.stats.metrics import SparsityStatistics
+from saelab.stats.moments import Moments
 
 Rows = Float[Tensor, "rows d_in"]
 RowSource = Callable[[], Iterator[Rows]]
@@ -54,9 +55,8 @@ class ActivityStatistics:
         self._dictionary = dictionary
         device = dictionary.W_enc.device
         self._sparsity = SparsityStatistics(dictionary.d_sae, device)
-        zeros = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=device)
-        self._mean, self._squares = zeros, zeros.clone()
-        self._largest = torch.full_like(zeros, -torch.inf)
+        self._moments = Moments(dictionary.d_sae, device=device)
+        self._largest = torch.full((dictionary.d_sae,), -torch.inf, device=device)
 
     @torch.no_grad()
     def update(self, rows: Rows) -> None:
@@ -75,21 +75,12 @@ class ActivityStatistics:
         row_scale = dictionary.row_scale(rows)
         inputs = normalised_rows(rows, row_scale) - dictionary.b_dec
         for part, chunk in pre_activation_chunks(inputs, dictionary.W_enc, bias):
-            self._add_pre_activations(chunk.double())
+            self._moments.update(chunk)
+            self._largest = torch.maximum(self._largest, chunk.amax(dim=0))
             codes = SparseCodes.from_mask(*gate(dictionary, chunk))
             if row_scale is not None:
                 codes = codes.with_value(codes.value * row_scale[part][codes.pair_rows()])
             self._sparsity.update(codes)
-
-    def _add_pre_activations(self, pre: Float[Tensor, "chunk d_sae"]) -> None:
-        """Chan's merge of means and summed squared deviations, per latent."""
-        before, added = self._sparsity.n_rows, pre.shape[0]
-        mean = pre.mean(dim=0)
-        gap = mean - self._mean
-        share = added / (before + added)
-        self._squares += (pre - mean).square().sum(dim=0) + gap.square() * before * share
-        self._mean = self._mean + gap * share
-        self._largest = torch.maximum(self._largest, pre.amax(dim=0))
 
     def activity(self) -> Activity:
         """What was found so far.
@@ -103,8 +94,8 @@ class ActivityStatistics:
                 "no activation row is left to rank latents by: evaluate more text or relax the "
                 "token filter"
             )
-        deviation = (self._squares / n_rows).sqrt()
-        spread = self._largest - self._mean
+        deviation = self._moments.variance().sqrt()
+        spread = self._largest - self._moments.mean()
         norm = self._dictionary.W_dec.double().norm(dim=1)
         return Activity(
             density=self._sparsity.density(),

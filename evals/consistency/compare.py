@@ -10,9 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.progress import progress_bar
-
-from ..cosines import Directions, nearest
-from .assignment import match_one_to_one
+from saelab.stats.assignment import match_one_to_one
+from saelab.stats.cosines import Directions, nearest
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from torch import Tensor
 from saelab.dictionary import SavedDictionary
 from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
 from saelab.formats.files import atomic_path
+from saelab.stats.cosines import Directions
 
-from ..cosines import Directions
 from .activity import Activity
 from .compare import Comparison
 from .config import ConsistencyConfig

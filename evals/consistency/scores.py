@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..cosines import Directions, nearest
-from ..random_directions import random_directions
+from saelab.stats.cosines import Directions, nearest, random_directions
+
 from .activity import Activity
 from .compare import Comparison
 

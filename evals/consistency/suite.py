@@ -16,8 +16,8 @@ from typing import Any
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.errors import ArtifactError
 from saelab.formats.evaluation_result import EvaluationResult, write_evaluation_result
+from saelab.stats.cosines import Directions, directions_of
 
-from ..cosines import Directions, directions_of
 from ..pages import page_if
 from ..subjects import evaluation_device, result_folders
 from .activity import Activity

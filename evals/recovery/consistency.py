@@ -11,8 +11,7 @@ from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
 from saelab.formats.files import hash_of
-
-from ..cosines import directions_of, nearest
+from saelab.stats.cosines import directions_of, nearest
 
 CONSISTENT = 0.9
 ALIKE = ("method", "options", "optimizer", "n_tokens", "batch_rows", "target_l0")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .assignment import best_assignment
+from saelab.stats.assignment import best_assignment
+from saelab.stats.cosines import cosine_blocks, most_similar, nearest, unit_rows
 
 MOST_ASSIGNED_ENTRIES = 1 << 26
 """Features × latents up to which the one-to-one assignment is computed (512 MB of cosines)."""
-CHUNK_ENTRIES = 1 << 23
 HOST_COSINE = 0.5
 """Cosine from which a latent is about another feature, its host, and may have absorbed this one."""
 ABSORBED_COMPONENT = 0.3
@@ -48,13 +48,6 @@ class Matching:
     another, its host, and has a clear component along the feature beside it."""
 
 
-def unit_rows(matrix: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
-    """Rows brought to norm one, float64; zero rows stay zero."""
-    matrix = matrix.double()
-    norm = matrix.norm(dim=1, keepdim=True)
-    return torch.where(norm > 0, matrix / norm.clamp(min=1e-300), 0.0)
-
-
 def match(
     features: Float[Tensor, "n_features d_in"],
     decoder: Float[Tensor, "d_sae d_in"],
@@ -67,23 +60,20 @@ def match(
         decoder: W_dec; its rows may have any norm.
         threshold: cosine from which a latent matches a feature.
     """
-    v, w = unit_rows(features), unit_rows(decoder)
-    best, nearest = [], _NearestFeatures(len(w), v.device)
-    for start, cosine in _cosine_chunks(v, w):
-        best.append(cosine.max(dim=1))
-        nearest.add(start, cosine)
-    cosine = torch.cat([found.values for found in best])
+    v, w = unit_rows(features.double()), unit_rows(decoder.double())
+    cosine, best_latent, _, _ = nearest(v, w)
+    hosts = _nearest_features(w, v)
     pairs, triples = [], []
-    for start, part in _cosine_chunks(v, w):
-        pairs.append(_own_pairs(start, part, threshold))
-        recovered = cosine[start : start + len(part)] >= threshold
-        triples.append(_absorbing(start, part, recovered, v, nearest, threshold))
+    for part, block in cosine_blocks(v, w):
+        pairs.append(_own_pairs(part.start, block, threshold))
+        recovered = cosine[part] >= threshold
+        triples.append(_absorbing(part.start, block, recovered, v, hosts, threshold))
     assigned_latent, assigned_cosine = _assign(v, w)
     return Matching(
-        best_latent=torch.cat([found.indices for found in best]),
+        best_latent=best_latent,
         cosine=cosine,
-        best_feature=nearest.feature[0],
-        latent_cosine=nearest.cosine[0],
+        best_feature=hosts.feature[:, 0],
+        latent_cosine=hosts.cosine[:, 0],
         assigned_latent=assigned_latent,
         assigned_cosine=assigned_cosine,
         own=torch.cat(pairs),
@@ -91,27 +81,21 @@ def match(
     )
 
 
-def _cosine_chunks(
-    v: Float[Tensor, "n_features d_in"], w: Float[Tensor, "d_sae d_in"]
-) -> Iterator[tuple[int, Float[Tensor, "some_features d_sae"]]]:
-    step = max(1, CHUNK_ENTRIES // len(w))
-    for start in range(0, len(v), step):
-        yield start, v[start : start + step] @ w.T
+class _NearestFeatures(NamedTuple):
+    """The two nearest features of every latent; with one feature, a second of cosine −∞."""
+
+    cosine: Float[Tensor, "d_sae 2"]
+    feature: Int[Tensor, "d_sae 2"]
 
 
-class _NearestFeatures:
-    """The two nearest features of every latent, over chunks of features."""
-
-    def __init__(self, d_sae: int, device: torch.device):
-        self.cosine = torch.full((2, d_sae), -torch.inf, dtype=torch.float64, device=device)
-        self.feature = torch.zeros(2, d_sae, dtype=torch.int64, device=device)
-
-    def add(self, start: int, cosine: Float[Tensor, "some_features d_sae"]) -> None:
-        top = cosine.topk(min(2, len(cosine)), dim=0)
-        values = torch.cat([self.cosine, top.values])
-        features = torch.cat([self.feature, top.indices + start])
-        self.cosine, places = values.topk(2, dim=0)
-        self.feature = features.gather(0, places)
+def _nearest_features(
+    w: Float[Tensor, "d_sae d_in"], v: Float[Tensor, "n_features d_in"]
+) -> _NearestFeatures:
+    cosine = w.new_full((len(w), 2), -torch.inf)
+    feature = torch.zeros_like(cosine, dtype=torch.int64)
+    for part, values, index in most_similar(w, v, 2):
+        cosine[part, : values.shape[1]], feature[part, : values.shape[1]] = values, index
+    return _NearestFeatures(cosine, feature)
 
 
 def _own_pairs(
@@ -127,7 +111,7 @@ def _absorbing(
     cosine: Float[Tensor, "some_features d_sae"],
     recovered: Tensor,
     v: Float[Tensor, "n_features d_in"],
-    nearest: _NearestFeatures,
+    hosts: _NearestFeatures,
     threshold: float,
 ) -> Int[Tensor, "triples 3"]:
     """Latents that may have absorbed some recovered features.
@@ -137,9 +121,9 @@ def _absorbing(
     large cosine with both, but no component.
     """
     feature = torch.arange(start, start + len(cosine), device=v.device)[:, None]
-    first = nearest.feature[0] != feature
-    host = torch.where(first, nearest.feature[0], nearest.feature[1])
-    host_cosine = torch.where(first, nearest.cosine[0], nearest.cosine[1])
+    first = hosts.feature[:, 0] != feature
+    host = torch.where(first, hosts.feature[:, 0], hosts.feature[:, 1])
+    host_cosine = torch.where(first, hosts.cosine[:, 0], hosts.cosine[:, 1])
     overlap = (v[start : start + len(cosine)] @ v.T).gather(1, host)
     determinant = (1 - overlap.square()).clamp(min=1e-9)
     component = (cosine - overlap * host_cosine) / determinant

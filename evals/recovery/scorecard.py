@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
 from typing import Any
 
 from saelab.formats.evaluation_result import EvaluationResult
 from saelab.formats.files import hash_of
+from saelab.stats.spread import spread_of
 
 SCORE_CARD = {
     "frr_080": "FRR @0.8",
@@ -79,7 +79,5 @@ def _label(result: EvaluationResult) -> str:
 
 
 def _spread(values: list[float | int | None]) -> tuple[float, float | None] | None:
-    known = [float(value) for value in values if value is not None]
-    if not known:
-        return None
-    return mean(known), stdev(known) if len(known) > 1 else None
+    spread = spread_of(values)
+    return None if spread.mean is None else (spread.mean, spread.sd)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from saelab.dictionary.data_spec import DataSpec, held_out_batches, select
 from saelab.errors import TextError
-from saelab.formats.files import hash_of
 from saelab.model.language_model import LanguageModel
+from saelab.stats.seeds import seeded_generator
 
 POOL_PER_CONTEXT = 64
 """Contexts are drawn from this many times as many, so that they come from many documents."""
@@ -31,7 +31,7 @@ def draw_prompts(
     """
     short = replace(spec, context_length=length)
     pool = torch.cat(list(held_out_batches(model, short, POOL_PER_CONTEXT * count * length, BATCH)))
-    order = torch.randperm(len(pool), generator=generator_for("prompts", seed))
+    order = torch.randperm(len(pool), generator=seeded_generator("steering", "prompts", seed))
     usable = _usable(model, short, pool[order])
     chosen = list(islice(usable, count))
     if len(chosen) < count:
@@ -41,11 +41,6 @@ def draw_prompts(
             "--prompt-tokens"
         )
     return torch.stack(chosen)
-
-
-def generator_for(purpose: str, seed: int) -> torch.Generator:
-    """A generator of its own for each purpose: no draw depends on how much another drew."""
-    return torch.Generator().manual_seed(int(hash_of(["steering", purpose, seed])[:15], 16))
 
 
 def _usable(

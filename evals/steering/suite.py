@@ -23,14 +23,15 @@ from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.evaluation_result import EvaluationResult, write_evaluation_result
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
+from saelab.stats.cosines import random_directions
 from saelab.stats.metrics import SparsityStatistics
+from saelab.stats.seeds import seeded_generator
 
 from ..pages import page_if
-from ..random_directions import random_directions
 from ..subjects import Subject, by_data_spec, load_models, result_folders, subjects_of
 from .config import SteeringConfig
 from .effects import Effects, measure_effects
-from .prompts import draw_prompts, generator_for
+from .prompts import draw_prompts
 from .report import write_report
 from .result import FEATURES_FILE, Findings, build_result, write_features
 
@@ -195,7 +196,9 @@ def draw_latents(
             f"{subject.saved.dictionary.d_sae:,} on {sparsity.n_rows:,} held-out rows; steering "
             "compares at least 2: evaluate more text with --n-tokens, or train it longer"
         )
-    order = torch.randperm(len(alive), generator=generator_for("latents", config.seed))
+    order = torch.randperm(
+        len(alive), generator=seeded_generator("steering", "latents", config.seed)
+    )
     return alive[order[: config.n_latents].to(alive.device)].sort().values
 
 

@@ -13,9 +13,9 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
+from saelab.stats.seeds import murmur64
+
 _ROUNDS = 8
-_MULTIPLIERS = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))
-_SHIFT = np.uint64(32)
 
 
 class Permutation:
@@ -51,14 +51,7 @@ class Permutation:
         left = values >> np.uint64(right_width)
         right = values & np.uint64((1 << right_width) - 1)
         for key in self._keys:
-            mixed = left ^ (_mix(right + key) & np.uint64((1 << left_width) - 1))
+            mixed = left ^ (murmur64(right + key) & np.uint64((1 << left_width) - 1))
             left, right = right, mixed
             left_width, right_width = right_width, left_width
         return (left << np.uint64(right_width)) | right
-
-
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """A hash of each 64-bit value (the finalizer of MurmurHash3, wrapping on purpose)."""
-    for multiplier in _MULTIPLIERS:
-        values = (values ^ (values >> _SHIFT)) * multiplier
-    return values ^ (values >> _SHIFT)

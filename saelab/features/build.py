@@ -22,13 +22,14 @@ from saelab.formats.files import hash_of
 from saelab.formats.manifest import new_manifest
 from saelab.model.logit_lens import Lens
 from saelab.progress import progress_bar
+from saelab.stats.cosines import most_similar, unit_rows
 
 from .coactivation import LatentSums, RowCodes, TogetherSums, coactivation_arrays, row_codes
 from .config import StoreOptions
 from .definitions import DEFINITIONS
 from .examples import RangeExamples, TextKeys, no_examples, text_keys
 from .logit_lens import logit_chunks
-from .neighbours import nearest, principal_map
+from .neighbours import principal_map
 from .schema import FLAGS, KIND, QUANTILE_LEVELS, SCHEMA_VERSION
 from .shards import Pairs, Shards
 from .silent import SilentContexts, TopPlaces
@@ -173,29 +174,25 @@ class _Build:
     ) -> Integer[np.ndarray, "d_sae n"]:
         """Fill table `neighbours`; returns the decoder neighbours."""
         dictionary, n = self._sources.dictionary, self._options.n_neighbours
-        decoder = []
-        chunks = zip(nearest(dictionary.W_dec, n), nearest(dictionary.W_enc.T, n), strict=True)
-        for by_decoder, by_encoder in chunks:
-            index, cosine = _array(by_decoder.index), _array(by_decoder.cosine)
-            encoder_index, encoder_cosine = _array(by_encoder.index), _array(by_encoder.cosine)
-            decoder.append(index)
+        nearest: list[np.ndarray] = []
+        sides = (dictionary.W_dec, dictionary.W_enc.T)
+        blocks = (most_similar(unit_rows(vectors.float()), None, n) for vectors in sides)
+        for (part, *decoder), (_, *encoder) in zip(*blocks, strict=True):
+            names = ("decoder_cosine", "decoder_feature", "encoder_cosine", "encoder_feature")
+            arrays = dict(zip(names, map(_array, (*decoder, *encoder)), strict=True))
+            for name in ("decoder_cosine", "encoder_cosine"):
+                arrays[name] = arrays[name].clip(-1.0, 1.0)
+            nearest.append(arrays["decoder_feature"])
+            latents = range(part.start, part.stop)
             writer.packed(
                 "neighbours",
                 (
-                    (
-                        by_decoder.start + row,
-                        {
-                            "decoder_feature": index[row],
-                            "decoder_cosine": cosine[row],
-                            "encoder_feature": encoder_index[row],
-                            "encoder_cosine": encoder_cosine[row],
-                        },
-                    )
-                    for row in range(len(index))
+                    (latent, {name: array[row] for name, array in arrays.items()})
+                    for row, latent in enumerate(latents)
                 ),
             )
-            advance(len(index))
-        return np.concatenate(decoder)
+            advance(len(latents))
+        return np.concatenate(nearest)
 
     def logits(self, writer: StoreWriter, advance: Callable[[int], Any]) -> None:
         """Fill table `logits`, where there is a lens."""

@@ -13,10 +13,10 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float, Integer
 
+from saelab.stats.seeds import random_words, splitmix64
+
 from .config import StoreOptions
 from .shards import Pairs
-
-_MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,25 +40,10 @@ def text_keys(
     contexts, length = tokens.shape
     return TextKeys(
         context_length=length,
-        position_draw=_random_numbers(contexts * length, 2 * options.seed),
-        context_draw=_random_numbers(contexts, 2 * options.seed + 1),
+        position_draw=random_words(contexts * length, 2 * options.seed),
+        context_draw=random_words(contexts, 2 * options.seed + 1),
         window_hash=_window_hashes(tokens, options.same_window).reshape(-1),
     )
-
-
-def _mixed(values: Integer[np.ndarray, "..."]) -> Integer[np.ndarray, "..."]:
-    """SplitMix64's finaliser: a fixed pseudo-random permutation of 64-bit numbers."""
-    add, first, second = (np.uint64(multiplier) for multiplier in _MULTIPLIERS)
-    values = values + add
-    values = (values ^ (values >> np.uint64(30))) * first
-    values = (values ^ (values >> np.uint64(27))) * second
-    return values ^ (values >> np.uint64(31))
-
-
-def _random_numbers(count: int, stream: int) -> Integer[np.ndarray, " count"]:
-    """Numbers of a stream by their index."""
-    start = _mixed(np.array([stream], np.uint64))
-    return _mixed(np.arange(count, dtype=np.uint64) + start)
 
 
 def _window_hashes(
@@ -70,7 +55,7 @@ def _window_hashes(
     padded[:, radius : radius + length] = tokens.astype(np.uint64) + np.uint64(1)
     hashes = np.zeros((contexts, length), np.uint64)
     for offset in range(2 * radius + 1):
-        hashes = _mixed(hashes ^ padded[:, offset : offset + length])
+        hashes = splitmix64(hashes ^ padded[:, offset : offset + length])
     return hashes
 
 

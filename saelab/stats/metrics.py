@@ -1,8 +1,8 @@
 """One arithmetic for every metric: streamed, in float64, whatever the batch size.
 
 Training, the evaluation suites and the dashboard all call these. Half of the mean squared norm of a
-residual stream is its mean vector, so variances are accumulated about running means (Chan's merge)
-and never as a difference of large sums. What each name means is in `metric_definitions.py`.
+residual stream is its mean vector, so variances are accumulated about running means (`Moments`) and
+never as a difference of large sums. What each name means is in `metric_definitions.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from saelab.errors import ActivationError
 from saelab.sparse import SparseCodes
 
 from .metric_definitions import METRICS, Metric, define
+from .moments import Moments
 
 __all__ = [
     "DENSE_DENSITY",
@@ -38,55 +39,6 @@ NORM_BINS_PER_DECADE = 32
 NORM_DECADES = (-4, 7)
 DENSITY_BINS_PER_DECADE = 5
 _SMALLEST_LOSS_GAP = 1e-6
-
-
-class Moments:
-    """Counts, means and summed squared deviations of rows, by group and pooled.
-
-    A group is whatever the caller wants a curve over, such as the position in the context; with one
-    group this is a plain streamed mean and variance.
-    """
-
-    def __init__(self, d_in: int, n_groups: int = 1, device: torch.device | str = "cpu"):
-        self.count = torch.zeros(n_groups, dtype=torch.float64, device=device)
-        self.mean_by_group = torch.zeros(n_groups, d_in, dtype=torch.float64, device=device)
-        self.deviation_by_own_mean = torch.zeros(n_groups, dtype=torch.float64, device=device)
-
-    def update(
-        self, rows: Float[Tensor, "batch d_in"], group: Int[Tensor, " batch"] | None = None
-    ) -> None:
-        """Add rows; `group` says to which group each belongs (default: all to the first)."""
-        rows = rows.to(self.mean_by_group)
-        if group is None:
-            group = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        count = torch.zeros_like(self.count).index_add_(0, group, torch.ones_like(rows[:, 0]))
-        mean = torch.zeros_like(self.mean_by_group).index_add_(0, group, rows)
-        mean /= count.clamp(min=1)[:, None]
-        squares = (rows - mean[group]).square().sum(dim=1)
-        deviation = torch.zeros_like(self.count).index_add_(0, group, squares)
-
-        total = self.count + count
-        share = count / total.clamp(min=1)
-        gap = mean - self.mean_by_group
-        self.deviation_by_own_mean += deviation + gap.square().sum(dim=1) * self.count * share
-        self.mean_by_group += gap * share[:, None]
-        self.count = total
-
-    @property
-    def n_rows(self) -> int:
-        """Rows seen so far."""
-        return int(self.count.sum().item())
-
-    def mean(self) -> Float[Tensor, " d_in"]:
-        """Per-dimension mean of all rows, float64."""
-        anchor = self.mean_by_group[int(self.count.argmax())]
-        weights = self.count / self.count.sum().clamp(min=1)
-        return anchor + weights @ (self.mean_by_group - anchor)
-
-    def deviation(self) -> Float[Tensor, " groups"]:
-        """Per group, the sum of |row - mean|^2 about the pooled mean of all rows."""
-        gap = (self.mean_by_group - self.mean()).square().sum(dim=1)
-        return self.deviation_by_own_mean + self.count * gap
 
 
 class ReconstructionStatistics:

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from saelab.dictionary import Dictionary
 from saelab.errors import ActivationError
-from saelab.evals import cosines
 from saelab.evals.consistency.activity import ActivityStatistics
-from saelab.evals.consistency.assignment import TOLERANCE, match_one_to_one
 from saelab.evals.consistency.compare import compare
 from saelab.evals.consistency.scores import (
     fractions_for,
@@ -21,9 +19,9 @@ from saelab.evals.consistency.scores import (
     share_above,
     share_at_least,
 )
-from saelab.evals.cosines import directions_of, nearest
-from saelab.evals.random_directions import random_directions
-from saelab.evals.recovery.assignment import best_assignment
+from saelab.stats import cosines
+from saelab.stats.assignment import TOLERANCE, auction, best_assignment
+from saelab.stats.cosines import directions_of, nearest, random_directions
 
 
 def unit(n, d, seed):
@@ -61,7 +59,7 @@ def test_cosines_are_signed_and_rows_need_not_be_of_norm_one():
 @settings(max_examples=50, deadline=None)
 def test_matching_is_one_to_one_and_within_its_tolerance_of_the_best(n, m, d, seed, kept):
     one, other = unit(n, d, seed), unit(m, d, seed + 1)
-    partner, gap = match_one_to_one(one, other, kept_columns=kept)
+    partner, gap = auction(one, other, kept_columns=kept)
     taken = partner[partner >= 0]
     assert len(taken) == len(set(taken.tolist())) == min(n, m)
     scores = (one @ other.T).double().numpy()
@@ -74,19 +72,19 @@ def test_matching_is_one_to_one_and_within_its_tolerance_of_the_best(n, m, d, se
 
 def test_matching_does_not_depend_on_blocks_or_kept_columns(monkeypatch):
     one, other = unit(60, 8, 0), unit(75, 8, 1)
-    expected, gap = match_one_to_one(one, other)
+    expected, gap = auction(one, other)
     assert 0 <= gap <= TOLERANCE
     for kept in (2, 3, 20):
-        assert torch.equal(match_one_to_one(one, other, kept_columns=kept)[0], expected)
+        assert torch.equal(auction(one, other, kept_columns=kept)[0], expected)
     monkeypatch.setattr(cosines, "BLOCK_ENTRIES", 100)
-    assert torch.equal(match_one_to_one(one, other)[0], expected)
+    assert torch.equal(auction(one, other)[0], expected)
 
 
 def test_rows_that_outbid_one_another_for_long_come_to_an_end():
     """Eleven rows want the same ten columns, and one must be content with the opposite."""
     one, other = torch.ones(11, 1), torch.ones(11, 1)
     other[3] = -1
-    partner, gap = match_one_to_one(one, other)
+    partner, gap = auction(one, other)
     assert sorted(partner.tolist()) == list(range(11))
     assert gap < 0.2
 

@@ -262,11 +262,12 @@ def test_every_number_against_its_definition(save):
 
 def test_passes_in_pieces_give_the_same_numbers(save, monkeypatch):
     from saelab.evals.recovery import firing, matching
+    from saelab.stats import cosines
 
     folder = save(ROOMY, W_enc=reader(ROOMY), W_dec=planted_features(ROOMY))
     whole, _ = evaluate(folder)
     monkeypatch.setattr(firing, "MOST_ENTRIES", 12 * 70)
-    monkeypatch.setattr(matching, "CHUNK_ENTRIES", 12)
+    monkeypatch.setattr(cosines, "BLOCK_ENTRIES", 12)
     pieces, _ = evaluate(folder)
     assert [m.value for m in pieces.metrics] == pytest.approx([m.value for m in whole.metrics])
     monkeypatch.setattr(matching, "MOST_ASSIGNED_ENTRIES", 10)

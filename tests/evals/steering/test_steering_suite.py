@@ -10,15 +10,17 @@ import torch
 
 from saelab.dictionary import Dictionary
 from saelab.errors import ArtifactError, ConfigError, ModelError, TextError
-from saelab.evals.random_directions import random_directions
 from saelab.evals.steering import effects as effects_module
 from saelab.evals.steering.command import main
 from saelab.evals.steering.config import SteeringConfig
 from saelab.evals.steering.prompts import draw_prompts
 from saelab.evals.steering.suite import run_steering
-from saelab.evals.steering.summary import bootstrap_interval, summarise
+from saelab.evals.steering.summary import summarise
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.report import figures_of
+from saelab.stats.bootstrap import difference_interval
+from saelab.stats.cosines import random_directions
+from saelab.stats.seeds import seeded_generator
 
 HOOK = "blocks.1.hook_resid_post"
 SMALL = SteeringConfig(
@@ -212,7 +214,8 @@ def test_the_bootstrap_interval_is_that_of_a_difference_of_means():
     generator = torch.Generator().manual_seed(0)
     latents = 3 + torch.randn(400, generator=generator)
     random = 1 + 2 * torch.randn(300, generator=generator)
-    low, high = bootstrap_interval(latents, random, n_bootstrap=4000, seed=0)
+    generator = seeded_generator("steering", "bootstrap", 0)
+    low, high = difference_interval(latents, random, n_resamples=4000, generator=generator)
     centre = (latents.mean() - random.mean()).item()
     error = (latents.var() / 400 + random.var() / 300).sqrt().item()
     assert low == pytest.approx(centre - 1.96 * error, abs=0.15 * error)

@@ -1,0 +1,109 @@
+"""Cosines between the rows of two matrices, in blocks: the whole matrix never exists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .seeds import seeded_generator
+
+BLOCK_ENTRIES = 1 << 24
+"""Cosines held at a time (64 MB in float32)."""
+
+
+def unit_rows(vectors: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+    """The rows divided by their norms, in their dtype; a zero row stays zero.
+
+    Example:
+        >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
+        [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return vectors / torch.where(norm > 0, norm, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """The latents of a dictionary that take part in a comparison."""
+
+    rows: Float[Tensor, "alive d_in"]
+    """Their decoder rows divided by their norms, float32; a zero row stays zero."""
+    latent: Int[Tensor, " alive"]
+    """Which latents they are."""
+
+
+def directions_of(
+    W_dec: Float[Tensor, "d_sae d_in"], alive: Bool[Tensor, " d_sae"] | None = None
+) -> Directions:
+    """The unit decoder rows of the alive latents; of all where `alive` is None."""
+    latent = torch.arange(W_dec.shape[0], device=W_dec.device)
+    if alive is not None:
+        latent = latent[alive.to(W_dec.device)]
+    return Directions(unit_rows(W_dec[latent].double()).float(), latent)
+
+
+def random_directions(count: int, d_in: int, seed: int) -> Float[Tensor, "count d_in"]:
+    """Unit vectors of uniformly random direction, float32; the same for the same arguments.
+
+    The generator's seed is a hash: seeded with the number itself it would often draw the very
+    directions that a training with the same seed started from.
+    """
+    generator = seeded_generator("random directions", seed)
+    drawn = torch.randn(count, d_in, generator=generator, dtype=torch.float64)
+    return (drawn / drawn.norm(dim=1, keepdim=True)).float()
+
+
+def cosine_blocks(
+    rows: Float[Tensor, "n d_in"], columns: Float[Tensor, "m d_in"]
+) -> Iterator[tuple[slice, Float[Tensor, "block m"]]]:
+    """The cosines of all `rows` with all `columns` (both unit rows), a few rows at a time."""
+    step = max(1, BLOCK_ENTRIES // max(1, columns.shape[0]))
+    for start in range(0, rows.shape[0], step):
+        part = slice(start, min(start + step, rows.shape[0]))
+        yield part, rows[part] @ columns.T
+
+
+def nearest(
+    rows: Float[Tensor, "n d_in"], columns: Float[Tensor, "m d_in"]
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " m"], Int[Tensor, " m"]]:
+    """The largest signed cosine of every row with the other side, and whose it is.
+
+    Returns:
+        Of each of `rows`: cosine, index in `columns`; of each of `columns`: cosine, index in
+        `rows`. The first of equal cosines is taken.
+    """
+    cosine, index = rows.new_empty(rows.shape[0]), rows.new_empty(rows.shape[0], dtype=torch.int64)
+    back = columns.new_full((columns.shape[0],), -torch.inf)
+    back_index = columns.new_zeros(columns.shape[0], dtype=torch.int64)
+    for part, block in cosine_blocks(rows, columns):
+        cosine[part], index[part] = block.max(dim=1)
+        largest, row = block.max(dim=0)
+        better = largest > back
+        back[better], back_index[better] = largest[better], row[better] + part.start
+    return cosine, index, back, back_index
+
+
+def most_similar(
+    rows: Float[Tensor, "n d_in"], columns: Float[Tensor, "m d_in"] | None, k: int
+) -> Iterator[tuple[slice, Float[Tensor, "block k"], Int[Tensor, "block k"]]]:
+    """The `k` columns of largest cosine with each row, falling, a block of rows at a time.
+
+    Args:
+        rows: unit rows.
+        columns: unit rows; None: the rows themselves, each of which leaves itself out.
+        k: how many; at most as many as there are.
+
+    Yields:
+        Which rows, their largest cosines, and the indices of the columns.
+    """
+    others = rows if columns is None else columns
+    k = min(k, len(others) - (columns is None))
+    for part, block in cosine_blocks(rows, others):
+        if columns is None:
+            block[:, part].fill_diagonal_(-torch.inf)
+        top = block.topk(k, dim=1)
+        yield part, top.values, top.indices
