@@ -11,15 +11,15 @@ from saelab.errors import ConfigError, did_you_mean
 
 SUITES = {
     "core": (
-        "saelab.evals.core.command",
+        "saelab.evals.core.suite",
         "reconstruction, sparsity, densities, what splicing costs the model, on held-out text",
     ),
     "recovery": (
-        "saelab.evals.recovery.command",
+        "saelab.evals.recovery.suite",
         "which planted features were found, on dictionaries of a `saelab synthetic` cache",
     ),
     "consistency": (
-        "saelab.evals.consistency.command",
+        "saelab.evals.consistency.suite",
         "whether several seeds, or several methods, find the same latents",
     ),
     "dark-matter": (
@@ -31,7 +31,7 @@ SUITES = {
         "beside the best dictionary that labels can give, on tasks with known attributes",
     ),
     "steering": (
-        "saelab.evals.steering.command",
+        "saelab.evals.steering.suite",
         "size and consistency of a latent's effect on the logits in arbitrary contexts",
     ),
 }

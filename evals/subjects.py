@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataOverrides, DataSpec, check_fit, data_spec_of
 from saelab.errors import ConfigError
 from saelab.model.language_model import LanguageModel, load_language_model
+from saelab.text.contexts import describe_text
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,30 @@ def subjects_of(
         Subject(saved, data_spec_of(saved, config), out)
         for saved, out in zip(dictionaries, places, strict=True)
     ]
+
+
+def origin_of(subject: Subject) -> dict[str, Any]:
+    """What a result about a dictionary on its held-out text was made from."""
+    spec, dictionary = subject.spec, subject.saved.dictionary
+    return {
+        "model": spec.model,
+        "model_hash": spec.model_hash,
+        "hook_point": spec.hook_point,
+        "text": describe_text(spec.text),
+        "split": "held_out",
+        "architecture": dictionary.architecture,
+        "d_in": dictionary.d_in,
+        "d_sae": dictionary.d_sae,
+    }
+
+
+def describe(saved: SavedDictionary) -> str:
+    """A dictionary in words: architecture, latents, hook point and model."""
+    dictionary = saved.dictionary
+    return (
+        f"{dictionary.architecture}, {dictionary.d_sae:,} latents, at {saved.hook_point} of "
+        f"{saved.model_name}"
+    )
 
 
 def load_models(subjects: Sequence[Subject], device: str) -> dict[tuple[str, str], LanguageModel]:

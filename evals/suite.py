@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -31,7 +31,7 @@ from saelab.formats.files import atomic_path
 logger = logging.getLogger(__name__)
 
 ConfigT = TypeVar("ConfigT")
-NOT_DECISIVE = ("out", "overwrite", "device")
+NOT_DECISIVE = ("out", "overwrite", "device", "card")
 """Settings that decide no number, so they are not stored with a result."""
 REPLACE = "add --overwrite to replace it"
 
@@ -182,10 +182,15 @@ def evaluate(
     """
     from .subjects import result_folders
 
-    outs = result_folders(folders, getattr(config, "out", None)) if folders else []
+    outs: list[Path] = []
+    if folders or suite.needs_dictionaries:
+        outs = result_folders(folders, getattr(config, "out", None))
+    asked = _asked(config)
+    if suite.jointly:
+        asked["dictionaries"] = sorted(_content_hash(folder) for folder in folders)
     kept: dict[Path, EvaluationResult] = {}
     if not getattr(config, "overwrite", False):
-        kept = _kept(suite, folders, outs, config)
+        kept = _kept(suite, folders, outs, asked)
     if suite.jointly and len(kept) < len(set(outs)):
         kept = {}
     for out, result in kept.items():
@@ -196,7 +201,7 @@ def evaluate(
     if left or not folders:
         chosen = [folders[index] for index in left], [outs[index] for index in left]
         for measured in suite.measure(*chosen, config):
-            result = result_of(suite, measured, config)
+            result = replace(result_of(suite, measured, config), asked=asked)
             written[measured.out] = write_result(suite, measured, result, page=pages)[1]
     order = {out: index for index, out in enumerate(outs)}
     ordered = sorted(written, key=lambda out: order.get(out, len(order)))
@@ -204,7 +209,7 @@ def evaluate(
 
 
 def _kept(
-    suite: Suite[Any], folders: Sequence[Path], outs: Sequence[Path], config: Any
+    suite: Suite[Any], folders: Sequence[Path], outs: Sequence[Path], asked: dict[str, Any]
 ) -> dict[Path, EvaluationResult]:
     """By result folder, the results that need no measuring.
 
@@ -217,7 +222,7 @@ def _kept(
         if not path.exists():
             continue
         result = _readable(path)
-        if result is None or result.asked != _asked(config):
+        if result is None or result.asked != asked:
             problems.append(
                 f"{path} exists already, of other settings: add --overwrite to replace it"
             )
@@ -280,7 +285,6 @@ def result_of(suite: Suite[ConfigT], measured: Measurement, config: ConfigT) -> 
         dictionary_name=measured.name,
         dictionary_hash=measured.content_hash,
         settings=settings,
-        asked=_asked(config),
         made_from=dict(measured.made_from),
         metrics=metrics,
         title=measured.title or f"{suite.name.capitalize()} evaluation of {measured.name}",
@@ -340,11 +344,11 @@ def show(suite: Suite[Any], results: Sequence[tuple[Path, EvaluationResult]]) ->
         for _, result in results
     ]
     if shown:
-        console.print(_lines("", ["dictionary", *shown.values()], rows))
+        console.print(terminal_table("", ["dictionary", *shown.values()], rows))
     else:
         for _, result in results:
             for table in result.tables[:1]:
-                console.print(_lines(result.dictionary_name, table.columns, table.rows))
+                console.print(terminal_table(result.dictionary_name, table.columns, table.rows))
     for note in dict.fromkeys(note for _, result in results for note in result.notes):
         console.print(note, highlight=False)
     for path, _ in results:
@@ -355,7 +359,8 @@ def _values(result: EvaluationResult) -> dict[str, Any]:
     return {metric.name: metric.value for metric in result.metrics}
 
 
-def _lines(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+def terminal_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    """A table for `rich` to print: the first column names its row, numbers are right-aligned."""
     from rich import box
     from rich.table import Table as Lines
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from saelab.report import Report
 from saelab.report.compare_figures import comparison_figures
-from saelab.report.mode_figures import MODE_LABELS, WARNING
 
+from ..core.charts import MODE_LABELS, WARNING
 from .definitions import CONSISTENCY, CORE, SPREAD, STEERING
 from .result import JSON_FILE, PAGE_FILE, Comparison
 from .rows import labels_in_order

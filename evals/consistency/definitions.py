@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from ..suite import Definition
 
 RANKINGS = {
     "max_activation": "max activation: the largest code on the {rows} times the norm of the "
@@ -14,74 +18,73 @@ RANKINGS = {
 """What latents are ranked by, in words."""
 
 
-class Definition(NamedTuple):
-    """A metric's unit and its sentence; braces hold facts of the run."""
-
-    unit: str
-    text: str
-
-
 _MCS = (
     "MCS is a latent's largest signed cosine between its decoder row and one of another "
     "dictionary, averaged over the other dictionaries of the group ({n_others})"
 )
 _TOP = "Of the {n_top} compared latents (a fraction of {top_fraction}) highest in "
 
-DEFINITIONS: dict[str, Definition] = {
-    "mcs_mean": Definition("1", f"Mean MCS of the {{n_compared}} compared latents. {_MCS}."),
-    "mcs_median": Definition("1", "Median MCS of the compared latents."),
-    "mcs_share": Definition(
-        "1", "Share of the compared latents with MCS above {threshold}: found by the others too."
+_TEXTS: dict[str, tuple[str, str]] = {
+    "mcs_mean": ("1", f"Mean MCS of the {{n_compared}} compared latents. {_MCS}."),
+    "mcs_median": ("1", "Median MCS of the compared latents."),
+    "mcs_share": (
+        "1",
+        "Share of the compared latents with MCS above {threshold}: found by the others too.",
     ),
-    "one_to_one_mean": Definition(
+    "one_to_one_mean": (
         "1",
         "Mean over compared latents and others of the cosine with the one-to-one partner; a latent "
         "without one, where the other has fewer latents, counts as 0. Partners are the assignment "
         "of largest total cosine, to within {gap} of its mean (auction algorithm), so "
         "that one latent cannot stand for two.",
     ),
-    "one_to_one_share": Definition(
+    "one_to_one_share": (
         "1",
         "Share of the compared latents whose mean cosine with their one-to-one partners is above "
         "{threshold}.",
     ),
-    "mutual_share": Definition(
+    "mutual_share": (
         "1",
         "Share, over compared latents and others, of latents whose nearest latent has this one as "
         "its nearest.",
     ),
-    "mcs_random": Definition(
+    "mcs_random": (
         "1",
         "Mean MCS of {n_random} random unit directions against the same others: what chance "
         "gives. Seed {seed}.",
     ),
     **{
-        f"mcs_share_top_{ranking}": Definition(
+        f"mcs_share_top_{ranking}": (
             "1",
             f"{_TOP}{words}: share with MCS above {{threshold}}.",
         )
         for ranking, words in RANKINGS.items()
     },
     **{
-        f"one_to_one_share_top_{ranking}": Definition(
+        f"one_to_one_share_top_{ranking}": (
             "1",
             f"The same latents as in mcs_share_top_{ranking}: share whose mean cosine with their "
             "one-to-one partners is above {threshold}.",
         )
         for ranking in RANKINGS
     },
-    "n_others": Definition("dictionaries", "Other dictionaries of the group."),
-    "n_compared": Definition("latents", "{compared}"),
+    "n_others": ("dictionaries", "Other dictionaries of the group."),
+    "n_compared": ("latents", "{compared}"),
 }
 
 
-def define_consistency(name: str, **facts: object) -> str:
-    """The definition of a metric with the facts of a run filled in.
-
-    Raises:
-        KeyError: no metric has this name, or a fact that it names was not given.
-    """
+def consistency_definitions(facts: Mapping[str, Any]) -> list[Definition]:
+    """Every number with the facts of a run filled in."""
     texts = {
         key: f"{fact:,}" if isinstance(fact, int) else str(fact) for key, fact in facts.items()
     }
-    return DEFINITIONS[name].text.format_map(texts)
+    # Facts of the comparison are missing where there was none; so are the numbers that name them.
+    return [
+        Definition(
+            name=name,
+            unit=unit,
+            text=text.format_map(defaultdict(str, texts)),
+            better="neither" if name.startswith(("n_", "mcs_random")) else "higher",
+        )
+        for name, (unit, text) in _TEXTS.items()
+    ]

@@ -8,10 +8,10 @@ from pathlib import Path
 from saelab.formats.evaluation_result import EvaluationResult
 from saelab.formats.files import write_json
 from saelab.formats.manifest import new_manifest
-from saelab.report import Report
 from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, Figure, new_plot
+from saelab.report.page import Report
 
-from .definitions import DEFINITIONS
+from .definitions import UNFILLED
 from .scorecard import SCORE_CARD, ScoreCardEntry
 
 KIND = "recovery_score_card"
@@ -65,7 +65,7 @@ def _page(entries: Sequence[ScoreCardEntry]) -> Report:
         "Definitions",
         ["number", "definition"],
         [
-            [label, DEFINITIONS[name].text if name in DEFINITIONS else ""]
+            [label, UNFILLED[name].text if name in UNFILLED else ""]
             for name, label in SCORE_CARD.items()
         ],
     )

@@ -1,25 +1,20 @@
 """What every number of the suite "recovery" means, in words that travel with it.
 
-Braces are filled in with the facts of a run by `define_recovery`.
+Braces are filled in with the facts of a run by `recovery_definitions`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from saelab.stats.metrics import METRICS
+from saelab.formats.evaluation_result import Better
+from saelab.stats.metric_definitions import METRICS
 
+from ..suite import Definition
 from .matching import ABSORBED_COMPONENT, HOST_COSINE
 from .measures import OFTEN_ABSORBED, THRESHOLDS, threshold_name
-
-
-class Definition(NamedTuple):
-    """A metric's heading in reports, its unit and its sentence."""
-
-    group: str
-    unit: str
-    text: str
-
 
 _COSINE = "the signed cosine of a decoder row and a true feature"
 _MATCHED = "matched features (those with a latent of cosine at least {threshold})"
@@ -184,20 +179,29 @@ _TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
 }
 
-DEFINITIONS: dict[str, Definition] = {
-    name: Definition(group, unit, text)
+BETTER: dict[str, Better] = {
+    **{f"frr_{threshold_name(threshold)}": "higher" for threshold in THRESHOLDS},
+    **{f"frr_one_to_one_{threshold_name(threshold)}": "higher" for threshold in THRESHOLDS},
+    **dict.fromkeys(("mean_max_cosine_features", "precision_090", "match_f1"), "higher"),
+    **dict.fromkeys(("absorption_rate", "split_share", "nmse", "dead_fraction"), "lower"),
+}
+UNFILLED = {
+    name: Definition(
+        name=name, group=group, unit=unit, text=text, better=BETTER.get(name, "neither")
+    )
     for group, entries in _TABLE.items()
     for name, unit, text in entries
 }
+"""Every number; braces in the texts name facts."""
 
 
-def define_recovery(name: str, **facts: object) -> str:
-    """The definition of a metric with the facts of a run filled in.
+def recovery_definitions(facts: Mapping[str, Any]) -> list[Definition]:
+    """Every number with the facts of a run filled in.
 
     Raises:
-        KeyError: no metric has this name, or a fact that it names was not given.
+        KeyError: a fact that a text names was not given.
     """
     texts = {
         key: f"{fact:,}" if isinstance(fact, int) else str(fact) for key, fact in facts.items()
     }
-    return DEFINITIONS[name].text.format_map(texts)
+    return [replace(d, text=d.text.format_map(texts)) for d in UNFILLED.values()]

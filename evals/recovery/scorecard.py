@@ -81,3 +81,37 @@ def _label(result: EvaluationResult) -> str:
 def _spread(values: list[float | int | None]) -> tuple[float, float | None] | None:
     spread = spread_of(values)
     return None if spread.mean is None else (spread.mean, spread.sd)
+
+
+CARD_COLUMNS = {
+    "frr_080": "FRR@.8",
+    "frr_090": "@.9",
+    "frr_quartile_4": "rarest",
+    "precision_090": "prec@.9",
+    "l0_mean": "L0",
+}
+
+
+def score_card_table(entries: Sequence[ScoreCardEntry]) -> Any:
+    """A line for each way of training: mean ± sample standard deviation over seeds."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(
+        title="score card: mean ± standard deviation over seeds", box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("trained", overflow="fold")
+    origins = {entry.label.partition(" on ")[2] for entry in entries}
+    for label in CARD_COLUMNS.values():
+        table.add_column(label, justify="right")
+    for entry in sorted(entries, key=lambda entry: entry.rank(), reverse=True):
+        cells = [_cell(entry.values[name]) for name in CARD_COLUMNS]
+        label = entry.label.partition(" on ")[0] if len(origins) == 1 else entry.label
+        table.add_row(label, *cells)
+    return table
+
+
+def _cell(found: tuple[float, float | None] | None) -> str:
+    if found is None:
+        return "—"
+    return f"{found[0]:.2f}" + ("" if found[1] is None else f"±{found[1]:.2f}")

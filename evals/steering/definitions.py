@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from saelab.formats.evaluation_result import MeasuredMetric
+from ..suite import Definition
 
-from .summary import QUANTILES
+QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 
 CHANGE = (
     "Δ: logits at the last position of a context with {length:.4g} ({strength:g} × the mean norm "
@@ -19,7 +19,7 @@ MEANINGS = {
     "consistency": "consistency: mean Δ, over the last {n_testing} contexts, of the "
     "{n_top_tokens} tokens with the largest mean Δ over the first {n_choosing}",
 }
-UNITS = {"size": "logits", "consistency": "logits"}
+QUANTITIES = ("size", "consistency")
 
 
 def metric_name(quantity: str, what: str, strength: float) -> str:
@@ -27,19 +27,37 @@ def metric_name(quantity: str, what: str, strength: float) -> str:
     return f"{quantity}_{what}_c{strength:g}"
 
 
-def metrics_of(
-    quantity: str, strength: float, values: Mapping[str, float], facts: Mapping[str, Any]
-) -> list[MeasuredMetric]:
-    """The summary of one quantity at one strength, with definitions.
+def steering_definitions(facts: Mapping[str, Any]) -> list[Definition]:
+    """What every number means, in reading order.
 
     Args:
-        quantity: "size" or "consistency".
-        strength: in multiples of the mean norm.
-        values: as `summarise` gives them.
-        facts: what the definitions name.
+        facts: strengths, mean_norm, and the numbers of rows, latents, contexts and so on.
     """
-    meaning = MEANINGS[quantity].format(**facts)
-    change = CHANGE.format(strength=strength, **facts)
+    rows = f"the {facts['n_rows']:,} held-out rows"
+    counts = {
+        "mean_norm": ("activation units", f"Mean |x| over {rows}: what strengths multiply."),
+        "n_alive": (
+            "latents",
+            f"Latents that are active on at least one of {rows}; the steered ones are drawn from "
+            "them.",
+        ),
+        "n_latents": ("latents", "Steered latents."),
+    }
+    definitions = [
+        Definition(name=name, unit=unit, text=text) for name, (unit, text) in counts.items()
+    ]
+    for strength in facts["strengths"]:
+        for quantity in QUANTITIES:
+            definitions += _of_quantity(quantity, strength, facts)
+    return definitions
+
+
+def _of_quantity(quantity: str, strength: float, facts: Mapping[str, Any]) -> list[Definition]:
+    n_choosing = facts["n_contexts"] // 2
+    meaning = MEANINGS[quantity].format(
+        n_choosing=n_choosing, n_testing=facts["n_contexts"] - n_choosing, **facts
+    )
+    change = CHANGE.format(strength=strength, length=strength * facts["mean_norm"])
     latents = f"{facts['n_latents']} live latents, drawn at random with seed {facts['seed']}"
     random = f"{facts['n_random']} random unit directions in the latents' place"
     words = {"mean": "Mean", **{name: f"{q:.0%} quantile" for name, q in QUANTILES.items()}}
@@ -59,11 +77,12 @@ def metrics_of(
         "directions; 0.05 is chance.",
     }
     return [
-        MeasuredMetric(
+        Definition(
             name=metric_name(quantity, what, strength),
-            value=values[what],
-            unit="1" if what == "share_above_random" else UNITS[quantity],
-            definition=text,
+            unit="1" if what == "share_above_random" else "logits",
+            text=text,
+            group=f"Strength {strength:g}",
+            better="higher" if what in ("mean", "difference", "share_above_random") else "neither",
         )
         for what, text in texts.items()
     ]

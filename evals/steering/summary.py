@@ -9,7 +9,7 @@ from saelab.stats.bootstrap import difference_interval
 from saelab.stats.seeds import seeded_generator
 from saelab.stats.spread import quantiles
 
-QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
+from .definitions import QUANTILES
 
 
 def summarise(

@@ -33,7 +33,7 @@ SCHEMA_VERSIONS = {
     "dictionary": 1,
     "training_run": 1,
     "checkpoint": 1,
-    "evaluation_result": 1,
+    "evaluation_result": 2,
     "comparison": 1,
     "quickstart_report": 1,
     "quickstart_state": 1,

@@ -59,7 +59,9 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
     """Cells: text, numbers, or None."""
     section: str = "Tables"
-    """Heading of the page under which it stands."""
+    """Heading of the page under which it stands; "In short": at its top."""
+    note: str = ""
+    """Paragraph above it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,8 @@ from .line_styles import GREY, LineStyle, line_style, name_lines
 
 MOST_STYLES = 12
 MANY_POINTS = 200
+MOST_WRITTEN = 144
+"""Cells of a heat map that are written into it."""
 
 
 def draw(chart: Chart) -> Figure:
@@ -106,12 +108,20 @@ def _hover(chart: Chart, series: Series) -> dict[str, Any]:
 
 def _add_heat_map(plot: go.Figure, chart: Chart, series: Series, _: LineStyle) -> None:
     signed = any(value is not None and value < 0 for row in series.z or [] for value in row)
+    cells = series.z or []
+    few = sum(map(len, cells)) <= MOST_WRITTEN
+    # See-through towards zero, so that either theme shows and its text can be read on every cell.
+    blue = [[0, "rgba(47,129,196,0)"], [1, "rgba(47,129,196,0.7)"]]
+    both = [[0, "rgba(196,106,27,0.7)"], [0.5, "rgba(128,128,128,0)"], blue[1]]
     plot.add_heatmap(
         x=series.x,
         y=series.y,
-        z=series.z,
-        colorscale="RdBu" if signed else "Blues",
+        z=cells,
+        colorscale=both if signed else blue,
         zmid=0 if signed else None,
+        zmin=None if signed else 0,
+        text=[["" if v is None else f"{v:.2g}" for v in row] for row in cells] if few else None,
+        texttemplate="%{text}" if few else None,
         xgap=1,
         ygap=1,
         colorbar={"title": {"text": chart.colour, "side": "right"}},

@@ -8,23 +8,14 @@ from typing import Any
 from saelab.errors import ArtifactError
 from saelab.formats.evaluation_result import EvaluationResult
 
-from .consistency_figures import CONSISTENCY_FIGURES
-from .core_figures import CORE_FIGURES
 from .dark_matter_effect_figures import DARK_MATTER_EFFECT_FIGURES
 from .dark_matter_figures import DARK_MATTER_FIGURES
 from .draw import draw
 from .figure import Figure
-from .mode_figures import MODE_FIGURES
-from .recovery_figures import RECOVERY_FIGURES
-from .steering_figures import STEERING_FIGURES
 from .supervised_figures import SUPERVISED_FIGURES
 
 FIGURES: dict[str, dict[str, Callable[[dict[str, Any]], Figure]]] = {
-    "core": CORE_FIGURES | MODE_FIGURES,
     "dark_matter": DARK_MATTER_FIGURES | DARK_MATTER_EFFECT_FIGURES,
-    "consistency": CONSISTENCY_FIGURES,
-    "steering": STEERING_FIGURES,
-    "recovery": RECOVERY_FIGURES,
     "supervised": SUPERVISED_FIGURES,
 }
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from saelab.formats.evaluation_result import EvaluationResult
+from saelab.formats.evaluation_result import EvaluationResult, Table
 
 from .draw import draw
 from .page import Report, unit_text
+
+IN_SHORT = "In short"
 
 
 def write_result_page(path: Path, result: EvaluationResult) -> Path:
@@ -19,22 +22,24 @@ def write_result_page(path: Path, result: EvaluationResult) -> Path:
     for note in result.notes:
         report.add_text(note)
     by_name = {metric.name: metric for metric in result.metrics}
+    in_short = [table for table in result.tables if table.section == IN_SHORT]
+    if result.headline or in_short:
+        report.add_heading(IN_SHORT)
     if result.headline:
         rows = [
             [name.replace("_", " "), by_name[name].value, unit_text(by_name[name].unit)]
             for name in result.headline
         ]
-        report.add_heading("In short").add_table(
-            "Headline numbers; all numbers and their definitions are at the end",
-            ["number", "value", "unit"],
-            rows,
+        columns = ["number", "value", "unit"]
+        report.add_table(
+            "Headline numbers; all numbers and their definitions are at the end", columns, rows
         )
-    for section, charts in groupby(result.charts, lambda chart: chart.section):
-        report.add_heading(section).add_figures([draw(chart) for chart in charts])
-    for section, tables in groupby(result.tables, lambda table: table.section):
-        report.add_heading(section)
-        for table in tables:
-            report.add_table(table.title, table.columns, table.rows)
+    _add_tables(report, in_short)
+    for section in dict.fromkeys(part.section for part in (*result.charts, *result.tables)):
+        if section != IN_SHORT:
+            report.add_heading(section)
+            _add_tables(report, [table for table in result.tables if table.section == section])
+            report.add_figures([draw(c) for c in result.charts if c.section == section])
     report.add_heading("Every number and its definition")
     for group, metrics in groupby(result.metrics, lambda metric: metric.group):
         report.add_metrics(group, list(metrics))
@@ -44,6 +49,13 @@ def write_result_page(path: Path, result: EvaluationResult) -> Path:
         [[name, _setting(value)] for name, value in result.settings.items()],
     )
     return report.write(path)
+
+
+def _add_tables(report: Report, tables: Sequence[Table]) -> None:
+    for table in tables:
+        if table.note:
+            report.add_text(table.note)
+        report.add_table(table.title, table.columns, table.rows)
 
 
 def _setting(value: Any) -> Any:

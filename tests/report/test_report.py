@@ -7,13 +7,12 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 
-import pytest
-
-from saelab.errors import ArtifactError
+from saelab.evals.core.charts import core_charts
 from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
-from saelab.report import FIGURES, Report, figures_of
+from saelab.report.draw import draw
 from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, new_plot
-from saelab.report.page import format_value
+from saelab.report.page import Report, format_value
+from saelab.report.result_page import write_result_page
 
 FIGURE_DATA = {
     "losses": {
@@ -61,16 +60,8 @@ FIGURE_DATA = {
 }
 
 
-def core_result(figure_data: dict) -> EvaluationResult:
-    return EvaluationResult(
-        suite="core",
-        dictionary_name="sae",
-        dictionary_hash="",
-        settings={},
-        made_from={},
-        metrics=(),
-        figure_data=figure_data,
-    )
+def figures_of(data: dict) -> list:
+    return [draw(chart) for chart in core_charts(data)]
 
 
 class Page(HTMLParser):
@@ -100,8 +91,8 @@ class Page(HTMLParser):
 
 
 def test_every_core_figure_has_title_axes_caption_alt_and_data():
-    figures = figures_of(core_result(FIGURE_DATA))
-    assert {figure.name for figure in figures} == set(FIGURES["core"]) == set(FIGURE_DATA)
+    figures = figures_of(FIGURE_DATA)
+    assert {figure.name for figure in figures} == set(FIGURE_DATA)
     for figure in figures:
         assert figure.plot.layout.xaxis.title.text
         assert figure.plot.layout.yaxis.title.text
@@ -113,27 +104,22 @@ def test_every_core_figure_has_title_axes_caption_alt_and_data():
         assert len(lengths) == 1
 
 
-def test_figures_are_drawn_from_json_alone_and_unknown_suites_have_none():
+def test_a_result_of_an_unknown_suite_is_drawn_from_its_json_alone(tmp_path):
     copied = json.loads(json.dumps(FIGURE_DATA))
-    assert len(figures_of(core_result(copied))) == 7
-    assert [f.name for f in figures_of(core_result({"losses": FIGURE_DATA["losses"]}))] == [
-        "losses"
-    ]
+    assert [f.name for f in figures_of({"losses": FIGURE_DATA["losses"]})] == ["losses"]
     unknown = EvaluationResult(
         suite="other",
-        dictionary_name="",
-        dictionary_hash="",
-        settings={},
+        dictionary_name="sae",
+        dictionary_hash="ab" * 32,
+        settings={"seed": 0},
         made_from={},
-        metrics=(),
-        figure_data=copied,
+        metrics=(MeasuredMetric(name="fvu", value=0.5, unit="1", definition="what it says"),),
+        charts=tuple(core_charts(copied)),
     )
-    assert figures_of(unknown) == []
-
-
-def test_edited_figure_data_is_refused_by_name():
-    with pytest.raises(ArtifactError, match="figure 'losses' of the core result of sae cannot be"):
-        figures_of(core_result({"losses": {"loss": {}}}))
+    html = write_result_page(tmp_path / "other.html", unknown).read_text()
+    page = Page(html)
+    assert len(page.all("figure")) == len(FIGURE_DATA)
+    assert "what it says" in page.text
 
 
 def test_no_latent_active_and_no_spread_can_still_be_drawn():
@@ -141,11 +127,11 @@ def test_no_latent_active_and_no_spread_can_still_be_drawn():
         "density_and_strength": {"latent": [], "density": [], "mean_activation": [], "n_alive": 0},
         "l0_histogram": {"l0_from": [0], "l0_to": [0], "rows": [9], "mean": 0.0, "median": 0},
     }
-    assert len(figures_of(core_result(empty))) == 2
+    assert len(figures_of(empty)) == 2
 
 
 def test_the_page_is_one_file_that_loads_nothing():
-    page = Page(Report("t").add_figures(figures_of(core_result(FIGURE_DATA))).to_html())
+    page = Page(Report("t").add_figures(figures_of(FIGURE_DATA)).to_html())
     assert all("src" not in script for script in page.all("script"))
     assert page.all("link") == page.all("img") == page.all("iframe") == []
     policy = next(m["content"] for m in page.all("meta") if "http-equiv" in m)
@@ -155,7 +141,7 @@ def test_the_page_is_one_file_that_loads_nothing():
 
 
 def test_plotly_is_embedded_once_and_only_where_there_is_a_plot():
-    with_plots = Report("t").add_figures(figures_of(core_result(FIGURE_DATA))).to_html()
+    with_plots = Report("t").add_figures(figures_of(FIGURE_DATA)).to_html()
     assert with_plots.count("plotly.js v") == 1
     assert len(Report("t").add_text("no plot").to_html()) < 10_000
 
@@ -176,7 +162,7 @@ def test_words_are_escaped_everywhere():
 
 def test_the_page_can_be_used_by_keyboard_and_read_aloud():
     report = Report("Title").add_heading("A").add_table("Numbers", ["metric", "value"], [["a", 1]])
-    page = Page(report.add_figures(figures_of(core_result(FIGURE_DATA))).to_html())
+    page = Page(report.add_figures(figures_of(FIGURE_DATA)).to_html())
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.evals.consistency import suite
-from saelab.evals.consistency.command import main
+from saelab.evals.consistency import measure
 from saelab.evals.consistency.config import ConsistencyConfig
-from saelab.evals.consistency.suite import run_consistency
+from saelab.evals.consistency.suite import SUITE, run_consistency
+from saelab.evals.suite import run_command
 from saelab.formats.evaluation_result import read_evaluation_result
-from saelab.report import figures_of
+from saelab.report.draw import draw
 
 SMALL = ConsistencyConfig(n_tokens=256, device="cpu", top_fraction=0.1)
 
@@ -109,8 +108,9 @@ def test_files_are_complete_and_one_page_serves_the_whole_group(runs):
         assert read_evaluation_result(evals / "consistency.json") == result
         assert all("{" not in metric.definition for metric in result.metrics)
         pages.append((evals / "consistency.html").read_text())
-    assert len(set(pages)) == 1
-    figures = figures_of(results[0])
+    numbers = [f"{result.value('mcs_mean'):.4g}" for result in results]
+    assert all(number in page for number in numbers for page in pages)
+    figures = [draw(chart) for chart in results[0].charts]
     assert [figure.name for figure in figures] == [
         "share_by_rank",
         "mcs_distribution",
@@ -118,12 +118,8 @@ def test_files_are_complete_and_one_page_serves_the_whole_group(runs):
         "mcs_by_z_score",
         "mcs_by_density",
     ]
-    assert (
-        figures_of(replace(results[0], figure_data=json.loads(json.dumps(results[0].figure_data))))[
-            0
-        ].data
-        == figures[0].data
-    )
+    again = read_evaluation_result(runs[1] / "evals" / "consistency.json")
+    assert again.charts == results[0].charts
     for figure in figures:
         assert figure.plot.layout.xaxis.title.text and figure.plot.layout.yaxis.title.text
         assert any(letter.isdigit() for letter in figure.alt)
@@ -131,7 +127,7 @@ def test_files_are_complete_and_one_page_serves_the_whole_group(runs):
 
 
 def test_without_activity_all_latents_count_and_no_model_is_run(runs, monkeypatch):
-    monkeypatch.setattr(suite, "rank", lambda *given: pytest.fail("the model was run"))
+    monkeypatch.setattr(measure, "rank", lambda *given: pytest.fail("the model was run"))
     config = replace(SMALL, activity=False)
     results = run_consistency(runs, config)
     everyone = [torch.ones(48, dtype=torch.bool)] * 3
@@ -141,7 +137,7 @@ def test_without_activity_all_latents_count_and_no_model_is_run(runs, monkeypatc
         assert result.value("n_compared") == 48
         assert not [metric for metric in result.metrics if "_top_" in metric.name]
         assert "all 48" in next(m.definition for m in result.metrics if m.name == "n_compared")
-    assert [figure.name for figure in figures_of(results[0])] == ["mcs_distribution"]
+    assert [chart.name for chart in results[0].charts] == ["mcs_distribution"]
     assert "density" not in features(runs[0])
 
 
@@ -150,20 +146,21 @@ def test_across_compares_groups_and_single_dictionaries(runs, save_trained, topk
         topk_dictionary(7, d_sae=64), "other-s0", training={"method": "mutual", "target_l0": None}
     )
     results = run_consistency([*runs[:2], other], replace(SMALL, across=True))
-    data = results[0].figure_data["across"]
-    assert data["groups"] == ["topk, 48 latents, L0 6", "mutual, 64 latents"]
-    assert data == results[2].figure_data["across"]
-    assert data["mcs_mean"][1][1] is None
-    assert data["mcs_mean"][0][0] == pytest.approx(
+    charts = {chart.name: chart for chart in results[0].charts}
+    [matrix] = charts["across"].series
+    assert matrix.y == ["1: topk, 48 latents, L0 6", "2: mutual, 64 latents"]
+    assert charts["across"] in results[2].charts
+    assert matrix.z[1][1] is None
+    assert matrix.z[0][0] == pytest.approx(
         (results[0].value("mcs_mean") + results[1].value("mcs_mean")) / 2
     )
-    assert data["mcs_mean"][0][1] != data["mcs_mean"][1][0]
-    assert list(results[0].figure_data["share_across"]["curves"]) == [
-        suite.OWN_RUNS,
+    assert matrix.z[0][1] != matrix.z[1][0]
+    assert [series.name for series in charts["share_across"].series] == [
+        measure.OWN_RUNS,
         "mutual, 64 latents",
     ]
     assert [metric.name for metric in results[2].metrics] == ["n_others", "n_compared"]
-    assert {figure.name for figure in figures_of(results[2])} == {
+    assert {chart.name for chart in results[2].charts} == {
         "across",
         "share_across",
         "distribution_across",
@@ -252,8 +249,13 @@ def test_a_dictionary_without_a_live_latent_is_refused(runs, save_trained):
 def test_an_existing_result_is_kept_unless_overwrite_is_asked_for(runs, tmp_path):
     config = replace(SMALL, activity=False)
     run_consistency(runs, config)
-    with pytest.raises(ConfigError, match=r"consistency\.json exists already: add --overwrite"):
-        run_consistency(runs, config)
+    before = (runs[0] / "evals" / "consistency.json").read_bytes()
+    run_consistency(runs, config)
+    assert (runs[0] / "evals" / "consistency.json").read_bytes() == before
+    with pytest.raises(
+        ConfigError, match=r"consistency\.json exists already, of other settings: add --overwrite"
+    ):
+        run_consistency(runs[:2], config)
     run_consistency(runs, replace(config, overwrite=True))
     run_consistency(runs, replace(config, out=tmp_path / "out"))
     assert (tmp_path / "out" / "topk-s2" / "consistency.html").exists()
@@ -267,10 +269,10 @@ def test_settings_that_do_not_fit_are_named_together():
 
 
 def test_the_command_shows_numbers_matrix_and_page(runs, capsys):
-    main([*map(str, runs), "--no-activity", "--across", "--device", "cpu"])
+    run_command(SUITE, [*map(str, runs), "--no-activity", "--across", "--device", "cpu"])
     shown = capsys.readouterr().out
     assert "topk, 48 latents, L0 6" in shown and "seed 2" in shown
     assert "mean MCS of the row's latents" in shown
-    assert shown.count("consistency.html") == 1
+    assert shown.count("consistency.html") == 3
     with pytest.raises(ConfigError, match="no dictionary was given: type `saelab eval consist"):
-        main([])
+        run_command(SUITE, [])

@@ -13,12 +13,12 @@ import torch
 
 from saelab.cache import HarvestConfig, TokenFilter, write_caches
 from saelab.dictionary import load_dictionary, save_dictionary
-from saelab.evals.core.command import show
+from saelab.evals.core.charts import MODE_LABELS, WARNING
 from saelab.evals.core.config import CoreConfig
 from saelab.evals.core.modes import SHUFFLE_SEED
-from saelab.evals.core.suite import run_core
+from saelab.evals.core.suite import SUITE, run_core
+from saelab.evals.suite import show
 from saelab.formats.evaluation_result import read_evaluation_result
-from saelab.report.mode_figures import MODE_LABELS, WARNING
 from saelab.stats.metric_definitions import INFERENCE_MODES, METRICS, MODES_GROUP
 from saelab.text.contexts import TextConfig, context_batches
 from saelab.training.config import TrainConfig
@@ -195,7 +195,7 @@ def test_dictionaries_without_modes_get_what_they_always_got(sae, tmp_path, monk
     assert tuple(ours) == without.metrics == with_modes.metrics[: len(ours)]
     assert without.seed is None and with_modes.seed == SHUFFLE_SEED
     assert "inference_modes" not in without.settings
-    assert "inference_modes" not in without.figure_data
+    assert "inference_modes" not in [chart.name for chart in without.charts]
     html = (plain / "evals" / "core.html").read_text()
     assert MODES_GROUP not in html and "labels" not in html.split("<script>")[0]
 
@@ -224,7 +224,8 @@ def test_what_sees_the_labels_says_so_wherever_it_is_shown(sae, capsys):
         assert "no gradient, no labels" in by_name[f"mode_{mode}_fvu"]["definition"]
     assert all(METRICS[name].group == MODES_GROUP for name in by_name if name.startswith("mode_"))
     assert content["settings"]["inference_modes"]["beta"] == BETA
-    assert content["figure_data"]["inference_modes"]["mode"] == list(INFERENCE_MODES)
+    [table] = content["tables"]
+    assert [row[0] for row in table["rows"]] == [MODE_LABELS[mode] for mode in INFERENCE_MODES]
 
     page = (sae / "evals" / "core.html").read_text().split("<script>")[0]
     assert page.count(WARNING) == 2, "above the table and under the figure"
@@ -236,7 +237,7 @@ def test_what_sees_the_labels_says_so_wherever_it_is_shown(sae, capsys):
         assert f'<th scope="row">{label}</th>' in section
     assert "(uses labels)" in MODE_LABELS["gradient_assisted"]
 
-    show([result], [])
+    show(SUITE, [(sae / "evals" / "core.json", result)])
     assert "mode" not in capsys.readouterr().out
 
 

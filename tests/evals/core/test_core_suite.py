@@ -14,10 +14,9 @@ from saelab.cache import TokenFilter
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError, ModelError, TextError
-from saelab.evals.core import suite
-from saelab.evals.core.command import main
 from saelab.evals.core.config import CoreConfig
-from saelab.evals.core.suite import run_core
+from saelab.evals.core.suite import SUITE, run_core
+from saelab.evals.suite import run_command
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.stats.metric_definitions import MODES_GROUP
 from saelab.stats.metrics import METRICS
@@ -255,7 +254,7 @@ def test_files_are_complete_and_readable(save):
         "core_features.parquet",
     ]
     content = json.loads((evals / "core.json").read_text())
-    assert (content["kind"], content["schema_version"]) == ("evaluation_result", 1)
+    assert (content["kind"], content["schema_version"]) == ("evaluation_result", 2)
     assert content["dictionary"]["name"] == "sae"
     expected = [name for name, metric in METRICS.items() if metric.group != MODES_GROUP]
     assert [metric["name"] for metric in content["metrics"]] == expected
@@ -287,8 +286,10 @@ def test_an_existing_result_is_kept_unless_overwrite_is_asked_for(save):
     folder = save(random_topk())
     run_core([folder], SMALL)
     before = (folder / "evals" / "core.json").read_bytes()
-    with pytest.raises(ConfigError, match=r"core\.json exists already: add --overwrite"):
-        run_core([folder], SMALL)
+    with pytest.raises(
+        ConfigError, match=r"core\.json exists already, of other settings: add --overwrite"
+    ):
+        run_core([folder], replace(SMALL, n_tokens=12 * CONTEXT))
     assert (folder / "evals" / "core.json").read_bytes() == before
 
 
@@ -302,13 +303,37 @@ def test_an_old_result_stays_until_the_new_one_is_there(save, monkeypatch):
     def fails(*given):
         raise OSError("no report today")
 
-    monkeypatch.setattr(suite, "write_report", fails)
+    monkeypatch.setattr("saelab.report.result_page.write_result_page", fails)
     with pytest.raises(OSError, match="no report today"):
         run_core([folder], again)
     assert path.read_bytes() == before
     monkeypatch.undo()
     run_core([folder], again)
     assert read_evaluation_result(path).settings["n_tokens"] == 12 * CONTEXT
+
+
+def test_the_same_command_again_measures_only_what_is_missing(
+    save, tiny_model, monkeypatch, caplog
+):
+    folders = [save(random_topk(seed), f"sae{seed}") for seed in range(2)]
+    [first] = run_core(folders[:1], SMALL)
+    with caplog.at_level("INFO"):
+        kept, second = run_core(folders, SMALL)
+    assert "kept" in caplog.text and "sae0" in caplog.text
+    assert (kept, second.dictionary_name) == (first, "sae1")
+
+    def refuse(*given, **named):
+        raise AssertionError("nothing is left to measure")
+
+    monkeypatch.setattr(type(tiny_model), "run", refuse)
+    assert run_core(folders, replace(SMALL, device="auto")) == [kept, second]
+    (folders[0] / "evals" / "core_features.parquet").unlink()
+    with pytest.raises(AssertionError, match="nothing is left"):
+        run_core(folders, SMALL)
+    monkeypatch.undo()
+    save(random_topk(7), "sae1")
+    with pytest.raises(ConfigError, match="of another dictionary: add --overwrite"):
+        run_core(folders, SMALL)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +394,7 @@ def test_losses_take_no_more_than_the_tokens_asked_for(save, capsys):
     assert CoreConfig(n_tokens=8192).loss_tokens == 8192
     assert CoreConfig(n_tokens=8192, n_loss_tokens=64).loss_tokens == 64
     folder = save(random_topk())
-    main([str(folder), "--n-tokens", "64", "--device", "cpu"])
+    run_command(SUITE, [str(folder), "--n-tokens", "64", "--device", "cpu"])
     result = read_evaluation_result(folder / "evals" / "core.json")
     assert result.settings["n_loss_tokens"] == 64
     assert result.value("n_loss_contexts") == result.value("n_contexts")
@@ -385,10 +410,12 @@ def test_the_same_dictionary_twice_and_none_are_refused(save):
 
 def test_the_command_evaluates_and_shows_a_table(save, capsys):
     folder = save(random_topk())
-    main([str(folder), "--n-tokens", "64", "--n-loss-tokens", "64", "--device", "cpu"])
+    run_command(
+        SUITE, [str(folder), "--n-tokens", "64", "--n-loss-tokens", "64", "--device", "cpu"]
+    )
     shown = capsys.readouterr().out
     assert "FVU" in shown
     assert "core.html" in shown
     assert math.isfinite(read_evaluation_result(folder / "evals" / "core.json").value("fvu"))
     with pytest.raises(ConfigError, match="no dictionary was given: type `saelab eval core FOLDER"):
-        main([])
+        run_command(SUITE, [])

@@ -12,12 +12,12 @@ from pyarrow import parquet
 from saelab.cli import main
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError
-from saelab.evals.recovery import suite
+from saelab.evals.recovery import measure
 from saelab.evals.recovery.config import RecoveryConfig
 from saelab.evals.recovery.scorecard import score_card
 from saelab.evals.recovery.suite import run_recovery
 from saelab.formats.evaluation_result import read_evaluation_result
-from saelab.report import FIGURES, figures_of
+from saelab.report.draw import draw
 from saelab.synthetic import (
     PRESETS,
     BernoulliSupportConfig,
@@ -103,7 +103,7 @@ def test_an_untrained_dictionary_recovers_nothing(save):
     assert result.value("mean_max_cosine_features") == pytest.approx(chance, abs=0.03)
     for name in ("match_f1", "absorption_rate", "split_share", "frequency_matched"):
         assert result.value(name) is None
-    assert len(figures_of(result)) == 5
+    assert len([draw(chart) for chart in result.charts]) == 5
 
 
 def test_duplicates_splits_dead_and_zero_latents_are_told_apart(save):
@@ -135,10 +135,10 @@ def test_one_latent_cannot_stand_for_two_features(save, monkeypatch):
     between = v[0] + v[1]
     w_dec = torch.cat([between[None], v[2:]])
 
-    class TwoNear(suite.PlantedSource):
+    class TwoNear(measure.PlantedSource):
         features = v
 
-    monkeypatch.setattr(suite, "PlantedSource", TwoNear)
+    monkeypatch.setattr(measure, "PlantedSource", TwoNear)
     result, features = evaluate(save(ROOMY, W_enc=w_dec.T.contiguous(), W_dec=w_dec))
     assert result.value("frr_090") == 1
     assert result.value("frr_one_to_one_090") == pytest.approx(11 / 12)
@@ -274,7 +274,7 @@ def test_passes_in_pieces_give_the_same_numbers(save, monkeypatch):
     unassigned, features = evaluate(folder)
     assert unassigned.value("frr_one_to_one_090") is None
     assert features["one_to_one_latent"] == [None] * 12
-    assert len(figures_of(unassigned)) == 5
+    assert len([draw(chart) for chart in unassigned.charts]) == 5
 
 
 def test_the_result_says_what_it_is_and_can_be_drawn_again(save):
@@ -287,8 +287,14 @@ def test_the_result_says_what_it_is_and_can_be_drawn_again(save):
         assert metric.unit and len(metric.definition) > 10
         assert "{" not in metric.definition
     assert "at least 0.9)" in json.dumps([metric.definition for metric in result.metrics])
-    figures = figures_of(again)
-    assert [figure.name for figure in figures] == list(FIGURES["recovery"])
+    figures = [draw(chart) for chart in again.charts]
+    assert [figure.name for figure in figures] == [
+        "recovery_curve",
+        "cosine_by_frequency",
+        "cosine_histogram",
+        "matched_frequencies",
+        "precision",
+    ]
     for figure in figures:
         assert figure.plot.layout.xaxis.title.text and figure.plot.layout.yaxis.title.text
         assert len(figure.caption) > 40 and any(letter.isdigit() for letter in figure.alt)
@@ -303,7 +309,7 @@ def test_equal_frequencies_have_no_quartiles_and_can_be_drawn(save):
     folder = save(config, W_enc=reader(config), W_dec=planted_features(config))
     result, _ = evaluate(folder)
     assert result.value("frr_quartile_1") is None
-    assert len(figures_of(result)) == 5
+    assert len([draw(chart) for chart in result.charts]) == 5
 
 
 def test_seeds_are_compared_and_averaged(save, capsys, tmp_path):
@@ -352,7 +358,7 @@ def test_what_cannot_be_judged_is_refused_in_one_line(save, tmp_path, capsys):
     folder = save(ROOMY, W_enc=reader(ROOMY), W_dec=planted_features(ROOMY))
     run_recovery([folder], QUICK)
     for words, message in (
-        ([str(folder)], "recovery.json exists already: add --overwrite"),
+        ([str(folder)], "recovery.json exists already, of other settings: add --overwrite"),
         ([], "no dictionary was given"),
         ([str(tmp_path / "nowhere")], "does not exist"),
         ([str(folder), "--threshold", "0.3"], "threshold: 0.3 is not between 0.5"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -11,13 +10,13 @@ import torch
 from saelab.dictionary import Dictionary
 from saelab.errors import ArtifactError, ConfigError, ModelError, TextError
 from saelab.evals.steering import effects as effects_module
-from saelab.evals.steering.command import main
 from saelab.evals.steering.config import SteeringConfig
 from saelab.evals.steering.prompts import draw_prompts
-from saelab.evals.steering.suite import run_steering
+from saelab.evals.steering.suite import SUITE, run_steering
 from saelab.evals.steering.summary import summarise
+from saelab.evals.suite import run_command
 from saelab.formats.evaluation_result import read_evaluation_result
-from saelab.report import figures_of
+from saelab.report.draw import draw
 from saelab.stats.bootstrap import difference_interval
 from saelab.stats.cosines import random_directions
 from saelab.stats.seeds import seeded_generator
@@ -63,6 +62,11 @@ def literal_effects(model, prompts, direction, length, n_top):
     return size, changes[half:][:, promoted].mean().item(), promoted.tolist()
 
 
+def drawn_in(result, chart: str, series: str):
+    [drawn] = [one for one in result.charts if one.name == chart]
+    return next(one for one in drawn.series if one.name == series)
+
+
 @pytest.fixture
 def saved(save_trained, topk_dictionary):
     return save_trained(topk_dictionary(W_dec=None), "sae")
@@ -95,7 +99,7 @@ def test_numbers_equal_the_literal_loop(saved, tiny_model, model_text, topk_dict
         assert result.value(f"size_q95_c{c:g}") == pytest.approx(expected, rel=1e-4)
     directions = random_directions(6, 32, 0)
     floor = [literal_effects(tiny_model, prompts, d, 2.0 * mean_norm, 4)[0] for d in directions]
-    drawn = sorted(result.figure_data["size_distribution"]["random"]["2"])
+    drawn = sorted(drawn_in(result, "size_distribution", "random, strength 2").x)
     assert drawn == pytest.approx(sorted(floor), rel=1e-3)
 
 
@@ -152,11 +156,9 @@ def test_dictionaries_share_contexts_and_random_directions(
     assert sum(calls) == 5 * 2 * (6 + 7 + 7)
     for one, other in zip(alone, together, strict=True):
         assert one.metrics == other.metrics
-        assert one.figure_data == other.figure_data
-    assert (
-        alone[0].figure_data["size_distribution"]["random"]
-        == (alone[1].figure_data["size_distribution"]["random"])
-    )
+        assert (one.charts, one.tables) == (other.charts, other.tables)
+    floors = [drawn_in(result, "size_distribution", "random, strength 2") for result in alone]
+    assert floors[0] == floors[1]
 
 
 def test_latents_do_not_depend_on_the_norm_of_their_rows(save_trained, topk_dictionary):
@@ -180,8 +182,7 @@ def test_files_are_complete_and_figures_can_be_drawn_from_json(saved):
     assert len({metric.name for metric in result.metrics}) == len(result.metrics) == 3 + 2 * 2 * 16
     assert all("{" not in metric.definition for metric in result.metrics)
     assert result.value("n_latents") == 7
-    copied = replace(result, figure_data=json.loads(json.dumps(result.figure_data)))
-    figures = figures_of(copied)
+    figures = [draw(chart) for chart in read_evaluation_result(evals / "steering.json").charts]
     assert [figure.name for figure in figures] == [
         "size_distribution",
         "consistency_distribution",
@@ -200,14 +201,12 @@ def test_seeds_draw_other_latents_contexts_and_directions(saved, tmp_path):
     [same] = run_steering([saved], replace(SMALL, out=tmp_path / "same"))
     [other] = run_steering([saved], replace(SMALL, seed=1, out=tmp_path / "other"))
     assert one.metrics == same.metrics
-    assert (
-        one.figure_data["size_distribution"]["random"]
-        != (other.figure_data["size_distribution"]["random"])
-    )
-    assert (
-        one.figure_data["size_and_consistency"]["latents"]["latent"]
-        != (other.figure_data["size_and_consistency"]["latents"]["latent"])
-    )
+    floors = [drawn_in(r, "size_distribution", "random, strength 2") for r in (one, other)]
+    assert floors[0] != floors[1]
+    steered = [drawn_in(r, "size_and_consistency", "latents").labels for r in (one, other)]
+    assert [label.split(":")[0] for label in steered[0]] != [
+        label.split(":")[0] for label in steered[1]
+    ]
 
 
 def test_the_bootstrap_interval_is_that_of_a_difference_of_means():
@@ -266,9 +265,9 @@ def test_settings_that_do_not_fit_are_named_together():
 
 def test_the_command_steers_and_shows_a_table(saved, capsys):
     words = "--n-latents 4 --n-random 4 --n-contexts 2 --prompt-tokens 8 --n-tokens 64"
-    main([str(saved), *words.split(), "--strengths", "1", "--device", "cpu"])
+    run_command(SUITE, [str(saved), *words.split(), "--strengths", "1", "--device", "cpu"])
     shown = capsys.readouterr().out
     assert "consistency" in shown
     assert "steering.html" in shown
     with pytest.raises(ConfigError, match="no dictionary was given: type `saelab eval steering"):
-        main([])
+        run_command(SUITE, [])

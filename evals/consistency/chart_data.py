@@ -1,4 +1,4 @@
-"""What the figures of a group are drawn from, as plain JSON values."""
+"""What the charts of a group are drawn from, as plain JSON values."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MOST_POINTS = 1024
 COSINES = [round(0.02 * step, 2) for step in range(51)]
 
 
-def group_figures(
+def group_charts(
     members: Sequence[Scores],
     runs: Sequence[str],
     floors: Sequence[Float[Tensor, " _"]],
     threshold: float,
 ) -> dict[str, Any]:
-    """The figures about the runs of one group against one another."""
-    figures: dict[str, Any] = {
+    """The charts about the runs of one group against one another."""
+    charts: dict[str, Any] = {
         "mcs_distribution": {
             "cosine": COSINES,
             "threshold": threshold,
@@ -40,23 +40,23 @@ def group_figures(
     }
     rankings = list(members[0].rankings)
     if rankings:
-        figures = {"share_by_rank": _share_by_rank(members, rankings, threshold), **figures}
+        charts = {"share_by_rank": _share_by_rank(members, rankings, threshold), **charts}
     for ranking in rankings:
-        figures[f"mcs_by_{ranking}"] = _scatter(members, runs, ranking)
-    return figures
+        charts[f"mcs_by_{ranking}"] = _scatter(members, runs, ranking)
+    return charts
 
 
-def across_figures(
+def across_charts(
     against: Mapping[str, Sequence[Scores]], label: str, threshold: float
 ) -> dict[str, Any]:
-    """The figures about one group's latents against each group, its own other runs among them.
+    """The charts about one group's latents against each group, its own other runs among them.
 
     Args:
         against: group's label -> scores of the members against that group alone.
         label: of the group itself.
         threshold: cosine above which latents count as the same.
     """
-    figures: dict[str, Any] = {
+    charts: dict[str, Any] = {
         "distribution_across": {
             "group": label,
             "cosine": COSINES,
@@ -69,7 +69,7 @@ def across_figures(
     first = next(iter(against.values()))[0]
     if first.rankings:
         fractions = fractions_for(len(first.latent))
-        figures["share_across"] = {
+        charts["share_across"] = {
             "group": label,
             "threshold": threshold,
             "fraction": fractions,
@@ -83,7 +83,7 @@ def across_figures(
                 for other, scores in against.items()
             },
         }
-    return figures
+    return charts
 
 
 def _share_by_rank(
@@ -125,4 +125,4 @@ def _scatter(members: Sequence[Scores], runs: Sequence[str], ranking: str) -> di
         points["latent"] += one.latent[places].tolist()
         points["x"] += [float(f"{value:.5g}") for value in x[places].tolist()]
         points["mcs"] += [float(f"{value:.5g}") for value in one.mcs[places].tolist()]
-    return {**points, "n_compared": sum(len(one.latent) for one in members)}
+    return {**points, "ranking": ranking, "n_compared": sum(len(one.latent) for one in members)}

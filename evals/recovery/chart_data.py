@@ -1,4 +1,4 @@
-"""The data that the figures of a "recovery" result are drawn from, as plain JSON values."""
+"""The data that the charts of a "recovery" result are drawn from, as plain JSON values."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SWEPT = tuple(round(0.5 + 0.01 * step, 2) for step in range(51))
 """Thresholds of the curves of recovery and precision."""
 
 
-def figure_data(
+def chart_data(
     matching: Matching,
     alive: Bool[Tensor, " d_sae"],
     table: FeatureTable,
     threshold: float,
     chance: float,
 ) -> dict[str, Any]:
-    """By figure name, what it shows.
+    """By chart name, what it shows.
 
     Args:
         matching: latents against true features.

@@ -1,0 +1,290 @@
+"""Measures dictionaries for the suite "core"; those of one data spec share a pass over the text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saelab.config import to_plain
+from saelab.dictionary import load_dictionary
+from saelab.dictionary.data_spec import DataSpec, recorded_mean
+from saelab.memory import keep_freed_memory
+from saelab.model.language_model import LanguageModel
+from saelab.stats.metric_definitions import INFERENCE_MODES
+from saelab.stats.metrics import SparsityStatistics, density_histogram, loss_recovered
+
+from ..subjects import Subject, by_data_spec, describe, load_models, origin_of, subjects_of
+from ..suite import Measurement
+from .charts import MODE_COLUMNS
+from .config import CoreConfig
+from .losses import LossFindings, measure_losses
+from .modes import SHUFFLE_SEED, ModeFindings, measure_modes
+from .rows import RowFindings, measure_rows
+
+logger = logging.getLogger(__name__)
+
+TRAINING_MEAN = "the mean of the dictionary's training activations"
+EVALUATED_MEAN = "the mean of the evaluated rows"
+MOST_POINTS = 4096
+MOST_L0_BARS = 60
+
+
+def measure_core(
+    folders: Sequence[Path], outs: Sequence[Path], config: CoreConfig
+) -> Iterator[Measurement]:
+    """Measure dictionaries; everything that can be wrong is checked before the first pass.
+
+    Raises:
+        ConfigError: settings that do not fit the model.
+        ArtifactError: a folder that is no intact dictionary, or does not fit its model.
+        ModelError: an unknown model or hook point.
+        TextError: too little held-out text.
+        ActivationError: activations that are not finite.
+    """
+    subjects = subjects_of([load_dictionary(folder) for folder in folders], outs, config)
+    models = load_models(subjects, config.device)
+    # Each pass makes and frees the same hundreds of megabytes of logits: a fifth of its time.
+    keep_freed_memory()
+    for spec, group in by_data_spec(subjects).items():
+        yield from _measure_group(models[spec.model, spec.model_dtype], spec, group, config)
+
+
+def _measure_group(
+    model: LanguageModel, spec: DataSpec, group: Sequence[Subject], config: CoreConfig
+) -> Iterator[Measurement]:
+    dictionaries = [subject.saved for subject in group]
+    for saved in dictionaries:
+        saved.dictionary.to(model.device)
+    recorded = [recorded_mean(saved, model.device) for saved in dictionaries]
+    rows = measure_rows(model, spec, dictionaries, config)
+    if rows.n_tokens < config.n_tokens:
+        logger.warning(
+            "the held-out text has %d tokens of the %d asked for: all of it was evaluated",
+            rows.n_tokens,
+            config.n_tokens,
+        )
+    evaluated_mean = rows.mean().float()
+    means = [evaluated_mean if mean is None else mean for mean in recorded]
+    losses = measure_losses(model, spec, dictionaries, means, config)
+    modes = measure_modes(model, spec, dictionaries, losses, config)
+    for index, (subject, mean) in enumerate(zip(group, recorded, strict=True)):
+        source = EVALUATED_MEAN if mean is None else TRAINING_MEAN
+        yield _measurement(subject, index, config, rows, losses, modes.get(index), source)
+
+
+def _measurement(
+    subject: Subject,
+    index: int,
+    config: CoreConfig,
+    rows: RowFindings,
+    losses: LossFindings,
+    modes: ModeFindings | None,
+    mean_source: str,
+) -> Measurement:
+    """Everything measured about one dictionary, the one at `index` in the findings."""
+    saved, spec = subject.saved, subject.spec
+    numbers: dict[str, Any] = {
+        **rows.reconstruction[index].values(),
+        **rows.sparsity[index].values(),
+        **losses.values(index),
+        **_counts(rows, losses),
+    }
+    data = _data(index, rows, losses, numbers, mean_source)
+    settings = {
+        "n_loss_tokens": config.loss_tokens,
+        "context_length": spec.context_length,
+        "text": to_plain(spec.text),
+        "split": "held_out",
+        "row_rule": to_plain(spec.token_filter),
+        "norm_ceiling": spec.norm_ceiling,
+        "model_dtype": spec.model_dtype,
+        "mean_ablation": mean_source,
+    }
+    facts = {
+        "n_rows": numbers["n_rows"],
+        "n_loss_positions": losses.n_positions,
+        "mean_source": mean_source,
+        "norm_ceiling": "none" if spec.norm_ceiling is None else f"{spec.norm_ceiling:.6g}",
+        "loss_excluded": ", ".join(f"{count:,} {name}" for name, count in losses.excluded.items()),
+    }
+    if modes is not None:
+        in_modes = _mode_values(modes, losses, index)
+        numbers |= in_modes
+        facts |= _mode_facts(modes, in_modes)
+        settings["inference_modes"] = _mode_settings(modes)
+        data["inference_modes"] = {
+            "mode": list(INFERENCE_MODES),
+            **{
+                name: [in_modes[f"mode_{mode}_{name}"] for mode in INFERENCE_MODES]
+                for name in MODE_COLUMNS
+            },
+            "n_rows": in_modes["mode_n_rows"],
+            "n_positions": losses.n_positions,
+            "mean_source": mean_source,
+        }
+    return Measurement(
+        name=saved.name,
+        content_hash=saved.content_hash,
+        out=subject.out,
+        numbers=numbers,
+        made_from=origin_of(subject),
+        settings=settings,
+        facts=facts,
+        data=data,
+        rows={"features": _features(rows.sparsity[index])},
+        seed=None if modes is None else SHUFFLE_SEED,
+        title=f"Core evaluation of {saved.name}",
+        subtitle=f"{describe(saved)}. Held-out part of {spec.text.source}, contexts of "
+        f"{spec.context_length} tokens.",
+    )
+
+
+def _features(sparsity: SparsityStatistics) -> dict[str, Any]:
+    """One row per latent: how often, how strongly on average and at most it was active.
+
+    Columns: latent, count (rows on which the code is positive), density (count / rows),
+    mean_activation and max_activation (of the positive codes; null where there is none).
+    """
+    import pyarrow
+
+    count = sparsity.count.cpu().numpy()
+    never = count == 0
+    return {
+        "latent": pyarrow.array(range(len(count)), pyarrow.int32()),
+        "count": pyarrow.array(count, pyarrow.int64()),
+        "density": pyarrow.array(sparsity.density().cpu().numpy()),
+        "mean_activation": pyarrow.array(sparsity.mean_when_active().cpu().numpy(), mask=never),
+        "max_activation": pyarrow.array(sparsity.maximum.cpu().numpy(), mask=never),
+    }
+
+
+def _counts(rows: RowFindings, losses: LossFindings) -> dict[str, int]:
+    return {
+        "n_contexts": rows.n_contexts,
+        "n_tokens": rows.n_tokens,
+        **{f"n_excluded_{reason}": count for reason, count in rows.excluded.items()},
+        "n_loss_contexts": losses.n_contexts,
+        "n_loss_positions": losses.n_positions,
+        "n_loss_rows_replaced": losses.n_replaced,
+        "n_loss_rows_kept": sum(losses.excluded.values()),
+    }
+
+
+def _mode_values(
+    findings: ModeFindings, losses: LossFindings, index: int
+) -> dict[str, float | int | None]:
+    n = losses.n_positions
+    clean, zero, mean = losses.clean / n, losses.zero_ablation / n, losses.mean_ablation[index] / n
+    numbers: dict[str, float | int | None] = {}
+    for mode, sums in findings.sums.items():
+        rows = sums.reconstruction.values()
+        spliced = sums.spliced / n
+        values = {
+            "l0_mean": sums.active / rows["n_rows"],
+            "fvu": rows["fvu"],
+            "loss_spliced": spliced,
+            "loss_recovered_zero": loss_recovered(clean, spliced, zero),
+            "loss_recovered_mean": loss_recovered(clean, spliced, mean),
+            "kl": sums.kl / n,
+        }
+        numbers |= {f"mode_{mode}_{name}": value for name, value in values.items()}
+        numbers["mode_n_rows"] = rows["n_rows"]
+    return numbers
+
+
+def _mode_facts(findings: ModeFindings, values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "n_mode_rows": values["mode_n_rows"],
+        "mode_beta": f"{findings.modes.beta:g}",
+        "mode_threshold": f"{findings.modes.threshold_value:.4g} activation units",
+    }
+
+
+def _mode_settings(findings: ModeFindings) -> dict[str, Any]:
+    modes = findings.modes
+    return {
+        "beta": modes.beta,
+        "gradient_rms": modes.gradient_rms,
+        "gradient_scale": "token" if modes.per_token else "all",
+        "threshold": modes.threshold_value,
+        "control_shuffle_seed": SHUFFLE_SEED,
+    }
+
+
+def _data(
+    index: int,
+    rows: RowFindings,
+    losses: LossFindings,
+    values: dict[str, Any],
+    mean_source: str,
+) -> dict[str, Any]:
+    reconstruction, sparsity = rows.reconstruction[index], rows.sparsity[index]
+    conditions = ("clean", "spliced", "mean_ablation", "zero_ablation")
+    return {
+        "losses": {
+            "loss": {condition: values[f"loss_{condition}"] for condition in conditions},
+            "n_positions": losses.n_positions,
+            "mean_source": mean_source,
+        },
+        "density_histogram": {
+            **density_histogram(sparsity.density(), sparsity.n_rows),
+            "n_rows": sparsity.n_rows,
+        },
+        "l0_histogram": {
+            **_l0_bars(sparsity),
+            "mean": values["l0_mean"],
+            "median": values["l0_q50"],
+        },
+        "fvu_by_position": {
+            **_position_curve(rows, reconstruction.fvu_by_group()),
+            "pooled": values["fvu"],
+        },
+        "error_by_norm": reconstruction.error_by_norm(),
+        "density_and_strength": _points(sparsity),
+    }
+
+
+def _l0_bars(sparsity: SparsityStatistics) -> dict[str, list[int]]:
+    """L0 counts in bars of equal whole width, as narrow as the number of bars allows."""
+    levels = sparsity.l0_histogram.nonzero().flatten()
+    lowest, highest = int(levels[0]), int(levels[-1])
+    width = -(-(highest - lowest + 1) // MOST_L0_BARS)
+    bar = (levels - lowest) // width
+    counts = torch.zeros(int(bar[-1]) + 1, dtype=torch.int64, device=levels.device)
+    counts.index_add_(0, bar, sparsity.l0_histogram[levels])
+    starts = [lowest + index * width for index in range(len(counts))]
+    return {
+        "l0_from": starts,
+        "l0_to": [start + width - 1 for start in starts],
+        "rows": counts.tolist(),
+    }
+
+
+def _position_curve(rows: RowFindings, curve: list[float | None]) -> dict[str, list[Any]]:
+    """The bins with evaluated rows, and their first and last positions."""
+    bins = rows.position_bin.tolist()
+    known = [(index, value) for index, value in enumerate(curve) if value is not None]
+    return {
+        "position_from": [bins.index(index) for index, _ in known],
+        "position_to": [len(bins) - 1 - bins[::-1].index(index) for index, _ in known],
+        "fvu": [value for _, value in known],
+    }
+
+
+def _points(sparsity: SparsityStatistics) -> dict[str, Any]:
+    """The active latents, or `MOST_POINTS` of them at even distances, for a scatter plot."""
+    alive = sparsity.count.nonzero().flatten()
+    shown = alive
+    if len(alive) > MOST_POINTS:
+        shown = alive[torch.arange(MOST_POINTS, device=alive.device) * len(alive) // MOST_POINTS]
+    density, strength = sparsity.density()[shown], sparsity.mean_when_active()[shown]
+    return {
+        "latent": shown.tolist(),
+        "density": [float(f"{value:.6g}") for value in density.tolist()],
+        "mean_activation": [float(f"{value:.6g}") for value in strength.tolist()],
+        "n_alive": len(alive),
+    }
