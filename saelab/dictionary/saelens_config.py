@@ -19,22 +19,27 @@ SAELENS_VERSION = "6.54.12"
 """The version whose format this is. Below 6.0.0 its loader would rewrite the settings."""
 
 
-def architecture_names(site: Site) -> dict[str, str]:
-    """What `cfg.json` calls each architecture at a site: SAELens' name where it has one."""
-    if site.is_autoencoder and len(site.reads) == 1:
+def architecture_names(site: Site | None) -> dict[str, str]:
+    """What `cfg.json` calls each architecture at a site: SAELens' name where it has one.
+
+    No site is that of a sparse autoencoder of which nobody recorded where it belongs.
+    """
+    if site is None or (site.is_autoencoder and len(site.reads) == 1):
         return SAELENS_ARCHITECTURE
     if len(site.hook_points) == 2 and len(site.reads) == len(site.writes) == 1:
         return {name: f"{name}_transcoder" for name in SAELENS_ARCHITECTURE} | SAELENS_TRANSCODER
     return {name: f"{name}_crosscoder" for name in SAELENS_ARCHITECTURE}
 
 
-def saelens_can_express(architecture: str, site: Site) -> bool:
+def saelens_can_express(architecture: str, site: Site | None) -> bool:
     """Whether SAELens reads such a dictionary; it does so without a separate input bias."""
     known = {*SAELENS_ARCHITECTURE.values(), *SAELENS_TRANSCODER.values()}
     return architecture_names(site)[architecture] in known
 
 
-def saelens_config(dictionary: Dictionary, site: Site, made_from: dict[str, Any]) -> dict[str, Any]:
+def saelens_config(
+    dictionary: Dictionary, site: Site | None, made_from: dict[str, Any]
+) -> dict[str, Any]:
     """The content of `cfg.json`.
 
     Args:
@@ -57,7 +62,7 @@ def saelens_config(dictionary: Dictionary, site: Site, made_from: dict[str, Any]
             "sae_lens_version": SAELENS_VERSION,
             "sae_lens_training_version": None,
             "model_name": made_from.get("model"),
-            "hook_name": site.reads[0],
+            "hook_name": site.reads[0] if site is not None else None,
             "hook_head_index": None,
             "context_size": made_from.get("context_length"),
             "prepend_bos": made_from.get("prepend_bos"),
@@ -65,7 +70,7 @@ def saelens_config(dictionary: Dictionary, site: Site, made_from: dict[str, Any]
             "training_library": "saelab",
         },
     }
-    if not site.is_autoencoder:
+    if site is not None and not site.is_autoencoder:
         config["d_out"] = dictionary.d_out
         config["metadata"]["hook_name_out"] = site.writes[0]
     if dictionary.architecture == "topk":

@@ -76,8 +76,15 @@ class SavedDictionary:
 
     @property
     def site(self) -> Site:
-        """What it reads and writes."""
-        return site_of(self.manifest, self.folder)
+        """What it reads and writes.
+
+        Raises:
+            ArtifactError: its manifest does not say.
+        """
+        site = site_of(self.manifest, self.folder)
+        if site is None:
+            raise ArtifactError(f"{self.folder} does not record what it reads: save it again")
+        return site
 
     @property
     def hook_point(self) -> str:
@@ -137,10 +144,11 @@ def save_dictionary(
     Raises:
         ConfigError: no self-test rows, weights that are not finite, or a site that does not fit.
     """
-    site = Site.of(made_from["hook_point"]) if site is None else site
-    if site.is_autoencoder and dictionary.d_in != dictionary.d_out:
+    if site is None and "hook_point" in made_from:
+        site = Site.of(made_from["hook_point"])
+    if (site is None or site.is_autoencoder) and dictionary.d_in != dictionary.d_out:
         raise ConfigError(
-            f"the site {site} writes what it reads, but the dictionary reads width "
+            f"the site {site} does not write elsewhere, but the dictionary reads width "
             f"{dictionary.d_in} and writes width {dictionary.d_out}: name both in its site"
         )
     if dictionary.b_in is not None and saelens_can_express(dictionary.architecture, site):
@@ -176,7 +184,7 @@ def save_dictionary(
     manifest = new_manifest(
         KIND, SCHEMA_VERSION, seed=seed, config=dict(training), made_from=dict(made_from)
     )
-    manifest |= {"site": site.to_json(), "files": files}
+    manifest |= {"files": files} | ({} if site is None else {"site": site.to_json()})
     manifest["content_hash"] = _content_hash(manifest)
     write_json(folder / MANIFEST_FILE, manifest)
     return manifest["content_hash"]
@@ -200,17 +208,18 @@ def load_dictionary(folder: Path, device: str = "cpu") -> SavedDictionary:
     )
 
 
-def site_of(manifest: Mapping[str, Any], folder: Path) -> Site:
-    """The site that a dictionary's manifest records; one of before sites has its hook point.
+def site_of(manifest: Mapping[str, Any], folder: Path) -> Site | None:
+    """The site that a dictionary's manifest records, if any; before sites, its one hook point.
 
     Raises:
-        ArtifactError: the manifest names no usable site.
+        ArtifactError: what the manifest records is no site.
     """
+    hook_point = manifest.get("made_from", {}).get("hook_point")
     try:
         if "site" in manifest:
             return Site.from_json(manifest["site"])
-        return Site.of(manifest["made_from"]["hook_point"])
-    except (ConfigError, KeyError, TypeError) as error:
+        return None if hook_point is None else Site.of(hook_point)
+    except ConfigError as error:
         raise ArtifactError(
             f"{folder / MANIFEST_FILE} names no hook points that the dictionary reads and writes "
             f"({error}): it was damaged or edited"
@@ -258,7 +267,7 @@ def _check_file(path: Path, expected: str) -> None:
 
 
 def _build(
-    config: dict[str, Any], site: Site, tensors: dict[str, Tensor], folder: Path
+    config: dict[str, Any], site: Site | None, tensors: dict[str, Tensor], folder: Path
 ) -> Dictionary:
     names = {theirs: ours for ours, theirs in architecture_names(site).items()}
     architecture = names.get(config.get("architecture", ""))

@@ -27,6 +27,7 @@ def batch(step, rows=ROWS):
     gradients = torch.randn(rows, D_IN, generator=torch.Generator().manual_seed(step + 999))
     return TrainingBatch(
         NORMALISATION.apply(raw),
+        NORMALISATION.apply(raw),
         gradients * 1e-3,
         step=step,
         tokens_seen=step * rows,
@@ -49,7 +50,7 @@ def build(name, product_dtype=torch.bfloat16, n_steps=STEPS):
 
 def finished(learner):
     if learner.method.needs_calibration:
-        rows = torch.cat([batch(step).activations for step in range(1000, 1016)])
+        rows = torch.cat([batch(step).inputs for step in range(1000, 1016)])
         learner.method.calibrate(rows)
     return learner.method.to_dictionary(NORMALISATION)
 
@@ -80,7 +81,7 @@ def test_a_method_learns_and_says_so(name):
     learner = build(name, n_steps=120)
     for step in range(120):
         last = learner.step(batch(step))
-    x = batch(119).activations
+    x = batch(119).inputs
     error = float((x - last.reconstruction.detach()).square().mean())
     assert error < 0.8 * float((x - x.mean(0)).square().mean())
     for name_of, value in learner.method.metrics().items():
