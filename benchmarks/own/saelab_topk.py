@@ -113,7 +113,7 @@ def train(
         optimizer = dataclasses.replace(config.optimizer, learning_rate=lr)
         config = dataclasses.replace(config, optimizer=optimizer)
     config = change(config)
-    learners = build_learners(config, stream.d_in, torch.device("cpu"))
+    learners = build_learners(config, stream, torch.device("cpu"))
     save: Callable[[int], None] = lambda step: None  # noqa: E731, ARG005
     TrainingLoop(config, stream, learners, NoLog(), save).run()
     return config, learners[0]
