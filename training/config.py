@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from saelab.cache import HarvestConfig
 from saelab.dictionary.error_rows import ErrorComponent
+from saelab.dictionary.site import Site
 from saelab.errors import ConfigError, did_you_mean
 
 from .methods import METHODS, MethodOptions
@@ -83,6 +84,11 @@ class TrainConfig:
     """Model the activations must be of. None: whatever the cache holds, or `stream.model`."""
     hook_point: str | None = None
     """Hook point to train on. None: the cache's, or the first of `stream.hook_points`."""
+    reads: tuple[str, ...] = ()
+    """Hook points that a transcoder or crosscoder reads, in place of `hook_point`; `cache` is then
+    the folder that holds a cache of each."""
+    writes: tuple[str, ...] = ()
+    """Hook points that it writes."""
     error_component: ErrorComponent | None = None
     """Train on a component of another dictionary's error on these rows: "error" (all of it),
     "linear" (what a probe predicts of it) or "nonlinear" (the rest). None: on the activations."""
@@ -162,11 +168,40 @@ class TrainConfig:
             problems.append(
                 f"n_tokens = {self.n_tokens} is less than one batch, batch_rows = {self.batch_rows}"
             )
-        problems += self._error_problems()
+        problems += self._error_problems() + self._site_problems()
         if not problems:
             problems = self._method_problems()
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def site(self) -> Site | None:
+        """What the dictionaries read and write; None: the one hook point of their activations."""
+        return Site(self.reads, self.writes) if self.reads else None
+
+    def _site_problems(self) -> list[str]:
+        """What speaks against what is read and written."""
+        if bool(self.reads) != bool(self.writes):
+            return ["reads and writes are given together: a sparse autoencoder has hook_point"]
+        if not self.reads:
+            return []
+        try:
+            site = Site(self.reads, self.writes)
+        except ConfigError as error:
+            return list(error.problems)
+        problems = [
+            f"{name} is given beside reads and writes: leave it out"
+            for name in ("hook_point", "error_component")
+            if getattr(self, name) is not None
+        ]
+        if self.cache is None:
+            problems.append("reads and writes need caches of one harvest: give --cache")
+        return problems + [
+            f"{name} cannot write another hook point than it reads: "
+            f"{METHODS[name].autoencodes_only}; leave it out"
+            for name in self.methods
+            if name in METHODS and METHODS[name].autoencodes_only and not site.is_autoencoder
+        ]
 
     def _error_problems(self) -> list[str]:
         """What speaks against training on a dictionary's error."""

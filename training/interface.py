@@ -9,6 +9,7 @@ Parameters and buffers are the method's whole state: the checkpoint saves exactl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,7 +26,7 @@ class DictionarySettings:
     """What every method is given: the shape of the dictionary and the numerics of its training."""
 
     d_in: int
-    """Width of the activations."""
+    """Width of what is read."""
     d_sae: int
     """Number of latents."""
     k: int
@@ -38,27 +39,52 @@ class DictionarySettings:
     """Steps of the whole training; schedules are fractions of it."""
     product_dtype: torch.dtype | None
     """Dtype of the encoder product; None means that of the weights."""
+    d_out: int | None = None
+    """Width of what is written elsewhere. None: a sparse autoencoder, which writes what it reads
+    and has one bias for both."""
 
 
 @dataclass(frozen=True)
 class Normalisation:
     """The affine map between activations and what methods see: x ↦ (x − mean) · scale."""
 
-    mean: Float[Tensor, " d_in"]
+    mean: Float[Tensor, " d"]
     """Mean of the training activations per dimension, in activation units."""
-    scale: float
-    """One over the root mean square of the centred activations' entries."""
+    scale: float | Float[Tensor, " d"]
+    """One over the root mean square of the centred activations' entries; per dimension where
+    several hook points stand side by side, each with its own."""
+    written: Normalisation | None = None
+    """That of what is written. None: the same, as for a sparse autoencoder."""
 
     @staticmethod
-    def of(mean: Float[Tensor, " d_in"], centred_mean_squared_norm: float) -> Normalisation:
+    def of(mean: Float[Tensor, " d"], centred_mean_squared_norm: float) -> Normalisation:
         """From the statistics an activation stream carries."""
         return Normalisation(mean, (mean.shape[0] / centred_mean_squared_norm) ** 0.5)
 
-    def apply(self, activations: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        """Normalise a batch."""
+    @staticmethod
+    def joined(parts: Sequence[Normalisation]) -> Normalisation:
+        """Of several hook points side by side."""
+        if len(parts) == 1:
+            return parts[0]
+        scales = [torch.as_tensor(p.scale).to(p.mean).expand_as(p.mean) for p in parts]
+        return Normalisation(torch.cat([p.mean for p in parts]), torch.cat(scales))
+
+    @property
+    def of_targets(self) -> Normalisation:
+        """That of what is written."""
+        return self if self.written is None else self.written
+
+    @property
+    def code_scale(self) -> float:
+        """What a code of the units of what is written is multiplied by in normalised units."""
+        scale = self.of_targets.scale
+        return scale if isinstance(scale, float | int) else float(scale.square().mean().sqrt())
+
+    def apply(self, activations: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """Normalise a batch of what is read."""
         return (activations - self.mean) * self.scale
 
-    def undo(self, normalised: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+    def undo(self, normalised: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """Back to the units of the activations."""
         return normalised / self.scale + self.mean
 
@@ -67,21 +93,23 @@ class Normalisation:
 class TrainingBatch:
     """Rows of one step, normalised to zero mean and unit variance per dimension on average."""
 
-    activations: Float[Tensor, "batch d_in"]
-    """Normalised activations."""
-    gradients: Float[Tensor, "batch d_in"] | None
-    """Gradients of the model's summed loss with respect to the raw, not normalised, activations."""
+    inputs: Float[Tensor, "batch d_in"]
+    """Normalised activations of what is read."""
+    targets: Float[Tensor, "batch d_out"]
+    """Normalised activations of what is written; the same tensor for a sparse autoencoder."""
+    gradients: Float[Tensor, "batch d_out"] | None
+    """Gradients of the model's summed loss with respect to the raw, not normalised, targets."""
     step: int
     """Steps taken before this one."""
     tokens_seen: int
     """Rows trained on before this step."""
     normalisation: Normalisation | None = None
-    """How the activations were normalised; None: they are as the model has them."""
+    """How both were normalised; None: they are as the model has them."""
 
     def raw(self) -> Float[Tensor, "batch d_in"]:
-        """The activations as the model has them."""
+        """The inputs as the model has them."""
         undo = self.normalisation
-        return self.activations if undo is None else undo.undo(self.activations)
+        return self.inputs if undo is None else undo.undo(self.inputs)
 
     def normalised(self, raw: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Vectors in the units of the model's activations, as the batch's are."""
@@ -96,8 +124,8 @@ class StepOutput:
     """Every term by name, already weighted; their sum is minimised."""
     codes: SparseCodes
     """The codes of the batch."""
-    reconstruction: Float[Tensor, "batch d_in"]
-    """In normalised units."""
+    reconstruction: Float[Tensor, "batch d_out"]
+    """Of the targets, in normalised units."""
 
 
 class Method(nn.Module, ABC):
@@ -107,6 +135,8 @@ class Method(nn.Module, ABC):
     """Whether batches must carry gradients."""
     needs_calibration: ClassVar[bool] = False
     """Whether `calibrate` must be called before `to_dictionary`."""
+    autoencodes_only: ClassVar[str | None] = None
+    """Why the method cannot write another hook point than it reads; None: it can."""
 
     @abstractmethod
     def losses(self, batch: TrainingBatch) -> StepOutput:
@@ -120,7 +150,7 @@ class Method(nn.Module, ABC):
         """Update what the gradient does not: counters, thresholds, biases, norms."""
 
     def calibrate(self, rows: Float[Tensor, "rows d_in"]) -> None:
-        """Fit what inference needs, such as thresholds, to normalised rows after training.
+        """Fit what inference needs, such as thresholds, to normalised inputs after training.
 
         Raises:
             ConfigError: there are not enough rows for it.

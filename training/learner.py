@@ -43,6 +43,7 @@ class Learner:
         spec: DictionarySpec,
         *,
         d_in: int,
+        d_out: int | None = None,
         n_steps: int,
         batch_rows: int,
         options: MethodOptions,
@@ -50,9 +51,13 @@ class Learner:
         product_dtype: torch.dtype | None,
         device: torch.device,
     ) -> Learner:
-        """A learner at its start, its weights drawn from the dictionary's seed."""
+        """A learner at its start, its weights drawn from the dictionary's seed.
+
+        `d_out` is the width of what is written; None: what is read is written.
+        """
         settings = DictionarySettings(
             d_in=d_in,
+            d_out=d_out,
             d_sae=spec.d_sae,
             k=spec.k,
             seed=spec.seed,

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -46,6 +47,11 @@ class ActivationStream(Protocol):
     @property
     def statistics(self) -> RowStatistics:
         """Mean and variance of the rows."""
+        ...
+
+    @property
+    def target_statistics(self) -> RowStatistics | None:
+        """Those of what is written, where that is not what is read."""
         ...
 
     @property
@@ -123,9 +129,14 @@ class TrainingLoop:
 
     def _take_step(self) -> list[StepOutput]:
         rows = self.stream.next_batch()
-        gradients = rows.gradients
+        gradients, normalisation = rows.gradients, self.normalisation
+        inputs = normalisation.apply(rows.activations.to(self.device))
+        targets = inputs
+        if rows.targets is not None:
+            targets = normalisation.of_targets.apply(rows.targets.to(self.device))
         batch = TrainingBatch(
-            self.normalisation.apply(rows.activations.to(self.device)),
+            inputs,
+            targets,
             None if gradients is None else gradients.to(self.device),
             step=self.step,
             tokens_seen=self.step * self.config.batch_rows,
@@ -191,13 +202,23 @@ def normalisation_of(stream: ActivationStream, device: torch.device) -> Normalis
     Raises:
         ActivationError: the rows do not vary.
     """
-    statistics = stream.statistics
-    if not statistics.centred_mean_squared_norm > 0:
-        raise ActivationError(
-            "the activations do not vary at all (their total variance is 0): "
-            "check the hook point and the row rule"
-        )
-    return Normalisation.of(statistics.mean.to(device), statistics.centred_mean_squared_norm)
+    read, written = stream.statistics, stream.target_statistics
+    normalisation = _normalisation_of(read, device)
+    if written is None:
+        return normalisation
+    return replace(normalisation, written=_normalisation_of(written, device))
+
+
+def _normalisation_of(statistics: RowStatistics, device: torch.device) -> Normalisation:
+    parts = []
+    for part in statistics.by_hook_point or (statistics,):
+        if not part.centred_mean_squared_norm > 0:
+            raise ActivationError(
+                "the activations do not vary at all (their total variance is 0): "
+                "check the hook point and the token filter"
+            )
+        parts.append(Normalisation.of(part.mean.to(device), part.centred_mean_squared_norm))
+    return Normalisation.joined(parts)
 
 
 def step_figures(batch: TrainingBatch, output: StepOutput) -> dict[str, float]:
@@ -206,7 +227,7 @@ def step_figures(batch: TrainingBatch, output: StepOutput) -> dict[str, float]:
     return {
         "loss": sum(losses.values()),
         **{f"loss_{name}": value for name, value in losses.items()},
-        "fvu": fvu(batch.activations, output.reconstruction.detach()),
+        "fvu": fvu(batch.targets, output.reconstruction.detach()),
         "l0": mean_l0(output.codes),
         "l0_std": float(output.codes.l0().double().std()),
         **density_quantiles(output.codes),

@@ -21,6 +21,7 @@ from saelab.cache import (
     ModelStream,
     open_cache,
 )
+from saelab.cache.aligned import AlignedCaches, open_caches
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.dictionary.error_rows import ErrorRows
@@ -78,7 +79,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
             return run
     device = training_device(config.device)
     stream = open_stream(config)
-    learners = build_learners(config, stream.d_in, device)
+    learners = build_learners(config, stream, device)
     step = _restore(config, stream, learners) if resuming else 0
     made_from = stream.provenance()
     if not resuming:
@@ -123,7 +124,7 @@ def open_stream(config: TrainConfig) -> ActivationStream:
     """
     if config.cache is None:
         return _open_model_stream(config)
-    cache = open_cache(config.cache, config.hook_point)
+    cache = _open_caches(config)
     _check_cache(config, cache)
     with_gradients = bool(config.methods_that_need_gradients())
     stream = CacheStream(cache, config.batch_rows, config.data_seed, with_gradients=with_gradients)
@@ -142,10 +143,17 @@ def check_activations(config: TrainConfig) -> None:
         SaelabError: in the words that `open_stream` would use.
     """
     if config.cache is not None:
-        _check_cache(config, open_cache(config.cache, config.hook_point, verify=False))
+        _check_cache(config, _open_caches(config, verify=False))
 
 
-def _check_cache(config: TrainConfig, cache: ActivationCache) -> None:
+def _open_caches(config: TrainConfig, *, verify: bool = True) -> ActivationCache | AlignedCaches:
+    assert config.cache is not None
+    if config.site is not None:
+        return open_caches(config.cache, config.site, verify=verify)
+    return open_cache(config.cache, config.hook_point, verify=verify)
+
+
+def _check_cache(config: TrainConfig, cache: ActivationCache | AlignedCaches) -> None:
     if config.model is not None and cache.model_name != config.model:
         raise ConfigError(
             f"the cache {config.cache} is of model {cache.model_name!r}; the settings name "
@@ -198,13 +206,17 @@ def training_device(name: str) -> torch.device:
         ) from None
 
 
-def build_learners(config: TrainConfig, d_in: int, device: torch.device) -> list[Learner]:
+def build_learners(
+    config: TrainConfig, stream: ActivationStream, device: torch.device
+) -> list[Learner]:
     """One learner for each dictionary of the config, at its start."""
+    written = stream.target_statistics
     product_dtype = getattr(torch, config.product_dtype)
     return [
         Learner.build(
             spec,
-            d_in=d_in,
+            d_in=stream.d_in,
+            d_out=None if written is None else len(written.mean),
             n_steps=config.n_steps,
             batch_rows=config.batch_rows,
             options=config.options,
@@ -271,9 +283,9 @@ def _finish(
 ) -> dict[str, dict[str, Any]]:
     """Save every dictionary and measure it on the stream's next rows."""
     normalisation = normalisation_of(stream, torch.device("cpu"))
-    rows = torch.cat(
-        [stream.next_batch().activations for _ in range(-(-FINAL_CHECK_ROWS // config.batch_rows))]
-    )
+    batches = [stream.next_batch() for _ in range(-(-FINAL_CHECK_ROWS // config.batch_rows))]
+    rows = torch.cat([batch.activations for batch in batches])
+    targets = [batch.targets for batch in batches if batch.targets is not None]
     for_calibration = _calibration_rows(config, stream, learners, normalisation)
     results = {}
     for learner in learners:
@@ -282,7 +294,7 @@ def _finish(
         if for_calibration is not None and method.needs_calibration:
             method.calibrate(for_calibration)
         dictionary = method.to_dictionary(normalisation)
-        figures = _measure(dictionary, rows)
+        figures = _measure(dictionary, rows, torch.cat(targets) if targets else rows)
         folder = Path(DICTIONARIES_FOLDER) / spec.name
         save_dictionary(
             config.out / folder,
@@ -303,6 +315,7 @@ def _finish(
             },
             made_from={**stream.provenance(), "mean": stream.statistics.mean.tolist()},
             seed=spec.seed,
+            site=config.site,
         )
         results[spec.name] = {
             "folder": str(folder),
@@ -342,9 +355,9 @@ def _warn_of_missed_target(spec: DictionarySpec, measured_l0: float) -> None:
 
 
 @torch.no_grad()
-def _measure(dictionary: Dictionary, rows: torch.Tensor) -> dict[str, float]:
+def _measure(dictionary: Dictionary, rows: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
     codes = dictionary.encode(rows)
     return {
-        "fvu": fvu(rows, dictionary.decode(codes)),
+        "fvu": fvu(targets, dictionary.decode(codes)),
         "l0": mean_l0(codes),
     }

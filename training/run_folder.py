@@ -23,6 +23,7 @@ OWN_ENTRIES = (RUN_FILE, METRICS_FILE, PAGE_FILE, CHECKPOINT_FOLDER, DICTIONARIE
 
 WITHOUT_EFFECT = ("out", "device", "checkpoint_every_steps", "wandb_project")
 """Settings that a resumed run may change: they decide nothing that is computed."""
+SITE_SETTINGS = ("reads", "writes")
 ERROR_SETTINGS = ("error_component", "error_of", "error_probe")
 
 
@@ -111,8 +112,9 @@ def _check_same_settings(run: dict[str, Any], config: TrainConfig) -> None:
 
 
 def _deciding(config: TrainConfig) -> dict[str, Any]:
-    # Runs begun before there were error components keep the hash they had.
+    # Runs begun before there were error components or sites keep the hash they had.
     unused = () if config.error_component is not None else ERROR_SETTINGS
+    unused += () if config.reads else SITE_SETTINGS
     return {
         key: value
         for key, value in to_plain(config).items()

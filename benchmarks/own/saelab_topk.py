@@ -61,6 +61,7 @@ class RowStream:
     ) -> None:
         self.batches, self.statistics, self.gradients = batches, statistics, gradients
         self.d_in = len(statistics.mean)
+        self.target_statistics: RowStatistics | None = None
 
     def next_batch(self) -> ActivationBatch:
         """Hand out the next rows."""
@@ -112,7 +113,7 @@ def train(
         optimizer = dataclasses.replace(config.optimizer, learning_rate=lr)
         config = dataclasses.replace(config, optimizer=optimizer)
     config = change(config)
-    learners = build_learners(config, stream.d_in, torch.device("cpu"))
+    learners = build_learners(config, stream, torch.device("cpu"))
     save: Callable[[int], None] = lambda step: None  # noqa: E731, ARG005
     TrainingLoop(config, stream, learners, NoLog(), save).run()
     return config, learners[0]
@@ -128,12 +129,15 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
     clock = Clock(arguments)
     stream = RowStream(clock.serve(batches), statistics, gradients)
     _, learner = train(arguments, stream, clock.steps, _into_the_second_phase)
+    normalisation = normalisation_of(stream, torch.device("cpu"))
+    rows = normalisation.apply(batches[0])
     batch = TrainingBatch(
-        normalisation_of(stream, torch.device("cpu")).apply(batches[0]),
+        rows,
+        rows,
         gradients,
         step=clock.steps,
         tokens_seen=0,
-        normalisation=normalisation_of(stream, torch.device("cpu")),
+        normalisation=normalisation,
     )
     l0 = mean_l0(learner.method.losses(batch).codes)
     return {"library": LIBRARY, "l0": l0, **clock.result()}

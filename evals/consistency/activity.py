@@ -73,7 +73,7 @@ class ActivityStatistics:
             bias = dictionary.b_enc
         gate = ARCHITECTURES[dictionary.architecture].gate
         row_scale = dictionary.row_scale(rows)
-        inputs = normalised_rows(rows, row_scale) - dictionary.b_dec
+        inputs = normalised_rows(rows, row_scale) - dictionary.input_bias
         for part, chunk in pre_activation_chunks(inputs, dictionary.W_enc, bias):
             self._moments.update(chunk)
             self._largest = torch.maximum(self._largest, chunk.amax(dim=0))

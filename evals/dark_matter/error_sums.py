@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import Dictionary
+from saelab.dictionary.architectures import error_of
 from saelab.sparse import SparseCodes
 from saelab.stats.metrics import SparsityStatistics
 
@@ -131,7 +132,7 @@ class ErrorSums:
             ActivationError: something is not finite.
         """
         x = batch.activations
-        error = x.double() - reconstruction.double()
+        error = error_of(x.double(), reconstruction.double())
         squared = error.square().sum(1, keepdim=True)
         self.regression.update(x, torch.cat([error, squared], dim=1), cell)
         self.errors.update(error, error, cell)

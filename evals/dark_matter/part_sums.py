@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelab.dictionary.architectures import error_of
 from saelab.dictionary.decomposition import Decomposition
 
 from .cross_statistics import CrossStatistics
@@ -33,7 +34,7 @@ def vectors_of(parts: Decomposition, activations: Tensor) -> dict[str, Float[Ten
     x = activations.double()
     reconstruction = parts.reconstruction.double()
     linear = parts.linear_error.double()
-    error = x - reconstruction
+    error = error_of(x, reconstruction)
     nonlinear = error - linear
     return {
         "activation": x,

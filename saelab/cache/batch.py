@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,13 +16,16 @@ from saelab.errors import ActivationError
 class ActivationBatch:
     """Rows of activations in float32, with what was asked for beside them.
 
-    `gradients` are of the summed next-token loss (nats) with respect to the activations. `tokens`,
+    `targets` are what is written where that is another hook point than what is read; None: the
+    activations themselves, as for a sparse autoencoder. `gradients` are of the summed next-token
+    loss (nats) with respect to what is written. `tokens`,
     `sequence` (index of the context in the text) and `position` (in the context) say where a row
     comes from; they are None where the reader was not asked for them.
     """
 
     activations: Float[Tensor, "batch d_in"]
-    gradients: Float[Tensor, "batch d_in"] | None = None
+    targets: Float[Tensor, "batch d_out"] | None = None
+    gradients: Float[Tensor, "batch d_written"] | None = None
     tokens: Int[Tensor, " batch"] | None = None
     sequence: Int[Tensor, " batch"] | None = None
     position: Int[Tensor, " batch"] | None = None
@@ -41,6 +45,22 @@ class RowStatistics:
     """Mean of the squared norm after the mean is subtracted: the total variance."""
     norm_ceiling: float | None
     """Rows with a larger norm were excluded; None where no ceiling was set."""
+    by_hook_point: tuple[RowStatistics, ...] = ()
+    """Those of each hook point, where several stand side by side."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[RowStatistics]) -> RowStatistics:
+        """Of several hook points side by side; norms have no common ceiling."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            n_rows=parts[0].n_rows,
+            mean=torch.cat([part.mean for part in parts]),
+            mean_squared_norm=sum(part.mean_squared_norm for part in parts),
+            centred_mean_squared_norm=sum(part.centred_mean_squared_norm for part in parts),
+            norm_ceiling=None,
+            by_hook_point=tuple(parts),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from saelab.errors import ActivationError
 
+from .aligned import AlignedCaches
 from .batch import ActivationBatch, RowStatistics
 from .permutation import Permutation
 from .reader import ActivationCache
@@ -27,7 +28,7 @@ class CacheStream:
     end of one epoch and the start of the next, so that no row is dropped.
 
     Args:
-        cache: where the rows are.
+        cache: where the rows are, of one hook point or of several side by side.
         batch_rows: rows in a batch.
         seed: of the order.
         with_gradients: also hand out gradients, which doubles what is read.
@@ -37,7 +38,12 @@ class CacheStream:
     """
 
     def __init__(
-        self, cache: ActivationCache, batch_rows: int, seed: int, *, with_gradients: bool = False
+        self,
+        cache: ActivationCache | AlignedCaches,
+        batch_rows: int,
+        seed: int,
+        *,
+        with_gradients: bool = False,
     ):
         if batch_rows < 1:
             raise ValueError(f"batches of {batch_rows} rows were asked for; at least 1 is needed")
@@ -63,6 +69,11 @@ class CacheStream:
     def statistics(self) -> RowStatistics:
         """Statistics of all rows of the cache."""
         return self.cache.statistics
+
+    @property
+    def target_statistics(self) -> RowStatistics | None:
+        """Those of what is written, where that is not what is read."""
+        return None if isinstance(self.cache, ActivationCache) else self.cache.target_statistics
 
     @property
     def excluded(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ from saelab.progress import progress_bar
 
 from .batch import ActivationBatch, RowStatistics, RowSums
 from .cache_stream import CacheStream
+from .reader import ActivationCache
 
 STATISTICS_ROWS = 131_072
 """Rows that mean and variance are taken over: all of a cache, or as many spread evenly over it."""
@@ -35,6 +36,10 @@ class ErrorStream:
 
     def __init__(self, stream: CacheStream, error_rows: ErrorRows):
         saved, cache = error_rows.saved, stream.cache
+        if not isinstance(cache, ActivationCache):
+            raise ActivationError(
+                f"{saved.folder} has errors of one hook point; the stream reads {cache.site}"
+            )
         if stream.with_gradients:
             raise ActivationError("the loss's gradients are of activations, not of their errors")
         if cache.d_in != saved.dictionary.d_in or cache.hook_point != saved.hook_point:
@@ -50,7 +55,7 @@ class ErrorStream:
                 f"on (content hashes {str(theirs)[:12]}… and {str(ours)[:12]}…): give a cache of "
                 "its own model"
             )
-        self._stream, self._error_rows = stream, error_rows
+        self._stream, self._cache, self._error_rows = stream, cache, error_rows
         self._statistics: RowStatistics | None = None
 
     @property
@@ -64,6 +69,10 @@ class ErrorStream:
         if self._statistics is None:
             self._statistics = self._measure()
         return self._statistics
+
+    @property
+    def target_statistics(self) -> None:
+        """What is read is what is written."""
 
     @property
     def excluded(self) -> dict[str, int]:
@@ -104,7 +113,7 @@ class ErrorStream:
         return hash_of(self._error_rows.provenance())
 
     def _measure(self) -> RowStatistics:
-        cache = self._stream.cache
+        cache = self._cache
         n_rows = min(cache.n_rows, STATISTICS_ROWS)
         indices = torch.arange(n_rows, dtype=torch.float64) * (cache.n_rows / n_rows)
         sums: RowSums | None = None

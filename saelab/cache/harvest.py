@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.errors import ActivationError, ConfigError
@@ -33,7 +33,7 @@ class CapturedBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows that the rule keeps of one batch at one hook point, in reading order."""
+    """The rows that are kept of one batch at one hook point, in reading order."""
 
     activations: Float[Tensor, "rows d_in"]
     gradients: Float[Tensor, "rows d_in"] | None
@@ -132,28 +132,58 @@ def _capture(
 
 def keep_rows(
     batch: CapturedBatch,
-    hook_point: str,
     model: LanguageModel,
     config: HarvestConfig,
-    norm_ceiling: float | None,
-) -> Rows:
-    """The rows of a batch that the rule keeps at one hook point.
+    norm_ceilings: Mapping[str, float | None],
+) -> dict[str, Rows]:
+    """The rows of a batch that the token filter keeps, by hook point.
+
+    Hook points harvested together have the same rows: one that is excluded at any of them is
+    excluded at all, and counted at the others as `norm_at:<hook point>`, since tokens and positions
+    are the same everywhere.
+
+    Args:
+        batch: the forward pass.
+        model: of the config.
+        config: whose token filter it is.
+        norm_ceilings: of each hook point.
 
     Raises:
         ActivationError: an activation or a gradient is NaN or infinite; the message names context
             and position.
     """
+    selections = {
+        hook_point: select_rows(
+            config.rows,
+            batch.tokens,
+            batch.activations[hook_point],
+            special_ids=model.special_ids,
+            bos_id=model.bos_id,
+            norm_ceiling=ceiling,
+            first_context=batch.first_context,
+        )
+        for hook_point, ceiling in norm_ceilings.items()
+    }
+    kept: dict[str, Rows] = {}
+    for hook_point, selection in selections.items():
+        keep, excluded = selection.keep, dict(selection.excluded)
+        for elsewhere, other in selections.items():
+            if elsewhere != hook_point:
+                other_keep = other.keep.to(keep.device)
+                excluded[f"norm_at:{elsewhere}"] = int((keep & ~other_keep).sum())
+                keep = keep & other_keep
+        kept[hook_point] = _rows_at(batch, hook_point, keep, excluded)
+    return kept
+
+
+def _rows_at(
+    batch: CapturedBatch,
+    hook_point: str,
+    keep: Bool[Tensor, "batch seq"],
+    excluded: dict[str, int],
+) -> Rows:
     activations = batch.activations[hook_point]
-    selection = select_rows(
-        config.rows,
-        batch.tokens,
-        activations,
-        special_ids=model.special_ids,
-        bos_id=model.bos_id,
-        norm_ceiling=norm_ceiling,
-        first_context=batch.first_context,
-    )
-    kept = selection.keep.flatten().nonzero().squeeze(1)
+    kept = keep.flatten().nonzero().squeeze(1)
     gradients = None
     if batch.gradients is not None:
         gradients = batch.gradients[hook_point].flatten(0, 1).index_select(0, kept)
@@ -166,7 +196,7 @@ def keep_rows(
         tokens=batch.tokens.flatten()[on_host.to(batch.tokens.device)].cpu(),
         sequence=batch.first_context + on_host // length,
         position=on_host % length,
-        excluded=selection.excluded,
+        excluded=excluded,
     )
 
 

@@ -104,6 +104,10 @@ class ModelStream:
         return self._statistics
 
     @property
+    def target_statistics(self) -> None:
+        """What is read is what is written."""
+
+    @property
     def excluded(self) -> dict[str, int]:
         """Positions excluded so far by reason, in every pass over the text; none before use."""
         return dict(self._excluded)
@@ -248,7 +252,8 @@ class ModelStream:
 
     def _keep(self, batch: CapturedBatch, ceiling: float | None) -> None:
         """Append the rows of a batch to those that wait for a slot."""
-        rows = keep_rows(batch, self.hook_point, self._model, self._config, ceiling)
+        ceilings = {self.hook_point: ceiling}
+        rows = keep_rows(batch, self._model, self._config, ceilings)[self.hook_point]
         fresh: dict[str, Float[Tensor, "rows d_in"] | None] = {
             "activations": rows.activations,
             "gradients": rows.gradients,

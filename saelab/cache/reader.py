@@ -41,7 +41,7 @@ class _Plan:
     indices: npt.NDArray[np.int64]
     parts: list[tuple[int, int, int, npt.NDArray[np.int64]]]
     """Shard, start and stop among the sorted rows, and the rows within the shard."""
-    place: npt.NDArray[np.int64]
+    inverse: npt.NDArray[np.int64]
 
 
 def open_cache(
@@ -149,6 +149,7 @@ class ActivationCache:
         *,
         with_context: bool = False,
         with_gradients: bool = True,
+        out: Float[Tensor, "batch d_in"] | None = None,
     ) -> ActivationBatch:
         """Read rows by index, in the order of `indices`; the cost is that of the rows moved.
 
@@ -156,6 +157,7 @@ class ActivationCache:
             indices: rows to read, in 0 to n_rows - 1; repeats are allowed.
             with_context: also read tokens, sequence and position.
             with_gradients: also read gradients, where the cache has them; doubles what is moved.
+            out: float32 rows to fill with the activations, such as a slice of a wider matrix.
 
         Raises:
             IndexError: an index lies outside the cache.
@@ -168,10 +170,21 @@ class ActivationCache:
         for name in ("tokens", "sequence", "position") if with_context else ():
             column = torch.empty(len(indices), dtype=self._shards[0][name].dtype)
             read[name] = self._gather(plan, name, column)
-        read["activations"] = self._gather_finite(plan, "activations")
+        read["activations"] = self._gather_finite(plan, "activations", out)
         if with_gradients and self.has_gradients:
             read["gradients"] = self._gather_finite(plan, "gradients")
         return ActivationBatch(**read)
+
+    @property
+    def shard_starts(self) -> list[int]:
+        """Index of the first row of each shard, and the number of rows."""
+        return self._starts.tolist()
+
+    def column(self, name: str, start: int, stop: int) -> Int[Tensor, " rows"]:
+        """Tokens, sequence or position of some rows of one shard, mapped and not read."""
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        first = int(self._starts[shard])
+        return self._shards[shard][name][start - first : stop - first]
 
     def iterate(self, batch_rows: int) -> Iterator[ActivationBatch]:
         """All rows in reading order, with tokens, sequence and position.
@@ -192,9 +205,9 @@ class ActivationCache:
             for shard, (start, stop) in enumerate(pairwise(bounds))
             if stop > start
         ]
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        return _Plan(indices, parts, place)
+        inverse = np.empty_like(order)
+        inverse[order] = np.arange(len(order))
+        return _Plan(indices, parts, inverse)
 
     def _gather(self, plan: _Plan, name: str, out: Tensor) -> Tensor:
         """Fill `out`, which may be of another dtype than the stored column.
@@ -209,14 +222,17 @@ class ActivationCache:
             # "clip" writes straight to `out`; the indices were checked.
             np.take(column, local, axis=0, out=ascending[start:stop], mode="clip")
         asked = out if out.dtype == dtype else self._scratch.take("asked", out.shape, dtype)
-        np.take(ascending, plan.place, axis=0, out=_bits(asked), mode="clip")
+        np.take(ascending, plan.inverse, axis=0, out=_bits(asked), mode="clip")
         return out if asked is out else out.copy_(asked)
 
-    def _gather_finite(self, plan: _Plan, name: str) -> Float[Tensor, "batch d_in"]:
-        # numpy asks for huge pages and torch does not: page faults on fresh memory would take
-        # longer than moving the rows.
-        fresh = torch.from_numpy(np.empty((len(plan.indices), self.d_in), dtype=np.float32))
-        rows = self._gather(plan, name, fresh)
+    def _gather_finite(
+        self, plan: _Plan, name: str, out: Tensor | None = None
+    ) -> Float[Tensor, "batch d_in"]:
+        if out is None:
+            # numpy asks for huge pages and torch does not: page faults on fresh memory would take
+            # longer than moving the rows.
+            out = torch.from_numpy(np.empty((len(plan.indices), self.d_in), dtype=np.float32))
+        rows = self._gather(plan, name, out)
         bad = first_not_finite(rows)
         if bad is not None:
             index = int(plan.indices[bad])

@@ -144,8 +144,8 @@ def _start_folders(
 ) -> Iterator[CapturedBatch]:
     """Calibrate on the first batches and start the folders that are missing.
 
-    Nothing is written or deleted before these batches have gone through, so text, model and row
-    rule are known to work. Returns all batches, the first ones included: they are not run twice.
+    Nothing is written or deleted before these batches have gone through, so text, model and token
+    filter are known to work. Returns all batches, the first ones included: they are not run twice.
     """
     head = list(islice(batches, calibration_batches(config)))
     calibrations = {path.name: calibrate(head, path.name, model, config) for path in paths}
@@ -174,6 +174,7 @@ def _fill(
     """Write shards until the batches end or a signal asks to stop."""
     length, done, in_shard = config.context_length, first_context, 0
     behind: list[HookFolder] = []
+    ceilings = {name: folders[name].manifest["norm_ceiling"] for name in config.hook_points}
     total = None if config.n_contexts is None else config.n_contexts * length
     with progress_bar(total, "caching", "tokens", initial=done * length) as bar:
         for batch in batches:
@@ -181,10 +182,9 @@ def _fill(
             behind = [folder for folder in folders.values() if folder.contexts <= done - in_shard]
             if in_shard == 0:
                 _require_space_for_shard(out, config, behind, done)
+            rows = keep_rows(batch, model, config, ceilings)
             for folder in behind:
-                hook_point = folder.manifest["hook_point"]
-                ceiling = folder.manifest["norm_ceiling"]
-                folder.add(keep_rows(batch, hook_point, model, config, ceiling))
+                folder.add(rows[folder.manifest["hook_point"]])
             done += len(batch.tokens)
             in_shard += len(batch.tokens)
             if in_shard == config.shard_contexts or done == config.n_contexts:
@@ -209,13 +209,13 @@ def _stop(stop: StopRequest, contexts: int, config: HarvestConfig) -> None:
 
 def _report(folders: dict[str, HookFolder], config: HarvestConfig) -> None:
     for name, folder in folders.items():
-        found = folder.manifest
+        manifest = folder.manifest
         _log.info(
             "%s: %d rows of %d tokens, excluded %s",
             name,
-            found["n_rows"],
-            found["n_tokens_processed"],
-            found["excluded"],
+            manifest["n_rows"],
+            manifest["n_tokens_processed"],
+            manifest["excluded"],
         )
     processed = min(folder.manifest["n_tokens_processed"] for folder in folders.values())
     if config.n_tokens is not None and processed < config.n_tokens:

@@ -2,6 +2,7 @@
 
 from .architectures import ARCHITECTURES, Dictionary
 from .modes import InferenceModes, has_inference_modes
+from .site import Site
 from .storage import SavedDictionary, load_dictionary, save_dictionary
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Dictionary",
     "InferenceModes",
     "SavedDictionary",
+    "Site",
     "has_inference_modes",
     "load_dictionary",
     "save_dictionary",

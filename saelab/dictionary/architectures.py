@@ -1,14 +1,15 @@
 """The dictionary: an encoder, a gate and a decoder. The gate is what tells architectures apart.
 
-With p = (x − b_dec) W_enc + b_enc and x̂ = f W_dec + b_dec:
+With p = (x − b_in) W_enc + b_enc and ŷ = f W_dec + b_dec, where ŷ reconstructs what is written:
 
 * `relu`      f = relu(p)
 * `topk`      f = relu(p) at the k largest p of each row, zero elsewhere
 * `jumprelu`  f = relu(p) where p > threshold (one threshold per latent), zero elsewhere
-* `gated`     f = relu(m) where g > 0, with g = (x − b_dec) W_enc + b_gate and
-              m = (x − b_dec) (W_enc · exp(r_mag)) + b_mag
+* `gated`     f = relu(m) where g > 0, with g = (x − b_in) W_enc + b_gate and
+              m = (x − b_in) (W_enc · exp(r_mag)) + b_mag
 
-The meanings and the tensor names are those of SAELens 6 (`standard`, `topk`, `jumprelu`, `gated`).
+A sparse autoencoder writes what it reads: d_out = d_in, and b_in is b_dec itself. Meanings and
+tensor names are those of SAELens 6 (`standard`, `topk`, `jumprelu`, `gated`).
 
 With the input normalisation `constant_norm_rescale` x is each row divided by its own scale
 ‖x‖ / √d_in, so codes are in normalised units, and the reconstruction is multiplied by that scale
@@ -49,8 +50,8 @@ def _relu_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _topk_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:
-    values, places = top_k(pre, dictionary.k)
-    return pre, torch.zeros_like(pre, dtype=torch.bool).scatter_(1, places, values > 0)
+    values, latents = top_k(pre, dictionary.k)
+    return pre, torch.zeros_like(pre, dtype=torch.bool).scatter_(1, latents, values > 0)
 
 
 def _jumprelu_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,14 +72,15 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 class Dictionary(nn.Module):
-    """A sparse autoencoder ready for use; how it was trained plays no part in it.
+    """A sparse autoencoder or transcoder ready for use; how it was trained plays no part in it.
 
     Args:
         architecture: one of `ARCHITECTURES`.
         W_enc: encoder weights.
         W_dec: decoder weights.
-        b_dec: decoder bias, also subtracted from the input.
+        b_dec: decoder bias, added to the output.
         b_enc: encoder bias; `gated` has none (its biases are b_gate and b_mag).
+        b_in: bias subtracted from the input. None: b_dec, as a sparse autoencoder has it.
         k: active latents per row, for `topk` only.
         input_normalisation: one of `INPUT_NORMALISATIONS`; `constant_norm_rescale` brings every row
             to norm √d_in before b_dec is subtracted, and the reconstruction back to its own norm.
@@ -92,6 +94,7 @@ class Dictionary(nn.Module):
     b_enc: Tensor
     W_dec: Tensor
     b_dec: Tensor
+    b_in: Tensor | None
     threshold: Tensor
     b_gate: Tensor
     b_mag: Tensor
@@ -102,9 +105,10 @@ class Dictionary(nn.Module):
         architecture: str,
         *,
         W_enc: Float[Tensor, "d_in d_sae"],
-        W_dec: Float[Tensor, "d_sae d_in"],
-        b_dec: Float[Tensor, " d_in"],
+        W_dec: Float[Tensor, "d_sae d_out"],
+        b_dec: Float[Tensor, " d_out"],
         b_enc: Float[Tensor, " d_sae"] | None = None,
+        b_in: Float[Tensor, " d_in"] | None = None,
         k: int | None = None,
         input_normalisation: str = "none",
         **extra: Float[Tensor, " d_sae"],
@@ -117,6 +121,7 @@ class Dictionary(nn.Module):
             )
         self.architecture = architecture
         self.d_in, self.d_sae = W_enc.shape
+        self.d_out = W_dec.shape[1]
         expected = {*ARCHITECTURES[architecture].extra_tensors}
         if architecture != "gated":
             expected.add("b_enc")
@@ -136,6 +141,16 @@ class Dictionary(nn.Module):
                 f"unknown input normalisation {input_normalisation!r}; "
                 f"{did_you_mean(input_normalisation, INPUT_NORMALISATIONS)}"
             )
+        if b_in is None and self.d_in != self.d_out:
+            problems.append(
+                f"reads width {self.d_in} and writes width {self.d_out} with one bias for both: "
+                "give b_in, the bias subtracted from the input"
+            )
+        if b_in is not None and input_normalisation != "none":
+            problems.append(
+                f"input normalisation {input_normalisation!r} needs b_in to be b_dec, since the "
+                "reconstruction is multiplied by the scale of what is read"
+            )
         if problems:
             raise ConfigError(problems)
         self.k = k or 0
@@ -144,12 +159,18 @@ class Dictionary(nn.Module):
         self.register_buffer("W_enc", W_enc.T.contiguous().T)
         self.register_buffer("W_dec", W_dec.contiguous())
         self.register_buffer("b_dec", b_dec)
+        self.register_buffer("b_in", b_in)
         for name, tensor in given.items():
             self.register_buffer(name, tensor)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its SAELens name."""
         return dict(self.named_buffers())
+
+    @property
+    def input_bias(self) -> Float[Tensor, " d_in"]:
+        """What is subtracted from the input: b_in, or b_dec where the two are one."""
+        return self.b_dec if self.b_in is None else self.b_in
 
     def row_scale(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"] | None:
         """What each row is divided by before it is encoded: ‖x‖ / √d_in; None: nothing."""
@@ -163,7 +184,7 @@ class Dictionary(nn.Module):
         bias = self.W_dec.new_zeros(self.d_sae) if self.architecture == "gated" else self.b_enc
         x = x.to(self.W_enc.dtype)
         row_scale = self.row_scale(x)
-        inputs = normalised_rows(x, row_scale) - self.b_dec
+        inputs = normalised_rows(x, row_scale) - self.input_bias
         parts = [
             SparseCodes.from_mask(*gate(self, chunk))
             for _, chunk in pre_activation_chunks(inputs, self.W_enc, bias)
@@ -178,8 +199,8 @@ class Dictionary(nn.Module):
         self,
         codes: SparseCodes | Float[Tensor, "batch d_sae"],
         row_scale: Float[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, "batch d_in"]:
-        """The reconstruction from sparse or dense codes.
+    ) -> Float[Tensor, "batch d_out"]:
+        """The reconstruction of what is written, from sparse or dense codes.
 
         Args:
             codes: as `encode` or `encode_dense` gives them.
@@ -204,9 +225,49 @@ class Dictionary(nn.Module):
             )
         return reconstruction
 
-    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        """The reconstruction of activations."""
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
+        """The reconstruction, from what is read, of what is written."""
         return self.decode(self.encode(x))
+
+    def error(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        targets: Float[Tensor, "batch d_out"] | None = None,
+        codes: SparseCodes | None = None,
+    ) -> Float[Tensor, "batch d_out"]:
+        """What the dictionary leaves out: targets − reconstruction.
+
+        Args:
+            x: what is read.
+            targets: what is written; None: what is read, as for a sparse autoencoder.
+            codes: of these rows by another encoder. None: the dictionary's own.
+        """
+        codes = self.encode(x) if codes is None else codes
+        return error_of(x if targets is None else targets, self.decode(codes))
+
+    @torch.no_grad()
+    def with_input_bias_folded(self) -> Dictionary:
+        """The same function with b_in = 0: the encoder's biases take it up, summed in float64."""
+        shift = self.input_bias.double() @ self.W_enc.double()
+        shifts = {"b_enc": shift, "b_gate": shift}
+        if self.architecture == "gated":
+            shifts["b_mag"] = shift * self.r_mag.double().exp()
+        tensors = self.tensors() | {"b_in": torch.zeros_like(self.input_bias)}
+        for name in shifts.keys() & tensors.keys():
+            tensors[name] = (tensors[name].double() - shifts[name]).to(tensors[name])
+        return Dictionary(
+            self.architecture,
+            k=self.k or None,
+            input_normalisation=self.input_normalisation,
+            **tensors,
+        )
+
+
+def error_of(
+    targets: Float[Tensor, "batch d_out"], reconstruction: Float[Tensor, "batch d_out"]
+) -> Float[Tensor, "batch d_out"]:
+    """The error: targets − reconstruction. Every loss, suite and page takes it from here."""
+    return targets - reconstruction
 
 
 def normalised_rows(

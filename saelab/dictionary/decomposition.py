@@ -18,7 +18,7 @@ from saelab.errors import ActivationError, ArtifactError
 from saelab.formats.files import read_tensors, write_tensors
 from saelab.sparse import SparseCodes
 
-from .architectures import Dictionary
+from .architectures import Dictionary, error_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,8 @@ def decompose(
     codes = dictionary.encode(activations) if codes is None else codes
     reconstruction = dictionary.decode(codes).to(activations)
     linear = probe.linear_error(activations).to(activations)
-    return Decomposition(reconstruction, linear, activations - reconstruction - linear)
+    nonlinear = error_of(activations, reconstruction) - linear
+    return Decomposition(reconstruction, linear, nonlinear)
 
 
 def save_probe(path: Path, probe: ErrorProbe, metadata: dict[str, str]) -> None:

@@ -32,16 +32,24 @@ class ErrorRows:
 
     Args:
         saved: the dictionary whose error is meant.
-        probe: fitted to its errors.
+        probe: fitted to its errors; None for the component "error", which needs none.
         component: "error": x − reconstruction; "linear": what the probe predicts of it;
             "nonlinear": the rest.
 
     Raises:
         ArtifactError: the probe is of another width than the dictionary.
+        ConfigError: there is no probe, and the component needs one.
     """
 
-    def __init__(self, saved: SavedDictionary, probe: ErrorProbe, component: ErrorComponent):
-        if len(probe.bias) != saved.dictionary.d_in:
+    def __init__(self, saved: SavedDictionary, probe: ErrorProbe | None, component: ErrorComponent):
+        if component == "error":
+            probe = None
+        elif probe is None:
+            raise ConfigError(
+                f"the {component} component of {saved.folder}'s error was asked for without the "
+                "probe that tells it apart: give one"
+            )
+        elif len(probe.bias) != saved.dictionary.d_in:
             raise ArtifactError(
                 f"the probe has width {len(probe.bias)} and {saved.folder} has width "
                 f"{saved.dictionary.d_in}: give the probe that was fitted to this dictionary"
@@ -59,10 +67,12 @@ class ErrorRows:
 
         Raises:
             ArtifactError: one of them is damaged, or they do not fit.
-            ConfigError: there is no probe.
+            ConfigError: there is no probe, and the component needs one.
         """
         # First, so that a dictionary that is not there is not asked for its probe.
         saved = load_dictionary(folder)
+        if component == "error":
+            return ErrorRows(saved, None, component)
         path = folder / PROBE_PLACE if probe is None else probe
         if not path.is_file():
             raise ConfigError(
@@ -74,10 +84,9 @@ class ErrorRows:
     @torch.no_grad()
     def __call__(self, activations: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
         """The component of each row, in the dtype of the rows."""
+        if self.probe is None:
+            return self.saved.dictionary.error(activations).to(activations)
         parts = decompose(self.saved.dictionary, self.probe, activations)
-        if self.component == "error":
-            # Not the sum of the parts, which would round twice.
-            return activations - parts.reconstruction
         return parts.linear_error if self.component == "linear" else parts.nonlinear_error
 
     def provenance(self) -> dict[str, Any]:
@@ -86,7 +95,7 @@ class ErrorRows:
             "component": self.component,
             "dictionary": self.saved.name,
             "dictionary_hash": self.saved.content_hash,
-            "probe_hash": hash_of_probe(self.probe),
+            "probe_hash": None if self.probe is None else hash_of_probe(self.probe),
         }
 
 

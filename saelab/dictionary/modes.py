@@ -85,7 +85,7 @@ class InferenceModes:
         d = self.dictionary
         x, gradients = x.to(d.W_enc.dtype), gradients.to(d.W_enc.dtype)
         boost = self.beta * self._scaled(gradients)
-        chosen = select_boosted_top_k(x - d.b_dec, d.W_enc, d.b_enc, d.k, boost, d.W_dec)
+        chosen = select_boosted_top_k(x - d.input_bias, d.W_enc, d.b_enc, d.k, boost, d.W_dec)
         return chosen.keep(chosen.value > 0)
 
     def threshold(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
@@ -101,6 +101,7 @@ class InferenceModes:
             W_dec=d.W_dec,
             b_dec=d.b_dec,
             b_enc=d.b_enc,
+            b_in=d.b_in,
             threshold=torch.full_like(d.b_enc, self.threshold_value),
         )
 

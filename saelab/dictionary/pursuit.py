@@ -24,8 +24,7 @@ from saelab.errors import ConfigError
 from saelab.sparse import SparseCodes
 
 from .architectures import Dictionary, normalised_rows
-from .inner_products import InnerProducts
-from .pursuit_state import PursuitState
+from .pursuit_state import InnerProducts, PursuitState
 from .strongest_latent import LatentScreen
 
 STATE_ENTRIES = 1 << 22

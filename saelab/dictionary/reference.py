@@ -24,7 +24,7 @@ def reference_codes(
 ) -> Float[Tensor, "batch d_sae"]:
     """Dense float64 codes."""
     x = x.double()
-    inputs = normalised_rows(x, dictionary.row_scale(x)) - dictionary.b_dec.double()
+    inputs = normalised_rows(x, dictionary.row_scale(x)) - dictionary.input_bias.double()
     columns = [
         inputs @ dictionary.W_enc[:, start : start + LATENTS_AT_A_TIME].double()
         for start in range(0, dictionary.d_sae, LATENTS_AT_A_TIME)
@@ -41,7 +41,7 @@ def reference_reconstruction(
     dictionary: Dictionary,
     codes: Float[Tensor, "batch d_sae"],
     x: Float[Tensor, "batch d_in"],
-) -> Float[Tensor, "batch d_in"]:
+) -> Float[Tensor, "batch d_out"]:
     """The float64 reconstruction from the dense float64 codes of `x`."""
     sparse = SparseCodes.from_dense(codes)
     rows = [

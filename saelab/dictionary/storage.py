@@ -29,7 +29,8 @@ from saelab.formats.manifest import new_manifest, read_manifest
 
 from .architectures import ARCHITECTURES, Dictionary
 from .reference import reference_codes, reference_reconstruction
-from .saelens_config import SAELENS_ARCHITECTURE, saelens_config
+from .saelens_config import architecture_names, saelens_can_express, saelens_config
+from .site import Site
 
 KIND = "dictionary"
 SCHEMA_VERSION = 1
@@ -74,9 +75,25 @@ class SavedDictionary:
         return self.made_from["model"]
 
     @property
+    def site(self) -> Site:
+        """What it reads and writes.
+
+        Raises:
+            ArtifactError: its manifest does not say.
+        """
+        site = site_of(self.manifest, self.folder)
+        if site is None:
+            raise ArtifactError(f"{self.folder} does not record what it reads: save it again")
+        return site
+
+    @property
     def hook_point(self) -> str:
-        """Where in the model those activations are."""
-        return self.made_from["hook_point"]
+        """Where in the model those activations are, for a sparse autoencoder.
+
+        Raises:
+            ConfigError: it reads or writes several hook points.
+        """
+        return self.site.hook_point
 
     @property
     def token_filter(self) -> dict[str, Any]:
@@ -107,6 +124,7 @@ def save_dictionary(
     training: Mapping[str, Any],
     made_from: Mapping[str, Any],
     seed: int | None = None,
+    site: Site | None = None,
 ) -> str:
     """Save a dictionary; the manifest comes last, so a folder with one is complete.
 
@@ -118,16 +136,28 @@ def save_dictionary(
             to be, as plain values.
         made_from: provenance of the activations.
         seed: of the training; None where nothing was random.
+        site: what it reads and writes. None: a sparse autoencoder of `made_from["hook_point"]`.
 
     Returns:
         The content hash.
 
     Raises:
-        ConfigError: no self-test rows, or weights that are not finite.
+        ConfigError: no self-test rows, weights that are not finite, or a site that does not fit.
     """
+    if site is None and "hook_point" in made_from:
+        site = Site.of(made_from["hook_point"])
+    if (site is None or site.is_autoencoder) and dictionary.d_in != dictionary.d_out:
+        raise ConfigError(
+            f"the site {site} does not write elsewhere, but the dictionary reads width "
+            f"{dictionary.d_in} and writes width {dictionary.d_out}: name both in its site"
+        )
+    if dictionary.b_in is not None and saelens_can_express(dictionary.architecture, site):
+        dictionary = dictionary.with_input_bias_folded()
     if self_test_inputs.shape[0] == 0:
         raise ConfigError("a dictionary is saved with a self-test; no input rows were given for it")
     tensors = {name: tensor.float() for name, tensor in dictionary.tensors().items()}
+    if dictionary.b_in is not None and not bool(dictionary.b_in.any()):
+        del tensors["b_in"]  # as in SAELens, apply_b_dec_to_input = false says it
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ConfigError(
@@ -139,7 +169,7 @@ def save_dictionary(
     reconstruction = reference_reconstruction(dictionary, codes, inputs)
     row, latent = codes.nonzero(as_tuple=True)
     write_tensors(folder / WEIGHTS_FILE, tensors)
-    write_json(folder / CONFIG_FILE, saelens_config(dictionary, dict(made_from)))
+    write_json(folder / CONFIG_FILE, saelens_config(dictionary, site, dict(made_from)))
     write_tensors(
         folder / SELF_TEST_FILE,
         {
@@ -154,7 +184,7 @@ def save_dictionary(
     manifest = new_manifest(
         KIND, SCHEMA_VERSION, seed=seed, config=dict(training), made_from=dict(made_from)
     )
-    manifest |= {"files": files}
+    manifest |= {"files": files} | ({} if site is None else {"site": site.to_json()})
     manifest["content_hash"] = _content_hash(manifest)
     write_json(folder / MANIFEST_FILE, manifest)
     return manifest["content_hash"]
@@ -170,11 +200,30 @@ def load_dictionary(folder: Path, device: str = "cpu") -> SavedDictionary:
     for name, expected in manifest["files"].items():
         _check_file(folder / name, expected)
     config = read_json(folder / CONFIG_FILE)
-    dictionary = _build(config, read_tensors(folder / WEIGHTS_FILE), folder)
+    site = site_of(manifest, folder)
+    dictionary = _build(config, site, read_tensors(folder / WEIGHTS_FILE), folder)
     _self_test(dictionary, folder)
     return SavedDictionary(
         dictionary.to(device), folder, config, manifest, manifest["content_hash"]
     )
+
+
+def site_of(manifest: Mapping[str, Any], folder: Path) -> Site | None:
+    """The site that a dictionary's manifest records, if any; before sites, its one hook point.
+
+    Raises:
+        ArtifactError: what the manifest records is no site.
+    """
+    hook_point = manifest.get("made_from", {}).get("hook_point")
+    try:
+        if "site" in manifest:
+            return Site.from_json(manifest["site"])
+        return None if hook_point is None else Site.of(hook_point)
+    except ConfigError as error:
+        raise ArtifactError(
+            f"{folder / MANIFEST_FILE} names no hook points that the dictionary reads and writes "
+            f"({error}): it was damaged or edited"
+        ) from None
 
 
 def _read_dictionary_manifest(folder: Path) -> dict[str, Any]:
@@ -217,8 +266,10 @@ def _check_file(path: Path, expected: str) -> None:
         )
 
 
-def _build(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Dictionary:
-    names = {theirs: ours for ours, theirs in SAELENS_ARCHITECTURE.items()}
+def _build(
+    config: dict[str, Any], site: Site | None, tensors: dict[str, Tensor], folder: Path
+) -> Dictionary:
+    names = {theirs: ours for ours, theirs in architecture_names(site).items()}
     architecture = names.get(config.get("architecture", ""))
     if architecture is None:
         raise ArtifactError(
@@ -226,7 +277,10 @@ def _build(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> 
             f"known: {', '.join(sorted(names))}"
         )
     d_in, d_sae = config.get("d_in"), config.get("d_sae")
-    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    d_out = config.get("d_out", d_in)
+    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,)}
+    if "b_in" in tensors:
+        shapes["b_in"] = (d_in,)
     vectors = set(ARCHITECTURES[architecture].extra_tensors)
     vectors |= set() if architecture == "gated" else {"b_enc"}
     shapes |= dict.fromkeys(vectors, (d_sae,))
@@ -238,6 +292,8 @@ def _build(config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> 
     wrong = [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]
     if wrong:
         raise ArtifactError(f"{folder / WEIGHTS_FILE}: tensors {wrong} are not float32")
+    if config.get("apply_b_dec_to_input", True) is False and "b_in" not in tensors:
+        tensors["b_in"] = torch.zeros(shapes["W_enc"][0])
     try:
         return Dictionary(
             architecture,
@@ -261,8 +317,8 @@ def _self_test(dictionary: Dictionary, folder: Path) -> None:
             stored["reconstructions"],
         ),
     }
-    for what, (found, wanted) in pairs.items():
-        deviation = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+    for what, (result, wanted) in pairs.items():
+        deviation = float((result - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
         if not deviation <= SELF_TEST_TOLERANCE:
             raise ArtifactError(
                 f"{folder} fails its self-test: {what} of the stored rows are off by "

@@ -28,22 +28,22 @@ def encode_selected(
     inputs: Float[Tensor, "rows d_in"],
     W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, " d_sae"],
-    b_dec: Float[Tensor, " d_in"],
+    b_in: Float[Tensor, " d_in"],
     selected: SparseCodes,
     pairs: TransposedPairs | None = None,
 ) -> Float[Tensor, " pairs"]:
     """The pre-activations of the selected pairs, differentiable in everything but the selection.
 
     Args:
-        inputs: activations as the dictionary sees them; b_dec is subtracted inside.
+        inputs: activations as the dictionary sees them; b_in is subtracted inside.
         W_enc: encoder weights; fastest with each latent's column contiguous in memory.
         b_enc: encoder bias.
-        b_dec: decoder bias.
+        b_in: bias subtracted from the input: b_dec itself in a sparse autoencoder.
         selected: the pairs, with their pre-activations as values; these are what is returned.
         pairs: `TransposedPairs.of(selected)` where it is at hand; it costs a sort.
     """
     pairs = TransposedPairs.of(selected) if pairs is None else pairs
-    return _Encode.apply(inputs, W_enc, b_enc, b_dec, selected, pairs)
+    return _Encode.apply(inputs, W_enc, b_enc, b_in, selected, pairs)
 
 
 def decode_selected(
@@ -68,12 +68,13 @@ def autoencode(
     inputs: Float[Tensor, "rows d_in"],
     W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, " d_sae"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    b_dec: Float[Tensor, " d_in"],
+    W_dec: Float[Tensor, "d_sae d_out"],
+    b_dec: Float[Tensor, " d_out"],
     selected: SparseCodes,
     *,
+    b_in: Float[Tensor, " d_in"] | None = None,
     add_b_dec: bool = True,
-) -> tuple[SparseCodes, Float[Tensor, "rows d_in"]]:
+) -> tuple[SparseCodes, Float[Tensor, "rows d_out"]]:
     """Rectify and decode the selected pairs; differentiable in everything but the selection.
 
     Args:
@@ -83,6 +84,7 @@ def autoencode(
         W_dec: decoder weights.
         b_dec: decoder bias.
         selected: the active pairs with their pre-activations as values.
+        b_in: subtracted from the inputs. None: b_dec.
         add_b_dec: False leaves b_dec out of the output, as auxiliary losses on the error need.
 
     Returns:
@@ -90,7 +92,8 @@ def autoencode(
         reconstruction.
     """
     pairs = TransposedPairs.of(selected)
-    value = encode_selected(inputs, W_enc, b_enc, b_dec, selected, pairs).relu()
+    b_in = b_dec if b_in is None else b_in
+    value = encode_selected(inputs, W_enc, b_enc, b_in, selected, pairs).relu()
     reconstruction = decode_selected(selected, value, W_dec, pairs)
     if add_b_dec:
         reconstruction = reconstruction + b_dec

@@ -22,8 +22,8 @@ def select_boosted_top_k(
     W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, " d_sae"],
     k: int,
-    gradients: Float[Tensor, "rows d_in"],
-    W_dec: Float[Tensor, "d_sae d_in"],
+    gradients: Float[Tensor, "rows d_out"],
+    W_dec: Float[Tensor, "d_sae d_out"],
     *,
     product_dtype: torch.dtype | None = None,
 ) -> SparseCodes:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saelab.dictionary import Dictionary, inner_products
+from saelab.dictionary import Dictionary, pursuit_state
 from saelab.dictionary.pursuit import PursuitEncoder, pursue
 from saelab.dictionary.strongest_latent import LatentScreen
 from saelab.errors import ConfigError
@@ -97,7 +97,7 @@ def test_inner_products_that_are_not_stored_give_the_same_codes(monkeypatch):
     dictionary = dictionary_of(16, 96)
     x, counts = mixtures(dictionary, 100), torch.full((100,), 7)
     stored = pursue(dictionary, x, counts)
-    monkeypatch.setattr(inner_products, "MOST_STORED", 0)
+    monkeypatch.setattr(pursuit_state, "MOST_STORED", 0)
     encoder = PursuitEncoder(dictionary)
     assert encoder._inner_products._table is None
     torch.testing.assert_close(encoder.encode(x, counts).to_dense(), stored.to_dense())

@@ -59,7 +59,7 @@ def normalisation_of(x):
 def batch_of(raw, step=0, normalisation=None):
     shown = raw if normalisation is None else normalisation.apply(raw)
     return TrainingBatch(
-        shown, None, step=step, tokens_seen=step * raw.shape[0], normalisation=normalisation
+        shown, shown, None, step=step, tokens_seen=step * raw.shape[0], normalisation=normalisation
     )
 
 
@@ -172,7 +172,7 @@ def test_the_reconstruction_is_in_the_units_of_the_batch():
     normalisation = normalisation_of(x)
     batch = batch_of(x, 0, normalisation)
     output = method.losses(batch)
-    found = fvu(batch.activations, output.reconstruction)
+    found = fvu(batch.inputs, output.reconstruction)
     assert found == pytest.approx(fvu(x, normalisation.undo(output.reconstruction)), rel=1e-4)
     dictionary = method.to_dictionary(normalisation)
     assert found == pytest.approx(fvu(x, dictionary(x)), rel=1e-4)

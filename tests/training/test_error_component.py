@@ -1,6 +1,7 @@
 """Training on a component of another dictionary's error, through the ordinary loop."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -53,7 +54,8 @@ def test_rows_are_the_component_and_statistics_are_theirs(base, tiny_cache, comp
     rows = ErrorRows.load(base, None, component)
     stream = ErrorStream(CacheStream(cache, 64, 3), rows)
     plain = CacheStream(cache, 64, 3).next_batch().activations
-    parts = decompose(rows.saved.dictionary, rows.probe, plain)
+    probe = ErrorRows.load(base, None, "linear").probe
+    parts = decompose(rows.saved.dictionary, probe, plain)
     expected = {
         "error": plain - parts.reconstruction,
         "linear": parts.linear_error,
@@ -66,6 +68,19 @@ def test_rows_are_the_component_and_statistics_are_theirs(base, tiny_cache, comp
     torch.testing.assert_close(found.mean, every.mean(0).float())
     variance = float((every - every.mean(0)).square().sum(1).mean())
     assert found.centred_mean_squared_norm == pytest.approx(variance, rel=1e-6)
+
+
+def test_the_whole_error_needs_no_probe(base, tiny_cache, tmp_path):
+    alone = tmp_path / "without_probe"
+    shutil.copytree(base, alone, ignore=shutil.ignore_patterns("evals"))
+    rows = ErrorRows.load(alone, None, "error")
+    x = open_cache(tiny_cache).rows(torch.arange(20)).activations
+    assert torch.equal(rows(x), x - rows.saved.dictionary(x))
+    assert rows.provenance()["probe_hash"] is None
+    with pytest.raises(ConfigError, match="the probe that tells"):
+        ErrorRows.load(alone, None, "linear")
+    with pytest.raises(ConfigError, match="without the probe"):
+        ErrorRows(rows.saved, None, "nonlinear")
 
 
 def test_statistics_of_a_large_cache_are_of_rows_spread_over_it(base, tiny_cache, monkeypatch):

@@ -25,7 +25,7 @@ def settings(**changes):
 def batch_of(step, dtype=torch.float32, scale=1e-4):
     generator = torch.Generator().manual_seed(step)
     x, g = (torch.randn(ROWS, D_IN, generator=generator).to(dtype) for _ in range(2))
-    return TrainingBatch(x, g * scale, step=step, tokens_seen=step * ROWS)
+    return TrainingBatch(x, x, g * scale, step=step, tokens_seen=step * ROWS)
 
 
 @pytest.mark.parametrize("scale", ["all", "token"])
@@ -42,7 +42,7 @@ def test_selection_loss_and_gradients_are_the_literal_ones(scale, shuffle):
     w = method.weights
     leaves = [p.detach().clone().requires_grad_() for p in (w.W_enc, w.b_enc, w.W_dec, w.b_dec)]
     W_enc, b_enc, W_dec, b_dec = leaves
-    x, g = batch.activations, batch.gradients
+    x, g = batch.inputs, batch.gradients
     dims = None if scale == "all" else 1
     g = g / g.square().mean(dims, keepdim=True).sqrt()
     g = g.roll(1, 0) if shuffle else g
@@ -99,7 +99,7 @@ def test_the_overlap_with_plain_selection_falls_with_beta_as_in_the_toy_check():
     for beta, overlap in ((0.1, 0.90), (0.3, 0.76), (1.0, 0.54), (3.0, 0.43)):
         options = GradientTopKOptions(beta=beta, beta_warmup_fraction=0.0)
         method = GradientTopK(size, options)
-        method.losses(TrainingBatch(x, g, step=16, tokens_seen=0))
+        method.losses(TrainingBatch(x, x, g, step=16, tokens_seen=0))
         changed = method.metrics()["selection_changed_by_gradient"]
         assert 1 - changed == pytest.approx(overlap, abs=0.02)
 
@@ -123,7 +123,9 @@ def test_a_batch_or_a_cache_without_gradients_is_refused_in_words(
 
     method = GradientTopK(settings(), GradientTopKOptions())
     with pytest.raises(ActivationError, match=r"saelab cache OUT --gradients"):
-        method.losses(TrainingBatch(torch.randn(4, D_IN), None, step=0, tokens_seen=0))
+        method.losses(
+            TrainingBatch(torch.randn(4, D_IN), torch.randn(4, D_IN), None, step=0, tokens_seen=0)
+        )
     plain = dataclasses.replace(tiny_harvest, gradients=False)
     (cache,) = write_caches(tmp_path / "plain", plain)
     config = dataclasses.replace(run_config, cache=cache, methods=("topk", "gradient_topk"))

@@ -19,7 +19,7 @@ def settings(**changes):
 
 
 def batch_of(x, step=0):
-    return TrainingBatch(x, None, step=step, tokens_seen=step * x.shape[0])
+    return TrainingBatch(x, x, None, step=step, tokens_seen=step * x.shape[0])
 
 
 def dense_losses(weights, x, k, dead, k_aux, weight):

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.dictionary import Dictionary
+from saelab.dictionary.architectures import error_of
 from saelab.sparse import (
     SparseCodes,
     TransposedPairs,
@@ -211,6 +212,8 @@ class GroupBiasAdaptationOptions(BiasAdaptationOptions):
 class BiasAdaptation(Method):
     """One dictionary being learnt whose biases adapt to measured activation frequencies."""
 
+    autoencodes_only = "its encoder and decoder are one matrix"
+
     def __init__(self, settings: DictionarySettings, options: BiasAdaptationOptions):
         super().__init__()
         d_sae, self.product_dtype = settings.d_sae, settings.product_dtype
@@ -234,7 +237,7 @@ class BiasAdaptation(Method):
         value = encode_selected(u, w.W_enc, w.b_enc, w.b_dec, selected, pairs)
         scaled = value * w.scales.index_select(0, selected.latent)
         decoded = decode_selected(selected, scaled, w.directions, pairs)
-        error = centred - decoded
+        error = error_of(centred, decoded)
         losses = {"reconstruction": 0.5 * error.square().sum(1).mean()}
         with torch.no_grad():
             reconstruction = batch.normalised((decoded + w.b_dec) * norms)

@@ -130,7 +130,7 @@ class FeatureChoice(MutualChoice):
             self._give_budgets()
         w = self.weights
         top = select_latent_top(
-            batch.activations - w.b_dec,
+            batch.inputs - w.input_bias,
             w.W_enc,
             w.b_enc,
             self.budgets,
@@ -138,7 +138,7 @@ class FeatureChoice(MutualChoice):
             product_dtype=self.product_dtype,
         )
         self.floors.copy_(top.next_floors)
-        self.batch_l0.fill_(top.codes.latent.shape[0] / batch.activations.shape[0])
+        self.batch_l0.fill_(top.codes.latent.shape[0] / batch.inputs.shape[0])
         return top.codes
 
     def _give_budgets(self) -> None:
@@ -173,7 +173,7 @@ class FeatureChoice(MutualChoice):
                 "mutual_choice_fraction or train longer"
             )
         w, n_rows = self.weights, rows.shape[0]
-        centred = rows - w.b_dec
+        centred = rows - w.input_bias
         wanted = (self.budgets.double() * n_rows / self.batch_rows).ceil().long()
         top = select_latent_top(
             centred, w.W_enc, w.b_enc, wanted, self.floors / 2, product_dtype=self.product_dtype
@@ -205,7 +205,9 @@ class FeatureChoice(MutualChoice):
                 "the thresholds were never calibrated: call `calibrate` with rows after training"
             )
         folded = self.weights.fold(normalisation)
-        return Dictionary("jumprelu", threshold=self.thresholds / normalisation.scale, **folded)
+        return Dictionary(
+            "jumprelu", threshold=self.thresholds / normalisation.code_scale, **folded
+        )
 
     def metrics(self) -> dict[str, float]:
         """Mutual Choice's, and how the budgets are used."""

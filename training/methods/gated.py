@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelab.dictionary import Dictionary
+from saelab.dictionary.architectures import error_of
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
@@ -51,8 +52,8 @@ class Gated(PenalisedMethod):
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the gate's penalty and reconstruction, the auxiliary."""
-        x, w = batch.activations, self.weights
-        centred = (x - w.b_dec).detach()
+        x, targets, w = batch.inputs, batch.targets, self.weights
+        centred = (x - w.input_bias).detach()
         if batch.step == 0:
             self.start_biases(centred)
         b_gate = w.b_enc
@@ -62,17 +63,17 @@ class Gated(PenalisedMethod):
             centred, w.W_enc, zero, -b_gate.detach(), product_dtype=self.product_dtype
         )
         pairs, latent = TransposedPairs.of(selected), selected.latent
-        shared = encode_selected(x, w.W_enc, zero, w.b_dec, selected, pairs)
+        shared = encode_selected(x, w.W_enc, zero, w.input_bias, selected, pairs)
         gate = (shared + b_gate[latent]).relu()
         magnitude = (shared * self.r_mag.exp()[latent] + self.b_mag[latent]).relu()
         value = torch.where(gate > 0, magnitude, 0.0)
         reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
         by_gate = decode_selected(selected, gate, w.W_dec.detach(), pairs) + w.b_dec.detach()
-        error = x - reconstruction
+        error = error_of(targets, reconstruction)
         losses = {
             "reconstruction": error.square().mean(),
-            "sparsity": self.controller.weight() * gate.sum() / x.numel(),
-            "gate_reconstruction": (x - by_gate).square().mean(),
+            "sparsity": self.controller.weight() * gate.sum() / targets.numel(),
+            "gate_reconstruction": error_of(targets, by_gate).square().mean(),
         }
         losses |= self.auxiliary.loss(LiftedBias.of(w), x, error)
         self._watch(gate.detach(), magnitude.detach())
@@ -107,7 +108,8 @@ class Gated(PenalisedMethod):
             W_enc=folded["W_enc"],
             W_dec=folded["W_dec"],
             b_dec=folded["b_dec"],
+            b_in=folded.get("b_in"),
             b_gate=folded["b_enc"],
-            b_mag=self.b_mag / normalisation.scale,
+            b_mag=self.b_mag / normalisation.code_scale,
             r_mag=self.r_mag.detach().clone(),
         )

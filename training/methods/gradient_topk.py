@@ -103,7 +103,7 @@ class GradientTopK(TopK):
         beta = self.beta * min(1.0, batch.step / self.warmup_steps)
         if beta == 0:
             return super().select(batch, k)
-        w, centred = self.weights, batch.activations - self.weights.b_dec
+        w, centred = self.weights, batch.inputs - self.weights.input_bias
         boost = beta * self._scaled(batch)
         chosen = select_boosted_top_k(
             centred, w.W_enc, w.b_enc, k, boost, w.W_dec, product_dtype=self.product_dtype
@@ -112,7 +112,7 @@ class GradientTopK(TopK):
             self._watch(batch, boost, chosen)
         return chosen
 
-    def _scaled(self, batch: TrainingBatch) -> Float[Tensor, "batch d_in"]:
+    def _scaled(self, batch: TrainingBatch) -> Float[Tensor, "batch d_out"]:
         """Gradients of root mean square one, of other tokens where they are shuffled."""
         gradients = batch.gradients
         assert gradients is not None
@@ -142,7 +142,7 @@ class GradientTopK(TopK):
         """Fit the one threshold at which the mean L0 of these rows is k."""
         w = self.weights
         top = select_batch_top(
-            rows - w.b_dec,
+            rows - w.input_bias,
             w.W_enc,
             w.b_enc,
             self.k * rows.shape[0],
@@ -164,5 +164,5 @@ class GradientTopK(TopK):
             "beta": self.beta,
             "gradient_rms": float(self.rms()),
             "gradient_scale_per_token": float(self.per_token),
-            "threshold": float(self.threshold) / normalisation.scale,
+            "threshold": float(self.threshold) / normalisation.code_scale,
         }

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelab.dictionary import Dictionary
+from saelab.dictionary.architectures import error_of
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
@@ -79,26 +80,26 @@ class JumpReLU(PenalisedMethod):
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the penalty, and the auxiliary loss."""
-        x, w = batch.activations, self.weights
-        centred = (x - w.b_dec).detach()
+        x, targets, w = batch.inputs, batch.targets, self.weights
+        centred = (x - w.input_bias).detach()
         if batch.step == 0:
             self._start(centred)
         thresholds = self.threshold()
         floor = (thresholds.detach() - self.bandwidth / 2).clamp_min(0.0)
         selected = select_above(centred, w.W_enc, w.b_enc, floor, product_dtype=self.product_dtype)
         pairs = TransposedPairs.of(selected)
-        pre = encode_selected(x, w.W_enc, w.b_enc, w.b_dec, selected, pairs)
-        own_threshold = thresholds[selected.latent]
-        value = jump(pre, own_threshold, self.bandwidth)
+        pre = encode_selected(x, w.W_enc, w.b_enc, w.input_bias, selected, pairs)
+        threshold = thresholds[selected.latent]
+        value = jump(pre, threshold, self.bandwidth)
         reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
-        error = x - reconstruction
+        error = error_of(targets, reconstruction)
         if self.tanh_scale is None:
-            penalty = step(pre, own_threshold, self.bandwidth).sum()
+            penalty = step(pre, threshold, self.bandwidth).sum()
         else:
             penalty = torch.tanh(self.tanh_scale * value).sum()
         losses = {
             "reconstruction": error.square().mean(),
-            "sparsity": self.controller.weight() * penalty / x.numel(),
+            "sparsity": self.controller.weight() * penalty / targets.numel(),
         }
         losses |= self.auxiliary.loss(w, x, error)
         return StepOutput(losses, selected.with_value(value.detach()), reconstruction)
@@ -132,5 +133,5 @@ class JumpReLU(PenalisedMethod):
     @torch.no_grad()
     def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
         """A `jumprelu` dictionary with mean and scale folded in."""
-        threshold = self.threshold() / normalisation.scale
+        threshold = self.threshold() / normalisation.code_scale
         return Dictionary("jumprelu", **self.weights.fold(normalisation), threshold=threshold)

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from saelab.sparse import SparseCodes, autoencode
+from saelab.dictionary.architectures import error_of
+from saelab.sparse import SparseCodes, TransposedPairs, decode_selected, encode_selected
 
-from ..interface import DictionarySettings, StepOutput
+from ..interface import DictionarySettings, StepOutput, TrainingBatch
 from ..parts.auxiliary_options import AuxiliaryOptions
 from .mutual_choice import MutualChoice, MutualChoiceOptions
 
@@ -74,24 +73,25 @@ class Matryoshka(MutualChoice):
         weights = options.prefix_weights or (1.0,) * len(self.bands)
         self.prefix_weights = [weight / sum(weights) for weight in weights]
 
-    def reconstruct(self, x: Float[Tensor, "batch d_in"], selected: SparseCodes) -> StepOutput:
+    def reconstruct(self, batch: TrainingBatch, selected: SparseCodes) -> StepOutput:
         """The weighted errors of every prefix, and the auxiliary loss on the last one's."""
-        w = self.weights
+        w, x, targets = self.weights, batch.inputs, batch.targets
         # One split each, so that the bands' gradients are put together once.
         encoders = w.W_enc.T.split(self.bands)
         biases, decoders = w.b_enc.split(self.bands), w.W_dec.split(self.bands)
         value = torch.zeros_like(selected.value)
-        reconstruction, error = w.b_dec.expand_as(x), x
+        reconstruction, error = w.b_dec.expand_as(targets), targets
         total, first = x.new_zeros(()), 0
         parts = zip(self.bands, encoders, biases, decoders, self.prefix_weights, strict=True)
         for band, W_enc, b_enc, W_dec, weight in parts:
             inside = (selected.latent >= first) & (selected.latent < first + band)
             part = selected.keep(inside)
             part = SparseCodes(part.row_pointer, part.latent - first, part.value, band)
-            codes, addition = autoencode(x, W_enc.T, b_enc, W_dec, w.b_dec, part, add_b_dec=False)
-            value = value.masked_scatter(inside, codes.value)
-            reconstruction = reconstruction + addition
-            error = x - reconstruction
+            pairs = TransposedPairs.of(part)
+            codes = encode_selected(x, W_enc.T, b_enc, w.input_bias, part, pairs).relu()
+            value = value.masked_scatter(inside, codes)
+            reconstruction = reconstruction + decode_selected(part, codes, W_dec, pairs)
+            error = error_of(targets, reconstruction)
             total = total + weight * error.square().mean()
             first += band
         losses = {"reconstruction": total} | self.auxiliary.loss(w, x, error)

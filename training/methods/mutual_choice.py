@@ -75,17 +75,17 @@ class MutualChoice(UnitNormMethod):
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, and the auxiliary loss."""
-        return self.reconstruct(batch.activations, self.select(batch))
+        return self.reconstruct(batch, self.select(batch))
 
     @torch.no_grad()
     def select(self, batch: TrainingBatch) -> SparseCodes:
         """The k·B largest positive pre-activations of the batch."""
         w = self.weights
         top = select_batch_top(
-            batch.activations - w.b_dec,
+            batch.inputs - w.input_bias,
             w.W_enc,
             w.b_enc,
-            self.k * batch.activations.shape[0],
+            self.k * batch.inputs.shape[0],
             None if batch.step == 0 else self.floor,
             product_dtype=self.product_dtype,
         )
@@ -99,7 +99,7 @@ class MutualChoice(UnitNormMethod):
         """Fit the threshold at which the mean L0 of these rows is k."""
         w, count = self.weights, self.k * rows.shape[0]
         top = select_batch_top(
-            rows - w.b_dec, w.W_enc, w.b_enc, count, product_dtype=self.product_dtype
+            rows - w.input_bias, w.W_enc, w.b_enc, count, product_dtype=self.product_dtype
         )
         # A gate keeps what lies above its threshold, so the smallest chosen one is left out: one
         # pair in all the rows.
@@ -116,7 +116,7 @@ class MutualChoice(UnitNormMethod):
                 "the threshold was never calibrated: call `calibrate` with rows after training"
             )
         folded = self.weights.fold(normalisation)
-        threshold = (self.threshold / normalisation.scale).expand_as(folded["b_enc"]).clone()
+        threshold = (self.threshold / normalisation.code_scale).expand_as(folded["b_enc"]).clone()
         return Dictionary("jumprelu", threshold=threshold, **folded)
 
     def metrics(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.dictionary import Dictionary
+from saelab.dictionary.architectures import error_of
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
 
 from ..interface import Normalisation, StepOutput, TrainingBatch
@@ -43,21 +44,21 @@ class ReLU(PenalisedMethod):
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the L1 penalty of the codes, and the auxiliary loss."""
-        x, w = batch.activations, self.weights
-        centred = (x - w.b_dec).detach()
+        x, targets, w = batch.inputs, batch.targets, self.weights
+        centred = (x - w.input_bias).detach()
         if batch.step == 0:
             self.start_biases(centred)
         zero = torch.zeros_like(w.b_enc)
         selected = select_above(centred, w.W_enc, w.b_enc, zero, product_dtype=self.product_dtype)
         pairs = TransposedPairs.of(selected)
-        value = encode_selected(x, w.W_enc, w.b_enc, w.b_dec, selected, pairs).relu()
+        value = encode_selected(x, w.W_enc, w.b_enc, w.input_bias, selected, pairs).relu()
         reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
-        error = x - reconstruction
+        error = error_of(targets, reconstruction)
         # What the codes are once the decoder's norms are folded in.
         codes = value * self.decoder_norms()[selected.latent]
         losses = {
             "reconstruction": error.square().mean(),
-            "sparsity": self.controller.weight() * codes.sum() / x.numel(),
+            "sparsity": self.controller.weight() * codes.sum() / targets.numel(),
         }
         losses |= self.auxiliary.loss(LiftedBias.of(w), x, error)
         return StepOutput(losses, selected.with_value(codes.detach()), reconstruction)
@@ -76,4 +77,5 @@ class ReLU(PenalisedMethod):
             b_enc=folded["b_enc"] * norms,
             W_dec=folded["W_dec"] / norms.clamp_min(SMALLEST_NORM).unsqueeze(1),
             b_dec=folded["b_dec"],
+            b_in=folded.get("b_in"),
         )

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from saelab.dictionary import Dictionary
-from saelab.sparse import SparseCodes, autoencode, select_top_k
+from saelab.dictionary.architectures import error_of
+from saelab.sparse import SparseCodes, select_top_k
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
 from ..options import CommonOptions, outside
@@ -56,13 +57,11 @@ class TopK(UnitNormMethod):
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the auxiliary loss, and Multi-TopK where asked for."""
-        x, w = batch.activations, self.weights
-        selected = self.select(batch, self.k)
-        output = self.reconstruct(x, selected)
+        output = self.reconstruct(batch, self.select(batch, self.k))
         if self.multi_topk_weight > 0:
             wider = self.select(batch, self.multi_k)
-            _, reconstruction = autoencode(x, w.W_enc, w.b_enc, w.W_dec, w.b_dec, wider)
-            error = (x - reconstruction).square().mean()
+            _, reconstruction = self.autoencode(batch, wider)
+            error = error_of(batch.targets, reconstruction).square().mean()
             output.losses["multi_topk"] = self.multi_topk_weight * error
         return output
 
@@ -71,7 +70,7 @@ class TopK(UnitNormMethod):
         """The k pairs of each row that this batch trains."""
         w = self.weights
         return select_top_k(
-            batch.activations - w.b_dec, w.W_enc, w.b_enc, k, product_dtype=self.product_dtype
+            batch.inputs - w.input_bias, w.W_enc, w.b_enc, k, product_dtype=self.product_dtype
         )
 
     def adjust_gradients(self) -> None:

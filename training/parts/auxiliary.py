@@ -18,7 +18,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saelab.sparse import SparseCodes, autoencode, select_top_k
+from saelab.sparse import (
+    SparseCodes,
+    TransposedPairs,
+    decode_selected,
+    encode_selected,
+    select_top_k,
+)
 from saelab.stats.zipf import fit_zipf, zipf_shares
 
 from .auxiliary_options import AuxiliaryOptions
@@ -39,7 +45,7 @@ class Weights(Protocol):
     @property
     def W_dec(self) -> Tensor: ...  # noqa: D102
     @property
-    def b_dec(self) -> Tensor: ...  # noqa: D102
+    def input_bias(self) -> Tensor: ...  # noqa: D102
 
 
 class Auxiliary(nn.Module):
@@ -63,14 +69,14 @@ class Auxiliary(nn.Module):
         self.underused = Underused(d_sae, k, options) if options.kind == "zipf" else None
 
     def loss(
-        self, weights: Weights, x: Float[Tensor, "rows d_in"], error: Float[Tensor, "rows d_in"]
+        self, weights: Weights, x: Float[Tensor, "rows d_in"], error: Float[Tensor, "rows d_out"]
     ) -> dict[str, Float[Tensor, ""]]:
         """The weighted loss by name, on normalised activations; nothing where no latent needs it.
 
         Args:
             weights: of the dictionary in training.
             x: what the encoder is given.
-            error: x less its reconstruction; no gradient flows into it.
+            error: the targets less their reconstruction; no gradient flows into it.
         """
         if self.weight == 0:
             return {}
@@ -184,7 +190,7 @@ def select_among(
     # The encoder's rows of those latents alone: the product costs their share of the full one.
     W_enc = weights.W_enc.T[latents].T
     chosen = select_top_k(
-        x - weights.b_dec, W_enc, weights.b_enc[latents], k, product_dtype=product_dtype
+        x - weights.input_bias, W_enc, weights.b_enc[latents], k, product_dtype=product_dtype
     )
     # A rectified zero has neither effect nor gradient, and rarely used latents are mostly that.
     chosen = chosen.keep(chosen.value > 0)
@@ -195,7 +201,7 @@ def select_among(
 def residual_loss(
     weights: Weights,
     x: Float[Tensor, "rows d_in"],
-    error: Float[Tensor, "rows d_in"],
+    error: Float[Tensor, "rows d_out"],
     selected: SparseCodes,
 ) -> Float[Tensor, ""]:
     """‖e − ê‖² / ‖e − mean(e)‖² for already selected pairs.
@@ -203,22 +209,16 @@ def residual_loss(
     Args:
         weights: of the dictionary in training.
         x: what the encoder is given.
-        error: x less its reconstruction; no gradient flows into it.
+        error: the targets less their reconstruction; no gradient flows into it.
         selected: pairs of the latents of the set with their pre-activations.
 
     Returns:
         The loss, about 1 while the set explains nothing; 0 where the error has no variance at all.
     """
     error = error.detach()
-    _, prediction = autoencode(
-        x,
-        weights.W_enc,
-        weights.b_enc,
-        weights.W_dec,
-        weights.b_dec,
-        selected,
-        add_b_dec=False,
-    )
+    w, pairs = weights, TransposedPairs.of(selected)
+    value = encode_selected(x, w.W_enc, w.b_enc, w.input_bias, selected, pairs).relu()
+    prediction = decode_selected(selected, value, w.W_dec, pairs)
     variance = (error - error.mean(0)).square().sum()
     squared = (error - prediction).square().sum()
     # A safe divisor as well as a safe result: an unused division by zero still has a NaN gradient.

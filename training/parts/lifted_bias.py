@@ -21,11 +21,11 @@ class LiftedBias:
 
     W_enc: Float[Tensor, "d_in d_sae"]
     b_enc: Float[Tensor, " d_sae"]
-    W_dec: Float[Tensor, "d_sae d_in"]
-    b_dec: Float[Tensor, " d_in"]
+    W_dec: Float[Tensor, "d_sae d_out"]
+    input_bias: Float[Tensor, " d_in"]
 
     @staticmethod
     def of(weights: AutoencoderWeights) -> LiftedBias:
         """The lifted view of some weights, good for one step."""
         bias = weights.b_enc
-        return LiftedBias(weights.W_enc, bias - bias.detach(), weights.W_dec, weights.b_dec)
+        return LiftedBias(weights.W_enc, bias - bias.detach(), weights.W_dec, weights.input_bias)

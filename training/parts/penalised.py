@@ -1,6 +1,6 @@
 """What methods share whose sparsity comes from a weighted penalty instead of a selection of k.
 
-The loss is ‖x − x̂‖² + λ · penalty, summed over a token and divided by d_in, on activations of unit
+The loss is ‖x − x̂‖² + λ · penalty, summed over a token and divided by d_out, on activations of unit
 variance per dimension: λ is what one unit of the penalty costs in squared error.
 
 The first batch sets thresholds (or biases) so that L0 begins at `start_l0_factor` · k. Without that
@@ -35,6 +35,7 @@ class PenalisedMethod(Method):
             settings.d_sae,
             seed=settings.seed,
             encoder_scale=options.encoder_scale,
+            d_out=settings.d_out,
         )
         self.controller = SparsityController(
             settings.k,

@@ -27,6 +27,11 @@ class TiedWeights(nn.Module):
         self.register_buffer("b_dec", torch.zeros(d_in))
 
     @property
+    def input_bias(self) -> Float[Tensor, " d_in"]:
+        """What is subtracted from the input, and added to the output again."""
+        return self.b_dec
+
+    @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
         """Encoder weights, each latent's contiguous in memory."""
         return self.directions.T
@@ -38,7 +43,7 @@ class TiedWeights(nn.Module):
 
     @property
     def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
-        """Decoder weights, made anew at each call."""
+        """Decoder weights, made at each call."""
         return self.directions * self.scales.unsqueeze(1)
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.dictionary.architectures import error_of
 from saelab.sparse import SparseCodes, autoencode
 
 from ..interface import DictionarySettings, Method, StepOutput, TrainingBatch
@@ -26,19 +27,33 @@ class UnitNormMethod(Method):
         self.settings_k = settings.k
         self.product_dtype = settings.product_dtype
         self.weights = AutoencoderWeights(
-            settings.d_in, settings.d_sae, seed=settings.seed, encoder_scale=encoder_scale
+            settings.d_in,
+            settings.d_sae,
+            seed=settings.seed,
+            encoder_scale=encoder_scale,
+            d_out=settings.d_out,
         )
         self.auxiliary = Auxiliary(
             settings.d_sae, settings.k, options.auxiliary, settings.product_dtype
         )
 
-    def reconstruct(self, x: Float[Tensor, "batch d_in"], selected: SparseCodes) -> StepOutput:
+    def reconstruct(self, batch: TrainingBatch, selected: SparseCodes) -> StepOutput:
         """Losses of already selected pairs: reconstruction, and auxiliary where it is wanted."""
         w = self.weights
-        codes, reconstruction = autoencode(x, w.W_enc, w.b_enc, w.W_dec, w.b_dec, selected)
-        error = x - reconstruction
+        codes, reconstruction = self.autoencode(batch, selected)
+        error = error_of(batch.targets, reconstruction)
         losses = {"reconstruction": error.square().mean()}
-        return StepOutput(losses | self.auxiliary.loss(w, x, error), codes, reconstruction)
+        losses |= self.auxiliary.loss(w, batch.inputs, error)
+        return StepOutput(losses, codes, reconstruction)
+
+    def autoencode(
+        self, batch: TrainingBatch, selected: SparseCodes
+    ) -> tuple[SparseCodes, Float[Tensor, "batch d_out"]]:
+        """The codes of already selected pairs and the reconstruction of the targets."""
+        w = self.weights
+        return autoencode(
+            batch.inputs, w.W_enc, w.b_enc, w.W_dec, w.b_dec, selected, b_in=w.input_bias
+        )
 
     def adjust_gradients(self) -> None:
         """Keep the decoder's gradient tangent to the unit sphere."""

@@ -14,20 +14,41 @@ from ..interface import Normalisation
 class AutoencoderWeights(nn.Module):
     """W_enc, b_enc, W_dec and b_dec with unit-norm decoder rows and an encoder tied at the start.
 
+    With `d_out` what is written is another hook point than what is read: b_in is then apart from
+    b_dec, and the encoder's directions are drawn apart from the decoder's.
+
     The encoder is kept latent by latent, as `encoder_rows` [d_sae, d_in]: single latents are what
     the sparse kernels gather, and the fused optimizer copies a parameter that is not contiguous.
     `W_enc` is its transposed view.
     """
 
-    def __init__(self, d_in: int, d_sae: int, *, seed: int, encoder_scale: float = 1.0):
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        seed: int,
+        encoder_scale: float = 1.0,
+        d_out: int | None = None,
+    ):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        directions = torch.randn(d_sae, d_in, generator=generator)
-        directions /= directions.norm(dim=1, keepdim=True)
-        self.W_dec = nn.Parameter(directions.clone())
+
+        def draw(width: int) -> Tensor:
+            directions = torch.randn(d_sae, width, generator=generator)
+            return directions.div_(directions.norm(dim=1, keepdim=True))
+
+        directions = draw(d_in)
+        self.W_dec = nn.Parameter(directions.clone() if d_out is None else draw(d_out))
         self.encoder_rows = nn.Parameter(directions * encoder_scale)
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.b_dec = nn.Parameter(torch.zeros(d_in if d_out is None else d_out))
+        self.b_in = None if d_out is None else nn.Parameter(torch.zeros(d_in))
+
+    @property
+    def input_bias(self) -> Float[Tensor, " d_in"]:
+        """What is subtracted from the input: b_in, or b_dec where the two are one."""
+        return self.b_dec if self.b_in is None else self.b_in
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
@@ -56,13 +77,20 @@ class AutoencoderWeights(nn.Module):
     def fold(self, normalisation: Normalisation) -> dict[str, Any]:
         """The weights that act on activations in the model's own units.
 
-        Decoder rows keep their norm, so codes and everything compared with them (biases,
-        thresholds) are divided by the scale. With s the scale and μ the mean:
-        b_dec → μ + b_dec / s, b_enc → b_enc / s, W_enc and W_dec unchanged.
+        Codes come to be in units of what is written, and decoder rows keep their norm. With s and μ
+        scale and mean of the input, t and ν those of the output, and c the scale of the codes:
+        W_enc → W_enc s / c, b_in → μ + b_in / s, b_enc (and every threshold) → b_enc / c,
+        W_dec → W_dec c / t, b_dec → ν + b_dec / t. One hook point written has c = t; a sparse
+        autoencoder has s = t and μ = ν besides, so that both matrices stay as they are.
         """
-        return {
-            "W_enc": self.W_enc.detach().clone(),
-            "b_enc": self.b_enc.detach() / normalisation.scale,
-            "W_dec": self.W_dec.detach().clone(),
-            "b_dec": normalisation.mean + self.b_dec.detach() / normalisation.scale,
+        written, unit = normalisation.of_targets, normalisation.code_scale
+        into = torch.as_tensor(normalisation.scale / unit).to(self.W_dec)
+        folded = {
+            "W_enc": self.W_enc.detach() * into.unsqueeze(-1),
+            "b_enc": self.b_enc.detach() / unit,
+            "W_dec": self.W_dec.detach() * torch.as_tensor(unit / written.scale).to(self.W_dec),
+            "b_dec": written.mean + self.b_dec.detach() / written.scale,
         }
+        if self.b_in is not None:
+            folded["b_in"] = normalisation.mean + self.b_in.detach() / normalisation.scale
+        return folded

@@ -1,0 +1,165 @@
+"""Caches of several hook points read side by side: for transcoders and crosscoders.
+
+Hook points harvested together have the same rows. That is checked, not believed: tokens, sequence
+and position of every row are compared when the caches are joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from saelab.dictionary.site import Site
+from saelab.errors import ActivationError
+from saelab.formats.files import hash_of
+
+from .batch import ActivationBatch, RowStatistics
+from .reader import ActivationCache, open_cache
+
+CONTEXT_COLUMNS = ("tokens", "sequence", "position")
+
+
+def open_caches(
+    folder: Path, site: Site, *, verify: bool = True
+) -> ActivationCache | AlignedCaches:
+    """Open the caches of a site.
+
+    Args:
+        folder: the folder that holds one cache per hook point, as `saelab cache` fills it.
+        site: what is read and written.
+        verify: check every shard's sha256 (reads the caches once).
+
+    Raises:
+        ArtifactError: a cache is missing, unfinished, damaged, edited or foreign.
+        ActivationError: a hook point has no cache here, or the caches' rows differ.
+    """
+    caches = {name: open_cache(folder, name, verify=verify) for name in site.hook_points}
+    if len(caches) == 1:
+        return caches[site.hook_point]
+    return AlignedCaches(caches, site)
+
+
+class AlignedCaches:
+    """Caches of a site's hook points, row by row side by side.
+
+    Args:
+        caches: by hook point.
+        site: what is read and written.
+
+    Raises:
+        ActivationError: a hook point has no cache, or the caches are not of the same rows.
+    """
+
+    def __init__(self, caches: Mapping[str, ActivationCache], site: Site):
+        missing = [name for name in site.hook_points if name not in caches]
+        if missing:
+            raise ActivationError(f"no cache of {missing[0]!r} was given for the site {site}")
+        self.site = site
+        self._reads = [caches[name] for name in site.reads]
+        self._writes = [caches[name] for name in site.writes]
+        self._first, *others = (caches[name] for name in site.hook_points)
+        for other in others:
+            require_same_rows(self._first, other)
+        self.folder = self._first.folder.parent
+        self.n_rows = self._first.n_rows
+        self.d_in = sum(cache.d_in for cache in self._reads)
+        self.d_out = sum(cache.d_in for cache in self._writes)
+        self.model_name = self._first.model_name
+        self.has_gradients = all(cache.has_gradients for cache in self._writes)
+        self.excluded: dict[str, int] = self._first.excluded
+        self.hashes = {name: caches[name].content_hash for name in site.hook_points}
+        self.content_hash = hash_of([site.to_json(), self.hashes])
+        self._norm_ceilings = {name: caches[name].norm_ceiling for name in site.hook_points}
+
+    @property
+    def statistics(self) -> RowStatistics:
+        """Statistics of what is read."""
+        return RowStatistics.joined([cache.statistics for cache in self._reads])
+
+    @property
+    def target_statistics(self) -> RowStatistics | None:
+        """Statistics of what is written, where that is not what is read."""
+        if self.site.is_autoencoder:
+            return None
+        return RowStatistics.joined([cache.statistics for cache in self._writes])
+
+    def provenance(self) -> dict[str, Any]:
+        """What a dictionary trained on these caches was made from."""
+        return {
+            **self._first.provenance(),
+            "cache_hash": self.content_hash,
+            "cache_hashes": self.hashes,
+            "norm_ceilings": self._norm_ceilings,
+        }
+
+    def rows(
+        self, indices: Int[Tensor, " batch"], *, with_gradients: bool = True
+    ) -> ActivationBatch:
+        """Read rows by index: what is read as activations, what is written as targets.
+
+        Args:
+            indices: rows to read, in 0 to n_rows - 1; repeats are allowed.
+            with_gradients: also read the gradients at what is written, where the caches have them.
+
+        Raises:
+            IndexError: an index lies outside the caches.
+            ActivationError: a row holds a NaN or an infinity.
+        """
+        with_gradients = with_gradients and self.has_gradients
+        if self.site.is_autoencoder:
+            activations, gradients = _side_by_side(self._reads, indices, with_gradients)
+            return ActivationBatch(activations=activations, gradients=gradients)
+        activations, _ = _side_by_side(self._reads, indices, False)
+        targets, gradients = _side_by_side(self._writes, indices, with_gradients)
+        return ActivationBatch(activations=activations, targets=targets, gradients=gradients)
+
+
+def _side_by_side(
+    caches: list[ActivationCache], indices: Tensor, with_gradients: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Rows of several caches in one matrix, each gathered straight into its columns."""
+    if len(caches) == 1:
+        batch = caches[0].rows(indices, with_gradients=with_gradients)
+        return batch.activations, batch.gradients
+    widths = [cache.d_in for cache in caches]
+    joined = torch.from_numpy(np.empty((len(indices), sum(widths)), dtype=np.float32))
+    gradients = []
+    for cache, out in zip(caches, joined.split(widths, dim=1), strict=True):
+        batch = cache.rows(indices, with_gradients=with_gradients, out=out)
+        gradients.append(batch.gradients)
+    return joined, torch.cat(gradients, dim=1) if with_gradients else None
+
+
+def require_same_rows(first: ActivationCache, other: ActivationCache) -> None:
+    """Check that two caches hold the same rows: of one model, of the same tokens in the same order.
+
+    Raises:
+        ActivationError: they do not.
+    """
+    remedy = "harvest both hook points in one `saelab cache` command"
+    models = [cache.provenance().get("model_hash") for cache in (first, other)]
+    if models[0] != models[1]:
+        raise ActivationError(
+            f"{first.folder} and {other.folder} are of different models (content hashes "
+            f"{str(models[0])[:12]}… and {str(models[1])[:12]}…): {remedy}"
+        )
+    if first.n_rows != other.n_rows:
+        raise ActivationError(
+            f"{first.folder} has {first.n_rows} rows and {other.folder} {other.n_rows}: they are "
+            f"not side by side; {remedy}"
+        )
+    for start, stop in pairwise(sorted({*first.shard_starts, *other.shard_starts})):
+        for name in CONTEXT_COLUMNS:
+            differs = first.column(name, start, stop) != other.column(name, start, stop)
+            if bool(differs.any()):
+                raise ActivationError(
+                    f"row {start + int(differs.int().argmax())} of {first.folder} and of "
+                    f"{other.folder} differ in their {name}: they are not side by side; {remedy}"
+                )
