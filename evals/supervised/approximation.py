@@ -7,13 +7,18 @@ intervention; ratios are of means, not means of ratios. Source: Makelov, Lange &
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .bootstrap import UNDEFINED, Bootstrap, Estimate
+from saelab.stats.bootstrap import UNDEFINED, Bootstrap, Estimate
+
+from .contenders import Candidate
+from .section import ABLATED, CLEAN, RANDOM, Section, mean_rows
+from .sites import Outcome, PromptSite
 
 SMALLEST_EFFECT = 0.1
 """Share of the clean LD that mean ablation must move it by for necessity and recovery to be
@@ -81,3 +86,126 @@ def measure_approximation(
         recovered=bootstrap.estimate(replaced, recovered) if defined else UNDEFINED,
         logit_difference=means,
     )
+
+
+CARRIED = 0.01
+"""Share of a site's variance from which on it counts as carrying an attribute."""
+
+Reconstruct = Callable[[PromptSite, Tensor], Tensor]
+
+
+def measure_conditions(section: Section) -> dict[str, Outcome]:
+    """Run every evaluated prompt clean and mean-ablated, and keep their mean metrics."""
+    material = section.material
+    variants = {CLEAN: {}, ABLATED: mean_rows(section, material.activations)}
+    found = section.run(variants, material.evaluate, "clean and ablated")
+    rows = torch.arange(len(material.evaluate))
+    for name, outcome in found.items():
+        section.keep_prompts(rows, "", name, outcome)
+        columns = outcome.metric.unsqueeze(1)
+        estimate = section.bootstrap(len(rows)).estimate(columns)
+        section.add(name, "metric", estimate, kind="condition", mode=name)
+    return found
+
+
+def approximate_skylines(
+    section: Section, conditions: dict[str, Outcome]
+) -> dict[str, Approximation]:
+    """Test 1 of the supervised dictionaries and of the random floor."""
+    labels = [one.labels for one in section.material.evaluate]
+    found = {}
+    for name, dictionaries in {**section.skylines, RANDOM: section.floor}.items():
+        kind = "floor" if name == RANDOM else "skyline"
+        found[name] = _measure(
+            section,
+            conditions,
+            name,
+            kind,
+            name,
+            lambda site, rows, dictionaries=dictionaries: dictionaries[site].reconstruct(labels),  # noqa: ARG005
+        )
+    return found
+
+
+def measure_attributes(section: Section) -> None:
+    """How much of each site's variance each attribute has; says where only one has any."""
+    carrying: set[str] = set()
+    for site in section.sites:
+        dictionary = section.skylines[section.ceiling][site]
+        rows = section.material.fit_activations[site].double()
+        variance = float((rows - rows.mean(0)).square().sum(1).mean())
+        squares = dictionary.W_dec.double().square().sum(1) * dictionary.counts.double()
+        here = []
+        for name in dictionary.design.attributes:
+            share = float(squares[dictionary.design.columns(name)].sum()) / len(rows) / variance
+            here.append((name, share))
+            section.add(
+                section.ceiling,
+                "attribute_variance",
+                share,
+                kind="skyline",
+                group=section.ceiling,
+                site=str(site),
+                attribute=name,
+            )
+        carried = {name for name, share in here if share >= CARRIED}
+        carrying = carried if len(carried) > len(carrying) else carrying
+    if len(carrying) < 2:
+        section.notes.append(
+            f"{section.section.name}: no site has {CARRIED:.0%} of its variance in each of two "
+            "attributes, so edits cannot show here whether a dictionary tells attributes apart."
+        )
+
+
+def approximate_candidates(
+    section: Section, conditions: dict[str, Outcome], candidates: Sequence[Candidate]
+) -> None:
+    """Test 1 of trained dictionaries, with their L0."""
+    for candidate in candidates:
+        kind = candidate.kind
+        _measure(section, conditions, candidate.name, kind, candidate.group, candidate.reconstruct)
+        counts = [
+            candidate.encode(site, section.material.activations[site]).l0().double()
+            for site in section.sites
+        ]
+        n = len(section.material.evaluate)
+        l0 = section.bootstrap(n).estimate(torch.stack(counts).mean(0).unsqueeze(1))
+        section.add(candidate.name, "l0", l0, group=candidate.group, kind=kind)
+
+
+def _measure(
+    section: Section,
+    conditions: dict[str, Outcome],
+    name: str,
+    kind: str,
+    group: str,
+    reconstruct: Reconstruct,
+) -> Approximation:
+    material, place = section.material, {"kind": kind, "group": group}
+    replaced, rest = {}, {}
+    for site in section.sites:
+        rows, mean = material.activations[site], section.means[site]
+        replaced[site] = reconstruct(site, rows)
+        error = rows - replaced[site]
+        rest[site] = mean + error
+        variance = (rows - mean).double().square().sum()
+        fvu = float(error.double().square().sum() / variance) if variance > 0 else None
+        section.add(name, "fvu", fvu, site=str(site), **place)
+    variants = {"reconstruction": replaced, "rest": rest}
+    outcomes = section.run(variants, material.evaluate, name)
+    rows = torch.arange(len(material.evaluate))
+    for condition, outcome in outcomes.items():
+        section.keep_prompts(rows, "", f"{name}|{condition}", outcome)
+        metric = section.bootstrap(len(rows)).estimate(outcome.metric.unsqueeze(1))
+        section.add(name, "metric", metric, mode=condition, **place)
+    found = measure_approximation(
+        conditions[CLEAN].metric,
+        conditions[ABLATED].metric,
+        outcomes["reconstruction"].metric,
+        outcomes["rest"].metric,
+        section.bootstrap(len(rows)),
+    )
+    section.add(name, "sufficiency", found.sufficiency, **place)
+    section.add(name, "necessity", found.necessity, **place)
+    section.add(name, "recovered", found.recovered, **place)
+    return found

@@ -18,8 +18,8 @@ from torch import Tensor
 from saelab.errors import ConfigError, ModelError
 from saelab.model.language_model import LanguageModel
 
-from .patching import patched_outcomes
-from .tasks.interface import Prompt, Task
+from .sites import patched_outcomes
+from .tasks import Prompt, Task
 
 ENOUGH_PROMPTS = 30
 """Fitting prompts that every attribute value should have."""

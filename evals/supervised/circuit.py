@@ -24,9 +24,15 @@ from saelab.formats.manifest import new_manifest
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 
-from .patching import prepared_batches
-from .sites import KEY_VALUE_KINDS, CrossSection, Site, gather, key_value_head
-from .tasks.interface import Prompt, Role, Task, counterfactual_pairs
+from .sites import (
+    KEY_VALUE_KINDS,
+    CrossSection,
+    PromptSite,
+    gather,
+    key_value_head,
+    prepared_batches,
+)
+from .tasks import Prompt, Role, Task, counterfactual_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -154,9 +160,9 @@ def patch_every_head(
     Returns:
         (effects, the effect of the whole residual stream there before the last block).
     """
-    last = Site("resid_pre", model.n_layers - 1, None, position)
+    last = PromptSite("resid_pre", model.n_layers - 1, None, position)
     layers = [
-        [Site("z", layer, head, position) for head in range(model.n_heads)]
+        [PromptSite("z", layer, head, position) for head in range(model.n_heads)]
         for layer in range(model.n_layers)
     ]
     sites = [site for heads in layers for site in heads]
@@ -208,9 +214,9 @@ def cross_sections_of(
     for template in task.cross_sections:
         members = sorted({head for role in template.roles for head in heads.get(role, ())})
         sites = {
-            Site(kind, layer, key_value_head(model, head), position)
+            PromptSite(kind, layer, key_value_head(model, head), position)
             if kind in KEY_VALUE_KINDS
-            else Site(kind, layer, head, position)
+            else PromptSite(kind, layer, head, position)
             for kind, position in template.parts
             for layer, head in members
         }

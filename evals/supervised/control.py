@@ -1,159 +1,232 @@
-"""Test 2's variants: every edit of the prompts' activations that is tried at a cross-section.
-
-An edit is judged by what the model predicts when the edited activations of all sites are patched at
-once. Weights and distances come with it, since they need the same codes.
-"""
+"""Test 2 at a cross-section: patch every edit and compare with the ground truth."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
-from .config import SupervisedConfig
-from .contenders import Candidate, dense_chunks
-from .dictionaries import SupervisedDictionary
-from .edits import aware_edit, greedy_edit, weight_removed, weights
-from .interpretation import Interpretations
-from .material import Activations, EditedPrompts
-from .sites import Site
+from saelab.sparse.kernels import combine_latents
+from saelab.stats.bootstrap import UNDEFINED, Estimate
+
+from .contenders import Candidate
+from .edits import EditVariant, candidate_edits, supervised_edit
+from .predicates import Interpretations, exchanged_codes
+from .section import ABLATED, CLEAN, RANDOM, EditedPrompts, Section, label_indices, mean_rows
+from .sites import Outcome, PromptSite
+
+TRUTH = "ground truth"
+SMALLEST_GAIN = 0.1
+"""Accuracy that the supervised edit must gain over no intervention for a trade-off to be defined.
+"""
 
 
-@dataclass(eq=False)
-class EditVariant:
-    """One way to edit, at every site of a cross-section."""
-
-    contender: str
-    mode: str
-    """`supervised`, `agnostic` or `aware`."""
-    k: int | None
-    """Latents that may be changed; None: one out and one in per attribute."""
-    edited: dict[Site, Float[Tensor, "pairs _"]] = field(default_factory=dict)
-    """What is patched."""
-    weight: list[Float[Tensor, " pairs"]] = field(default_factory=list)
-    """Per site, the weight removed; NaN where weights are undefined."""
-    distance: list[Float[Tensor, " pairs"]] = field(default_factory=list)
-    """Per site, the distance left over the distance before."""
-
-    @property
-    def name(self) -> str:
-        """Key of its outcome."""
-        return f"{self.contender}|{self.mode}|{self.k}"
-
-    def add(
-        self, site: Site, start: Tensor, target: Tensor, edited: Tensor, weight: Tensor
-    ) -> None:
-        """Take in the edit of one site."""
-        self.edited[site] = edited
-        self.weight.append(weight)
-        gap = (target - start).norm(dim=1)
-        self.distance.append(torch.where(gap > 0, (target - edited).norm(dim=1) / gap, torch.nan))
-
-
-def supervised_edit(
-    name: str,
-    dictionaries: Mapping[Site, SupervisedDictionary],
-    sites: Sequence[Site],
-    start: Activations,
-    pairs: EditedPrompts,
-) -> EditVariant:
-    """The closed-form edit of a supervised dictionary: one feature out, one in per attribute."""
-    before = [one.labels for one in pairs.prompts]
-    after = [one.labels for one in pairs.targets]
-    variant = EditVariant(name, "supervised", None)
-    for site in sites:
-        dictionary, rows = dictionaries[site], start[site][pairs.rows]
-        codes, new = dictionary.codes(before), dictionary.codes(after)
-        share = weights(codes, dictionary.W_dec)
-        removed = torch.where((codes != 0) & (new == 0), share, 0.0).sum(1)
-        edited = dictionary.edit(rows, before, after)
-        variant.add(site, rows, pairs.target_activations[site], edited, removed)
-    return variant
-
-
-def candidate_edits(
-    candidate: Candidate,
-    sites: Sequence[Site],
-    start: Activations,
-    pairs: EditedPrompts,
-    interpretations: Mapping[Site, Interpretations],
-    labels: Mapping[str, tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]],
-    config: SupervisedConfig,
-) -> list[EditVariant]:
-    """The greedy edits with every k, and the edits by interpretation with the k that fit.
+class EditTest:
+    """One attribute set edited at one cross-section.
 
     Args:
-        interpretations: per site.
-        labels: attribute -> index of its value at the prompts and at the counterfactuals, of those
-            that differ.
+        section: the cross-section.
+        pairs: prompts with counterfactuals in these attributes.
     """
-    agnostic = [EditVariant(candidate.name, "agnostic", k) for k in config.k]
-    aware = [EditVariant(candidate.name, "aware", k) for k in config.k if _each(k, len(labels))]
-    for site in sites:
-        rows, target = start[site][pairs.rows], pairs.target_activations[site]
-        parts = _edit_site(candidate, site, rows, target, interpretations[site], labels, config)
-        for variant in (*agnostic, *aware):
-            edited, removed = parts[variant.name]
-            variant.add(site, rows, target, edited, removed)
-    return [*agnostic, *aware]
 
+    def __init__(self, section: Section, pairs: EditedPrompts):
+        self.section, self.pairs = section, pairs
+        self.bootstrap = section.bootstrap(len(pairs.prompts))
+        self.changed = answers_change(pairs)
+        self.accuracy: dict[str, float] = {}
+        self.weight: dict[str, float] = {}
+        self._start = section.material.activations
+        self._clean: Outcome | None = None
+        self._truth: Outcome | None = None
 
-def _edit_site(
-    candidate: Candidate,
-    site: Site,
-    rows: Tensor,
-    target: Tensor,
-    found: Interpretations,
-    labels: Mapping[str, tuple[Tensor, Tensor]],
-    config: SupervisedConfig,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Edited activations and removed weight, by the name of the variant."""
-    W_dec = candidate.W_dec(site)
-    scores = [found.value_f1[name].float() for name in labels]
-    parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    both = zip(
-        dense_chunks(candidate.encode(site, rows)),
-        dense_chunks(candidate.encode(site, target)),
-        strict=True,
-    )
-    for (chunk, codes), (_, new) in both:
-        share = weights(codes, W_dec)
-        steps = greedy_edit(
-            rows[chunk], target[chunk], codes, new, W_dec, max(config.k), config.greedy
+    def measure_references(self) -> None:
+        """No intervention, mean ablation, the random floor and the supervised edits."""
+        section, pairs = self.section, self.pairs
+        here = {site: self._start[site][pairs.rows] for site in section.sites}
+        edits = [
+            supervised_edit(name, dictionaries, section.sites, self._start, pairs)
+            for name, dictionaries in {**section.skylines, RANDOM: section.floor}.items()
+        ]
+        conditions = {CLEAN: {}, ABLATED: mean_rows(section, here)}
+        outcomes = self._run({**conditions, **{edit.name: edit.edited for edit in edits}}, "edits")
+        self._clean, self._truth = outcomes[CLEAN], outcomes[TRUTH]
+        for name in (TRUTH, *conditions):
+            self._score(name, outcomes[name], {"kind": "condition", "mode": name})
+        for edit in edits:
+            kind = "floor" if edit.contender == RANDOM else "skyline"
+            self._score_edit(edit, outcomes[edit.name], kind, edit.contender)
+
+    def gain(self) -> float:
+        """Accuracy of the supervised edit beyond that of no intervention."""
+        return self.accuracy[self.section.ceiling] - self.accuracy[CLEAN]
+
+    def measure_candidate(
+        self, candidate: Candidate, interpretations: Mapping[PromptSite, Interpretations]
+    ) -> None:
+        """Every edit of one candidate."""
+        section, pairs = self.section, self.pairs
+        before = label_indices(section.task, pairs.prompts)
+        after = label_indices(section.task, pairs.targets)
+        labels = {name: (before[name], after[name]) for name in pairs.edit}
+        edits = candidate_edits(
+            candidate, section.sites, self._start, pairs, interpretations, labels, section.config
         )
-        removed = weight_removed(share, steps)
-        for k in config.k:
-            name = EditVariant(candidate.name, "agnostic", k).name
-            edited = steps.first(k).apply(rows[chunk], W_dec)
-            parts.setdefault(name, []).append((edited, removed[:, k - 1]))
-        for k in config.k:
-            each = _each(k, len(labels))
-            if not each:
-                continue
-            out, into = aware_edit(
-                codes,
-                new,
-                scores,
-                [before[chunk] for before, _ in labels.values()],
-                [after[chunk] for _, after in labels.values()],
-                each,
-                active_only=config.aware_active_only,
+        outcomes = self._run({edit.name: edit.edited for edit in edits}, candidate.name)
+        kind = candidate.kind
+        for edit in edits:
+            self._score_edit(edit, outcomes[edit.name], kind, candidate.group)
+
+    def measure_codes(
+        self, candidate: Candidate, interpretations: Mapping[PromptSite, Interpretations]
+    ) -> None:
+        """Exchange the interpretable codes, and all others, between prompts and counterfactuals."""
+        section, pairs = self.section, self.pairs
+        limit = section.config.f1_patch
+        exchanged: dict[str, dict[PromptSite, Tensor]] = {"sufficient": {}, "complete": {}}
+        for site in section.sites:
+            rows, target = self._start[site][pairs.rows], pairs.target_activations[site]
+            meant = interpretations[site].interpretable(limit)
+            mine, other = candidate.encode(site, rows), candidate.encode(site, target)
+            W_dec, offset = candidate.W_dec(site), candidate.offset(site, rows)
+            for name, moved in (("sufficient", meant), ("complete", ~meant)):
+                codes = exchanged_codes(mine, other, moved)
+                exchanged[name][site] = offset + combine_latents(codes, W_dec)
+        outcomes = self._run(exchanged, f"codes of {candidate.name}")
+        place = {
+            "kind": candidate.kind,
+            "group": candidate.group,
+            "edit": pairs.name,
+            "threshold": limit,
+        }
+        wanted = self._predicts_counterfactual(outcomes["sufficient"])
+        assert self._clean is not None
+        kept = outcomes["complete"].prediction == self._clean.prediction
+        for name, hits in (("codes_sufficient", wanted), ("codes_complete", kept)):
+            self.section.add(candidate.name, name, self._share(hits), **place)
+        for name, outcome in outcomes.items():
+            if name != TRUTH:
+                label = f"{candidate.name}|codes {name}"
+                section.keep_prompts(pairs.rows, pairs.name, label, outcome)
+
+    def _run(
+        self, variants: Mapping[str, Mapping[PromptSite, Tensor]], what: str
+    ) -> dict[str, Outcome]:
+        pairs = self.pairs
+        truth = {site: pairs.target_activations[site] for site in self.section.sites}
+        return self.section.run(
+            {TRUTH: truth, **variants},
+            pairs.prompts,
+            f"{pairs.name}, {what}",
+            targets=pairs.targets,
+            reference=TRUTH,
+        )
+
+    def _score_edit(self, edit: EditVariant, outcome: Outcome, kind: str, group: str) -> None:
+        place = {"kind": kind, "group": group, "mode": edit.mode, "k": edit.k}
+        accuracy = self._score(edit.contender, outcome, place)
+        where = {"edit": self.pairs.name, **place}
+        weight = torch.stack(edit.weight)
+        estimate = self.bootstrap.estimate(weight.nanmean(0).unsqueeze(1))
+        add = self.section.add
+        add(edit.contender, "weight_removed", estimate, **where)
+        add(edit.contender, "n_without_weight", int(weight.isnan().sum()), **where)
+        distance = torch.stack(edit.distance).nanmean(0).unsqueeze(1)
+        add(edit.contender, "distance", self.bootstrap.estimate(distance), **where)
+        if edit.contender == self.section.ceiling and estimate.value is not None:
+            self.weight[edit.contender] = estimate.value
+        self._trade_off(edit.contender, accuracy, estimate, where)
+
+    def _trade_off(
+        self, contender: str, accuracy: Estimate, weight: Estimate, where: dict[str, object]
+    ) -> None:
+        """Weight and accuracy relative to the supervised edit's."""
+        ceiling = self.section.ceiling
+        beyond = relative = None
+        w_sup = self.weight.get(ceiling)
+        if weight.value is not None and w_sup is not None and w_sup < 1:
+            beyond = (weight.value - w_sup) / (1 - w_sup)
+        if accuracy.value is not None and self.gain() >= SMALLEST_GAIN:
+            relative = (accuracy.value - self.accuracy[CLEAN]) / self.gain()
+        self.section.add(contender, "tradeoff_weight", beyond, **where)
+        self.section.add(contender, "tradeoff_accuracy", relative, **where)
+
+    def _score(self, contender: str, outcome: Outcome, place: Mapping[str, object]) -> Estimate:
+        """The measures of predictions and metrics; returns the accuracy."""
+        assert self._truth is not None and self._clean is not None
+        where = {"edit": self.pairs.name, **place}
+        same = outcome.prediction == self._truth.prediction
+        among = outcome.answer_prediction == self._truth.answer_prediction
+        accuracy = self._share(same)
+        found: dict[str, Estimate] = {
+            "accuracy": accuracy,
+            "answer_accuracy": self._share(among),
+            "cause": self._share(same, self.changed),
+            "isolation": self._share(same, ~self.changed),
+            "counterfactual_answer": self._share(self._predicts_counterfactual(outcome)),
+            "metric_fidelity": self._fidelity("metric", outcome),
+            "target_metric_fidelity": self._fidelity("target_metric", outcome),
+        }
+        if outcome.kl is not None:
+            found["kl"] = self.bootstrap.estimate(outcome.kl.unsqueeze(1))
+        for measure, estimate in found.items():
+            self.section.add(contender, measure, estimate, **where)
+        if accuracy.value is not None:
+            self.accuracy.setdefault(contender, accuracy.value)
+        variant = f"{contender}|{place.get('mode')}|{place.get('k')}"
+        self.section.keep_prompts(self.pairs.rows, self.pairs.name, variant, outcome)
+        return accuracy
+
+    def _share(self, hits: Bool[Tensor, " pairs"], among: Tensor | None = None) -> Estimate:
+        column = hits.double()
+        if among is not None:
+            if not bool(among.any()):
+                return UNDEFINED
+            column = torch.where(among, column, torch.nan)
+        return self.bootstrap.estimate(column.unsqueeze(1))
+
+    def _fidelity(self, what: str, outcome: Outcome) -> Estimate:
+        """How much of the way from the clean metric to the ground truth's the edit goes."""
+        columns = [getattr(one, what) for one in (self._clean, self._truth, outcome)]
+        if any(column is None for column in columns):
+            return UNDEFINED
+        return self.bootstrap.estimate(
+            torch.stack(columns, dim=1),
+            lambda m: (m[..., 2] - m[..., 0]) / (m[..., 1] - m[..., 0]),
+        )
+
+    def _predicts_counterfactual(self, outcome: Outcome) -> Bool[Tensor, " pairs"]:
+        predicted = outcome.prediction.tolist()
+        return torch.tensor(
+            [token in one.correct for token, one in zip(predicted, self.pairs.targets, strict=True)]
+        )
+
+
+def answers_change(pairs: EditedPrompts) -> Bool[Tensor, " pairs"]:
+    """Whether each counterfactual has other right answers than its prompt."""
+    both = zip(pairs.prompts, pairs.targets, strict=True)
+    return torch.tensor([set(one.correct) != set(other.correct) for one, other in both])
+
+
+def edit_tests(section: Section) -> list[EditTest]:
+    """A test for every attribute set of the cross-section that has counterfactuals."""
+    found = []
+    for edit in section.section.edits:
+        pairs = section.material.edits.get(edit)
+        if pairs is None:
+            section.notes.append(
+                f"{section.section.name}: no prompt has a counterfactual in {'+'.join(edit)}"
             )
-            edited = rows[chunk] + (into - out) @ W_dec
-            taken = torch.where(out != 0, share, 0.0).sum(1)
-            taken = taken.masked_fill(share.isnan().any(1), torch.nan)
-            name = EditVariant(candidate.name, "aware", k).name
-            parts.setdefault(name, []).append((edited, taken))
-    return {
-        name: (torch.cat([one for one, _ in found]), torch.cat([one for _, one in found]))
-        for name, found in parts.items()
-    }
+            continue
+        found.append(EditTest(section, pairs))
+    return found
 
 
-def _each(k: int, n_attributes: int) -> int:
-    """Latents out, and latents in, per attribute when k change in all; 0 where k does not fit."""
-    each, rest = divmod(k, 2 * max(1, n_attributes))
-    return 0 if rest else each
+def measure_edit(
+    test: EditTest, candidate: Candidate, interpretations: Mapping[PromptSite, Interpretations]
+) -> None:
+    """Test 2 of a candidate in one edit, and its codes where the answers change."""
+    test.measure_candidate(candidate, interpretations)
+    if bool(test.changed.any()):
+        test.measure_codes(candidate, interpretations)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .bootstrap import over_seeds
+from saelab.stats.bootstrap import over_seeds
+
 from .scores import Score
 
 Key = tuple[Any, ...]

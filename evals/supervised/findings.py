@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .contenders import Candidate
-from .interpretation import Interpretations, histogram_by_kind
+from .predicates import Interpretations, histogram_by_kind
 from .scores import Score
 from .section import Section
-from .sites import Site
+from .sites import PromptSite
 
 
 @dataclass(eq=False)
@@ -35,7 +35,7 @@ class Findings:
         self.notes += section.notes
 
     def add_latents(
-        self, section: Section, candidate: Candidate, found: dict[Site, Interpretations]
+        self, section: Section, candidate: Candidate, found: dict[PromptSite, Interpretations]
     ) -> None:
         """Take in what a candidate's latents mean."""
         for site, one in found.items():

@@ -1,146 +1,160 @@
-"""Test 3: what each latent means, and whether latents with a meaning carry the task.
-
-A latent's interpretation is the predicate or union of predicates with the highest F1 over all
-families. Interpretations are made on prompts other than those that scores are computed on. Source:
-Makelov, Lange & Nanda, arXiv 2405.08366, section 6 and A.12, A.13, A.16.
-"""
+"""Test 3 and the occlusion measures at a cross-section."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from saelab.sparse import SparseCodes
+from saelab.stats.bootstrap import UNDEFINED
 
-from .predicates import Family, best_unions, f1_scores, on_pairs, overlaps
+from .approximation import ablation_matters, necessity, sufficiency
+from .contenders import Candidate, dense_chunks
+from .predicates import ALWAYS_ON, Interpretations, interpret, without_latents
+from .section import ABLATED, CLEAN, Section
+from .sites import Outcome, PromptSite
 
-MOST_VALUES = 10
-"""Predicates in a union, at most."""
-ALWAYS_ON = 0.9
-"""Share of prompts from which on a latent counts as always on: its F1 says nothing, since one that
-is on everywhere scores 2p/(1+p) for a predicate of probability p."""
-VALUES_NAMED = 3
-
-
-@dataclass(frozen=True, eq=False)
-class Interpretations:
-    """What the latents of one dictionary at one site mean."""
-
-    f1: Float[Tensor, " d_sae"]
-    """Best F1 of each latent, 0 for one that is never on."""
-    family: Int[Tensor, " d_sae"]
-    """Which family that is with; −1 for a latent that is never on."""
-    families: tuple[Family, ...]
-    on_rate: Float[Tensor, " d_sae"]
-    """Share of prompts at which the latent is on."""
-    value_f1: dict[str, Float[Tensor, "d_sae _"]]
-    """Attribute -> F1 for each of its single values."""
-    overlap: dict[str, Int[Tensor, "d_sae _"]]
-    """Attribute -> prompts at which the latent is on and the value holds."""
-    words: tuple[str, ...]
-    """Each latent's interpretation; "" for one that is never on."""
-
-    def live(self) -> Bool[Tensor, " d_sae"]:
-        """Latents that are on at some prompt."""
-        return self.on_rate > 0
-
-    def n_always_on(self) -> int:
-        """How many latents are always on."""
-        return int((self.on_rate >= ALWAYS_ON).sum())
-
-    def interpretable(self, threshold: float) -> Bool[Tensor, " d_sae"]:
-        """Latents with an F1 of at least the threshold that are not always on."""
-        return self.live() & (self.f1 >= threshold) & (self.on_rate < ALWAYS_ON)
+PURITY = 0.95
+"""Share of the prompts with the latent on at which the value must hold."""
+PARTIAL_RECALL = 0.5
+"""Share of the prompts with the value below which a latent shows only part of it."""
 
 
-def interpret(
-    codes: SparseCodes,
-    families: Sequence[Family],
-    attributes: Sequence[str],
-    most_values: int = MOST_VALUES,
-) -> Interpretations:
-    """Find each latent's best predicate or union.
+@dataclass(frozen=True, kw_only=True)
+class AttributeUse:
+    """What the latents of a dictionary make of one attribute."""
+
+    n_values: int
+    """Values that occur in the prompts."""
+    n_found: dict[str, int]
+    """Threshold -> values for which some latent has at least this F1 (always-on ones left out)."""
+    n_splinters: int
+    """Live latents on at least 95 % purely where one value holds, with a recall below 0.5."""
+    missing_f1: float
+    """1 − the highest F1 of any latent for any value of the attribute."""
+
+
+def attribute_use(
+    found: Interpretations,
+    attribute: str,
+    sizes: Int[Tensor, " values"],
+    thresholds: tuple[float, ...],
+) -> AttributeUse:
+    """Measure one attribute from a dictionary's interpretations.
 
     Args:
-        codes: of the prompts of the families.
-        families: from `families_of`; the first ones are those of the attributes' single values.
-        attributes: names of the attributes, in the order of those first families.
-        most_values: predicates in a union at most; unions are of values of one family.
+        found: the interpretations.
+        attribute: its name.
+        sizes: prompts with each value.
+        thresholds: F1 from which a value counts as found.
     """
-    d_sae = codes.d_sae
-    row, latent = on_pairs(codes)
-    n_on = torch.bincount(latent, minlength=d_sae)
-    best = torch.zeros(d_sae, dtype=torch.float64)
-    which = torch.full((d_sae,), -1)
-    unions = []
-    for place, family in enumerate(families):
-        found = best_unions(family, row, latent, n_on, most_values)
-        unions.append(found)
-        better = (found.f1 > best) & (n_on > 0)
-        best, which = torch.where(better, found.f1, best), torch.where(better, place, which)
-    words = [""] * d_sae
-    for one in (which >= 0).nonzero().flatten().tolist():
-        family, union = families[int(which[one])], unions[int(which[one])]
-        chosen = union.order[one, : int(union.n_values[one])].tolist()
-        words[one] = family.name.replace("…", _list([family.values[value] for value in chosen]))
-    overlap = {
-        name: overlaps(row, latent, d_sae, family)
-        for name, family in zip(attributes, families, strict=False)
-    }
-    return Interpretations(
-        f1=best,
-        family=which,
-        families=tuple(families),
-        on_rate=n_on.double() / max(1, codes.n_rows),
-        value_f1={
-            name: f1_scores(overlap[name], n_on, family.sizes())
-            for name, family in zip(attributes, families, strict=False)
-        },
-        overlap=overlap,
-        words=tuple(words),
+    usable = (found.on_rate < ALWAYS_ON).unsqueeze(1)
+    f1 = torch.where(usable, found.value_f1[attribute], 0.0)
+    overlap = found.overlap[attribute].double()
+    n_on = (found.on_rate * int(sizes.sum())).round().clamp_min(1).unsqueeze(1)
+    pure = (overlap / n_on >= PURITY) & (overlap > 0)
+    partial = overlap / sizes.clamp_min(1) < PARTIAL_RECALL
+    best = f1.amax(0)
+    return AttributeUse(
+        n_values=int((sizes > 0).sum()),
+        n_found={f"{limit:g}": int((best >= limit).sum()) for limit in thresholds},
+        n_splinters=int((pure & partial).any(1).sum()),
+        missing_f1=1 - float(f1.max()),
     )
 
 
-def _list(words: Sequence[str]) -> str:
-    shown = ", ".join(words[:VALUES_NAMED])
-    return shown if len(words) <= VALUES_NAMED else f"{shown} or {len(words) - VALUES_NAMED} others"
+def interpret_candidate(
+    section: Section, candidate: Candidate
+) -> dict[PromptSite, Interpretations]:
+    """Interpret the latents at every site, and count what they show."""
+    attributes = list(section.task.attributes)
+    found = {}
+    for site in section.sites:
+        codes = candidate.encode(site, section.material.interpret_activations[site])
+        found[site] = interpret(
+            codes, section.material.families, attributes, section.config.union_values
+        )
+        _count(section, candidate, site, found[site])
+    return found
 
 
-def histogram_by_kind(found: Interpretations, n_bars: int = 20) -> dict[str, list[int]]:
-    """Live latents, always-on ones left out, by best F1 in equal bars, for each kind of family."""
-    kinds = list(dict.fromkeys(family.kind for family in found.families))
-    bar = (found.f1 * n_bars).long().clamp_max(n_bars - 1)
-    histograms = {}
-    for kind in kinds:
-        of_kind = torch.tensor([family.kind == kind for family in found.families] + [False])
-        mine = of_kind[found.family] & found.live() & (found.on_rate < ALWAYS_ON)
-        histograms[kind] = torch.bincount(bar[mine], minlength=n_bars).tolist()
-    return histograms
+def _count(
+    section: Section, candidate: Candidate, site: PromptSite, found: Interpretations
+) -> None:
+    place = {
+        "kind": candidate.kind,
+        "group": candidate.group,
+        "site": str(site),
+    }
+    thresholds = section.config.f1
+
+    def add(measure: str, value: float | int, **more: object) -> None:
+        section.add(candidate.name, measure, value, **place, **more)
+
+    add("n_live", int(found.live().sum()))
+    add("n_always_on", found.n_always_on())
+    for limit in thresholds:
+        add("n_interpretable", int(found.interpretable(limit).sum()), threshold=limit)
+    for name, family in zip(section.task.attributes, found.families, strict=False):
+        use = attribute_use(found, name, family.sizes(), thresholds)
+        add("n_values", use.n_values, attribute=name)
+        for limit in thresholds:
+            add("values_found", use.n_found[f"{limit:g}"], attribute=name, threshold=limit)
+        add("n_splinters", use.n_splinters, attribute=name)
+        add("missing_f1", use.missing_f1, attribute=name)
 
 
-def without_latents(
-    activations: Float[Tensor, "rows d_in"],
-    codes: Float[Tensor, "rows d_sae"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    latents: Bool[Tensor, " d_sae"],
-) -> Float[Tensor, "rows d_in"]:
-    """Activations with the contributions of some latents subtracted; the rest stays, error too."""
-    return activations - torch.where(latents, codes, 0.0) @ W_dec
+def sweep_thresholds(
+    section: Section,
+    conditions: Mapping[str, Outcome],
+    candidate: Candidate,
+    interpretations: Mapping[PromptSite, Interpretations],
+) -> None:
+    """Subtract latents below each F1 threshold, and those at or above it, from the activations."""
+    variants: dict[str, dict[PromptSite, Tensor]] = {}
+    for limit in section.config.sweep:
+        for side in ("below", "above"):
+            variants[f"{side}|{limit:g}"] = {
+                site: _subtracted(section, candidate, site, interpretations[site], limit, side)
+                for site in section.sites
+            }
+    outcomes = section.run(variants, section.material.evaluate, f"thresholds, {candidate.name}")
+    clean, ablated = conditions[CLEAN].metric, conditions[ABLATED].metric
+    defined = ablation_matters(float(clean.double().mean()), float(ablated.double().mean()))
+    bootstrap = section.bootstrap(len(clean))
+    rows = torch.arange(len(clean))
+    place = {"kind": candidate.kind, "group": candidate.group}
+    for limit in section.config.sweep:
+        for side, measure, score in (
+            ("below", "kept_sufficiency", sufficiency),
+            ("above", "removed_necessity", necessity),
+        ):
+            outcome = outcomes[f"{side}|{limit:g}"]
+            columns = torch.stack([clean, ablated, outcome.metric], dim=1)
+            known = side == "below" or defined
+            estimate = bootstrap.estimate(columns, score) if known else UNDEFINED
+            section.add(candidate.name, measure, estimate, threshold=limit, **place)
+            label = f"{candidate.name}|F1 {side} {limit:g} removed"
+            section.keep_prompts(rows, "", label, outcome)
 
 
-def exchanged_codes(
-    codes: SparseCodes, other: SparseCodes, moved: Bool[Tensor, " d_sae"]
-) -> SparseCodes:
-    """Codes with those of some latents taken from other prompts."""
-    kept, taken = ~moved[codes.latent], moved[other.latent]
-    return SparseCodes.from_pairs(
-        torch.cat([codes.pair_rows()[kept], other.pair_rows()[taken]]),
-        torch.cat([codes.latent[kept], other.latent[taken]]),
-        torch.cat([codes.value[kept], other.value[taken]]),
-        codes.n_rows,
-        codes.d_sae,
+def _subtracted(
+    section: Section,
+    candidate: Candidate,
+    site: PromptSite,
+    found: Interpretations,
+    limit: float,
+    side: str,
+) -> Tensor:
+    rows = section.material.activations[site]
+    removed = found.f1 < limit if side == "below" else found.f1 >= limit
+    W_dec = candidate.W_dec(site)
+    return torch.cat(
+        [
+            without_latents(rows[chunk], codes, W_dec, removed)
+            for chunk, codes in dense_chunks(candidate.encode(site, rows))
+        ]
     )

@@ -16,8 +16,7 @@ from .circuit import CircuitConfig, effects_table, find_circuit, write_circuit
 from .config import SupervisedConfig
 from .sites import gather, write_cross_sections
 from .task_cache import check_places, write_task_caches
-from .tasks import load_task
-from .tasks.interface import Task
+from .tasks import Task, load_task
 from .toys import OcclusionToyOptions, SplittingToyOptions, occlusion_toy, splitting_toy
 
 CACHE_SPLIT = "train"

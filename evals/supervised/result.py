@@ -10,15 +10,15 @@ from saelab.config import to_plain
 from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
 from saelab.formats.files import atomic_path, hash_of
 from saelab.model.language_model import LanguageModel
+from saelab.stats.bootstrap import LEVEL, over_seeds
 
-from .bootstrap import LEVEL, over_seeds
 from .config import SupervisedConfig
 from .contenders import Candidate
 from .figure_data import figures_from
 from .findings import Findings
 from .scores import MEASURES, Score
 from .sites import CrossSection
-from .tasks.interface import Task
+from .tasks import Task
 
 SUITE = "supervised"
 RESULT_FILE = "supervised.json"

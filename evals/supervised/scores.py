@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .bootstrap import Estimate
+from saelab.stats.bootstrap import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +269,7 @@ class Score:
     attribute: str = ""
     """Attribute, for occlusion."""
     site: str = ""
-    """Site, where it is of one."""
+    """PromptSite, where it is of one."""
     prompt_seed: int = 0
     """Seed of the prompts."""
 

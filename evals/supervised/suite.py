@@ -16,12 +16,19 @@ from saelab.formats.evaluation_result import EvaluationResult, write_evaluation_
 from saelab.memory import keep_freed_memory
 from saelab.model.language_model import LanguageModel, load_language_model
 
-from .approximation import Approximation
+from .approximation import (
+    Approximation,
+    approximate_candidates,
+    approximate_skylines,
+    measure_attributes,
+    measure_conditions,
+)
 from .checks import GATE, base_accuracy, dependence, require_able, require_coverage, strong_pairs
 from .config import SupervisedConfig
-from .contenders import Candidate, form_candidates, require_sites
+from .contenders import Candidate, form_candidates, require_sites, save_supervised
+from .control import EditTest, edit_tests, measure_edit
 from .findings import Findings
-from .material import Material, collect
+from .interpretation import interpret_candidate, sweep_thresholds
 from .report import write_report
 from .result import (
     LATENTS_FILE,
@@ -32,19 +39,15 @@ from .result import (
     write_latents,
     write_prompts,
 )
-from .run_approximation import (
-    approximate_candidates,
-    approximate_skylines,
-    measure_attributes,
-    measure_conditions,
+from .section import Material, Section, collect, open_section
+from .sites import (
+    CrossSection,
+    PromptSite,
+    check_sites,
+    read_cross_sections,
+    residual_cross_sections,
 )
-from .run_control import EditTest, edit_tests, measure_edit
-from .run_interpretation import interpret_candidate, sweep_thresholds
-from .section import Section, open_section
-from .sites import CrossSection, Site, check_sites, read_cross_sections, residual_cross_sections
-from .supervised_files import save_supervised
-from .tasks import load_task
-from .tasks.interface import Task
+from .tasks import Task, load_task
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +141,7 @@ def _own_sites(task: Task, candidates: Sequence[Candidate]) -> list[CrossSection
     for candidate in candidates:
         for place in candidate.dictionaries:
             if candidate.is_task:
-                sections = [CrossSection(place, (Site.parse(place),), task.edits)]
+                sections = [CrossSection(place, (PromptSite.parse(place),), task.edits)]
             else:
                 sections = residual_cross_sections(place, task.positions, task.edits)
             found |= {section.name: section for section in sections}

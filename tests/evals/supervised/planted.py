@@ -14,7 +14,7 @@ from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.evals.supervised.contenders import form_candidates
 from saelab.evals.supervised.task_cache import EVERY_ROW
-from saelab.evals.supervised.tasks.interface import Prompt, Task
+from saelab.evals.supervised.tasks import Prompt, Task
 from saelab.model.language_model import LanguageModel
 from saelab.model.patched_runs import PatchedRuns
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from saelab.evals.supervised.config import SupervisedConfig
 from saelab.evals.supervised.contenders import form_candidates
-from saelab.evals.supervised.sites import Site, gather
+from saelab.evals.supervised.sites import PromptSite, gather
 from saelab.evals.supervised.suite import judge_task
 from saelab.evals.supervised.task_cache import write_task_caches
 from saelab.training.config import TrainConfig
@@ -15,7 +15,7 @@ from saelab.training.run import train
 
 def test_task_dictionaries_and_their_frozen_control(planted, tmp_path):
     model, task = planted.PlantedModel(), planted.planted_task()
-    prompts, site = task.sample(480, "train", 0), Site.parse(planted.SITE)
+    prompts, site = task.sample(480, "train", 0), PromptSite.parse(planted.SITE)
     (cache,) = write_task_caches(
         tmp_path, model, task.name, prompts, gather(model, prompts, [site]), split="train", seed=0
     )

@@ -10,7 +10,7 @@ from saelab.errors import ArtifactError, ConfigError, ModelError
 from saelab.evals.supervised.command import main
 from saelab.evals.supervised.config import SupervisedConfig
 from saelab.evals.supervised.contenders import form_candidates
-from saelab.evals.supervised.sites import CrossSection, Site, write_cross_sections
+from saelab.evals.supervised.sites import CrossSection, PromptSite, write_cross_sections
 from saelab.evals.supervised.suite import judge_task
 from saelab.evals.supervised.task_cache import write_task_caches
 
@@ -27,7 +27,7 @@ def judge(planted, tmp_path, names=("identity",), task=None, **settings):
 def test_a_task_cache_is_an_ordinary_cache_that_names_its_site(planted, tmp_path):
     prompts = planted.sample(24, "train", 0)
     rows = torch.arange(24.0 * planted.WIDTH).reshape(24, -1)
-    site = Site.parse(planted.SITE)
+    site = PromptSite.parse(planted.SITE)
 
     def write(**more):
         return write_task_caches(
@@ -89,7 +89,7 @@ def test_a_run_stands_for_its_dictionaries_and_names_must_tell_them_apart(plante
 
 
 def test_a_dictionary_for_another_site_is_refused(planted, tmp_path):
-    other = CrossSection("elsewhere", (Site("resid_pre", 0, None, "end"),), (("a",),))
+    other = CrossSection("elsewhere", (PromptSite("resid_pre", 0, None, "end"),), (("a",),))
     write_cross_sections(tmp_path / "sites.json", [other], model="planted", task="planted")
     with pytest.raises(
         ArtifactError,

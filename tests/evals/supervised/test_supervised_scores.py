@@ -7,7 +7,6 @@ import torch
 
 from saelab.errors import ConfigError
 from saelab.evals.supervised.approximation import measure_approximation
-from saelab.evals.supervised.bootstrap import Bootstrap, Estimate, over_seeds
 from saelab.evals.supervised.config import SupervisedConfig
 from saelab.evals.supervised.figure_data import figures_from, pooled
 from saelab.evals.supervised.result import spread_over_seeds
@@ -18,6 +17,7 @@ from saelab.evals.supervised.toys import (
     occlusion_toy,
     splitting_toy,
 )
+from saelab.stats.bootstrap import Bootstrap, Estimate, over_seeds
 
 
 def full(value, n=40):
