@@ -14,11 +14,87 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.formats.chart import Axis, Chart, Series
+from saelab.formats.evaluation_result import Table
 from saelab.stats.bootstrap import UNDEFINED, Bootstrap, Estimate
 
+from ..suite import Definition
 from .contenders import Candidate
-from .section import ABLATED, CLEAN, RANDOM, Section, mean_rows
+from .scores import (
+    ABLATED,
+    APPROXIMATION_SECTION,
+    CLEAN,
+    GREY,
+    RANDOM,
+    WHISKERS,
+    Key,
+    Score,
+    contenders_of,
+    grouped_bars,
+    in_words,
+    pooled,
+)
+from .section import Section, mean_rows
 from .sites import Outcome, PromptSite
+
+APPROXIMATION_GROUP = "Test 1: approximation"
+APPROXIMATION = (
+    Definition(
+        name="sufficiency",
+        unit="1",
+        better="higher",
+        group=APPROXIMATION_GROUP,
+        text="Mean metric with the reconstructions in place of the activations at all sites "
+        "at once, over the mean metric of the clean runs. 1 is best. With an empty dictionary, "
+        "which reconstructs the mean, it is the metric under mean ablation over the clean one.",
+    ),
+    Definition(
+        name="necessity",
+        unit="1",
+        better="higher",
+        group=APPROXIMATION_GROUP,
+        text="1 − |M_ablated − M_rest| / |M_ablated − M_clean|, of mean metrics M, where "
+        "“rest” puts the mean plus what the reconstruction misses in place of the activations. 1 "
+        "is best. Undefined where mean ablation moves the metric by less than a tenth.",
+    ),
+    Definition(
+        name="recovered",
+        unit="1",
+        group=APPROXIMATION_GROUP,
+        text="(M_reconstruction − M_ablated) / (M_clean − M_ablated), of mean metrics, with "
+        "its sign: above 1 it overshoots, below 0 it is worse than mean ablation. Undefined as "
+        "necessity.",
+    ),
+    Definition(
+        name="metric",
+        unit="metric of the task",
+        group=APPROXIMATION_GROUP,
+        text="The task's metric (for most tasks the logit of the right answer minus that of "
+        "the wrong one, in logits), mean over prompts, under the named condition.",
+    ),
+    Definition(
+        name="fvu",
+        unit="1",
+        better="lower",
+        group=APPROXIMATION_GROUP,
+        text="Fraction of variance unexplained of the activations at the site, about the "
+        "mean of the fitting prompts.",
+    ),
+    Definition(
+        name="l0",
+        unit="latents",
+        group=APPROXIMATION_GROUP,
+        text="Active latents per activation, mean over prompts and sites.",
+    ),
+    Definition(
+        name="attribute_variance",
+        unit="1",
+        group=APPROXIMATION_GROUP,
+        text="Share of the activations' variance at the site that the supervised features of "
+        "the attribute have: their squared norms, weighted by how often the values occur, over the "
+        "total variance of the fitting prompts.",
+    ),
+)
 
 SMALLEST_EFFECT = 0.1
 """Share of the clean LD that mean ablation must move it by for necessity and recovery to be
@@ -209,3 +285,74 @@ def _measure(
     section.add(name, "necessity", found.necessity, **place)
     section.add(name, "recovered", found.recovered, **place)
     return found
+
+
+def approximation_charts(scores: Sequence[Score]) -> list[Chart]:
+    """Sufficiency and necessity of every contender at every cross-section."""
+    metrics = pooled(scores, "metric", lambda score: (score.section, score.mode))
+    floors = {}
+    for section in dict.fromkeys(score.section for score in scores):
+        clean = metrics.get((section, CLEAN), {}).get("value")
+        ablated = metrics.get((section, ABLATED), {}).get("value")
+        if clean and ablated is not None:
+            floors[section] = ablated / clean
+    floor = Series(name=ABLATED, mark="dots", x=list(floors), y=list(floors.values()), style=GREY)
+    captions = {
+        "sufficiency": "Mean metric with reconstructions patched at all sites of the "
+        "cross-section, over the clean mean metric; grey points are mean ablation.",
+        "necessity": "How far the model falls towards mean ablation when the mean plus what the "
+        "reconstruction misses is patched; missing where mean ablation hardly hurts.",
+    }
+    titles = {
+        "sufficiency": "Test 1: do reconstructions carry the task?",
+        "necessity": "Test 1: is nothing left over?",
+    }
+    charts = []
+    for measure, caption in captions.items():
+        found = pooled(scores, measure, lambda score: (score.group, score.section))
+        bars = grouped_bars(found, contenders_of(scores))
+        if not bars:
+            continue
+        charts.append(
+            Chart(
+                name=measure,
+                title=titles[measure],
+                caption=f"{caption} {WHISKERS}",
+                x=Axis(title="cross-section"),
+                y=Axis(title=f"{measure} (1 is best)"),
+                series=(*bars, floor) if floors and measure == "sufficiency" else bars,
+                summary=f"Bars of {measure}: {in_words(bars)}.",
+                section=APPROXIMATION_SECTION,
+            )
+        )
+    return charts
+
+
+def approximation_table(scores: Sequence[Score]) -> Table:
+    """Test 1 with the mean metrics behind its scores."""
+    wanted = ("sufficiency", "necessity", "recovered", "l0")
+    rows: dict[Key, dict[str, str]] = {}
+    for score in scores:
+        found = rows.setdefault((score.contender, score.section, score.prompt_seed), {})
+        if score.measure in wanted:
+            found[score.measure] = score.text
+        if score.measure == "metric":
+            found[score.mode] = score.text
+    return Table(
+        title="Test 1, with the mean metrics behind the scores (95 % interval over prompts)",
+        columns=(
+            *("contender", "cross-section", "prompt seed"),
+            *(*wanted, "metric reconstruction", "metric rest"),
+        ),
+        rows=tuple(
+            (
+                *key,
+                *(found.get(name, "–") for name in wanted),
+                found.get("reconstruction") or found.get(key[0], "–"),
+                found.get("rest", "–"),
+            )
+            for key, found in rows.items()
+            if found
+        ),
+        section="Numbers",
+    )

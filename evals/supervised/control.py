@@ -2,25 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from saelab.formats.chart import Axis, Chart
+from saelab.formats.evaluation_result import Table
 from saelab.sparse.kernels import combine_latents
 from saelab.stats.bootstrap import UNDEFINED, Estimate
 
+from ..suite import Definition
 from .contenders import Candidate
 from .edits import EditVariant, candidate_edits, supervised_edit
 from .predicates import Interpretations, exchanged_codes
-from .section import ABLATED, CLEAN, RANDOM, EditedPrompts, Section, label_indices, mean_rows
+from .scores import (
+    ABLATED,
+    APPROXIMATION_SECTION,
+    CLEAN,
+    RANDOM,
+    UNEDITED,
+    WHISKERS,
+    Key,
+    Score,
+    grouped_bars,
+    in_words,
+    pooled,
+)
+from .section import EditedPrompts, Section, label_indices, mean_rows
 from .sites import Outcome, PromptSite
+from .tradeoff import relative_tradeoff
+
+CONTROL_GROUP = "Test 2: control"
+CONTROL = (
+    Definition(
+        name="accuracy",
+        unit="1",
+        better="higher",
+        group=CONTROL_GROUP,
+        text="Share of prompts at which the edit and the ground truth, which patches the "
+        "counterfactual's own activations, predict the same token of the whole vocabulary.",
+    ),
+    Definition(
+        name="answer_accuracy",
+        unit="1",
+        better="higher",
+        group=CONTROL_GROUP,
+        text="As edit accuracy, with predictions among the task's answer tokens only.",
+    ),
+    Definition(
+        name="cause",
+        unit="1",
+        better="higher",
+        group=CONTROL_GROUP,
+        text="Edit accuracy over the prompts whose right answers the edit changes.",
+    ),
+    Definition(
+        name="isolation",
+        unit="1",
+        better="higher",
+        group=CONTROL_GROUP,
+        text="Edit accuracy over the prompts whose right answers the edit leaves as they "
+        "are, because they depend on other attributes.",
+    ),
+    Definition(
+        name="counterfactual_answer",
+        unit="1",
+        better="higher",
+        group=CONTROL_GROUP,
+        text="Share of prompts at which the prediction is a right answer of the "
+        "counterfactual prompt.",
+    ),
+    Definition(
+        name="weight_removed",
+        unit="1",
+        better="lower",
+        group=CONTROL_GROUP,
+        text="Summed weight, at the unedited activation, of the latents that were changed, "
+        "mean over prompts and sites. A latent's weight is its signed share of the reconstruction; "
+        "the weights of an activation sum to 1. Latents that were only added have none. "
+        "Activations without any active latent are left out.",
+    ),
+    Definition(
+        name="n_without_weight",
+        unit="activations",
+        group=CONTROL_GROUP,
+        text="Activations without any active latent, where weights are undefined.",
+    ),
+    Definition(
+        name="distance",
+        unit="1",
+        better="lower",
+        group=CONTROL_GROUP,
+        text="‖edited − target‖ / ‖start − target‖, mean over prompts and sites; 0 is the "
+        "counterfactual's own activation, 1 no edit.",
+    ),
+    Definition(
+        name="metric_fidelity",
+        unit="1",
+        group=CONTROL_GROUP,
+        text="(M_edit − M_clean) / (M_truth − M_clean), of mean metrics with the prompts' "
+        "own answers.",
+    ),
+    Definition(
+        name="target_metric_fidelity",
+        unit="1",
+        group=CONTROL_GROUP,
+        text="As metric fidelity, with the counterfactuals' answers.",
+    ),
+    Definition(
+        name="kl",
+        unit="nats",
+        better="lower",
+        group=CONTROL_GROUP,
+        text="KL(ground truth ‖ edit) over the vocabulary at the last token, mean over prompts.",
+    ),
+)
 
 TRUTH = "ground truth"
-SMALLEST_GAIN = 0.1
-"""Accuracy that the supervised edit must gain over no intervention for a trade-off to be defined.
-"""
+ACCURACY_K = 2
+"""Latents per attribute of the edits that the bars of accuracy show, where that was measured."""
+TABLED = (
+    *("accuracy", "weight_removed", "isolation", "cause"),
+    *("counterfactual_answer", "metric_fidelity", "kl", "distance"),
+)
 
 
 class EditTest:
@@ -136,21 +242,15 @@ class EditTest:
         add(edit.contender, "distance", self.bootstrap.estimate(distance), **where)
         if edit.contender == self.section.ceiling and estimate.value is not None:
             self.weight[edit.contender] = estimate.value
-        self._trade_off(edit.contender, accuracy, estimate, where)
-
-    def _trade_off(
-        self, contender: str, accuracy: Estimate, weight: Estimate, where: dict[str, object]
-    ) -> None:
-        """Weight and accuracy relative to the supervised edit's."""
-        ceiling = self.section.ceiling
-        beyond = relative = None
-        w_sup = self.weight.get(ceiling)
-        if weight.value is not None and w_sup is not None and w_sup < 1:
-            beyond = (weight.value - w_sup) / (1 - w_sup)
-        if accuracy.value is not None and self.gain() >= SMALLEST_GAIN:
-            relative = (accuracy.value - self.accuracy[CLEAN]) / self.gain()
-        self.section.add(contender, "tradeoff_weight", beyond, **where)
-        self.section.add(contender, "tradeoff_accuracy", relative, **where)
+        beyond, relative = relative_tradeoff(
+            accuracy.value,
+            estimate.value,
+            unedited_accuracy=self.accuracy[CLEAN],
+            best_accuracy=self.accuracy[self.section.ceiling],
+            best_weight=self.weight.get(self.section.ceiling),
+        )
+        add(edit.contender, "tradeoff_weight", beyond, **where)
+        add(edit.contender, "tradeoff_accuracy", relative, **where)
 
     def _score(self, contender: str, outcome: Outcome, place: Mapping[str, object]) -> Estimate:
         """The measures of predictions and metrics; returns the accuracy."""
@@ -230,3 +330,66 @@ def measure_edit(
     test.measure_candidate(candidate, interpretations)
     if bool(test.changed.any()):
         test.measure_codes(candidate, interpretations)
+
+
+def accuracy_charts(scores: Sequence[Score]) -> list[Chart]:
+    """Edit accuracy at the smallest edit: references, and dictionaries with the fewest changes."""
+    ks = sorted({score.k for score in scores if score.k is not None})
+    shown_k = ACCURACY_K if ACCURACY_K in ks else (ks[0] if ks else None)
+
+    def name(score: Score) -> str | None:
+        if score.kind == "condition":
+            return UNEDITED if score.mode == CLEAN else None
+        if score.kind in ("floor", "skyline"):
+            return score.group
+        # Each edit changes at least two latents per attribute, as the supervised one does.
+        wanted = (shown_k or 0) * (score.edit.count("+") + 1)
+        return f"{score.group} ({score.mode})" if score.k == wanted else None
+
+    kept = [score for score in scores if score.measure == "accuracy" and name(score) is not None]
+    found = pooled(
+        kept, "accuracy", lambda score: (name(score), f"{score.edit} at {score.section}")
+    )
+    names = list(dict.fromkeys(str(name(score)) for score in kept))
+    bars = grouped_bars(found, sorted(names, key=lambda name: "(" in name))
+    if not bars:
+        return []
+    return [
+        Chart(
+            name="edit_accuracy",
+            title=f"Test 2: edits of {shown_k} latents per attribute",
+            caption="Share of prompts at which the edited run predicts the same token as the run "
+            "with the counterfactual's own activations patched. No intervention, the random "
+            "decoder and the supervised dictionary (one feature out, one in per attribute) are the "
+            "floors and the ceiling; agnostic edits are greedy, aware ones (hatched) chosen by F1. "
+            f"{WHISKERS}",
+            x=Axis(title="edited attributes and cross-section"),
+            y=Axis(title="edit accuracy", low=0, high=1.02),
+            series=bars,
+            summary=f"Bars of edit accuracy: {in_words(bars)}.",
+            height=420,
+            wide=True,
+            section=APPROXIMATION_SECTION,
+        )
+    ]
+
+
+def control_table(scores: Sequence[Score]) -> Table:
+    """Test 2, edit by edit."""
+    rows: dict[Key, dict[str, str]] = {}
+    for score in scores:
+        if score.edit and score.measure in TABLED:
+            key = (score.contender, score.section, score.edit, score.mode, score.k)
+            rows.setdefault((*key, score.prompt_seed), {})[score.measure] = score.text
+    return Table(
+        title="Test 2: edits (95 % interval over prompts)",
+        columns=(
+            *("contender", "cross-section", "edit", "how", "k", "prompt seed"),
+            *(name.replace("_", " ") for name in TABLED),
+        ),
+        rows=tuple(
+            (*("–" if part is None else part for part in key), *(f.get(n, "–") for n in TABLED))
+            for key, f in rows.items()
+        ),
+        section="Numbers",
+    )

@@ -2,21 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from saelab.formats.chart import Axis, Chart, Series
 from saelab.stats.bootstrap import UNDEFINED
 
+from ..suite import Definition
 from .approximation import ablation_matters, necessity, sufficiency
 from .contenders import Candidate, dense_chunks
 from .predicates import ALWAYS_ON, Interpretations, interpret, without_latents
-from .section import ABLATED, CLEAN, Section
+from .scores import (
+    ABLATED,
+    CLEAN,
+    INTERPRETATION_SECTION,
+    Key,
+    Score,
+    contenders_of,
+    grouped_bars,
+    in_words,
+    pooled,
+    style_of,
+)
+from .section import Section
 from .sites import Outcome, PromptSite
 
+INTERPRETATION_GROUP = "Test 3: interpretation"
+INTERPRETATION = (
+    Definition(
+        name="n_live",
+        unit="latents",
+        group=INTERPRETATION_GROUP,
+        text="Latents that are on at one interpreted prompt at least.",
+    ),
+    Definition(
+        name="n_always_on",
+        unit="latents",
+        group=INTERPRETATION_GROUP,
+        text="Latents that are on at 90 % of the prompts or more; their F1 says nothing.",
+    ),
+    Definition(
+        name="n_interpretable",
+        unit="latents",
+        better="higher",
+        group=INTERPRETATION_GROUP,
+        text="Live latents, always-on ones left out, whose best F1 over all predicates and "
+        "unions reaches the threshold.",
+    ),
+    Definition(
+        name="kept_sufficiency",
+        unit="1",
+        better="higher",
+        group=INTERPRETATION_GROUP,
+        text="Sufficiency where the contributions of all active latents with a best F1 below "
+        "the threshold are subtracted from the activations.",
+    ),
+    Definition(
+        name="removed_necessity",
+        unit="1",
+        better="higher",
+        group=INTERPRETATION_GROUP,
+        text="Necessity, as in test 1, where the contributions of all active latents with a "
+        "best F1 of at least the threshold are subtracted from the activations. 1: as bad as mean "
+        "ablation.",
+    ),
+    Definition(
+        name="codes_sufficient",
+        unit="1",
+        better="higher",
+        group=INTERPRETATION_GROUP,
+        text="Interpretable codes from the counterfactual, the others from the prompt, "
+        "decoded and patched: share of prompts that predict a right answer of the counterfactual.",
+    ),
+    Definition(
+        name="codes_complete",
+        unit="1",
+        better="higher",
+        group=INTERPRETATION_GROUP,
+        text="Interpretable codes from the prompt, all others from the counterfactual, "
+        "decoded and patched: share of prompts whose prediction stays that of the clean run.",
+    ),
+)
+
+OCCLUSION_GROUP = "Occlusion and over-splitting"
+OCCLUSION = (
+    Definition(
+        name="values_found",
+        unit="values",
+        better="higher",
+        group=OCCLUSION_GROUP,
+        text="Values of the attribute for which some latent (always-on ones left out) has an "
+        "F1 of at least the threshold.",
+    ),
+    Definition(
+        name="n_values",
+        unit="values",
+        group=OCCLUSION_GROUP,
+        text="Values of the attribute that occur in the interpreted prompts.",
+    ),
+    Definition(
+        name="n_splinters",
+        unit="latents",
+        better="lower",
+        group=OCCLUSION_GROUP,
+        text="Live latents at least 95 % of whose prompts have one value of the attribute, "
+        "and that are on at less than half of the prompts with that value: over-splitting.",
+    ),
+    Definition(
+        name="missing_f1",
+        unit="1",
+        better="lower",
+        group=OCCLUSION_GROUP,
+        text="1 − the highest F1 of any latent for any value of the attribute.",
+    ),
+)
+
+KINDS_IN_WORDS = {
+    "value": "one attribute's value",
+    "intersection": "values of two attributes",
+    "either": "a value in either of several attributes",
+    "group": "a group of values",
+}
+HIGH_F1 = 0.8
 PURITY = 0.95
 """Share of the prompts with the latent on at which the value must hold."""
 PARTIAL_RECALL = 0.5
@@ -158,3 +270,121 @@ def _subtracted(
             for chunk, codes in dense_chunks(candidate.encode(site, rows))
         ]
     )
+
+
+def occlusion_charts(scores: Sequence[Score]) -> list[Chart]:
+    """For how many values of each attribute there is a latent."""
+    thresholds = [s.threshold for s in scores if s.measure == "values_found" and s.threshold]
+    if not thresholds:
+        return []
+    lowest = min(thresholds)
+    kept = [score for score in scores if score.threshold in (None, lowest)]
+
+    def key(score: Score) -> Key:
+        return (score.group, score.attribute)
+
+    values = pooled(kept, "n_values", lambda score: (score.attribute,))
+    splinters = pooled(kept, "n_splinters", key)
+    shares, labels = {}, {}
+    for index, found in pooled(kept, "values_found", key).items():
+        n_values, n_found = values[index[1:]]["value"], found["value"]
+        if n_values and n_found is not None:
+            shares[index] = {"value": n_found / n_values}
+            cut = splinters.get(index, {}).get("value")
+            labels[index] = f"{n_found:g} of {n_values:g} values, {cut} splinters (means)"
+    bars = grouped_bars(shares, contenders_of(scores), whiskers=False, labels=labels)
+    return [
+        Chart(
+            name="occlusion",
+            title="Occlusion: attributes whose values have latents",
+            caption=f"Share of an attribute's values for which some latent reaches F1 {lowest:g} "
+            "(always-on latents left out), mean over sites and seeds. An attribute with a low bar "
+            "beside one with a high bar is occluded. The table has the mean number of splinters "
+            "too: latents that are pure in one value but cover less than half of its prompts.",
+            x=Axis(title="attribute"),
+            y=Axis(title=f"share of values with F1 ≥ {lowest:g}", low=0, high=1.02),
+            series=bars,
+            summary=f"Bars of the share of values found: {in_words(bars)}.",
+            section=INTERPRETATION_SECTION,
+        )
+    ]
+
+
+def histogram_charts(histograms: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Live latents by best F1 and kind of predicate, a chart per kind of dictionary.
+
+    Args:
+        histograms: per cross-section, dictionary and site: its group and counts by kind.
+    """
+    panels: dict[str, dict[str, list[int]]] = {}
+    for histogram in histograms:
+        panel = panels.setdefault(histogram["group"], {})
+        for kind, counts in histogram["counts"].items():
+            before = panel.get(kind, [0] * len(counts))
+            panel[kind] = [a + b for a, b in zip(before, counts, strict=True)]
+    charts = []
+    for number, (group, panel) in enumerate(panels.items()):
+        n_bars = len(next(iter(panel.values())))
+        edges = [bar / n_bars for bar in range(n_bars + 1)]
+        total = sum(map(sum, panel.values()))
+        high = sum(sum(counts[round(HIGH_F1 * n_bars) :]) for counts in panel.values())
+        charts.append(
+            Chart(
+                name=f"f1_histogram_{number}",
+                title=f"Test 3: what the latents of {group} mean",
+                caption="Live latents of all sites, seeds and cross-sections by the F1 of their "
+                "best predicate or union of predicates, coloured by its kind; latents that are on "
+                "at 90 % of the prompts or more are left out. One that is on nearly always scores "
+                "2p/(1 + p) for a predicate of probability p, so bars below 0.8 may mean little.",
+                x=Axis(title="best F1"),
+                y=Axis(title="live latents"),
+                series=tuple(
+                    Series(name=KINDS_IN_WORDS[kind], mark="histogram", x=[*edges], y=[*counts])
+                    for kind, counts in panel.items()
+                ),
+                stacked=True,
+                summary=f"Stacked histogram of best F1; {group}: {high} of {total} at "
+                f"{HIGH_F1:g} or more.",
+                section=INTERPRETATION_SECTION,
+            )
+        )
+    return charts
+
+
+def sweep_charts(scores: Sequence[Score]) -> list[Chart]:
+    """What is lost when latents below, or above, an F1 are subtracted, per cross-section."""
+    words = {
+        "kept_sufficiency": "sufficiency, latents below removed",
+        "removed_necessity": "necessity, latents above removed",
+    }
+    names, panels = contenders_of(scores), {}
+    for measure in words:
+        found = pooled(scores, measure, lambda s: (s.section, s.group, s.threshold))
+        known = {index: values for index, values in found.items() if values["value"] is not None}
+        for section, group in dict.fromkeys(index[:2] for index in known):
+            limits = sorted(index[2] for index in known if index[:2] == (section, group))
+            panels.setdefault(section, []).append(
+                Series(
+                    name=f"{group}: {words[measure]}",
+                    mark="lines+dots",
+                    x=limits,
+                    y=[known[section, group, limit]["value"] for limit in limits],
+                    style=style_of(group, names),
+                    dashed=measure == "removed_necessity",
+                )
+            )
+    return [
+        Chart(
+            name=f"f1_sweep_{number}",
+            title=f"Test 3: do the interpretable latents carry the task at {section}?",
+            caption="Solid: sufficiency when all active latents with a best F1 below the threshold "
+            "are subtracted from the activations; it stays near 1 as long as interpretable latents "
+            "suffice. Dashed: necessity when those at or above it are subtracted; near 1 where "
+            "they are needed.",
+            x=Axis(title="F1 threshold"),
+            y=Axis(title="score"),
+            series=tuple(series),
+            section=INTERPRETATION_SECTION,
+        )
+        for number, (section, series) in enumerate(panels.items())
+    ]

@@ -116,9 +116,6 @@ def label_indices(task: Task, prompts: Sequence[Prompt]) -> dict[str, Int[Tensor
     return found
 
 
-CLEAN = "clean"
-ABLATED = "mean ablation"
-RANDOM = "random decoder"
 Variants = Mapping[str, Mapping[PromptSite, Tensor]]
 
 

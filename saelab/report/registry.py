@@ -17,7 +17,6 @@ from .figure import Figure
 from .mode_figures import MODE_FIGURES
 from .recovery_figures import RECOVERY_FIGURES
 from .steering_figures import STEERING_FIGURES
-from .supervised_figures import SUPERVISED_FIGURES
 
 FIGURES: dict[str, dict[str, Callable[[dict[str, Any]], Figure]]] = {
     "core": CORE_FIGURES | MODE_FIGURES,
@@ -25,7 +24,6 @@ FIGURES: dict[str, dict[str, Callable[[dict[str, Any]], Figure]]] = {
     "consistency": CONSISTENCY_FIGURES,
     "steering": STEERING_FIGURES,
     "recovery": RECOVERY_FIGURES,
-    "supervised": SUPERVISED_FIGURES,
 }
 
 
