@@ -68,7 +68,7 @@ def completion_options() -> list[str]:
 
 def _settings(module: Any) -> Any:
     suite = getattr(module, "SUITE", None)
-    return module.CONFIG if suite is None else suite.Config
+    return module.CONFIG if suite is None else suite.Command or suite.Config
 
 
 def main(arguments: Sequence[str]) -> None:

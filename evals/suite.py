@@ -116,6 +116,12 @@ class Suite(Generic[ConfigT]):
     """Whether dictionaries are held against one another, so that no result stands alone."""
     finish: Callable[[Sequence[EvaluationResult], Any], None] | None = None
     """(results, settings): what more the command prints or writes at its end."""
+    Command: type | None = None
+    """Dataclass its command line is read into; None: one of `dictionaries` and `config`."""
+    action: Callable[[Any], Sequence[str] | None] | None = None
+    """Command -> lines about what it did in place of an evaluation; None: it asks for one."""
+    folder: Callable[[ConfigT], Path] | None = None
+    """Settings -> folder of the one result of all dictionaries; None: each has a result."""
 
     @property
     def stem(self) -> str:
@@ -124,6 +130,8 @@ class Suite(Generic[ConfigT]):
 
     def command(self) -> type:
         """The dataclass that its command line is read into: dictionaries and settings."""
+        if self.Command is not None:
+            return self.Command
         config: Any = tyro.conf.OmitArgPrefixes[self.Config]
         made = make_dataclass(
             f"{self.Config.__name__.removesuffix('Config')}Command",
@@ -152,6 +160,10 @@ def run_command(suite: Suite[Any], arguments: Sequence[str]) -> None:
     command: Any = parse_arguments(suite.command(), arguments, program=program)
     if suite.needs_dictionaries and not command.dictionaries:
         raise ConfigError(f"no dictionary was given: type `{program} FOLDER [FOLDER …]`")
+    lines = None if suite.action is None else suite.action(command)
+    if lines is not None:
+        _say(lines)
+        return
     results = evaluate(suite, command.dictionaries, command.config)
     show(suite, results)
     if suite.finish is not None:
@@ -182,6 +194,8 @@ def evaluate(
     """
     from .subjects import result_folders
 
+    if suite.folder is not None:
+        return [_evaluate_together(suite, folders, config, page=pages)]
     outs: list[Path] = []
     if folders or suite.needs_dictionaries:
         outs = result_folders(folders, getattr(config, "out", None))
@@ -206,6 +220,18 @@ def evaluate(
     order = {out: index for index, out in enumerate(outs)}
     ordered = sorted(written, key=lambda out: order.get(out, len(order)))
     return [(out / f"{suite.stem}.json", written[out]) for out in ordered]
+
+
+def _evaluate_together(
+    suite: Suite[ConfigT], folders: Sequence[Path], config: ConfigT, *, page: bool
+) -> tuple[Path, EvaluationResult]:
+    """Run a suite that has one result for all dictionaries."""
+    assert suite.folder is not None
+    path = suite.folder(config) / f"{suite.stem}.json"
+    if path.exists() and not getattr(config, "overwrite", False):
+        raise ConfigError(f"{path} exists already: {REPLACE}")
+    (measured,) = suite.measure(folders, [path.parent], config)
+    return write_result(suite, measured, result_of(suite, measured, config), page=page)
 
 
 def _kept(
@@ -330,6 +356,13 @@ def write_rows(path: Path, columns: Mapping[str, Any]) -> None:
 
     with atomic_path(path) as temporary:
         parquet.write_table(pyarrow.table(dict(columns)), temporary)
+
+
+def _say(lines: Iterable[str]) -> None:
+    from rich.console import Console
+
+    for line in lines:
+        Console().print(line, soft_wrap=True, highlight=False)
 
 
 def show(suite: Suite[Any], results: Sequence[tuple[Path, EvaluationResult]]) -> None:

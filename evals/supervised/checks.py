@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,9 +19,12 @@ from torch import Tensor
 from saelab.errors import ConfigError, ModelError
 from saelab.model.language_model import LanguageModel
 
-from .patching import patched_outcomes
-from .tasks.interface import Prompt, Task
+from .config import SupervisedConfig
+from .sites import patched_outcomes
+from .tasks import Prompt, Task
 
+BASE_PROMPTS = 200
+"""Prompts on which the model must show that it can do the task."""
 ENOUGH_PROMPTS = 30
 """Fitting prompts that every attribute value should have."""
 STRONG_DEPENDENCE = 0.1
@@ -177,3 +181,47 @@ def require_able(model: LanguageModel, task: Task, accuracy: BaseAccuracy) -> No
 def strong_pairs(values: Mapping[tuple[str, str], float]) -> list[tuple[str, str]]:
     """Pairs of attributes that depend on each other too much for mean features."""
     return [pair for pair, value in values.items() if value > STRONG_DEPENDENCE]
+
+
+def check_task(
+    model: LanguageModel, task: Task, config: SupervisedConfig, seed: int
+) -> tuple[dict[str, Any], list[str]]:
+    """What must be known before numbers are believed: coverage, dependence, base accuracy.
+
+    Returns:
+        (what was found, notes for the reader).
+
+    Raises:
+        ConfigError: an attribute value without examples.
+        ModelError: a model that cannot do the task.
+    """
+    fit = task.sample(config.n_fit, "train", seed)
+    covered = require_coverage(task, fit)
+    values = dependence(task, fit)
+    few = task.sample(min(BASE_PROMPTS, config.n_eval), config.eval_split, seed)
+    able = base_accuracy(model, task, few, batch_prompts=config.batch_prompts)
+    require_able(model, task, able)
+    notes = []
+    rare = {name: len(found.rare) for name, found in covered.items() if found.rare}
+    if rare:
+        counted = ", ".join(f"{count} of {name}" for name, count in rare.items())
+        notes.append(
+            f"Prompt seed {seed}: values with few fitting prompts (below {ENOUGH_PROMPTS}): "
+            f"{counted}; their features are noisy."
+        )
+    pairs = strong_pairs(values)
+    if pairs and "mean" in config.skylines:
+        named = ", ".join(" and ".join(pair) for pair in pairs)
+        notes.append(
+            f"Prompt seed {seed}: {named} depend on each other, so the mean dictionary counts what "
+            "they share twice; read the MSE one."
+        )
+    fewest = {name: found.fewest for name, found in covered.items()}
+    return {
+        "fitting prompts of the rarest value": fewest,
+        "dependence (Cramér's V)": {" and ".join(p): round(v, 4) for p, v in values.items()},
+        "model: prompts tried": able.n_prompts,
+        "model: mean metric": able.metric,
+        "model: share with a positive metric": able.positive,
+        "model: share predicted right": able.predicted,
+    }, notes

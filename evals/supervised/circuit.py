@@ -19,14 +19,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import ConfigError, ModelError
+from saelab.formats.chart import Axis, Chart, Series
 from saelab.formats.files import write_json
 from saelab.formats.manifest import new_manifest
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 
-from .patching import prepared_batches
-from .sites import KEY_VALUE_KINDS, CrossSection, Site, gather, key_value_head
-from .tasks.interface import Prompt, Role, Task, counterfactual_pairs
+from .sites import (
+    KEY_VALUE_KINDS,
+    CrossSection,
+    PromptSite,
+    gather,
+    key_value_head,
+    prepared_batches,
+    write_cross_sections,
+)
+from .tasks import Prompt, Role, Task, counterfactual_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -154,9 +162,9 @@ def patch_every_head(
     Returns:
         (effects, the effect of the whole residual stream there before the last block).
     """
-    last = Site("resid_pre", model.n_layers - 1, None, position)
+    last = PromptSite("resid_pre", model.n_layers - 1, None, position)
     layers = [
-        [Site("z", layer, head, position) for head in range(model.n_heads)]
+        [PromptSite("z", layer, head, position) for head in range(model.n_heads)]
         for layer in range(model.n_layers)
     ]
     sites = [site for heads in layers for site in heads]
@@ -208,9 +216,9 @@ def cross_sections_of(
     for template in task.cross_sections:
         members = sorted({head for role in template.roles for head in heads.get(role, ())})
         sites = {
-            Site(kind, layer, key_value_head(model, head), position)
+            PromptSite(kind, layer, key_value_head(model, head), position)
             if kind in KEY_VALUE_KINDS
-            else Site(kind, layer, head, position)
+            else PromptSite(kind, layer, head, position)
             for kind, position in template.parts
             for layer, head in members
         }
@@ -259,3 +267,103 @@ def write_circuit(path: Path, circuit: Circuit, config: CircuitConfig) -> None:
         made_from={"model": circuit.model, "task": circuit.task},
     )
     write_json(path, manifest | {"circuit": effects_table(circuit)})
+
+
+def circuit_charts(circuit: Mapping[str, Any]) -> list[Chart]:
+    """One heat map of heads per role of `effects_table`."""
+    return [_heat_map(role) for role in circuit["roles"]]
+
+
+def _heat_map(role: Mapping[str, Any]) -> Chart:
+    effects = role["effects"]
+    n_layers, n_heads = len(effects), len(effects[0])
+    edited, position = " and ".join(role["edit"]), role["position"]
+    flat = [(effects[i][j], i, j) for i in range(n_layers) for j in range(n_heads)]
+    top = sorted(flat, key=lambda effect: -abs(effect[0]))[:5]
+    named = ", ".join(f"{i}.{j} ({value:.3f})" for value, i, j in top)
+    return Chart(
+        name=f"heads_{role['name']}",
+        title=f"{role['name']}: heads at {position}, {edited} changed",
+        caption=f"Share of the clean metric that is lost when a head's output z at {position} is "
+        f"replaced by its value on a prompt with other {edited}; negative where the metric rises. "
+        f"Marked: heads that take the role. {role['n_prompts']} prompts.",
+        x=Axis(title="block"),
+        y=Axis(title="head"),
+        series=(
+            Series(
+                name="effect",
+                mark="heat map",
+                x=list(range(n_layers)),
+                y=list(range(n_heads)),
+                z=[list(row) for row in zip(*effects, strict=True)],
+            ),
+            Series(
+                name="heads of the role",
+                mark="dots",
+                x=[layer for layer, _ in role["heads"]],
+                y=[head for _, head in role["heads"]],
+                style=6,
+            ),
+        ),
+        summary=f"Heat map of {n_layers} blocks by {n_heads} heads; largest effects: {named}.",
+        colour="effect",
+        wide=True,
+    )
+
+
+def write_circuit_page(path: Path, circuit: Mapping[str, Any]) -> Path:
+    """The page of a circuit search: a heat map and a row of a table per role."""
+    from saelab.report.draw import draw
+    from saelab.report.page import Report
+
+    report = Report(
+        f"Heads of {circuit['model']} that do {circuit['task']}",
+        f"Mean metric of the clean runs: {circuit['clean_metric']:.3f}.",
+    )
+    report.add_figures([draw(chart) for chart in circuit_charts(circuit)])
+    report.add_table(
+        "Heads by role, strongest first",
+        ["role", "edited attributes", "position", "prompts", "effect of the whole stream", "heads"],
+        [
+            [
+                role["name"],
+                "+".join(role["edit"]),
+                role["position"],
+                role["n_prompts"],
+                role["whole"],
+                ", ".join(f"{layer}.{head}" for layer, head in role["heads"]) or "none",
+            ]
+            for role in circuit["roles"]
+        ],
+    )
+    return report.write(path)
+
+
+def find_sites(path: Path, model: LanguageModel, task: Task, config: CircuitConfig) -> Path:
+    """Search a model's heads for a task's circuit and write its cross-sections.
+
+    Args:
+        path: JSON file for the cross-sections; the effects go beside it as `NAME.circuit.json`.
+        model: the language model.
+        task: the task.
+        config: how to search.
+
+    Returns:
+        The page with the heat maps.
+
+    Raises:
+        ConfigError: the task declares no roles.
+        ModelError: a model that cannot do the task.
+    """
+    circuit = find_circuit(model, task, config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_circuit(path.with_suffix(".circuit.json"), circuit, config)
+    page = write_circuit_page(path.with_suffix(".html"), effects_table(circuit))
+    write_cross_sections(
+        path,
+        circuit.cross_sections,
+        model=model.name,
+        task=task.name,
+        found_by={"n_prompts": config.n_prompts, "seed": config.seed},
+    )
+    return page

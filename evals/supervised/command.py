@@ -1,22 +1,20 @@
-"""The command `saelab eval supervised`: find sites, write caches of a task, judge dictionaries."""
+"""The suite "supervised": find sites, write caches of a task, judge dictionaries."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from saelab.config import parse_arguments
 from saelab.errors import ConfigError
-from saelab.formats.evaluation_result import EvaluationResult
 
+from ..suite import Suite
 from .config import SupervisedConfig
 
-PROGRAM = "saelab eval supervised"
-TRUTH = "ground truth"
-"""Condition that edits are compared with; its own accuracy is always 1."""
+CACHE_SPLIT = "train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,72 +63,73 @@ class SupervisedCommand:
             raise ConfigError(problems)
 
 
-CONFIG = SupervisedCommand
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Run the command with the words after `saelab eval supervised`.
-
-    Raises:
-        SaelabError: whatever the user can put right; see `run_supervised`.
-    """
-    command = parse_arguments(SupervisedCommand, arguments, program=PROGRAM)
-    from .preparation import find_sites, run_toys, write_caches
-    from .suite import REPORT_FILE, run_supervised
-
+def _run_action(command: SupervisedCommand) -> list[str] | None:
+    """What the command asks for in place of an evaluation, and where it was written."""
     config = command.config
+    if command.toys is not None:
+        from .toys import run_toys
+
+        return [f"report: {run_toys(command.toys)}"]
     if command.find_sites is not None:
-        page = find_sites(command.find_sites, config, command.circuit_prompts)
-        print(f"cross-sections: {command.find_sites}\nheat maps: {page}")
-    elif command.write_cache is not None:
-        for place in write_caches(command.write_cache, config, command.cache_prompts):
-            print(f"cache: {place}")
-    elif command.toys is not None:
-        print(f"report: {run_toys(command.toys)}")
-    else:
-        result = run_supervised(command.dictionaries, config)
-        show(result, config.folder / REPORT_FILE)
+        from .circuit import CircuitConfig, find_sites
+        from .suite import load_model_and_task
+
+        options = CircuitConfig(n_prompts=command.circuit_prompts, seed=config.prompt_seeds[0])
+        path = command.find_sites
+        # Refused before the model is loaded.
+        if path.exists() and not config.overwrite:
+            raise ConfigError(f"{path} exists already: add --overwrite to replace it")
+        page = find_sites(path, *load_model_and_task(config), options)
+        return [f"cross-sections: {path}", f"heat maps: {page}"]
+    if command.write_cache is not None:
+        caches = _write_caches(command.write_cache, config, command.cache_prompts)
+        return [f"cache: {folder}" for folder in caches]
+    return None
 
 
-def show(result: EvaluationResult, page: Path) -> None:
-    """Print a table per cross-section, the notes, and where the page is."""
-    from rich.console import Console
-    from rich.table import Table
+def _write_caches(out: Path, config: SupervisedConfig, n_prompts: int) -> list[Path]:
+    """Write a task's activations at the sites of the settings' cross-sections, a cache per site."""
+    from .sites import gather
+    from .suite import load_model_and_task, sections_of
+    from .task_cache import check_places, write_task_caches
 
-    scores = result.figure_data["scores"]
-    console = Console()
-    for section in dict.fromkeys(one["section"] for one in scores):
-        table = Table(title=section)
-        table.add_column("contender", no_wrap=True)
-        for column in ("suff.", "nec.", "edit", "how", "k", "accuracy", "weight"):
-            table.add_column(column, no_wrap=True)
-        here = [one for one in scores if one["section"] == section]
-        for name in dict.fromkeys(one["contender"] for one in here):
-            _rows(table, [one for one in here if one["contender"] == name], name)
-        console.print(table)
-    for note in result.settings["notes"]:
-        console.print(note, highlight=False)
-    console.print(f"report: {page}", soft_wrap=True, highlight=False)
-
-
-def _rows(table, scores: list[dict], name: str) -> None:
-    """One line of test 1, then one per edit."""
-    whole = {one["measure"]: _text(one) for one in scores if not one["edit"] and not one["site"]}
-    if "sufficiency" in whole:
-        table.add_row(name, whole["sufficiency"], whole["necessity"])
-    edits: dict[tuple, dict[str, str]] = {}
-    for one in scores:
-        if one["edit"] and one["threshold"] is None:
-            key = (one["edit"], one["mode"], one["k"], one["prompt_seed"])
-            edits.setdefault(key, {})[one["measure"]] = _text(one)
-    for (edit, mode, k, _), found in edits.items():
-        if mode == TRUTH:
-            continue
-        shown = "" if k is None else str(k)
-        table.add_row(
-            name, "", "", edit, mode, shown, found["accuracy"], found.get("weight_removed", "")
-        )
+    model, task = load_model_and_task(config)
+    sections = sections_of(config, model, task, ())
+    sites = list(dict.fromkeys(site for section in sections for site in section.sites))
+    check_places(out, sites, overwrite=config.overwrite)
+    seed = config.prompt_seeds[0]
+    prompts = task.sample(n_prompts, CACHE_SPLIT, seed)
+    return write_task_caches(
+        out,
+        model,
+        task.name,
+        prompts,
+        gather(model, prompts, sites, batch_prompts=config.batch_prompts),
+        split=CACHE_SPLIT,
+        seed=seed,
+        overwrite=config.overwrite,
+    )
 
 
-def _text(score: dict) -> str:
-    return "undefined" if score["value"] is None else f"{score['value']:.3f}"
+def _lazily(name: str) -> Any:
+    """A function of `suite`, which is imported when it is called."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(".suite", __package__), name)(*arguments)
+
+    return call
+
+
+SUITE = Suite(
+    name="supervised",
+    summary="Judge dictionaries on a task with known attributes.",
+    Config=SupervisedConfig,
+    Command=SupervisedCommand,
+    action=_run_action,
+    folder=lambda config: config.folder,
+    measure=_lazily("measure"),
+    definitions=_lazily("definitions"),
+    charts=_lazily("charts"),
+    tables=_lazily("tables"),
+    needs_dictionaries=False,
+)

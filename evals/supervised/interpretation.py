@@ -1,146 +1,390 @@
-"""Test 3: what each latent means, and whether latents with a meaning carry the task.
-
-A latent's interpretation is the predicate or union of predicates with the highest F1 over all
-families. Interpretations are made on prompts other than those that scores are computed on. Source:
-Makelov, Lange & Nanda, arXiv 2405.08366, section 6 and A.12, A.13, A.16.
-"""
+"""Test 3 and the occlusion measures at a cross-section."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from saelab.sparse import SparseCodes
+from saelab.formats.chart import Axis, Chart, Series
+from saelab.stats.bootstrap import UNDEFINED
 
-from .predicates import Family, best_unions, f1_scores, on_pairs, overlaps
+from ..suite import Definition
+from .approximation import ablation_matters, necessity, sufficiency
+from .contenders import Candidate, dense_chunks
+from .predicates import ALWAYS_ON, Interpretations, interpret, without_latents
+from .scores import (
+    ABLATED,
+    CLEAN,
+    INTERPRETATION_SECTION,
+    Key,
+    Score,
+    contenders_of,
+    grouped_bars,
+    in_words,
+    pooled,
+    style_of,
+)
+from .section import Section
+from .sites import Outcome, PromptSite
 
-MOST_VALUES = 10
-"""Predicates in a union, at most."""
-ALWAYS_ON = 0.9
-"""Share of prompts from which on a latent counts as always on: its F1 says nothing, since one that
-is on everywhere scores 2p/(1+p) for a predicate of probability p."""
-VALUES_NAMED = 3
+INTERPRETATION_GROUP = "Test 3: interpretation"
+INTERPRETATION = (
+    Definition(
+        name="n_live",
+        unit="latents",
+        group=INTERPRETATION_GROUP,
+        text="Latents that are on at one interpreted prompt at least.",
+    ),
+    Definition(
+        name="n_always_on",
+        unit="latents",
+        group=INTERPRETATION_GROUP,
+        text="Latents that are on at 90 % of the prompts or more; their F1 says nothing.",
+    ),
+    Definition(
+        name="n_interpretable",
+        unit="latents",
+        better="higher",
+        group=INTERPRETATION_GROUP,
+        text="Live latents, always-on ones left out, whose best F1 over all predicates and "
+        "unions reaches the threshold.",
+    ),
+    Definition(
+        name="kept_sufficiency",
+        unit="1",
+        better="higher",
+        group=INTERPRETATION_GROUP,
+        text="Sufficiency where the contributions of all active latents with a best F1 below "
+        "the threshold are subtracted from the activations.",
+    ),
+    Definition(
+        name="removed_necessity",
+        unit="1",
+        better="higher",
+        group=INTERPRETATION_GROUP,
+        text="Necessity, as in test 1, where the contributions of all active latents with a "
+        "best F1 of at least the threshold are subtracted from the activations. 1: as bad as mean "
+        "ablation.",
+    ),
+    Definition(
+        name="codes_sufficient",
+        unit="1",
+        better="higher",
+        group=INTERPRETATION_GROUP,
+        text="Interpretable codes from the counterfactual, the others from the prompt, "
+        "decoded and patched: share of prompts that predict a right answer of the counterfactual.",
+    ),
+    Definition(
+        name="codes_complete",
+        unit="1",
+        better="higher",
+        group=INTERPRETATION_GROUP,
+        text="Interpretable codes from the prompt, all others from the counterfactual, "
+        "decoded and patched: share of prompts whose prediction stays that of the clean run.",
+    ),
+)
+
+OCCLUSION_GROUP = "Occlusion and over-splitting"
+OCCLUSION = (
+    Definition(
+        name="values_found",
+        unit="values",
+        better="higher",
+        group=OCCLUSION_GROUP,
+        text="Values of the attribute for which some latent (always-on ones left out) has an "
+        "F1 of at least the threshold.",
+    ),
+    Definition(
+        name="n_values",
+        unit="values",
+        group=OCCLUSION_GROUP,
+        text="Values of the attribute that occur in the interpreted prompts.",
+    ),
+    Definition(
+        name="n_splinters",
+        unit="latents",
+        better="lower",
+        group=OCCLUSION_GROUP,
+        text="Live latents at least 95 % of whose prompts have one value of the attribute, "
+        "and that are on at less than half of the prompts with that value: over-splitting.",
+    ),
+    Definition(
+        name="missing_f1",
+        unit="1",
+        better="lower",
+        group=OCCLUSION_GROUP,
+        text="1 − the highest F1 of any latent for any value of the attribute.",
+    ),
+)
+
+KINDS_IN_WORDS = {
+    "value": "one attribute's value",
+    "intersection": "values of two attributes",
+    "either": "a value in either of several attributes",
+    "group": "a group of values",
+}
+HIGH_F1 = 0.8
+PURITY = 0.95
+"""Share of the prompts with the latent on at which the value must hold."""
+PARTIAL_RECALL = 0.5
+"""Share of the prompts with the value below which a latent shows only part of it."""
 
 
-@dataclass(frozen=True, eq=False)
-class Interpretations:
-    """What the latents of one dictionary at one site mean."""
+@dataclass(frozen=True, kw_only=True)
+class AttributeUse:
+    """What the latents of a dictionary make of one attribute."""
 
-    f1: Float[Tensor, " d_sae"]
-    """Best F1 of each latent, 0 for one that is never on."""
-    family: Int[Tensor, " d_sae"]
-    """Which family that is with; −1 for a latent that is never on."""
-    families: tuple[Family, ...]
-    on_rate: Float[Tensor, " d_sae"]
-    """Share of prompts at which the latent is on."""
-    value_f1: dict[str, Float[Tensor, "d_sae _"]]
-    """Attribute -> F1 for each of its single values."""
-    overlap: dict[str, Int[Tensor, "d_sae _"]]
-    """Attribute -> prompts at which the latent is on and the value holds."""
-    words: tuple[str, ...]
-    """Each latent's interpretation; "" for one that is never on."""
-
-    def live(self) -> Bool[Tensor, " d_sae"]:
-        """Latents that are on at some prompt."""
-        return self.on_rate > 0
-
-    def n_always_on(self) -> int:
-        """How many latents are always on."""
-        return int((self.on_rate >= ALWAYS_ON).sum())
-
-    def interpretable(self, threshold: float) -> Bool[Tensor, " d_sae"]:
-        """Latents with an F1 of at least the threshold that are not always on."""
-        return self.live() & (self.f1 >= threshold) & (self.on_rate < ALWAYS_ON)
+    n_values: int
+    """Values that occur in the prompts."""
+    n_found: dict[str, int]
+    """Threshold -> values for which some latent has at least this F1 (always-on ones left out)."""
+    n_splinters: int
+    """Live latents on at least 95 % purely where one value holds, with a recall below 0.5."""
+    missing_f1: float
+    """1 − the highest F1 of any latent for any value of the attribute."""
 
 
-def interpret(
-    codes: SparseCodes,
-    families: Sequence[Family],
-    attributes: Sequence[str],
-    most_values: int = MOST_VALUES,
-) -> Interpretations:
-    """Find each latent's best predicate or union.
+def attribute_use(
+    found: Interpretations,
+    attribute: str,
+    sizes: Int[Tensor, " values"],
+    thresholds: tuple[float, ...],
+) -> AttributeUse:
+    """Measure one attribute from a dictionary's interpretations.
 
     Args:
-        codes: of the prompts of the families.
-        families: from `families_of`; the first ones are those of the attributes' single values.
-        attributes: names of the attributes, in the order of those first families.
-        most_values: predicates in a union at most; unions are of values of one family.
+        found: the interpretations.
+        attribute: its name.
+        sizes: prompts with each value.
+        thresholds: F1 from which a value counts as found.
     """
-    d_sae = codes.d_sae
-    row, latent = on_pairs(codes)
-    n_on = torch.bincount(latent, minlength=d_sae)
-    best = torch.zeros(d_sae, dtype=torch.float64)
-    which = torch.full((d_sae,), -1)
-    unions = []
-    for place, family in enumerate(families):
-        found = best_unions(family, row, latent, n_on, most_values)
-        unions.append(found)
-        better = (found.f1 > best) & (n_on > 0)
-        best, which = torch.where(better, found.f1, best), torch.where(better, place, which)
-    words = [""] * d_sae
-    for one in (which >= 0).nonzero().flatten().tolist():
-        family, union = families[int(which[one])], unions[int(which[one])]
-        chosen = union.order[one, : int(union.n_values[one])].tolist()
-        words[one] = family.name.replace("…", _list([family.values[value] for value in chosen]))
-    overlap = {
-        name: overlaps(row, latent, d_sae, family)
-        for name, family in zip(attributes, families, strict=False)
+    usable = (found.on_rate < ALWAYS_ON).unsqueeze(1)
+    f1 = torch.where(usable, found.value_f1[attribute], 0.0)
+    overlap = found.overlap[attribute].double()
+    n_on = (found.on_rate * int(sizes.sum())).round().clamp_min(1).unsqueeze(1)
+    pure = (overlap / n_on >= PURITY) & (overlap > 0)
+    partial = overlap / sizes.clamp_min(1) < PARTIAL_RECALL
+    best = f1.amax(0)
+    return AttributeUse(
+        n_values=int((sizes > 0).sum()),
+        n_found={f"{limit:g}": int((best >= limit).sum()) for limit in thresholds},
+        n_splinters=int((pure & partial).any(1).sum()),
+        missing_f1=1 - float(f1.max()),
+    )
+
+
+def interpret_candidate(
+    section: Section, candidate: Candidate
+) -> dict[PromptSite, Interpretations]:
+    """Interpret the latents at every site, and count what they show."""
+    attributes = list(section.task.attributes)
+    found = {}
+    for site in section.sites:
+        codes = candidate.encode(site, section.material.interpret_activations[site])
+        found[site] = interpret(
+            codes, section.material.families, attributes, section.config.union_values
+        )
+        _count(section, candidate, site, found[site])
+    return found
+
+
+def _count(
+    section: Section, candidate: Candidate, site: PromptSite, found: Interpretations
+) -> None:
+    place = {
+        "kind": candidate.kind,
+        "group": candidate.group,
+        "site": str(site),
     }
-    return Interpretations(
-        f1=best,
-        family=which,
-        families=tuple(families),
-        on_rate=n_on.double() / max(1, codes.n_rows),
-        value_f1={
-            name: f1_scores(overlap[name], n_on, family.sizes())
-            for name, family in zip(attributes, families, strict=False)
-        },
-        overlap=overlap,
-        words=tuple(words),
+    thresholds = section.config.f1
+
+    def add(measure: str, value: float | int, **more: object) -> None:
+        section.add(candidate.name, measure, value, **place, **more)
+
+    add("n_live", int(found.live().sum()))
+    add("n_always_on", found.n_always_on())
+    for limit in thresholds:
+        add("n_interpretable", int(found.interpretable(limit).sum()), threshold=limit)
+    for name, family in zip(section.task.attributes, found.families, strict=False):
+        use = attribute_use(found, name, family.sizes(), thresholds)
+        add("n_values", use.n_values, attribute=name)
+        for limit in thresholds:
+            add("values_found", use.n_found[f"{limit:g}"], attribute=name, threshold=limit)
+        add("n_splinters", use.n_splinters, attribute=name)
+        add("missing_f1", use.missing_f1, attribute=name)
+
+
+def sweep_thresholds(
+    section: Section,
+    conditions: Mapping[str, Outcome],
+    candidate: Candidate,
+    interpretations: Mapping[PromptSite, Interpretations],
+) -> None:
+    """Subtract latents below each F1 threshold, and those at or above it, from the activations."""
+    variants: dict[str, dict[PromptSite, Tensor]] = {}
+    for limit in section.config.sweep:
+        for side in ("below", "above"):
+            variants[f"{side}|{limit:g}"] = {
+                site: _subtracted(section, candidate, site, interpretations[site], limit, side)
+                for site in section.sites
+            }
+    outcomes = section.run(variants, section.material.evaluate, f"thresholds, {candidate.name}")
+    clean, ablated = conditions[CLEAN].metric, conditions[ABLATED].metric
+    defined = ablation_matters(float(clean.double().mean()), float(ablated.double().mean()))
+    bootstrap = section.bootstrap(len(clean))
+    rows = torch.arange(len(clean))
+    place = {"kind": candidate.kind, "group": candidate.group}
+    for limit in section.config.sweep:
+        for side, measure, score in (
+            ("below", "kept_sufficiency", sufficiency),
+            ("above", "removed_necessity", necessity),
+        ):
+            outcome = outcomes[f"{side}|{limit:g}"]
+            columns = torch.stack([clean, ablated, outcome.metric], dim=1)
+            known = side == "below" or defined
+            estimate = bootstrap.estimate(columns, score) if known else UNDEFINED
+            section.add(candidate.name, measure, estimate, threshold=limit, **place)
+            label = f"{candidate.name}|F1 {side} {limit:g} removed"
+            section.keep_prompts(rows, "", label, outcome)
+
+
+def _subtracted(
+    section: Section,
+    candidate: Candidate,
+    site: PromptSite,
+    found: Interpretations,
+    limit: float,
+    side: str,
+) -> Tensor:
+    rows = section.material.activations[site]
+    removed = found.f1 < limit if side == "below" else found.f1 >= limit
+    W_dec = candidate.W_dec(site)
+    return torch.cat(
+        [
+            without_latents(rows[chunk], codes, W_dec, removed)
+            for chunk, codes in dense_chunks(candidate.encode(site, rows))
+        ]
     )
 
 
-def _list(words: Sequence[str]) -> str:
-    shown = ", ".join(words[:VALUES_NAMED])
-    return shown if len(words) <= VALUES_NAMED else f"{shown} or {len(words) - VALUES_NAMED} others"
+def occlusion_charts(scores: Sequence[Score]) -> list[Chart]:
+    """For how many values of each attribute there is a latent."""
+    thresholds = [s.threshold for s in scores if s.measure == "values_found" and s.threshold]
+    if not thresholds:
+        return []
+    lowest = min(thresholds)
+    kept = [score for score in scores if score.threshold in (None, lowest)]
+
+    def key(score: Score) -> Key:
+        return (score.group, score.attribute)
+
+    values = pooled(kept, "n_values", lambda score: (score.attribute,))
+    splinters = pooled(kept, "n_splinters", key)
+    shares, labels = {}, {}
+    for index, found in pooled(kept, "values_found", key).items():
+        n_values, n_found = values[index[1:]]["value"], found["value"]
+        if n_values and n_found is not None:
+            shares[index] = {"value": n_found / n_values}
+            cut = splinters.get(index, {}).get("value")
+            labels[index] = f"{n_found:g} of {n_values:g} values, {cut} splinters (means)"
+    bars = grouped_bars(shares, contenders_of(scores), whiskers=False, labels=labels)
+    return [
+        Chart(
+            name="occlusion",
+            title="Occlusion: attributes whose values have latents",
+            caption=f"Share of an attribute's values for which some latent reaches F1 {lowest:g} "
+            "(always-on latents left out), mean over sites and seeds. An attribute with a low bar "
+            "beside one with a high bar is occluded. The table has the mean number of splinters "
+            "too: latents that are pure in one value but cover less than half of its prompts.",
+            x=Axis(title="attribute"),
+            y=Axis(title=f"share of values with F1 ≥ {lowest:g}", low=0, high=1.02),
+            series=bars,
+            summary=f"Bars of the share of values found: {in_words(bars)}.",
+            section=INTERPRETATION_SECTION,
+        )
+    ]
 
 
-def histogram_by_kind(found: Interpretations, n_bars: int = 20) -> dict[str, list[int]]:
-    """Live latents, always-on ones left out, by best F1 in equal bars, for each kind of family."""
-    kinds = list(dict.fromkeys(family.kind for family in found.families))
-    bar = (found.f1 * n_bars).long().clamp_max(n_bars - 1)
-    histograms = {}
-    for kind in kinds:
-        of_kind = torch.tensor([family.kind == kind for family in found.families] + [False])
-        mine = of_kind[found.family] & found.live() & (found.on_rate < ALWAYS_ON)
-        histograms[kind] = torch.bincount(bar[mine], minlength=n_bars).tolist()
-    return histograms
+def histogram_charts(histograms: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Live latents by best F1 and kind of predicate, a chart per kind of dictionary.
+
+    Args:
+        histograms: per cross-section, dictionary and site: its group and counts by kind.
+    """
+    panels: dict[str, dict[str, list[int]]] = {}
+    for histogram in histograms:
+        panel = panels.setdefault(histogram["group"], {})
+        for kind, counts in histogram["counts"].items():
+            before = panel.get(kind, [0] * len(counts))
+            panel[kind] = [a + b for a, b in zip(before, counts, strict=True)]
+    charts = []
+    for number, (group, panel) in enumerate(panels.items()):
+        n_bars = len(next(iter(panel.values())))
+        edges = [bar / n_bars for bar in range(n_bars + 1)]
+        total = sum(map(sum, panel.values()))
+        high = sum(sum(counts[round(HIGH_F1 * n_bars) :]) for counts in panel.values())
+        charts.append(
+            Chart(
+                name=f"f1_histogram_{number}",
+                title=f"Test 3: what the latents of {group} mean",
+                caption="Live latents of all sites, seeds and cross-sections by the F1 of their "
+                "best predicate or union of predicates, coloured by its kind; latents that are on "
+                "at 90 % of the prompts or more are left out. One that is on nearly always scores "
+                "2p/(1 + p) for a predicate of probability p, so bars below 0.8 may mean little.",
+                x=Axis(title="best F1"),
+                y=Axis(title="live latents"),
+                series=tuple(
+                    Series(name=KINDS_IN_WORDS[kind], mark="histogram", x=[*edges], y=[*counts])
+                    for kind, counts in panel.items()
+                ),
+                stacked=True,
+                summary=f"Stacked histogram of best F1; {group}: {high} of {total} at "
+                f"{HIGH_F1:g} or more.",
+                section=INTERPRETATION_SECTION,
+            )
+        )
+    return charts
 
 
-def without_latents(
-    activations: Float[Tensor, "rows d_in"],
-    codes: Float[Tensor, "rows d_sae"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    latents: Bool[Tensor, " d_sae"],
-) -> Float[Tensor, "rows d_in"]:
-    """Activations with the contributions of some latents subtracted; the rest stays, error too."""
-    return activations - torch.where(latents, codes, 0.0) @ W_dec
-
-
-def exchanged_codes(
-    codes: SparseCodes, other: SparseCodes, moved: Bool[Tensor, " d_sae"]
-) -> SparseCodes:
-    """Codes with those of some latents taken from other prompts."""
-    kept, taken = ~moved[codes.latent], moved[other.latent]
-    return SparseCodes.from_pairs(
-        torch.cat([codes.pair_rows()[kept], other.pair_rows()[taken]]),
-        torch.cat([codes.latent[kept], other.latent[taken]]),
-        torch.cat([codes.value[kept], other.value[taken]]),
-        codes.n_rows,
-        codes.d_sae,
-    )
+def sweep_charts(scores: Sequence[Score]) -> list[Chart]:
+    """What is lost when latents below, or above, an F1 are subtracted, per cross-section."""
+    words = {
+        "kept_sufficiency": "sufficiency, latents below removed",
+        "removed_necessity": "necessity, latents above removed",
+    }
+    names, panels = contenders_of(scores), {}
+    for measure in words:
+        found = pooled(scores, measure, lambda s: (s.section, s.group, s.threshold))
+        known = {index: values for index, values in found.items() if values["value"] is not None}
+        for section, group in dict.fromkeys(index[:2] for index in known):
+            limits = sorted(index[2] for index in known if index[:2] == (section, group))
+            panels.setdefault(section, []).append(
+                Series(
+                    name=f"{group}: {words[measure]}",
+                    mark="lines+dots",
+                    x=limits,
+                    y=[known[section, group, limit]["value"] for limit in limits],
+                    style=style_of(group, names),
+                    dashed=measure == "removed_necessity",
+                )
+            )
+    return [
+        Chart(
+            name=f"f1_sweep_{number}",
+            title=f"Test 3: do the interpretable latents carry the task at {section}?",
+            caption="Solid: sufficiency when all active latents with a best F1 below the threshold "
+            "are subtracted from the activations; it stays near 1 as long as interpretable latents "
+            "suffice. Dashed: necessity when those at or above it are subtracted; near 1 where "
+            "they are needed.",
+            x=Axis(title="F1 threshold"),
+            y=Axis(title="score"),
+            series=tuple(series),
+            section=INTERPRETATION_SECTION,
+        )
+        for number, (section, series) in enumerate(panels.items())
+    ]

@@ -11,22 +11,23 @@ key/value heads, and a patch there reaches every query head of the group.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.errors import ArtifactError, ConfigError, ModelError
 from saelab.formats.files import read_json, write_json
 from saelab.formats.manifest import check_manifest, new_manifest
 from saelab.model.language_model import LanguageModel
+from saelab.model.patched_runs import PatchedRuns
 from saelab.progress import progress_bar
 
-from .tasks.interface import Prompt, padded_tokens, positions_of
+from .tasks import Prompt, Task, most_likely_of, padded_tokens, positions_of
 
 HOOKS = {
     "resid_pre": "blocks.{layer}.hook_resid_pre",
@@ -48,7 +49,7 @@ _TEXT = re.compile(r"([a-z_]+)\.(\d+)(?:\.(\d+))?@(.+)")
 
 
 @dataclass(frozen=True, order=True)
-class Site:
+class PromptSite:
     """One vector per prompt inside the model.
 
     Attributes:
@@ -82,7 +83,7 @@ class Site:
         return f"{self.kind}.{self.layer}{head}@{self.position}"
 
     @classmethod
-    def parse(cls, text: str) -> Site:
+    def parse(cls, text: str) -> PromptSite:
         """The site that a text such as "z.9.6@end" or "resid_post.12@s2" names.
 
         Raises:
@@ -103,11 +104,11 @@ class CrossSection:
     """Sites that are patched at once, and the attribute sets worth editing there."""
 
     name: str
-    sites: tuple[Site, ...]
+    sites: tuple[PromptSite, ...]
     edits: tuple[tuple[str, ...], ...]
 
 
-def site_width(model: LanguageModel, site: Site) -> int:
+def site_width(model: LanguageModel, site: PromptSite) -> int:
     """Entries of the site's vector.
 
     Raises:
@@ -141,7 +142,9 @@ def key_value_head(model: LanguageModel, query_head: int) -> int:
     return query_head // (model.n_heads // model.n_key_value_heads)
 
 
-def check_sites(model: LanguageModel, positions: Sequence[str], sites: Sequence[Site]) -> None:
+def check_sites(
+    model: LanguageModel, positions: Sequence[str], sites: Sequence[PromptSite]
+) -> None:
     """Refuse sites that the model or the task's prompts do not have.
 
     Raises:
@@ -184,11 +187,11 @@ def residual_cross_sections(
             f"hook point {hook_point!r} has no residual site: it must be one of "
             f"{', '.join(hook.format(layer='N') for hook in allowed)}"
         )
-    sites = [Site(kinds[0], int(layer), None, position) for position in positions]
+    sites = [PromptSite(kinds[0], int(layer), None, position) for position in positions]
     return [CrossSection(str(site), (site,), tuple(edits)) for site in sites]
 
 
-def head_slice(model: LanguageModel, site: Site) -> slice:
+def head_slice(model: LanguageModel, site: PromptSite) -> slice:
     """The entries of the hook point's flattened activation that are the site's."""
     if site.head is None:
         return slice(None)
@@ -198,10 +201,10 @@ def head_slice(model: LanguageModel, site: Site) -> slice:
 def gather(
     model: LanguageModel,
     prompts: Sequence[Prompt],
-    sites: Sequence[Site],
+    sites: Sequence[PromptSite],
     *,
     batch_prompts: int = 64,
-) -> dict[Site, Float[Tensor, "prompts d"]]:
+) -> dict[PromptSite, Float[Tensor, "prompts d"]]:
     """The activations of prompts at sites, float32 on the CPU, from passes that stop early.
 
     Raises:
@@ -275,7 +278,7 @@ def read_cross_sections(path: Path, *, task: str | None = None) -> list[CrossSec
         return [
             CrossSection(
                 row["name"],
-                tuple(Site.parse(text) for text in row["sites"]),
+                tuple(PromptSite.parse(text) for text in row["sites"]),
                 tuple(tuple(edit) for edit in row["edits"]),
             )
             for row in content["cross_sections"]
@@ -285,3 +288,159 @@ def read_cross_sections(path: Path, *, task: str | None = None) -> list[CrossSec
             f"{path} does not list cross-sections with name, sites and edits ({error!r}): it was "
             "edited; find the sites again"
         ) from None
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """Prompts that are ready to be run many times with sites patched.
+
+    Attributes:
+        rows: which of the prompts that were given.
+        prompts: these prompts.
+    """
+
+    rows: Int[Tensor, " batch"]
+    prompts: list[Prompt]
+    model: LanguageModel
+    runs: PatchedRuns
+
+    @torch.no_grad()
+    def logits(
+        self, edits: Mapping[PromptSite, Float[Tensor, "batch _"]]
+    ) -> Float[Tensor, "batch d_vocab"]:
+        """Float32 logits at the end of each prompt, with every edit in one pass.
+
+        Args:
+            edits: site -> what takes the place of its activation; none: the clean run.
+        """
+        by_hook: dict[str, list[tuple[PromptSite, Tensor]]] = {}
+        for site, values in edits.items():
+            by_hook.setdefault(site.hook_point, []).append((site, values))
+
+        def changed(x: Tensor, placed: list[tuple[PromptSite, Tensor]]) -> Tensor:
+            x = x.clone()
+            rows = torch.arange(len(x), device=x.device)
+            for site, values in placed:
+                places = positions_of(self.prompts, site.position) - self.runs.first_position
+                part = head_slice(self.model, site)
+                view = x[..., part]
+                view[rows, places.to(x.device)] = values.to(dtype=x.dtype, device=x.device)
+            return x
+
+        changes = {
+            hook: (lambda x, placed=placed: changed(x, placed)) for hook, placed in by_hook.items()
+        }
+        return self.runs.logits(changes).float()
+
+
+@torch.no_grad()
+def prepared_batches(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    sites: Sequence[PromptSite],
+    *,
+    batch_prompts: int = 64,
+) -> Iterator[PreparedBatch]:
+    """Batches of prompts for runs with some of the sites patched.
+
+    Raises:
+        ModelError: a site at a hook point that cannot be patched.
+        ConfigError: a position that the prompts do not have.
+    """
+    first = [positions_of(prompts, site.position) for site in sites]
+    starts = torch.stack(first).amin(0) if first else torch.zeros(len(prompts), dtype=torch.int64)
+    lengths = [len(prompt.tokens) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda row: (int(starts[row]), lengths[row]))
+    hooks = sorted({site.hook_point for site in sites})
+    for begin in range(0, len(order), batch_prompts):
+        rows = torch.tensor(order[begin : begin + batch_prompts])
+        batch = [prompts[row] for row in rows.tolist()]
+        runs = model.prepare_patches(
+            padded_tokens(batch), positions_of(batch, "end"), hooks, int(starts[rows].min())
+        )
+        yield PreparedBatch(rows, batch, model, runs)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the model answers in one variant, in the order of the prompts.
+
+    Attributes:
+        metric: the task's metric with each prompt's own answers.
+        prediction: the predicted token over the whole vocabulary.
+        answer_prediction: the token with the largest logit among the task's answers.
+        target_metric: the metric with the answers of the counterfactual; None without one.
+        kl: KL(reference ‖ variant) over the vocabulary, in nats; None without a reference.
+    """
+
+    metric: Float[Tensor, " prompts"]
+    prediction: Int[Tensor, " prompts"]
+    answer_prediction: Int[Tensor, " prompts"]
+    target_metric: Float[Tensor, " prompts"] | None = None
+    kl: Float[Tensor, " prompts"] | None = None
+
+
+def patched_outcomes(
+    model: LanguageModel,
+    task: Task,
+    prompts: Sequence[Prompt],
+    variants: Mapping[str, Mapping[PromptSite, Float[Tensor, "prompts _"]]],
+    *,
+    targets: Sequence[Prompt] | None = None,
+    reference: str | None = None,
+    batch_prompts: int = 64,
+    batches: Iterable[PreparedBatch] | None = None,
+    description: str = "patched runs",
+) -> dict[str, Outcome]:
+    """Run prompts once per variant and keep what the model answers.
+
+    Args:
+        model: the language model.
+        task: says how answers are judged.
+        prompts: the prompts.
+        variants: name -> site -> what takes the place of its activation, a row per prompt; no
+            site: the clean run.
+        targets: counterfactuals, whose answers give `target_metric`.
+        reference: the variant that the divergences are from.
+        batch_prompts: prompts in one pass; the numbers do not depend on it beyond rounding.
+        batches: these prompts as `prepared_batches` made them ready for all sites, where more than
+            one call is about them; None: they are made ready here.
+        description: beside the progress bar.
+
+    Raises:
+        ModelError: a site at a hook point that cannot be patched.
+    """
+    sites = list(dict.fromkeys(site for edits in variants.values() for site in edits))
+    found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in variants}
+    order = []
+    ahead = [reference] if reference is not None else []
+    names = [*ahead, *(name for name in variants if name not in ahead)]
+    with progress_bar(len(prompts) * len(variants), description, "prompt") as bar:
+        if batches is None:
+            batches = prepared_batches(model, prompts, sites, batch_prompts=batch_prompts)
+        for batch in batches:
+            order.append(batch.rows)
+            compared: Tensor | None = None
+            for name in names:
+                edits = {site: values[batch.rows] for site, values in variants[name].items()}
+                logits = batch.logits(edits)
+                kept = {
+                    "metric": task.metric(logits, batch.prompts),
+                    "prediction": task.predict(logits),
+                    "answer_prediction": most_likely_of(logits, task.answer_tokens),
+                }
+                if targets is not None:
+                    aims = [targets[row] for row in batch.rows.tolist()]
+                    kept["target_metric"] = task.metric(logits, aims)
+                if reference is not None:
+                    log_p = logits.log_softmax(-1)
+                    compared = log_p if compared is None else compared
+                    kept["kl"] = (compared.exp() * (compared - log_p)).sum(-1).clamp_min(0)
+                for field, value in kept.items():
+                    found[name].setdefault(field, []).append(value.cpu())
+                bar.update(len(batch.rows))
+    back = torch.cat(order).argsort()
+    return {
+        name: Outcome(**{field: torch.cat(parts)[back] for field, parts in kept.items()})
+        for name, kept in found.items()
+    }

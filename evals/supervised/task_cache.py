@@ -24,8 +24,8 @@ from saelab.formats.files import require_free_space
 from saelab.formats.manifest import new_manifest
 from saelab.model.language_model import LanguageModel
 
-from .sites import Site
-from .tasks.interface import Prompt
+from .sites import PromptSite
+from .tasks import Prompt
 
 ORIGIN_KEY = "task"
 """Where `made_from` keeps which task, split and seed the rows are of."""
@@ -39,7 +39,7 @@ def write_task_caches(
     model: LanguageModel,
     task_name: str,
     prompts: Sequence[Prompt],
-    activations: Mapping[Site, Float[Tensor, "prompts _"]],
+    activations: Mapping[PromptSite, Float[Tensor, "prompts _"]],
     *,
     split: str,
     seed: int,
@@ -85,7 +85,7 @@ def write_task_caches(
     return places
 
 
-def check_places(out: Path, sites: Sequence[Site], *, overwrite: bool) -> None:
+def check_places(out: Path, sites: Sequence[PromptSite], *, overwrite: bool) -> None:
     """Refuse to replace what may not be replaced; before anything is computed.
 
     Raises:
@@ -103,7 +103,7 @@ def check_places(out: Path, sites: Sequence[Site], *, overwrite: bool) -> None:
 
 def _manifest(
     model: LanguageModel,
-    site: Site,
+    site: PromptSite,
     rows: Float[Tensor, "prompts d_in"],
     origin: dict[str, Any],
 ) -> dict[str, Any]:

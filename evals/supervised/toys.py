@@ -9,18 +9,33 @@ arXiv 2405.08366, A.14, A.15.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.config import to_plain
 from saelab.errors import ConfigError
+from saelab.formats.chart import Axis, Chart, Series
+from saelab.formats.evaluation_result import (
+    EvaluationResult,
+    MeasuredMetric,
+    write_evaluation_result,
+)
+from saelab.formats.files import hash_of
 from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes
 
 from .predicates import Family, f1_scores, on_pairs, overlaps
+from .scores import in_words
 
+TOYS_FILE = "toys.json"
+TOYS_PAGE = "toys.html"
+TOY_CASES = tuple((ratio, l1) for l1 in (0.1, 0.2, 0.3, 0.5) for ratio in (1.0, 1.2, 1.5))
+"""Ratio of norms and L1 weight of the occlusion toys that are run."""
 RANDOM_LATENTS = 1000
 RANDOM_BIAS = 2.35
 """Threshold of the random latents, which is near the best for every penalty."""
@@ -274,3 +289,137 @@ def _random_terms(
         scales.double(),
         torch.full((n_scales,), RANDOM_BIAS, dtype=torch.float64),
     )
+
+
+def splitting_chart(toys: Sequence[SplittingToy]) -> Chart:
+    """Loss of the ideal pair and of random latents by penalty."""
+    return Chart(
+        name="splitting_toy",
+        title="Over-splitting: random latents beat the true pair",
+        caption="Rows ±μ + N(0, I) in 100 dimensions, ‖μ‖ = 2. Lower is better. As long as the "
+        "penalty is small, a thousand latents in random directions, each on for few rows, have a "
+        "lower loss than the two latents of the attribute, so training is drawn to splinters.",
+        x=Axis(title="penalty λ"),
+        y=Axis(title="lowest loss ‖x − x̂‖² + λ Σf"),
+        series=tuple(
+            Series(
+                name=label,
+                mark="lines+dots",
+                x=[toy.penalty for toy in toys],
+                y=[getattr(toy, name) for toy in toys],
+            )
+            for name, label in (
+                ("ideal", "one pair of true latents"),
+                ("random", "1,000 random latents"),
+            )
+        ),
+        summary="; ".join(
+            f"λ {toy.penalty:g}: {toy.ideal:.2f} against {toy.random:.2f}" for toy in toys
+        ),
+    )
+
+
+def occlusion_chart(toys: Mapping[tuple[float, float], OcclusionToy]) -> Chart:
+    """Directions with a latent of their own, by ratio of norms and L1 weight."""
+    shares: dict[tuple[str, str], list[float]] = {}
+    for toy in toys.values():
+        for limit, by_set in toy.share_found.items():
+            for kind, share in by_set.items():
+                shares.setdefault((kind, limit), []).append(share)
+    cases = [f"{ratio:g}, L1 {l1:g}" for ratio, l1 in toys]
+    bars = tuple(
+        Series(name=f"{kind} directions, F1 > {limit}", mark="bars", x=[*cases], y=[*values])
+        for (kind, limit), values in shares.items()
+    )
+    return Chart(
+        name="occlusion_toy",
+        title="Occlusion: long directions are found before short ones",
+        caption="Rows u_i + v_j with random directions, u longer than v by the ratio; share of the "
+        "directions for which a trained ReLU autoencoder has a latent above the F1.",
+        x=Axis(title="ratio of norms and L1 weight"),
+        y=Axis(title="share of directions found", low=0, high=1.02),
+        series=bars,
+        summary=in_words(bars, " at "),
+        wide=True,
+    )
+
+
+def toys_result(
+    splitting: Sequence[SplittingToy], occlusion: Mapping[tuple[float, float], OcclusionToy]
+) -> EvaluationResult:
+    """Both toys as a result: every number with its definition, and the charts."""
+    metrics = [
+        MeasuredMetric(
+            name=f"splitting/penalty{toy.penalty:g}/{name}",
+            value=getattr(toy, name),
+            unit="1",
+            definition=f"{text} at this penalty λ.",
+            group="Over-splitting",
+        )
+        for toy in splitting
+        for name, text in (
+            ("ideal", "Lowest loss ‖x − x̂‖² + λ Σf of the one true pair of latents"),
+            ("random", "Lowest loss ‖x − x̂‖² + λ Σf of a thousand random latents"),
+            ("ideal_scale", "Scale of the true pair's encoder at its lowest loss"),
+            ("ideal_bias", "Threshold of the true pair's encoder at its lowest loss"),
+        )
+    ]
+    for (ratio, l1), toy in occlusion.items():
+        case = f"occlusion/ratio{ratio:g}/l1_{l1:g}"
+        shares = {
+            f"{kind}/f1_{limit}": share
+            for limit, by_set in toy.share_found.items()
+            for kind, share in by_set.items()
+        }
+        metrics += [
+            MeasuredMetric(
+                name=f"{case}/{name}",
+                value=share,
+                unit="1",
+                definition="Share of the set's directions that a latent has with more than the F1.",
+                group="Occlusion",
+            )
+            for name, share in shares.items()
+        ]
+        metrics.append(
+            MeasuredMetric(
+                name=f"{case}/l0",
+                value=toy.l0,
+                unit="latents",
+                definition="Mean number of active latents.",
+                group="Occlusion",
+            )
+        )
+    settings = {
+        "splitting": to_plain(SplittingToyOptions()),
+        "occlusion": to_plain(OcclusionToyOptions()),
+        "occlusion_cases": [list(case) for case in occlusion],
+    }
+    return EvaluationResult(
+        suite="supervised_toys",
+        dictionary_name="toy models",
+        dictionary_hash=hash_of(settings),
+        settings=settings,
+        made_from={},
+        metrics=tuple(metrics),
+        title="Two toy models of what sparse autoencoders do to attributes",
+        subtitle="Over-splitting and occlusion, after Makelov, Lange & Nanda (arXiv 2405.08366).",
+        charts=(splitting_chart(splitting), occlusion_chart(occlusion)),
+        seed=0,
+    )
+
+
+def run_toys(out: Path) -> Path:
+    """Run both toy models at the sizes of the golden tables; returns their page."""
+    from saelab.report.result_page import write_result_page
+
+    splitting = splitting_toy(SplittingToyOptions())
+    occlusion = {
+        (ratio, l1): occlusion_toy(OcclusionToyOptions(ratio=ratio, l1=l1))
+        for ratio, l1 in TOY_CASES
+    }
+    result = toys_result(splitting, occlusion)
+    out.mkdir(parents=True, exist_ok=True)
+    write_result_page(out / TOYS_PAGE, result)
+    write_evaluation_result(out / TOYS_FILE, result)
+    return out / TOYS_PAGE

@@ -12,11 +12,9 @@ from .dark_matter_effect_figures import DARK_MATTER_EFFECT_FIGURES
 from .dark_matter_figures import DARK_MATTER_FIGURES
 from .draw import draw
 from .figure import Figure
-from .supervised_figures import SUPERVISED_FIGURES
 
 FIGURES: dict[str, dict[str, Callable[[dict[str, Any]], Figure]]] = {
     "dark_matter": DARK_MATTER_FIGURES | DARK_MATTER_EFFECT_FIGURES,
-    "supervised": SUPERVISED_FIGURES,
 }
 
 

@@ -13,6 +13,8 @@ from .draw import draw
 from .page import Report, unit_text
 
 IN_SHORT = "In short"
+MOST_NUMBERS = 300
+"""Numbers of a group that a page lists; of more, it shows one for each definition."""
 
 
 def write_result_page(path: Path, result: EvaluationResult) -> Path:
@@ -42,7 +44,12 @@ def write_result_page(path: Path, result: EvaluationResult) -> Path:
             report.add_figures([draw(c) for c in result.charts if c.section == section])
     report.add_heading("Every number and its definition")
     for group, metrics in groupby(result.metrics, lambda metric: metric.group):
-        report.add_metrics(group, list(metrics))
+        numbers = list(metrics)
+        kinds = list({metric.definition: metric for metric in reversed(numbers)}.values())[::-1]
+        if len(numbers) > MOST_NUMBERS and len(kinds) < len(numbers):
+            group = f"{group}: {len(numbers):,} numbers, one of each kind; the JSON has them all"
+            numbers = kinds
+        report.add_metrics(group, numbers)
     report.add_heading("Settings").add_table(
         "What decided the numbers",
         ["setting", "value"],

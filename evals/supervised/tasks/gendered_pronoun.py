@@ -13,9 +13,27 @@ from functools import partial
 
 from saelab.errors import ConfigError
 
-from .frames import FrameWriter, Tokenizer, frames_of, in_split, require_split, single_tokens
-from .interface import CrossSectionTemplate, Prompt, Role, Task
-from .words import FEMALE, MALE, PROFESSIONS
+from . import (
+    CrossSectionTemplate,
+    FrameWriter,
+    Prompt,
+    Role,
+    Task,
+    Tokenizer,
+    frames_of,
+    in_split,
+    listed,
+    require_split,
+    single_tokens,
+)
+from .ioi import FEMALE, MALE
+
+PROFESSIONS = listed(
+    "doctor nurse teacher lawyer chef baker writer singer dancer painter pilot driver farmer "
+    "professor student manager coach player judge guard soldier cook poet dentist librarian "
+    "secretary carpenter designer musician photographer reporter runner swimmer"
+)
+"""Professions, used with "a" and an adjective."""
 
 FRAMES = (
     "So {name} is such a good {profession}, isn't",

@@ -15,9 +15,27 @@ from collections.abc import Mapping
 
 from saelab.errors import ConfigError
 
-from .frames import FrameWriter, Tokenizer, frames_of, in_split, require_split, single_tokens
-from .interface import CrossSectionTemplate, Prompt, Role, Task, probability_difference
-from .words import EVENTS
+from . import (
+    CrossSectionTemplate,
+    FrameWriter,
+    Prompt,
+    Role,
+    Task,
+    Tokenizer,
+    frames_of,
+    in_split,
+    listed,
+    probability_difference,
+    require_split,
+    single_tokens,
+)
+
+EVENTS = listed(
+    "war dispute trip mission siege study project journey voyage campaign conflict program "
+    "marriage reign construction expedition strike famine tour trial occupation alliance contract "
+    "treaty peace friendship rivalry operation experiment investigation"
+)
+"""What can last from one year to another, used with "the"."""
 
 FRAMES = (
     "The {noun} lasted from the year {year} to the year {century}",

@@ -15,9 +15,40 @@ from functools import partial
 
 from saelab.errors import ConfigError
 
-from .frames import FrameWriter, Tokenizer, frames_of, in_split, require_split
-from .interface import CrossSectionTemplate, Prompt, Role, Task, most_likely_of
-from .words import NOUNS, VERBS
+from . import (
+    CrossSectionTemplate,
+    FrameWriter,
+    Prompt,
+    Role,
+    Task,
+    Tokenizer,
+    frames_of,
+    in_split,
+    listed,
+    most_likely_of,
+    require_split,
+)
+
+NOUNS = tuple(
+    (word, word + "s")
+    for word in listed(
+        "boy girl king queen doctor teacher student farmer driver writer author singer "
+        "actor artist lawyer judge nurse officer pilot soldier worker manager engineer chef dancer "
+        "painter poet priest guard guest hunter sailor parent friend neighbor player leader "
+        "senator president minister professor scientist customer client patient visitor tourist"
+    )
+)
+"""Nouns of people: (singular, plural)."""
+
+VERBS = (
+    ("is", "are"),
+    ("was", "were"),
+    ("has", "have"),
+    ("needs", "need"),
+    ("does", "do"),
+    ("knows", "know"),
+)
+"""Verbs: (form of a singular subject, form of a plural one)."""
 
 FRAMES = (
     "Everyone knows that the {subject} beside the {attractor}",

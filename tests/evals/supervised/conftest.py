@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from saelab.evals.supervised.config import SupervisedConfig
-from saelab.evals.supervised.suite import judge_task
 
 SPEC = importlib.util.spec_from_file_location("planted", Path(__file__).with_name("planted.py"))
 assert SPEC is not None and SPEC.loader is not None
@@ -26,7 +25,7 @@ def planted():
 
 @pytest.fixture(scope="session")
 def judged(tmp_path_factory):
-    """(result, folder) of the planted task with the identity, empty and always-on dictionaries."""
+    """(measurement, result, folder) of the planted task; identity, empty and always-on."""
     folder = tmp_path_factory.mktemp("planted")
     config = SupervisedConfig(
         task="planted",
@@ -41,4 +40,4 @@ def judged(tmp_path_factory):
     names = ("identity", "empty", "always")
     candidates = planted_module.planted_candidates(folder, names)
     model, task = planted_module.PlantedModel(), planted_module.planted_task()
-    return judge_task(model, task, candidates, config), folder / "out"
+    return *planted_module.judge(model, task, candidates, config), folder / "out"

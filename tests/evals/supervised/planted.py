@@ -12,9 +12,12 @@ import torch
 
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
+from saelab.evals.suite import result_of, write_result
+from saelab.evals.supervised.command import SUITE
 from saelab.evals.supervised.contenders import form_candidates
+from saelab.evals.supervised.suite import judge_task
 from saelab.evals.supervised.task_cache import EVERY_ROW
-from saelab.evals.supervised.tasks.interface import Prompt, Task
+from saelab.evals.supervised.tasks import Prompt, Task
 from saelab.model.language_model import LanguageModel
 from saelab.model.patched_runs import PatchedRuns
 
@@ -177,7 +180,7 @@ def planted_candidates(folder, names):
     return form_candidates([save(folder, name) for name in names], model, "planted")
 
 
-def scores_by(result):
+def scores_by(measured):
     """(contender, measure, edit, mode, k, threshold, attribute) -> value."""
     return {
         (
@@ -189,5 +192,13 @@ def scores_by(result):
             one["threshold"],
             one["attribute"],
         ): one["value"]
-        for one in result.figure_data["scores"]
+        for one in (score.to_json() for score in measured.data["scores"])
     }
+
+
+def judge(model, task, candidates, config):
+    """(measurement, result), with the result's files written."""
+    measured = judge_task(model, task, candidates, config)
+    result = result_of(SUITE, measured, config)
+    write_result(SUITE, measured, result, page=True)
+    return measured, result

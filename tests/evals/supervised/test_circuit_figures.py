@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from saelab.report.circuit_figures import circuit_heat_maps
+from saelab.evals.supervised.circuit import circuit_charts, write_circuit_page
 
 
-def test_a_heat_map_shows_every_head_and_outlines_those_of_the_role():
+def test_a_heat_map_shows_every_head_and_marks_those_of_the_role(tmp_path):
     effects = [[0.0, 0.1], [-0.4, 0.02], [0.3, 0.0]]
     role = {
         "name": "reader",
@@ -16,10 +16,16 @@ def test_a_heat_map_shows_every_head_and_outlines_those_of_the_role():
         "effects": effects,
         "heads": [[1, 0], [2, 0]],
     }
-    (figure,) = circuit_heat_maps({"roles": [role]})
-    heat, outline = figure.plot.data
+    circuit = {"roles": [role], "model": "m", "task": "ioi", "clean_metric": 2.0}
+    (chart,) = circuit_charts(circuit)
+    heat, outline = chart.series
+    assert heat.z is not None
     assert [[heat.z[head][layer] for head in range(2)] for layer in range(3)] == effects
     assert list(zip(outline.x, outline.y, strict=True)) == [(1, 0), (2, 0)]
-    assert "1.0 (-0.400), 2.0 (0.300)" in figure.alt
-    assert figure.data["effect"][:2] == [-0.4, 0.3]
-    assert "8 prompts" in figure.caption
+    assert "1.0 (-0.400), 2.0 (0.300)" in chart.alternative_text()
+    table = chart.table()
+    rows = zip(table["block"], table["head"], table["effect"], strict=True)
+    assert (1, 0, -0.4) in set(rows)
+    assert "8 prompts" in chart.caption
+    page = write_circuit_page(tmp_path / "circuit.html", circuit).read_text()
+    assert "reader: heads at end" in page and "1.0, 2.0" in page

@@ -24,22 +24,23 @@ from saelab.evals.supervised.circuit import (
     find_circuit,
     write_circuit,
 )
+from saelab.evals.supervised.contenders import load_supervised, save_supervised
 from saelab.evals.supervised.dictionaries import fit_supervised
-from saelab.evals.supervised.patching import patched_outcomes, prepared_batches
 from saelab.evals.supervised.sites import (
     CrossSection,
-    Site,
+    PromptSite,
     check_sites,
     gather,
     head_slice,
     key_value_head,
+    patched_outcomes,
+    prepared_batches,
     read_cross_sections,
     residual_cross_sections,
     site_width,
     write_cross_sections,
 )
-from saelab.evals.supervised.supervised_files import load_supervised, save_supervised
-from saelab.evals.supervised.tasks.interface import (
+from saelab.evals.supervised.tasks import (
     CrossSectionTemplate,
     Prompt,
     Role,
@@ -50,15 +51,15 @@ from saelab.evals.supervised.tasks.interface import (
 from saelab.formats.files import read_json
 
 SITES = [
-    Site("z", 1, 3, "end"),
-    Site("z", 1, 0, "end"),
-    Site("q", 2, 1, "end"),
-    Site("k", 1, 1, "word"),
-    Site("v", 2, 0, "word"),
-    Site("resid_pre", 2, None, "end"),
-    Site("attn_out", 1, None, "word"),
-    Site("mlp_out", 1, None, "end"),
-    Site("resid_post", 1, None, "word"),
+    PromptSite("z", 1, 3, "end"),
+    PromptSite("z", 1, 0, "end"),
+    PromptSite("q", 2, 1, "end"),
+    PromptSite("k", 1, 1, "word"),
+    PromptSite("v", 2, 0, "word"),
+    PromptSite("resid_pre", 2, None, "end"),
+    PromptSite("attn_out", 1, None, "word"),
+    PromptSite("mlp_out", 1, None, "end"),
+    PromptSite("resid_post", 1, None, "word"),
 ]
 
 
@@ -201,7 +202,11 @@ def test_patching_clean_values_gives_the_clean_logits(tiny_model, prompts):
 
 def test_models_that_cannot_start_in_the_middle_are_run_whole(tiny_gpt2, prompts):
     # GPT-2 has queries, keys and values in one module, so only the bridge can patch them.
-    sites = [Site("q", 1, 2, "end"), Site("k", 1, 2, "word"), Site("z", 0, 1, "end")]
+    sites = [
+        PromptSite("q", 1, 2, "end"),
+        PromptSite("k", 1, 2, "word"),
+        PromptSite("z", 0, 1, "end"),
+    ]
     edits = {site: torch.ones(len(prompts), tiny_gpt2.d_head) for site in sites}
     torch.testing.assert_close(
         patched(tiny_gpt2, prompts, sites, edits),
@@ -213,7 +218,10 @@ def test_models_that_cannot_start_in_the_middle_are_run_whole(tiny_gpt2, prompts
 
 def test_edits_at_several_layers_are_all_from_the_clean_run(tiny_model, prompts):
     """The first edit reaches the second site, whose value is replaced all the same."""
-    first, second = Site("resid_post", 0, None, "end"), Site("resid_post", 1, None, "end")
+    first, second = (
+        PromptSite("resid_post", 0, None, "end"),
+        PromptSite("resid_post", 1, None, "end"),
+    )
     clean = gather(tiny_model, prompts, [first, second])
     edits = {first: clean[first] + 5, second: clean[second]}
     torch.testing.assert_close(
@@ -225,7 +233,7 @@ def test_edits_at_several_layers_are_all_from_the_clean_run(tiny_model, prompts)
 
 
 def test_outcomes_are_in_the_order_of_the_prompts(tiny_model, task, prompts):
-    site = Site("resid_post", 1, None, "end")
+    site = PromptSite("resid_post", 1, None, "end")
     targets = [counterfactual(prompt, {"word": None}, random.Random(1)) for prompt in prompts]
     values = gather(tiny_model, targets, [site])
     found = patched_outcomes(
@@ -261,10 +269,10 @@ def test_outcomes_are_in_the_order_of_the_prompts(tiny_model, task, prompts):
 
 def test_sites_are_written_and_read_as_text(tmp_path, tiny_model, task):
     for site in SITES:
-        assert Site.parse(str(site)) == site
+        assert PromptSite.parse(str(site)) == site
     for text in ("z.1@end", "resid_post.1.2@end", "y.1.1@end", "z.1.1", ""):
         with pytest.raises(ConfigError):
-            Site.parse(text)
+            PromptSite.parse(text)
     sections = [CrossSection("out", tuple(SITES[:2]), (("word",),))]
     write_cross_sections(tmp_path / "sites.json", sections, model="m", task="toy")
     assert read_cross_sections(tmp_path / "sites.json", task="toy") == sections
@@ -282,11 +290,11 @@ def test_sites_are_written_and_read_as_text(tmp_path, tiny_model, task):
 
 def test_sites_that_are_not_there_are_refused(tiny_model, task):
     with pytest.raises(ModelError, match="blocks 0 to 2"):
-        check_sites(tiny_model, task.positions, [Site("z", 3, 0, "end")])
+        check_sites(tiny_model, task.positions, [PromptSite("z", 3, 0, "end")])
     with pytest.raises(ModelError, match="2 key/value heads"):
-        check_sites(tiny_model, task.positions, [Site("k", 0, 2, "end")])
+        check_sites(tiny_model, task.positions, [PromptSite("k", 0, 2, "end")])
     with pytest.raises(ConfigError, match="no position 'io'"):
-        check_sites(tiny_model, task.positions, [Site("z", 0, 0, "io")])
+        check_sites(tiny_model, task.positions, [PromptSite("z", 0, 0, "io")])
     with pytest.raises(ConfigError, match="given twice"):
         check_sites(tiny_model, task.positions, [SITES[0], SITES[0]])
     with pytest.raises(ConfigError, match="no site was given"):
@@ -308,14 +316,14 @@ def test_the_circuit_search_patches_every_head_alone(tiny_model, task, tmp_path)
     )
     circuit = find_circuit(tiny_model, shifted, config)
     prompts = task.sample(11, "train", 0)
-    from saelab.evals.supervised.tasks.interface import counterfactual_pairs
+    from saelab.evals.supervised.tasks import counterfactual_pairs
 
     _, targets = counterfactual_pairs(task, prompts, ("word",), 0)
     clean = float(shifted.metric(whole_run(tiny_model, prompts, {}), prompts).mean())
     assert circuit.clean_metric == pytest.approx(clean, rel=1e-4)
     for one in circuit.roles:
         for layer, head in [(0, 0), (1, 3), (2, 2)]:
-            site = Site("z", layer, head, one.role.position)
+            site = PromptSite("z", layer, head, one.role.position)
             logits = whole_run(tiny_model, prompts, gather(tiny_model, targets, [site]))
             effect = 1 - float(shifted.metric(logits, prompts).mean()) / clean
             assert float(one.effects[layer, head]) == pytest.approx(effect, abs=1e-4)
@@ -371,7 +379,7 @@ def test_dependence_of_a_task(task):
 
 def test_a_supervised_dictionary_is_saved_as_a_dictionary(tiny_model, task, tmp_path):
     prompts = task.sample(200, "train", 0)
-    site = Site("v", 0, 1, "word")
+    site = PromptSite("v", 0, 1, "word")
     x = gather(tiny_model, prompts, [site])
     fitted = fit_supervised(task, prompts, x)[site]
     folder = tmp_path / "saved"
@@ -402,7 +410,7 @@ def test_suites_that_read_decoders_read_a_supervised_dictionary(tiny_model, task
     from saelab.evals.core.config import CoreConfig
     from saelab.evals.core.suite import run_core
 
-    site = Site("resid_post", 1, None, "word")
+    site = PromptSite("resid_post", 1, None, "word")
     folders = []
     for kind in ("mean", "mse"):
         prompts = task.sample(200, "train", 0)

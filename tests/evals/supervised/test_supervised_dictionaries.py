@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import ActivationError, ConfigError
+from saelab.evals.supervised.contenders import best_thresholds
 from saelab.evals.supervised.dictionaries import (
+    Design,
     DesignSums,
     mean_ablation,
     random_decoder,
 )
-from saelab.evals.supervised.labels import Design
-from saelab.evals.supervised.sites import Site
-from saelab.evals.supervised.supervised_files import best_thresholds
+from saelab.evals.supervised.sites import PromptSite
 
-SITE = Site("z", 0, 0, "end")
+SITE = PromptSite("z", 0, 0, "end")
 
 
 def design_of_sizes(sizes, nested=None):

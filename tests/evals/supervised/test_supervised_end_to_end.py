@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from saelab.evals.supervised.config import SupervisedConfig
 from saelab.evals.supervised.contenders import form_candidates
-from saelab.evals.supervised.sites import Site, gather
-from saelab.evals.supervised.suite import judge_task
+from saelab.evals.supervised.scores import spread_over_seeds
+from saelab.evals.supervised.sites import PromptSite, gather
 from saelab.evals.supervised.task_cache import write_task_caches
 from saelab.training.config import TrainConfig
 from saelab.training.methods import MethodOptions
@@ -15,7 +15,7 @@ from saelab.training.run import train
 
 def test_task_dictionaries_and_their_frozen_control(planted, tmp_path):
     model, task = planted.PlantedModel(), planted.planted_task()
-    prompts, site = task.sample(480, "train", 0), Site.parse(planted.SITE)
+    prompts, site = task.sample(480, "train", 0), PromptSite.parse(planted.SITE)
     (cache,) = write_task_caches(
         tmp_path, model, task.name, prompts, gather(model, prompts, [site]), split="train", seed=0
     )
@@ -47,10 +47,10 @@ def test_task_dictionaries_and_their_frozen_control(planted, tmp_path):
         task="planted", n_fit=120, n_interpret=120, n_eval=48, k=(2, 4), resamples=20,
         out=tmp_path / "out", save_skylines=True, prompt_seeds=(0, 1),
     )  # fmt: skip
-    result = judge_task(model, task, candidates, config)
+    measured, _ = planted.judge(model, task, candidates, config)
     accuracy = {
         row["group"]: row
-        for row in result.figure_data["spread_over_seeds"]
+        for row in spread_over_seeds(measured.data["scores"])
         if (row["measure"], row["edit"], row["mode"], row["k"]) == ("accuracy", "a", "agnostic", 4)
     }
     trained, frozen = accuracy["topk-d24-k2"], accuracy["topk-d24-k2 frozen decoder"]
@@ -61,7 +61,7 @@ def test_task_dictionaries_and_their_frozen_control(planted, tmp_path):
         [tmp_path / "out" / "dictionaries" / planted.SITE / "supervised-mse"], model, task.name
     )
     assert saved.at(site) is not None
-    again = judge_task(
+    again, _ = planted.judge(
         model, task, [saved], SupervisedConfig(
             task="planted", n_fit=120, n_interpret=120, n_eval=48, k=(2,), resamples=5,
             out=tmp_path / "again",

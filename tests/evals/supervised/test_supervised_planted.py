@@ -116,7 +116,7 @@ def test_occlusion_counts_values_with_latents(planted, judged):
 def test_files_of_a_run(judged):
     from pyarrow import parquet
 
-    result, out = judged
+    _, result, out = judged
     content = json.loads((out / "supervised.json").read_text())
     assert content["suite"] == "supervised" and len(content["metrics"]) == len(result.metrics)
     prompts = parquet.read_table(out / result.item_files["prompts"]).to_pylist()

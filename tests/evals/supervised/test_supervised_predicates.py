@@ -7,20 +7,18 @@ import itertools
 import pytest
 import torch
 
-from saelab.evals.supervised.interpretation import (
-    exchanged_codes,
-    histogram_by_kind,
-    interpret,
-    without_latents,
-)
-from saelab.evals.supervised.occlusion import attribute_use
+from saelab.evals.supervised.interpretation import attribute_use
 from saelab.evals.supervised.predicates import (
     Family,
     best_unions,
+    exchanged_codes,
     f1_scores,
     families_of,
+    histogram_by_kind,
+    interpret,
     on_pairs,
     overlaps,
+    without_latents,
 )
 from saelab.sparse import SparseCodes
 

@@ -7,11 +7,11 @@ import torch
 
 from saelab.cache import open_cache
 from saelab.errors import ArtifactError, ConfigError, ModelError
-from saelab.evals.supervised.command import main
+from saelab.evals.suite import evaluate, run_command
+from saelab.evals.supervised.command import SUITE
 from saelab.evals.supervised.config import SupervisedConfig
 from saelab.evals.supervised.contenders import form_candidates
-from saelab.evals.supervised.sites import CrossSection, Site, write_cross_sections
-from saelab.evals.supervised.suite import judge_task
+from saelab.evals.supervised.sites import CrossSection, PromptSite, write_cross_sections
 from saelab.evals.supervised.task_cache import write_task_caches
 
 
@@ -21,13 +21,13 @@ def judge(planted, tmp_path, names=("identity",), task=None, **settings):
         **settings,
     )  # fmt: skip
     candidates = planted.planted_candidates(tmp_path, names)
-    return judge_task(planted.PlantedModel(), task or planted.planted_task(), candidates, config)
+    return planted.judge(planted.PlantedModel(), task or planted.planted_task(), candidates, config)
 
 
 def test_a_task_cache_is_an_ordinary_cache_that_names_its_site(planted, tmp_path):
     prompts = planted.sample(24, "train", 0)
     rows = torch.arange(24.0 * planted.WIDTH).reshape(24, -1)
-    site = Site.parse(planted.SITE)
+    site = PromptSite.parse(planted.SITE)
 
     def write(**more):
         return write_task_caches(
@@ -89,7 +89,7 @@ def test_a_run_stands_for_its_dictionaries_and_names_must_tell_them_apart(plante
 
 
 def test_a_dictionary_for_another_site_is_refused(planted, tmp_path):
-    other = CrossSection("elsewhere", (Site("resid_pre", 0, None, "end"),), (("a",),))
+    other = CrossSection("elsewhere", (PromptSite("resid_pre", 0, None, "end"),), (("a",),))
     write_cross_sections(tmp_path / "sites.json", [other], model="planted", task="planted")
     with pytest.raises(
         ArtifactError,
@@ -117,11 +117,11 @@ def test_where_the_supervised_dictionary_fails_nothing_is_judged(planted, tmp_pa
     # The metric does not see the activation's a, so mean ablation hardly hurts and edits of a
     # cannot be told from no intervention by a prediction that is always the same.
     task = planted.planted_task(predict=lambda logits: torch.zeros(len(logits), dtype=torch.int64))
-    result = judge(planted, tmp_path, task=task)
-    notes = result.settings["notes"]
+    measured, result = judge(planted, tmp_path, task=task)
+    notes = result.notes
     assert any("accuracies are shown but left out of averages" in note for note in notes)
     assert (
-        planted.scores_by(result)["identity", "tradeoff_accuracy", "a", "agnostic", 2, None, ""]
+        planted.scores_by(measured)["identity", "tradeoff_accuracy", "a", "agnostic", 2, None, ""]
         is None
     )
 
@@ -131,20 +131,28 @@ def test_the_gate_keeps_dictionaries_from_being_judged(planted, tmp_path, monkey
     from saelab.evals.supervised.checks import Gate
 
     monkeypatch.setattr(suite, "GATE", Gate(sufficiency=1.5))
-    result = judge(planted, tmp_path)
-    assert not any(one["contender"] == "identity" for one in result.figure_data["scores"])
-    notes = " ".join(result.settings["notes"])
+    measured, result = judge(planted, tmp_path)
+    assert not any(score.contender == "identity" for score in measured.data["scores"])
+    notes = " ".join(result.notes)
     assert "fails test 1 here: sufficiency 1.00 (below 1.5)" in notes
     monkeypatch.setattr(suite, "GATE", Gate(accuracy=1.5))
-    result = judge(planted, tmp_path, overwrite=True, judge_anyway=False)
-    judged = [one for one in result.figure_data["scores"] if one["contender"] == "identity"]
-    assert judged and not any(one["edit"] for one in judged)
+    measured, _ = judge(planted, tmp_path, overwrite=True, judge_anyway=False)
+    judged = [score for score in measured.data["scores"] if score.contender == "identity"]
+    assert judged and not any(score.edit for score in judged)
 
 
 def test_command_line_refusals():
     with pytest.raises(ConfigError, match="toys: nothing is judged with it"):
-        main(["y", "--toys", "x"])
+        run_command(SUITE, ["y", "--toys", "x"])
     with pytest.raises(ConfigError, match="exclude one another"):
-        main(["--toys", "x", "--find-sites", "y"])
+        run_command(SUITE, ["--toys", "x", "--find-sites", "y"])
     with pytest.raises(ConfigError, match="which sites"):
-        main(["--write-cache", "x"])
+        run_command(SUITE, ["--write-cache", "x"])
+
+
+def test_a_result_that_is_there_is_not_replaced_unasked(tmp_path):
+    (tmp_path / "supervised.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"supervised\.json exists already: add --overwrite"):
+        evaluate(SUITE, [], SupervisedConfig(out=tmp_path))
+    with pytest.raises(ConfigError, match="exists already: add --overwrite to replace it"):
+        run_command(SUITE, ["--find-sites", str(tmp_path / "supervised.json")])

@@ -7,17 +7,18 @@ import torch
 
 from saelab.errors import ConfigError
 from saelab.evals.supervised.approximation import measure_approximation
-from saelab.evals.supervised.bootstrap import Bootstrap, Estimate, over_seeds
 from saelab.evals.supervised.config import SupervisedConfig
-from saelab.evals.supervised.figure_data import figures_from, pooled
-from saelab.evals.supervised.result import spread_over_seeds
-from saelab.evals.supervised.scores import MEASURES, Score
+from saelab.evals.supervised.scores import Score, pooled, spread_over_seeds
+from saelab.evals.supervised.suite import DEFINITIONS
 from saelab.evals.supervised.toys import (
     OcclusionToyOptions,
     SplittingToyOptions,
     occlusion_toy,
     splitting_toy,
 )
+from saelab.evals.supervised.tradeoff import relative_tradeoff_charts
+from saelab.stats.bootstrap import Bootstrap, Estimate
+from saelab.stats.spread import Spread, spread_of
 
 
 def full(value, n=40):
@@ -98,7 +99,7 @@ def test_spread_over_seeds():
     assert row["group"] == "topk" and row["n_seeds"] == 2
     assert row["mean"] == pytest.approx(0.6)
     assert row["standard_deviation"] == pytest.approx(0.02**0.5)
-    assert over_seeds([None, 1.0]) == {"n_seeds": 1, "mean": 1.0, "standard_deviation": None}
+    assert spread_of([None, 1.0]) == Spread(mean=1.0, sd=None, n=1)
     found = pooled(scores, "accuracy", lambda one: (one.group,))
     assert found[("topk",)]["low"] == pytest.approx(0.6 - 0.02**0.5)
 
@@ -112,13 +113,15 @@ def test_averages_of_the_trade_off_leave_out_edits_where_it_is_undefined():
         ]
 
     scores = [*point("io", 0.2, 0.8), *point("s", 0.9, None)]
-    data = figures_from(scores, [], "supervised mse")["tradeoff_normalised"]
-    assert data["lines"][0]["points"] == [{"k": 2, "weight": 0.2, "accuracy": 0.8, "n": 1}]
+    (chart,) = relative_tradeoff_charts(scores)
+    line = chart.series[0]
+    assert (line.name, line.text, line.x, line.y) == ("topk, agnostic", ["2"], [0.2], [0.8])
 
 
 def test_every_measure_is_defined_in_words():
-    for measure in MEASURES.values():
-        assert len(measure.definition) > 30 and measure.unit and measure.label
+    assert len(DEFINITIONS) == 31
+    for definition in DEFINITIONS.values():
+        assert len(definition.text) > 30 and definition.unit and definition.group
 
 
 def test_the_over_splitting_toy_has_the_golden_losses():

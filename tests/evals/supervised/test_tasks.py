@@ -11,15 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import ConfigError, ModelError
-from saelab.evals.supervised.tasks import TASKS, load_task
-from saelab.evals.supervised.tasks.frames import SPLIT_BUCKETS, FrameWriter, in_split
-from saelab.evals.supervised.tasks.interface import (
+from saelab.evals.supervised.tasks import (
+    SPLIT_BUCKETS,
     SPLITS,
+    TASKS,
     CrossSectionTemplate,
+    FrameWriter,
     Prompt,
     Role,
     Task,
     counterfactual_pairs,
+    in_split,
+    load_task,
     logit_difference,
     most_likely_of,
     padded_tokens,
