@@ -126,8 +126,8 @@ def check_manifest(
     must_match = SEAL in content or known.sealed(version)
     if must_match and content.get(SEAL) != _hash_of_rest(content):
         raise ArtifactError(
-            f"{path} is incomplete, was damaged or was edited: its content no longer has the hash "
-            f"it was written with; restore it, or make it again with `{known.made_by}`"
+            f"{path} is incomplete or was edited: its content no longer has the hash it was "
+            f"written with; restore it from a copy, or make it again with `{known.made_by}`"
         )
     return content
 

@@ -22,14 +22,14 @@ KIND = "comparison"
 @pytest.fixture
 def path(tmp_path):
     write_bytes(tmp_path / "rows.parquet", b"rows")
-    content = new_manifest(KIND, seed=0, config={"x": (1, 2.5)}, made_from={3: "m"})
+    content = new_manifest(KIND, seed=0, config={"x": (1, 2.5), 3: "m"}, made_from={})
     write_manifest(tmp_path / "compare.json", content | {"item_files": {"rows": "rows.parquet"}})
     return tmp_path / "compare.json"
 
 
 def test_what_was_written_is_read(path):
     content = read_manifest(path, KIND)
-    assert is_sealed(content) and content["config"] == {"x": [1, 2.5]}
+    assert is_sealed(content) and content["config"] == {"x": [1, 2.5], "3": "m"}
     assert check_item_files(content, path) == 1
     assert write_manifest(path, content) == content
 
