@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -146,32 +146,87 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
+TENSOR_SEAL = "saelab_sha256"
+"""Key, in the metadata of a safetensors file, of the hash of its tensors and other metadata."""
+
+
+def seal_tensors(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of a safetensors file with a hash over it and over the tensors.
+
+    Args:
+        tensors: of torch or numpy.
+        metadata: anything else to say of them.
+    """
+    import numpy as np
+
+    rest = {key: value for key, value in metadata.items() if key != TENSOR_SEAL}
+    digest = hashlib.sha256(hash_of(rest).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        kind = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        digest.update(hash_of(kind).encode())
+        if not isinstance(tensor, np.ndarray):
+            import torch
+
+            tensor = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+    return {**rest, TENSOR_SEAL: digest.hexdigest()}
+
+
+def is_sealed_tensors(path: Path) -> bool:
+    """Whether a safetensors file holds a hash of itself."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="numpy") as file:
+        return TENSOR_SEAL in (file.metadata() or {})
+
+
 def write_tensors(
-    path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None
+    path: Path,
+    tensors: dict[str, Any],
+    metadata: dict[str, str] | None = None,
+    *,
+    sealed: bool = False,
 ) -> None:
-    """Write a dict of torch tensors as safetensors, atomically."""
+    """Write a dict of torch tensors as safetensors, atomically.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        metadata: words on them.
+        sealed: add a hash of it all, which `read_tensors` checks; for files that no manifest names.
+    """
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    if sealed:
+        metadata = seal_tensors(contiguous, metadata or {})
     with atomic_path(path) as temporary:
         save_file(contiguous, str(temporary), metadata=metadata)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """Read every tensor of a safetensors file.
+    """Read every tensor of a safetensors file, and check its hash where it holds one.
 
     Raises:
-        ArtifactError: the file is missing, truncated or of another format.
+        ArtifactError: the file is missing, truncated, of another format, or was changed.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist")
     try:
-        return load_file(str(path))
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not a readable safetensors file ({error})") from None
+    if TENSOR_SEAL in metadata and seal_tensors(tensors, metadata) != metadata:
+        raise ArtifactError(
+            f"{path} was changed since it was written (its SHA-256 differs): restore it from a "
+            "copy, or make it again"
+        )
+    return tensors
 
 
 def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:

@@ -19,6 +19,8 @@ class Kind:
     """Names or patterns it is found under in a folder."""
     schema_version: int
     """The version written; newer ones are refused."""
+    has_manifest: bool = True
+    """Whether it is or holds JSON with kind and schema version."""
     sealed_since: int | None = None
     """First version whose manifest holds a hash of itself; None: it is checked in another way."""
     made_by: str
@@ -92,6 +94,7 @@ _KINDS = (
             "supervised.json",
         ),
         schema_version=2,
+        sealed_since=2,
         made_by="saelab eval",
         intact="its content and the files it names have the SHA-256 they were written with",
     ),
@@ -152,6 +155,7 @@ _KINDS = (
     ),
     Kind(
         name="feature_labels",
+        has_manifest=False,
         files=("feature_labels.sqlite",),
         schema_version=1,
         made_by="saelab dashboard",
@@ -159,6 +163,7 @@ _KINDS = (
     ),
     Kind(
         name="feature_shards",
+        has_manifest=False,
         files=("features.build/shard-*.safetensors", "shard-*.safetensors"),
         schema_version=1,
         made_by="saelab features",
@@ -166,6 +171,7 @@ _KINDS = (
     ),
     Kind(
         name="error_probe",
+        has_manifest=False,
         files=("*probe*.safetensors",),
         schema_version=1,
         made_by="saelab eval dark-matter",
@@ -173,6 +179,7 @@ _KINDS = (
     ),
     Kind(
         name="rows",
+        has_manifest=False,
         files=("*.parquet",),
         schema_version=1,
         made_by="saelab eval",
@@ -180,6 +187,7 @@ _KINDS = (
     ),
     Kind(
         name="training_log",
+        has_manifest=False,
         files=("metrics.jsonl",),
         schema_version=1,
         made_by="saelab train",

@@ -144,11 +144,11 @@ def is_sealed(content: dict[str, Any]) -> bool:
     return SEAL in content
 
 
-def check_item_files(content: dict[str, Any], path: Path) -> int:
+def check_item_files(content: dict[str, Any], path: Path) -> list[str]:
     """Check the files that a manifest names beside it.
 
     Returns:
-        How many have the SHA-256 recorded; results of before these hashes recorded none.
+        Those whose SHA-256 was not recorded, so that they could not be checked.
 
     Raises:
         ArtifactError: one is missing or was changed since.
@@ -163,7 +163,7 @@ def check_item_files(content: dict[str, Any], path: Path) -> int:
                 f"{file} is not the file that {path.name} was written with (its SHA-256 differs): "
                 "it was damaged or changed; evaluate again"
             )
-    return len(hashes)
+    return [name for name in content.get("item_files", {}).values() if name not in hashes]
 
 
 def require_fields(
