@@ -19,8 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import ConfigError, ModelError
-from saelab.formats.files import write_json
-from saelab.formats.manifest import new_manifest
+from saelab.formats.manifest import new_manifest, write_manifest
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 
@@ -31,7 +30,6 @@ from .tasks.interface import Prompt, Role, Task, counterfactual_pairs
 logger = logging.getLogger(__name__)
 
 CIRCUIT_KIND = "supervised_circuit"
-SCHEMA_VERSION = 1
 BATCH_PROMPTS = 288
 
 
@@ -253,9 +251,8 @@ def write_circuit(path: Path, circuit: Circuit, config: CircuitConfig) -> None:
     """Write the effects as JSON beside the cross-sections that `write_cross_sections` writes."""
     manifest = new_manifest(
         CIRCUIT_KIND,
-        SCHEMA_VERSION,
         seed=config.seed,
         config={"n_prompts": config.n_prompts, "least_effect": config.least_effect},
         made_from={"model": circuit.model, "task": circuit.task},
     )
-    write_json(path, manifest | {"circuit": effects_table(circuit)})
+    write_manifest(path, manifest | {"circuit": effects_table(circuit)})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import ConfigError
-from saelab.formats.files import write_json
+from saelab.formats.manifest import new_manifest, write_manifest
 from saelab.model.language_model import LanguageModel, load_language_model
 from saelab.report import Report
 from saelab.report.circuit_figures import circuit_heat_maps
@@ -23,6 +23,7 @@ from .toys import OcclusionToyOptions, SplittingToyOptions, occlusion_toy, split
 CACHE_SPLIT = "train"
 TOYS_PAGE = "toys.html"
 TOYS_FILE = "toys.json"
+TOYS_KIND = "supervised_toys"
 TOY_CASES = tuple((ratio, l1) for l1 in (0.1, 0.2, 0.3, 0.5) for ratio in (1.0, 1.2, 1.5))
 """Ratio of norms and L1 weight of the occlusion toys that are run."""
 
@@ -137,7 +138,8 @@ def run_toys(out: Path) -> Path:
         "occlusion_toy": occluded,
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / TOYS_FILE, data)
+    about = new_manifest(TOYS_KIND, seed=None, config={}, made_from={})
+    write_manifest(out / TOYS_FILE, about | data)
     report = Report(
         "Two toy models of what sparse autoencoders do to attributes",
         "Over-splitting and occlusion, after Makelov, Lange & Nanda (arXiv 2405.08366).",

@@ -151,7 +151,7 @@ def _describe_cache(file: Path, manifest: dict[str, Any]) -> list[str]:
         verify_shards(file.parent, entries)
         rows = sum(e.rows for e in entries)
         checked = (
-            f"intact so far: the manifest and {len(entries)} shards with {rows:,} rows have the "
+            f"intact so far: {len(entries)} shards with {rows:,} rows, and the manifest, have the "
             "SHA-256 they were written with"
         )
         return [

@@ -91,6 +91,9 @@ class StoreWriter:
 
     def manifest(self, content: Mapping[str, Any]) -> None:
         """Fill table `manifest`, last: it holds the hash of everything else, and of itself."""
+        # The search index writes its last pages when the transaction ends.
+        self._connection.execute("COMMIT")
+        self._connection.execute("BEGIN")
         sealed = seal({**content, TABLES_HASH: hash_of_tables(self._connection)})
         text = json.dumps(sealed, allow_nan=False)
         self._connection.execute("INSERT INTO manifest VALUES (?)", (text,))

@@ -148,6 +148,7 @@ def read_json(path: Path) -> Any:
 
 TENSOR_SEAL = "saelab_sha256"
 """Key, in the metadata of a safetensors file, of the hash of its tensors and other metadata."""
+SEALED = "sealed"
 
 
 def seal_tensors(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, str]:
@@ -160,6 +161,8 @@ def seal_tensors(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> dic
     import numpy as np
 
     rest = {key: value for key, value in metadata.items() if key != TENSOR_SEAL}
+    # A second mark: with one of the two damaged, the file is not taken for one without a hash.
+    rest[SEALED] = "yes"
     digest = hashlib.sha256(hash_of(rest).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -221,7 +224,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not a readable safetensors file ({error})") from None
-    if TENSOR_SEAL in metadata and seal_tensors(tensors, metadata) != metadata:
+    if {TENSOR_SEAL, SEALED} & set(metadata) and seal_tensors(tensors, metadata) != metadata:
         raise ArtifactError(
             f"{path} was changed since it was written (its SHA-256 differs): restore it from a "
             "copy, or make it again"

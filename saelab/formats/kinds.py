@@ -140,8 +140,8 @@ _KINDS = (
     Kind(
         name="supervised_toys",
         files=("toys.json",),
-        schema_version=1,
-        sealed_since=1,
+        schema_version=2,
+        sealed_since=2,
         made_by="saelab eval supervised",
         intact=_SEALED,
     ),

@@ -13,7 +13,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,16 +37,20 @@ def writer_lock(target: Path) -> Iterator[None]:
     Raises:
         ConfigError: another process holds it; the error names which.
     """
+    folder = lock_file(target).parent
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     descriptor = None if fcntl is None else _acquire(target)
-    if descriptor is None:
-        yield
-        return
     try:
         yield
     finally:
-        # While it is still held: whoever opened the file meanwhile sees that it is gone.
-        lock_file(target).unlink(missing_ok=True)
-        os.close(descriptor)
+        if descriptor is not None:
+            # While it is still held: whoever opened the file meanwhile sees that it is gone.
+            lock_file(target).unlink(missing_ok=True)
+            os.close(descriptor)
+        # A refused start leaves nothing; a folder in use is not empty.
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
 
 
 def lock_file(target: Path) -> Path:

@@ -155,6 +155,8 @@ def check_item_files(content: dict[str, Any], path: Path) -> list[str]:
     """
     hashes = content.get(ITEM_HASHES, {})
     for name in content.get("item_files", {}).values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ArtifactError(f"{path} names {str(name)[:60]!r}; a file beside it was expected")
         file = path.parent / name
         if not file.is_file():
             raise ArtifactError(f"{path} names {name} beside it: missing; evaluate again")

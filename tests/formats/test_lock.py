@@ -55,9 +55,12 @@ def test_a_crash_releases_it(tmp_path, holder):
 
 
 def test_nothing_is_left_in_or_beside_the_folder(tmp_path):
-    with writer_lock(tmp_path / "out"):
-        assert not (tmp_path / "out").exists()
+    with writer_lock(tmp_path / "new" / "out"):
+        assert not (tmp_path / "new" / "out").exists()
     assert list(tmp_path.iterdir()) == []
+    with writer_lock(tmp_path / "new" / "out"):
+        (tmp_path / "new" / "out").mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "out"]
 
 
 def test_many_processes_never_hold_it_together(tmp_path):
