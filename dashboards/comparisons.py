@@ -17,7 +17,6 @@ from .run_index import walk
 
 COMPARISON_FILE = "compare.json"
 KIND = "comparison"
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,7 @@ def read_comparison(path: Path) -> Comparison:
     Raises:
         ArtifactError: missing, damaged, of another kind, or from a newer saelab.
     """
-    content = read_manifest(path, KIND, SCHEMA_VERSION)
+    content = read_manifest(path, KIND)
     needed = {
         "notes": list,
         "spread": str,

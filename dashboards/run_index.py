@@ -17,7 +17,8 @@ from typing import Any
 from saelab.errors import ArtifactError, SaelabError
 from saelab.features.schema import STORE_FILE
 from saelab.formats.files import read_json
-from saelab.formats.manifest import check_manifest
+from saelab.formats.manifest import read_manifest
+from saelab.formats.run import RUN_FILE, RUN_KIND
 
 DEEPEST = 8
 """Folders below the one given that are looked into."""
@@ -127,7 +128,7 @@ def _runs_below(root: Path, prefix: str, problems: list[str]) -> list[RunEntry]:
     dictionary_folders: list[Path] = []
     stores: list[Path] = []
     for folder, names in walk(root, problems):
-        if "run.json" in names:
+        if RUN_FILE in names:
             run_folders.append(folder)
         if {"saelab.json", "cfg.json"} & names:
             dictionary_folders.append(folder)
@@ -187,10 +188,10 @@ def _id(folder: Path, root: Path, prefix: str) -> str:
 def _run(folder: Path, run_id: str, dictionaries: tuple[DictionaryEntry, ...]) -> RunEntry:
     metrics = folder / "metrics.jsonl"
     status, created, problem = "unknown", "", None
-    manifest_path = folder / "run.json"
+    manifest_path = folder / RUN_FILE
     if manifest_path.is_file():
         try:
-            manifest = _manifest(manifest_path, "training_run")
+            manifest = _manifest(manifest_path, RUN_KIND)
             status = str(manifest.get("status", "unknown"))
             created = str(manifest.get("created", ""))
         except SaelabError as error:
@@ -254,34 +255,31 @@ def _json_files(folder: Path) -> list[Path]:
 
 
 def _manifest(path: Path, kind: str) -> dict[str, Any]:
-    """A manifest, parsed once for each state of its file."""
+    """A manifest, parsed and checked once for each state of its file."""
+    return _read_once(path, kind, *_state(path))
+
+
+def _state(path: Path) -> tuple[int, int]:
     try:
         state = path.stat()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
-    content = _parsed(path, state.st_mtime_ns, state.st_size)
-    return check_manifest(content, path, kind, 1)
+    return state.st_mtime_ns, state.st_size
 
 
 @lru_cache(maxsize=4096)
-def _parsed(path: Path, modified: int, size: int) -> Any:  # noqa: ARG001 - the key of the cache
-    content = read_json(path)
-    if isinstance(content, dict):
+def _read_once(path: Path, kind: str | None, modified: int, size: int) -> Any:  # noqa: ARG001 - part of the key
+    content = read_json(path) if kind is None else read_manifest(path, kind)
+    if isinstance(content, dict) and isinstance(content.get("made_from"), dict):
         # The mean activation is the bulk of a manifest, and no page shows it.
-        made_from = content.get("made_from")
-        if isinstance(made_from, dict):
-            made_from.pop("mean", None)
+        content["made_from"].pop("mean", None)
     return content
 
 
 def _facts(folder: Path) -> dict[str, Any]:
     """What is known of a dictionary without reading its weights."""
     shape_path = folder / "cfg.json"
-    try:
-        state = shape_path.stat()
-    except OSError as error:
-        raise ArtifactError(f"{shape_path} cannot be read: {error.strerror}") from None
-    shape = _parsed(shape_path, state.st_mtime_ns, state.st_size)
+    shape = _read_once(shape_path, None, *_state(shape_path))
     if not isinstance(shape, dict):
         raise ArtifactError(f"{shape_path} holds no object: it was damaged or edited")
     metadata = shape.get("metadata")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -27,6 +28,7 @@ from saelab.formats.evaluation_result import (
     write_evaluation_result,
 )
 from saelab.formats.files import atomic_path
+from saelab.formats.lock import writer_lock
 
 logger = logging.getLogger(__name__)
 
@@ -214,9 +216,12 @@ def evaluate(
     written = dict(kept)
     if left or not folders:
         chosen = [folders[index] for index in left], [outs[index] for index in left]
-        for measured in suite.measure(*chosen, config):
-            result = replace(result_of(suite, measured, config), asked=asked)
-            written[measured.out] = write_result(suite, measured, result, page=pages)[1]
+        with ExitStack() as locks:
+            for out in sorted(set(chosen[1])):
+                locks.enter_context(writer_lock(out / f"{suite.stem}.json"))
+            for measured in suite.measure(*chosen, config):
+                result = replace(result_of(suite, measured, config), asked=asked)
+                written[measured.out] = write_result(suite, measured, result, page=pages)[1]
     order = {out: index for index, out in enumerate(outs)}
     ordered = sorted(written, key=lambda out: order.get(out, len(order)))
     return [(out / f"{suite.stem}.json", written[out]) for out in ordered]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,17 +16,15 @@ from torch import Tensor
 from saelab.errors import ArtifactError
 from saelab.formats.files import (
     hash_of,
-    read_json,
     read_tensors,
     remove_leftovers,
     sha256_of,
-    write_json,
     write_tensors,
 )
-from saelab.formats.manifest import check_manifest
+from saelab.formats.kinds import KINDS
+from saelab.formats.manifest import is_sealed, read_manifest, write_manifest
 
 KIND = "checkpoint"
-SCHEMA_VERSION = 1
 POINTER_FILE = "checkpoint.json"
 
 StreamState = dict[str, Tensor | int | str]
@@ -60,15 +59,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     write_tensors(file, tensors)
     pointer = {
         "kind": KIND,
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": KINDS[KIND].schema_version,
         "file": file.name,
         "sha256": sha256_of(file),
         "step": checkpoint.step,
         "settings_hash": checkpoint.settings_hash,
         "stream": plain,
     }
-    pointer["pointer_hash"] = hash_of(pointer)
-    write_json(folder / POINTER_FILE, pointer)
+    write_manifest(folder / POINTER_FILE, pointer)
     for older in folder.glob("checkpoint-*.safetensors"):
         if older != file:
             older.unlink()
@@ -84,17 +82,13 @@ def load_checkpoint(folder: Path, settings_hash: str) -> Checkpoint | None:
     pointer_file = folder / POINTER_FILE
     if not pointer_file.exists():
         return None
-    pointer = check_manifest(read_json(pointer_file), pointer_file, KIND, SCHEMA_VERSION)
-    unhashed = {key: value for key, value in pointer.items() if key != "pointer_hash"}
-    if pointer.get("pointer_hash") != hash_of(unhashed):
-        raise ArtifactError(
-            f"{pointer_file} is incomplete or was edited (its own hash differs): restore it from a "
-            "copy, or start anew with --overwrite"
-        )
+    pointer = read_manifest(pointer_file, KIND)
+    if not is_sealed(pointer):
+        _check_older_pointer(pointer, pointer_file)
     if pointer["settings_hash"] != settings_hash:
         raise ArtifactError(
             f"{pointer_file} was made with other settings than this run has: "
-            "resume with the settings of the run, or start anew with --overwrite"
+            "resume with the settings of the run, or start over with --overwrite"
         )
     file = folder / pointer["file"]
     if not file.is_file():
@@ -102,7 +96,7 @@ def load_checkpoint(folder: Path, settings_hash: str) -> Checkpoint | None:
     if sha256_of(file) != pointer["sha256"]:
         raise ArtifactError(
             f"{file} is not the file that was saved (its SHA-256 differs): it is truncated or was "
-            "changed; restore it from a copy, or start anew with --overwrite"
+            "changed; restore it from a copy, or start over with --overwrite"
         )
     tensors = read_tensors(file)
     torch.set_rng_state(tensors.pop("random_state"))
@@ -116,3 +110,13 @@ def load_checkpoint(folder: Path, settings_hash: str) -> Checkpoint | None:
             learner, _, key = rest.partition("/")
             learners.setdefault(learner, {})[key] = tensor
     return Checkpoint(pointer["step"], settings_hash, stream, learners)
+
+
+def _check_older_pointer(pointer: dict[str, Any], path: Path) -> None:
+    """Checkpoints of schema version 1 held their hash under another name."""
+    rest = {key: value for key, value in pointer.items() if key != "pointer_hash"}
+    if pointer.get("pointer_hash") != hash_of(rest):
+        raise ArtifactError(
+            f"{path} is incomplete or was edited (its own hash differs): restore it from a copy, "
+            "or start over with --overwrite"
+        )

@@ -128,6 +128,8 @@ class TrainConfig:
     """Steps between lines of metrics."""
     checkpoint_every_steps: int = 200
     """Steps between checkpoints. A signal to stop saves one too."""
+    verify: bool = False
+    """Check every byte of the cache first. Otherwise sizes, times and a sample are checked."""
     wandb_project: str | None = None
     """Weights & Biases project to log to as well. None: no network is touched."""
 

@@ -26,9 +26,10 @@ from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.dictionary.error_rows import ErrorRows
 from saelab.errors import ArtifactError, ConfigError
-from saelab.formats.files import write_json
-from saelab.formats.manifest import new_manifest
-from saelab.formats.run_log import JsonlLog, RunLog, WandbLog
+from saelab.formats.files import remedy_when_full
+from saelab.formats.lock import writer_lock
+from saelab.formats.run import DICTIONARIES_FOLDER, RunManifest, read_run, write_run
+from saelab.formats.run_log import JsonlLog, RunLog, WandbLog, read_log
 from saelab.stats.metrics import fvu, mean_l0
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -38,14 +39,10 @@ from .learner import Learner
 from .loop import ActivationStream, TrainingLoop, normalisation_of
 from .run_folder import (
     CHECKPOINT_FOLDER,
-    DICTIONARIES_FOLDER,
-    KIND,
     METRICS_FILE,
-    RUN_FILE,
-    SCHEMA_VERSION,
     check_folder,
+    check_same_origin,
     clear_folder,
-    read_run,
     settings_hash,
 )
 
@@ -71,48 +68,62 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     Raises:
         SaelabError: in the words of what went wrong; finished work is never touched.
     """
-    resuming = check_folder(config, resume=resume, overwrite=overwrite)
-    if resuming:
-        run = read_run(config)
-        if run["status"] == "complete":
-            logger.info("%s is complete: nothing to resume", config.out)
-            return run
+    with writer_lock(config.out), remedy_when_full("go on with --resume"):
+        if check_folder(config, resume=resume, overwrite=overwrite):
+            run = read_run(config.out)
+            if run.complete:
+                logger.info("%s is complete: nothing to resume", config.out)
+                return run.content
+            return _train(config, run)
+        return _train(config, None)
+
+
+def _train(config: TrainConfig, run: RunManifest | None) -> dict[str, Any]:
+    """Train a new run, or go on with one."""
     device = training_device(config.device)
     stream = open_stream(config)
     learners = build_learners(config, stream, device)
-    step = _restore(config, stream, learners) if resuming else 0
-    made_from = stream.provenance()
-    if not resuming:
+    made_from, plain = stream.provenance(), to_plain(config)
+    name = settings_hash(config) if run is None else run.settings_hash
+    if run is None:
         # Only now, when all that was asked for is known to exist, is an older run given up.
         clear_folder(config)
+        step = 0
+    else:
+        check_same_origin(run, made_from)
+        step = _restore(config, run, stream, learners)
     log = _open_logs(config, step)
     try:
-        if not resuming:
-            write_json(config.out / RUN_FILE, _record(config, made_from, "running"))
-        loop = TrainingLoop(
+        if run is None:
+            write_run(
+                config.out,
+                "running",
+                seed=config.data_seed,
+                config=plain,
+                made_from=made_from,
+                settings_hash=name,
+            )
+        TrainingLoop(
             config,
             stream,
             learners,
             log,
-            lambda steps: _save(config, stream, learners, steps),
+            lambda steps: _save(config, name, stream, learners, steps),
             step=step,
-        )
-        loop.run()
+        ).run()
     finally:
         log.close()
-    run = _record(config, made_from, "complete") | {
-        "excluded": stream.excluded,
-        "dictionaries": _finish(config, stream, learners),
-    }
-    write_json(config.out / RUN_FILE, run)
-    return run
-
-
-def _record(config: TrainConfig, made_from: dict[str, Any], status: str) -> dict[str, Any]:
-    manifest = new_manifest(
-        KIND, SCHEMA_VERSION, seed=config.data_seed, config=to_plain(config), made_from=made_from
+    dictionaries = _finish(config, stream, learners)
+    return write_run(
+        config.out,
+        "complete",
+        seed=config.data_seed,
+        config=plain,
+        made_from=made_from,
+        settings_hash=name,
+        excluded=stream.excluded,
+        dictionaries=dictionaries,
     )
-    return manifest | {"status": status, "settings_hash": settings_hash(config)}
 
 
 def open_stream(config: TrainConfig) -> ActivationStream:
@@ -124,7 +135,7 @@ def open_stream(config: TrainConfig) -> ActivationStream:
     """
     if config.cache is None:
         return _open_model_stream(config)
-    cache = _open_caches(config)
+    cache = _open_caches(config, verify=config.verify or None)
     _check_cache(config, cache)
     with_gradients = bool(config.methods_that_need_gradients())
     stream = CacheStream(cache, config.batch_rows, config.data_seed, with_gradients=with_gradients)
@@ -146,7 +157,7 @@ def check_activations(config: TrainConfig) -> None:
         _check_cache(config, _open_caches(config, verify=False))
 
 
-def _open_caches(config: TrainConfig, *, verify: bool = True) -> ActivationCache | AlignedCaches:
+def _open_caches(config: TrainConfig, *, verify: bool | None) -> ActivationCache | AlignedCaches:
     assert config.cache is not None
     if config.site is not None:
         return open_caches(config.cache, config.site, verify=verify)
@@ -249,22 +260,29 @@ class _BothLogs:
 
 
 def _save(
-    config: TrainConfig, stream: ActivationStream, learners: list[Learner], step: int
+    config: TrainConfig,
+    run_hash: str,
+    stream: ActivationStream,
+    learners: list[Learner],
+    step: int,
 ) -> None:
     save_checkpoint(
         config.out / CHECKPOINT_FOLDER,
         Checkpoint(
             step,
-            settings_hash(config),
+            run_hash,
             stream.state(),
             {learner.spec.name: learner.state() for learner in learners},
         ),
     )
 
 
-def _restore(config: TrainConfig, stream: ActivationStream, learners: list[Learner]) -> int:
-    checkpoint = load_checkpoint(config.out / CHECKPOINT_FOLDER, settings_hash(config))
+def _restore(
+    config: TrainConfig, run: RunManifest, stream: ActivationStream, learners: list[Learner]
+) -> int:
+    checkpoint = load_checkpoint(config.out / CHECKPOINT_FOLDER, run.settings_hash)
     if checkpoint is None:
+        _check_none_was_lost(config, run)
         return 0
     names = [learner.spec.name for learner in learners]
     if set(checkpoint.learners) != set(names):
@@ -276,6 +294,23 @@ def _restore(config: TrainConfig, stream: ActivationStream, learners: list[Learn
     for learner in learners:
         learner.restore(checkpoint.learners[learner.spec.name])
     return checkpoint.step
+
+
+def _check_none_was_lost(config: TrainConfig, run: RunManifest) -> None:
+    """A run without a checkpoint must have ended before its first one.
+
+    Raises:
+        ArtifactError: its log goes further than that.
+    """
+    path = config.out / METRICS_FILE
+    logged = [line["step"] for line in read_log(path, skip_damaged=True)] if path.exists() else []
+    first = run.config.get("checkpoint_every_steps", config.checkpoint_every_steps)
+    if max(logged, default=0) > first:
+        raise ArtifactError(
+            f"{config.out} has trained {max(logged)} steps and its checkpoint is missing: restore "
+            f"{CHECKPOINT_FOLDER}/ from a copy, or start over with --overwrite"
+        )
+    logger.warning("%s has no checkpoint yet: training starts at step 0", config.out)
 
 
 def _finish(

@@ -3,33 +3,58 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 from saelab.config import to_plain
+from saelab.dictionary.storage import CONFIG_FILE, MANIFEST_FILE, SELF_TEST_FILE, WEIGHTS_FILE
 from saelab.errors import ArtifactError, ConfigError
-from saelab.formats.files import TEMPORARY_SUFFIX, hash_of
-from saelab.formats.manifest import read_manifest
+from saelab.formats.files import TEMPORARY_SUFFIX, hash_of, remove_leftovers
+from saelab.formats.run import DICTIONARIES_FOLDER, RUN_FILE, RunManifest, read_run
 
 from .config import TrainConfig
 
-KIND = "training_run"
-SCHEMA_VERSION = 1
-RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 PAGE_FILE = "training.html"
 CHECKPOINT_FOLDER = "checkpoint"
-DICTIONARIES_FOLDER = "dictionaries"
 OWN_ENTRIES = (RUN_FILE, METRICS_FILE, PAGE_FILE, CHECKPOINT_FOLDER, DICTIONARIES_FOLDER)
+DICTIONARY_FILES = (MANIFEST_FILE, CONFIG_FILE, WEIGHTS_FILE, SELF_TEST_FILE)
+"""What a run writes of a dictionary, the manifest first; labels, results and stores are others'."""
 
-WITHOUT_EFFECT = ("out", "device", "checkpoint_every_steps", "wandb_project")
+WITHOUT_EFFECT = ("out", "device", "checkpoint_every_steps", "wandb_project", "verify")
 """Settings that a resumed run may change: they decide nothing that is computed."""
-SITE_SETTINGS = ("reads", "writes")
-ERROR_SETTINGS = ("error_component", "error_of", "error_probe")
+COMPARED_BY_HASH = ("cache", "error_of", "error_probe")
+"""Paths: what lies there is compared by its hash, so it may be moved."""
+ONLY_WITHOUT_CACHE = ("stream", "stream_pool_rows")
 
 
 def settings_hash(config: TrainConfig) -> str:
     """A hash of every setting that decides what a run computes."""
-    return hash_of(_deciding(config))
+    return hash_of(deciding_settings(to_plain(config)))
+
+
+def deciding_settings(plain: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide what a run computes, flat, with dotted names.
+
+    Options of methods that the run does not train, and what only a run without a cache reads,
+    decide nothing.
+    """
+    unread = {*WITHOUT_EFFECT, *COMPARED_BY_HASH}
+    if plain.get("cache") is not None:
+        unread |= set(ONLY_WITHOUT_CACHE)
+    kept = {key: value for key, value in plain.items() if key not in unread}
+    kept["options"] = {name: plain["options"].get(name, {}) for name in plain["methods"]}
+    return _flat(kept)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def check_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> bool:
@@ -47,13 +72,13 @@ def check_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> bool:
         raise ConfigError("--resume and --overwrite exclude each other: give one of them")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file, not a folder: give another --out")
-    foreign = _foreign_entries(config)
+    exists = (out / RUN_FILE).exists()
+    foreign = [] if exists and resume else _foreign_entries(out)
     if foreign:
         raise ConfigError(
             f"{out} holds files that are not of a saelab run ({', '.join(foreign[:3])}): "
             "give another --out"
         )
-    exists = (out / RUN_FILE).exists()
     if resume and not exists:
         raise ConfigError(f"{out} holds no run to resume: leave out --resume to start one")
     if exists and not resume and not overwrite:
@@ -62,61 +87,78 @@ def check_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> bool:
             "or another --out"
         )
     if exists and resume:
-        _check_same_settings(read_run(config), config)
+        _check_same_settings(read_run(out), config)
     return exists and resume
 
 
-def read_run(config: TrainConfig) -> dict[str, Any]:
-    """The run's record.
-
-    Raises:
-        ArtifactError: it is damaged or from a newer saelab.
-    """
-    path = config.out / RUN_FILE
-    run = read_manifest(path, KIND, SCHEMA_VERSION)
-    if not {"status", "config", "settings_hash"} <= set(run):
-        raise ArtifactError(f"{path} lacks fields of a run's record: start anew with --overwrite")
-    return run
-
-
 def clear_folder(config: TrainConfig) -> None:
-    """Delete what an earlier run left in `config.out`; `check_folder` has allowed it."""
+    """Delete what an earlier run wrote in `config.out`; `check_folder` has allowed it.
+
+    What people and other commands left beside a dictionary stays: labels, evaluation results and
+    feature stores name the dictionary they are of.
+    """
     if not config.out.exists():
         return
-    for entry in config.out.iterdir():
-        if entry.is_dir():
+    remove_leftovers(config.out)
+    for name in OWN_ENTRIES:
+        entry = config.out / name
+        if name == DICTIONARIES_FOLDER:
+            _clear_dictionaries(entry)
+        elif entry.is_dir():
             shutil.rmtree(entry)
         else:
-            entry.unlink()
+            entry.unlink(missing_ok=True)
 
 
-def _foreign_entries(config: TrainConfig) -> list[str]:
-    if not config.out.exists():
+def _clear_dictionaries(folder: Path) -> None:
+    for dictionary in folder.iterdir() if folder.is_dir() else ():
+        for name in DICTIONARY_FILES:
+            (dictionary / name).unlink(missing_ok=True)
+        if dictionary.is_dir() and not any(dictionary.iterdir()):
+            dictionary.rmdir()
+
+
+def _foreign_entries(out: Path) -> list[str]:
+    if not out.exists():
         return []
     return sorted(
         entry.name
-        for entry in config.out.iterdir()
-        if entry.name not in OWN_ENTRIES and not entry.name.endswith(TEMPORARY_SUFFIX)
+        for entry in out.iterdir()
+        if entry.name not in OWN_ENTRIES
+        and not entry.name.startswith(".")
+        and not entry.name.endswith(TEMPORARY_SUFFIX)
     )
 
 
-def _check_same_settings(run: dict[str, Any], config: TrainConfig) -> None:
-    if run.get("settings_hash") == settings_hash(config):
-        return
-    old, new = run["config"], _deciding(config)
-    differing = sorted(key for key in new if old.get(key) != new[key])
-    raise ConfigError(
-        f"{config.out} was started with other settings ({', '.join(differing)} differ): resume "
-        "with the same recipe and options, or give another --out"
+def _check_same_settings(run: RunManifest, config: TrainConfig) -> None:
+    if not {"methods", "options"} <= set(run.config) or not run.settings_hash:
+        raise ArtifactError(
+            f"{run.path} lacks fields of a run's record: start over with --overwrite"
+        )
+    old, new = deciding_settings(run.config), deciding_settings(to_plain(config))
+    # A setting that a newer saelab added had its default before.
+    defaults = _flat(to_plain(TrainConfig()))
+    differing = sorted(key for key in old | new if old.get(key, defaults.get(key)) != new.get(key))
+    if differing:
+        raise ConfigError(
+            f"{config.out} was started with other settings ({', '.join(differing)} differ): resume "
+            "with the same recipe and options, or give another --out"
+        )
+
+
+def check_same_origin(run: RunManifest, made_from: dict[str, Any]) -> None:
+    """Check that a run is resumed on the activations it was started on.
+
+    Raises:
+        ConfigError: the cache, the model or the dictionary whose error is learnt was changed.
+    """
+    differing = sorted(
+        key
+        for key in run.made_from.keys() & made_from.keys()
+        if hash_of(run.made_from[key]) != hash_of(made_from[key])
     )
-
-
-def _deciding(config: TrainConfig) -> dict[str, Any]:
-    # Runs begun before there were error components or sites keep the hash they had.
-    unused = () if config.error_component is not None else ERROR_SETTINGS
-    unused += () if config.reads else SITE_SETTINGS
-    return {
-        key: value
-        for key, value in to_plain(config).items()
-        if key not in WITHOUT_EFFECT and key not in unused
-    }
+    if differing:
+        raise ConfigError(
+            f"{run.folder} was started on other activations ({', '.join(differing)} differ): "
+            "resume with the cache or model it was started with, or give another --out"
+        )

@@ -9,11 +9,12 @@ import logging
 from typing import Any
 
 from saelab.errors import ConfigError
+from saelab.formats.run import RUN_FILE
 
 from .config import TrainConfig
 from .recipe import WHOLE
 from .run import check_activations, train
-from .run_folder import RUN_FILE, check_folder
+from .run_folder import check_folder
 
 logger = logging.getLogger(__name__)
 

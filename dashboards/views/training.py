@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 
 from saelab.errors import ArtifactError
-from saelab.formats.training_history import Curve, TrainingHistory, read_history
+from saelab.formats.run_log import Curve, TrainingHistory, read_history
 from saelab.report.training_figures import CURVE_KINDS, kind_of, training_figure
 
 from .. import url_state

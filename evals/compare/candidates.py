@@ -12,13 +12,10 @@ from typing import Any
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.dictionary.data_spec import DataOverrides, DataSpec, data_spec_of
 from saelab.errors import ArtifactError
-from saelab.formats.manifest import read_manifest, require_fields
+from saelab.formats.manifest import require_fields
+from saelab.formats.run import RUN_FILE, TrainedDictionary, read_run
 from saelab.progress import progress_bar
 
-# Repeated from the training room, which writes it and which this room may not import.
-RUN_FILE = "run.json"
-RUN_KIND = "training_run"
-RUN_SCHEMA_VERSION = 1
 DICTIONARY_FILE = "saelab.json"
 TELLING_SETTINGS = ("options", "optimizer", "n_tokens", "batch_rows", "product_dtype")
 """Training settings that tell dictionaries of one method apart, beside d_sae, k and seed."""
@@ -87,7 +84,7 @@ def read_candidates(folders: Sequence[Path], overrides: DataOverrides) -> list[C
     return [replace(one, label=label) for one, label in zip(found, labels, strict=True)]
 
 
-def _places(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+def _places(folder: Path) -> list[tuple[Path, TrainedDictionary | None]]:
     """The dictionary folders in a run, or the one given, each with what its run says of it."""
     if (folder / RUN_FILE).is_file():
         return _in_run(folder)
@@ -105,58 +102,31 @@ def _places(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     )
 
 
-def _in_run(run: Path) -> list[tuple[Path, dict[str, Any]]]:
-    path = run / RUN_FILE
-    content = read_manifest(path, RUN_KIND, RUN_SCHEMA_VERSION)
-    require_fields(content, {"status": str}, path)
-    if content["status"] != "complete":
+def _in_run(folder: Path) -> list[tuple[Path, TrainedDictionary | None]]:
+    run = read_run(folder)
+    if not run.complete:
         raise ArtifactError(
-            f"the run {run} is not complete (its status is {content['status']!r}): finish it with "
-            f"the command that started it and --resume (`saelab train … --out {run} --resume`)"
+            f"the run {folder} is not complete (its status is {run.status!r}): finish it with "
+            f"the command that started it and --resume (`saelab train … --out {folder} --resume`)"
         )
-    require_fields(content, {"dictionaries": dict}, path)
-    listed = content["dictionaries"]
-    require_fields(listed, dict.fromkeys(listed, dict), path)
-    if not listed:
-        raise ArtifactError(f"{path} lists no dictionary: it was edited")
-    places = []
-    for figures in listed.values():
-        require_fields(figures, {"folder": str}, path)
-        folder = run / figures["folder"]
-        if not folder.resolve().is_relative_to(run.resolve()):
-            raise ArtifactError(
-                f"{path} was damaged or edited: it names a dictionary outside the run, "
-                f"{figures['folder']!r}"
-            )
-        places.append((folder, _costs(figures, path)))
-    return places
+    trained = run.dictionaries()
+    if not trained:
+        raise ArtifactError(f"{run.path} lists no dictionary: it was edited")
+    return [(figures.folder, figures) for figures in trained.values()]
 
 
-def _figures_in_own_run(folder: Path) -> dict[str, Any]:
-    """What the run that a dictionary lies in says of it; nothing where it lies in none."""
+def _figures_in_own_run(folder: Path) -> TrainedDictionary | None:
+    """What the run that a dictionary lies in says of it; None where it lies in none."""
     run = folder.resolve().parent.parent
     if not (run / RUN_FILE).is_file():
-        return {}
-    listed = read_manifest(run / RUN_FILE, RUN_KIND, RUN_SCHEMA_VERSION).get("dictionaries")
-    for figures in listed.values() if isinstance(listed, dict) else ():
-        named = figures.get("folder") if isinstance(figures, dict) else None
-        if isinstance(named, str) and (run / named).resolve() == folder.resolve():
-            return _costs(figures, run / RUN_FILE)
-    return {}
+        return None
+    manifest = read_run(run)
+    trained = manifest.dictionaries() if manifest.complete else {}
+    same = (figures for figures in trained.values() if figures.folder.resolve() == folder.resolve())
+    return next(same, None)
 
 
-def _costs(figures: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Seconds per step and bytes of state, None where the run does not say."""
-    named = {"seconds_per_step": NUMBER_OR_NONE, "state_bytes": (int, type(None))}
-    costs = {name: figures.get(name) for name in named}
-    require_fields(costs, named, path)
-    for name, value in costs.items():
-        if value is not None and not 0 <= value < math.inf:
-            raise ArtifactError(f"{path} was damaged or edited: {name!r} is {value}")
-    return costs
-
-
-def _read(folder: Path, figures: dict[str, Any], overrides: DataOverrides) -> Candidate:
+def _read(folder: Path, figures: TrainedDictionary | None, overrides: DataOverrides) -> Candidate:
     saved = load_dictionary(folder)
     path = folder / DICTIONARY_FILE
     require_fields(saved.manifest, {"config": dict, "made_from": dict, "seed": int}, path)
@@ -176,7 +146,7 @@ def _read(folder: Path, figures: dict[str, Any], overrides: DataOverrides) -> Ca
         seed=saved.manifest["seed"],
         n_tokens=training.get("n_tokens"),
         train_seconds=_train_seconds(figures, training),
-        state_bytes=figures.get("state_bytes"),
+        state_bytes=None if figures is None else figures.state_bytes,
         weight_bytes=sum(tensor.nbytes for tensor in saved.dictionary.tensors().values()),
         origin=_origin(saved),
         spec=data_spec_of(saved, overrides),
@@ -188,8 +158,8 @@ def _origin(saved: SavedDictionary) -> dict[str, Any]:
     return {name: value for name, value in saved.made_from.items() if name != "mean"}
 
 
-def _train_seconds(figures: dict[str, Any], training: dict[str, Any]) -> float | None:
-    per_step = figures.get("seconds_per_step")
+def _train_seconds(figures: TrainedDictionary | None, training: dict[str, Any]) -> float | None:
+    per_step = None if figures is None else figures.seconds_per_step
     rows, batch = training.get("n_tokens"), training.get("batch_rows")
     if per_step is None or not isinstance(rows, int) or not isinstance(batch, int) or batch < 1:
         return None

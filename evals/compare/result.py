@@ -9,8 +9,8 @@ from typing import Any
 
 from saelab.config import to_plain
 from saelab.errors import ConfigError
-from saelab.formats.files import atomic_path, sha256_of, write_json
-from saelab.formats.manifest import new_manifest, read_manifest
+from saelab.formats.files import atomic_path, sha256_of
+from saelab.formats.manifest import new_manifest, read_manifest, write_manifest
 
 from .candidates import Candidate
 from .common_l0 import AtCommonL0
@@ -22,7 +22,6 @@ from .rows import ModeRow, Row
 from .values import Measured
 
 KIND = "comparison"
-SCHEMA_VERSION = 1
 JSON_FILE = "compare.json"
 PARQUET_FILE = "compare.parquet"
 PAGE_FILE = "compare.html"
@@ -72,7 +71,7 @@ def check_out(candidates: Sequence[Candidate], config: CompareConfig) -> None:
     path = config.out / JSON_FILE
     if not path.exists() or config.overwrite:
         return
-    content = read_manifest(path, KIND, SCHEMA_VERSION)
+    content = read_manifest(path, KIND)
     listed = content.get("dictionaries")
     old = {one.get("hash") for one in listed or () if isinstance(one, dict)}
     lost = old - {one.content_hash for one in candidates}
@@ -89,7 +88,7 @@ def write_json_file(comparison: Comparison) -> Path:
         "dictionaries": [one.candidate.content_hash for one in comparison.found]
     }
     content = new_manifest(
-        KIND, SCHEMA_VERSION, seed=None, config=to_plain(comparison.config), made_from=made_from
+        KIND, seed=None, config=to_plain(comparison.config), made_from=made_from
     ) | {
         "notes": comparison.notes,
         "spread": SPREAD,
@@ -100,9 +99,10 @@ def write_json_file(comparison: Comparison) -> Path:
         "common_l0": [asdict(one) for one in comparison.compared],
         "inference_modes": [_mode(one) for one in comparison.modes],
         "figure_data": comparison.figures,
+        "item_files": {"dictionaries": PARQUET_FILE},
     }
     path = comparison.config.out / JSON_FILE
-    write_json(path, content)
+    write_manifest(path, content)
     return path
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from saelab.errors import ConfigError
 from saelab.formats.evaluation_result import EvaluationResult
+from saelab.formats.lock import writer_lock
 
 from .candidates import Candidate, read_candidates
 from .checks import check_comparable, notes_on
@@ -47,8 +48,9 @@ def run_compare(folders: Sequence[Path], config: CompareConfig) -> Comparison:
     candidates = read_candidates(folders, core_config(config))
     check_comparable(candidates)
     check_out(candidates, config)
-    results = evaluate(candidates, config)
-    return _write(assemble(candidates, results, config))
+    with writer_lock(config.out):
+        results = evaluate(candidates, config)
+        return _write(assemble(candidates, results, config))
 
 
 def evaluate(candidates: Sequence[Candidate], config: CompareConfig) -> Results:

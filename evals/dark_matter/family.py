@@ -9,8 +9,8 @@ from typing import Any
 
 from saelab.errors import ConfigError
 from saelab.formats.evaluation_result import EvaluationResult
-from saelab.formats.files import atomic_path, write_json
-from saelab.formats.manifest import new_manifest
+from saelab.formats.files import atomic_path
+from saelab.formats.manifest import new_manifest, write_manifest
 
 from .breakdown import Breakdown, Member, break_down
 from .contours import CONTOURED, contour_data
@@ -20,7 +20,6 @@ from .scaling import measure_scaling
 from .token_file import NORMS, trace_of
 
 KIND = "dark_matter_family"
-SCHEMA_VERSION = 1
 JSON_FILE = "dark_matter_family.json"
 PARQUET_FILE = "dark_matter_family.parquet"
 PAGE_FILE = "dark_matter_family.html"
@@ -100,7 +99,7 @@ def write_family(
     with atomic_path(out / PARQUET_FILE) as temporary:
         parquet.write_table(pyarrow.table(columns), temporary)
     content = new_manifest(
-        KIND, SCHEMA_VERSION, seed=settings.get("seed"), config=settings, made_from=made_from
+        KIND, seed=settings.get("seed"), config=settings, made_from=made_from
     ) | {
         "notes": family.notes,
         "dictionaries": [
@@ -108,8 +107,9 @@ def write_family(
             for one in family.members
         ],
         "figure_data": family.figure_data,
+        "item_files": {"dictionaries": PARQUET_FILE},
     }
-    write_json(out / JSON_FILE, content)
+    write_manifest(out / JSON_FILE, content)
     return out / JSON_FILE
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saelab.formats.evaluation_result import EvaluationResult
-from saelab.formats.files import write_json
-from saelab.formats.manifest import new_manifest
+from saelab.formats.manifest import new_manifest, write_manifest
 from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, Figure, new_plot
 from saelab.report.page import Report
 
@@ -15,7 +14,6 @@ from .definitions import UNFILLED
 from .scorecard import SCORE_CARD, ScoreCardEntry
 
 KIND = "recovery_score_card"
-SCHEMA_VERSION = 1
 JSON_FILE = "score_card.json"
 PAGE_FILE = "score_card.html"
 QUARTERS = ("most frequent", "second", "third", "rarest")
@@ -27,9 +25,7 @@ def write_card(
     """Write both files; returns where the page is."""
     folder.mkdir(parents=True, exist_ok=True)
     made_from = {"dictionaries": {r.dictionary_name: r.dictionary_hash for r in results}}
-    card = new_manifest(
-        KIND, SCHEMA_VERSION, seed=None, config=results[0].settings, made_from=made_from
-    )
+    card = new_manifest(KIND, seed=None, config=results[0].settings, made_from=made_from)
     card["entries"] = [
         {
             "label": entry.label,
@@ -41,7 +37,7 @@ def write_card(
         }
         for entry in entries
     ]
-    write_json(folder / JSON_FILE, card)
+    write_manifest(folder / JSON_FILE, card)
     return _page(entries).write(folder / PAGE_FILE)
 
 

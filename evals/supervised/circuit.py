@@ -20,8 +20,7 @@ from torch import Tensor
 
 from saelab.errors import ConfigError, ModelError
 from saelab.formats.chart import Axis, Chart, Series
-from saelab.formats.files import write_json
-from saelab.formats.manifest import new_manifest
+from saelab.formats.manifest import new_manifest, write_manifest
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 
@@ -39,7 +38,6 @@ from .tasks import Prompt, Role, Task, counterfactual_pairs
 logger = logging.getLogger(__name__)
 
 CIRCUIT_KIND = "supervised_circuit"
-SCHEMA_VERSION = 1
 BATCH_PROMPTS = 288
 
 
@@ -261,12 +259,11 @@ def write_circuit(path: Path, circuit: Circuit, config: CircuitConfig) -> None:
     """Write the effects as JSON beside the cross-sections that `write_cross_sections` writes."""
     manifest = new_manifest(
         CIRCUIT_KIND,
-        SCHEMA_VERSION,
         seed=config.seed,
         config={"n_prompts": config.n_prompts, "least_effect": config.least_effect},
         made_from={"model": circuit.model, "task": circuit.task},
     )
-    write_json(path, manifest | {"circuit": effects_table(circuit)})
+    write_manifest(path, manifest | {"circuit": effects_table(circuit)})
 
 
 def circuit_charts(circuit: Mapping[str, Any]) -> list[Chart]:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.cache import TokenFilter
-from saelab.cache.format import KIND, SCHEMA_VERSION, row_bytes
+from saelab.cache.format import KIND, row_bytes
 from saelab.cache.harvest import Rows
 from saelab.cache.hook_folder import HookFolder, remove_cache, require_only_cache
 from saelab.config import to_plain
@@ -122,9 +122,7 @@ def _manifest(
         "model_dtype": str(model.dtype).removeprefix("torch."),
         ORIGIN_KEY: origin,
     }
-    manifest = new_manifest(
-        KIND, SCHEMA_VERSION, seed=origin["seed"], config=origin, made_from=made_from
-    )
+    manifest = new_manifest(KIND, seed=origin["seed"], config=origin, made_from=made_from)
     return manifest | {
         "status": "writing",
         "resumable": False,

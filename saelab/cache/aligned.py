@@ -27,14 +27,14 @@ CONTEXT_COLUMNS = ("tokens", "sequence", "position")
 
 
 def open_caches(
-    folder: Path, site: Site, *, verify: bool = True
+    folder: Path, site: Site, *, verify: bool | None = None
 ) -> ActivationCache | AlignedCaches:
     """Open the caches of a site.
 
     Args:
         folder: the folder that holds one cache per hook point, as `saelab cache` fills it.
         site: what is read and written.
-        verify: check every shard's sha256 (reads the caches once).
+        verify: as `open_cache` takes it.
 
     Raises:
         ArtifactError: a cache is missing, unfinished, damaged, edited or foreign.

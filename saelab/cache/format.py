@@ -7,6 +7,7 @@ are merged in shard order and come out the same however often the writing was in
 
 from __future__ import annotations
 
+import random
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from saelab.errors import ArtifactError
 from saelab.formats.files import hash_of, sha256_of
-from saelab.formats.manifest import read_manifest
+from saelab.formats.manifest import NOT_CONTENT, read_manifest
 from saelab.progress import progress_bar
 
 KIND = "activation_cache"
-SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+SAMPLED_SHARDS = 4
+"""Shards between the first and the last whose hash every start checks."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # One metadata key: safetensors writes several in an order that differs between processes.
 METADATA_KEY = "saelab"
@@ -45,8 +47,6 @@ _REQUIRED_WHEN_COMPLETE: dict[str, type | tuple[type, ...]] = {
     "statistics": dict,
     "content_hash": str,
 }
-# Facts about the run rather than the content: two caches that differ only here are the same.
-_NOT_CONTENT = ("created", "library_versions", "content_hash")
 _REMEDY = "restore the file, or make the cache again with --overwrite"
 
 
@@ -100,7 +100,7 @@ def how_to_finish(manifest: dict[str, Any]) -> str:
 
 def content_hash(manifest: dict[str, Any]) -> str:
     """Hash of what a cache holds and of what it was made from, shards' hashes included."""
-    return hash_of({key: value for key, value in manifest.items() if key not in _NOT_CONTENT})
+    return hash_of({key: value for key, value in manifest.items() if key not in NOT_CONTENT})
 
 
 def read_cache_manifest(path: Path) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def read_cache_manifest(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: missing, damaged, edited, of another kind, or from a newer saelab.
     """
-    manifest = read_manifest(path, KIND, SCHEMA_VERSION)
+    manifest = read_manifest(path, KIND)
     complete = manifest.get("status") == "complete"
     required = _REQUIRED | _REQUIRED_WHEN_COMPLETE if complete else _REQUIRED
     wrong = [
@@ -198,14 +198,32 @@ def check_size(path: Path, entry: ShardEntry) -> None:
         raise ArtifactError(f"{path} has {size} bytes of {entry.bytes}: it is {state}; {_REMEDY}")
 
 
-def verify_shards(folder: Path, entries: list[ShardEntry]) -> None:
-    """Check size and sha256 of every shard, with a progress bar.
+def sample_of(folder: Path, entries: list[ShardEntry]) -> list[ShardEntry]:
+    """The shards that a start checks: first, last, some in between, and what looks touched.
+
+    A shard that is newer than the manifest was copied or changed after the cache was written.
+    """
+    if not entries:
+        return []
+    written = (folder / MANIFEST_NAME).stat().st_mtime_ns
+    middle = random.Random(entries[0].sha256).sample(entries, min(SAMPLED_SHARDS, len(entries)))
+    chosen = {entry.file for entry in (entries[0], entries[-1], *middle)}
+    for entry in entries:
+        path = folder / entry.file
+        if path.is_file() and path.stat().st_mtime_ns > written:
+            chosen.add(entry.file)
+    return [entry for entry in entries if entry.file in chosen]
+
+
+def verify_shards(folder: Path, entries: list[ShardEntry], *, sample: bool = False) -> None:
+    """Check sizes of all and sha256 of every shard, or of a sample, with a progress bar.
 
     Raises:
         ArtifactError: a shard is missing, truncated, or was changed since it was written.
     """
     for entry in entries:
         check_size(folder / entry.file, entry)
+    entries = sample_of(folder, entries) if sample else entries
     total = sum(entry.bytes for entry in entries)
     with progress_bar(total, f"checking {folder.name}", "B") as bar:
         for entry in entries:

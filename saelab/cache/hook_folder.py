@@ -19,10 +19,10 @@ from saelab.formats.files import (
     TEMPORARY_SUFFIX,
     remove_leftovers,
     sha256_of,
-    write_json,
     write_tensors,
 )
-from saelab.formats.manifest import new_manifest
+from saelab.formats.kinds import KINDS
+from saelab.formats.manifest import new_manifest, write_manifest
 from saelab.model.language_model import LanguageModel
 from saelab.text.contexts import describe_text
 
@@ -33,7 +33,6 @@ from .format import (
     KIND,
     MANIFEST_NAME,
     METADATA_KEY,
-    SCHEMA_VERSION,
     ShardEntry,
     content_hash,
     map_shard,
@@ -85,7 +84,6 @@ def start_manifest(
     ceiling = calibration.norm_ceiling
     manifest = new_manifest(
         KIND,
-        SCHEMA_VERSION,
         seed=config.text.seed,
         config=config.to_json(),
         made_from=provenance(model, config, hook_point, ceiling, text["content_hash"]),
@@ -174,7 +172,7 @@ class HookFolder:
 
     def save_manifest(self) -> None:
         """Write the manifest as it stands."""
-        write_json(self.folder / MANIFEST_NAME, self.manifest)
+        write_manifest(self.folder / MANIFEST_NAME, self.manifest)
 
     def add(self, rows: Rows) -> None:
         """Append rows to the shard in the making."""
@@ -220,7 +218,7 @@ class HookFolder:
             tensors["sum_squared_gradient_norm"] = torch.tensor([squared], dtype=torch.float64)
         identity = {
             "kind": KIND,
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": KINDS[KIND].schema_version,
             "shard": index,
             "hook_point": self.manifest["hook_point"],
             "model_hash": self.manifest["made_from"]["model_hash"],

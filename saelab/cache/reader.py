@@ -45,14 +45,15 @@ class _Plan:
 
 
 def open_cache(
-    folder: Path, hook_point: str | None = None, *, verify: bool = True
+    folder: Path, hook_point: str | None = None, *, verify: bool | None = None
 ) -> ActivationCache:
     """Open a finished cache.
 
     Args:
         folder: the folder of one cache, or the folder that holds one per hook point.
         hook_point: which one; may be left out where there is only one.
-        verify: check every shard's sha256 (reads the whole cache once).
+        verify: True: check every shard's sha256, which reads the whole cache; False: sizes only;
+            None: sizes, times, and the sha256 of a sample and of all that was touched since.
 
     Raises:
         ArtifactError: missing, unfinished, damaged, edited, foreign, or from a newer saelab.
@@ -73,8 +74,8 @@ def open_cache(
             f"{how_to_finish(manifest)}"
         )
     entries = shard_entries(manifest, path)
-    if verify:
-        verify_shards(folder, entries)
+    if verify is not False:
+        verify_shards(folder, entries, sample=verify is None)
     shards = [map_shard(folder / entry.file, manifest, entry) for entry in entries]
     return ActivationCache(folder, manifest, shards)
 

@@ -12,7 +12,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from saelab.errors import ConfigError, Stopped
-from saelab.formats.files import require_free_space
+from saelab.formats.files import remedy_when_full, require_free_space
+from saelab.formats.lock import writer_lock
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.memory import keep_freed_memory
 from saelab.model.language_model import LanguageModel, load_language_model
@@ -62,7 +63,14 @@ def write_caches(
         ResourceError: the disk is too small, or full; finished shards are kept.
         Stopped: Ctrl-C or SIGTERM; finished shards are kept.
     """
-    paths = [Path(out) / hook_point for hook_point in config.hook_points]
+    with writer_lock(Path(out)), remedy_when_full("go on with --resume"):
+        return _write_caches(Path(out), config, resume, overwrite, model)
+
+
+def _write_caches(
+    out: Path, config: HarvestConfig, resume: bool, overwrite: bool, model: LanguageModel | None
+) -> list[Path]:
+    paths = [out / hook_point for hook_point in config.hook_points]
     _check_existing(paths, resume=resume, overwrite=overwrite)
     if model is None:
         model = load_language_model(config.model, dtype=config.model_dtype, device=config.device)
@@ -76,7 +84,7 @@ def write_caches(
     if len(folders) == len(paths) and all(folder.complete for folder in folders.values()):
         _log.info("%s is complete: nothing to do", out)
         return paths
-    _require_space(Path(out), config, widths, first_context)
+    _require_space(out, config, widths, first_context)
     if config.gradients:
         # Every pass frees and takes the same gigabyte again; a twentieth of its time.
         keep_freed_memory()
@@ -84,7 +92,7 @@ def write_caches(
         batches = capture_batches(model, config, first_context=first_context)
         if len(folders) < len(paths):
             batches = _start_folders(batches, paths, folders, model, config, widths)
-        _fill(Path(out), batches, folders, model, config, first_context, stop)
+        _fill(out, batches, folders, model, config, first_context, stop)
     for folder in folders.values():
         if not folder.complete:
             folder.finish()

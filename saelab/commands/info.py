@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +14,23 @@ import tyro
 
 from saelab.config import parse_arguments
 from saelab.errors import ArtifactError
+from saelab.features.schema import LABEL_FILE
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.formats.files import read_json, sha256_of
-from saelab.formats.manifest import check_manifest, require_fields
-
-# In the order they are looked for in a folder.
-MANIFEST_FILES = (
-    "saelab.json",
-    "run.json",
-    "manifest.json",
-    "checkpoint.json",
-    "report.json",
-    "quickstart.json",
-    "core.json",
-    "recovery.json",
-    "compare.json",
+from saelab.formats.kinds import KINDS, Kind
+from saelab.formats.manifest import (
+    SEAL,
+    check_item_files,
+    is_sealed,
+    new_manifest,
+    read_manifest,
+    require_fields,
 )
-# Repeated from the rooms that write them: the library may not import those.
-SCHEMA_VERSIONS = {
-    "activation_cache": 1,
-    "dictionary": 1,
-    "training_run": 1,
-    "checkpoint": 1,
-    "evaluation_result": 2,
-    "comparison": 1,
-    "quickstart_report": 1,
-    "quickstart_state": 1,
-    "feature_store": 1,
-}
-STORE_SUFFIX = ".sqlite"
-NUMBER_OR_NONE = (int, float, type(None))
+from saelab.formats.run import read_run
+from saelab.formats.run_log import read_history
+
+NOT_CHECKED = "not checked: it was written before saelab hashed files of this kind"
+WORK_FOLDER = "features.build"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +38,7 @@ class InfoCommand:
     """Say what an artifact is, from what it was made, and whether it is intact."""
 
     path: tyro.conf.Positional[Path]
-    """An activation cache, run, checkpoint, dictionary, evaluation result, comparison, feature
-    store or quickstart."""
+    """A file or folder that any command of saelab wrote."""
 
 
 CONFIG = InfoCommand
@@ -68,45 +57,83 @@ def describe(path: Path) -> list[str]:
     Raises:
         ArtifactError: nothing of ours is there, it is damaged, or from a newer saelab.
     """
-    file, manifest = _find_manifest(path)
-    kind = manifest["kind"]
-    if not isinstance(kind, str) or kind not in SCHEMA_VERSIONS:
-        raise ArtifactError(
-            f"{file} describes a {kind!r}, which this saelab does not know: upgrade saelab"
-        )
-    check_manifest(manifest, file, kind, SCHEMA_VERSIONS[kind])
+    file, kind = _find(path)
+    if not kind.has_manifest:
+        return [_words(kind.name), f"path: {file}", *DESCRIBERS[kind.name](file, {})]
+    manifest = _store_manifest(file) if file.suffix == ".sqlite" else read_manifest(file, kind.name)
     lines = [
-        f"{kind.replace('_', ' ')} (schema version {manifest['schema_version']})",
+        f"{_words(kind.name)} (schema version {manifest['schema_version']})",
         f"path: {file.parent}",
     ]
     # The checkpoint's file only points to the newest checkpoint of a run, which has all this.
-    if kind != "checkpoint":
-        require_fields(
-            manifest, {"created": str, "library_versions": dict, "made_from": dict}, file
-        )
+    if kind.name != "checkpoint":
+        fields = {"created": str, "library_versions": dict, "made_from": dict}
+        require_fields(manifest, fields, file)
         versions = ", ".join(f"{name} {v}" for name, v in manifest["library_versions"].items())
         lines.append(f"created: {manifest['created']} with {versions}")
         lines += [f"{key}: {_short(value)}" for key, value in manifest["made_from"].items()]
-    return lines + DESCRIBERS[kind](file, manifest)
+    return lines + DESCRIBERS[kind.name](file, manifest)
 
 
-def _find_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
-    if path.suffix == STORE_SUFFIX and path.is_file():
-        return path, _store_manifest(path)
-    candidates = [path] if path.is_file() else [path / name for name in MANIFEST_FILES]
-    for candidate in candidates:
-        if not candidate.is_file():
-            continue
-        content = read_json(candidate)
-        if isinstance(content, dict) and {"kind", "schema_version"} <= set(content):
-            return candidate, content
+def _words(kind: str) -> str:
+    return kind.replace("_", " ")
+
+
+def _find(path: Path) -> tuple[Path, Kind]:
+    """The file that says what an artifact is, and its kind."""
+    if path.is_file():
+        kind = _kind_of(path)
+        if kind is None:
+            raise ArtifactError(f"{path} is no saelab artifact: {', '.join(KINDS)} are known")
+        return path, kind
     if not path.exists():
         raise ArtifactError(f"{path} does not exist")
-    inside = sorted(
-        child for name in MANIFEST_FILES for child in path.glob(f"*/{name}") if path.is_dir()
-    )
-    hint = f"; try {', '.join(str(child.parent) for child in inside[:4])}" if inside else ""
+    if path.name == WORK_FOLDER:
+        return path, KINDS["feature_shards"]
+    for candidate in _candidates(path):
+        kind = _kind_of(candidate)
+        if kind is not None and kind.has_manifest:
+            return candidate, kind
+    children = (child for child in sorted(path.iterdir()) if child.is_dir())
+    inside = [str(child) for child in children if any(True for _ in _candidates(child))]
+    hint = f"; try {', '.join(inside[:4])}" if inside else ""
     raise ArtifactError(f"{path} holds no saelab artifact{hint}")
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    for kind in KINDS.values():
+        for pattern in kind.files if kind.has_manifest else ():
+            yield from (file for file in sorted(folder.glob(pattern)) if file.is_file())
+
+
+def _kind_of(file: Path) -> Kind | None:
+    """What a file is: JSON says so itself, the rest is known by its name."""
+    if file.suffix == ".json":
+        content = read_json(file)
+        if not isinstance(content, dict) or not {"kind", "schema_version"} <= set(content):
+            return None
+        name = content["kind"]
+        if not isinstance(name, str) or name not in KINDS:
+            raise ArtifactError(
+                f"{file} describes a {str(name)[:60]!r}, which this saelab does not know: upgrade "
+                "saelab"
+            )
+        return KINDS[name]
+    if file.suffix == ".sqlite":
+        return KINDS["feature_labels" if file.name == LABEL_FILE else "feature_store"]
+    for kind in KINDS.values():
+        if not kind.has_manifest and any(fnmatch(file.name, pattern) for pattern in kind.files):
+            return kind
+    return None
+
+
+def _verdict(kind: str, manifest: dict[str, Any], *unchecked: str) -> str:
+    """The last line: what is intact, or what was not checked."""
+    if not is_sealed(manifest):
+        return NOT_CHECKED
+    if unchecked:
+        return f"not checked: {', '.join(unchecked)}; the rest has the SHA-256 it was written with"
+    return f"intact: {KINDS[kind].intact}"
 
 
 def _describe_cache(file: Path, manifest: dict[str, Any]) -> list[str]:
@@ -122,18 +149,22 @@ def _describe_cache(file: Path, manifest: dict[str, Any]) -> list[str]:
     if manifest["status"] != "complete":
         entries = shard_entries(read_cache_manifest(file), file)
         verify_shards(file.parent, entries)
+        rows = sum(e.rows for e in entries)
+        checked = (
+            f"intact so far: {len(entries)} shards with {rows:,} rows, and the manifest, have the "
+            "SHA-256 they were written with"
+        )
         return [
-            f"intact so far: {len(entries)} shards with {sum(e.rows for e in entries):,} rows have "
-            "the size and SHA-256 they were written with",
+            checked if is_sealed(manifest) else NOT_CHECKED,
             f"unfinished ({manifest['status']}): {how_to_finish(manifest)}",
         ]
-    cache = open_cache(file.parent)
+    cache = open_cache(file.parent, verify=True)
     return [
         f"rows: {cache.n_rows:,} of width {cache.d_in}"
         + (" with gradients" if cache.has_gradients else ""),
         f"excluded: {_short(cache.excluded)}",
         f"content hash: {cache.content_hash}",
-        "intact: every shard has the size and SHA-256 it was written with",
+        f"intact: {KINDS['activation_cache'].intact}",
     ]
 
 
@@ -148,25 +179,22 @@ def _describe_dictionary(file: Path, manifest: dict[str, Any]) -> list[str]:
         + (f", k {dictionary.k}" if dictionary.architecture == "topk" else ""),
         *(f"training {key}: {_short(value)}" for key, value in manifest["config"].items()),
         f"content hash: {saved.content_hash}",
-        "intact: every file has the SHA-256 it was saved with, and the self-test passes",
+        f"intact: {KINDS['dictionary'].intact}",
     ]
 
 
 def _describe_run(file: Path, manifest: dict[str, Any]) -> list[str]:
-    require_fields(manifest, {"status": str}, file)
-    lines = [f"status: {manifest['status']}"]
-    if manifest["status"] != "complete":
+    run = read_run(file.parent)
+    lines = [f"status: {run.status}"]
+    if not run.complete:
         checkpoint = file.parent / "checkpoint" / "checkpoint.json"
         if checkpoint.exists():
             lines += [f"checkpoint, {line}" for line in describe(checkpoint)[-2:]]
         return [*lines, "unfinished: continue with `saelab train … --resume`"]
-    require_fields(manifest, {"dictionaries": dict}, file)
-    require_fields(manifest["dictionaries"], dict.fromkeys(manifest["dictionaries"], dict), file)
-    for name, figures in manifest["dictionaries"].items():
-        require_fields(figures, {"folder": str, "fvu": NUMBER_OR_NONE, "l0": NUMBER_OR_NONE}, file)
-        lines.append(f"{name}: FVU {_short(figures['fvu'])}, L0 {_short(figures['l0'])}")
-        describe(file.parent / figures["folder"])
-    return [*lines, "intact: every dictionary passes its checks"]
+    for name, figures in run.dictionaries().items():
+        lines.append(f"{name}: FVU {_short(figures.fvu)}, L0 {_short(figures.l0)}")
+        describe(figures.folder)
+    return [*lines, _verdict("training_run", manifest)]
 
 
 def _describe_checkpoint(file: Path, manifest: dict[str, Any]) -> list[str]:
@@ -174,32 +202,24 @@ def _describe_checkpoint(file: Path, manifest: dict[str, Any]) -> list[str]:
     saved = file.parent / manifest["file"]
     if not saved.is_file() or sha256_of(saved) != manifest["sha256"]:
         raise ArtifactError(f"{saved} is missing or not the file that was saved: it was damaged")
-    return [f"steps taken: {manifest['step']}", f"intact: {saved.name} has its SHA-256"]
+    return [f"steps taken: {manifest['step']}", _verdict("checkpoint", manifest)]
 
 
 def _describe_evaluation(file: Path, manifest: dict[str, Any]) -> list[str]:
-    del manifest
     result = read_evaluation_result(file)
-    missing = [name for name in result.item_files.values() if not (file.parent / name).is_file()]
-    if missing:
-        raise ArtifactError(f"{file} names {', '.join(missing)} beside it: missing; evaluate again")
     return [
         f"suite: {result.suite}",
         f"dictionary: {result.dictionary_name} ({result.dictionary_hash})",
         *(f"{metric.name}: {_short(metric.value)}" for metric in result.metrics),
-        "intact: every field is there, every number is finite, and so are the files it names",
+        _verdict("evaluation_result", manifest, *check_item_files(manifest, file)),
     ]
 
 
 def _describe_comparison(file: Path, manifest: dict[str, Any]) -> list[str]:
-    """A comparison: its figures must still be drawn from its data."""
-    from saelab.report.compare_figures import comparison_figures
-
-    require_fields(manifest, {"dictionaries": list, "rows": list, "figure_data": dict}, file)
-    figures = comparison_figures(manifest["figure_data"], str(file))
+    require_fields(manifest, {"dictionaries": list, "rows": list}, file)
     lines = [f"dictionaries: {len(manifest['dictionaries'])}"]
-    for place, row in enumerate(manifest["rows"]):
-        require_fields({f"row {place}": row}, {f"row {place}": dict}, file)
+    for index, row in enumerate(manifest["rows"]):
+        require_fields({f"row {index}": row}, {f"row {index}": dict}, file)
         require_fields(row, {"label": str, "d_sae": int, "seeds": list, "values": dict}, file)
         fvu = row["values"].get("fvu")
         mean = fvu.get("mean") if isinstance(fvu, dict) else None
@@ -207,7 +227,46 @@ def _describe_comparison(file: Path, manifest: dict[str, Any]) -> list[str]:
             f"{row['label']}, {row['d_sae']:,} latents, k {_short(row.get('k'))}: "
             f"FVU {_short(mean)}, {len(row['seeds'])} seeds"
         )
-    return [*lines, f"intact: {len(figures)} figures can be drawn from its data"]
+    return [*lines, _verdict("comparison", manifest, *check_item_files(manifest, file))]
+
+
+def _describe_family(file: Path, manifest: dict[str, Any]) -> list[str]:
+    require_fields(manifest, {"dictionaries": list, "notes": list}, file)
+    names = [str(one.get("name")) for one in manifest["dictionaries"] if isinstance(one, dict)]
+    unchecked = check_item_files(manifest, file)
+    return [
+        f"dictionaries: {', '.join(names)}",
+        *map(str, manifest["notes"]),
+        _verdict("dark_matter_family", manifest, *unchecked),
+    ]
+
+
+def _describe_score_card(file: Path, manifest: dict[str, Any]) -> list[str]:
+    require_fields(manifest, {"entries": list}, file)
+    return [
+        f"ways of training: {len(manifest['entries'])}",
+        _verdict("recovery_score_card", manifest),
+    ]
+
+
+def _describe_sites(file: Path, manifest: dict[str, Any]) -> list[str]:
+    require_fields(manifest, {"task": str, "cross_sections": list}, file)
+    return [
+        f"task: {manifest['task']}",
+        f"cross-sections: {len(manifest['cross_sections'])}",
+        "not checked: people may write and edit the sites of a task",
+    ]
+
+
+def _describe_circuit(file: Path, manifest: dict[str, Any]) -> list[str]:
+    require_fields(manifest, {"circuit": dict}, file)
+    roles = manifest["circuit"].get("roles", [])
+    return [f"roles: {len(roles)}", _verdict("supervised_circuit", manifest)]
+
+
+def _describe_toys(file: Path, manifest: dict[str, Any]) -> list[str]:
+    require_fields(manifest, {"splitting_toy": dict, "occlusion_toy": dict}, file)
+    return [_verdict("supervised_toys", manifest)]
 
 
 def _describe_quickstart(file: Path, manifest: dict[str, Any]) -> list[str]:
@@ -219,15 +278,15 @@ def _describe_quickstart(file: Path, manifest: dict[str, Any]) -> list[str]:
     name = Path(manifest["dictionary"]).name
     found = {
         "dictionary": load_dictionary(file.parent / "train" / "dictionaries" / name).content_hash,
-        "cache": open_cache(file.parent / "cache").content_hash,
+        "cache": open_cache(file.parent / "cache", verify=True).content_hash,
     }
     for part, content_hash in found.items():
         if manifest["made_from"].get(f"{part}_hash") != content_hash:
             raise ArtifactError(f"{file} was made from another {part} than lies beside it now")
-    known = ("kind", "schema_version", "created", "library_versions", "made_from", "config", "seed")
+    known = (*new_manifest("quickstart_report", seed=0, config={}, made_from={}), SEAL)
     return [
         *(f"{key}: {_short(value)}" for key, value in manifest.items() if key not in known),
-        "intact: its dictionary and its cache pass their checks and are those it was made from",
+        _verdict("quickstart_report", manifest),
     ]
 
 
@@ -235,6 +294,7 @@ def _describe_quickstart_state(file: Path, manifest: dict[str, Any]) -> list[str
     require_fields(manifest, {"finished": list}, file)
     return [
         f"finished: {', '.join(map(str, manifest['finished'])) or 'nothing'}",
+        _verdict("quickstart_state", manifest),
         "unfinished: continue with `saelab quickstart … --resume`",
     ]
 
@@ -247,12 +307,13 @@ def _store_manifest(path: Path) -> dict[str, Any]:
 
 
 def _describe_store(file: Path, manifest: dict[str, Any]) -> list[str]:
-    """A feature store: every feature must be readable; whether it still fits its dictionary."""
+    """A feature store: its tables, every feature, and whether it still fits its dictionary."""
     from saelab.features.reader import FeatureStore
     from saelab.features.schema import FLAGS
     from saelab.features.staleness import is_stale
 
     with FeatureStore(file) as store:
+        store.verify()
         for feature in range(store.n_features):
             store.feature(feature, 0)
         counts = ", ".join(f"{int(store.flag(name).sum()):,} {name}" for name in FLAGS)
@@ -262,8 +323,75 @@ def _describe_store(file: Path, manifest: dict[str, Any]) -> list[str]:
         f"tokens counted: {manifest['n_tokens']:,} in {manifest['n_sequences']:,} contexts",
         f"logit lens: {manifest['logit_lens']}",
         f"store id: {manifest['store_id']}",
-        f"intact: all {manifest['n_features']:,} features can be read",
+        _verdict("feature_store", manifest),
         "of the dictionary beside it" if stale is None else stale,
+    ]
+
+
+def _describe_labels(file: Path, manifest: dict[str, Any]) -> list[str]:
+    del manifest
+    try:
+        with closing(sqlite3.connect(f"file:{file.resolve()}?mode=ro", uri=True)) as connection:
+            (state,) = connection.execute("PRAGMA integrity_check").fetchone()
+            (count,) = connection.execute("SELECT count(*) FROM label").fetchone()
+    except sqlite3.Error as error:
+        raise ArtifactError(f"{file} cannot be read ({error}): it was damaged") from None
+    if state != "ok":
+        raise ArtifactError(f"{file} was damaged: {str(state)[:200]}")
+    return [f"labels: {count:,}", "not checked: people add to it; the database is consistent"]
+
+
+def _describe_shards(file: Path, manifest: dict[str, Any]) -> list[str]:
+    from saelab.features.shards import check_shard
+
+    del manifest
+    shards = sorted(file.glob("shard-*.safetensors")) if file.is_dir() else [file]
+    for shard in shards:
+        check_shard(shard)
+    return [
+        f"shards: {len(shards)}",
+        f"intact: {KINDS['feature_shards'].intact}",
+        "unfinished: continue with the same `saelab features` command",
+    ]
+
+
+def _describe_probe(file: Path, manifest: dict[str, Any]) -> list[str]:
+    from saelab.dictionary.decomposition import load_probe
+    from saelab.formats.files import is_sealed_tensors
+
+    del manifest
+    width = len(load_probe(file).bias)
+    checked = f"intact: {KINDS['error_probe'].intact}"
+    return [f"width: {width}", checked if is_sealed_tensors(file) else NOT_CHECKED]
+
+
+def _describe_rows(file: Path, manifest: dict[str, Any]) -> list[str]:
+    """A parquet file: some result beside it must name its hash."""
+    from pyarrow import ArrowException, parquet
+
+    del manifest
+    try:
+        table = parquet.ParquetFile(file).metadata
+    except (ArrowException, OSError) as error:
+        raise ArtifactError(f"{file} is not readable as parquet ({error})") from None
+    lines = [f"rows: {table.num_rows:,}", f"columns: {table.num_columns}"]
+    for candidate in sorted(file.parent.glob("*.json")):
+        kind = _kind_of(candidate)
+        content = {} if kind is None else read_manifest(candidate, kind.name)
+        if file.name in content.get("item_files", {}).values():
+            unchecked = file.name in check_item_files(content, candidate)
+            checked = f"intact: it has the SHA-256 that {candidate.name} beside it names"
+            return [*lines, NOT_CHECKED if unchecked else checked]
+    return [*lines, "not checked: no result beside it names it"]
+
+
+def _describe_log(file: Path, manifest: dict[str, Any]) -> list[str]:
+    del manifest
+    history = read_history(file)
+    return [
+        f"dictionaries: {', '.join(history.dictionaries)}",
+        f"rows trained on at the last line: {history.last_tokens:,}",
+        "not checked: a run adds to it while it trains; every line is one of its kind",
     ]
 
 
@@ -274,9 +402,19 @@ DESCRIBERS: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
     "checkpoint": _describe_checkpoint,
     "evaluation_result": _describe_evaluation,
     "comparison": _describe_comparison,
+    "dark_matter_family": _describe_family,
+    "recovery_score_card": _describe_score_card,
+    "supervised_sites": _describe_sites,
+    "supervised_circuit": _describe_circuit,
+    "supervised_toys": _describe_toys,
     "quickstart_report": _describe_quickstart,
     "quickstart_state": _describe_quickstart_state,
     "feature_store": _describe_store,
+    "feature_labels": _describe_labels,
+    "feature_shards": _describe_shards,
+    "error_probe": _describe_probe,
+    "rows": _describe_rows,
+    "training_log": _describe_log,
 }
 
 

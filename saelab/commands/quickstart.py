@@ -17,8 +17,10 @@ from saelab.cli import run_command
 from saelab.config import parse_arguments, to_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.features.schema import STORE_FILE
-from saelab.formats.files import read_json, write_json
-from saelab.formats.manifest import new_manifest, require_fields
+from saelab.formats.files import remedy_when_full
+from saelab.formats.lock import writer_lock
+from saelab.formats.manifest import new_manifest, write_manifest
+from saelab.formats.run import RUN_FILE, read_run
 
 from .quickstart_folder import (
     CACHE_FOLDER,
@@ -30,7 +32,6 @@ from .quickstart_folder import (
 )
 
 KIND = "quickstart_report"
-SCHEMA_VERSION = 1
 SHOWN = (
     "fvu",
     "explained_variance",
@@ -109,14 +110,15 @@ CONFIG = QuickstartCommand
 def main(arguments: Sequence[str]) -> None:
     """Run the stages and report."""
     command = parse_arguments(QuickstartCommand, arguments, program="saelab quickstart")
-    folder = prepare(
-        command.out, command.settings(), resume=command.resume, overwrite=command.overwrite
-    )
-    for name in STAGES:
-        if name not in folder.state["finished"]:
-            _run_stage(command, folder, name)
-    report = _report(command, folder)
-    write_json(command.out / REPORT_FILE, report)
+    with writer_lock(command.out), remedy_when_full("go on with --resume"):
+        folder = prepare(
+            command.out, command.settings(), resume=command.resume, overwrite=command.overwrite
+        )
+        for name in STAGES:
+            if name not in folder.state["finished"]:
+                _run_stage(command, folder, name)
+        report = _report(command, folder)
+        write_manifest(command.out / REPORT_FILE, report)
     _show(command, report)
 
 
@@ -124,7 +126,7 @@ def _run_stage(command: QuickstartCommand, folder: QuickstartFolder, name: str) 
     words = _words(command, name)
     started = {
         "cache": command.out / CACHE_FOLDER,
-        "train": command.out / TRAIN_FOLDER / "run.json",
+        "train": command.out / TRAIN_FOLDER / RUN_FILE,
     }
     if name in started and started[name].exists():
         words.append("--resume")
@@ -174,12 +176,11 @@ def _words(command: QuickstartCommand, name: str) -> list[str]:
 
 def _dictionary_folder(command: QuickstartCommand) -> Path:
     """Where the finished run says that its dictionary is."""
-    path = command.out / TRAIN_FOLDER / "run.json"
-    dictionaries = require_fields(read_json(path), {"dictionaries": dict}, path)["dictionaries"]
+    run = read_run(command.out / TRAIN_FOLDER)
+    dictionaries = run.dictionaries()
     if len(dictionaries) != 1:
-        raise ArtifactError(f"{path} names {len(dictionaries)} dictionaries; one was expected")
-    (figures,) = dictionaries.values()
-    return path.parent / require_fields(figures, {"folder": str}, path)["folder"]
+        raise ArtifactError(f"{run.path} names {len(dictionaries)} dictionaries; one was expected")
+    return next(iter(dictionaries.values())).folder
 
 
 def _report(command: QuickstartCommand, stages: QuickstartFolder) -> dict[str, Any]:
@@ -193,7 +194,6 @@ def _report(command: QuickstartCommand, stages: QuickstartFolder) -> dict[str, A
     cache = open_cache(command.out / CACHE_FOLDER, verify=False)
     report = new_manifest(
         KIND,
-        SCHEMA_VERSION,
         seed=0,
         config=command.settings(),
         made_from={"dictionary_hash": saved.content_hash, "cache_hash": cache.content_hash},

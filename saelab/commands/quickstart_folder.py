@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.formats.files import TEMPORARY_SUFFIX, write_json
-from saelab.formats.manifest import new_manifest, read_manifest, require_fields
+from saelab.formats.files import TEMPORARY_SUFFIX
+from saelab.formats.manifest import new_manifest, read_manifest, require_fields, write_manifest
 
 STATE_KIND = "quickstart_state"
-STATE_SCHEMA_VERSION = 1
 STATE_FILE = "quickstart.json"
 REPORT_FILE = "report.json"
 CACHE_FOLDER = "cache"
@@ -58,7 +57,7 @@ class QuickstartFolder:
 
     def save(self) -> None:
         """Write the state as it stands."""
-        write_json(self.out / STATE_FILE, self.state)
+        write_manifest(self.out / STATE_FILE, self.state)
 
 
 def prepare(
@@ -81,7 +80,7 @@ def prepare(
         return fresh
     if not (resume or overwrite):
         raise ConfigError(
-            f"{out} already exists: give --resume to go on with it, --overwrite to start anew, "
+            f"{out} already exists: give --resume to go on with it, --overwrite to start over, "
             "or another --out"
         )
     if STATE_FILE not in entries:
@@ -112,13 +111,13 @@ def peak_memory_gb() -> float:
 
 
 def _new_state(settings: dict[str, Any]) -> dict[str, Any]:
-    manifest = new_manifest(STATE_KIND, STATE_SCHEMA_VERSION, seed=0, config=settings, made_from={})
+    manifest = new_manifest(STATE_KIND, seed=0, config=settings, made_from={})
     return manifest | {"finished": [], "seconds": {}, "peak_memory_gb": 0.0}
 
 
 def _state_to_resume(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     path = out / STATE_FILE
-    state = read_manifest(path, STATE_KIND, STATE_SCHEMA_VERSION)
+    state = read_manifest(path, STATE_KIND)
     require_fields(
         state, {"config": dict, "finished": list, "seconds": dict, "peak_memory_gb": float}, path
     )
@@ -133,6 +132,6 @@ def _state_to_resume(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if differing:
         raise ConfigError(
             f"{out} was started with other settings ({'; '.join(differing)}): resume with the "
-            "same, or start anew with --overwrite"
+            "same, or start over with --overwrite"
         )
     return state

@@ -87,7 +87,7 @@ def decompose(
 def save_probe(path: Path, probe: ErrorProbe, metadata: dict[str, str]) -> None:
     """Write a probe as safetensors (float32), with words on what it was fitted to."""
     tensors = {"weight": probe.weight.float(), "bias": probe.bias.float()}
-    write_tensors(path, tensors, metadata)
+    write_tensors(path, tensors, metadata, sealed=True)
 
 
 def load_probe(path: Path) -> ErrorProbe:

@@ -25,7 +25,7 @@ from saelab.formats.files import (
     write_json,
     write_tensors,
 )
-from saelab.formats.manifest import new_manifest, read_manifest
+from saelab.formats.manifest import NOT_CONTENT, new_manifest, read_manifest
 
 from .architectures import ARCHITECTURES, Dictionary
 from .reference import reference_codes, reference_reconstruction
@@ -252,8 +252,7 @@ def _read_dictionary_manifest(folder: Path) -> dict[str, Any]:
 
 def _content_hash(manifest: dict[str, Any]) -> str:
     """Hash of everything in the manifest that is not about the moment of saving."""
-    volatile = ("created", "library_versions", "content_hash")
-    return hash_of({key: value for key, value in manifest.items() if key not in volatile})
+    return hash_of({key: value for key, value in manifest.items() if key not in NOT_CONTENT})
 
 
 def _check_file(path: Path, expected: str) -> None:

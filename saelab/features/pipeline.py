@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import remove_leftovers
+from saelab.formats.lock import writer_lock
 from saelab.model.language_model import LanguageModel, load_language_model
 from saelab.text.contexts import describe_text
 
@@ -80,13 +82,20 @@ def build_features(folders: Sequence[Path], config: FeaturesConfig) -> list[Path
     for folder in folders:
         saved = load_dictionary(folder)
         groups.setdefault(data_spec_of(saved, config), []).append(saved)
+    with ExitStack() as locks:
+        for folder in folders:
+            locks.enter_context(writer_lock(folder / STORE_FILE))
+        _build_groups(groups, config)
+    return [folder / STORE_FILE for folder in folders]
+
+
+def _build_groups(groups: dict[DataSpec, list[SavedDictionary]], config: FeaturesConfig) -> None:
     models: dict[tuple[str, str], LanguageModel] = {}
     for spec, dictionaries in groups.items():
         name, dtype = key = spec.model, spec.model_dtype
         if key not in models:
             models = {key: load_language_model(name, dtype=dtype, device=config.device)}
         _build_group(models[key], spec, dictionaries, config)
-    return [folder / STORE_FILE for folder in folders]
 
 
 def _build_group(

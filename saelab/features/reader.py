@@ -18,7 +18,7 @@ from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.manifest import check_manifest, require_fields
 
 from .records import Example, FeatureRecord
-from .schema import FLAGS, KIND, SCHEMA_VERSION, STORE_FILE, unpack
+from .schema import FLAGS, KIND, STORE_FILE, TABLES_HASH, hash_of_tables, unpack
 from .token_text import Vocabulary
 from .unpacking import PackedFeature, record_of, split_tokens
 from .windows import Context, Windows
@@ -84,6 +84,23 @@ class FeatureStore:
         """Tokens counted: the denominator of every density."""
         self.n_sequences: int = self.manifest["n_sequences"]
         """Contexts of the text."""
+
+    def verify(self) -> None:
+        """Read the whole file and check it against the hash in its manifest, if it holds one.
+
+        Raises:
+            ArtifactError: something in it was changed since it was built.
+        """
+        expected = self.manifest.get(TABLES_HASH)
+        if expected is None:
+            return
+        with self._guarded():
+            found = hash_of_tables(self._connection)
+        if found != expected:
+            raise ArtifactError(
+                f"{self.path} was changed since it was built (the SHA-256 of its tables differs): "
+                "build it again with `saelab features … --overwrite`"
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -266,7 +283,7 @@ class FeatureStore:
             manifest = json.loads(content)
         except (TypeError, ValueError):
             raise ArtifactError(f"{self.path}: its manifest is no JSON: build it again") from None
-        check_manifest(manifest, self.path, KIND, SCHEMA_VERSION)
+        check_manifest(manifest, self.path, KIND)
         return require_fields(manifest, NEEDED, self.path)
 
     def _one(self, sql: str, what: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...]:

@@ -9,6 +9,8 @@ small, and can show any context in full.
 
 from __future__ import annotations
 
+import hashlib
+import sqlite3
 import struct
 from collections.abc import Mapping
 
@@ -16,9 +18,10 @@ import numpy as np
 from jaxtyping import Shaped
 
 from saelab.errors import ArtifactError
+from saelab.formats.kinds import KINDS
 
 KIND = "feature_store"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = KINDS[KIND].schema_version
 STORE_FILE = "features.sqlite"
 """Name of the store in a dictionary's folder."""
 LABEL_FILE = "feature_labels.sqlite"
@@ -134,6 +137,31 @@ LAYOUTS: dict[str, dict[str, str]] = {
     },
 }
 """Arrays of each packed table, in order, with their types."""
+
+
+TABLES_HASH = "tables_sha256"
+"""Key, in the store's manifest, of the hash of everything else in the file."""
+
+
+def hash_of_tables(connection: sqlite3.Connection) -> str:
+    """SHA-256 over the definition and all rows of every table but the manifest's."""
+    digest = hashlib.sha256()
+    tables = connection.execute(
+        "SELECT name, type, sql FROM sqlite_master WHERE name != 'manifest' ORDER BY name"
+    ).fetchall()
+    for name, kind, sql in tables:
+        digest.update(f"{name} {kind} {sql}".encode())
+        if kind != "table" or str(sql).upper().startswith("CREATE VIRTUAL"):
+            continue
+        quoted = '"' + name.replace('"', '""') + '"'
+        cursor = connection.execute(f"SELECT * FROM {quoted}")
+        order = ", ".join(str(1 + index) for index in range(min(2, len(cursor.description))))
+        for row in connection.execute(f"SELECT * FROM {quoted} ORDER BY {order}"):
+            for value in row:
+                data = value if isinstance(value, bytes) else repr(value).encode()
+                digest.update(f"{type(value).__name__}{len(data)}:".encode())
+                digest.update(data)
+    return digest.hexdigest()
 
 
 def pack(kind: str, arrays: Mapping[str, Shaped[np.ndarray, " entries"]]) -> bytes:

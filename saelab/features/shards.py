@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float, Integer
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from saelab.errors import ConfigError, ResourceError
-from saelab.formats.files import atomic_path
+from saelab.errors import ArtifactError, ConfigError, ResourceError
+from saelab.formats.files import TENSOR_SEAL, atomic_path, seal_tensors
 
 ROW_LIMIT = 1 << 32
 """Positions a text may have: rows are stored in 32 bits."""
@@ -111,24 +111,48 @@ def write_shard(
         "row": (row[order] + first_row).astype(np.uint32),
         "activation": activation[order].astype(np.float32),
     }
-    metadata = {"build": build, "first_context": str(first_context)}
+    metadata = {
+        "build": build,
+        "first_context": str(first_context),
+        "excluded": json.dumps(text.excluded),
+    }
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {**metadata, "excluded": json.dumps(text.excluded)})
+        save_file(tensors, temporary, seal_tensors(tensors, metadata))
 
 
 def shard_contexts(path: Path, build: str, first_context: int) -> int | None:
-    """Contexts of a finished shard; None where it is missing or of another build."""
-    if not path.is_file():
+    """Contexts of a finished shard; None where it is missing, damaged or of another build."""
+    try:
+        metadata, contexts = check_shard(path)
+    except ArtifactError:
         return None
+    found = metadata.get("build"), metadata.get("first_context")
+    return contexts if found == (build, str(first_context)) else None
+
+
+def check_shard(path: Path) -> tuple[dict[str, str], int]:
+    """Read a whole shard and check it against the hash it holds.
+
+    Returns:
+        Its metadata and the number of its contexts.
+
+    Raises:
+        ArtifactError: missing, unreadable, without a hash, or changed since it was written.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing or no file")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            found = metadata.get("build"), metadata.get("first_context")
-            if found != (build, str(first_context)):
-                return None
-            return int(file.get_slice("tokens").get_shape()[0])
-    except (SafetensorError, OSError, ValueError):
-        return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a readable safetensors file ({error})") from None
+    if metadata.get(TENSOR_SEAL) != seal_tensors(tensors, metadata)[TENSOR_SEAL]:
+        raise ArtifactError(
+            f"{path} was changed since it was written (its SHA-256 differs): the same `saelab "
+            "features` command makes it again"
+        )
+    return metadata, len(tensors["tokens"])
 
 
 class Shards:

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Integer, Shaped
 
 from saelab.formats.files import atomic_path
+from saelab.formats.manifest import seal
 
-from .schema import TABLES, pack
+from .schema import TABLES, TABLES_HASH, hash_of_tables, pack
 from .token_text import Vocabulary
 
 PAGE_BYTES = 8192
@@ -89,8 +90,12 @@ class StoreWriter:
         )
 
     def manifest(self, content: Mapping[str, Any]) -> None:
-        """Fill table `manifest`."""
-        text = json.dumps(content, allow_nan=False)
+        """Fill table `manifest`, last: it holds the hash of everything else, and of itself."""
+        # The search index writes its last pages when the transaction ends.
+        self._connection.execute("COMMIT")
+        self._connection.execute("BEGIN")
+        sealed = seal({**content, TABLES_HASH: hash_of_tables(self._connection)})
+        text = json.dumps(sealed, allow_nan=False)
         self._connection.execute("INSERT INTO manifest VALUES (?)", (text,))
 
 

@@ -16,8 +16,7 @@ from saelab.config import from_plain, to_plain
 from saelab.errors import ArtifactError, ConfigError
 
 from .chart import Chart
-from .files import write_json
-from .manifest import new_manifest, read_manifest
+from .manifest import new_manifest, read_manifest, write_manifest
 
 Better = Literal["lower", "higher", "neither"]
 
@@ -145,7 +144,7 @@ def write_evaluation_result(path: Path, result: EvaluationResult) -> EvaluationR
         "item_files": result.item_files,
     }
     written = check_evaluation_result(content, path)
-    write_json(path, content)
+    write_manifest(path, content)
     return written
 
 

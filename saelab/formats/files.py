@@ -10,9 +10,12 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,19 @@ from saelab.errors import ArtifactError, ResourceError
 
 TEMPORARY_SUFFIX = ".partial"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# Libraries report a full disk as errors of their own; these words are all that is left of it.
+_NO_ROOM_WORDS = re.compile(r"no space left|os error 28|quota exceeded|disk is full", re.IGNORECASE)
+_REMEDY: ContextVar[str] = ContextVar("remedy", default="give the same command again")
+
+
+@contextmanager
+def remedy_when_full(words: str) -> Iterator[None]:
+    """What a full disk tells the user to do inside the block, such as "go on with --resume"."""
+    token = _REMEDY.set(words)
+    try:
+        yield
+    finally:
+        _REMEDY.reset(token)
 
 
 @contextmanager
@@ -30,24 +46,58 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ResourceError: the disk is full, or the user's share of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
         _flush_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if error.errno in _NO_ROOM:
+        if isinstance(error, Exception) and _means_no_room(error):
             raise ResourceError(
-                f"disk full or quota used up while writing {path}: free some space and start again "
-                "with --resume; what was finished before is intact"
+                f"disk full or quota used up while writing {path}: free some space and "
+                f"{_REMEDY.get()}; what was finished before is intact"
             ) from error
         raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+def _means_no_room(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return True
+    return bool(_NO_ROOM_WORDS.search(str(error)))
+
+
+def temporary_name(name: str) -> str:
+    """The name under which this process writes a file or folder before it is complete."""
+    return f"{name}.{_host()}-{os.getpid()}{TEMPORARY_SUFFIX}"
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "-", platform.node())
+
+
+def is_abandoned(temporary: Path) -> bool:
+    """Whether the process that wrote under a temporary name is known to be dead.
+
+    What another machine writes is never known to be; names without a machine are of this one.
+    """
+    host, _, process = temporary.stem.rpartition(".")[2].rpartition("-")
+    if not process.isdecimal() or (host and host != _host()):
+        return False
+    return not process_is_alive(int(process))
+
+
+def process_is_alive(process: int) -> bool:
+    """Whether a process of this machine is running."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _flush_folder(folder: Path) -> None:
@@ -84,50 +134,102 @@ def read_json(path: Path) -> Any:
     Raises:
         ArtifactError: the file is missing or is not JSON.
     """
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path} is a folder or a pipe; a JSON file was expected")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is not valid JSON ({error}): it was damaged or edited"
         ) from None
 
 
+TENSOR_SEAL = "saelab_sha256"
+"""Key, in the metadata of a safetensors file, of the hash of its tensors and other metadata."""
+SEALED = "sealed"
+
+
+def seal_tensors(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of a safetensors file with a hash over it and over the tensors.
+
+    Args:
+        tensors: of torch or numpy.
+        metadata: anything else to say of them.
+    """
+    import numpy as np
+
+    rest = {key: value for key, value in metadata.items() if key != TENSOR_SEAL}
+    # A second mark: with one of the two damaged, the file is not taken for one without a hash.
+    rest[SEALED] = "yes"
+    digest = hashlib.sha256(hash_of(rest).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        kind = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        digest.update(hash_of(kind).encode())
+        if not isinstance(tensor, np.ndarray):
+            import torch
+
+            tensor = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+    return {**rest, TENSOR_SEAL: digest.hexdigest()}
+
+
+def is_sealed_tensors(path: Path) -> bool:
+    """Whether a safetensors file holds a hash of itself."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="numpy") as file:
+        return TENSOR_SEAL in (file.metadata() or {})
+
+
 def write_tensors(
-    path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None
+    path: Path,
+    tensors: dict[str, Any],
+    metadata: dict[str, str] | None = None,
+    *,
+    sealed: bool = False,
 ) -> None:
-    """Write a dict of torch tensors as safetensors, atomically."""
+    """Write a dict of torch tensors as safetensors, atomically.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        metadata: words on them.
+        sealed: add a hash of it all, which `read_tensors` checks; for files that no manifest names.
+    """
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    if sealed:
+        metadata = seal_tensors(contiguous, metadata or {})
     with atomic_path(path) as temporary:
-        try:
-            save_file(contiguous, str(temporary), metadata=metadata)
-        except Exception as error:
-            # safetensors reports a full disk as its own error type; give it the usual errno back.
-            if "No space left" in str(error) or "os error 28" in str(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-            if "quota exceeded" in str(error):
-                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)) from error
-            raise
+        save_file(contiguous, str(temporary), metadata=metadata)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """Read every tensor of a safetensors file.
+    """Read every tensor of a safetensors file, and check its hash where it holds one.
 
     Raises:
-        ArtifactError: the file is missing, truncated or of another format.
+        ArtifactError: the file is missing, truncated, of another format, or was changed.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist")
     try:
-        return load_file(str(path))
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not a readable safetensors file ({error})") from None
+    if {TENSOR_SEAL, SEALED} & set(metadata) and seal_tensors(tensors, metadata) != metadata:
+        raise ArtifactError(
+            f"{path} was changed since it was written (its SHA-256 differs): restore it from a "
+            "copy, or make it again"
+        )
+    return tensors
 
 
 def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -165,7 +267,13 @@ def require_free_space(folder: Path, needed: int, what: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files that a killed writer left behind."""
-    if folder.is_dir():
-        for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
+    """Delete the temporary files and folders in a folder whose writers are dead."""
+    if not folder.is_dir():
+        return
+    for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
+        if not is_abandoned(leftover):
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
             leftover.unlink(missing_ok=True)

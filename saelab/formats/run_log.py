@@ -1,4 +1,6 @@
-"""Where metrics go while a run is under way: a JSONL file always, Weights & Biases on request.
+"""Metrics of a run: written while it is under way, and read back as curves.
+
+They go to a JSONL file always, to Weights & Biases on request.
 
 The only module that imports wandb, and only when asked to.
 """
@@ -6,13 +8,19 @@ The only module that imports wandb, and only when asked to.
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from saelab.errors import ArtifactError, ResourceError
 
 from .files import write_bytes
+
+logger = logging.getLogger(__name__)
+NOT_CURVES = ("step", "dictionary", "tokens")
 
 
 @runtime_checkable
@@ -37,7 +45,9 @@ class JsonlLog:
     def __init__(self, path: Path, *, keep_up_to: int | None = None):
         path.parent.mkdir(parents=True, exist_ok=True)
         if keep_up_to is not None and path.exists():
-            kept = [line for line in read_log(path) if line["step"] <= keep_up_to]
+            kept = [
+                line for line in read_log(path, skip_damaged=True) if line["step"] <= keep_up_to
+            ]
             write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
@@ -76,24 +86,112 @@ class WandbLog:
         self._run.finish()
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path, *, skip_damaged: bool = False) -> list[dict[str, Any]]:
     """The lines of a JSONL log; a last line cut short by a kill is left out.
+
+    Args:
+        path: the log.
+        skip_damaged: leave out damaged lines, and those that name no step, with a warning.
 
     Raises:
         ArtifactError: a line before the last is not JSON, or a line is no JSON object.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    parsed = []
+    lines = path.read_bytes().splitlines()
+    parsed: list[dict[str, Any]] = []
+    damaged: list[int] = []
     for number, line in enumerate(lines, start=1):
         try:
-            content = json.loads(line)
-        except json.JSONDecodeError:
-            if number < len(lines):
+            content = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            damaged.append(number)
+            if number < len(lines) and not skip_damaged:
                 raise ArtifactError(f"{path}, line {number}, is not JSON: it was damaged") from None
             continue
-        if not isinstance(content, dict):
+        usable = isinstance(content, dict) and (not skip_damaged or _has_step(content))
+        if usable:
+            parsed.append(content)
+        elif skip_damaged:
+            damaged.append(number)
+        else:
             raise ArtifactError(
                 f"{path}, line {number}, is no JSON object: the file is not a log of metrics"
             )
-        parsed.append(content)
+    if skip_damaged and set(damaged) - {len(lines)}:
+        logger.warning("%s: damaged lines are left out (%s)", path, ", ".join(map(str, damaged)))
     return parsed
+
+
+def _has_step(line: dict[str, Any]) -> bool:
+    kinds = {"step": int, "dictionary": str, "tokens": int}
+    return all(isinstance(line.get(name), kind) for name, kind in kinds.items())
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One number of one dictionary over training."""
+
+    tokens: list[int]
+    """Rows trained on at each logged step."""
+    values: list[float | int]
+    """The number there; steps where it was undefined are left out."""
+
+
+@dataclass(frozen=True)
+class TrainingHistory:
+    """All curves of a run."""
+
+    curves: dict[str, dict[str, Curve]]
+    """By dictionary, in the order of the log, and then by the number's name."""
+
+    @property
+    def dictionaries(self) -> list[str]:
+        """Names of the dictionaries."""
+        return list(self.curves)
+
+    @property
+    def numbers(self) -> list[str]:
+        """Every number that some dictionary logs, in the order of the log."""
+        return list(dict.fromkeys(key for curves in self.curves.values() for key in curves))
+
+    @property
+    def last_tokens(self) -> int:
+        """Rows trained on at the last logged step; 0 before the first."""
+        ends = [c.tokens[-1] for curves in self.curves.values() for c in curves.values()]
+        return max(ends, default=0)
+
+
+def read_history(path: Path) -> TrainingHistory:
+    """Read a log of training metrics; a last line cut short is left out.
+
+    Raises:
+        ArtifactError: the file is missing, or is not such a log.
+    """
+    try:
+        lines = read_log(path)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be read ({error.strerror}): the run was moved, or has not begun"
+        ) from None
+    curves: dict[str, dict[str, Curve]] = {}
+    for number, line in enumerate(lines, start=1):
+        _check(line, path, number)
+        of_dictionary = curves.setdefault(line["dictionary"], {})
+        for key, value in line.items():
+            if key not in NOT_CURVES and _is_number(value):
+                curve = of_dictionary.setdefault(key, Curve([], []))
+                curve.tokens.append(line["tokens"])
+                curve.values.append(value)
+    return TrainingHistory(curves)
+
+
+def _check(line: dict[str, Any], path: Path, number: int) -> None:
+    known = isinstance(line.get("dictionary"), str) and isinstance(line.get("tokens"), int)
+    if not known:
+        raise ArtifactError(
+            f"{path}, line {number}, is not a line of training metrics (it names no dictionary and "
+            "tokens): the file is of something else, or was edited"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

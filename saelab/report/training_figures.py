@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from saelab.formats.training_history import Curve
+from saelab.formats.run_log import Curve
 
 from .figure import Figure, log_axis, new_plot
 from .line_styles import line_style, short_name

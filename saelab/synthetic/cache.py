@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from saelab.cache import TokenFilter
-from saelab.cache.format import KIND, SCHEMA_VERSION, row_bytes
+from saelab.cache.format import KIND, row_bytes
 from saelab.cache.harvest import Rows
 from saelab.cache.hook_folder import HookFolder, remove_cache, require_only_cache
 from saelab.config import to_plain
 from saelab.errors import ConfigError
-from saelab.formats.files import require_free_space
+from saelab.formats.files import remedy_when_full, require_free_space
+from saelab.formats.lock import writer_lock
 from saelab.formats.manifest import new_manifest
 from saelab.progress import progress_bar
 
@@ -53,6 +54,12 @@ def write_planted_cache(out: Path, config: PlantedConfig, *, overwrite: bool = F
         ResourceError: the disk is too small, or full.
     """
     folder = Path(out) / HOOK_POINT
+    with writer_lock(folder), remedy_when_full("give the same command again with --overwrite"):
+        _write(folder, config, overwrite)
+    return folder
+
+
+def _write(folder: Path, config: PlantedConfig, overwrite: bool) -> None:
     there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if there and not overwrite:
         raise ConfigError(
@@ -61,14 +68,13 @@ def write_planted_cache(out: Path, config: PlantedConfig, *, overwrite: bool = F
     if there:
         require_only_cache(folder)
     needed = config.n_rows * row_bytes(config.d_in, DTYPE, gradients=True)
-    require_free_space(Path(out), needed, f"a cache of {config.n_rows:,} planted rows")
+    require_free_space(folder, needed, f"a cache of {config.n_rows:,} planted rows")
     if there:
         remove_cache(folder)
     writing = HookFolder(folder, planted_manifest(config), SHARD_ROWS)
     writing.save_manifest()
     _fill(writing, config)
     writing.finish()
-    return folder
 
 
 def planted_manifest(config: PlantedConfig) -> dict[str, Any]:
@@ -87,9 +93,7 @@ def planted_manifest(config: PlantedConfig) -> dict[str, Any]:
         "model_dtype": DTYPE,
         ORIGIN_KEY: to_plain(config),
     }
-    manifest = new_manifest(
-        KIND, SCHEMA_VERSION, seed=config.seed, config=to_plain(config), made_from=made_from
-    )
+    manifest = new_manifest(KIND, seed=config.seed, config=to_plain(config), made_from=made_from)
     return manifest | {
         "status": "writing",
         "resumable": False,

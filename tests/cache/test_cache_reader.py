@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from saelab.cache import open_cache, write_caches
 from saelab.cache.format import content_hash
 from saelab.errors import ActivationError, ArtifactError, ConfigError
 from saelab.formats.files import sha256_of
+from saelab.formats.manifest import write_manifest
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def edit_manifest(folder, *, rehash=True, **changes):
     manifest = json.loads(path.read_text()) | changes
     if rehash:
         manifest["content_hash"] = content_hash(manifest)
-    path.write_text(json.dumps(manifest))
+    write_manifest(path, manifest)
 
 
 def replace_shard(folder, index, **tensors):
@@ -174,6 +176,42 @@ def test_an_unfinished_cache_is_refused(cache):
         open_cache(cache.folder)
 
 
+@pytest.mark.parametrize("change", [{"norm_ceiling": 11.0}, {"status": "done"}, {"d_in": 7}])
+def test_an_edited_manifest_of_an_unfinished_cache_is_refused(cache, change):
+    edit_manifest(cache.folder, status="writing", rehash=False)
+    path = cache.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ArtifactError, match="is incomplete or was edited"):
+        open_cache(cache.folder)
+
+
+def test_every_start_checks_a_sample_and_what_was_touched(make_cache, monkeypatch):
+    from saelab.cache import format as cache_format
+
+    folder = make_cache(contexts_per_shard=4).folder
+    manifest = folder / "manifest.json"
+    entries = cache_format.shard_entries(json.loads(manifest.read_text()), manifest)
+    assert len(entries) > cache_format.SAMPLED_SHARDS + 3
+    read = []
+    whole = cache_format.sha256_of
+    monkeypatch.setattr(
+        cache_format, "sha256_of", lambda path, bar: read.append(path.name) or whole(path, bar)
+    )
+    open_cache(folder)
+    assert {entries[0].file, entries[-1].file} <= set(read) and len(read) < len(entries)
+    untouched = next(entry.file for entry in entries if entry.file not in read)
+    content = bytearray((folder / untouched).read_bytes())
+    content[-1] ^= 1
+    (folder / untouched).write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"{untouched} was changed"):
+        open_cache(folder)
+    before = manifest.stat().st_mtime_ns
+    os.utime(folder / untouched, ns=(before, before))
+    open_cache(folder)
+    with pytest.raises(ArtifactError, match=f"{untouched} was changed"):
+        open_cache(folder, verify=True)
+
+
 def test_an_edited_manifest_is_refused(cache):
     edit_manifest(cache.folder, norm_ceiling=1.0, rehash=False)
     with pytest.raises(ArtifactError, match="does not match its own content_hash"):
@@ -183,7 +221,7 @@ def test_an_edited_manifest_is_refused(cache):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"schema_version": 2}, "upgrade saelab"),
+        ({"schema_version": 3}, "upgrade saelab"),
         ({"kind": "dictionary"}, "'activation_cache' was expected"),
         ({"d_in": "8"}, "lacks or garbles d_in"),
         ({"dtype": "int4"}, "garbles dtype"),

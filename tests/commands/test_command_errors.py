@@ -9,7 +9,7 @@ import pytest
 from saelab.cli import COMMANDS, main
 from saelab.commands.completion import options_of
 from saelab.config import option_strings
-from saelab.formats.files import write_json
+from saelab.formats.manifest import write_manifest
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_seconds_of_an_interrupted_stage_accumulate(tmp_path):
     folder = prepare(out, settings, resume=True, overwrite=False)
     assert folder.state["finished"] == ["cache"]
     assert 0.01 < folder.state["peak_memory_gb"] < 1000
-    write_json(out / "quickstart.json", folder.state | {"finished": ["train"]})
+    write_manifest(out / "quickstart.json", folder.state | {"finished": ["train"]})
     from saelab.errors import ArtifactError
 
     with pytest.raises(ArtifactError, match=r"quickstart\.json.*'train' is missing"):
@@ -163,6 +163,7 @@ def test_quickstart_runs_its_stages_in_order_and_resumes_where_it_stopped(
 ):
     from saelab.commands import quickstart
     from saelab.errors import Stopped
+    from saelab.formats.run import write_run
 
     out, ran = tmp_path / "q", []
     dictionary = out / "train" / "dictionaries" / "a-name-of-its-own"
@@ -172,8 +173,9 @@ def test_quickstart_runs_its_stages_in_order_and_resumes_where_it_stopped(
         if name == "cache":
             (out / "cache").mkdir(exist_ok=True)
         if name == "train":
-            figures = {"x": {"folder": "dictionaries/a-name-of-its-own"}}
-            write_json(out / "train" / "run.json", {"dictionaries": figures})
+            figures = {"x": {"folder": "dictionaries/a-name-of-its-own", "fvu": 1, "l0": 1}}
+            about = {"seed": 0, "config": {}, "made_from": {}, "settings_hash": ""}
+            write_run(out / "train", "complete", **about, excluded={}, dictionaries=figures)
             if "--resume" not in words:
                 raise Stopped("stopped by SIGINT")
 

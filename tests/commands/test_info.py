@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from saelab.commands.info import DESCRIBERS, SCHEMA_VERSIONS, describe
+from saelab.commands.info import DESCRIBERS, describe
 from saelab.errors import ArtifactError
 from saelab.formats.evaluation_result import (
     EvaluationResult,
@@ -12,10 +12,14 @@ from saelab.formats.evaluation_result import (
     write_evaluation_result,
 )
 from saelab.formats.files import write_bytes, write_json
-from saelab.formats.manifest import new_manifest, require_fields
+from saelab.formats.kinds import KINDS
+from saelab.formats.manifest import new_manifest, require_fields, write_manifest
+
+WITH_MANIFEST = sorted(kind.name for kind in KINDS.values() if kind.has_manifest)
 
 
 def manifest(kind, **more):
+    """Of schema version 1, which held no hash of itself."""
     return new_manifest(kind, 1, seed=0, config={}, made_from={"model": "m"}) | more
 
 
@@ -26,27 +30,11 @@ def edit(path, **changes):
             del content[name]
         else:
             content[name] = value
-    write_json(path, content)
+    write_manifest(path, content)
 
 
-def test_the_versions_are_those_of_the_rooms():
-    from saelab.cache import format as cache
-    from saelab.commands import quickstart, quickstart_folder
-    from saelab.dictionary import storage
-    from saelab.evals.compare import result as comparison
-    from saelab.features import schema as feature_store
-    from saelab.formats import evaluation_result
-    from saelab.training import checkpoint, run_folder
-
-    modules = (cache, storage, checkpoint, run_folder, comparison, feature_store)
-    rooms = {room.KIND: room.SCHEMA_VERSION for room in modules}
-    rooms[quickstart.KIND] = quickstart.SCHEMA_VERSION
-    rooms[quickstart_folder.STATE_KIND] = quickstart_folder.STATE_SCHEMA_VERSION
-    rooms[evaluation_result.EVALUATION_RESULT_KIND] = (
-        evaluation_result.EVALUATION_RESULT_SCHEMA_VERSION
-    )
-    assert rooms == SCHEMA_VERSIONS
-    assert set(DESCRIBERS) == set(SCHEMA_VERSIONS)
+def test_every_kind_of_the_table_can_be_described():
+    assert set(DESCRIBERS) == set(KINDS)
 
 
 def test_required_fields_are_named_with_the_file(tmp_path):
@@ -56,17 +44,17 @@ def test_required_fields_are_named_with_the_file(tmp_path):
         require_fields({"a": "1"}, {"a": int, "b": (int, float)}, path)
 
 
-@pytest.mark.parametrize("kind", sorted(SCHEMA_VERSIONS))
+@pytest.mark.parametrize("kind", WITH_MANIFEST)
 def test_every_newer_artifact_is_refused(kind, tmp_path):
     write_json(tmp_path / "run.json", manifest(kind) | {"schema_version": 99})
     with pytest.raises(ArtifactError, match=r"run\.json has schema version 99.*upgrade"):
         describe(tmp_path)
 
 
-@pytest.mark.parametrize("kind", sorted(SCHEMA_VERSIONS))
+@pytest.mark.parametrize("kind", WITH_MANIFEST)
 def test_no_artifact_that_lacks_its_fields_gets_a_traceback(kind, tmp_path):
     write_json(tmp_path / "run.json", {"kind": kind, "schema_version": 1})
-    with pytest.raises(ArtifactError, match=r"run\.json .*missing"):
+    with pytest.raises(ArtifactError, match=r"run\.json .*missing|incomplete or was edited"):
         describe(tmp_path)
     write_json(tmp_path / "run.json", manifest(kind))
     with pytest.raises(ArtifactError, match=str(tmp_path)):
@@ -106,6 +94,8 @@ def test_evaluation_results_get_a_verdict(tmp_path):
     with pytest.raises(ArtifactError, match=r"features\.parquet beside it: missing"):
         describe(folder)
     write_bytes(folder / "features.parquet", b"")
+    assert describe(folder)[-1].startswith("not checked: features.parquet")
+    write_evaluation_result(folder / "core.json", result)
     lines = describe(folder)
     assert "fvu: 0.25" in lines and lines[-1].startswith("intact: ")
     edit(folder / "core.json", suite=None)
@@ -115,7 +105,7 @@ def test_evaluation_results_get_a_verdict(tmp_path):
 
 def test_runs_and_checkpoints(tmp_path):
     file, pointer = tmp_path / "run.json", tmp_path / "checkpoint" / "checkpoint.json"
-    write_json(file, manifest("training_run", status="running"))
+    write_manifest(file, manifest("training_run", status="running"))
     assert describe(tmp_path)[-1].startswith("unfinished: continue")
     write_json(
         pointer, {"kind": "checkpoint", "schema_version": 1, "file": "c", "sha256": "0", "step": 5}

@@ -9,7 +9,7 @@ import pytest
 from conftest import page_opener
 
 from saelab.errors import ArtifactError
-from saelab.formats.training_history import Curve, read_history
+from saelab.formats.run_log import Curve, read_history
 from saelab.report.training_figures import training_figure
 
 

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,13 +17,16 @@ import torch
 from saelab.cache.token_filter import TokenFilter
 from saelab.cli import main
 from saelab.commands.features import main as features
+from saelab.commands.info import describe
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
-from saelab.errors import ArtifactError, ConfigError
-from saelab.features import text_pass
+from saelab.errors import ArtifactError, ConfigError, SaelabError
+from saelab.features import pipeline, text_pass
 from saelab.features.config import FeaturesConfig
 from saelab.features.pipeline import build_features, dictionary_folders
 from saelab.features.reader import FeatureStore
+from saelab.features.writer import StoreWriter
+from saelab.formats.lock import writer_lock
 from saelab.text.contexts import TextConfig, context_batches
 
 LENGTH = 16
@@ -167,6 +172,80 @@ def test_shards_of_another_build_are_not_used(run, monkeypatch):
         assert store.n_sequences == 7
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_bit_flipped_between_kill_and_rerun_changes_nothing(run, monkeypatch, overwrite):
+    monkeypatch.setattr(text_pass, "LEAST_SHARD_TOKENS", 32)
+    monkeypatch.setattr(text_pass, "BUFFERED_TOKENS", 32)
+    folder = dictionary_folders([run])[0]
+    config = FeaturesConfig(n_tokens=160, batch_contexts=1, device="cpu")
+    monkeypatch.setattr(pipeline, "discard", lambda subjects: None)
+    build_features([folder], config)
+    with FeatureStore(folder) as store:
+        expected = store.manifest["tables_sha256"]
+    shards = sorted((folder / text_pass.WORK_FOLDER).iterdir())
+    good = [shard.read_bytes() for shard in shards]
+    chance = np.random.default_rng(0)
+    for number in range(12):
+        shard = shards[number % len(shards)]
+        content = bytearray(good[number % len(shards)])
+        content[int(chance.integers(len(content)))] ^= 1 << int(chance.integers(8))
+        shard.write_bytes(content)
+        if overwrite:
+            features([str(folder), "--overwrite", "--n-tokens", "160", "--device", "cpu"])
+        else:
+            (folder / "features.sqlite").unlink()
+            build_features([folder], config)
+        with FeatureStore(folder) as store:
+            assert store.manifest["tables_sha256"] == expected
+        for path, whole in zip(shards, good, strict=True):
+            path.write_bytes(whole)
+
+
+def test_a_flipped_bit_in_a_store_is_never_called_intact(run):
+    folder = dictionary_folders([run])[0]
+    build_features([folder], FeaturesConfig(n_tokens=100, device="cpu"))
+    path = folder / "features.sqlite"
+    lines = describe(path)
+    assert any(line.startswith("intact: every table") for line in lines)
+    good = path.read_bytes()
+    chance, unnoticed = np.random.default_rng(0), 0
+    for _ in range(40):
+        content = bytearray(good)
+        content[int(chance.integers(len(content)))] ^= 1 << int(chance.integers(8))
+        path.write_bytes(content)
+        try:
+            assert describe(path) == lines
+            unnoticed += 1  # in the unused end of a page, which holds no content
+        except SaelabError:
+            pass
+    assert unnoticed < 30
+    path.write_bytes(good)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE feature SET density = density * 2")
+    with pytest.raises(ArtifactError, match="SHA-256 of its tables differs"):
+        describe(path)
+
+
+def test_a_full_disk_while_the_store_is_written_is_one_line(run, monkeypatch, capsys):
+    folder = dictionary_folders([run])[0]
+
+    def full(self, content):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(StoreWriter, "manifest", full)
+    assert main(["features", str(folder), "--n-tokens", "50", "--device", "cpu"]) == 2
+    assert "free some space and give the same command again" in capsys.readouterr().err
+
+
+def test_a_second_process_is_told_who_builds(run):
+    folder = dictionary_folders([run])[0]
+    with (
+        writer_lock(folder / "features.sqlite"),
+        pytest.raises(ConfigError, match="is being written by process"),
+    ):
+        build_features([folder], FeaturesConfig(n_tokens=50, device="cpu"))
+
+
 def test_all_the_text_there_is_and_the_held_out_part(run):
     folder = dictionary_folders([run])[0]
     build_features([folder], FeaturesConfig(n_tokens=10**9, device="cpu"))
@@ -189,7 +268,7 @@ def test_existing_stores_are_kept_unless_told(run, capsys):
         assert store.n_sequences == 6
     assert main(["info", str(folder / "features.sqlite")]) == 0
     shown = capsys.readouterr().out
-    assert "feature store (schema version 1)" in shown
+    assert "feature store (schema version 2)" in shown
     assert "intact: all 40 features can be read" in shown
     assert "of the dictionary beside it" in shown
 

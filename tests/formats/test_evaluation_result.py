@@ -15,6 +15,7 @@ from saelab.formats.evaluation_result import (
     read_evaluation_result,
     write_evaluation_result,
 )
+from saelab.formats.manifest import write_manifest
 
 RESULT = EvaluationResult(
     suite="core",
@@ -67,7 +68,7 @@ def test_a_number_that_is_not_finite_is_never_written(tmp_path, bad):
 def test_a_foreign_or_edited_file_is_refused(tmp_path, change, message):
     path = tmp_path / "core.json"
     write_evaluation_result(path, RESULT)
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    write_manifest(path, json.loads(path.read_text()) | change)
     with pytest.raises(ArtifactError, match=message):
         read_evaluation_result(path)
 
@@ -78,7 +79,7 @@ def test_every_problem_is_named_at_once(tmp_path):
     content = json.loads(path.read_text())
     content["metrics"][0]["value"] = "low"
     content["metrics"][1]["name"] = "fvu"
-    path.write_text(json.dumps(content))
+    write_manifest(path, content)
     with pytest.raises(ArtifactError, match=r"'fvu' is 'low'.*'fvu' appears twice.*--overwrite"):
         read_evaluation_result(path)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from saelab.errors import ResourceError
+from saelab.errors import ArtifactError, ResourceError
 from saelab.formats import files
 
 
@@ -59,6 +62,7 @@ def test_no_room_left_is_a_resource_error_and_leaves_the_old_file(tmp_path, numb
     path = tmp_path / "a.bin"
     files.write_bytes(path, b"old")
     with (
+        files.remedy_when_full("go on with --resume"),
         pytest.raises(ResourceError, match=r"disk full or quota used up .*a\.bin.*--resume"),
         files.atomic_path(path) as temporary,
     ):
@@ -77,3 +81,45 @@ def test_no_room_left_as_safetensors_says_it(tmp_path, monkeypatch, message):
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(ResourceError, match="disk full or quota used up"):
         files.write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})
+
+
+def test_only_the_temporary_files_of_dead_writers_are_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    own = tmp_path / "sub" / files.temporary_name("a.json")
+    gone = own.with_name(own.name.replace(f"-{os.getpid()}.", f"-{dead.pid}."))
+    older = tmp_path / f"run.json.{dead.pid}.partial"
+    elsewhere = tmp_path / f"a.json.another-machine-{dead.pid}.partial"
+    nobody = tmp_path / "mine.partial"
+    for path in (own, gone, older, elsewhere, nobody):
+        files.write_bytes(path, b"half")
+    files.remove_leftovers(tmp_path)
+    left = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {own, elsewhere, nobody}
+
+
+def test_the_remedy_for_a_full_disk_is_that_of_the_caller(tmp_path):
+    def fill():
+        with files.atomic_path(tmp_path / "a.bin") as temporary:
+            temporary.write_bytes(b"half")
+            raise sqlite3.OperationalError("database or disk is full")
+
+    with pytest.raises(ResourceError, match=r"free some space and give the same command again"):
+        fill()
+    with (
+        files.remedy_when_full("go on with --resume"),
+        pytest.raises(ResourceError, match=r"free some space and go on with --resume"),
+    ):
+        fill()
+
+
+def test_a_file_that_is_no_json_is_one_line(tmp_path):
+    path = tmp_path / "a.json"
+    for content in (b"[" * 100_000, b"1" * 5000, b"\xff\xfe{", b"{"):
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match="is not valid JSON"):
+            files.read_json(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ArtifactError, match="a JSON file was expected"):
+        files.read_json(path)

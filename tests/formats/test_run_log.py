@@ -63,13 +63,13 @@ def test_jsonl_is_appended_cut_back_on_resuming_and_read(tmp_path):
     path = tmp_path / "new" / "metrics.jsonl"
     log = JsonlLog(path)
     for step in (20, 40, 60):
-        log.write(step, {"loss": step / 100})
+        log.write(step, {"dictionary": "d", "tokens": step, "loss": step / 100})
     log.close()
     with path.open("a") as file:
         file.write('{"step": 80, "lo')
     assert [line["step"] for line in read_log(path)] == [20, 40, 60]
     log = JsonlLog(path, keep_up_to=40)
-    log.write(60, {"loss": 9.0})
+    log.write(60, {"dictionary": "d", "tokens": 60, "loss": 9.0})
     log.close()
     assert [line["loss"] for line in read_log(path)] == [0.2, 0.4, 9.0]
     path.write_text('{"step": 1\n{"step": 2}\n')

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from saelab.config import to_yaml
 from saelab.dictionary import load_dictionary
 from saelab.errors import ActivationError, ArtifactError, ConfigError, ResourceError, Stopped
 from saelab.formats.files import read_json, read_tensors
+from saelab.formats.lock import writer_lock
+from saelab.formats.manifest import write_manifest
 from saelab.formats.run_log import read_log
 from saelab.training.config import TrainConfig
 from saelab.training.run import train
@@ -342,3 +345,95 @@ def test_every_problem_of_a_config_is_listed_at_once():
     ):
         assert part in text
     assert len(caught.value.problems) == 5
+
+
+def test_a_run_resumes_from_a_moved_cache_named_in_any_way(run_config, tmp_path, monkeypatch):
+    from saelab.training import loop
+
+    monkeypatch.setattr(loop.TrainingLoop, "_stop_if_asked", _raise_after(9))
+    with pytest.raises(Stopped):
+        train(run_config)
+    monkeypatch.undo()
+    moved = shutil.copytree(run_config.cache, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(run_config, cache=moved.relative_to(tmp_path))
+    assert train(config, resume=True)["status"] == "complete"
+    whole = dataclasses.replace(run_config, out=tmp_path / "whole")
+    train(whole)
+    assert weights_of(run_config.out) == weights_of(whole.out)
+
+
+def test_a_run_is_not_resumed_on_other_activations(run_config, tmp_path, monkeypatch):
+    from saelab.training import loop
+
+    monkeypatch.setattr(loop.TrainingLoop, "_stop_if_asked", _raise_after(9))
+    with pytest.raises(Stopped):
+        train(run_config)
+    monkeypatch.undo()
+    record = read_json(run_config.out / "run.json")
+    record["made_from"]["cache_hash"] = "0" * 64
+    write_manifest(run_config.out / "run.json", record)
+    with pytest.raises(ConfigError, match=r"other activations \(cache_hash differ\)"):
+        train(run_config, resume=True)
+
+
+def test_options_of_methods_not_trained_decide_nothing(run_config):
+    train(run_config)
+    path = run_config.out / "run.json"
+    record = read_json(path)
+    # As a version wrote it that knew neither this method nor this option.
+    del record["config"]["options"]["jumprelu"]
+    del record["config"]["options"]["topk"]["learning_rate"]
+    del record["config"]["verify"]
+    write_manifest(path, record)
+    assert train(run_config, resume=True)["status"] == "complete"
+    record["config"]["options"]["topk"]["learning_rate"] = 0.5
+    write_manifest(path, record)
+    with pytest.raises(ConfigError, match=r"\(options\.topk\.learning_rate differ\)"):
+        train(run_config, resume=True)
+
+
+def test_overwriting_keeps_labels_and_results_of_others(run_config):
+    train(run_config)
+    dictionary = run_config.out / "dictionaries" / NAMES[0]
+    kept = [dictionary / "feature_labels.sqlite", dictionary / "evals" / "core.json"]
+    for path in kept:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"years of work")
+    train(dataclasses.replace(run_config, k=(8,)), overwrite=True)
+    assert [path.read_bytes() for path in kept] == [b"years of work"] * 2
+    assert not (dictionary / "saelab.json").exists()
+
+
+def test_a_stray_file_does_not_block_resuming(run_config):
+    train(run_config)
+    (run_config.out / "nohup.out").write_text("output")
+    assert train(run_config, resume=True)["status"] == "complete"
+
+
+def test_a_flipped_bit_in_the_log_or_a_lost_checkpoint(run_config, monkeypatch, caplog):
+    from saelab.training import loop
+
+    monkeypatch.setattr(loop.TrainingLoop, "_stop_if_asked", _raise_after(20))
+    with pytest.raises(Stopped):
+        train(run_config)
+    monkeypatch.undo()
+    log = run_config.out / "metrics.jsonl"
+    content = bytearray(log.read_bytes())
+    content[3] ^= 0x80
+    log.write_bytes(content)
+    away = (run_config.out / "checkpoint").rename(run_config.out.parent / "away")
+    with pytest.raises(ArtifactError, match=r"trained 20 steps and its checkpoint is missing"):
+        train(run_config, resume=True)
+    away.rename(run_config.out / "checkpoint")
+    assert train(run_config, resume=True)["status"] == "complete"
+    assert "damaged lines are left out (1)" in caplog.text
+
+
+def test_a_second_process_is_told_who_trains(run_config):
+    with (
+        writer_lock(run_config.out),
+        pytest.raises(ConfigError, match=rf"is being written by process {os.getpid()} on "),
+    ):
+        train(run_config)
+    assert not run_config.out.exists()

@@ -11,7 +11,8 @@ from saelab.cli import main as cli
 from saelab.errors import ArtifactError, ConfigError
 from saelab.evals.compare.config import CompareConfig
 from saelab.evals.compare.suite import run_compare
-from saelab.formats.files import read_json, write_json
+from saelab.formats.files import read_json
+from saelab.formats.manifest import write_manifest
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ def test_a_damaged_record_of_a_run(plant, refused, change, message):
     folder = plant.run(methods=("topk",), ks=(4,))
     content = read_json(folder / "run.json")
     change(content)
-    write_json(folder / "run.json", content)
+    write_manifest(folder / "run.json", content)
     assert message in refused(folder)
 
 
@@ -196,7 +197,7 @@ def test_a_result_that_lacks_a_number(plant, tmp_path):
     path = next((run / "dictionaries").iterdir()) / "evals" / "core.json"
     content = read_json(path)
     content["metrics"] = [metric for metric in content["metrics"] if metric["name"] != "kl"]
-    write_json(path, content)
+    write_manifest(path, content)
     with pytest.raises(ArtifactError, match="has no metric 'kl'"):
         run_compare([run], CompareConfig(out=tmp_path / "out"))
 
@@ -207,7 +208,7 @@ def test_figure_data_of_a_suite_that_was_edited(plant, tmp_path):
         path = folder / "evals" / "consistency.json"
         content = read_json(path)
         del content["figure_data"]["share_by_rank"]["curves"]
-        write_json(path, content)
+        write_manifest(path, content)
     with pytest.raises(ArtifactError, match="figure data of the consistency result"):
         run_compare([run], CompareConfig(out=tmp_path / "out"))
 

@@ -15,7 +15,8 @@ from saelab.errors import ArtifactError
 from saelab.evals.compare import jobs as jobs_module
 from saelab.evals.compare.config import CompareConfig
 from saelab.evals.compare.suite import run_compare
-from saelab.formats.files import read_json, write_json
+from saelab.formats.files import read_json
+from saelab.formats.manifest import write_manifest
 
 COLUMNS = {
     "fvu": lambda method, k, seed: 1 / k + 0.01 * seed - (0.02 if method == "other" else 0),
@@ -288,6 +289,6 @@ def test_info_names_what_is_wrong_with_a_damaged_comparison(plant, out, change, 
     compare([plant.run(methods=("topk",), ks=(4, 8), seeds=(0,))], out)
     content = read_json(out / "compare.json")
     change(content)
-    write_json(out / "compare.json", content)
+    write_manifest(out / "compare.json", content)
     with pytest.raises(ArtifactError, match=message):
         describe(out)

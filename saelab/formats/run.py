@@ -1,0 +1,140 @@
+"""`run.json`: what a training run says of itself, its settings, its origin and its dictionaries.
+
+Written by `saelab train`; read by everything that looks for the dictionaries of a run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from saelab.errors import ArtifactError
+
+from .manifest import new_manifest, read_manifest, require_fields, write_manifest
+
+RUN_FILE = "run.json"
+RUN_KIND = "training_run"
+DICTIONARIES_FOLDER = "dictionaries"
+NUMBER_OR_NONE = (int, float, type(None))
+_COSTS = {"seconds_per_step": NUMBER_OR_NONE, "state_bytes": (int, type(None))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedDictionary:
+    """What a run says of one of its dictionaries."""
+
+    folder: Path
+    """Where it lies."""
+    fvu: float | None
+    """On the rows after the last ones trained on; None where not recorded."""
+    l0: float | None
+    """On the same rows."""
+    seconds_per_step: float | None
+    """Time of its training steps."""
+    state_bytes: int | None
+    """Memory held between steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunManifest:
+    """A run, as its `run.json` describes it."""
+
+    folder: Path
+    """The run's folder."""
+    status: str
+    """"complete", or "running" until it is."""
+    settings_hash: str
+    """Names the run in its checkpoints; empty where not recorded."""
+    config: dict[str, Any]
+    """Its settings."""
+    made_from: dict[str, Any]
+    """Provenance of its activations."""
+    created: str
+    """UTC time of writing."""
+    content: dict[str, Any]
+    """All of the file."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether its dictionaries are written."""
+        return self.status == "complete"
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / RUN_FILE
+
+    def dictionaries(self) -> dict[str, TrainedDictionary]:
+        """The dictionaries of a complete run by name.
+
+        Raises:
+            ArtifactError: they are not listed as a run lists them, or lie outside the run.
+        """
+        require_fields(self.content, {"dictionaries": dict}, self.path)
+        listed = self.content["dictionaries"]
+        require_fields(listed, dict.fromkeys(listed, dict), self.path)
+        return {name: self._dictionary(figures) for name, figures in listed.items()}
+
+    def _dictionary(self, figures: dict[str, Any]) -> TrainedDictionary:
+        path = self.path
+        measured = {"fvu": NUMBER_OR_NONE, "l0": NUMBER_OR_NONE}
+        require_fields(figures, {"folder": str, **measured}, path)
+        folder = self.folder / figures["folder"]
+        if not folder.resolve().is_relative_to(self.folder.resolve()):
+            raise ArtifactError(
+                f"{path} was damaged or edited: it names a dictionary outside the run, "
+                f"{figures['folder']!r}"
+            )
+        costs = {name: figures.get(name) for name in _COSTS}
+        require_fields(costs, _COSTS, path)
+        for name, value in costs.items():
+            if value is not None and not 0 <= value < math.inf:
+                raise ArtifactError(f"{path} was damaged or edited: {name!r} is {value}")
+        return TrainedDictionary(folder=folder, fvu=figures["fvu"], l0=figures["l0"], **costs)
+
+
+def write_run(
+    folder: Path,
+    status: Literal["running", "complete"],
+    *,
+    seed: int,
+    config: dict[str, Any],
+    made_from: dict[str, Any],
+    settings_hash: str,
+    excluded: dict[str, int] | None = None,
+    dictionaries: dict[str, dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Write `run.json`; returns its content.
+
+    Args:
+        folder: the run's.
+        status: "running" until the dictionaries are written.
+        seed: of the order of the data.
+        config: the settings, as plain values.
+        made_from: provenance of the activations.
+        settings_hash: names the run in its checkpoints.
+        excluded: rows left out, by reason; of a complete run.
+        dictionaries: figures of each by name, with its "folder" in the run; of a complete run.
+    """
+    content = new_manifest(RUN_KIND, seed=seed, config=config, made_from=made_from)
+    content |= {"status": status, "settings_hash": settings_hash}
+    if status == "complete":
+        content |= {"excluded": excluded, "dictionaries": dictionaries}
+    return write_manifest(folder / RUN_FILE, content)
+
+
+def read_run(folder: Path) -> RunManifest:
+    """Read and check the `run.json` of a folder.
+
+    Raises:
+        ArtifactError: missing, damaged, edited, or from a newer saelab.
+    """
+    path = folder / RUN_FILE
+    content = read_manifest(path, RUN_KIND)
+    require_fields(content, {"status": str}, path)
+    optional = {"settings_hash": "", "config": {}, "made_from": {}, "created": ""}
+    fields: dict[str, Any] = {key: content.get(key, empty) for key, empty in optional.items()}
+    require_fields(fields, {key: type(empty) for key, empty in optional.items()}, path)
+    return RunManifest(folder=folder, status=content["status"], content=content, **fields)
