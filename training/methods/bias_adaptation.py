@@ -38,9 +38,8 @@ from saelab.sparse import (
 )
 
 from ..interface import DictionarySettings, Method, Normalisation, StepOutput, TrainingBatch
-from ..options import CommonOptions, outside
+from ..options import AuxiliaryOptions, CommonOptions, outside
 from ..parts.auxiliary import Auxiliary
-from ..parts.auxiliary_options import AuxiliaryOptions
 from ..parts.firing_bias import (
     FiringBias,
     FiringRule,
@@ -49,7 +48,7 @@ from ..parts.firing_bias import (
     target_frequencies,
     update_periods,
 )
-from ..parts.tied_weights import TiedWeights
+from ..parts.weights import TiedWeights
 
 MOST_FREQUENT = 0.5
 """Largest target frequency."""

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from saelab.errors import ActivationError
 from saelab.sparse import SparseCodes, select_batch_top
-from saelab.sparse.boosted import select_boosted_top_k
 from saelab.sparse.kernels import pair_products
+from saelab.sparse.selection import select_boosted_top_k
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
 from ..options import outside

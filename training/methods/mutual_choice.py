@@ -23,9 +23,8 @@ from saelab.errors import ConfigError
 from saelab.sparse import SparseCodes, select_batch_top
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
-from ..options import CommonOptions, outside
-from ..parts.auxiliary_options import AuxiliaryOptions
-from ..parts.unit_norm import UnitNormMethod
+from ..options import AuxiliaryOptions, CommonOptions, outside
+from ..parts.bases import UnitNormMethod
 
 NEVER = -1.0
 """A threshold that was never fitted: real ones are not negative."""
