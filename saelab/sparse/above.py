@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from .backends import backend_of
 from .codes import SparseCodes
 from .selection import exact_pre_activations, pre_activation_chunks
 
@@ -100,18 +100,7 @@ def _above_zero(chunk: Float[Tensor, "rows d_sae"]) -> tuple[Tensor, Tensor]:
         if hit_row.shape[0] * 4 < rows * width // group:
             hit, member = (grouped[hit_row, :, hit_group] > 0).nonzero(as_tuple=True)
             return hit_row[hit], member * (width // group) + hit_group[hit]
-    return _places(chunk > 0)
-
-
-def _places(mask: Bool[Tensor, "rows d_sae"]) -> tuple[Tensor, Tensor]:
-    """Row and latent of each set entry, by row."""
-    if mask.device.type != "cpu":
-        row, latent = mask.nonzero(as_tuple=True)
-        return row, latent
-    # numpy finds them twice as fast.
-    flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
-    row = torch.div(flat, mask.shape[1], rounding_mode="floor")
-    return row, flat - row * mask.shape[1]
+    return backend_of(chunk).set_entries(chunk > 0)
 
 
 @torch.no_grad()
@@ -153,7 +142,7 @@ def select_batch_top(
     return BatchTop(
         found.keep(kept),
         threshold=ranked[count - 1] if n_found >= count else zero,
-        # Too few spare ones say nothing of what lies below: feel downwards.
+        # Too few spare ones say nothing of what lies below: lower the floor.
         next_floor=ranked[-1] * (1.0 if n_found > SPARE * count else 0.95) if n_found else zero,
     )
 
@@ -181,7 +170,7 @@ def select_latent_top(
     """
     floors = floors.clamp_min(0.0)
     found = select_above(inputs, W_enc, b_enc, floors, product_dtype=product_dtype)
-    short = (_counts(found) < budgets) & (floors > 0)
+    short = (found.pair_counts() < budgets) & (floors > 0)
     again = short.nonzero().squeeze(1)
     if again.shape[0]:
         found = _joined(
@@ -196,7 +185,7 @@ def _latent_top_of(
     found: SparseCodes, budgets: Int[Tensor, " d_sae"], floors: Float[Tensor, " d_sae"]
 ) -> LatentTop:
     """Rank the pairs of each latent by value and keep as many as its budget."""
-    counts = _counts(found)
+    counts = found.pair_counts()
     first = torch.cumsum(counts, 0) - counts
     order = _by_latent_then_value(found)
     latent, value = found.latent[order], found.value[order]
@@ -208,8 +197,8 @@ def _latent_top_of(
         enough = counts > wanted
         if not value.shape[0]:
             return otherwise
-        place = (first + wanted).clamp_max(value.shape[0] - 1)
-        return torch.where(enough, value[place], otherwise)
+        index = (first + wanted).clamp_max(value.shape[0] - 1)
+        return torch.where(enough, value[index], otherwise)
 
     zeros = torch.zeros_like(floors)
     return LatentTop(
@@ -226,15 +215,7 @@ def _by_latent_then_value(codes: SparseCodes) -> Int[Tensor, " pairs"]:
     """
     value = codes.value.float().contiguous().view(torch.int32).long()
     key = (codes.latent.long() << 32) | (0x7FFFFFFF - value)
-    if key.device.type == "cpu":
-        # numpy sorts integers several times as fast.
-        return torch.from_numpy(np.argsort(key.numpy(), kind="stable"))
-    return torch.argsort(key, stable=True)
-
-
-def _counts(codes: SparseCodes) -> Int[Tensor, " d_sae"]:
-    counts = torch.zeros(codes.d_sae, dtype=torch.int64, device=codes.latent.device)
-    return counts.index_add_(0, codes.latent, torch.ones_like(codes.latent))
+    return backend_of(key).stable_order(key)
 
 
 def spare_ranks(budgets: Int[Tensor, " d_sae"]) -> Int[Tensor, " d_sae"]:
@@ -256,7 +237,7 @@ def _largest_rows(
 ) -> SparseCodes:
     """Of the listed latents alone, the rows of the largest: one more than is wanted of each."""
     dtype = product_dtype or inputs.dtype
-    # Those that want few are searched together, so that one who wants many costs no one else.
+    # Those that want few are searched together, so that one that wants many costs no other.
     latents = latents[wanted[latents].argsort()]
     rows_last = inputs.to(dtype).T
     row, latent = [], []
@@ -264,10 +245,10 @@ def _largest_rows(
         directions = W_enc.T[part].to(dtype)
         pre_activations = torch.addmm(b_enc[part].to(dtype).unsqueeze(1), directions, rows_last)
         most = min(int(wanted[part].max()) + 1, inputs.shape[0])
-        places = pre_activations.topk(most, dim=1).indices
+        indices = pre_activations.topk(most, dim=1).indices
         enough = torch.arange(most, device=part.device) <= wanted[part].unsqueeze(1)
-        row.append(places[enough])
-        latent.append(part.unsqueeze(1).expand_as(places)[enough])
+        row.append(indices[enough])
+        latent.append(part.unsqueeze(1).expand_as(indices)[enough])
     rows, latents = torch.cat(row), torch.cat(latent)
     zeros = inputs.new_zeros(rows.shape[0])
     found = SparseCodes.from_pairs(rows, latents, zeros, inputs.shape[0], W_enc.shape[1])
