@@ -37,14 +37,15 @@ def write_curves(run: Path) -> Curves:
     """Draw the metrics of a run as an HTML page in its folder."""
     lines = read_log(run / METRICS_FILE)
     names = list(dict.fromkeys(line["dictionary"] for line in lines))
+    of_name = {name: [line for line in lines if line["dictionary"] == name] for name in names}
     report = Report(f"Training of {run.resolve().name}", "Every dictionary of the run.")
     report.add_heading("Figures")
     for key in CURVES:
         kind = CURVE_KINDS[key]
         curves = {
-            name: [(line["tokens"], line[key]) for line in lines if line["dictionary"] == name]
+            name: [(line["tokens"], line[key]) for line in of_name[name] if key in line]
             for name in names
-            if any(key in line for line in lines if line["dictionary"] == name)
+            if any(key in line for line in of_name[name])
         }
         if curves:
             report.add_figure(
@@ -55,9 +56,7 @@ def write_curves(run: Path) -> Curves:
                 data=_columns(curves, kind.axis),
             )
     page = report.write(run / PAGE_FILE)
-    losses = {
-        name: [line["loss"] for line in lines if line["dictionary"] == name] for name in names
-    }
+    losses = {name: [line["loss"] for line in of_name[name] if "loss" in line] for name in names}
     return Curves(losses, page)
 
 

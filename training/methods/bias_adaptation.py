@@ -49,6 +49,7 @@ from ..parts.firing_bias import (
     update_periods,
 )
 from ..parts.weights import TiedWeights
+from ..world import current_world
 
 MOST_FREQUENT = 0.5
 """Largest target frequency."""
@@ -258,7 +259,7 @@ class BiasAdaptation(Method):
     def _start(self, u: Float[Tensor, "batch d_in"]) -> None:
         w = self.weights
         if self.centre:
-            w.b_dec.copy_(u.mean(0))
+            w.b_dec.copy_(current_world().mean(u.mean(0)))
         if self.start is not None:
             self.biases.start_at_targets(u - w.b_dec, w.directions, self.start)
 

@@ -28,6 +28,7 @@ from saelab.sparse import (
 from saelab.stats.zipf import fit_zipf, zipf_shares
 
 from ..options import AuxiliaryOptions
+from ..world import current_world
 
 REFRESH_STEPS = 8
 """Steps between looks at which latents are dead; each look waits for the device once."""
@@ -125,8 +126,9 @@ class DeadLatents(nn.Module):
 
     def update(self, codes: SparseCodes, *, step: int) -> None:
         """Count one batch; `step` is the number of steps taken before it."""
-        self.tokens_since_fired += codes.n_rows
-        self.tokens_since_fired.masked_fill_(codes.fired(), 0)
+        world = current_world()
+        self.tokens_since_fired += codes.n_rows * world.size
+        self.tokens_since_fired.masked_fill_(world.any(codes.fired()), 0)
         if (step + 1) % REFRESH_STEPS == 0:
             self.listed.copy_(self.dead())
             self._forget_list()
@@ -177,11 +179,11 @@ class Underused(nn.Module):
 
     def update(self, codes: SparseCodes, *, step: int) -> None:
         """Count one batch; `step` is the number of steps taken before it."""
-        decay = max(0.0, 1 - codes.n_rows / self.horizon)
-        fired = torch.zeros_like(self.rate).index_add_(
-            0, codes.latent, (codes.value.detach() > 0).to(self.rate.dtype)
-        )
-        self.rate.mul_(decay).add_(fired / codes.n_rows, alpha=1 - decay)
+        world = current_world()
+        n_rows = codes.n_rows * world.size
+        decay = max(0.0, 1 - n_rows / self.horizon)
+        fired = world.sum(codes.firing_counts()).to(self.rate.dtype)
+        self.rate.mul_(decay).add_(fired / n_rows, alpha=1 - decay)
         self.weight.mul_(decay).add_(1 - decay)
         if self.refitted and (step + 1) % REFIT_STEPS == 0:
             self._refit()
@@ -255,13 +257,14 @@ def residual_loss(
         selected: pairs of the latents of the set with their pre-activations.
 
     Returns:
-        The loss, about 1 while the set explains nothing; 0 where the error has no variance at all.
+        The loss of this process's rows, about 1 while the set explains nothing; 0 where the error
+        has no variance at all.
     """
-    error = error.detach()
+    error, world = error.detach(), current_world()
     w, pairs = weights, TransposedPairs.of(selected)
     value = encode_selected(x, w.W_enc, w.b_enc, w.input_bias, selected, pairs).relu()
     prediction = decode_selected(selected, value, w.W_dec, pairs)
-    variance = (error - error.mean(0)).square().sum()
+    variance = world.mean((error - world.mean(error.mean(0))).square().sum())
     squared = (error - prediction).square().sum()
     # A safe divisor as well as a safe result: an unused division by zero still has a NaN gradient.
     varies = variance > 0

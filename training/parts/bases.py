@@ -20,6 +20,7 @@ from saelab.sparse import SparseCodes, autoencode, select_batch_top
 
 from ..interface import DictionarySettings, Method, StepOutput, TrainingBatch
 from ..options import CommonOptions, SparsityOptions
+from ..world import current_world
 from .auxiliary import Auxiliary
 from .weights import AutoencoderWeights
 
@@ -127,6 +128,7 @@ class PenalisedMethod(Method):
             torch.zeros_like(w.b_enc),
             max(1, round(self.start_l0 * centred.shape[0])),
             product_dtype=self.product_dtype,
+            world=current_world(),
         )
         return top.threshold
 
@@ -208,7 +210,7 @@ class SparsityController(nn.Module):
         """Learn the L0 that the last weight has led to; the zeros among the codes do not count."""
         if self.fixed is not None:
             return
-        l0 = (codes.value > 0).sum() / max(1, codes.n_rows)
+        l0 = current_world().mean((codes.value > 0).sum() / max(1, codes.n_rows))
         still_to_go = (1 - self.updates / self.approach_steps).clamp_min(0.0)
         log_target = math.log(self.target_l0) + self.start_log_target * still_to_go
         error = (l0.clamp_min(1e-6).log() - log_target).clamp(-1.0, 1.0)
