@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from .errors import SaelabError, Stopped, did_you_mean
+from .errors import SaelabError, Stopped, did_you_mean, out_of_memory
 
 
 class Command(NamedTuple):
@@ -81,6 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _report(error)
+    except (MemoryError, RuntimeError) as error:
+        problem = out_of_memory(error)
+        if debug or problem is None:
+            raise
+        return _report(problem)
     return 0
 
 
@@ -123,7 +128,7 @@ def _report(error: BaseException) -> int:
     message = _file_problem(error) if isinstance(error, OSError) else str(error)
     print(f"saelab: {' '.join(message.split())}", file=sys.stderr)
     if isinstance(error, Stopped):
-        return EXIT_STOPPED["SIGTERM" if "SIGTERM" in str(error) else "SIGINT"]
+        return EXIT_STOPPED[error.signal_name]
     return EXIT_ERROR
 
 

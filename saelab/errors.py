@@ -46,7 +46,34 @@ class ResourceError(SaelabError):
 
 
 class Stopped(SaelabError):
-    """A signal asked the run to stop; the work so far is saved and can be resumed."""
+    """A signal asked the run to stop; the work so far is saved and can be resumed.
+
+    `signal_name` says which signal: "SIGINT" (Ctrl-C) or "SIGTERM".
+    """
+
+    def __init__(self, message: str, signal_name: str | None = None):
+        self.signal_name = signal_name or "SIGINT"
+        super().__init__(message)
+
+
+def out_of_memory(error: BaseException) -> ResourceError | None:
+    """What to tell a user whose command ran out of memory; None for any other error.
+
+    Torch is not imported for it: on a GPU its error has a class of its own, on the CPU a message.
+    """
+    text = str(error)
+    by_torch = isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError"
+        or any(part in text for part in ("can't allocate memory", "not enough memory"))
+    )
+    if not (by_torch or isinstance(error, MemoryError)):
+        return None
+    where = "the GPU" if type(error).__name__ == "OutOfMemoryError" else "this machine"
+    reason = text.splitlines()[0].split(": ")[-1] if text else "no more could be allocated"
+    return ResourceError(
+        f"out of memory on {where} ({reason}): lower the batch (--batch-rows, --batch-contexts), "
+        "the width (--d-sae) or the number of dictionaries at once, or use another --device"
+    )
 
 
 def did_you_mean(given: str, known: Iterable[str], limit: int = 3) -> str:

@@ -47,6 +47,9 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint and, once it is safe, remove the one before."""
     tensors = {"random_state": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        for index, state in enumerate(torch.cuda.get_rng_state_all()):
+            tensors[f"random_state/cuda-{index}"] = state
     plain: dict[str, int | str] = {}
     for name, value in checkpoint.stream.items():
         if isinstance(value, Tensor):
@@ -100,6 +103,12 @@ def load_checkpoint(folder: Path, settings_hash: str) -> Checkpoint | None:
         )
     tensors = read_tensors(file)
     torch.set_rng_state(tensors.pop("random_state"))
+    # Checkpoints of older versions, and of runs on the CPU, hold no state of a GPU.
+    for index in range(torch.cuda.device_count()):
+        state = tensors.pop(f"random_state/cuda-{index}", None)
+        if state is not None:
+            torch.cuda.set_rng_state(state, index)
+    tensors = {name: value for name, value in tensors.items() if "random_state/" not in name}
     stream: StreamState = dict(pointer["stream"])
     learners: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

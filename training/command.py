@@ -13,7 +13,7 @@ from saelab.config import parse_arguments, to_yaml
 from saelab.errors import ConfigError
 
 from .config import TrainConfig
-from .recipe import WHOLE, in_own_folders, load_recipe, recipe_of
+from .recipe import WHOLE, in_own_folders, load_recipe, recipe_of, train_parts
 from .recipes_command import find_recipe, shipped_recipes
 
 
@@ -51,8 +51,6 @@ def main(arguments: Sequence[str]) -> None:
     if command.print_config:
         print(to_yaml(recipe_of(parts)), end="")
         return
-    from .run_parts import train_parts
-
     started = time.monotonic()
     parts = in_own_folders(parts)
     runs = train_parts(parts, resume=command.resume, overwrite=command.overwrite)

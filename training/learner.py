@@ -12,6 +12,7 @@ from torch import Tensor
 from .config import DictionarySpec, OptimizerConfig
 from .interface import DictionarySettings, Method, StepOutput, TrainingBatch
 from .methods import METHODS, MethodOptions
+from .world import current_world
 
 
 def learning_rate_factor(step: int, n_steps: int, config: OptimizerConfig) -> float:
@@ -30,7 +31,7 @@ class Learner:
 
     def __init__(self, spec: DictionarySpec, method: Method, config: OptimizerConfig, n_steps: int):
         self.spec, self.method, self.config, self.n_steps = spec, method, config, n_steps
-        self._seconds, self._steps = 0.0, 0
+        self._clock = _StepClock(next(method.parameters()).device)
         self.optimizer = torch.optim.Adam(
             method.parameters(),
             lr=config.learning_rate,
@@ -73,26 +74,29 @@ class Learner:
 
     def step(self, batch: TrainingBatch) -> StepOutput:
         """Take one step on a batch of normalised activations."""
-        started = time.monotonic()
+        self._clock.start()
         factor = learning_rate_factor(batch.step, self.n_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * factor
         self.optimizer.zero_grad()
         output = self.method.losses(batch)
         torch.stack(list(output.losses.values())).sum().backward()
+        current_world().average_gradients(self.method.parameters())
         self.method.adjust_gradients()
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.config.clip_norm)
         self.optimizer.step()
         with torch.no_grad():
             self.method.after_update(batch, output)
-        self._seconds += time.monotonic() - started
-        self._steps += 1
+        self._clock.stop()
         return output
 
     def seconds_per_step(self) -> float | None:
-        """Mean time of the steps taken in this process; None where there were none."""
-        return self._seconds / self._steps if self._steps else None
+        """Mean time of the steps taken in this process; None where there were none.
+
+        On a GPU the time is the device's own, and asking for it waits for the device.
+        """
+        return self._clock.seconds_per_step()
 
     def state_bytes(self) -> int:
         """Memory that this dictionary holds between steps: parameters, moments, statistics."""
@@ -131,6 +135,52 @@ class Learner:
             self.optimizer.state[parameter] = {
                 key: _laid_out_like(parameter, tensor) for key, tensor in moments.items()
             }
+
+
+class _StepClock:
+    """How long steps take: on a GPU by events in its queue, since launching is not computing."""
+
+    PENDING = 256
+    """Steps whose events are kept at most before they are read."""
+
+    def __init__(self, device: torch.device):
+        has_queue = device != torch.device("cpu")
+        self._event = torch.get_device_module(device).Event if has_queue else None
+        self._seconds, self._steps, self._started = 0.0, 0, 0.0
+        self._events: list[tuple[Any, Any]] = []
+
+    def start(self) -> None:
+        if self._event is None:
+            self._started = time.monotonic()
+            return
+        if len(self._events) >= self.PENDING:
+            self._read(self.PENDING // 2)
+        pair = self._event(enable_timing=True), self._event(enable_timing=True)
+        pair[0].record()
+        self._events.append(pair)
+
+    def stop(self) -> None:
+        self._steps += 1
+        if self._event is None:
+            self._seconds += time.monotonic() - self._started
+        else:
+            self._events[-1][1].record()
+
+    def seconds_per_step(self) -> float | None:
+        self._read(len(self._events))
+        return self._seconds / self._steps if self._steps else None
+
+    def _read(self, count: int) -> None:
+        """Add up the oldest steps, which are done long since where there are many pending."""
+        for begin, end in self._events[:count]:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1000
+        del self._events[:count]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until all that was launched on a device is done; on the CPU there is nothing to."""
+    torch.get_device_module(device).synchronize(device)
 
 
 def _laid_out_like(parameter: Tensor, loaded: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from saelab.stats.metrics import fvu, mean_l0
 from .checkpoint import StreamState
 from .config import TrainConfig
 from .interface import Normalisation, StepOutput, TrainingBatch
-from .learner import Learner
+from .learner import Learner, synchronise
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class TrainingLoop:
         self.save, self.step = save, step
         self.device = next(learners[0].method.parameters()).device
         self.normalisation = normalisation_of(stream, self.device)
-        self._since_log = _Stopwatch()
+        self._since_log = _Stopwatch(self.device)
 
     def run(self) -> None:
         """Train to the end.
@@ -164,7 +164,7 @@ class TrainingLoop:
                     "tokens_per_second": 1 / seconds_per_row if seconds_per_row else None,
                 },
             )
-            shown.append(f"FVU {line['fvu']:.3f}")
+            shown.append(f"FVU {line['fvu']:.3f}" if "fvu" in line else "FVU undefined")
         return ", ".join(shown[:4]) + ("" if len(shown) <= 4 else ", …")
 
     def _save_if_finite(self) -> None:
@@ -174,7 +174,7 @@ class TrainingLoop:
             if broken is not None:
                 raise ActivationError(
                     f"{learner.spec.name}: {broken} is not finite after step {self.step}; "
-                    "the last checkpoint is untouched: start anew with a lower "
+                    "the last checkpoint is untouched: start over with a lower "
                     "--optimizer.learning-rate"
                 )
         self.save(self.step)
@@ -184,7 +184,7 @@ class TrainingLoop:
             if not math.isfinite(float(loss.detach())):
                 raise ActivationError(
                     f"{learner.spec.name}: the {name} loss is {float(loss.detach())} at step "
-                    f"{self.step}; the last checkpoint is untouched: start anew with a lower "
+                    f"{self.step}; the last checkpoint is untouched: start over with a lower "
                     "--optimizer.learning-rate"
                 )
 
@@ -192,7 +192,8 @@ class TrainingLoop:
         if stop and not last:
             raise Stopped(
                 f"stopped by {stop.signal_name} after step {self.step} of {self.config.n_steps}; a "
-                f"checkpoint is saved in {self.config.out}: continue with --resume"
+                f"checkpoint is saved in {self.config.out}: continue with --resume",
+                stop.signal_name,
             )
 
 
@@ -222,12 +223,17 @@ def _normalisation_of(statistics: RowStatistics, device: torch.device) -> Normal
 
 
 def step_figures(batch: TrainingBatch, output: StepOutput) -> dict[str, float]:
-    """Loss terms, FVU, L0 and densities of one batch; FVU is against the batch's own mean."""
+    """Loss terms, FVU, L0 and densities of one batch.
+
+    FVU is against the batch's own mean; a batch whose rows are all equal has none, which is no
+    reason to end a run.
+    """
+    varies = bool((batch.targets != batch.targets[0]).any())
     losses = {name: float(value.detach()) for name, value in output.losses.items()}
     return {
         "loss": sum(losses.values()),
         **{f"loss_{name}": value for name, value in losses.items()},
-        "fvu": fvu(batch.targets, output.reconstruction.detach()),
+        **({"fvu": fvu(batch.targets, output.reconstruction.detach())} if varies else {}),
         "l0": mean_l0(output.codes),
         "l0_std": float(output.codes.l0().double().std()),
         **density_quantiles(output.codes),
@@ -243,12 +249,13 @@ def density_quantiles(codes: SparseCodes) -> dict[str, float]:
 
 
 class _Stopwatch:
-    """Seconds per row since it was last asked."""
+    """Seconds per row since it was last asked; asking waits for the device."""
 
-    def __init__(self) -> None:
-        self.rows, self._start = 0, time.monotonic()
+    def __init__(self, device: torch.device) -> None:
+        self.rows, self._device, self._start = 0, device, time.monotonic()
 
     def seconds_per_row(self) -> float:
+        synchronise(self._device)
         now = time.monotonic()
         seconds = (now - self._start) / max(1, self.rows)
         self.rows, self._start = 0, now

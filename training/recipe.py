@@ -1,20 +1,27 @@
 """Recipes as files: the settings of one run, or of several parts that are trained in turn.
 
 A recipe with `parts` names runs that share everything but what each part puts in its place, such as
-dictionaries at several hook points. Each part is an ordinary run in a folder of its own.
+dictionaries at several hook points. Each part is an ordinary run in a folder of its own. All are
+checked before the first is trained, so that a missing hook point shows at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 from saelab.config import from_plain, read_yaml, to_plain
 from saelab.errors import ConfigError
+from saelab.formats.run import RUN_FILE
 
 from .config import TrainConfig
+from .run import check_activations, train
+from .run_folder import check_folder
+
+logger = logging.getLogger(__name__)
 
 PARTS = "parts"
 WHOLE = ""
@@ -74,6 +81,33 @@ def recipe_of(parts: dict[str, TrainConfig]) -> Any:
     return {"out": out[0], PARTS: plain}
 
 
+def train_parts(
+    parts: dict[str, TrainConfig], *, resume: bool = False, overwrite: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Train every part that is not complete yet.
+
+    Args:
+        parts: settings by name, each with the folder of its own run.
+        resume: go on with the parts that were begun, leave complete ones, train the others.
+        overwrite: delete what is in the parts' folders first.
+
+    Returns:
+        The content of each part's run.json by name.
+
+    Raises:
+        SaelabError: in the words of what went wrong; finished work is never touched.
+    """
+    if list(parts) == [WHOLE]:
+        return {WHOLE: train(parts[WHOLE], resume=resume, overwrite=overwrite)}
+    begun = {name for name, config in parts.items() if (config.out / RUN_FILE).exists()}
+    _check_parts(parts, begun, resume=resume, overwrite=overwrite)
+    runs = {}
+    for name, config in parts.items():
+        logger.info("part %s: %s", name, config.out)
+        runs[name] = train(config, resume=resume and name in begun, overwrite=overwrite)
+    return runs
+
+
 def _problems_with_parts(parts: Any, origin: str) -> list[str]:
     if not isinstance(parts, dict) or not parts:
         return [f"{origin}: parts must map the name of each part to its settings (got {parts!r})"]
@@ -102,3 +136,19 @@ def _merged(shared: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
             value = _merged(inner, value)
         merged[key] = value
     return merged
+
+
+def _check_parts(
+    parts: dict[str, TrainConfig], begun: set[str], *, resume: bool, overwrite: bool
+) -> None:
+    out = next(iter(parts.values())).out.parent
+    if (out / RUN_FILE).exists():
+        raise ConfigError(
+            f"{out} holds a run of its own, and this recipe has parts ({', '.join(parts)}): "
+            "give another --out"
+        )
+    if resume and not overwrite and not begun:
+        raise ConfigError(f"{out} holds no run to resume: leave out --resume to start one")
+    for name, config in parts.items():
+        check_folder(config, resume=resume and (name in begun or overwrite), overwrite=overwrite)
+        check_activations(config)

@@ -34,7 +34,6 @@ from saelab.stats.metrics import fvu, mean_l0
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import DictionarySpec, TrainConfig
-from .interface import Normalisation
 from .learner import Learner
 from .loop import ActivationStream, TrainingLoop, normalisation_of
 from .run_folder import (
@@ -317,23 +316,29 @@ def _finish(
     config: TrainConfig, stream: ActivationStream, learners: list[Learner]
 ) -> dict[str, dict[str, Any]]:
     """Save every dictionary and measure it on the stream's next rows."""
-    normalisation = normalisation_of(stream, torch.device("cpu"))
+    device = next(learners[0].method.parameters()).device
+    normalisation = normalisation_of(stream, device)
     batches = [stream.next_batch() for _ in range(-(-FINAL_CHECK_ROWS // config.batch_rows))]
     rows = torch.cat([batch.activations for batch in batches])
     targets = [batch.targets for batch in batches if batch.targets is not None]
-    for_calibration = _calibration_rows(config, stream, learners, normalisation)
+    for_calibration = None
+    if any(learner.method.needs_calibration for learner in learners):
+        n_batches = -(-config.calibration_rows // config.batch_rows)
+        raw = torch.cat([stream.next_batch().activations for _ in range(n_batches)])
+        for_calibration = normalisation.apply(raw.to(device))
     results = {}
     for learner in learners:
         spec = learner.spec
-        method = learner.method.cpu()
+        method = learner.method
         if for_calibration is not None and method.needs_calibration:
             method.calibrate(for_calibration)
         dictionary = method.to_dictionary(normalisation)
-        figures = _measure(dictionary, rows, torch.cat(targets) if targets else rows)
+        wanted = torch.cat(targets) if targets else rows
+        figures = _measure(dictionary, rows.to(device), wanted.to(device))
         folder = Path(DICTIONARIES_FOLDER) / spec.name
         save_dictionary(
             config.out / folder,
-            dictionary,
+            dictionary.cpu(),
             self_test_inputs=rows,
             training={
                 "method": spec.method,
@@ -361,21 +366,9 @@ def _finish(
             "state_bytes": learner.state_bytes(),
         }
         _warn_of_missed_target(spec, figures["l0"])
+        # Make room on the device for the next one.
+        method.cpu()
     return results
-
-
-def _calibration_rows(
-    config: TrainConfig,
-    stream: ActivationStream,
-    learners: list[Learner],
-    normalisation: Normalisation,
-) -> torch.Tensor | None:
-    """Normalised rows for the methods that fit thresholds; None where no method does."""
-    if not any(learner.method.needs_calibration for learner in learners):
-        return None
-    n_batches = -(-config.calibration_rows // config.batch_rows)
-    rows = [stream.next_batch().activations for _ in range(n_batches)]
-    return normalisation.apply(torch.cat(rows))
 
 
 def _warn_of_missed_target(spec: DictionarySpec, measured_l0: float) -> None:

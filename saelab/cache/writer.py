@@ -211,7 +211,8 @@ def _stop(stop: StopRequest, contexts: int, config: HarvestConfig) -> None:
     wanted = "" if config.n_contexts is None else f" of {config.n_contexts}"
     raise Stopped(
         f"stopped by {stop.signal_name} with {contexts}{wanted} contexts saved: go on with the "
-        "same `saelab cache` command and --resume"
+        "same `saelab cache` command and --resume",
+        stop.signal_name,
     )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from saelab.errors import ArtifactError
 from saelab.sparse import SparseCodes
-from saelab.sparse.boosted import select_boosted_top_k
+from saelab.sparse.selection import select_boosted_top_k
 
 from .architectures import Dictionary
 from .storage import SavedDictionary

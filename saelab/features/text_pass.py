@@ -169,7 +169,8 @@ def _encode(
         if stop:
             raise Stopped(
                 f"stopped by {stop.signal_name} after {first_context} contexts: the same command "
-                "goes on from there"
+                "goes on from there",
+                stop.signal_name,
             )
         batch = tokens[start : start + config.batch_contexts]
         activations = model.capture(batch, [spec.hook_point])[spec.hook_point]

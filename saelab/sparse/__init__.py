@@ -10,7 +10,13 @@ from .above import BatchTop, LatentTop, select_above, select_batch_top, select_l
 from .autoencode import autoencode, decode_selected, encode_selected
 from .codes import SparseCodes
 from .kernels import TransposedPairs
-from .selection import gather_selection, pre_activation_chunks, select_top_k, top_k
+from .selection import (
+    gather_selection,
+    pre_activation_chunks,
+    select_boosted_top_k,
+    select_top_k,
+    top_k,
+)
 
 __all__ = [
     "BatchTop",
@@ -24,6 +30,7 @@ __all__ = [
     "pre_activation_chunks",
     "select_above",
     "select_batch_top",
+    "select_boosted_top_k",
     "select_latent_top",
     "select_top_k",
     "top_k",

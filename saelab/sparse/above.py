@@ -10,12 +10,13 @@ more than what is sought, and where it leaves less, it is lowered and the search
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from .backends import backend_of
 from .codes import SparseCodes
 from .selection import exact_pre_activations, pre_activation_chunks
 
@@ -27,6 +28,22 @@ LATENTS_AT_A_TIME = 128
 """Latents searched again together: their pre-activations on all rows are held at once."""
 SEARCHED_WHOLE = 1 << 18
 """Entries of a chunk up to which looking at all of them costs less than looking for groups."""
+
+
+@runtime_checkable
+class Processes(Protocol):
+    """What a selection over a batch that several processes share asks of them.
+
+    `saelab.training.world.World` is one; each process holds equally many rows.
+    """
+
+    @property
+    def rank(self) -> int: ...  # noqa: D102
+    @property
+    def size(self) -> int: ...  # noqa: D102
+    def sum(self, tensor: Any) -> Tensor: ...  # noqa: D102
+    def max(self, tensor: Any) -> Tensor: ...  # noqa: D102
+    def gather(self, tensor: Any) -> list[Tensor]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -100,18 +117,7 @@ def _above_zero(chunk: Float[Tensor, "rows d_sae"]) -> tuple[Tensor, Tensor]:
         if hit_row.shape[0] * 4 < rows * width // group:
             hit, member = (grouped[hit_row, :, hit_group] > 0).nonzero(as_tuple=True)
             return hit_row[hit], member * (width // group) + hit_group[hit]
-    return _places(chunk > 0)
-
-
-def _places(mask: Bool[Tensor, "rows d_sae"]) -> tuple[Tensor, Tensor]:
-    """Row and latent of each set entry, by row."""
-    if mask.device.type != "cpu":
-        row, latent = mask.nonzero(as_tuple=True)
-        return row, latent
-    # numpy finds them twice as fast.
-    flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
-    row = torch.div(flat, mask.shape[1], rounding_mode="floor")
-    return row, flat - row * mask.shape[1]
+    return backend_of(chunk).set_entries(chunk > 0)
 
 
 @torch.no_grad()
@@ -123,6 +129,7 @@ def select_batch_top(
     floor: Float[Tensor, ""] | None = None,
     *,
     product_dtype: torch.dtype | None = None,
+    world: Processes | None = None,
 ) -> BatchTop:
     """The `count` largest positive pre-activations of the whole batch, or all where fewer are.
 
@@ -130,32 +137,54 @@ def select_batch_top(
         inputs: what is encoded, centred by the decoder bias where that applies.
         W_enc: encoder weights.
         b_enc: encoder bias.
-        count: pairs to choose, over all rows together.
+        count: pairs to choose, over all of these rows together.
         floor: where to look first, as the batch before left it; decides the speed, never the
             result. None takes it from a sample of the rows.
         product_dtype: dtype of the dense product; None means that of `inputs`.
+        world: processes that hold other rows of the same batch; the choice is over all of them,
+            `count` for each. None: there are none.
     """
     if floor is None:
         floor = _sampled_floor(inputs, W_enc, b_enc, count, product_dtype)
+        # Where to look must be the same for all.
+        floor = floor if world is None else -world.max(-floor)
+    total = count if world is None else count * world.size
     floor = floor.clamp_min(0.0)
     found = select_above(inputs, W_enc, b_enc, floor, product_dtype=product_dtype)
-    while found.latent.shape[0] < count and bool(floor > 0):
+    while _number(found, world) < total and bool(floor > 0):
         # Half as high holds several times as many; from the second time on nothing is spared.
         floor = torch.where(floor > 1e-3, floor / 2, torch.zeros_like(floor))
         found = select_above(inputs, W_enc, b_enc, floor, product_dtype=product_dtype)
     # Values are exact and the floor was met at the product's precision: a few may not be positive.
     found = found.keep(found.value > 0)
-    n_found = found.latent.shape[0]
-    ranked, order = found.value.topk(min(n_found, int(SPARE * count)), sorted=True)
+    values, first = _of_all(found.value, world)
+    n_found = values.shape[0]
+    ranked, order = values.topk(min(n_found, int(SPARE * total)), sorted=True)
     kept = torch.zeros(n_found, dtype=torch.bool, device=inputs.device)
-    kept[order[:count]] = True
+    kept[order[:total]] = True
     zero = inputs.new_zeros(())
     return BatchTop(
-        found.keep(kept),
-        threshold=ranked[count - 1] if n_found >= count else zero,
-        # Too few spare ones say nothing of what lies below: feel downwards.
-        next_floor=ranked[-1] * (1.0 if n_found > SPARE * count else 0.95) if n_found else zero,
+        found.keep(kept[first : first + found.value.shape[0]]),
+        threshold=ranked[total - 1] if n_found >= total else zero,
+        # Too few spare ones say nothing of what lies below: lower the floor.
+        next_floor=ranked[-1] * (1.0 if n_found > SPARE * total else 0.95) if n_found else zero,
     )
+
+
+def _number(codes: SparseCodes, world: Processes | None) -> int:
+    """Pairs of all processes together."""
+    number = codes.latent.shape[0]
+    if world is None or world.size == 1:
+        return number
+    return int(world.sum(torch.tensor(number, device=codes.latent.device)))
+
+
+def _of_all(tensor: Tensor, world: Processes | None) -> tuple[Tensor, int]:
+    """The tensors of all processes one after another, and where this one's begins."""
+    if world is None or world.size == 1:
+        return tensor, 0
+    parts = world.gather(tensor)
+    return torch.cat(parts), sum(part.shape[0] for part in parts[: world.rank])
 
 
 @torch.no_grad()
@@ -167,6 +196,7 @@ def select_latent_top(
     floors: Float[Tensor, " d_sae"],
     *,
     product_dtype: torch.dtype | None = None,
+    world: Processes | None = None,
 ) -> LatentTop:
     """Of each latent, the rows of its largest positive pre-activations, as many as its budget.
 
@@ -174,14 +204,16 @@ def select_latent_top(
         inputs: what is encoded, centred by the decoder bias where that applies.
         W_enc: encoder weights.
         b_enc: encoder bias.
-        budgets: rows that each latent may keep.
+        budgets: rows that each latent may keep, of those of all processes.
         floors: where to look first, as the batch before left them; they decide the speed, never
             the result. Zeros look at every positive entry.
         product_dtype: dtype of the dense product; None means that of `inputs`.
+        world: processes that hold other rows of the same batch. None: there are none.
     """
     floors = floors.clamp_min(0.0)
     found = select_above(inputs, W_enc, b_enc, floors, product_dtype=product_dtype)
-    short = (_counts(found) < budgets) & (floors > 0)
+    counts = found.pair_counts() if world is None else world.sum(found.pair_counts())
+    short = (counts < budgets) & (floors > 0)
     again = short.nonzero().squeeze(1)
     if again.shape[0]:
         found = _joined(
@@ -189,17 +221,22 @@ def select_latent_top(
             _largest_rows(inputs, W_enc, b_enc, again, spare_ranks(budgets), product_dtype),
         )
     found = found.keep(found.value > 0)
-    return _latent_top_of(found, budgets, torch.where(short, 0.0, floors))
+    return _latent_top_of(found, budgets, torch.where(short, 0.0, floors), world)
 
 
 def _latent_top_of(
-    found: SparseCodes, budgets: Int[Tensor, " d_sae"], floors: Float[Tensor, " d_sae"]
+    found: SparseCodes,
+    budgets: Int[Tensor, " d_sae"],
+    floors: Float[Tensor, " d_sae"],
+    world: Processes | None,
 ) -> LatentTop:
     """Rank the pairs of each latent by value and keep as many as its budget."""
-    counts = _counts(found)
+    counts = found.pair_counts() if world is None else world.sum(found.pair_counts())
     first = torch.cumsum(counts, 0) - counts
-    order = _by_latent_then_value(found)
-    latent, value = found.latent[order], found.value[order]
+    latent, start = _of_all(found.latent, world)
+    value, _ = _of_all(found.value, world)
+    order = _by_latent_then_value(latent, value)
+    latent, value = latent[order], value[order]
     rank = torch.arange(order.shape[0], device=order.device) - first[latent]
     kept = torch.zeros_like(rank, dtype=torch.bool)
     kept[order] = rank < budgets[latent]
@@ -208,33 +245,27 @@ def _latent_top_of(
         enough = counts > wanted
         if not value.shape[0]:
             return otherwise
-        place = (first + wanted).clamp_max(value.shape[0] - 1)
-        return torch.where(enough, value[place], otherwise)
+        index = (first + wanted).clamp_max(value.shape[0] - 1)
+        return torch.where(enough, value[index], otherwise)
 
     zeros = torch.zeros_like(floors)
     return LatentTop(
-        found.keep(kept),
+        found.keep(kept[start : start + found.latent.shape[0]]),
         thresholds=torch.where(budgets > 0, at_rank((budgets - 1).clamp_min(0), zeros), zeros),
         next_floors=at_rank(spare_ranks(budgets), floors * 0.9),
     )
 
 
-def _by_latent_then_value(codes: SparseCodes) -> Int[Tensor, " pairs"]:
+def _by_latent_then_value(
+    latent: Int[Tensor, " pairs"], value: Float[Tensor, " pairs"]
+) -> Int[Tensor, " pairs"]:
     """The order of the pairs by latent and, within one, from the largest value down.
 
     The bits of a positive float32 rise with it, so one integer holds both keys.
     """
-    value = codes.value.float().contiguous().view(torch.int32).long()
-    key = (codes.latent.long() << 32) | (0x7FFFFFFF - value)
-    if key.device.type == "cpu":
-        # numpy sorts integers several times as fast.
-        return torch.from_numpy(np.argsort(key.numpy(), kind="stable"))
-    return torch.argsort(key, stable=True)
-
-
-def _counts(codes: SparseCodes) -> Int[Tensor, " d_sae"]:
-    counts = torch.zeros(codes.d_sae, dtype=torch.int64, device=codes.latent.device)
-    return counts.index_add_(0, codes.latent, torch.ones_like(codes.latent))
+    bits = value.float().contiguous().view(torch.int32).long()
+    key = (latent.long() << 32) | (0x7FFFFFFF - bits)
+    return backend_of(key).stable_order(key)
 
 
 def spare_ranks(budgets: Int[Tensor, " d_sae"]) -> Int[Tensor, " d_sae"]:
@@ -256,7 +287,7 @@ def _largest_rows(
 ) -> SparseCodes:
     """Of the listed latents alone, the rows of the largest: one more than is wanted of each."""
     dtype = product_dtype or inputs.dtype
-    # Those that want few are searched together, so that one who wants many costs no one else.
+    # Those that want few are searched together, so that one that wants many costs no other.
     latents = latents[wanted[latents].argsort()]
     rows_last = inputs.to(dtype).T
     row, latent = [], []
@@ -264,10 +295,10 @@ def _largest_rows(
         directions = W_enc.T[part].to(dtype)
         pre_activations = torch.addmm(b_enc[part].to(dtype).unsqueeze(1), directions, rows_last)
         most = min(int(wanted[part].max()) + 1, inputs.shape[0])
-        places = pre_activations.topk(most, dim=1).indices
+        indices = pre_activations.topk(most, dim=1).indices
         enough = torch.arange(most, device=part.device) <= wanted[part].unsqueeze(1)
-        row.append(places[enough])
-        latent.append(part.unsqueeze(1).expand_as(places)[enough])
+        row.append(indices[enough])
+        latent.append(part.unsqueeze(1).expand_as(indices)[enough])
     rows, latents = torch.cat(row), torch.cat(latent)
     zeros = inputs.new_zeros(rows.shape[0])
     found = SparseCodes.from_pairs(rows, latents, zeros, inputs.shape[0], W_enc.shape[1])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from .backends import backend_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class SparseCodes:
         d_sae: int,
     ) -> SparseCodes:
         """Codes from pairs listed in any order."""
-        order = stable_order(row)
+        order = backend_of(row).stable_order(row)
         row_pointer = torch.searchsorted(row[order], torch.arange(n_rows + 1, device=row.device))
         return SparseCodes(row_pointer, latent[order], value[order], d_sae)
 
@@ -94,6 +95,17 @@ class SparseCodes:
         counts = torch.zeros(self.n_rows, dtype=torch.int64, device=self.latent.device)
         return counts.index_add_(0, self.pair_rows(), (self.value > 0).long())
 
+    def pair_counts(self) -> Int[Tensor, " d_sae"]:
+        """Number of pairs of each latent, listed zeros included."""
+        counts = torch.zeros(self.d_sae, dtype=torch.int64, device=self.latent.device)
+        # Not bincount, which waits for the device.
+        return counts.index_add_(0, self.latent, torch.ones_like(self.latent))
+
+    def firing_counts(self) -> Int[Tensor, " d_sae"]:
+        """Number of rows on which each latent has a positive code."""
+        counts = torch.zeros(self.d_sae, dtype=torch.int64, device=self.latent.device)
+        return counts.index_add_(0, self.latent, (self.value.detach() > 0).long())
+
     def fired(self) -> Bool[Tensor, " d_sae"]:
         """Which latents have a positive code in any row; a selected zero does not count."""
         fired = torch.zeros(self.d_sae, dtype=torch.bool, device=self.latent.device)
@@ -114,14 +126,3 @@ class SparseCodes:
     def without_zeros(self) -> SparseCodes:
         """The same codes with the pairs of value zero left out."""
         return self.keep(self.value != 0)
-
-
-def stable_order(keys: Int[Tensor, " pairs"]) -> Int[Tensor, " pairs"]:
-    """Places of non-negative keys below 2³¹ in rising order, equal ones in the order they came."""
-    if keys.device.type != "cpu":
-        return torch.sort(keys, stable=True).indices
-    # Key and place in one number: numpy sorts plain integers several times as fast as PyTorch
-    # sorts keys with their places, and no two are equal, so the order is that of a stable sort.
-    places = torch.arange(keys.shape[0])
-    ordered = np.sort(((keys.long() << 32) | places).numpy())
-    return torch.from_numpy(ordered & 0xFFFFFFFF)

@@ -6,25 +6,22 @@ For codes S (sparse, rows × d_sae), a matrix of rows D and one of latents L (bo
 * `pair_products`:    ⟨D_r, L_l⟩ for every pair (r, l) of S  (the gradient of the codes)
 * `combine_rows`:     Sᵀ D         (both weight gradients)
 
-All reduce in an order fixed by the pairs, without atomics on the CPU, so repeated runs agree bit
-for bit. Costs grow with pairs × d_in, not with rows × d_sae, up to the density where one dense
-product is cheaper (codes of the first steps of methods that start dense); from there on that is it.
+Each is a kernel of the backend where the tensors lie (`backends`). Costs grow with pairs × d_in,
+not with rows × d_sae, up to the density where one dense product is cheaper (codes of the first
+steps of methods that start dense); from there on that is taken.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
-from .codes import SparseCodes, stable_order
+from .backends import backend_of
+from .codes import SparseCodes
 
-CUDA_PAIRS_PER_GATHER = 1 << 20
-"""Bounds the temporary of `pair_products` on a GPU to this many gathered rows."""
 DENSE_SHARE = 0.1
 """Share of all pairs above which a dense product takes less time than the pairs one by one."""
 
@@ -42,14 +39,8 @@ def combine_latents(
         return latents.new_zeros(codes.n_rows, latents.shape[1])
     if is_dense(codes):
         return codes.to_dense().to(latents.dtype) @ latents
-    return functional.embedding_bag(
-        codes.latent,
-        latents,
-        codes.row_pointer,
-        mode="sum",
-        per_sample_weights=codes.value.to(latents.dtype),
-        include_last_offset=True,
-    )
+    kernels = backend_of(latents)
+    return kernels.weighted_sums(codes.row_pointer, codes.latent, codes.value, latents)
 
 
 def pair_products(
@@ -58,14 +49,8 @@ def pair_products(
     """The inner product of row and latent for every pair; the codes' values are ignored."""
     if is_dense(codes):
         return (rows @ latents.T)[codes.pair_rows(), codes.latent]
-    if rows.device.type == "cpu":
-        return _sampled_product(codes, rows, latents)
-    pair_rows = codes.pair_rows()
-    parts = [
-        (rows[pair_rows[piece]] * latents[codes.latent[piece]]).sum(1)
-        for piece in _pieces(codes.latent.shape[0], CUDA_PAIRS_PER_GATHER)
-    ]
-    return torch.cat(parts) if parts else rows.new_zeros(0)
+    sampled_product = backend_of(rows).sampled_product
+    return sampled_product(codes.row_pointer, codes.latent, rows, latents)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,17 +62,14 @@ class TransposedPairs:
     row: Int[Tensor, " pairs"]
     """The row of each pair, in the new order."""
     order: Int[Tensor, " pairs"]
-    """The old place of each pair: `values[order]` brings values into the new order."""
+    """The old index of each pair: `values[order]` brings values into the new order."""
 
     @staticmethod
     def of(codes: SparseCodes) -> TransposedPairs:
         """Sort the pairs of `codes` by latent, rows in their order within a latent."""
-        order = stable_order(codes.latent)
+        order = backend_of(codes.latent).stable_order(codes.latent)
         latent_pointer = torch.zeros(codes.d_sae + 1, dtype=torch.int64, device=order.device)
-        counts = torch.zeros(codes.d_sae, dtype=torch.int64, device=order.device)
-        # Not bincount, which waits for the device.
-        counts.index_add_(0, codes.latent, torch.ones_like(codes.latent))
-        torch.cumsum(counts, 0, out=latent_pointer[1:])
+        torch.cumsum(codes.pair_counts(), 0, out=latent_pointer[1:])
         return TransposedPairs(latent_pointer, codes.pair_rows()[order], order)
 
     def to_dense(self, value: Float[Tensor, " pairs"], n_rows: int) -> Float[Tensor, "d_sae rows"]:
@@ -109,29 +91,5 @@ def combine_rows(
         return rows.new_zeros(d_sae, rows.shape[1])
     if value.shape[0] > DENSE_SHARE * d_sae * rows.shape[0]:
         return pairs.to_dense(value, rows.shape[0]).to(rows.dtype) @ rows
-    return functional.embedding_bag(
-        pairs.row,
-        rows,
-        pairs.latent_pointer,
-        mode="sum",
-        per_sample_weights=value[pairs.order].to(rows.dtype),
-        include_last_offset=True,
-    )
-
-
-def _sampled_product(codes: SparseCodes, rows: Tensor, latents: Tensor) -> Tensor:
-    with warnings.catch_warnings():
-        # PyTorch calls its CSR layout beta and its unchecked invariants a risk; ours hold by
-        # construction and are tested.
-        warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
-        pattern = torch.sparse_csr_tensor(
-            codes.row_pointer,
-            codes.latent,
-            torch.zeros(codes.latent.shape[0], dtype=rows.dtype),
-            size=(codes.n_rows, codes.d_sae),
-        )
-        return torch.sparse.sampled_addmm(pattern, rows, latents.T, beta=0.0).values()
-
-
-def _pieces(total: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+    kernels = backend_of(rows)
+    return kernels.weighted_sums(pairs.latent_pointer, pairs.row, value[pairs.order], rows)

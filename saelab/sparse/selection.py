@@ -13,14 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .backends import backend_of
 from .codes import SparseCodes
 from .kernels import pair_products
-
-CPU_CHUNK_ROWS = 512
-CUDA_CHUNK_ROWS = 8192
-GROUP_SIZES = (32, 16, 8, 4)
-GROUPS_PER_K = 4
-"""A row is searched in groups where there are at least this many groups per entry sought."""
 
 
 def pre_activation_chunks(
@@ -44,7 +39,7 @@ def pre_activation_chunks(
     """
     dtype = product_dtype or inputs.dtype
     rows, d_sae = inputs.shape[0], W_enc.shape[1]
-    chunk_rows = CPU_CHUNK_ROWS if inputs.device.type == "cpu" else CUDA_CHUNK_ROWS
+    chunk_rows = backend_of(inputs).chunk_rows
     with torch.no_grad():
         inputs, W_enc, b_enc = inputs.to(dtype), W_enc.to(dtype), b_enc.to(dtype)
         workspace = inputs.new_empty(min(chunk_rows, rows), d_sae)
@@ -58,24 +53,8 @@ def pre_activation_chunks(
 def top_k(
     scores: Float[Tensor, "rows d_sae"], k: int
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """The k largest entries of each row and their places, in no particular order.
-
-    Exact: the k strided groups with the largest maxima contain every one of the k largest entries,
-    so only their members are searched, and groups and members are in turn searched in
-    groups. Among equal entries any may be taken, as with `torch.topk`.
-    """
-    rows, width = scores.shape
-    group = _group_size(width, k)
-    if group == 1:
-        values, places = scores.topk(min(k, width), dim=1, sorted=False)
-        return values, places
-    n_groups = width // group
-    grouped = scores.view(rows, group, n_groups)
-    _, best_groups = top_k(grouped.amax(1), k)
-    members = grouped.gather(2, best_groups.unsqueeze(1).expand(rows, group, k))
-    values, inside = top_k(members.view(rows, group * k), k)
-    places = best_groups.gather(1, inside % k) + (inside // k) * n_groups
-    return values, places
+    """The k largest entries of each row and their indices, in no particular order, exactly."""
+    return backend_of(scores).top_k(scores, k)
 
 
 def select_top_k(
@@ -93,6 +72,48 @@ def select_top_k(
     """
     chunks = pre_activation_chunks(inputs, W_enc, b_enc, product_dtype=product_dtype)
     return gather_selection([top_k(chunk, k) for _, chunk in chunks], inputs, W_enc, b_enc)
+
+
+@torch.no_grad()
+def select_boosted_top_k(
+    inputs: Float[Tensor, "rows d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    k: int,
+    gradients: Float[Tensor, "rows d_out"],
+    W_dec: Float[Tensor, "d_sae d_out"],
+    *,
+    product_dtype: torch.dtype | None = None,
+) -> SparseCodes:
+    """Top-k by the score z · (1 + |g · W_dec|), with the pre-activation z itself as the value.
+
+    A second dense product, of the gradients with the decoder's rows, runs beside the encoder's,
+    chunk by chunk. The factor is at least one, so only the order among positive pre-activations
+    changes (Olmo et al., 2024, arXiv 2411.10397, Figure 1; the scale of g carries β).
+
+    Args:
+        inputs: what is encoded, centred by the decoder bias where that applies.
+        W_enc: encoder weights.
+        b_enc: encoder bias.
+        k: pairs to choose in each row.
+        gradients: of the loss with respect to the row, multiplied by β.
+        W_dec: decoder weights, rows of norm one.
+        product_dtype: dtype of both dense products; None means that of `inputs`.
+    """
+    d_sae = W_dec.shape[0]
+    encoded = pre_activation_chunks(inputs, W_enc, b_enc, product_dtype=product_dtype)
+    projected = pre_activation_chunks(
+        gradients, W_dec.T, W_dec.new_zeros(d_sae), product_dtype=product_dtype
+    )
+    indices = []
+    for (_, pre_activations), (_, attribution) in zip(encoded, projected, strict=True):
+        scores = attribution.abs_().add_(1).mul_(pre_activations)
+        indices.append(top_k(scores, k)[1])
+    if not indices:
+        indices.append(torch.zeros(0, 0, dtype=torch.int64, device=inputs.device))
+    latents = torch.cat(indices)
+    chosen = SparseCodes.from_fixed_k(latents, inputs.new_zeros(latents.shape), d_sae)
+    return chosen.with_value(exact_pre_activations(chosen, inputs, W_enc, b_enc))
 
 
 def gather_selection(
@@ -129,10 +150,3 @@ def exact_pre_activations(
 ) -> Float[Tensor, " pairs"]:
     """The pre-activations of the listed pairs alone, at the precision of `inputs`."""
     return pair_products(codes, inputs, W_enc.T) + b_enc[codes.latent]
-
-
-def _group_size(width: int, k: int) -> int:
-    for group in GROUP_SIZES:
-        if width % group == 0 and width // group >= GROUPS_PER_K * k:
-            return group
-    return 1

@@ -135,3 +135,61 @@ def test_bash_completes_with_the_script(capsys, tmp_path):
     assert complete("saelab", "qu") == ["quickstart"]
     assert "--optimizer.learning-rate" in complete("saelab", "train", "--optimizer.l")
     assert complete("saelab", "train", "quick") == ["quickstart"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:115] err == 0. DefaultCPUAllocator: can't allocate "
+            "memory: you tried to allocate 4000000000000 bytes. Error code 12 (Cannot allocate)"
+        ),
+        type("OutOfMemoryError", (RuntimeError,), {})(
+            "CUDA out of memory. Tried to allocate 9 GiB"
+        ),
+    ],
+    ids=["python", "cpu", "gpu"],
+)
+def test_out_of_memory_is_one_line_that_says_what_to_lower(error, monkeypatch, capsys):
+    from saelab import cli
+
+    def run_out(name, arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "run_command", run_out)
+    assert cli.main(["train"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and printed.startswith("saelab: out of memory on ")
+    assert "--batch-rows" in printed and "--d-sae" in printed
+    assert ("the GPU" in printed) == ("CUDA" in str(error))
+    with pytest.raises(type(error)):
+        cli.main(["train", "--debug"])
+
+
+def test_other_runtime_errors_are_no_lack_of_memory(monkeypatch):
+    from saelab import cli
+
+    def fail(name, arguments):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(cli, "run_command", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        cli.main(["train"])
+
+
+@pytest.mark.parametrize(
+    "message, signal_name, code",
+    [("a text called SIGTERM.txt was left", "SIGINT", 130), ("stopped", "SIGTERM", 143)],
+)
+def test_the_exit_code_of_a_stop_is_its_signals_not_its_words(
+    message, signal_name, code, monkeypatch
+):
+    from saelab import cli
+    from saelab.errors import Stopped
+
+    def stop(name, arguments):
+        raise Stopped(message, signal_name)
+
+    monkeypatch.setattr(cli, "run_command", stop)
+    assert cli.main(["train"]) == code

@@ -6,8 +6,8 @@ import torch
 from saelab.errors import ConfigError
 from saelab.sparse import SparseCodes
 from saelab.stats.zipf import zipf_shares
+from saelab.training.options import AuxiliaryOptions
 from saelab.training.parts.auxiliary import Auxiliary, Underused
-from saelab.training.parts.auxiliary_options import AuxiliaryOptions
 from saelab.training.parts.weights import AutoencoderWeights
 
 D_IN, D_SAE, K = 6, 20, 3

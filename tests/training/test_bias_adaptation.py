@@ -23,7 +23,7 @@ from saelab.training.methods.bias_adaptation import (
     BiasAdaptationOptions,
     GroupBiasAdaptationOptions,
 )
-from saelab.training.parts.auxiliary_options import AuxiliaryOptions
+from saelab.training.options import AuxiliaryOptions
 from saelab.training.parts.firing_bias import (
     FiringBias,
     FiringRule,

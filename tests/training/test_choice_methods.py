@@ -13,7 +13,7 @@ from saelab.training.methods import MethodOptions
 from saelab.training.methods.feature_choice import FeatureChoice, FeatureChoiceOptions
 from saelab.training.methods.matryoshka import Matryoshka, MatryoshkaOptions
 from saelab.training.methods.mutual_choice import MutualChoice, MutualChoiceOptions
-from saelab.training.parts.auxiliary_options import AuxiliaryOptions
+from saelab.training.options import AuxiliaryOptions
 
 D_IN, D_SAE, K, ROWS = 10, 48, 3, 60
 NO_AUXILIARY = AuxiliaryOptions(kind="none")

@@ -7,7 +7,7 @@ from saelab.training.config import DictionarySpec, OptimizerConfig
 from saelab.training.interface import TrainingBatch
 from saelab.training.learner import Learner
 from saelab.training.methods import METHODS, MethodOptions
-from saelab.training.parts.dead_latents import REFRESH_STEPS
+from saelab.training.parts.auxiliary import REFRESH_STEPS
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

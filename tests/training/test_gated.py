@@ -7,7 +7,7 @@ from saelab.training.config import DictionarySpec, OptimizerConfig
 from saelab.training.interface import DictionarySettings, Normalisation, TrainingBatch
 from saelab.training.learner import Learner
 from saelab.training.methods.gated import Gated, GatedOptions
-from saelab.training.parts.auxiliary_options import AuxiliaryOptions
+from saelab.training.options import AuxiliaryOptions
 
 D_IN, D_SAE, K, ROWS = 12, 64, 4, 50
 

@@ -9,8 +9,7 @@ from saelab.config import to_yaml
 from saelab.errors import ConfigError, SaelabError, Stopped
 from saelab.formats.files import read_json
 from saelab.training.config import TrainConfig
-from saelab.training.recipe import WHOLE, in_own_folders, load_recipe, recipe_of
-from saelab.training.run_parts import train_parts
+from saelab.training.recipe import WHOLE, in_own_folders, load_recipe, recipe_of, train_parts
 
 HOOK_POINTS = ("blocks.1.hook_resid_post", "blocks.1.hook_mlp_out")
 

@@ -5,7 +5,7 @@ import torch
 
 from saelab.training.interface import DictionarySettings, Normalisation, TrainingBatch
 from saelab.training.methods.relu import ReLU, ReLUOptions
-from saelab.training.parts.auxiliary_options import AuxiliaryOptions
+from saelab.training.options import AuxiliaryOptions
 
 D_IN, D_SAE, K, ROWS = 12, 64, 4, 50
 

@@ -13,7 +13,7 @@ from saelab.training.interface import Normalisation, TrainingBatch
 from saelab.training.learner import Learner
 from saelab.training.methods import MethodOptions
 from saelab.training.methods.relu import ReLUOptions
-from saelab.training.parts.sparsity_controller import SparsityController
+from saelab.training.parts.bases import SparsityController
 
 METHODS = ("relu", "gated", "jumprelu")
 D_IN, D_SAE, N_FEATURES, K = 24, 96, 64, 6

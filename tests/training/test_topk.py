@@ -8,7 +8,7 @@ from saelab.training.interface import DictionarySettings, Normalisation, Trainin
 from saelab.training.learner import Learner
 from saelab.training.methods import MethodOptions
 from saelab.training.methods.topk import TopK, TopKOptions
-from saelab.training.parts.auxiliary_options import AuxiliaryOptions
+from saelab.training.options import AuxiliaryOptions
 
 D_IN, D_SAE, K = 12, 64, 4
 

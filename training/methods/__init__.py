@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..parts.auxiliary_options import AuxiliaryOptions
+from ..options import AuxiliaryOptions
 from .bias_adaptation import (
     BiasAdaptation,
     BiasAdaptationOptions,

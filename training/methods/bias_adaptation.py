@@ -38,9 +38,8 @@ from saelab.sparse import (
 )
 
 from ..interface import DictionarySettings, Method, Normalisation, StepOutput, TrainingBatch
-from ..options import CommonOptions, outside
+from ..options import AuxiliaryOptions, CommonOptions, outside
 from ..parts.auxiliary import Auxiliary
-from ..parts.auxiliary_options import AuxiliaryOptions
 from ..parts.firing_bias import (
     FiringBias,
     FiringRule,
@@ -49,7 +48,8 @@ from ..parts.firing_bias import (
     target_frequencies,
     update_periods,
 )
-from ..parts.tied_weights import TiedWeights
+from ..parts.weights import TiedWeights
+from ..world import current_world
 
 MOST_FREQUENT = 0.5
 """Largest target frequency."""
@@ -259,7 +259,7 @@ class BiasAdaptation(Method):
     def _start(self, u: Float[Tensor, "batch d_in"]) -> None:
         w = self.weights
         if self.centre:
-            w.b_dec.copy_(u.mean(0))
+            w.b_dec.copy_(current_world().mean(u.mean(0)))
         if self.start is not None:
             self.biases.start_at_targets(u - w.b_dec, w.directions, self.start)
 

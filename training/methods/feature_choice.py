@@ -25,6 +25,7 @@ from saelab.stats.zipf import fit_zipf, zipf_budgets
 
 from ..interface import DictionarySettings, Normalisation, TrainingBatch
 from ..options import outside
+from ..world import current_world
 from .mutual_choice import NEVER, MutualChoice, MutualChoiceOptions
 
 SILENT = 1e30
@@ -123,8 +124,7 @@ class FeatureChoice(MutualChoice):
         if batch.step < self.first_step:
             codes = super().select(batch)
             if batch.step >= self.count_from:
-                ones = (codes.value > 0).long()
-                self.fired.index_add_(0, codes.latent, ones)
+                self.fired += current_world().sum(codes.firing_counts())
             return codes
         if batch.step == self.first_step:
             self._give_budgets()
@@ -136,9 +136,11 @@ class FeatureChoice(MutualChoice):
             self.budgets,
             self.floors,
             product_dtype=self.product_dtype,
+            world=current_world(),
         )
         self.floors.copy_(top.next_floors)
         self.batch_l0.fill_(top.codes.latent.shape[0] / batch.inputs.shape[0])
+        self.batch_l0.copy_(current_world().mean(self.batch_l0))
         return top.codes
 
     def _give_budgets(self) -> None:
@@ -172,11 +174,18 @@ class FeatureChoice(MutualChoice):
                 "feature_choice ended before its second phase began: lower "
                 "mutual_choice_fraction or train longer"
             )
-        w, n_rows = self.weights, rows.shape[0]
+        w, world = self.weights, current_world()
+        n_rows = rows.shape[0] * world.size
         centred = rows - w.input_bias
         wanted = (self.budgets.double() * n_rows / self.batch_rows).ceil().long()
         top = select_latent_top(
-            centred, w.W_enc, w.b_enc, wanted, self.floors / 2, product_dtype=self.product_dtype
+            centred,
+            w.W_enc,
+            w.b_enc,
+            wanted,
+            self.floors / 2,
+            product_dtype=self.product_dtype,
+            world=world,
         )
         # A latent without a budget was never active in training and must not be now.
         own = torch.where(self.budgets > 0, top.thresholds, SILENT)
@@ -186,12 +195,13 @@ class FeatureChoice(MutualChoice):
                 centred, w.W_enc, w.b_enc, own * factor, product_dtype=self.product_dtype
             )
             found = found.keep(found.value > 0)
-            count = min(self.k * n_rows, found.latent.shape[0])
+            ratio = found.value / own[found.latent].clamp_min(1e-12)
+            ratios = torch.cat(world.gather(ratio))
+            count = min(self.k * n_rows, ratios.shape[0])
             if count == self.k * n_rows or factor < 1e-3:
                 break
             factor /= 2
-        ratio = found.value / own[found.latent].clamp_min(1e-12)
-        smallest = ratio.topk(count).values[-1] if count else own.new_ones(())
+        smallest = ratios.topk(count).values[-1] if count else own.new_ones(())
         self.thresholds.copy_(torch.where(self.budgets > 0, own * smallest, SILENT))
 
     def to_dictionary(self, normalisation: Normalisation) -> Dictionary:

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from saelab.errors import ActivationError
 from saelab.sparse import SparseCodes, select_batch_top
-from saelab.sparse.boosted import select_boosted_top_k
 from saelab.sparse.kernels import pair_products
+from saelab.sparse.selection import select_boosted_top_k
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
 from ..options import outside
+from ..world import current_world
 from .topk import TopK, TopKOptions
 
 NEVER = -1.0
@@ -93,8 +94,9 @@ class GradientTopK(TopK):
                 "`saelab cache OUT --gradients`"
             )
         with torch.no_grad():
-            self.squared_sum += batch.gradients.double().square().sum()
-            self.entries += batch.gradients.numel()
+            world = current_world()
+            self.squared_sum += world.sum(batch.gradients.double().square().sum())
+            self.entries += batch.gradients.numel() * world.size
         return super().losses(batch)
 
     @torch.no_grad()
@@ -133,9 +135,10 @@ class GradientTopK(TopK):
         """Measure how much of the selection is due to the gradient, and how strong it is."""
         plain = super().select(batch, self.k)
         mine, theirs = (c.pair_rows() * c.d_sae + c.latent for c in (chosen, plain))
-        self.changed_share.copy_((~torch.isin(mine, theirs)).float().mean())
+        changed = (~torch.isin(mine, theirs)).float().mean()
+        self.changed_share.copy_(current_world().mean(changed))
         attribution = pair_products(chosen, boost, self.weights.W_dec)
-        self.median_boost.copy_(attribution.abs().median())
+        self.median_boost.copy_(torch.cat(current_world().gather(attribution)).abs().median())
 
     @torch.no_grad()
     def calibrate(self, rows: Float[Tensor, "rows d_in"]) -> None:
@@ -147,6 +150,7 @@ class GradientTopK(TopK):
             w.b_enc,
             self.k * rows.shape[0],
             product_dtype=self.product_dtype,
+            world=current_world(),
         )
         self.threshold.copy_(top.threshold)
 

@@ -26,9 +26,8 @@ from saelab.dictionary.architectures import error_of
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
-from ..options import outside
-from ..parts.penalised import PenalisedMethod
-from ..parts.sparsity_options import SparsityOptions
+from ..options import SparsityOptions, outside
+from ..parts.bases import PenalisedMethod
 from ..parts.straight_through import jump, step
 
 THRESHOLD_QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}

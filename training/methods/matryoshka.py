@@ -18,7 +18,7 @@ from saelab.dictionary.architectures import error_of
 from saelab.sparse import SparseCodes, TransposedPairs, decode_selected, encode_selected
 
 from ..interface import DictionarySettings, StepOutput, TrainingBatch
-from ..parts.auxiliary_options import AuxiliaryOptions
+from ..options import AuxiliaryOptions
 from .mutual_choice import MutualChoice, MutualChoiceOptions
 
 

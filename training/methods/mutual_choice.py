@@ -23,9 +23,9 @@ from saelab.errors import ConfigError
 from saelab.sparse import SparseCodes, select_batch_top
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
-from ..options import CommonOptions, outside
-from ..parts.auxiliary_options import AuxiliaryOptions
-from ..parts.unit_norm import UnitNormMethod
+from ..options import AuxiliaryOptions, CommonOptions, outside
+from ..parts.bases import UnitNormMethod
+from ..world import current_world
 
 NEVER = -1.0
 """A threshold that was never fitted: real ones are not negative."""
@@ -88,6 +88,7 @@ class MutualChoice(UnitNormMethod):
             self.k * batch.inputs.shape[0],
             None if batch.step == 0 else self.floor,
             product_dtype=self.product_dtype,
+            world=current_world(),
         )
         self.floor.copy_(top.next_floor)
         self.running_threshold.mul_(self.decay).add_(top.threshold, alpha=1 - self.decay)
@@ -99,7 +100,12 @@ class MutualChoice(UnitNormMethod):
         """Fit the threshold at which the mean L0 of these rows is k."""
         w, count = self.weights, self.k * rows.shape[0]
         top = select_batch_top(
-            rows - w.input_bias, w.W_enc, w.b_enc, count, product_dtype=self.product_dtype
+            rows - w.input_bias,
+            w.W_enc,
+            w.b_enc,
+            count,
+            product_dtype=self.product_dtype,
+            world=current_world(),
         )
         # A gate keeps what lies above its threshold, so the smallest chosen one is left out: one
         # pair in all the rows.

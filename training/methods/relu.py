@@ -22,9 +22,9 @@ from saelab.dictionary.architectures import error_of
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
 
 from ..interface import Normalisation, StepOutput, TrainingBatch
-from ..parts.lifted_bias import LiftedBias
-from ..parts.penalised import PenalisedMethod
-from ..parts.sparsity_options import SparsityOptions
+from ..options import SparsityOptions
+from ..parts.bases import PenalisedMethod
+from ..parts.weights import LiftedBias
 
 SMALLEST_NORM = 1e-12
 

@@ -18,7 +18,7 @@ from saelab.sparse import SparseCodes, select_top_k
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
 from ..options import CommonOptions, outside
-from ..parts.unit_norm import UnitNormMethod
+from ..parts.bases import UnitNormMethod
 
 
 @dataclass(frozen=True, kw_only=True)

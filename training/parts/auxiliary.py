@@ -27,9 +27,11 @@ from saelab.sparse import (
 )
 from saelab.stats.zipf import fit_zipf, zipf_shares
 
-from .auxiliary_options import AuxiliaryOptions
-from .dead_latents import REFRESH_STEPS, DeadLatents
+from ..options import AuxiliaryOptions
+from ..world import current_world
 
+REFRESH_STEPS = 8
+"""Steps between looks at which latents are dead; each look waits for the device once."""
 REFIT_STEPS = 64
 """Steps between fits of Zipf's law to the densities; each costs a sort of them."""
 
@@ -103,6 +105,48 @@ class Auxiliary(nn.Module):
         return figures
 
 
+class DeadLatents(nn.Module):
+    """Tokens since each latent last had a positive code, and which latents count as dead.
+
+    A latent that was selected with the value zero has not fired. The list that auxiliary losses
+    work on is a snapshot, refreshed every few steps, so that the steps between never wait for the
+    device.
+    """
+
+    tokens_since_fired: Int[Tensor, " d_sae"]
+    listed: Bool[Tensor, " d_sae"]
+
+    def __init__(self, d_sae: int, *, dead_after_tokens: int):
+        super().__init__()
+        self.dead_after_tokens = dead_after_tokens
+        self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.int64))
+        self.register_buffer("listed", torch.zeros(d_sae, dtype=torch.bool))
+        self._list: Int[Tensor, " n_dead"] | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget_list())
+
+    def update(self, codes: SparseCodes, *, step: int) -> None:
+        """Count one batch; `step` is the number of steps taken before it."""
+        world = current_world()
+        self.tokens_since_fired += codes.n_rows * world.size
+        self.tokens_since_fired.masked_fill_(world.any(codes.fired()), 0)
+        if (step + 1) % REFRESH_STEPS == 0:
+            self.listed.copy_(self.dead())
+            self._forget_list()
+
+    def dead(self) -> Bool[Tensor, " d_sae"]:
+        """Which latents have been silent for `dead_after_tokens` tokens or more, as of now."""
+        return self.tokens_since_fired >= self.dead_after_tokens
+
+    def listed_latents(self) -> Int[Tensor, " n_dead"]:
+        """The dead latents as of the last refresh, ascending."""
+        if self._list is None:
+            self._list = self.listed.nonzero().squeeze(1)
+        return self._list
+
+    def _forget_list(self) -> None:
+        self._list = None
+
+
 class Underused(nn.Module):
     """Running densities of the latents, held against Zipf's law by rank."""
 
@@ -135,11 +179,11 @@ class Underused(nn.Module):
 
     def update(self, codes: SparseCodes, *, step: int) -> None:
         """Count one batch; `step` is the number of steps taken before it."""
-        decay = max(0.0, 1 - codes.n_rows / self.horizon)
-        fired = torch.zeros_like(self.rate).index_add_(
-            0, codes.latent, (codes.value.detach() > 0).to(self.rate.dtype)
-        )
-        self.rate.mul_(decay).add_(fired / codes.n_rows, alpha=1 - decay)
+        world = current_world()
+        n_rows = codes.n_rows * world.size
+        decay = max(0.0, 1 - n_rows / self.horizon)
+        fired = world.sum(codes.firing_counts()).to(self.rate.dtype)
+        self.rate.mul_(decay).add_(fired / n_rows, alpha=1 - decay)
         self.weight.mul_(decay).add_(1 - decay)
         if self.refitted and (step + 1) % REFIT_STEPS == 0:
             self._refit()
@@ -213,13 +257,14 @@ def residual_loss(
         selected: pairs of the latents of the set with their pre-activations.
 
     Returns:
-        The loss, about 1 while the set explains nothing; 0 where the error has no variance at all.
+        The loss of this process's rows, about 1 while the set explains nothing; 0 where the error
+        has no variance at all.
     """
-    error = error.detach()
+    error, world = error.detach(), current_world()
     w, pairs = weights, TransposedPairs.of(selected)
     value = encode_selected(x, w.W_enc, w.b_enc, w.input_bias, selected, pairs).relu()
     prediction = decode_selected(selected, value, w.W_dec, pairs)
-    variance = (error - error.mean(0)).square().sum()
+    variance = world.mean((error - world.mean(error.mean(0))).square().sum())
     squared = (error - prediction).square().sum()
     # A safe divisor as well as a safe result: an unused division by zero still has a NaN gradient.
     varies = variance > 0

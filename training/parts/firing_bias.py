@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from saelab.sparse import SparseCodes
 
+from ..world import current_world
+
 WANTED_UPDATES = 500
 """Updates of a group below which a run counts as short."""
 MOST_STEPS = 50
@@ -161,25 +163,31 @@ class FiringBias(nn.Module):
         factor: float,
     ) -> None:
         """Set each bias so that its latent fires on `factor` times its target of these rows."""
-        starts = []
+        starts, world = [], current_world()
         for group, latents in enumerate(directions.split(self._sizes())):
-            rows = inputs.shape[0]
+            rows = inputs.shape[0] * world.size
             wanted = min(rows, max(1, round(factor * self.rule.frequencies[group] * rows)))
             for part in latents.split(LATENTS_AT_A_TIME):
-                largest = (part @ inputs.T).topk(wanted, dim=1, sorted=False).values
+                projections = part @ inputs.T
+                if world.size > 1:
+                    held = min(wanted, inputs.shape[0])
+                    largest = projections.topk(held, dim=1, sorted=False).values
+                    projections = torch.cat(world.gather(largest.T)).T
+                largest = projections.topk(wanted, dim=1, sorted=False).values
                 starts.append(-largest.amin(1))
         self.bias.copy_(torch.cat(starts).clamp(LOWEST_BIAS, 0.0))
 
     @torch.no_grad()
     def count(self, codes: SparseCodes) -> None:
         """Add a batch of firing pairs, with their pre-activations without the bias as values."""
-        self.fired.index_add_(0, codes.latent, torch.ones_like(codes.latent))
+        world = current_world()
+        self.fired += world.sum(codes.pair_counts())
         largest = torch.full_like(self.peak, -math.inf).scatter_reduce_(
             0, codes.latent, codes.value.detach(), "amax"
         )
         # Adding the bias never changes an order, so once per latent is as good as once per pair.
-        torch.maximum(self.peak, largest + self.bias, out=self.peak)
-        self.rows += codes.n_rows
+        torch.maximum(self.peak, world.max(largest) + self.bias, out=self.peak)
+        self.rows += codes.n_rows * world.size
 
     @torch.no_grad()
     def update(self, steps: int) -> None:

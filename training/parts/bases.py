@@ -1,0 +1,222 @@
+"""What methods share: unit-norm decoder rows under a selection, or a weighted sparsity penalty.
+
+Penalised methods minimise ‖x − x̂‖² + λ · penalty, summed over a token and divided by d_out, on
+activations of unit variance per dimension: λ is what one unit of the penalty costs in squared
+error. The first batch sets thresholds (or biases) so that L0 begins at `start_l0_factor` · k.
+Without that half of all pre-activations are positive, and every sparse product over them is a dense
+one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saelab.dictionary.architectures import error_of
+from saelab.sparse import SparseCodes, autoencode, select_batch_top
+
+from ..interface import DictionarySettings, Method, StepOutput, TrainingBatch
+from ..options import CommonOptions, SparsityOptions
+from ..world import current_world
+from .auxiliary import Auxiliary
+from .weights import AutoencoderWeights
+
+GAIN = 0.25
+"""P: log λ rises by this much per unit of e."""
+INTEGRAL_FRACTION = 0.07
+"""I as a share of the run's steps, within `INTEGRAL_STEPS`."""
+INTEGRAL_STEPS = (5.0, 400.0)
+AVERAGED_FRACTION = 0.01
+"""Steps over which e is averaged, as a share of the run's; one step at the least."""
+MOST_AVERAGED_STEPS = 50.0
+APPROACH_FRACTION = 0.1
+"""Share of the run over which log target goes from where training starts to log k."""
+LOG_RANGE = 16.0
+"""λ stays within e^±16 of its start, so that a target out of reach cannot make it infinite."""
+
+
+class UnitNormMethod(Method):
+    """A dictionary being learnt whose decoder rows are held at norm one.
+
+    A subclass selects; what is selected is rectified and decoded, and the loss is the squared error
+    over the data's variance (one, after normalisation) plus the auxiliary loss.
+    """
+
+    def __init__(self, settings: DictionarySettings, options: CommonOptions, encoder_scale: float):
+        super().__init__()
+        self.settings_k = settings.k
+        self.product_dtype = settings.product_dtype
+        self.weights = AutoencoderWeights(
+            settings.d_in,
+            settings.d_sae,
+            seed=settings.seed,
+            encoder_scale=encoder_scale,
+            d_out=settings.d_out,
+        )
+        self.auxiliary = Auxiliary(
+            settings.d_sae, settings.k, options.auxiliary, settings.product_dtype
+        )
+
+    def reconstruct(self, batch: TrainingBatch, selected: SparseCodes) -> StepOutput:
+        """Losses of already selected pairs: reconstruction, and auxiliary where it is wanted."""
+        w = self.weights
+        codes, reconstruction = self.autoencode(batch, selected)
+        error = error_of(batch.targets, reconstruction)
+        losses = {"reconstruction": error.square().mean()}
+        losses |= self.auxiliary.loss(w, batch.inputs, error)
+        return StepOutput(losses, codes, reconstruction)
+
+    def autoencode(
+        self, batch: TrainingBatch, selected: SparseCodes
+    ) -> tuple[SparseCodes, Float[Tensor, "batch d_out"]]:
+        """The codes of already selected pairs and the reconstruction of the targets."""
+        w = self.weights
+        return autoencode(
+            batch.inputs, w.W_enc, w.b_enc, w.W_dec, w.b_dec, selected, b_in=w.input_bias
+        )
+
+    def adjust_gradients(self) -> None:
+        """Keep the decoder's gradient tangent to the unit sphere."""
+        self.weights.remove_radial_gradient()
+
+    @torch.no_grad()
+    def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
+        """Renormalise the decoder and count who fired."""
+        self.weights.normalise_decoder()
+        self.auxiliary.update(output.codes, step=batch.step)
+
+    def metrics(self) -> dict[str, float]:
+        """Shares of latents that are dead or underused."""
+        return self.auxiliary.metrics()
+
+
+class PenalisedMethod(Method):
+    """A dictionary being learnt under a sparsity penalty."""
+
+    def __init__(self, settings: DictionarySettings, options: SparsityOptions):
+        super().__init__()
+        self.product_dtype = settings.product_dtype
+        self.start_l0 = options.start_l0_factor * settings.k
+        self.encoder_scale = options.encoder_scale
+        self.weights = AutoencoderWeights(
+            settings.d_in,
+            settings.d_sae,
+            seed=settings.seed,
+            encoder_scale=options.encoder_scale,
+            d_out=settings.d_out,
+        )
+        self.controller = SparsityController(
+            settings.k,
+            settings.n_steps,
+            fixed=options.sparsity_weight,
+            start_l0_factor=options.start_l0_factor,
+        )
+        self.auxiliary = Auxiliary(
+            settings.d_sae, settings.k, options.auxiliary, settings.product_dtype
+        )
+
+    @torch.no_grad()
+    def start_threshold(self, centred: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
+        """The pre-activation, without bias, above which these rows have the L0 to start with."""
+        w = self.weights
+        top = select_batch_top(
+            centred,
+            w.W_enc,
+            torch.zeros_like(w.b_enc),
+            max(1, round(self.start_l0 * centred.shape[0])),
+            product_dtype=self.product_dtype,
+            world=current_world(),
+        )
+        return top.threshold
+
+    @torch.no_grad()
+    def start_biases(self, centred: Float[Tensor, "rows d_in"]) -> None:
+        """Set b_enc to start with, and λ, for a penalty that is the sum of the codes."""
+        threshold = self.start_threshold(centred)
+        self.weights.b_enc.copy_(-threshold.expand_as(self.weights.b_enc))
+        # (a − f)² + λ f is least at f = a − λ/2, with a the projection on the latent's direction.
+        self.controller.start(2 * threshold / self.encoder_scale)
+
+    @torch.no_grad()
+    def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
+        """Count who fired, and tell the controller."""
+        self.auxiliary.update(output.codes, step=batch.step)
+        self.controller.update(output.codes)
+
+    def metrics(self) -> dict[str, float]:
+        """The sparsity weight, and shares of latents that are dead or underused."""
+        return {
+            "sparsity_weight": float(self.controller.weight()),
+            **self.auxiliary.metrics(),
+        }
+
+
+class SparsityController(nn.Module):
+    """The weight λ of a sparsity penalty: held, or controlled so that L0 reaches its target.
+
+    The controller is proportional-integral in log λ on e = log(L0 / k), from the L0 of every batch:
+
+        log λ ← log λ + P (ē − ē_before) + ē / I
+
+    with ē the running mean of e, each e limited to ±1, and I in steps. Logarithms make it
+    indifferent to the scale of the penalty. Where training starts away from k, the target goes from
+    there to k over the first part of the run, and so little is left for the integral to wind itself
+    up on. P, I and the running mean were chosen for runs from 150 steps on. All state is in buffers
+    and none of it is read back, so a step never waits for the device and a resumed run goes on
+    exactly.
+
+    Args:
+        target_l0: wanted mean number of active latents per token.
+        n_steps: of the run.
+        start_l0_factor: L0 of the first batch over the target.
+        fixed: the weight of every step; None: controlled.
+    """
+
+    log_weight: Float[Tensor, ""]
+    start_log_weight: Float[Tensor, ""]
+    mean_error: Float[Tensor, ""]
+    updates: Float[Tensor, ""]
+
+    def __init__(
+        self, target_l0: int, n_steps: int, fixed: float | None, *, start_l0_factor: float = 1.0
+    ):
+        super().__init__()
+        self.target_l0, self.fixed = target_l0, fixed
+        self.start_log_target = math.log(start_l0_factor)
+        self.approach_steps = max(1.0, APPROACH_FRACTION * n_steps)
+        low, high = INTEGRAL_STEPS
+        self.integral_steps = min(max(low, INTEGRAL_FRACTION * n_steps), high)
+        averaged = min(max(1.0, AVERAGED_FRACTION * n_steps), MOST_AVERAGED_STEPS)
+        self.newest_share = 1 / averaged
+        for name in ("log_weight", "start_log_weight", "mean_error", "updates"):
+            self.register_buffer(name, torch.zeros(()))
+
+    def start(self, weight: Float[Tensor, ""]) -> None:
+        """Begin at this weight where it is controlled."""
+        self.log_weight.copy_(weight.clamp_min(1e-6).log())
+        self.start_log_weight.copy_(self.log_weight)
+
+    def weight(self) -> Float[Tensor, ""]:
+        """λ of the next step."""
+        if self.fixed is not None:
+            return torch.full_like(self.log_weight, self.fixed)
+        return self.log_weight.exp()
+
+    @torch.no_grad()
+    def update(self, codes: SparseCodes) -> None:
+        """Learn the L0 that the last weight has led to; the zeros among the codes do not count."""
+        if self.fixed is not None:
+            return
+        l0 = current_world().mean((codes.value > 0).sum() / max(1, codes.n_rows))
+        still_to_go = (1 - self.updates / self.approach_steps).clamp_min(0.0)
+        log_target = math.log(self.target_l0) + self.start_log_target * still_to_go
+        error = (l0.clamp_min(1e-6).log() - log_target).clamp(-1.0, 1.0)
+        before = torch.where(self.updates > 0, self.mean_error, error)
+        self.mean_error.copy_(before.lerp(error, self.newest_share))
+        self.updates += 1
+        change = GAIN * (self.mean_error - before) + self.mean_error / self.integral_steps
+        low, high = self.start_log_weight - LOG_RANGE, self.start_log_weight + LOG_RANGE
+        self.log_weight.copy_((self.log_weight + change).clamp(low, high))
