@@ -132,8 +132,8 @@ class GradientTopK(TopK):
     def _watch(self, batch: TrainingBatch, boost: Tensor, chosen: SparseCodes) -> None:
         """Measure how much of the selection is due to the gradient, and how strong it is."""
         plain = super().select(batch, self.k)
-        mine, theirs = (c.pair_rows() * c.d_sae + c.latent for c in (chosen, plain))
-        self.changed_share.copy_((~torch.isin(mine, theirs)).float().mean())
+        with_gradient, without = (c.pair_rows() * c.d_sae + c.latent for c in (chosen, plain))
+        self.changed_share.copy_((~torch.isin(with_gradient, without)).float().mean())
         attribution = pair_products(chosen, boost, self.weights.W_dec)
         self.median_boost.copy_(attribution.abs().median())
 
