@@ -137,7 +137,7 @@ def test_widths_are_checked_at_what_is_read_and_at_what_is_written(tiny_model, t
     if d_out == 32:
         check_width(tiny_model, saved)
         return
-    with pytest.raises(ArtifactError, match="writes activations of width 4, but .*width 32"):
+    with pytest.raises(ArtifactError, match=r"writes activations of width 4, but .*width 32"):
         check_width(tiny_model, saved)
 
 
