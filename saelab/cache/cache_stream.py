@@ -122,10 +122,10 @@ class CacheStream:
         Raises:
             ActivationError: the state is of another kind of stream or another cache.
         """
-        found = (state.get("stream"), state.get("cache_hash"))
-        if found != ("cache", self.cache.content_hash):
+        saved = (state.get("stream"), state.get("cache_hash"))
+        if saved != ("cache", self.cache.content_hash):
             raise ActivationError(
-                f"the saved data position is of stream {found[0]!r} with cache hash {found[1]!r}; "
+                f"the saved data position is of stream {saved[0]!r} with cache hash {saved[1]!r}; "
                 f"{self.cache.folder} has {self.cache.content_hash!r}: resume with the cache that "
                 "the run started with"
             )

@@ -54,32 +54,32 @@ class HarvestConfig:
             raise ConfigError(problems)
 
     def _problems(self) -> list[str]:
-        found = []
+        problems = []
         if not self.hook_points:
-            found.append("hook_points: none given; name at least one")
+            problems.append("hook_points: none given; name at least one")
         if len(set(self.hook_points)) != len(self.hook_points):
-            found.append(f"hook_points: {list(self.hook_points)} names one twice")
+            problems.append(f"hook_points: {list(self.hook_points)} names one twice")
         if self.context_length < 2:
-            found.append(f"context_length: {self.context_length} is below 2 tokens")
+            problems.append(f"context_length: {self.context_length} is below 2 tokens")
         for name in ("batch_contexts", "contexts_per_shard"):
             if getattr(self, name) < 1:
-                found.append(f"{name}: {getattr(self, name)} is below 1")
+                problems.append(f"{name}: {getattr(self, name)} is below 1")
         batch_tokens = self.batch_contexts * self.context_length
         if self.n_tokens is not None and self.n_tokens < batch_tokens:
-            found.append(
+            problems.append(
                 f"n_tokens: {self.n_tokens} is below one batch of {batch_tokens} tokens "
                 "(batch_contexts x context_length)"
             )
         for name, kind in (("model_dtype", ModelDtype), ("cache_dtype", CacheDtype)):
             if getattr(self, name) not in get_args(kind):
-                found.append(f"{name}: {getattr(self, name)!r} is not one of {get_args(kind)}")
+                problems.append(f"{name}: {getattr(self, name)!r} is not one of {get_args(kind)}")
         outside = [p for p in self.rows.exclude_positions if p >= self.context_length]
         if outside:
-            found.append(
+            problems.append(
                 f"rows.exclude_positions: {outside} lie outside a context of "
                 f"{self.context_length} tokens (0 to {self.context_length - 1})"
             )
-        return found
+        return problems
 
     @property
     def n_contexts(self) -> int | None:

@@ -150,7 +150,7 @@ def shard_layout(
 
 
 def row_bytes(d_in: int, dtype: str, gradients: bool) -> int:
-    """Bytes that one row takes in a shard, its token and place in the text included."""
+    """Bytes that one row takes in a shard, its token and its position in the text included."""
     origin = torch.int32.itemsize + torch.int64.itemsize + torch.int32.itemsize
     return d_in * DTYPES[dtype].itemsize * (2 if gradients else 1) + origin
 
@@ -173,12 +173,12 @@ def map_shard(path: Path, manifest: dict[str, Any], entry: ShardEntry) -> dict[s
             f"{path} is not a readable safetensors file ({error}): {_REMEDY}"
         ) from None
     expected = shard_layout(manifest, entry.rows)
-    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    if found != expected:
-        wrong = sorted(n for n in expected | found if expected.get(n) != found.get(n))
+    held = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    if held != expected:
+        wrong = sorted(n for n in expected | held if expected.get(n) != held.get(n))
         name = wrong[0]
         raise ArtifactError(
-            f"{path} holds {name} as {found.get(name, 'nothing')}; "
+            f"{path} holds {name} as {held.get(name, 'nothing')}; "
             f"{expected.get(name, 'nothing')} was expected: it belongs to another cache; {_REMEDY}"
         )
     return tensors

@@ -175,7 +175,7 @@ class HookFolder:
         write_manifest(self.folder / MANIFEST_NAME, self.manifest)
 
     def add(self, rows: Rows) -> None:
-        """Append rows to the shard in the making."""
+        """Append rows to the unfinished shard."""
         columns = {
             "activations": rows.activations,
             "tokens": rows.tokens,
@@ -206,7 +206,7 @@ class HookFolder:
         return buffer
 
     def commit(self, contexts: int) -> None:
-        """Write the shard in the making, which covers `contexts` contexts, then name it."""
+        """Write the unfinished shard, which covers `contexts` contexts, then name it."""
         index = len(self.manifest["shards"])
         path = self.folder / shard_name(index)
         tensors = {name: column[: self._fill] for name, column in self._buffer.items()}
@@ -280,14 +280,14 @@ class HookFolder:
 
 def _differing(recorded: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
     """Fields that differ, as "name: recorded, not given", with dots for nesting."""
-    found = []
+    differing = []
     for name in sorted(recorded.keys() | given.keys()):
         before, now = recorded.get(name), given.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
-            found += _differing(before, now, f"{prefix}{name}.")
+            differing += _differing(before, now, f"{prefix}{name}.")
         elif before != now:
-            found.append(f"{prefix}{name}: {before!r}, not {now!r}")
-    return found
+            differing.append(f"{prefix}{name}: {before!r}, not {now!r}")
+    return differing
 
 
 def require_only_cache(folder: Path) -> None:
@@ -297,7 +297,7 @@ def require_only_cache(folder: Path) -> None:
         ArtifactError: it is not a folder, or holds files that no cache writes.
     """
     if not folder.is_dir():
-        raise ArtifactError(f"{folder} is a file; a cache is a folder: choose another place for it")
+        raise ArtifactError(f"{folder} is a file and a cache is a folder: choose another name")
     foreign = sorted(set(folder.iterdir()) - set(_cache_files(folder)))
     if foreign:
         raise ArtifactError(

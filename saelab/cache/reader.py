@@ -84,18 +84,18 @@ def _find_folder(folder: Path, hook_point: str | None) -> Path:
     """The folder with the manifest: `folder` itself or one directly below it."""
     if (folder / MANIFEST_NAME).is_file():
         return folder
-    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
-    if not found:
+    folders = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
+    if not folders:
         raise ArtifactError(
             f"{folder} holds no activation cache (no {MANIFEST_NAME} in it or directly below it): "
             "make one with `saelab cache`"
         )
-    names = [path.name for path in found]
-    if hook_point is None and len(found) == 1:
-        return found[0]
+    names = [path.name for path in folders]
+    if hook_point is None and len(folders) == 1:
+        return folders[0]
     if hook_point is None:
         raise ConfigError(
-            f"hook_point: {folder} holds {len(found)} caches; name one of {', '.join(names)}"
+            f"hook_point: {folder} holds {len(folders)} caches; name one of {', '.join(names)}"
         )
     if hook_point not in names:
         raise ActivationError(

@@ -36,17 +36,17 @@ class TokenFilter:
 
     def problems(self) -> list[str]:
         """Everything wrong with the rule by itself."""
-        found = [
+        problems = [
             f"exclude_positions: {position} is negative; positions are counted from 0"
             for position in self.exclude_positions
             if position < 0
         ]
         if self.max_norm_ratio is not None and not self.max_norm_ratio > 1:
-            found.append(
+            problems.append(
                 f"max_norm_ratio: {self.max_norm_ratio} would exclude half of the rows or more; "
                 "give a number above 1, or none"
             )
-        return found
+        return problems
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> TokenFilter:

@@ -32,7 +32,7 @@ class DataSpec:
     """Which rows of which text are evaluated."""
 
     model: str
-    """Name or place of the language model."""
+    """Name or folder of the language model."""
     model_hash: str | None
     """Content hash the model must have; None where none was recorded."""
     model_dtype: str
@@ -155,19 +155,24 @@ def check_fit(model: LanguageModel, spec: DataSpec, saved: SavedDictionary) -> N
 
 
 def check_width(model: LanguageModel, saved: SavedDictionary) -> None:
-    """Check that a dictionary takes what the model has at its hook point.
+    """Check that a dictionary takes and writes what the model has at its hook points.
 
     Raises:
         ArtifactError: its width is not the hook point's.
         ModelError: the model has no such hook point.
     """
-    width = model.width_at(saved.hook_point)
-    if width != saved.dictionary.d_in:
-        raise ArtifactError(
-            f"{saved.folder} takes activations of width {saved.dictionary.d_in}, but "
-            f"{saved.hook_point} of {model.name!r} has width {width}: it was saved for another "
-            "model or hook point"
-        )
+    site, dictionary = saved.site, saved.dictionary
+    ends = [("takes", site.reads, dictionary.d_in)]
+    if not site.is_autoencoder:
+        ends.append(("writes", site.writes, dictionary.d_out))
+    for does, hook_points, expected in ends:
+        width = sum(model.width_at(name) for name in hook_points)
+        if width != expected:
+            raise ArtifactError(
+                f"{saved.folder} {does} activations of width {expected}, but "
+                f"{' + '.join(hook_points)} of {model.name!r} has width {width}: it was saved for "
+                "another model or hook point"
+            )
 
 
 def held_out_batches(

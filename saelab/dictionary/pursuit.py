@@ -85,11 +85,11 @@ class PursuitEncoder:
         counts = counts.clamp(max=self.dictionary.d_sae)
         # Rows of like counts share a batch, so that few steps are taken for few rows.
         order = torch.sort(counts, descending=True, stable=True).indices
-        found = [
+        parts = [
             self._encode_batch(signal[rows], counts[rows], rows)
             for rows in self._batches(counts, order)
         ]
-        row, latent, value = (torch.cat(parts) for parts in zip(*found, strict=True))
+        row, latent, value = (torch.cat(column) for column in zip(*parts, strict=True))
         codes = SparseCodes.from_pairs(row, latent, value.to(x.dtype), x.shape[0], self._d_sae)
         return SparseCodes(codes.row_pointer, codes.latent, codes.value, self._d_sae, row_scale)
 

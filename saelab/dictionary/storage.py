@@ -283,10 +283,10 @@ def _build(
     vectors = set(ARCHITECTURES[architecture].extra_tensors)
     vectors |= set() if architecture == "gated" else {"b_enc"}
     shapes |= dict.fromkeys(vectors, (d_sae,))
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != shapes:
+    held = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if held != shapes:
         raise ArtifactError(
-            f"{folder / WEIGHTS_FILE} holds {found}; {CONFIG_FILE} promises {shapes}"
+            f"{folder / WEIGHTS_FILE} holds {held}; {CONFIG_FILE} promises {shapes}"
         )
     wrong = [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]
     if wrong:

@@ -84,11 +84,11 @@ class LatentScreen:
         floor_bits[~(clear & searched)] = torch.iinfo(self._integer).max
         row, group = (largest > floor_bits.unsqueeze(1)).nonzero(as_tuple=True)
         members = (row * (GROUP * self.n_groups) + group).unsqueeze(1) + self._members
-        place, member = (torch.take(bits, members) > floor_bits[row].unsqueeze(1)).nonzero(
+        index, member = (torch.take(bits, members) > floor_bits[row].unsqueeze(1)).nonzero(
             as_tuple=True
         )
-        latent = member * self.n_groups + group[place]
-        return Candidates(row[place], latent, searched & ~clear)
+        latent = member * self.n_groups + group[index]
+        return Candidates(row[index], latent, searched & ~clear)
 
     def _rounded_product(self, residual: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
         """The product of rounded factors, and how far each row's may be off before it is stored."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from saelab.dictionary import ARCHITECTURES, Dictionary, Site, load_dictionary, save_dictionary
+from saelab.dictionary.data_spec import check_width
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import read_json, read_tensors, write_json
 
@@ -119,6 +120,25 @@ def test_what_saelens_can_express_is_its_transcoder(architecture, name, tmp_path
     assert config["metadata"]["hook_name"] == SITE.reads[0]
     assert config["metadata"]["hook_name_out"] == SITE.writes[0]
     assert "b_in" not in read_tensors(tmp_path / "sae_weights.safetensors")
+
+
+@pytest.mark.parametrize("d_out", [32, 4])
+def test_widths_are_checked_at_what_is_read_and_at_what_is_written(tiny_model, tmp_path, d_out):
+    site = Site(("blocks.1.mlp.hook_post",), ("blocks.1.hook_mlp_out",))
+    save_dictionary(
+        tmp_path,
+        transcoder("topk", d_in=64, d_out=d_out),
+        self_test_inputs=torch.randn(16, 64),
+        training={},
+        made_from=MADE_FROM,
+        site=site,
+    )
+    saved = load_dictionary(tmp_path)
+    if d_out == 32:
+        check_width(tiny_model, saved)
+        return
+    with pytest.raises(ArtifactError, match=r"writes activations of width 4, but .*width 32"):
+        check_width(tiny_model, saved)
 
 
 def test_a_manifest_without_a_site_opens_as_an_autoencoder(tmp_path):

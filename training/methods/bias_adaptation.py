@@ -101,31 +101,31 @@ class BiasAdaptationOptions(CommonOptions):
 
     def problems(self) -> list[str]:
         """Everything wrong with the settings by themselves."""
-        found = super().problems()
+        problems = super().problems()
         for name in ("highest_frequency", "lowest_frequency"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= MOST_FREQUENT:
-                found.append(
+                problems.append(
                     f"{name} is {value}; it must be above 0 and at most {MOST_FREQUENT} (biases "
                     "are at most 0, so no latent fires much more often), or None"
                 )
         highest, lowest = self.highest_frequency, self.lowest_frequency
         if highest is not None and lowest is not None and lowest > highest:
-            found.append(f"lowest_frequency = {lowest} is above highest_frequency = {highest}")
+            problems.append(f"lowest_frequency = {lowest} is above highest_frequency = {highest}")
         if lowest is not None and highest is None:
-            found.append(
+            problems.append(
                 f"lowest_frequency = {lowest} is given without highest_frequency: give both, or "
                 "frequency_ratio alone"
             )
-        found += outside("groups", self.groups, 1, math.inf)
-        found += outside("frequency_ratio", self.frequency_ratio, 1, math.inf)
-        found += outside("update_every_steps", self.update_every_steps or 1, 1, math.inf)
-        found += outside("short_run_boost", self.short_run_boost, 1, math.inf)
+        problems += outside("groups", self.groups, 1, math.inf)
+        problems += outside("frequency_ratio", self.frequency_ratio, 1, math.inf)
+        problems += outside("update_every_steps", self.update_every_steps or 1, 1, math.inf)
+        problems += outside("short_run_boost", self.short_run_boost, 1, math.inf)
         for name in ("budget_factor", "start_factor"):
-            found += outside(name, getattr(self, name), 1e-6, math.inf)
+            problems += outside(name, getattr(self, name), 1e-6, math.inf)
         for name in ("dead_below", "gamma_down", "gamma_up"):
-            found += outside(name, getattr(self, name), 0, 1)
-        return found + outside("firings_per_update", self.firings_per_update, 0, math.inf)
+            problems += outside(name, getattr(self, name), 0, 1)
+        return problems + outside("firings_per_update", self.firings_per_update, 0, math.inf)
 
     def ratio(self) -> float:
         """The highest target over the lowest."""
@@ -249,11 +249,11 @@ class BiasAdaptation(Method):
     def select(self, centred: Float[Tensor, "batch d_in"]) -> SparseCodes:
         """Every pair whose pre-activation exceeds the threshold, with that pre-activation."""
         w, thresholds = self.weights, -self.biases.bias
-        found = select_above(
+        codes = select_above(
             centred, w.W_enc, w.b_enc, thresholds, product_dtype=self.product_dtype
         )
         # They were found at the precision of the product, and those at the edge may lie below it.
-        return found.keep(found.value > thresholds[found.latent])
+        return codes.keep(codes.value > thresholds[codes.latent])
 
     @torch.no_grad()
     def _start(self, u: Float[Tensor, "batch d_in"]) -> None:

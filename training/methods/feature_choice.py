@@ -188,21 +188,21 @@ class FeatureChoice(MutualChoice):
             world=world,
         )
         # A latent without a budget was never active in training and must not be now.
-        own = torch.where(self.budgets > 0, top.thresholds, SILENT)
+        quantiles = torch.where(self.budgets > 0, top.thresholds, SILENT)
         factor = 0.5
         while True:
-            found = select_above(
-                centred, w.W_enc, w.b_enc, own * factor, product_dtype=self.product_dtype
+            codes = select_above(
+                centred, w.W_enc, w.b_enc, quantiles * factor, product_dtype=self.product_dtype
             )
-            found = found.keep(found.value > 0)
-            ratio = found.value / own[found.latent].clamp_min(1e-12)
+            codes = codes.keep(codes.value > 0)
+            ratio = codes.value / quantiles[codes.latent].clamp_min(1e-12)
             ratios = torch.cat(world.gather(ratio))
             count = min(self.k * n_rows, ratios.shape[0])
             if count == self.k * n_rows or factor < 1e-3:
                 break
             factor /= 2
-        smallest = ratios.topk(count).values[-1] if count else own.new_ones(())
-        self.thresholds.copy_(torch.where(self.budgets > 0, own * smallest, SILENT))
+        smallest = ratios.topk(count).values[-1] if count else quantiles.new_ones(())
+        self.thresholds.copy_(torch.where(self.budgets > 0, quantiles * smallest, SILENT))
 
     def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
         """A `jumprelu` dictionary with one threshold per latent.

@@ -134,8 +134,8 @@ class GradientTopK(TopK):
     def _watch(self, batch: TrainingBatch, boost: Tensor, chosen: SparseCodes) -> None:
         """Measure how much of the selection is due to the gradient, and how strong it is."""
         plain = super().select(batch, self.k)
-        mine, theirs = (c.pair_rows() * c.d_sae + c.latent for c in (chosen, plain))
-        changed = (~torch.isin(mine, theirs)).float().mean()
+        with_gradient, without = (c.pair_rows() * c.d_sae + c.latent for c in (chosen, plain))
+        changed = (~torch.isin(with_gradient, without)).float().mean()
         self.changed_share.copy_(current_world().mean(changed))
         attribution = pair_products(chosen, boost, self.weights.W_dec)
         self.median_boost.copy_(torch.cat(current_world().gather(attribution)).abs().median())

@@ -125,9 +125,9 @@ class JumpReLU(PenalisedMethod):
         """Those of the penalty, and quantiles of the thresholds in normalised units."""
         thresholds = self.threshold().detach()
         quantiles = thresholds.new_tensor(list(THRESHOLD_QUANTILES.values()))
-        found = thresholds.quantile(quantiles).tolist()
+        levels = thresholds.quantile(quantiles).tolist()
         names = (f"threshold_{name}" for name in THRESHOLD_QUANTILES)
-        return {**super().metrics(), **dict(zip(names, found, strict=True))}
+        return {**super().metrics(), **dict(zip(names, levels, strict=True))}
 
     @torch.no_grad()
     def to_dictionary(self, normalisation: Normalisation) -> Dictionary:

@@ -35,20 +35,20 @@ class MatryoshkaOptions(MutualChoiceOptions):
 
     def problems(self) -> list[str]:
         """Everything wrong with the settings by themselves."""
-        found, shares = super().problems(), self.prefix_shares
+        problems, shares = super().problems(), self.prefix_shares
         if not shares or list(shares) != sorted(set(shares)) or shares[0] <= 0 or shares[-1] != 1:
-            found.append(f"prefix_shares is {shares}; it must rise strictly from above 0 to 1")
+            problems.append(f"prefix_shares is {shares}; it must rise strictly from above 0 to 1")
         weights = self.prefix_weights
         if weights is not None and (
             len(weights) != len(shares)
             or not all(0 <= weight < math.inf for weight in weights)
             or sum(weights) <= 0
         ):
-            found.append(
+            problems.append(
                 f"prefix_weights is {weights}; it must hold {len(shares)} numbers that are not "
                 "negative, one for each prefix, not all zero"
             )
-        return found
+        return problems
 
     def sizes(self, d_sae: int) -> list[int]:
         """Latents in each prefix."""
