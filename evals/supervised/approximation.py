@@ -188,7 +188,7 @@ def approximate_skylines(
     section: Section, conditions: dict[str, Outcome]
 ) -> dict[str, Approximation]:
     """Test 1 of the supervised dictionaries and of the random floor."""
-    labels = [one.labels for one in section.material.evaluate]
+    labels = [prompt.labels for prompt in section.material.evaluate]
     found = {}
     for name, dictionaries in {**section.skylines, RANDOM: section.floor}.items():
         kind = "floor" if name == RANDOM else "skyline"
@@ -211,10 +211,10 @@ def measure_attributes(section: Section) -> None:
         rows = section.material.fit_activations[site].double()
         variance = float((rows - rows.mean(0)).square().sum(1).mean())
         squares = dictionary.W_dec.double().square().sum(1) * dictionary.counts.double()
-        here = []
+        shares = []
         for name in dictionary.design.attributes:
             share = float(squares[dictionary.design.columns(name)].sum()) / len(rows) / variance
-            here.append((name, share))
+            shares.append((name, share))
             section.add(
                 section.ceiling,
                 "attribute_variance",
@@ -224,7 +224,7 @@ def measure_attributes(section: Section) -> None:
                 site=str(site),
                 attribute=name,
             )
-        carried = {name for name, share in here if share >= CARRIED}
+        carried = {name for name, share in shares if share >= CARRIED}
         carrying = carried if len(carried) > len(carrying) else carrying
     if len(carrying) < 2:
         section.notes.append(
@@ -257,7 +257,7 @@ def _measure(
     group: str,
     reconstruct: Reconstruct,
 ) -> Approximation:
-    material, place = section.material, {"kind": kind, "group": group}
+    material, owner = section.material, {"kind": kind, "group": group}
     replaced, rest = {}, {}
     for site in section.sites:
         rows, mean = material.activations[site], section.means[site]
@@ -266,14 +266,14 @@ def _measure(
         rest[site] = mean + error
         variance = (rows - mean).double().square().sum()
         fvu = float(error.double().square().sum() / variance) if variance > 0 else None
-        section.add(name, "fvu", fvu, site=str(site), **place)
+        section.add(name, "fvu", fvu, site=str(site), **owner)
     variants = {"reconstruction": replaced, "rest": rest}
     outcomes = section.run(variants, material.evaluate, name)
     rows = torch.arange(len(material.evaluate))
     for condition, outcome in outcomes.items():
         section.keep_prompts(rows, "", f"{name}|{condition}", outcome)
         metric = section.bootstrap(len(rows)).estimate(outcome.metric.unsqueeze(1))
-        section.add(name, "metric", metric, mode=condition, **place)
+        section.add(name, "metric", metric, mode=condition, **owner)
     found = measure_approximation(
         conditions[CLEAN].metric,
         conditions[ABLATED].metric,
@@ -281,9 +281,9 @@ def _measure(
         outcomes["rest"].metric,
         section.bootstrap(len(rows)),
     )
-    section.add(name, "sufficiency", found.sufficiency, **place)
-    section.add(name, "necessity", found.necessity, **place)
-    section.add(name, "recovered", found.recovered, **place)
+    section.add(name, "sufficiency", found.sufficiency, **owner)
+    section.add(name, "necessity", found.necessity, **owner)
+    section.add(name, "recovered", found.recovered, **owner)
     return found
 
 

@@ -101,8 +101,8 @@ def dependence(task: Task, prompts: Sequence[Prompt]) -> dict[tuple[str, str], f
     """Cramér's V of every pair of attributes, corrected for chance: 0 independent, 1 determined."""
     found = {}
     for first, second in combinations(task.attributes, 2):
-        rows = {value: place for place, value in enumerate(task.attributes[first])}
-        columns = {value: place for place, value in enumerate(task.attributes[second])}
+        rows = {value: index for index, value in enumerate(task.attributes[first])}
+        columns = {value: index for index, value in enumerate(task.attributes[second])}
         table = torch.zeros(len(rows), len(columns), dtype=torch.float64)
         for prompt in prompts:
             table[rows[prompt.labels[first]], columns[prompt.labels[second]]] += 1

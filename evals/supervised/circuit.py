@@ -198,7 +198,7 @@ def strongest(
     """(layer, head) of the largest absolute effects, strongest first."""
     n_heads = effects.shape[1]
     order = effects.abs().flatten().argsort(descending=True, stable=True)
-    heads = [divmod(int(place), n_heads) for place in order]
+    heads = [divmod(int(index), n_heads) for index in order]
     kept = [head for head in heads if abs(float(effects[head])) >= least_effect]
     return tuple([head for head in kept if head not in taken][:most])
 
@@ -242,15 +242,15 @@ def effects_table(circuit: Circuit) -> dict[str, Any]:
         "clean_metric": circuit.clean_metric,
         "roles": [
             {
-                "name": one.role.name,
-                "edit": list(one.role.edit),
-                "position": one.role.position,
-                "n_prompts": one.n_prompts,
-                "whole": one.whole,
-                "effects": [[round(float(x), 6) for x in row] for row in one.effects],
-                "heads": [list(head) for head in one.heads],
+                "name": effects.role.name,
+                "edit": list(effects.role.edit),
+                "position": effects.role.position,
+                "n_prompts": effects.n_prompts,
+                "whole": effects.whole,
+                "effects": [[round(float(x), 6) for x in row] for row in effects.effects],
+                "heads": [list(head) for head in effects.heads],
             }
-            for one in circuit.roles
+            for effects in circuit.roles
         ],
     }
 

@@ -127,11 +127,11 @@ def form_candidates(
         saved.dictionary.float()
         name = saved.name + (FROZEN if _is_frozen(saved) else "")
         group = members.setdefault((name, ORIGIN_KEY in saved.made_from), {})
-        twin = group.setdefault(_place(saved), saved)
-        if twin is not saved:
+        first = group.setdefault(_location(saved), saved)
+        if first is not saved:
             raise ConfigError(
-                f"{folder} and {twin.folder} are both called {saved.name} and both for "
-                f"{_place(saved)}: give one of them, or rename a folder"
+                f"{folder} and {first.folder} are both called {saved.name} and both for "
+                f"{_location(saved)}: give one of them, or rename a folder"
             )
     return [_candidate(name, is_task, found) for (name, is_task), found in members.items()]
 
@@ -143,7 +143,7 @@ def _candidate(name: str, is_task: bool, found: Mapping[str, SavedDictionary]) -
     return Candidate(name, group, seed, is_task, found)
 
 
-def _place(saved: SavedDictionary) -> str:
+def _location(saved: SavedDictionary) -> str:
     """The site of a task's dictionary, the hook point of another."""
     return str(saved.made_from.get("site", saved.hook_point))
 
@@ -162,7 +162,7 @@ def _check(saved: SavedDictionary, model: LanguageModel, task_name: str) -> None
             f"{saved.folder} was trained on {origin.get('model')!r} with another content hash than "
             f"{model.name!r} here: give the model it was trained on with --model"
         )
-    place = _place(saved)
+    location = _location(saved)
     if ORIGIN_KEY in origin:
         trained = origin[ORIGIN_KEY]
         named = trained.get("name") if isinstance(trained, dict) else trained
@@ -173,15 +173,15 @@ def _check(saved: SavedDictionary, model: LanguageModel, task_name: str) -> None
                 f"{task_name} --write-cache OUT`"
             )
         try:
-            width = site_width(model, PromptSite.parse(place))
+            width = site_width(model, PromptSite.parse(location))
         except ConfigError as error:
             raise ArtifactError(f"{saved.folder}: {error}") from None
     else:
-        width = model.width_at(place)
+        width = model.width_at(location)
     if width != saved.dictionary.d_in:
         raise ArtifactError(
             f"{saved.folder} takes activations of width {saved.dictionary.d_in}, but "
-            f"{place} of {model.name!r} has width {width}: it was saved for another "
+            f"{location} of {model.name!r} has width {width}: it was saved for another "
             "model or site"
         )
 
@@ -195,15 +195,16 @@ def require_sites(candidates: Sequence[Candidate], sections: Sequence[CrossSecti
     for candidate in candidates:
         if any(candidate.fits(section) for section in sections):
             continue
-        here = ", ".join(candidate.dictionaries)
+        known = ", ".join(candidate.dictionaries)
         nearest = max(
-            sections, key=lambda one: sum(candidate.at(site) is not None for site in one.sites)
+            sections,
+            key=lambda section: sum(candidate.at(site) is not None for site in section.sites),
         )
         missing = [str(site) for site in nearest.sites if candidate.at(site) is None]
         raise ArtifactError(
-            f"{candidate.name} has dictionaries for {here}, but the cross-section {nearest.name!r} "
-            f"also needs {', '.join(missing)}: train on their caches, or name other sites with "
-            "--sites or another --cross-section"
+            f"{candidate.name} has dictionaries for {known}, but the cross-section "
+            f"{nearest.name!r} also needs {', '.join(missing)}: train on their caches, or name "
+            "other sites with --sites or another --cross-section"
         )
 
 

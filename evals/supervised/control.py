@@ -150,12 +150,12 @@ class EditTest:
     def measure_references(self) -> None:
         """No intervention, mean ablation, the random floor and the supervised edits."""
         section, pairs = self.section, self.pairs
-        here = {site: self._start[site][pairs.rows] for site in section.sites}
+        rows = {site: self._start[site][pairs.rows] for site in section.sites}
         edits = [
             supervised_edit(name, dictionaries, section.sites, self._start, pairs)
             for name, dictionaries in {**section.skylines, RANDOM: section.floor}.items()
         ]
-        conditions = {CLEAN: {}, ABLATED: mean_rows(section, here)}
+        conditions = {CLEAN: {}, ABLATED: mean_rows(section, rows)}
         outcomes = self._run({**conditions, **{edit.name: edit.edited for edit in edits}}, "edits")
         self._clean, self._truth = outcomes[CLEAN], outcomes[TRUTH]
         for name in (TRUTH, *conditions):
@@ -194,13 +194,13 @@ class EditTest:
         for site in section.sites:
             rows, target = self._start[site][pairs.rows], pairs.target_activations[site]
             meant = interpretations[site].interpretable(limit)
-            mine, other = candidate.encode(site, rows), candidate.encode(site, target)
+            codes_before, codes_after = candidate.encode(site, rows), candidate.encode(site, target)
             W_dec, offset = candidate.W_dec(site), candidate.offset(site, rows)
             for name, moved in (("sufficient", meant), ("complete", ~meant)):
-                codes = exchanged_codes(mine, other, moved)
+                codes = exchanged_codes(codes_before, codes_after, moved)
                 exchanged[name][site] = offset + combine_latents(codes, W_dec)
         outcomes = self._run(exchanged, f"codes of {candidate.name}")
-        place = {
+        owner = {
             "kind": candidate.kind,
             "group": candidate.group,
             "edit": pairs.name,
@@ -210,7 +210,7 @@ class EditTest:
         assert self._clean is not None
         kept = outcomes["complete"].prediction == self._clean.prediction
         for name, hits in (("codes_sufficient", wanted), ("codes_complete", kept)):
-            self.section.add(candidate.name, name, self._share(hits), **place)
+            self.section.add(candidate.name, name, self._share(hits), **owner)
         for name, outcome in outcomes.items():
             if name != TRUTH:
                 label = f"{candidate.name}|codes {name}"
@@ -230,9 +230,9 @@ class EditTest:
         )
 
     def _score_edit(self, edit: EditVariant, outcome: Outcome, kind: str, group: str) -> None:
-        place = {"kind": kind, "group": group, "mode": edit.mode, "k": edit.k}
-        accuracy = self._score(edit.contender, outcome, place)
-        where = {"edit": self.pairs.name, **place}
+        owner = {"kind": kind, "group": group, "mode": edit.mode, "k": edit.k}
+        accuracy = self._score(edit.contender, outcome, owner)
+        where = {"edit": self.pairs.name, **owner}
         weight = torch.stack(edit.weight)
         estimate = self.bootstrap.estimate(weight.nanmean(0).unsqueeze(1))
         add = self.section.add
@@ -252,10 +252,10 @@ class EditTest:
         add(edit.contender, "tradeoff_weight", beyond, **where)
         add(edit.contender, "tradeoff_accuracy", relative, **where)
 
-    def _score(self, contender: str, outcome: Outcome, place: Mapping[str, object]) -> Estimate:
+    def _score(self, contender: str, outcome: Outcome, owner: Mapping[str, object]) -> Estimate:
         """The measures of predictions and metrics; returns the accuracy."""
         assert self._truth is not None and self._clean is not None
-        where = {"edit": self.pairs.name, **place}
+        where = {"edit": self.pairs.name, **owner}
         same = outcome.prediction == self._truth.prediction
         among = outcome.answer_prediction == self._truth.answer_prediction
         accuracy = self._share(same)
@@ -274,7 +274,7 @@ class EditTest:
             self.section.add(contender, measure, estimate, **where)
         if accuracy.value is not None:
             self.accuracy.setdefault(contender, accuracy.value)
-        variant = f"{contender}|{place.get('mode')}|{place.get('k')}"
+        variant = f"{contender}|{owner.get('mode')}|{owner.get('k')}"
         self.section.keep_prompts(self.pairs.rows, self.pairs.name, variant, outcome)
         return accuracy
 
@@ -288,7 +288,7 @@ class EditTest:
 
     def _fidelity(self, what: str, outcome: Outcome) -> Estimate:
         """How much of the way from the clean metric to the ground truth's the edit goes."""
-        columns = [getattr(one, what) for one in (self._clean, self._truth, outcome)]
+        columns = [getattr(outcome_of, what) for outcome_of in (self._clean, self._truth, outcome)]
         if any(column is None for column in columns):
             return UNDEFINED
         return self.bootstrap.estimate(
@@ -299,14 +299,17 @@ class EditTest:
     def _predicts_counterfactual(self, outcome: Outcome) -> Bool[Tensor, " pairs"]:
         predicted = outcome.prediction.tolist()
         return torch.tensor(
-            [token in one.correct for token, one in zip(predicted, self.pairs.targets, strict=True)]
+            [
+                token in prompt.correct
+                for token, prompt in zip(predicted, self.pairs.targets, strict=True)
+            ]
         )
 
 
 def answers_change(pairs: EditedPrompts) -> Bool[Tensor, " pairs"]:
     """Whether each counterfactual has other right answers than its prompt."""
     both = zip(pairs.prompts, pairs.targets, strict=True)
-    return torch.tensor([set(one.correct) != set(other.correct) for one, other in both])
+    return torch.tensor([set(prompt.correct) != set(target.correct) for prompt, target in both])
 
 
 def edit_tests(section: Section) -> list[EditTest]:

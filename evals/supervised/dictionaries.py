@@ -68,7 +68,7 @@ class Design:
     @cached_property
     def _numbers(self) -> dict[str, dict[str, int]]:
         return {
-            name: {value: self.offsets[name] + place for place, value in enumerate(values)}
+            name: {value: self.offsets[name] + index for index, value in enumerate(values)}
             for name, values in self.attributes.items()
         }
 

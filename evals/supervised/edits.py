@@ -106,10 +106,10 @@ def _candidates(start_codes: Tensor, target_codes: Tensor) -> tuple[Tensor, Tens
     movable = (start_codes != 0) | (target_codes != 0)
     most = int(movable.sum(1).max()) if len(movable) else 0
     # Rank among the movable; the others share the last place, which is cut off.
-    place = torch.where(movable, movable.cumsum(1) - 1, most)
+    index = torch.where(movable, movable.cumsum(1) - 1, most)
     latents = torch.zeros(len(movable), most + 1, dtype=torch.int64, device=movable.device)
-    order = torch.arange(movable.shape[1], device=movable.device).expand_as(place)
-    latents = latents.scatter(1, place, order)[:, :most]
+    order = torch.arange(movable.shape[1], device=movable.device).expand_as(index)
+    latents = latents.scatter(1, index, order)[:, :most]
     filled = torch.arange(most, device=movable.device) < movable.sum(1, keepdim=True)
     before = torch.where(filled, start_codes.gather(1, latents), 0.0)
     after = torch.where(filled, target_codes.gather(1, latents), 0.0)
@@ -136,15 +136,15 @@ def _greedy_chunk(
         agreement = torch.bmm(directions, missing.unsqueeze(2))
         gain = (2 * moves * agreement - cost).masked_fill(blocked, -torch.inf)
         best_move, which = gain.max(2)
-        best, place = best_move.max(1)
+        best, index = best_move.max(1)
         helps = best > 0
         if not bool(helps.any()):
             break
-        moved = torch.where(helps, moves[rows, place, which[rows, place]], 0.0)
-        missing -= moved.unsqueeze(1) * directions[rows, place]
-        latent[:, step] = torch.where(helps, latents[rows, place], -1)
+        moved = torch.where(helps, moves[rows, index, which[rows, index]], 0.0)
+        missing -= moved.unsqueeze(1) * directions[rows, index]
+        latent[:, step] = torch.where(helps, latents[rows, index], -1)
         change[:, step] = moved
-        blocked[rows, place] = True
+        blocked[rows, index] = True
     return latent, change
 
 
@@ -253,8 +253,8 @@ def supervised_edit(
     pairs: EditedPrompts,
 ) -> EditVariant:
     """The closed-form edit of a supervised dictionary: one feature out, one in per attribute."""
-    before = [one.labels for one in pairs.prompts]
-    after = [one.labels for one in pairs.targets]
+    before = [prompt.labels for prompt in pairs.prompts]
+    after = [prompt.labels for prompt in pairs.targets]
     variant = EditVariant(name, "supervised", None)
     for site in sites:
         dictionary, rows = dictionaries[site], start[site][pairs.rows]
@@ -340,7 +340,7 @@ def _edit_site(
             name = EditVariant(candidate.name, "aware", k).name
             parts.setdefault(name, []).append((edited, taken))
     return {
-        name: (torch.cat([one for one, _ in found]), torch.cat([one for _, one in found]))
+        name: (torch.cat([part for part, _ in found]), torch.cat([part for _, part in found]))
         for name, found in parts.items()
     }
 

@@ -196,7 +196,7 @@ def interpret_candidate(
 def _count(
     section: Section, candidate: Candidate, site: PromptSite, found: Interpretations
 ) -> None:
-    place = {
+    owner = {
         "kind": candidate.kind,
         "group": candidate.group,
         "site": str(site),
@@ -204,7 +204,7 @@ def _count(
     thresholds = section.config.f1
 
     def add(measure: str, value: float | int, **more: object) -> None:
-        section.add(candidate.name, measure, value, **place, **more)
+        section.add(candidate.name, measure, value, **owner, **more)
 
     add("n_live", int(found.live().sum()))
     add("n_always_on", found.n_always_on())
@@ -238,7 +238,7 @@ def sweep_thresholds(
     defined = ablation_matters(float(clean.double().mean()), float(ablated.double().mean()))
     bootstrap = section.bootstrap(len(clean))
     rows = torch.arange(len(clean))
-    place = {"kind": candidate.kind, "group": candidate.group}
+    owner = {"kind": candidate.kind, "group": candidate.group}
     for limit in section.config.sweep:
         for side, measure, score in (
             ("below", "kept_sufficiency", sufficiency),
@@ -248,7 +248,7 @@ def sweep_thresholds(
             columns = torch.stack([clean, ablated, outcome.metric], dim=1)
             known = side == "below" or defined
             estimate = bootstrap.estimate(columns, score) if known else UNDEFINED
-            section.add(candidate.name, measure, estimate, threshold=limit, **place)
+            section.add(candidate.name, measure, estimate, threshold=limit, **owner)
             label = f"{candidate.name}|F1 {side} {limit:g} removed"
             section.keep_prompts(rows, "", label, outcome)
 

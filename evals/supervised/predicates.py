@@ -66,27 +66,27 @@ def families_of(
         for name, label in labels.items()
     ]
     for name, label in labels.items():
-        for other, second in labels.items():
-            if other == name or not 2 <= len(values[other]) <= FEW_VALUES:
+        for second_name, second in labels.items():
+            if second_name == name or not 2 <= len(values[second_name]) <= FEW_VALUES:
                 continue
-            if len(values[name]) <= FEW_VALUES and name > other:
+            if len(values[name]) <= FEW_VALUES and name > second_name:
                 continue
             found += [
                 Family(
-                    f"{name} is … and {other} is {word}",
+                    f"{name} is … and {second_name} is {word}",
                     "intersection",
                     tuple(map(str, values[name])),
-                    torch.where(second == place, label, -1).unsqueeze(1),
+                    torch.where(second == index, label, -1).unsqueeze(1),
                 )
-                for place, word in enumerate(values[other])
+                for index, word in enumerate(values[second_name])
             ]
     found += _either(labels, values)
     for name, groupings in (groups or {}).items():
         for grouping, group_of in groupings.items():
             words = tuple(dict.fromkeys(group_of.values()))
-            place = [words.index(group_of[v]) if v in group_of else -1 for v in values[name]]
+            index = [words.index(group_of[v]) if v in group_of else -1 for v in values[name]]
             # The last entry is what −1, no value, finds.
-            held = torch.tensor([*place, -1])[labels[name]]
+            held = torch.tensor([*index, -1])[labels[name]]
             found.append(Family(f"{name} has {grouping} …", "group", words, held.unsqueeze(1)))
     return found
 
@@ -100,9 +100,9 @@ def _either(labels: Mapping[str, Tensor], values: Mapping[str, Sequence[str]]) -
         if len(names) < 2 or len(words) <= FEW_VALUES:
             continue
         holds = torch.stack([labels[name] for name in names], dim=1)
-        for place in range(1, len(names)):
-            repeats = (holds[:, :place] == holds[:, place : place + 1]).any(1)
-            holds[:, place] = torch.where(repeats, -1, holds[:, place])
+        for index in range(1, len(names)):
+            repeats = (holds[:, :index] == holds[:, index : index + 1]).any(1)
+            holds[:, index] = torch.where(repeats, -1, holds[:, index])
         found.append(Family(f"{' or '.join(names)} is …", "either", words, holds))
     return found
 
@@ -167,8 +167,8 @@ def best_unions(
     else:
         both, size = _union_counts(family, row, latent, order, d_sae)
     total = (n_on.unsqueeze(1) + size).clamp_min(1)
-    best, place = (2 * both.double() / total).max(1)
-    return BestUnion(best, place + 1, order)
+    best, index = (2 * both.double() / total).max(1)
+    return BestUnion(best, index + 1, order)
 
 
 def _union_counts(
@@ -253,16 +253,16 @@ def interpret(
     best = torch.zeros(d_sae, dtype=torch.float64)
     which = torch.full((d_sae,), -1)
     unions = []
-    for place, family in enumerate(families):
+    for index, family in enumerate(families):
         found = best_unions(family, row, latent, n_on, most_values)
         unions.append(found)
         better = (found.f1 > best) & (n_on > 0)
-        best, which = torch.where(better, found.f1, best), torch.where(better, place, which)
+        best, which = torch.where(better, found.f1, best), torch.where(better, index, which)
     words = [""] * d_sae
-    for one in (which >= 0).nonzero().flatten().tolist():
-        family, union = families[int(which[one])], unions[int(which[one])]
-        chosen = union.order[one, : int(union.n_values[one])].tolist()
-        words[one] = family.name.replace("…", _list([family.values[value] for value in chosen]))
+    for each in (which >= 0).nonzero().flatten().tolist():
+        family, union = families[int(which[each])], unions[int(which[each])]
+        chosen = union.order[each, : int(union.n_values[each])].tolist()
+        words[each] = family.name.replace("…", _list([family.values[value] for value in chosen]))
     overlap = {
         name: overlaps(row, latent, d_sae, family)
         for name, family in zip(attributes, families, strict=False)
@@ -293,8 +293,8 @@ def histogram_by_kind(found: Interpretations, n_bars: int = 20) -> dict[str, lis
     histograms = {}
     for kind in kinds:
         of_kind = torch.tensor([family.kind == kind for family in found.families] + [False])
-        mine = of_kind[found.family] & found.live() & (found.on_rate < ALWAYS_ON)
-        histograms[kind] = torch.bincount(bar[mine], minlength=n_bars).tolist()
+        counted = of_kind[found.family] & found.live() & (found.on_rate < ALWAYS_ON)
+        histograms[kind] = torch.bincount(bar[counted], minlength=n_bars).tolist()
     return histograms
 
 

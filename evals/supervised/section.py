@@ -111,8 +111,8 @@ def label_indices(task: Task, prompts: Sequence[Prompt]) -> dict[str, Int[Tensor
     """Attribute -> index of each prompt's value among the attribute's values."""
     found = {}
     for name, values in task.attributes.items():
-        place = {value: index for index, value in enumerate(values)}
-        found[name] = torch.tensor([place.get(one.labels[name], -1) for one in prompts])
+        numbers = {value: index for index, value in enumerate(values)}
+        found[name] = torch.tensor([numbers.get(prompt.labels[name], -1) for prompt in prompts])
     return found
 
 
@@ -195,7 +195,7 @@ class Section:
         return self._prepared[key]
 
     def add(
-        self, contender: str, measure: str, value: Estimate | float | int | None, **place: Any
+        self, contender: str, measure: str, value: Estimate | float | int | None, **labels: Any
     ) -> None:
         """Take in a score; a bare number has no interval."""
         if not isinstance(value, Estimate):
@@ -210,7 +210,7 @@ class Section:
                 measure=measure,
                 estimate=value,
                 prompt_seed=self.material.seed,
-                **place,
+                **labels,
             )
         )
 

@@ -219,13 +219,13 @@ def gather(
     with progress_bar(len(prompts), "activations at sites", "prompt") as bar:
         for start in range(0, len(prompts), batch_prompts):
             batch = prompts[start : start + batch_prompts]
-            places = {site: positions_of(batch, site.position) for site in sites}
+            positions = {site: positions_of(batch, site.position) for site in sites}
             # What comes after the last of the positions has no effect on them.
-            end = 1 + max(int(place.max()) for place in places.values())
+            end = 1 + max(int(index.max()) for index in positions.values())
             captured = model.capture(padded_tokens(batch)[:, :end], hooks)
             rows = torch.arange(len(batch))
-            for site, place in places.items():
-                x = captured[site.hook_point][rows, place]
+            for site, index in positions.items():
+                x = captured[site.hook_point][rows, index]
                 found[site][start : start + len(batch)] = x[:, head_slice(model, site)].float()
             bar.update(len(batch))
     return found
@@ -321,10 +321,10 @@ class PreparedBatch:
             x = x.clone()
             rows = torch.arange(len(x), device=x.device)
             for site, values in placed:
-                places = positions_of(self.prompts, site.position) - self.runs.first_position
+                positions = positions_of(self.prompts, site.position) - self.runs.first_position
                 part = head_slice(self.model, site)
                 view = x[..., part]
-                view[rows, places.to(x.device)] = values.to(dtype=x.dtype, device=x.device)
+                view[rows, positions.to(x.device)] = values.to(dtype=x.dtype, device=x.device)
             return x
 
         changes = {

@@ -73,16 +73,18 @@ def write_task_caches(
         out, needed, f"caches of {len(prompts):,} prompts at {len(activations)} sites"
     )
     origin = {"name": task_name, "split": split, "seed": seed, "n_prompts": len(prompts)}
-    places = []
+    folders = []
     for site, rows in activations.items():
         folder = out / str(site)
         if folder.is_dir():
             remove_cache(folder)
-        tokens = torch.tensor([one.tokens[one.positions[site.position]] for one in prompts])
-        positions = torch.tensor([one.positions[site.position] for one in prompts])
+        tokens = torch.tensor(
+            [prompt.tokens[prompt.positions[site.position]] for prompt in prompts]
+        )
+        positions = torch.tensor([prompt.positions[site.position] for prompt in prompts])
         _write(folder, _manifest(model, site, rows, origin), rows, tokens, positions)
-        places.append(folder)
-    return places
+        folders.append(folder)
+    return folders
 
 
 def check_places(out: Path, sites: Sequence[PromptSite], *, overwrite: bool) -> None:

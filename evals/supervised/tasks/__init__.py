@@ -96,9 +96,9 @@ def _answer_mean(
 ) -> Float[Tensor, " batch"]:
     longest = max(len(ids) for ids in answers)
     ids = torch.tensor([[*row, *row[:1] * (longest - len(row))] for row in answers])
-    there = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in answers])
-    ids, there = ids.to(values.device), there.to(values.device)
-    return (values.gather(1, ids) * there).sum(1) / there.sum(1)
+    known = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in answers])
+    ids, known = ids.to(values.device), known.to(values.device)
+    return (values.gather(1, ids) * known).sum(1) / known.sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ class Task:
     """From logits [batch d_vocab] to the predicted token of each prompt."""
 
     def __post_init__(self) -> None:
-        known, places = set(self.attributes), set(self.positions)
+        known, positions = set(self.attributes), set(self.positions)
         problems = [
             f"attribute {name!r} has no values" for name, v in self.attributes.items() if not v
         ]
@@ -182,9 +182,9 @@ class Task:
             f"attribute {name!r} is used but not declared" for name in sorted(named - known)
         ]
         used = {role.position for role in self.roles}
-        used |= {place for section in self.cross_sections for _, place in section.parts}
+        used |= {position for section in self.cross_sections for _, position in section.parts}
         problems += [
-            f"position {name!r} is used but not declared" for name in sorted(used - places)
+            f"position {name!r} is used but not declared" for name in sorted(used - positions)
         ]
         roles = {name for section in self.cross_sections for name in section.roles}
         lost = sorted(roles - {role.name for role in self.roles})
@@ -328,12 +328,12 @@ class FrameWriter:
         """
         start = self._tokenizer.bos_id
         tokens = [] if start is None else [start]
-        places: dict[str, list[int]] = {}
+        ends: dict[str, list[int]] = {}
         for text, slot in self._cut(frame):
             tokens += self.piece(text if slot is None else text + words[slot])
             if slot is not None:
-                places.setdefault(slot, []).append(len(tokens) - 1)
-        return tuple(tokens), places
+                ends.setdefault(slot, []).append(len(tokens) - 1)
+        return tuple(tokens), ends
 
     def check(self, frame: str, words: Mapping[str, str]) -> None:
         """Refuse a frame whose tokens, written piece by piece, are not those of the whole sentence.

@@ -124,15 +124,15 @@ class _Pronoun:
 
     def build(self, labels: Mapping[str, str], meta: Mapping[str, str]) -> Prompt:
         """The prompt of labels in a frame."""
-        tokens, places = self.writer.write(meta["frame"], labels)
+        tokens, ends = self.writer.write(meta["frame"], labels)
         right = PRONOUNS[labels["gender"]]
         wrong = next(word for word in PRONOUNS.values() if word != right)
         return Prompt(
             tokens=tokens,
             labels=dict(labels),
             positions={
-                "name": places["name"][0],
-                "profession": places["profession"][0],
+                "name": ends["name"][0],
+                "profession": ends["profession"][0],
                 "end": len(tokens) - 1,
             },
             correct=(self.writer.token(right),),

@@ -164,15 +164,15 @@ class _GreaterThan:
         year = labels["tens"] + labels["ones"] if self.by_digit else labels["year"]
         century = labels["century"]
         words = {"noun": labels["noun"], "year": century + year, "century": century}
-        tokens, places = self.writer.write(meta["frame"], words)
-        at_year = places["year"][0]
+        tokens, ends = self.writer.write(meta["frame"], words)
+        at_year = ends["year"][0]
         tens = {"tens": at_year - 1} if self.by_digit else {}
-        later = {self.answer(other)[0] for other in ALL_YEARS if other > year}
-        earlier = {self.answer(other)[0] for other in ALL_YEARS if other <= year}
+        later = {self.answer(candidate)[0] for candidate in ALL_YEARS if candidate > year}
+        earlier = {self.answer(candidate)[0] for candidate in ALL_YEARS if candidate <= year}
         return Prompt(
             tokens=tokens,
             labels=dict(labels),
-            positions={"noun": places["noun"][0], **tens, "year": at_year, "end": len(tokens) - 1},
+            positions={"noun": ends["noun"][0], **tens, "year": at_year, "end": len(tokens) - 1},
             correct=tuple(sorted(later - earlier)),
             incorrect=tuple(sorted(earlier - later)),
             meta=dict(meta),
@@ -192,7 +192,7 @@ class _GreaterThan:
         }
         labels = dict(prompt.labels)
         for attribute, value in changes.items():
-            left = [other for other in pools[attribute] if other != labels[attribute]]
+            left = [word for word in pools[attribute] if word != labels[attribute]]
             if value is None and not left:
                 return None
             labels[attribute] = value or draw.choice(left)

@@ -212,14 +212,14 @@ class _Ioi:
         io, s = labels["io"], labels["s"]
         first, second = (io, s) if labels["pos"] == "ABB" else (s, io)
         words = {"first": first, "second": second, "third": s, **meta}
-        tokens, places = self.writer.write(meta["frame"], words)
-        at_first, at_second = places["first"][0], places["second"][0]
+        tokens, ends = self.writer.write(meta["frame"], words)
+        at_first, at_second = ends["first"][0], ends["second"][0]
         at_io, at_s = (at_first, at_second) if labels["pos"] == "ABB" else (at_second, at_first)
         positions = {
             "io": at_io,
             "s1": at_s,
             "s1+1": at_s + 1,
-            "s2": places["third"][0],
+            "s2": ends["third"][0],
             "first": at_first,
             "second": at_second,
             "end": len(tokens) - 1,

@@ -175,7 +175,7 @@ class _Agreement:
             "subject": form(labels["noun"], labels["number"]),
             "attractor": form(labels["attractor"], labels["attractor_number"]),
         }
-        tokens, places = self.writer.write(meta["frame"], words)
+        tokens, ends = self.writer.write(meta["frame"], words)
         answers = [
             (self.writer.token(meta["verb"]),),
             (self.writer.token(self.verbs[meta["verb"]]),),
@@ -186,8 +186,8 @@ class _Agreement:
             tokens=tokens,
             labels=dict(labels),
             positions={
-                "subject": places["subject"][0],
-                "attractor": places["attractor"][0],
+                "subject": ends["subject"][0],
+                "attractor": ends["attractor"][0],
                 "end": len(tokens) - 1,
             },
             correct=answers[0],
