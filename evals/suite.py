@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import tyro
 
@@ -36,6 +36,41 @@ ConfigT = TypeVar("ConfigT")
 NOT_DECISIVE = ("out", "overwrite", "device", "card")
 """Settings that decide no number, so they are not stored with a result."""
 REPLACE = "add --overwrite to replace it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutConfig:
+    """Settings of every suite that reads held-out text: what is put in place of what a dictionary
+    recorded, and where the results go."""
+
+    batch_contexts: int = 4
+    """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
+    text_source: str | None = None
+    """Text in place of the dictionary's own (a source that `saelab.text` reads). None: its own."""
+    text_field: str | None = None
+    """Field that holds the text in `text_source`. None: as the dictionary recorded it."""
+    context_length: int | None = None
+    """Tokens in a context. None: as in training."""
+    model: str | None = None
+    """Where the dictionary's language model lies, if not under its recorded name. None: there."""
+    model_dtype: Literal["bfloat16", "float32", "float16"] | None = None
+    """Dtype the model computes in. None: as in training."""
+    device: str = "auto"
+    """Device of model and dictionary: `auto`, `cpu`, `cuda`."""
+    out: Path | None = None
+    """Folder for the results; one folder per dictionary in it where there are several.
+    None: the folder `evals` in each dictionary."""
+    overwrite: bool = False
+    """Replace an existing result."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with these settings, in words."""
+        problems = []
+        if self.batch_contexts < 1:
+            problems.append(f"batch_contexts: {self.batch_contexts} is below 1")
+        if self.context_length is not None and self.context_length < 2:
+            problems.append(f"context_length: {self.context_length} is below 2 tokens")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 from saelab.errors import ConfigError
 
+from ..suite import HeldOutConfig
+
 
 @dataclass(frozen=True, kw_only=True)
-class SteeringConfig:
+class SteeringConfig(HeldOutConfig):
     """How many latents are added in how many contexts, how strongly, and where results go.
 
     All dictionaries of a call that were trained on the same rows share contexts, strengths and
@@ -37,31 +37,12 @@ class SteeringConfig:
     n_tokens: int = 16_384
     """Tokens of held-out text on which live latents and the mean norm are found, rounded up to
     contexts as long as in training."""
-    batch_contexts: int = 4
-    """Contexts in one forward pass over that text."""
     batch_variants: int = 128
     """Steered copies of a context in one forward pass; memory grows with it."""
-    text_source: str | None = None
-    """Text in place of the dictionary's own (a source that `saelab.text` reads). None: its own."""
-    text_field: str | None = None
-    """Field that holds the text in `text_source`. None: as the dictionary recorded it."""
-    context_length: int | None = None
-    """Tokens in a context of the text that live latents are found on. None: as in training."""
-    model: str | None = None
-    """Where the dictionary's language model lies, if not under its recorded name. None: there."""
-    model_dtype: Literal["bfloat16", "float32", "float16"] | None = None
-    """Dtype the model computes in. None: as in training."""
-    device: str = "auto"
-    """Device of model and dictionary: `auto`, `cpu`, `cuda`."""
-    out: Path | None = None
-    """Folder for the results; one folder per dictionary in it where there are several.
-    None: the folder `evals` in each dictionary."""
-    overwrite: bool = False
-    """Replace an existing result."""
 
     def __post_init__(self) -> None:
         least = {"n_contexts": 2, "prompt_tokens": 2, "n_latents": 2, "n_random": 2}
-        counts = ("n_top_tokens", "n_bootstrap", "n_tokens", "batch_contexts", "batch_variants")
+        counts = ("n_top_tokens", "n_bootstrap", "n_tokens", "batch_variants")
         problems = [
             f"{name}: {value} is below {bound}"
             for name, bound in {**least, **dict.fromkeys(counts, 1)}.items()
@@ -74,7 +55,6 @@ class SteeringConfig:
             for strength in self.strengths
             if not 0 < strength < float("inf")
         ]
-        if self.context_length is not None and self.context_length < 2:
-            problems.append(f"context_length: {self.context_length} is below 2 tokens")
+        problems += self.problems()
         if problems:
             raise ConfigError(problems)

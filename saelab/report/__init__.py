@@ -1,11 +1,15 @@
-"""Self-contained HTML reports, and the figures of every suite drawn from its result file.
+"""Self-contained HTML pages, and plots of the charts that results store. Import its modules."""
 
-`Report` assembles a page that needs no network and follows the reader's light or dark theme;
-`figures_of` draws the figures of an evaluation result, for a report and for the dashboard alike.
-"""
+from __future__ import annotations
 
-from .figure import Figure
-from .page import Report, unit_text
-from .registry import FIGURES, figures_of
+from importlib import import_module
+from typing import Any
 
-__all__ = ["FIGURES", "Figure", "Report", "figures_of", "unit_text"]
+_HOMES = {"Report": "page", "unit_text": "page", "figures_of": "registry", "FIGURES": "registry"}
+"""Names that suites which store no charts yet import from here."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
