@@ -21,7 +21,7 @@ from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.memory import keep_freed_memory
 from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes
-from saelab.stats.metrics import fvu, mean_l0
+from saelab.stats.metrics import batch_fvu, mean_l0
 
 from .checkpoint import StreamState
 from .config import TrainConfig
@@ -153,7 +153,7 @@ class TrainingLoop:
                     "tokens_per_second": 1 / seconds_per_row if seconds_per_row else None,
                 },
             )
-            shown.append(f"FVU {line['fvu']:.3f}")
+            shown.append("FVU —" if line["fvu"] is None else f"FVU {line['fvu']:.3f}")
         return ", ".join(shown[:4]) + ("" if len(shown) <= 4 else ", …")
 
     def _save_if_finite(self) -> None:
@@ -200,13 +200,16 @@ def normalisation_of(stream: ActivationStream, device: torch.device) -> Normalis
     return Normalisation.of(statistics.mean.to(device), statistics.centred_mean_squared_norm)
 
 
-def step_figures(batch: TrainingBatch, output: StepOutput) -> dict[str, float]:
-    """Loss terms, FVU, L0 and densities of one batch; FVU is against the batch's own mean."""
+def step_figures(batch: TrainingBatch, output: StepOutput) -> dict[str, float | None]:
+    """Loss terms, FVU, L0 and densities of one batch.
+
+    FVU is against the batch's own mean, and None where its rows do not vary.
+    """
     losses = {name: float(value.detach()) for name, value in output.losses.items()}
     return {
         "loss": sum(losses.values()),
         **{f"loss_{name}": value for name, value in losses.items()},
-        "fvu": fvu(batch.activations, output.reconstruction.detach()),
+        "fvu": batch_fvu(batch.activations, output.reconstruction.detach()),
         "l0": mean_l0(output.codes),
         "l0_std": float(output.codes.l0().double().std()),
         **density_quantiles(output.codes),

@@ -28,6 +28,7 @@ from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import write_json
 from saelab.formats.manifest import new_manifest
 from saelab.formats.run_log import JsonlLog, RunLog, WandbLog
+from saelab.model.devices import resolve_device
 from saelab.stats.metrics import fvu, mean_l0
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -76,7 +77,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         if run["status"] == "complete":
             logger.info("%s is complete: nothing to resume", config.out)
             return run
-    device = training_device(config.device)
+    device = resolve_device(config.device)
     stream = open_stream(config)
     learners = build_learners(config, stream.d_in, device)
     step = _restore(config, stream, learners) if resuming else 0
@@ -179,23 +180,6 @@ def _open_model_stream(config: TrainConfig) -> ActivationStream:
     )
     model = load_language_model(harvest.model, dtype=harvest.model_dtype, device=harvest.device)
     return ModelStream(model, harvest, config.batch_rows, config.data_seed, config.stream_pool_rows)
-
-
-def training_device(name: str) -> torch.device:
-    """The device a name stands for; `auto` takes a GPU where there is one.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device {name!r} cannot be used here ({reason}): try auto or cpu"
-        ) from None
 
 
 def build_learners(config: TrainConfig, d_in: int, device: torch.device) -> list[Learner]:

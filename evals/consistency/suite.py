@@ -16,10 +16,11 @@ from typing import Any
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.errors import ArtifactError
 from saelab.formats.evaluation_result import EvaluationResult, write_evaluation_result
+from saelab.model.devices import resolve_device
 from saelab.stats.cosines import Directions, directions_of
 
 from ..pages import page_if
-from ..subjects import evaluation_device, result_folders
+from ..subjects import result_folders
 from .activity import Activity
 from .compare import Comparison, compare_pairs
 from .config import ConsistencyConfig
@@ -81,7 +82,7 @@ def run_consistency(
         ActivationError: activations or codes that are not finite.
     """
     places = result_folders(folders, config.out, RESULT_FILE, overwrite=config.overwrite)
-    device = evaluation_device(config.device)
+    device = resolve_device(config.device)
     dictionaries = [load_dictionary(folder) for folder in folders]
     groups = form_groups(dictionaries, across=config.across)
     for saved in dictionaries:

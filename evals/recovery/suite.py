@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.formats.evaluation_result import EvaluationResult, write_evaluation_result
+from saelab.model.devices import resolve_device
 from saelab.progress import progress_bar
 from saelab.synthetic import (
     PlantedConfig,
@@ -28,7 +29,7 @@ from saelab.synthetic import (
 )
 from saelab.synthetic.generator import HELD_OUT
 
-from ..subjects import evaluation_device, result_folders
+from ..subjects import result_folders
 from .config import RecoveryConfig
 from .consistency import alike, consistent_share
 from .firing import count_firing
@@ -72,7 +73,7 @@ def run_recovery(folders: Sequence[Path], config: RecoveryConfig) -> list[Evalua
             features, or whose output is not finite.
     """
     places = result_folders(folders, config.out, RESULT_FILE, overwrite=config.overwrite)
-    device = evaluation_device(config.device)
+    device = resolve_device(config.device)
     subjects = []
     for folder, out in zip(folders, places, strict=True):
         saved = load_dictionary(folder)

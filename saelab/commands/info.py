@@ -37,7 +37,7 @@ SCHEMA_VERSIONS = {
     "comparison": 1,
     "quickstart_report": 1,
     "quickstart_state": 1,
-    "feature_store": 1,
+    "feature_store": 2,
 }
 STORE_SUFFIX = ".sqlite"
 NUMBER_OR_NONE = (int, float, type(None))

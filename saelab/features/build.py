@@ -259,13 +259,15 @@ class _Build:
         tops.row[feature, : len(top)] = rows
         tops.activation[feature, : len(top)] = pairs.activation[top]
         self.columns["max_act"][feature] = pairs.activation[top[0]]
-        tokens = self._shards.tokens.reshape(-1)[rows].tolist()
-        texts = []
-        # Each token once; what a fragment belongs to may differ from place to place.
-        for token, row in dict(zip(tokens[::-1], rows[::-1].tolist(), strict=True)).items():
-            fragment = self._sources.vocabulary.is_fragment(token)
-            texts.append(self._text_at(row) if fragment else self._sources.vocabulary.text(token))
-        self.columns["top_tokens"][feature] = join_tokens(texts[::-1])
+        strongest: dict[int, int] = {}
+        for token, row in zip(self._shards.tokens.reshape(-1)[rows].tolist(), rows, strict=True):
+            strongest.setdefault(token, int(row))
+        vocabulary = self._sources.vocabulary
+        # What a fragment belongs to may differ from row to row.
+        self.columns["top_tokens"][feature] = join_tokens(
+            self._text_at(row) if vocabulary.is_fragment(token) else vocabulary.text(token)
+            for token, row in strongest.items()
+        )
 
     def _text_at(self, row: int) -> str:
         """The whole character at a position whose token is a fragment of one."""

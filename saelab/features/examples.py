@@ -16,6 +16,7 @@ from jaxtyping import Float, Integer
 from saelab.stats.seeds import random_words, splitmix64
 
 from .config import StoreOptions
+from .schema import check_context_length
 from .shards import Pairs
 
 
@@ -36,8 +37,13 @@ class TextKeys:
 def text_keys(
     tokens: Integer[np.ndarray, "contexts context_length"], options: StoreOptions
 ) -> TextKeys:
-    """The keys of a text."""
+    """The keys of a text.
+
+    Raises:
+        ConfigError: contexts too long for the file's positions.
+    """
     contexts, length = tokens.shape
+    check_context_length(length)
     return TextKeys(
         context_length=length,
         position_draw=random_words(contexts * length, 2 * options.seed),

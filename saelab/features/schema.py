@@ -15,10 +15,11 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Shaped
 
-from saelab.errors import ArtifactError
+from saelab.errors import ArtifactError, ConfigError
 
 KIND = "feature_store"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 listed top tokens by their last example instead of their strongest."""
 STORE_FILE = "features.sqlite"
 """Name of the store in a dictionary's folder."""
 LABEL_FILE = "feature_labels.sqlite"
@@ -26,6 +27,8 @@ LABEL_FILE = "feature_labels.sqlite"
 
 QUANTILE_LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 """Levels of the stored quantiles of a feature's positive activations."""
+LONGEST_CONTEXT = (1 << 16) - 1
+"""Tokens of a context at most: positions and counts of them are stored in 16 bits."""
 N_BINS = 50
 """Bins of both histograms, of equal width."""
 
@@ -134,6 +137,19 @@ LAYOUTS: dict[str, dict[str, str]] = {
     },
 }
 """Arrays of each packed table, in order, with their types."""
+
+
+def check_context_length(length: int) -> None:
+    """Refuse contexts whose positions do not fit the file.
+
+    Raises:
+        ConfigError: more than `LONGEST_CONTEXT` tokens.
+    """
+    if length > LONGEST_CONTEXT:
+        raise ConfigError(
+            f"contexts of {length} tokens do not fit a feature store, which numbers positions with "
+            f"16 bits: read the text with --context-length {LONGEST_CONTEXT} or less"
+        )
 
 
 def pack(kind: str, arrays: Mapping[str, Shaped[np.ndarray, " entries"]]) -> bytes:

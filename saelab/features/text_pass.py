@@ -30,6 +30,7 @@ from saelab.progress import progress_bar
 from saelab.text.contexts import context_batches, describe_text
 
 from .config import FeaturesConfig
+from .schema import check_context_length
 from .shards import Shards, ShardText, shard_contexts, write_shard
 
 logger = logging.getLogger(__name__)
@@ -100,10 +101,12 @@ def read_text(
 
     Raises:
         TextError: the text does not fill one context.
+        ConfigError: contexts too long for the store.
         ActivationError: activations that are not finite.
         Stopped: a signal asked to stop; the same command goes on.
         ResourceError: the disk is full.
     """
+    check_context_length(spec.context_length)
     per_shard = _shard_contexts(len(subjects), spec.context_length)
     wanted = -(-config.n_tokens // spec.context_length)
     done = _finished_shards(subjects, per_shard)

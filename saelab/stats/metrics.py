@@ -25,6 +25,8 @@ __all__ = [
     "Moments",
     "ReconstructionStatistics",
     "SparsityStatistics",
+    "UndefinedMetricError",
+    "batch_fvu",
     "define",
     "density_histogram",
     "fvu",
@@ -32,6 +34,11 @@ __all__ = [
     "loss_recovered",
     "mean_l0",
 ]
+
+
+class UndefinedMetricError(ActivationError):
+    """Rows on which a metric has no value: none at all, or all equal."""
+
 
 DENSE_DENSITY = 0.1
 L0_QUANTILES = {"l0_q05": 0.05, "l0_q25": 0.25, "l0_q50": 0.5, "l0_q75": 0.75, "l0_q95": 0.95}
@@ -130,13 +137,13 @@ class ReconstructionStatistics:
         """
         n_rows = self.n_rows
         if n_rows == 0:
-            raise ActivationError(
+            raise UndefinedMetricError(
                 "no activation row is left to evaluate: use more text or relax the token filter"
             )
         deviation = self.moments.deviation().sum().item()
         # Equal rows leave rounding of the mean behind, about 1e-32 of the squared norm.
         if deviation <= 1e-24 * n_rows * self.moments.mean().square().sum().item():
-            raise ActivationError(
+            raise UndefinedMetricError(
                 f"the {n_rows} evaluated activation rows are all equal, so FVU is undefined: "
                 "evaluate more text"
             )
@@ -249,6 +256,20 @@ def fvu(
     statistics = ReconstructionStatistics(activations.shape[-1], device=activations.device)
     statistics.update(activations, reconstruction)
     return statistics.values()["fvu"]
+
+
+def batch_fvu(
+    activations: Float[Tensor, "batch d_in"], reconstruction: Float[Tensor, "batch d_in"]
+) -> float | None:
+    """`fvu` for a training log: None where one batch's rows do not vary, so that a run goes on.
+
+    Raises:
+        ActivationError: values that are not finite.
+    """
+    try:
+        return fvu(activations, reconstruction)
+    except UndefinedMetricError:
+        return None
 
 
 def mean_l0(codes: SparseCodes) -> float:

@@ -189,7 +189,7 @@ def test_existing_stores_are_kept_unless_told(run, capsys):
         assert store.n_sequences == 6
     assert main(["info", str(folder / "features.sqlite")]) == 0
     shown = capsys.readouterr().out
-    assert "feature store (schema version 1)" in shown
+    assert "feature store (schema version 2)" in shown
     assert "intact: all 40 features can be read" in shown
     assert "of the dictionary beside it" in shown
 
