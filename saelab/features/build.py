@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Integer
 
 from saelab.dictionary import Dictionary
@@ -260,7 +261,11 @@ class _Build:
         tops.activation[feature, : len(top)] = pairs.activation[top]
         self.columns["max_act"][feature] = pairs.activation[top[0]]
         strongest: dict[int, int] = {}
-        for token, row in zip(self._shards.tokens.reshape(-1)[rows].tolist(), rows, strict=True):
+        for token, row in zip(
+            rearrange(self._shards.tokens, "context position -> (context position)")[rows].tolist(),
+            rows,
+            strict=True,
+        ):
             strongest.setdefault(token, int(row))
         vocabulary = self._sources.vocabulary
         # What a fragment belongs to may differ from row to row.

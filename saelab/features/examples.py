@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float, Integer
 
 from saelab.stats.seeds import random_words, splitmix64
@@ -48,7 +49,9 @@ def text_keys(
         context_length=length,
         position_draw=random_words(contexts * length, 2 * options.seed),
         context_draw=random_words(contexts, 2 * options.seed + 1),
-        window_hash=_window_hashes(tokens, options.same_window).reshape(-1),
+        window_hash=rearrange(
+            _window_hashes(tokens, options.same_window), "context position -> (context position)"
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Integer
 
 from .examples import TextKeys
@@ -64,9 +65,10 @@ class SilentContexts:
     ) -> dict[str, np.ndarray]:
         length = self._keys.context_length
         # Rank by rank over the neighbours: each neighbour's best, then each one's second best.
-        rows = self._tops.row[neighbours].T.reshape(-1)
-        values = self._tops.activation[neighbours].T.reshape(-1)
-        others = np.tile(neighbours, self._tops.row.shape[1])
+        by_rank = "neighbour rank -> (rank neighbour)"
+        rows = rearrange(self._tops.row[neighbours], by_rank)
+        values = rearrange(self._tops.activation[neighbours], by_rank)
+        others = repeat(neighbours, "neighbour -> (rank neighbour)", rank=self._tops.row.shape[1])
         contexts = rows // length
         usable = (rows >= 0) & ~active[contexts]
         rows, values, others = rows[usable], values[usable], others[usable]

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Integer
 from torch import Tensor
 
@@ -179,7 +180,12 @@ def _encode(
         selection = select(model, spec, batch, activations, first_context + start)
         excluded.update(selection.excluded)
         counted.append(selection.keep.cpu().numpy())
-        place = start * length + selection.keep.reshape(-1).nonzero()[:, 0].cpu()
+        place = (
+            start * length
+            + rearrange(selection.keep, "context position -> (context position)")
+            .nonzero()[:, 0]
+            .cpu()
+        )
         rows = activations[selection.keep].float()
         for subject in subjects:
             codes = subject.saved.dictionary.encode(rows)

@@ -8,6 +8,7 @@ never as a difference of large sums. What each name means is in `metric_definiti
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
@@ -76,8 +77,8 @@ class ReconstructionStatistics:
         Raises:
             ActivationError: the reconstruction or the activations hold NaN or infinity.
         """
-        x = activations.flatten(end_dim=-2).to(self.moments.mean_by_group)
-        hat = reconstruction.flatten(end_dim=-2).to(x)
+        x = rearrange(activations, "... d_in -> (...) d_in").to(self.moments.mean_by_group)
+        hat = rearrange(reconstruction, "... d_in -> (...) d_in").to(x)
         if len(x) == 0:
             return
         require_finite(x, "activations")
@@ -298,8 +299,8 @@ def kl_divergence(
     rows_at_once = max(1, (1 << 20) // width)
     parts = [torch.zeros(0, dtype=torch.float64, device=clean_logits.device)]
     for clean, other in zip(
-        clean_logits.reshape(-1, width).split(rows_at_once),
-        other_logits.reshape(-1, width).split(rows_at_once),
+        rearrange(clean_logits, "... vocab -> (...) vocab").split(rows_at_once),
+        rearrange(other_logits, "... vocab -> (...) vocab").split(rows_at_once),
         strict=True,
     ):
         log_p = clean.float().log_softmax(dim=-1)

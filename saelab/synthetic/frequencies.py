@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
@@ -39,7 +40,8 @@ def feature_frequencies(config: PlantedConfig) -> Float[Tensor, " n_features"]:
         only_source = own[source] * (1 - own)
     roots = own + config.partner_probability * only_source
     parents = roots[: config.hierarchy.n_parents]
-    children = parents.repeat_interleave(config.hierarchy.children_per_parent)
+    per_parent = config.hierarchy.children_per_parent
+    children = repeat(parents, "parent -> (parent child)", child=per_parent)
     return torch.cat([roots, config.hierarchy.child_probability * children])
 
 
