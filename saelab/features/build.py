@@ -23,17 +23,14 @@ from saelab.formats.files import hash_of
 from saelab.formats.manifest import new_manifest
 from saelab.model.logit_lens import Lens
 from saelab.progress import progress_bar
-from saelab.stats.cosines import most_similar, unit_rows
+from saelab.stats.cosines import most_similar, principal_map, unit_rows
 
 from .coactivation import LatentSums, RowCodes, TogetherSums, coactivation_arrays, row_codes
 from .config import StoreOptions
-from .definitions import DEFINITIONS
-from .examples import RangeExamples, TextKeys, no_examples, text_keys
+from .examples import RangeExamples, SilentContexts, TextKeys, TopPlaces, no_examples, text_keys
 from .logit_lens import logit_chunks
-from .neighbours import principal_map
-from .schema import FLAGS, KIND, QUANTILE_LEVELS, SCHEMA_VERSION
+from .schema import DEFINITIONS, FLAGS, KIND, QUANTILE_LEVELS, SCHEMA_VERSION
 from .shards import Pairs, Shards
-from .silent import SilentContexts, TopPlaces
 from .statistics import histogram_of, quantiles_of, range_moments
 from .token_text import Vocabulary
 from .unpacking import join_tokens

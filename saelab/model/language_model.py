@@ -25,9 +25,14 @@ from .generation import Edit, GeneratedTokens, generate_tokens
 from .gradients.logit_gradients import Quantity, next_token_gradients
 from .gradients.loss_gradients import LossGradients
 from .hooked_forward import HookedForward
-from .hugging_face import load_hugging_face
 from .logit_lens import Lens, lens_of
-from .model_files import ModelFiles, list_models, quiet_transformers, resolve_model
+from .model_files import (
+    ModelFiles,
+    list_models,
+    load_hugging_face,
+    quiet_transformers,
+    resolve_model,
+)
 from .patched_runs import PatchedRuns, run_last_position
 from .token_bytes import token_bytes
 from .token_loss import next_token_loss

@@ -24,7 +24,7 @@ from saelab.synthetic import (
     planted_features,
     planted_rows,
 )
-from saelab.synthetic.frequencies import root_frequencies
+from saelab.synthetic.streams import root_frequencies
 from saelab.synthetic.presets import (
     COOCCURRENCE_PROBABILITIES,
     cooccurrence_grid,
