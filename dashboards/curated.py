@@ -48,19 +48,21 @@ def curated_groups(table: Mapping[str, Any], per_group: int = PER_GROUP) -> list
     for title, reason, score, allowed in (
         (
             "Speak for a few tokens",
-            "highest kurtosis of what they add to the logits",
+            "highest kurtosis of what they add to the logits, over the vocabulary",
             table["logit_kurtosis"],
             common,
         ),
         (
             "Fire on one word",
-            "the largest share of their top examples has the same token, whatever its case",
+            "the largest share of the different tokens of their top examples is one word, in "
+            "whatever spelling; among equals, the highest kurtosis of activations first",
             clean + 1e-3 * _rank(table["kurtosis"]),
             common & (clean >= 0.5),
         ),
         (
             "Fire on many different words",
-            "frequent, and every top example has another token: what they share is in the context",
+            "highest density among those whose top examples have ten or more different words, none "
+            "of them in more than a tenth: what they share is in the context",
             np.where(clean <= 0.1, table["density"], np.nan),
             common,
         ),

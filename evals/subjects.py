@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataOverrides, DataSpec, check_fit, data_spec_of
 from saelab.errors import ConfigError
@@ -95,23 +93,6 @@ def by_data_spec(subjects: Sequence[Subject]) -> dict[DataSpec, list[Subject]]:
     for subject in subjects:
         groups.setdefault(subject.spec, []).append(subject)
     return groups
-
-
-def evaluation_device(name: str) -> torch.device:
-    """The device a name stands for; `auto` takes a GPU where there is one.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device {name!r} cannot be used here ({reason}): try auto or cpu"
-        ) from None
 
 
 def result_folders(

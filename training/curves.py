@@ -43,10 +43,13 @@ def write_curves(run: Path) -> Curves:
     for key in CURVES:
         kind = CURVE_KINDS[key]
         curves = {
-            name: [(line["tokens"], line[key]) for line in of_name[name] if key in line]
+            # A number that a batch left undefined, such as FVU of equal rows, is no point.
+            name: [
+                (line["tokens"], line[key]) for line in of_name[name] if line.get(key) is not None
+            ]
             for name in names
-            if any(key in line for line in of_name[name])
         }
+        curves = {name: points for name, points in curves.items() if points}
         if curves:
             report.add_figure(
                 _plot(curves, kind.axis, kind.scale),

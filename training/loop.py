@@ -22,7 +22,7 @@ from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.memory import keep_freed_memory
 from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes
-from saelab.stats.metrics import fvu, mean_l0
+from saelab.stats.metrics import mean_l0
 
 from .checkpoint import StreamState
 from .config import TrainConfig
@@ -164,7 +164,7 @@ class TrainingLoop:
                     "tokens_per_second": 1 / seconds_per_row if seconds_per_row else None,
                 },
             )
-            shown.append(f"FVU {line['fvu']:.3f}" if "fvu" in line else "FVU undefined")
+            shown.append("FVU undefined" if line["fvu"] is None else f"FVU {line['fvu']:.3f}")
         return ", ".join(shown[:4]) + ("" if len(shown) <= 4 else ", …")
 
     def _save_if_finite(self) -> None:
@@ -222,18 +222,17 @@ def _normalisation_of(statistics: RowStatistics, device: torch.device) -> Normal
     return Normalisation.joined(parts)
 
 
-def step_figures(batch: TrainingBatch, output: StepOutput) -> dict[str, float]:
+def step_figures(batch: TrainingBatch, output: StepOutput) -> dict[str, float | None]:
     """Loss terms, FVU, L0 and densities of one batch.
 
     FVU is against the batch's own mean; a batch whose rows are all equal has none, which is no
     reason to end a run.
     """
-    varies = bool((batch.targets != batch.targets[0]).any())
     losses = {name: float(value.detach()) for name, value in output.losses.items()}
     return {
         "loss": sum(losses.values()),
         **{f"loss_{name}": value for name, value in losses.items()},
-        **({"fvu": fvu(batch.targets, output.reconstruction.detach())} if varies else {}),
+        "fvu": batch_fvu(batch.targets, output.reconstruction.detach()),
         "l0": mean_l0(output.codes),
         "l0_std": float(output.codes.l0().double().std()),
         **density_quantiles(output.codes),

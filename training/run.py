@@ -30,6 +30,7 @@ from saelab.formats.files import remedy_when_full
 from saelab.formats.lock import writer_lock
 from saelab.formats.run import DICTIONARIES_FOLDER, RunManifest, read_run, write_run
 from saelab.formats.run_log import JsonlLog, RunLog, WandbLog, read_log
+from saelab.model.devices import resolve_device
 from saelab.stats.metrics import fvu, mean_l0
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -79,7 +80,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
 
 def _train(config: TrainConfig, run: RunManifest | None) -> dict[str, Any]:
     """Train a new run, or go on with one."""
-    device = training_device(config.device)
+    device = resolve_device(config.device)
     stream = open_stream(config)
     learners = build_learners(config, stream, device)
     made_from, plain = stream.provenance(), to_plain(config)
@@ -197,23 +198,6 @@ def _open_model_stream(config: TrainConfig) -> ActivationStream:
     )
     model = load_language_model(harvest.model, dtype=harvest.model_dtype, device=harvest.device)
     return ModelStream(model, harvest, config.batch_rows, config.data_seed, config.stream_pool_rows)
-
-
-def training_device(name: str) -> torch.device:
-    """The device a name stands for; `auto` takes a GPU where there is one.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device {name!r} cannot be used here ({reason}): try auto or cpu"
-        ) from None
 
 
 def build_learners(

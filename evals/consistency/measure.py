@@ -14,9 +14,9 @@ from torch import Tensor
 
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.errors import ArtifactError
+from saelab.model.devices import resolve_device
 from saelab.stats.cosines import Directions, directions_of
 
-from ..subjects import evaluation_device
 from ..suite import Measurement
 from .activity import Activity
 from .chart_data import across_charts, group_charts
@@ -80,7 +80,7 @@ def measure_consistency(
         TextError: too little held-out text.
         ActivationError: activations or codes that are not finite.
     """
-    device = evaluation_device(config.device)
+    device = resolve_device(config.device)
     dictionaries = [load_dictionary(folder) for folder in folders]
     groups = form_groups(dictionaries, across=config.across)
     for saved in dictionaries:

@@ -16,9 +16,10 @@ from saelab.dictionary.decomposition import save_probe
 from saelab.errors import ConfigError
 from saelab.formats.evaluation_result import EvaluationResult, write_evaluation_result
 from saelab.memory import keep_freed_memory
+from saelab.model.devices import resolve_device
 from saelab.model.language_model import LanguageModel
 
-from ..subjects import Subject, evaluation_device, load_models, result_folders, subjects_of
+from ..subjects import Subject, load_models, result_folders, subjects_of
 from .cache_rows import rows_of_cache
 from .config import DarkMatterConfig
 from .extras import Context, check_extras, extra_findings
@@ -77,7 +78,7 @@ def run_dark_matter(folders: Sequence[Path], config: DarkMatterConfig) -> SuiteO
         raise ConfigError(
             f"{family_out / FAMILY_JSON} exists already: add --overwrite to replace it"
         )
-    device = evaluation_device(config.device)
+    device = resolve_device(config.device)
     saved = [load_dictionary(folder, device=str(device)) for folder in folders]
     subjects = subjects_of(saved, places, config)
     _check_one_data_spec(subjects)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saelab.config import to_plain
 from saelab.dictionary import SavedDictionary, load_dictionary
+from saelab.model.devices import resolve_device
 from saelab.progress import progress_bar
 from saelab.synthetic import (
     PlantedConfig,
@@ -25,7 +26,6 @@ from saelab.synthetic import (
 )
 from saelab.synthetic.generator import HELD_OUT
 
-from ..subjects import evaluation_device
 from ..suite import Measurement
 from .chart_data import chart_data
 from .config import RecoveryConfig
@@ -69,7 +69,7 @@ def measure_recovery(
         ArtifactError: a folder that is no intact dictionary, or of one not trained on planted
             features, or whose output is not finite.
     """
-    device = evaluation_device(config.device)
+    device = resolve_device(config.device)
     groups: dict[PlantedConfig, list[PlantedSubject]] = {}
     for folder, out in zip(folders, outs, strict=True):
         saved = load_dictionary(folder)

@@ -118,7 +118,7 @@ def _run_preset(command: PlantedCommand, name: str, config: PlantedConfig) -> No
 
 
 def _mean_l0(config: PlantedConfig) -> int:
-    from saelab.synthetic.frequencies import feature_frequencies
+    from saelab.synthetic.streams import feature_frequencies
 
     return max(1, round(float(feature_frequencies(config).sum())))
 

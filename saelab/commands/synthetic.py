@@ -85,9 +85,9 @@ def parse_command(arguments: Sequence[str]) -> SyntheticCommand:
 
 def report(preset: str, folder: Path, config: PlantedConfig) -> list[str]:
     """What was written, how hard it is, and the commands that train and judge on it."""
-    from saelab.synthetic.frequencies import feature_frequencies
     from saelab.synthetic.generator import planted_features
-    from saelab.synthetic.geometry import chance_cosine, coherence
+    from saelab.synthetic.streams import feature_frequencies
+    from saelab.synthetic.truth import chance_cosine, coherence
 
     features, frequencies = planted_features(config), feature_frequencies(config)
     d_sae = LATENTS_PER_FEATURE[preset] * config.n_features

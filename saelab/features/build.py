@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Integer
 
 from saelab.dictionary import Dictionary
@@ -22,17 +23,14 @@ from saelab.formats.files import hash_of
 from saelab.formats.manifest import new_manifest
 from saelab.model.logit_lens import Lens
 from saelab.progress import progress_bar
-from saelab.stats.cosines import most_similar, unit_rows
+from saelab.stats.cosines import most_similar, principal_map, unit_rows
 
 from .coactivation import LatentSums, RowCodes, TogetherSums, coactivation_arrays, row_codes
 from .config import StoreOptions
-from .definitions import DEFINITIONS
-from .examples import RangeExamples, TextKeys, no_examples, text_keys
+from .examples import RangeExamples, SilentContexts, TextKeys, TopPlaces, no_examples, text_keys
 from .logit_lens import logit_chunks
-from .neighbours import principal_map
-from .schema import FLAGS, KIND, QUANTILE_LEVELS, SCHEMA_VERSION
+from .schema import DEFINITIONS, FLAGS, KIND, QUANTILE_LEVELS, SCHEMA_VERSION
 from .shards import Pairs, Shards
-from .silent import SilentContexts, TopPlaces
 from .statistics import histogram_of, quantiles_of, range_moments
 from .token_text import Vocabulary
 from .unpacking import join_tokens
@@ -259,13 +257,19 @@ class _Build:
         tops.row[feature, : len(top)] = rows
         tops.activation[feature, : len(top)] = pairs.activation[top]
         self.columns["max_act"][feature] = pairs.activation[top[0]]
-        tokens = self._shards.tokens.reshape(-1)[rows].tolist()
-        texts = []
-        # Each token once; what a fragment belongs to may differ from place to place.
-        for token, row in dict(zip(tokens[::-1], rows[::-1].tolist(), strict=True)).items():
-            fragment = self._sources.vocabulary.is_fragment(token)
-            texts.append(self._text_at(row) if fragment else self._sources.vocabulary.text(token))
-        self.columns["top_tokens"][feature] = join_tokens(texts[::-1])
+        strongest: dict[int, int] = {}
+        for token, row in zip(
+            rearrange(self._shards.tokens, "context position -> (context position)")[rows].tolist(),
+            rows,
+            strict=True,
+        ):
+            strongest.setdefault(token, int(row))
+        vocabulary = self._sources.vocabulary
+        # What a fragment belongs to may differ from row to row.
+        self.columns["top_tokens"][feature] = join_tokens(
+            self._text_at(row) if vocabulary.is_fragment(token) else vocabulary.text(token)
+            for token, row in strongest.items()
+        )
 
     def _text_at(self, row: int) -> str:
         """The whole character at a position whose token is a fragment of one."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float, Integer
 
 from .shards import Pairs, ShardPairs, Shards
@@ -63,7 +64,10 @@ def _shard_codes(shard: ShardPairs, d_sae: int) -> RowCodes:
     value = np.zeros(pointer[-1] * BLOCK, np.float32)
     latent[places] = shard.pairs.latents()[order]
     value[places] = shard.pairs.activation[order]
-    return RowCodes(shard.first_row, pointer, latent.reshape(-1, BLOCK), value.reshape(-1, BLOCK))
+    latents, values = (
+        rearrange(x, "(block slot) -> block slot", slot=BLOCK) for x in (latent, value)
+    )
+    return RowCodes(shard.first_row, pointer, latents, values)
 
 
 @dataclass(frozen=True, eq=False)

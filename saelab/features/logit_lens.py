@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -66,8 +67,9 @@ def row_histograms(logits: Float[Tensor, "rows d_vocab"], ends: Float[Tensor, "r
     scale = (N_BINS / width).float()
     bins = ((logits - low.float()) * scale).to(torch.int32).clamp_(0, N_BINS - 1)
     bins += N_BINS * torch.arange(len(logits), dtype=torch.int32, device=logits.device)[:, None]
-    counts = torch.bincount(bins.reshape(-1), minlength=N_BINS * len(logits))
-    return counts.reshape(-1, N_BINS)
+    flat = rearrange(bins, "row vocab -> (row vocab)")
+    counts = torch.bincount(flat, minlength=N_BINS * len(logits))
+    return rearrange(counts, "(row bin) -> row bin", bin=N_BINS)
 
 
 def _row_moments(logits: Float[Tensor, "rows d_vocab"]) -> Float[Tensor, "rows 4"]:

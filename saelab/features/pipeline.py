@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of
 from saelab.errors import ArtifactError, ConfigError
@@ -131,7 +129,7 @@ def _sources(
     text = describe_text(spec.text)
     return StoreSources(
         shards=shards,
-        dictionary=saved.dictionary.to(torch.device("cpu")),
+        dictionary=saved.dictionary,
         vocabulary=vocabulary,
         lens=None if missed else model.logit_lens(),
         no_lens_because=missed,

@@ -43,6 +43,11 @@ def is_stale(store: FeatureStore, dictionary: Path) -> str | None:
             f"The dictionary in {dictionary} was saved again with other settings since these "
             f"features were built, though with the same weights; {remedy}."
         )
+    if store.manifest["schema_version"] < 2:
+        return (
+            "These features were built by an earlier saelab, which listed a feature's top tokens "
+            f"in a wrong order; {remedy}."
+        )
     return None
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Integer
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from saelab.progress import progress_bar
 from saelab.text.contexts import context_batches, describe_text
 
 from .config import FeaturesConfig
+from .schema import check_context_length
 from .shards import Shards, ShardText, shard_contexts, write_shard
 
 logger = logging.getLogger(__name__)
@@ -100,10 +102,12 @@ def read_text(
 
     Raises:
         TextError: the text does not fill one context.
+        ConfigError: contexts too long for the store.
         ActivationError: activations that are not finite.
         Stopped: a signal asked to stop; the same command goes on.
         ResourceError: the disk is full.
     """
+    check_context_length(spec.context_length)
     per_shard = _shard_contexts(len(subjects), spec.context_length)
     wanted = -(-config.n_tokens // spec.context_length)
     done = _finished_shards(subjects, per_shard)
@@ -177,7 +181,12 @@ def _encode(
         selection = select(model, spec, batch, activations, first_context + start)
         excluded.update(selection.excluded)
         counted.append(selection.keep.cpu().numpy())
-        place = start * length + selection.keep.reshape(-1).nonzero()[:, 0].cpu()
+        place = (
+            start * length
+            + rearrange(selection.keep, "context position -> (context position)")
+            .nonzero()[:, 0]
+            .cpu()
+        )
         rows = activations[selection.keep].float()
         for subject in subjects:
             codes = subject.saved.dictionary.encode(rows)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -210,8 +211,13 @@ class LiveSession:
             steered, ids = x[STEERED:].float(), read[STEERED:]
             keep = self._counted(ids, steered, first)
             positions = torch.arange(first, first + x.shape[1], device=x.device)
-            where = (keep & (positions >= first_edited)).flatten()
-            changed = apply_edits(self.saved.dictionary, steered.flatten(0, 1), edits, where)
+            where = rearrange(keep & (positions >= first_edited), "version seq -> (version seq)")
+            changed = apply_edits(
+                self.saved.dictionary,
+                rearrange(steered, "version seq width -> (version seq) width"),
+                edits,
+                where,
+            )
             return torch.cat([x[:STEERED], changed.reshape(steered.shape).to(x.dtype)])
 
         with self._lock:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .hooked_forward import HookedForward
+from .patched_runs import new_key_cache
 
 Edit = Callable[[Tensor, Tensor, int], Tensor]
 """From activations [versions seq d_in], their tokens [versions seq] and the position of the first
@@ -64,7 +64,7 @@ def generate_tokens(
         end_ids: tokens that end a version.
     """
     noise = torch.Generator().manual_seed(seed)
-    past = _new_cache(forward, hook_point)
+    past = new_key_cache(forward) if forward.is_plain(hook_point) else None
     written = prompt.expand(n_versions, -1)
     unread, first = written, 0
     finished = torch.zeros(n_versions, dtype=torch.bool)
@@ -102,13 +102,3 @@ def draw(
     uniform = torch.rand(logits.shape[1], generator=noise, dtype=torch.float64)
     gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
     return (logits.double() / temperature + gumbel).argmax(dim=1)
-
-
-def _new_cache(forward: HookedForward, hook_point: str) -> Any | None:
-    """An empty cache of keys; None where model or hook point cannot go on from one."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    if not forward.is_plain(hook_point):
-        return None
-    past = DynamicCache(config=forward.plain.config)
-    return past if all(type(layer) is DynamicLayer for layer in past.layers) else None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
@@ -76,7 +77,7 @@ class HookedForward:
         length = next(n for n in range(5, 9) if n not in heads)
         entries = self.plain.get_input_embeddings().weight.shape[0]
         ids = torch.arange(3 * length, device=device) * 7 % entries
-        self.probe_tokens = ids.reshape(3, length)
+        self.probe_tokens = rearrange(ids, "(context position) -> context position", context=3)
 
     def names(self) -> list[str]:
         """Every hook point with one row per token, in the order of the forward pass's modules."""
@@ -159,7 +160,7 @@ class HookedForward:
 
         def wrap(name: str, visit: Visit) -> Visit:
             def visited(x: Tensor) -> Tensor | None:
-                replacement = visit(x.flatten(2))
+                replacement = visit(rearrange(x, "batch seq ... -> batch seq (...)"))
                 seen.add(name)
                 if stop_when_seen and len(seen) == len(visits):
                     raise _EverythingSeen

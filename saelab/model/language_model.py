@@ -20,15 +20,20 @@ from torch import Tensor
 
 from saelab.errors import ModelError
 
+from .devices import resolve_device
 from .generation import Edit, GeneratedTokens, generate_tokens
 from .gradients.logit_gradients import Quantity, next_token_gradients
 from .gradients.loss_gradients import LossGradients
 from .hooked_forward import HookedForward
-from .hugging_face import load_hugging_face
-from .last_position import run_last_position
 from .logit_lens import Lens, lens_of
-from .model_files import ModelFiles, list_models, quiet_transformers, resolve_model
-from .patched_runs import PatchedRuns
+from .model_files import (
+    ModelFiles,
+    list_models,
+    load_hugging_face,
+    quiet_transformers,
+    resolve_model,
+)
+from .patched_runs import PatchedRuns, run_last_position
 from .token_bytes import token_bytes
 from .token_loss import next_token_loss
 
@@ -75,7 +80,7 @@ def load_language_model(
     """
     if dtype not in DTYPES:
         raise ModelError(f"model dtype {dtype!r} is unknown: expected one of {', '.join(DTYPES)}")
-    where = _device(device)
+    where = resolve_device(device)
     files = resolve_model(name)
     model, tokenizer = load_hugging_face(files, DTYPES[dtype], where)
     # The bridge rewires the model it is given; the copy keeps the library's own forward pass
@@ -447,21 +452,6 @@ class LanguageModel:
                 f"{self.name}, whose vocabulary has {self.d_vocab}: tokenise with this model"
             )
         return tokens.to(self.device, torch.int64)
-
-
-def _device(name: str) -> torch.device:
-    """The device meant by a name."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(
-            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): "
-            "choose auto, cpu or cuda"
-        ) from None
-    return device
 
 
 def _separator_id(tokenizer: Any) -> int | None:

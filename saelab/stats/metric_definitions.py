@@ -8,6 +8,9 @@ The arithmetic is in `metrics.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["lower", "higher", "neither"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,8 @@ class Metric:
     """Unit of the value; "1" for ratios."""
     definition: str
     """One or two sentences; braces hold facts of the run."""
+    better: Better = "neither"
+    """Which direction is the better one, all else equal."""
 
 
 _PREDICTED = (
@@ -267,8 +272,22 @@ _TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
 }
 
+_BETTER: dict[str, Better] = {
+    **dict.fromkeys(("fvu", "mean_squared_error", "dead_fraction", "loss_spliced", "kl"), "lower"),
+    **dict.fromkeys(("explained_variance", "cosine_similarity"), "higher"),
+    **dict.fromkeys(("loss_recovered_zero", "loss_recovered_mean"), "higher"),
+}
+"""Where a direction is the better one; a mode's number goes as the number itself does."""
+
+
+def _better(name: str) -> Better:
+    for mode in _MODES:
+        name = name.removeprefix(f"mode_{mode}_")
+    return _BETTER.get(name, "neither")
+
+
 METRICS: dict[str, Metric] = {
-    name: Metric(name=name, group=group, unit=unit, definition=definition)
+    name: Metric(name=name, group=group, unit=unit, definition=definition, better=_better(name))
     for group, entries in _TABLE.items()
     for name, unit, definition in entries
 }

@@ -8,6 +8,7 @@ never as a difference of large sums. What each name means is in `metric_definiti
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
@@ -25,6 +26,8 @@ __all__ = [
     "Moments",
     "ReconstructionStatistics",
     "SparsityStatistics",
+    "UndefinedMetricError",
+    "batch_fvu",
     "define",
     "density_histogram",
     "fvu",
@@ -32,6 +35,11 @@ __all__ = [
     "loss_recovered",
     "mean_l0",
 ]
+
+
+class UndefinedMetricError(ActivationError):
+    """Rows on which a metric has no value: none at all, or all equal."""
+
 
 DENSE_DENSITY = 0.1
 L0_QUANTILES = {"l0_q05": 0.05, "l0_q25": 0.25, "l0_q50": 0.5, "l0_q75": 0.75, "l0_q95": 0.95}
@@ -69,8 +77,8 @@ class ReconstructionStatistics:
         Raises:
             ActivationError: the reconstruction or the activations hold NaN or infinity.
         """
-        x = activations.flatten(end_dim=-2).to(self.moments.mean_by_group)
-        hat = reconstruction.flatten(end_dim=-2).to(x)
+        x = rearrange(activations, "... d_in -> (...) d_in").to(self.moments.mean_by_group)
+        hat = rearrange(reconstruction, "... d_in -> (...) d_in").to(x)
         if len(x) == 0:
             return
         require_finite(x, "activations")
@@ -130,13 +138,13 @@ class ReconstructionStatistics:
         """
         n_rows = self.n_rows
         if n_rows == 0:
-            raise ActivationError(
+            raise UndefinedMetricError(
                 "no activation row is left to evaluate: use more text or relax the token filter"
             )
         deviation = self.moments.deviation().sum().item()
         # Equal rows leave rounding of the mean behind, about 1e-32 of the squared norm.
         if deviation <= 1e-24 * n_rows * self.moments.mean().square().sum().item():
-            raise ActivationError(
+            raise UndefinedMetricError(
                 f"the {n_rows} evaluated activation rows are all equal, so FVU is undefined: "
                 "evaluate more text"
             )
@@ -251,6 +259,20 @@ def fvu(
     return statistics.values()["fvu"]
 
 
+def batch_fvu(
+    activations: Float[Tensor, "batch d_in"], reconstruction: Float[Tensor, "batch d_in"]
+) -> float | None:
+    """`fvu` for a training log: None where one batch's rows do not vary, so that a run goes on.
+
+    Raises:
+        ActivationError: values that are not finite.
+    """
+    try:
+        return fvu(activations, reconstruction)
+    except UndefinedMetricError:
+        return None
+
+
 def mean_l0(codes: SparseCodes) -> float:
     """L0: the mean number of positive codes per row, as in `METRICS["l0_mean"]`.
 
@@ -277,8 +299,8 @@ def kl_divergence(
     rows_at_once = max(1, (1 << 20) // width)
     parts = [torch.zeros(0, dtype=torch.float64, device=clean_logits.device)]
     for clean, other in zip(
-        clean_logits.reshape(-1, width).split(rows_at_once),
-        other_logits.reshape(-1, width).split(rows_at_once),
+        rearrange(clean_logits, "... vocab -> (...) vocab").split(rows_at_once),
+        rearrange(other_logits, "... vocab -> (...) vocab").split(rows_at_once),
         strict=True,
     ):
         log_p = clean.float().log_softmax(dim=-1)

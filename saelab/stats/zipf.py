@@ -6,6 +6,7 @@ exponent s, offset q. s = 0 is the uniform law.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,16 +51,19 @@ def zipf_budgets(
             f"budgets of {n} latents between {smallest} and {largest} cannot sum to {total}: the "
             f"sum must lie in {n * smallest} to {n * largest}"
         )
-    shares = zipf_shares(n, exponent=exponent, offset=offset)
-    low, high = 0.0, largest / float(shares.min())
-    for _ in range(200):
+    # In logarithms throughout: shares of a steep law underflow to zero.
+    ranks = torch.arange(1, n + 1, dtype=torch.float64)
+    shares = torch.log_softmax(-exponent * (ranks + offset).log(), 0)
+    low = math.log(max(smallest, 1e-9)) - float(shares.max())
+    high = math.log(max(largest, 1e-9)) - float(shares.min())
+    for _ in range(100):
         middle = (low + high) / 2
-        if float((middle * shares).clamp(smallest, largest).sum()) < total:
+        if float((middle + shares).exp().clamp(smallest, largest).sum()) < total:
             low = middle
         else:
             high = middle
     # From below, so that rounding down can never exceed the sum.
-    wanted = (low * shares).clamp(smallest, largest)
+    wanted = (low + shares).exp().clamp(smallest, largest)
     budgets = wanted.floor().long()
     missing = total - int(budgets.sum())
     room = budgets < largest

@@ -20,11 +20,10 @@ if TYPE_CHECKING:
         HierarchyConfig,
         PlantedConfig,
     )
-    from .frequencies import feature_frequencies
     from .generator import PlantedRows, PlantedSource, planted_features, planted_rows
-    from .geometry import chance_cosine, coherence
     from .presets import PRESETS
-    from .truth import truth_of
+    from .streams import feature_frequencies
+    from .truth import chance_cosine, coherence, truth_of
 
 __all__ = [
     "PRESETS",
@@ -53,9 +52,9 @@ _MODULE_OF = {
     "PlantedConfig": "config",
     "PlantedRows": "generator",
     "PlantedSource": "generator",
-    "chance_cosine": "geometry",
-    "coherence": "geometry",
-    "feature_frequencies": "frequencies",
+    "chance_cosine": "truth",
+    "coherence": "truth",
+    "feature_frequencies": "streams",
     "planted_features": "generator",
     "planted_rows": "generator",
     "truth_of": "truth",

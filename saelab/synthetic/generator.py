@@ -14,8 +14,7 @@ from saelab.sparse import SparseCodes
 from saelab.sparse.kernels import combine_latents
 
 from .config import PlantedConfig
-from .frequencies import root_frequencies
-from .streams import BLOCK_ROWS, draw_support, generator_for, partner_map
+from .streams import BLOCK_ROWS, draw_support, generator_for, partner_map, root_frequencies
 
 TRAIN = "train"
 HELD_OUT = "held_out"

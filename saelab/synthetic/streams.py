@@ -1,13 +1,18 @@
-"""Random numbers of a planted dictionary: each use has its own generator, named by what it is for.
+"""Random numbers of a planted dictionary, and how often the laws make each feature active.
 
-Rows come in blocks of fixed size with a generator each, so any range of rows can be made alone and
-is the same whatever it is made together with.
+Each use of random numbers has its own generator, named by what it is for. Rows come in blocks of
+fixed size with a generator each, so any range of rows can be made alone and is the same whatever it
+is made together with.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor
 
 from .config import ExactSupportConfig, PlantedConfig
 
@@ -77,3 +82,41 @@ def _choose(
         drawn = generator.integers(0, last + 1, size=len(joins))
         taken = active[joins, drawn]
         active[joins, np.where(taken, last, drawn)] = True
+
+
+def root_frequencies(config: PlantedConfig) -> Float[Tensor, " n_roots"]:
+    """Probability that the support law makes each root active, float64; partners not counted."""
+    support = config.support
+    if isinstance(support, ExactSupportConfig):
+        share = sum(support.active) / len(support.active) / config.n_roots
+        return torch.full((config.n_roots,), share, dtype=torch.float64)
+    # numpy's, which hits both ends exactly.
+    return torch.from_numpy(np.geomspace(support.highest, support.lowest, config.n_roots))
+
+
+def feature_frequencies(config: PlantedConfig) -> Float[Tensor, " n_features"]:
+    """Probability that each feature is active in a row, float64: f_i.
+
+    A root is active by the support law or because the feature whose partner it is switched it on,
+    a child with `child_probability` where its parent is.
+    """
+    own = root_frequencies(config)
+    partner = torch.from_numpy(partner_map(config))
+    source = torch.empty_like(partner)
+    source[partner] = torch.arange(len(partner))
+    if isinstance(config.support, ExactSupportConfig):
+        pairs = sum(active * (active - 1) for active in config.support.active)
+        both = pairs / len(config.support.active) / (config.n_roots * (config.n_roots - 1))
+        only_source = own[source] - both
+    else:
+        only_source = own[source] * (1 - own)
+    roots = own + config.partner_probability * only_source
+    parents = roots[: config.hierarchy.n_parents]
+    per_parent = config.hierarchy.children_per_parent
+    children = repeat(parents, "parent -> (parent child)", child=per_parent)
+    return torch.cat([roots, config.hierarchy.child_probability * children])
+
+
+def mean_active(config: PlantedConfig) -> float:
+    """Mean number of active features in a row: the true L0."""
+    return float(feature_frequencies(config).sum())

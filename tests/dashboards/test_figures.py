@@ -141,6 +141,28 @@ def test_curated_features_are_active_and_appear_once(store):
     assert len(store.feature(one_word[0]).top_tokens) == 1
 
 
+def test_curated_reasons_describe_the_number_they_sort_by():
+    """A feature's different top tokens are what is counted: its examples are not in the table."""
+    tokens = ["cat\x1f cat\x1fdog\x1fCat", "x\x1fy", "\x1f".join("abcdefghijk")]
+    tokens += ["\x1f".join("lmnopqrstuv")]
+    n = len(tokens)
+    table = {
+        "n_sequences": np.full(n, 50),
+        "flags": np.zeros(n, int),
+        "top_tokens": tokens,
+        "density": np.array([0.5, 0.4, 0.01, 0.02]),
+        "kurtosis": np.array([3.0, 9.0, 1.0, 2.0]),
+        "logit_kurtosis": np.full(n, np.nan),
+    }
+    groups = {group.title: group for group in curated_groups(table)}
+    one_word = groups["Fire on one word"]
+    assert one_word.features == (0, 1) and "different tokens" in one_word.reason
+    assert "highest kurtosis of activations first" in one_word.reason
+    many = groups["Fire on many different words"]
+    assert many.features == (3, 2) and many.reason.startswith("highest density among those")
+    assert "example has another token" not in many.reason
+
+
 def test_clean_tokens_ignore_case_and_spaces():
     scores = clean_token_scores(["\x1f".join([" The", "the", "THE"]), "a\x1fb", "", " "])
     assert scores.tolist() == [1.0, 0.5, 0.0, 0.0]

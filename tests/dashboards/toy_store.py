@@ -12,7 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from saelab.features.schema import FLAGS, KIND, N_BINS, QUANTILE_LEVELS, TABLES, pack
+from saelab.features.schema import (
+    FLAGS,
+    KIND,
+    N_BINS,
+    QUANTILE_LEVELS,
+    SCHEMA_VERSION,
+    TABLES,
+    pack,
+)
 from saelab.features.unpacking import TOKEN_SEPARATOR
 
 APP = Path(__file__).resolve().parents[2] / "dashboards" / "app.py"
@@ -84,7 +92,7 @@ def decoder():
 def manifest(dictionary_hash: str = "toyhash"):
     return {
         "kind": KIND,
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "created": "2026-01-01T00:00:00+00:00",
         "library_versions": {"saelab": "0"},
         "seed": 0,

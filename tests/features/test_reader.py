@@ -151,6 +151,17 @@ def test_staleness_is_a_sentence(tiny_store, tmp_path):
     assert "does not exist" in is_stale(tiny_store, tmp_path / "gone")
 
 
+def test_a_store_with_top_tokens_in_the_old_order_says_that_it_is_stale(tiny_store_path, tmp_path):
+    files = {"sae_weights.safetensors": "e" * 64}
+    write_json(tmp_path / "saelab.json", {"content_hash": "d" * 64, "files": files})
+    old = """UPDATE manifest SET content = json_set(content, '$.schema_version', 1)"""
+    with FeatureStore(changed(tiny_store_path, tmp_path, old)) as store:
+        assert store.feature(KINGS).id == KINGS
+        sentence = is_stale(store, tmp_path)
+    assert sentence is not None and "top tokens in a wrong order" in sentence
+    assert "`saelab features" in sentence and "--overwrite`" in sentence
+
+
 def test_reading_needs_no_heavy_library(tiny_store_path):
     program = (
         "import sys; from pathlib import Path\n"

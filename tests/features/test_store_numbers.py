@@ -1,5 +1,6 @@
 """Every number of the toy's store against a dense float64 computation."""
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -8,8 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from saelab.errors import ConfigError
+from saelab.features.build import write_store
 from saelab.features.config import StoreOptions
+from saelab.features.examples import text_keys
+from saelab.features.reader import FeatureStore
 from saelab.features.schema import N_BINS, QUANTILE_LEVELS
+from saelab.features.unpacking import split_tokens
 
 HERE = Path(__file__).parent
 
@@ -92,6 +98,25 @@ def test_top_examples_are_the_highest_contexts_once_each(toy, records):
                 (c, v) for (c, _), v in zip(expected, values, strict=True)
             ]
         assert all(example.value > 0 for example in record.top_examples)
+
+
+def test_top_tokens_are_listed_from_the_strongest_each_once(toy, tmp_path):
+    """A, B, A by strength is [A, B]: a token's strongest example decides, not its last."""
+    tokens, codes = toy.tokens.copy(), toy.codes.copy()
+    feature, position = 20, 3
+    codes[:, feature] = 0
+    for context, (token, strength) in enumerate([(KING, 9), (KING + 1, 8), (KING, 7)], start=2):
+        tokens[context, position] = token
+        codes[context * LENGTH + position, feature] = strength
+    planted = dataclasses.replace(toy, tokens=tokens, codes=codes)
+    write_store(tmp_path / "features.sqlite", planted.sources(planted.shards(tmp_path, 7)))
+    with FeatureStore(tmp_path) as store:
+        assert split_tokens(store.table()["top_tokens"][feature]) == (" king", " queen")
+
+
+def test_contexts_too_long_for_the_file_are_refused():
+    with pytest.raises(ConfigError, match=r"contexts of 65536 tokens do not fit.*65535 or less"):
+        text_keys(np.zeros((1, 65536), np.int64), StoreOptions())
 
 
 def test_examples_show_every_activation_of_their_context(toy, records):

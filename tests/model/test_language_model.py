@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from saelab.errors import ModelError
+from saelab.errors import ConfigError, ModelError
 from saelab.model import token_loss
 from saelab.model.gradients import loss_gradients
 from saelab.model.language_model import load_language_model, next_token_loss
@@ -351,7 +351,7 @@ def test_splice_errors(tiny_model):
 def test_unknown_dtype_and_device(tiny_model_folder):
     with pytest.raises(ModelError, match="dtype 'int4' is unknown"):
         load_language_model(str(tiny_model_folder), dtype="int4")
-    with pytest.raises(ModelError, match="device 'gpu' cannot be used here"):
+    with pytest.raises(ConfigError, match="device 'gpu' cannot be used here"):
         load_language_model(str(tiny_model_folder), device="gpu")
 
 

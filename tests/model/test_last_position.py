@@ -70,7 +70,7 @@ def test_a_context_of_one_token_and_a_model_without_a_cache_run_whole(tiny_model
     one = tiny_model.last_logits(TOKENS[:1], hook_point, additions)
     assert one.shape == (3, tiny_model.d_vocab)
     cached = tiny_model.last_logits(TOKENS, hook_point, additions)
-    monkeypatch.setattr("saelab.model.last_position._keys_before_last", lambda *given: None)
+    monkeypatch.setattr("saelab.model.patched_runs.keys_before", lambda *given: None)
     whole = tiny_model.last_logits(TOKENS, hook_point, additions)
     torch.testing.assert_close(cached, whole, rtol=1e-4, atol=1e-4)
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,44 @@ def imported_names(path):
             else:
                 names.append(node.module or "")
     return names
+
+
+def module_name(path):
+    room, *inside = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join([ROOMS[room], *inside]).removesuffix(".__init__")
+
+
+def imported_on_loading(path, modules):
+    """Modules that a module's own top level imports, with the packages they lie in."""
+    name = module_name(path)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    pending, wanted = list(ast.parse(path.read_text(encoding="utf-8")).body), set()
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            wanted |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                outer = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
+                base = f"{outer}.{base}" if base else outer
+            wanted |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            pending += [
+                child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)
+            ]
+    with_packages = {".".join(n.split(".")[:end]) for n in wanted for end in range(1, 9)}
+    # The packages a module lies in are being loaded already.
+    return {n for n in with_packages & modules if not f"{name}.".startswith(f"{n}.")}
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    modules = {module_name(path) for path in SOURCES}
+    graph = {module_name(path): imported_on_loading(path, modules) for path in SOURCES}
+    assert graph["saelab.live.session"], "no import was found: the test tests nothing"
+    TopologicalSorter(graph).prepare()
 
 
 def project():
@@ -86,11 +125,6 @@ def test_files_are_short_start_with_what_they_are_and_unpickle_nothing(path):
     assert ast.get_docstring(ast.parse(text)), "no module docstring"
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
     assert not re.search(r"\bpickle\b|torch\.load\(|allow_pickle", text)
-
-
-def module_name(path):
-    room, *inside = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join([ROOMS[room], *inside]).removesuffix(".__init__")
 
 
 def test_every_module_can_be_imported_first():

@@ -252,3 +252,10 @@ def test_every_number_has_a_metric_and_every_definition_takes_its_facts():
         assert text.count("(") == text.count(")")
         assert text.endswith(".")
     assert "of the 1,234 evaluated rows" in define("dead_fraction", n_rows=1234)
+
+
+def test_every_metric_says_which_direction_is_better():
+    better = {name: metric.better for name, metric in METRICS.items()}
+    assert better["fvu"] == better["mode_threshold_kl"] == "lower"
+    assert better["explained_variance"] == better["mode_plain_loss_recovered_zero"] == "higher"
+    assert {better[name] for name in ("l0_mean", "l2_ratio", "n_rows", "loss_clean")} == {"neither"}

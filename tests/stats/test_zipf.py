@@ -84,3 +84,10 @@ def test_a_short_tail_shows_as_a_gap_and_too_little_to_fit_is_said():
     assert fit is not None and fit.tail_gap == pytest.approx(2.302585, abs=1e-3)
     assert fit_zipf(torch.zeros(100)) is None
     assert fit_zipf(torch.full((100,), 0.1)) is None
+
+
+def test_a_law_so_steep_that_shares_underflow_still_gives_budgets():
+    budgets = zipf_budgets(24576, 40_000, exponent=100.0, offset=0.0, smallest=1, largest=2048)
+    assert int(budgets.sum()) == 40_000
+    assert int(budgets[0]) == 2048 and int(budgets[-1]) == 1
+    assert bool((budgets.diff() <= 0).all())

@@ -24,7 +24,6 @@ from saelab.synthetic import (
     planted_features,
     planted_rows,
 )
-from saelab.synthetic.frequencies import root_frequencies
 from saelab.synthetic.presets import (
     COOCCURRENCE_PROBABILITIES,
     cooccurrence_grid,
@@ -33,7 +32,7 @@ from saelab.synthetic.presets import (
     resonance_band,
     resonance_grid,
 )
-from saelab.synthetic.streams import BLOCK_ROWS, partner_map
+from saelab.synthetic.streams import BLOCK_ROWS, partner_map, root_frequencies
 from saelab.synthetic.truth import planted_hash
 
 EVERYTHING = PlantedConfig(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
@@ -129,9 +130,13 @@ def _gradients_at_once(
     query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, scale: float, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`attention_gradients` of contexts that are taken side by side, `rows` queries at a time."""
-    batch, heads, seq, width = query.shape
-    pairs = batch * key.shape[1]
-    keys, values = key.reshape(pairs, seq, width), value.reshape(pairs, seq, -1)
+    batch, _, seq, _ = query.shape
+    # The query heads that share a key head are rows of one product.
+    side_by_side = "batch (head group) seq width -> (batch head) (group seq) width"
+    apart = "(batch head) (group seq) width -> batch (head group) seq width"
+    keys, values = (
+        rearrange(x, "batch head seq width -> (batch head) seq width") for x in (key, value)
+    )
     fine = torch.promote_types(query.dtype, torch.float32)
     by_query = torch.empty_like(query)
     by_key, by_value = (torch.zeros_like(x, dtype=fine) for x in (keys, values))
@@ -139,17 +144,16 @@ def _gradients_at_once(
     for start in range(0, seq, rows):
         end = min(start + rows, seq)
         taken = end - start
-        # The query heads that share a key head are rows of one product.
-        queries = (query[:, :, start:end] * scale).reshape(pairs, -1, width)
-        wanted = gradient[:, :, start:end].reshape(pairs, queries.shape[1], -1)
+        parts = (query[:, :, start:end] * scale, gradient[:, :, start:end])
+        queries, wanted = (rearrange(x, side_by_side, head=key.shape[1]) for x in parts)
         scores = torch.bmm(queries, keys[:, :end].transpose(1, 2)).view(-1, taken, end)
         scores[:, :, start:].add_(later[:taken, :taken])
         weights = torch.softmax(scores, dim=-1)
         by_weights = torch.bmm(wanted, values[:, :end].transpose(1, 2)).view_as(weights)
         by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-        by_scores = by_scores.view(pairs, -1, end)
+        by_scores = by_scores.view(len(keys), -1, end)
         moved = torch.bmm(by_scores, keys[:, :end]).mul_(scale)
-        by_query[:, :, start:end] = moved.view(batch, heads, taken, width)
+        by_query[:, :, start:end] = rearrange(moved, apart, batch=batch, seq=taken)
         by_key[:, :end] += torch.bmm(by_scores.transpose(1, 2), queries)
         by_value[:, :end] += torch.bmm(weights.view_as(by_scores).transpose(1, 2), wanted)
     return by_query, by_key.to(key.dtype).view_as(key), by_value.to(value.dtype).view_as(value)

@@ -9,8 +9,8 @@ finds the same gradients, so are attention and norms (`lean_backward`). Otherwis
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from saelab.model.hooked_forward import HookedForward
 from saelab.model.token_loss import LOSS_CHUNK_ELEMENTS, next_token_loss, next_token_loss_gradient
 
-from .lean_backward import LeanBackward
+from .attention_backward import AttentionByHand
+from .norm_backward import closed_form, rms_epsilon
 
 logger = logging.getLogger(__name__)
 
@@ -155,3 +156,25 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     rows, reference = found[:, :-1].float(), expected[:, :-1].float()
     errors = (rows - reference).norm(dim=-1) / reference.norm(dim=-1).clamp_min(1e-30)
     return float(errors.median())
+
+
+class LeanBackward:
+    """Attention and RMS norms of one model, differentiated with respect to activations only.
+
+    Args:
+        model: a model with frozen weights.
+    """
+
+    def __init__(self, model: nn.Module):
+        epsilons = ((module, rms_epsilon(module)) for module in model.modules())
+        self._norms = {module: epsilon for module, epsilon in epsilons if epsilon is not None}
+        logger.debug("%d RMS norms are differentiated in closed form", len(self._norms))
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within, the model's forward pass records these backward passes."""
+        with ExitStack() as stack:
+            stack.enter_context(AttentionByHand())
+            for module, epsilon in self._norms.items():
+                stack.enter_context(closed_form(module, epsilon))
+            yield
