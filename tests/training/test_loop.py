@@ -40,7 +40,7 @@ def test_a_batch_of_equal_rows_has_no_fvu_and_ends_no_run():
     codes = SparseCodes.from_dense(torch.eye(4, 5))
     output = StepOutput({"reconstruction": torch.tensor(0.5)}, codes, rows / 2)
     figures = step_figures(TrainingBatch(rows, rows, None, step=0, tokens_seen=0), output)
-    assert "fvu" not in figures and figures["loss"] == 0.5 and figures["l0"] == 1.0
+    assert figures["fvu"] is None and figures["loss"] == 0.5 and figures["l0"] == 1.0
     rows = rows * torch.arange(4.0).view(4, 1)
     output = StepOutput({"reconstruction": torch.tensor(0.5)}, codes, rows / 2)
     assert step_figures(TrainingBatch(rows, rows, None, step=0, tokens_seen=0), output)["fvu"] > 0
