@@ -172,7 +172,7 @@ def seal_tensors(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> dic
             import torch
 
             tensor = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
     return {**rest, TENSOR_SEAL: digest.hexdigest()}
 
 

@@ -39,7 +39,7 @@ def writer_lock(target: Path) -> Iterator[None]:
     """
     folder = lock_file(target).parent
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    descriptor = None if fcntl is None else _acquire(target)
+    descriptor = _acquire(target)
     try:
         yield
     finally:
@@ -63,7 +63,9 @@ def lock_file(target: Path) -> Path:
 
 
 def _acquire(target: Path) -> int | None:
-    """An open descriptor that holds the lock; None on file systems without locks."""
+    """An open descriptor that holds the lock; None on systems without locks."""
+    if fcntl is None:
+        return None
     path = lock_file(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
