@@ -102,8 +102,12 @@ def read_log(path: Path, *, skip_damaged: bool = False) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             content = json.loads(line.decode())
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
             damaged.append(number)
+            if isinstance(error, UnicodeDecodeError) and not skip_damaged:
+                raise ArtifactError(
+                    f"{path} is not a log of training metrics: line {number} is no text"
+                ) from None
             if number < len(lines) and not skip_damaged:
                 raise ArtifactError(f"{path}, line {number}, is not JSON: it was damaged") from None
             continue
