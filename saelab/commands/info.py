@@ -264,11 +264,6 @@ def _describe_circuit(file: Path, manifest: dict[str, Any]) -> list[str]:
     return [f"roles: {len(roles)}", _verdict("supervised_circuit", manifest)]
 
 
-def _describe_toys(file: Path, manifest: dict[str, Any]) -> list[str]:
-    require_fields(manifest, {"splitting_toy": dict, "occlusion_toy": dict}, file)
-    return [_verdict("supervised_toys", manifest)]
-
-
 def _describe_quickstart(file: Path, manifest: dict[str, Any]) -> list[str]:
     """A report: its dictionary and its cache must still be those it was made from."""
     from saelab.cache import open_cache
@@ -406,7 +401,6 @@ DESCRIBERS: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
     "recovery_score_card": _describe_score_card,
     "supervised_sites": _describe_sites,
     "supervised_circuit": _describe_circuit,
-    "supervised_toys": _describe_toys,
     "quickstart_report": _describe_quickstart,
     "quickstart_state": _describe_quickstart_state,
     "feature_store": _describe_store,

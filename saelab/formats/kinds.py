@@ -92,6 +92,7 @@ _KINDS = (
             "steering.json",
             "dark_matter.json",
             "supervised.json",
+            "toys.json",
         ),
         schema_version=2,
         sealed_since=2,
@@ -132,14 +133,6 @@ _KINDS = (
     Kind(
         name="supervised_circuit",
         files=("*.circuit.json",),
-        schema_version=2,
-        sealed_since=2,
-        made_by="saelab eval supervised",
-        intact=_SEALED,
-    ),
-    Kind(
-        name="supervised_toys",
-        files=("toys.json",),
         schema_version=2,
         sealed_since=2,
         made_by="saelab eval supervised",
