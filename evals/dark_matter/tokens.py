@@ -6,8 +6,10 @@ judged on the same rows can be read side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,15 @@ from jaxtyping import Float, Int
 from pyarrow import parquet
 from torch import Tensor
 
+from saelab.formats.chart import Axis, Chart, Number, Series
 from saelab.formats.files import atomic_path
 
-from .row_source import RowBatch
-from .split import CONTEXT_TEST
+from .analysis import ERROR, VECTOR_LABELS
+from .regression import CrossStatistics, RegressionMoments
+from .rows import CONTEXT_TEST, RowBatch
 
 NORMS = ("activation", "reconstruction", "error", "linear_error", "nonlinear_error")
+
 SCHEMA = pyarrow.schema(
     [
         ("sequence", pyarrow.int64()),
@@ -35,7 +40,9 @@ SCHEMA = pyarrow.schema(
         *((f"{name}_norm", pyarrow.float32()) for name in NORMS),
     ]
 )
+
 READ_ROWS = 65_536
+
 TRACE_ROWS = 100
 
 
@@ -128,3 +135,210 @@ def norms_matrix(
             torch.from_numpy(np.stack(columns, axis=1)),
             torch.from_numpy(first["held_out"].astype(np.int64)),
         )
+
+
+REGRESSED = ("error", "nonlinear_error")
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """R² between all pairs; rows predict columns."""
+
+    r_squared: list[list[float | None]]
+    """Held-out R² of the column's |error| regressed on the row's |error| and a constant."""
+    gain: list[list[float | None]]
+    """Share of the residual variance removed by adding the row's |nonlinear error|; 0 where none
+    is left."""
+
+    def charts(self, labels: Sequence[str]) -> list[Chart]:
+        """Both matrices; dictionaries from narrow to wide, upper triangle."""
+        return [
+            _matrix(
+                "scaling_r_squared",
+                "Do wider dictionaries fail on the same tokens?",
+                "Held-out R² of the norm of the column's error regressed on the norm of the row's "
+                "error and a constant, token by token; from narrow to wide, upper triangle. Near "
+                "1: the wider dictionary's errors are large where the narrower one's are.",
+                labels,
+                self.r_squared,
+            ),
+            _matrix(
+                "scaling_gain",
+                "What the norm of the nonlinear error adds",
+                "Share of the residual variance of the prediction beside it that is removed when "
+                "the norm of the row's nonlinear error is a second regressor: (R²_new - R²_old) / "
+                "(1 - R²_old); 0 on the diagonal.",
+                labels,
+                self.gain,
+            ),
+        ]
+
+
+def _matrix(
+    name: str,
+    title: str,
+    caption: str,
+    labels: Sequence[str],
+    matrix: Sequence[Sequence[float | None]],
+) -> Chart:
+    upper: list[list[Number | None]] = [
+        [value if column >= row else None for column, value in enumerate(line)]
+        for row, line in enumerate(matrix)
+    ]
+    known = [
+        value for row, line in enumerate(upper) for value in line[row + 1 :] if value is not None
+    ]
+    # With a unit, so that widths are taken for categories and not for numbers.
+    named = [f"{x} latents" if x.replace(",", "").isdigit() else x for x in labels]
+    reach = f"from {min(known):.3f} to {max(known):.3f}" if known else "undefined"
+    return Chart(
+        name=name,
+        title=title,
+        caption=caption,
+        summary=f"Upper triangle of a {len(labels)} by {len(labels)} matrix; off the diagonal "
+        f"{reach}.",
+        x=Axis(title="predicted: error of"),
+        y=Axis(title="from the error of"),
+        colour="share",
+        series=(
+            Series(
+                name=title,
+                x=list(named),
+                y=list(named),
+                z=upper,
+                mark="heat map",
+            ),
+        ),
+        height=max(340, 90 + 34 * len(labels)),
+    )
+
+
+def measure_scaling(token_files: Sequence[Path], ridge: float) -> Scaling:
+    """Regress every dictionary's error norm on every other's.
+
+    Args:
+        token_files: of the dictionaries, of the same rows, from narrow to wide.
+        ridge: regularisation, as in `RegressionMoments.fit`.
+
+    Raises:
+        ActivationError: fewer rows than coefficients.
+    """
+    width = len(token_files) * len(REGRESSED)
+    statistics = CrossStatistics(width, width, 2)
+    for norms, held_out in norms_matrix(token_files, REGRESSED):
+        statistics.update(norms, norms, held_out)
+
+    def r_squared(regressors: list[int], target: int) -> float | None:
+        train, test = (_block(statistics, cell, regressors, target) for cell in (0, 1))
+        what = "an error norm from another dictionary's"
+        fitted = train.fit(ridge=ridge, what=what, rank_level=logging.DEBUG)
+        return test.score(fitted).pooled_r_squared()
+
+    plain: list[list[float | None]] = []
+    gain: list[list[float | None]] = []
+    for row in range(len(token_files)):
+        error, nonlinear = len(REGRESSED) * row, len(REGRESSED) * row + 1
+        plain.append([])
+        gain.append([])
+        for column in range(len(token_files)):
+            target = len(REGRESSED) * column
+            first, both = r_squared([error], target), r_squared([error, nonlinear], target)
+            plain[-1].append(first)
+            gain[-1].append(_gain(first, both))
+    return Scaling(plain, gain)
+
+
+def _gain(first: float | None, both: float | None) -> float | None:
+    if first is None or both is None:
+        return None
+    # The ridge leaves about 1e-12 of a norm regressed on itself.
+    return 0.0 if 1 - first < 1e-9 else (both - first) / (1 - first)
+
+
+def _block(
+    statistics: CrossStatistics, cell: int, regressors: list[int], target: int
+) -> RegressionMoments:
+    sums = statistics.merged([cell])
+    chosen = torch.tensor(regressors)
+    return RegressionMoments(
+        n_rows=int(sums.n_rows),
+        mean_regressors=sums.mean_left[chosen],
+        mean_targets=sums.mean_left[target : target + 1],
+        gram=sums.product[chosen][:, chosen],
+        cross=sums.product[chosen, target : target + 1],
+        squares=sums.product[target, target : target + 1],
+    )
+
+
+def trace_chart(trace: Mapping[str, list[Any]], prefix: str, codes: str) -> Chart:
+    """Norms of the error and its parts at neighbouring tokens.
+
+    Args:
+        trace: of a token file.
+        prefix: before the chart's name.
+        codes: words for the encoder.
+    """
+    norms = {name: _rounded(trace[f"{name}_norm"]) for name in NORMS[2:]}
+    means = ", ".join(
+        f"{VECTOR_LABELS[name]} {sum(values) / max(1, len(values)):.3g}"
+        for name, values in norms.items()
+    )
+    context = trace["sequence"][0] if trace["sequence"] else "none"
+    n = len(trace["position"])
+    return Chart(
+        name=f"{prefix}error_trace",
+        title=f"Error token by token, {codes}",
+        caption=f"Norms at {n} neighbouring tokens of a held-out context (number {context} of the "
+        f"text); {ERROR}",
+        summary=f"Lines over {n} tokens; mean norms: {means}.",
+        x=Axis(title="position in the context"),
+        y=Axis(title="norm (activation units)", low=0),
+        series=tuple(
+            Series(
+                name=VECTOR_LABELS[name],
+                x=list(trace["position"]),
+                y=list(values),
+                labels=[f"token {token}" for token in trace["token"]],
+                style={"error": 0, "linear_error": 2}.get(name, 1),
+                dashed=name == "error",
+            )
+            for name, values in norms.items()
+        ),
+        wide=True,
+    )
+
+
+def family_traces(labels: Sequence[str], paths: Sequence[Path]) -> list[Chart]:
+    """For each part of the error, its norm at the same neighbouring tokens, by dictionary."""
+    traces = [trace_of(path) for path in paths]
+    position = traces[0]["position"]
+    charts = []
+    for name in NORMS[2:]:
+        part = VECTOR_LABELS[name]
+        norms = [_rounded(trace[f"{name}_norm"]) for trace in traces]
+        means = "; ".join(
+            f"{label}: {sum(line) / max(1, len(line)):.3g}"
+            for label, line in zip(labels, norms, strict=True)
+        )
+        chart = Chart(
+            name=f"family_trace_{name}",
+            title=f"Norm of the {part}, token by token",
+            caption=f"Norm of the {part} at {len(position)} neighbouring tokens of one held-out "
+            "context, a line per dictionary.",
+            summary=f"Lines over {len(position)} tokens; means {means}.",
+            x=Axis(title="position in the context"),
+            y=Axis(title=f"norm of the {part} (activation units)"),
+            series=tuple(
+                Series(name=label, x=list(position), y=list(line))
+                for label, line in zip(labels, norms, strict=True)
+            ),
+            named_ends=bool(position),
+            height=380,
+            wide=True,
+        )
+        charts.append(chart)
+    return charts
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
