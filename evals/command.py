@@ -23,7 +23,7 @@ SUITES = {
         "whether several seeds, or several methods, find the same latents",
     ),
     "dark-matter": (
-        "saelab.evals.dark_matter.command",
+        "saelab.evals.dark_matter.suite",
         "what a dictionary does not explain, taken apart: linear and nonlinear error",
     ),
     "supervised": (

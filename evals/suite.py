@@ -113,6 +113,11 @@ class Measurement:
     """What `Suite.charts` and `Suite.tables` draw from."""
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Per-item tables, each a parquet file: by what the rows are, columns by name."""
+    written: tuple[str, ...] = ()
+    """Per-item tables that were written row by row into `out`: by what the rows are."""
+    suite: Suite[Any] | None = None
+    """The suite that defines it, where it is not the one that runs: what several dictionaries
+    show together."""
     seed: int | None = None
     """Seed of everything random; None: the setting `seed`, where there is one."""
     title: str = ""
@@ -248,18 +253,20 @@ def evaluate(
         logger.info("kept %s: same settings, same dictionary", out / f"{suite.stem}.json")
         _write_page(out / f"{suite.stem}.html", result, wanted=pages)
     left = [index for index, out in enumerate(outs) if out not in kept]
-    written = dict(kept)
+    written = {out / f"{suite.stem}.json": result for out, result in kept.items()}
     if left or not folders:
         chosen = [folders[index] for index in left], [outs[index] for index in left]
         with ExitStack() as locks:
             for out in sorted(set(chosen[1])):
                 locks.enter_context(writer_lock(out / f"{suite.stem}.json"))
             for measured in suite.measure(*chosen, config):
-                result = replace(result_of(suite, measured, config), asked=asked)
-                written[measured.out] = write_result(suite, measured, result, page=pages)[1]
-    order = {out: index for index, out in enumerate(outs)}
-    ordered = sorted(written, key=lambda out: order.get(out, len(order)))
-    return [(out / f"{suite.stem}.json", written[out]) for out in ordered]
+                by = measured.suite or suite
+                result = replace(result_of(by, measured, config), asked=asked)
+                path, result = write_result(by, measured, result, page=pages)
+                written[path] = result
+    order = {out / f"{suite.stem}.json": index for index, out in enumerate(outs)}
+    ordered = sorted(written, key=lambda path: order.get(path, len(order)))
+    return [(path, written[path]) for path in ordered]
 
 
 def _evaluate_together(
@@ -359,7 +366,9 @@ def result_of(suite: Suite[ConfigT], measured: Measurement, config: ConfigT) -> 
         charts=tuple(suite.charts(measured.data)),
         tables=tuple(suite.tables(measured.data)),
         notes=measured.notes,
-        item_files={items: f"{suite.stem}_{items}.parquet" for items in measured.rows},
+        item_files={
+            items: f"{suite.stem}_{items}.parquet" for items in (*measured.rows, *measured.written)
+        },
         seed=settings.get("seed") if measured.seed is None else measured.seed,
     )
 
@@ -415,6 +424,7 @@ def show(suite: Suite[Any], results: Sequence[tuple[Path, EvaluationResult]]) ->
     rows = [
         [result.dictionary_name, *(_values(result).get(name) for name in shown)]
         for _, result in results
+        if any(name in _values(result) for name in shown)
     ]
     if shown:
         console.print(terminal_table("", ["dictionary", *shown.values()], rows))

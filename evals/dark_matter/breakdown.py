@@ -11,16 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from saelab.errors import ConfigError
+from saelab.formats.chart import Axis, Chart, ReferenceLine, Series
+from saelab.stats.power_law import PowerLaw, fit_power_law
 
-from .power_law import PowerLaw, fit_power_law
+from .analysis import in_words, width_axis
 
 PAPER_L0 = 60.0
+
 TOLERANCE = 0.2
+
 """How far, relatively, a dictionary's L0 may be from the one at which widths are compared."""
 
 
@@ -62,27 +65,112 @@ class Breakdown:
     refused: str | None
     """Why no areas are drawn; None where they are."""
 
-    def figure_data(self) -> dict[str, Any]:
-        """For "breakdown" and "asymptote"."""
-        pursuit = [one.number("pursuit_fvu_nonlinear") for one in self.members]
-        widths = [one.d_sae for one in self.members]
-        curve = None
+    def charts(self) -> list[Chart]:
+        """FVU over width with what the fit makes of it, and how well the asymptote is known."""
+        charts = [self._areas()]
         if self.fit is not None:
-            places = np.geomspace(min(widths), max(widths), 60)
-            curve = {"width": places.tolist(), "fvu": self.fit.at(places).tolist()}
-        return {
-            "l0": self.l0,
-            "names": [one.name for one in self.members],
-            "width": widths,
-            "measured_l0": [one.l0 for one in self.members],
-            "fvu": [one.number("fvu") for one in self.members],
-            "fvu_nonlinear": [one.number("fvu_nonlinear") for one in self.members],
-            "pursuit_fvu_nonlinear": None if None in pursuit else pursuit,
-            "mean_nonlinear": self.mean_nonlinear,
-            "fit": None if self.fit is None else self.fit.figure_data(),
-            "curve": curve,
-            "refused": self.refused,
+            charts.append(self._asymptote(self.fit))
+        return charts
+
+    def _areas(self) -> Chart:
+        points = {"FVU": "fvu", "FVU_nonlinear": "fvu_nonlinear"}
+        if all(member.number("pursuit_fvu_nonlinear") is not None for member in self.members):
+            points["FVU_nonlinear, pursuit codes"] = "pursuit_fvu_nonlinear"
+        first, *_, last = self.members
+        stated = "; ".join(
+            f"{label} from {in_words(first.number(name), 4)} at {first.d_sae:,} latents to "
+            f"{in_words(last.number(name), 4)} at {last.d_sae:,}"
+            for label, name in list(points.items())[:2]
+        )
+        return Chart(
+            name="breakdown",
+            title=f"FVU broken down over width, L0 within {TOLERANCE:.0%} of {self.l0:.4g}",
+            caption=self._caption(),
+            summary=f"{stated}.",
+            x=width_axis(),
+            y=Axis(title="FVU (share of variance)", low=0),
+            series=(*self._fitted(), *(self._points(*item) for item in points.items())),
+            height=460,
+            wide=True,
+        )
+
+    def _points(self, label: str, name: str) -> Series:
+        return Series(
+            name=label,
+            x=[member.d_sae for member in self.members],
+            y=[member.number(name) for member in self.members],
+            mark="lines+dots",
+            labels=[f"{member.name}, L0 {member.l0:.4g}" for member in self.members],
+            style={"fvu": 0, "fvu_nonlinear": 1}.get(name, 3),
+        )
+
+    def _fitted(self) -> list[Series]:
+        """The areas under the fit, or the fit alone where they would cross."""
+        if self.fit is None:
+            return []
+        widths = [member.d_sae for member in self.members]
+        at = np.geomspace(min(widths), max(widths), 60)
+        curve = self.fit.at(at).tolist()
+        x = at.tolist()
+        if self.refused is not None:
+            return [Series(name="fit", x=x, y=curve, style=5, dashed=True)]
+        tops = {
+            "nonlinear error": [self.mean_nonlinear] * len(x),
+            "linear error": [self.fit.c] * len(x),
+            "absent features": curve,
         }
+        styles = (1, 2, 0)
+        return [
+            Series(name=name, x=list(x), y=top, style=style, filled=True)
+            for (name, top), style in zip(tops.items(), styles, strict=True)
+        ]
+
+    def _caption(self) -> str:
+        text = (
+            "Held-out FVU of one dictionary per width, and FVU_nonlinear, what is left after a "
+            "linear map of the activation predicts what it can of the error."
+        )
+        if self.fit is not None:
+            fit = self.fit
+            text += (
+                f" Fit: FVU = {fit.c:.4f} + {fit.a:.4g} · M^-{fit.m:.4g}, residual {fit.rms:.2g} "
+                f"(root mean square); 95 % profile interval of the asymptote {fit.c_low:.4f} to "
+                f"{fit.c_high:.4f}."
+            )
+        if self.refused is not None:
+            return f"{text} {self.refused[0].upper()}{self.refused[1:]}."
+        return (
+            f"{text} Areas: nonlinear error up to the mean FVU_nonlinear, "
+            f"{self.mean_nonlinear:.4f}; linear error from there to the asymptote; absent features "
+            "from there to the fit. Where the interval is wide, so is the border between the last "
+            "two."
+        )
+
+    def _asymptote(self, fit: PowerLaw) -> Chart:
+        left = len(self.members) - 3
+        return Chart(
+            name="asymptote",
+            title="How well the points determine the asymptote",
+            caption="Residual of the best fit c + a · M^-m at each c. Between the two outer "
+            "lines: the 95 % profile interval (F-test of one parameter against "
+            f"{left} degree{'' if left == 1 else 's'} of freedom). Left of the mean FVU_nonlinear "
+            "the areas of the breakdown would cross.",
+            summary=f"Residual against c: best {fit.rms:.3g} at c = {fit.c:.4f}, interval "
+            f"{fit.c_low:.4f} to {fit.c_high:.4f}; {fit.profile_rms[0]:.3g} at c = 0.",
+            x=Axis(title="asymptote c (FVU at infinite width)"),
+            y=Axis(title="residual (root mean square, FVU)", low=0),
+            series=(
+                Series(
+                    name="best fit at each c", x=fit.profile_c.tolist(), y=fit.profile_rms.tolist()
+                ),
+                Series(name="best fit", x=[fit.c], y=[fit.rms], mark="dots", style=0),
+            ),
+            lines=(
+                ReferenceLine(value=fit.c_low, label="95 % from", axis="x"),
+                ReferenceLine(value=fit.c_high, label="to", axis="x"),
+                ReferenceLine(value=self.mean_nonlinear, label="FVU_nonlinear", axis="x"),
+            ),
+        )
 
 
 def break_down(members: Sequence[Member], l0: float | None) -> Breakdown:
@@ -102,16 +190,16 @@ def break_down(members: Sequence[Member], l0: float | None) -> Breakdown:
             f"the breakdown over width needs dictionaries of at least two widths within "
             f"{TOLERANCE:.0%} of L0 {wanted:.4g}; there "
             + ("is one" if chosen else "are none")
-            + f" among {len({one.d_sae for one in members})} widths given: train more widths at "
-            "the same L0, or give another --breakdown-l0"
+            + f" among {len({member.d_sae for member in members})} widths given: train more "
+            "widths at the same L0, or give another --breakdown-l0"
         )
-    nonlinear = [float(one.values["fvu_nonlinear"] or 0.0) for one in chosen]
+    nonlinear = [float(member.values["fvu_nonlinear"] or 0.0) for member in chosen]
     mean = sum(nonlinear) / len(nonlinear)
     fit, refused = None, None
     try:
         fit = fit_power_law(
-            np.array([float(one.d_sae) for one in chosen]),
-            np.array([float(one.values["fvu"] or 0.0) for one in chosen]),
+            np.array([float(member.d_sae) for member in chosen]),
+            np.array([float(member.values["fvu"] or 0.0) for member in chosen]),
         )
     except ConfigError as error:
         refused = f"no areas are drawn: {error}"
@@ -139,18 +227,17 @@ def _common_l0(members: Sequence[Member]) -> float:
     """The L0 of a member that most widths reach; of several, the one nearest to the paper's."""
 
     def rank(l0: float) -> tuple[int, float]:
-        widths = {one.d_sae for one in members if _near(one, l0)}
+        widths = {member.d_sae for member in members if _near(member, l0)}
         return -len(widths), abs(np.log(max(l0, 1e-9) / PAPER_L0))
 
-    return min((one.l0 for one in members), key=rank)
+    return min((member.l0 for member in members), key=rank)
 
 
 def _per_width(members: Sequence[Member], l0: float) -> tuple[list[Member], list[str]]:
     chosen, left_out = [], []
-    for width in sorted({one.d_sae for one in members}):
-        nearest = min(
-            (one for one in members if one.d_sae == width), key=lambda one: abs(one.l0 - l0)
-        )
+    for width in sorted({member.d_sae for member in members}):
+        members_of_width = [member for member in members if member.d_sae == width]
+        nearest = min(members_of_width, key=lambda member: abs(member.l0 - l0))
         if _near(nearest, l0):
             chosen.append(nearest)
         else:

@@ -10,23 +10,50 @@ ones are active together is left to chance.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import Dictionary
+from saelab.formats.chart import Axis, Chart, Series, Value
 from saelab.sparse import SparseCodes
 from saelab.sparse.kernels import combine_latents
+from saelab.stats.spread import pearson
 
-from .error_sums import ErrorSums, scaled_values
+from .analysis import Meaning, in_words
+from .first_pass import ErrorSums, scaled_values
 from .regression import RegressionStatistics
-from .split import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS
+from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS
 
 WINDOW = 100
+
 MOST_POINTS = 10_000
+
 """Latents shown at most, those of the largest mean code, as in the paper's figure."""
+
+
+DIRECTIONS = {
+    "directions_r_squared": Meaning(
+        "1",
+        "Held-out R² of |Sae(x) - b|² regressed on Sae(x) - b, b the decoder bias.",
+    ),
+    "directions_independent_r_squared": Meaning(
+        "1",
+        "Control: the same after each latent's codes are dealt out to random rows, so that which "
+        "latents are active together is left to chance.",
+    ),
+    "directions_correlation_mean": Meaning(
+        "1",
+        "Correlation over live latents of the probe's inner product with the unit decoder row and "
+        "the mean code when active (times the row's norm).",
+    ),
+    "directions_correlation_cubic": Meaning(
+        "1",
+        "The same with E[w³] / E[w²] of the latent's codes w, the optimum for sparse orthogonal "
+        "features.",
+    ),
+}
 
 
 class DirectionSums:
@@ -85,18 +112,45 @@ class DirectionFindings:
             "directions_correlation_cubic": self.correlation_cubic,
         }
 
-    def figure_data(self) -> dict[str, Any]:
-        """For "probe_directions"."""
-        return {
-            "window": WINDOW,
-            "n_latents": len(self.latent),
-            "latent": self.latent[:MOST_POINTS].tolist(),
-            "inner_product": _rounded(running_mean(self.inner_product[:MOST_POINTS])),
-            "mean_when_active": _rounded(self.mean_when_active[:MOST_POINTS]),
-            "cubic": _rounded(running_mean(self.cubic[:MOST_POINTS])),
-            "correlation_mean": self.correlation_mean,
-            "correlation_cubic": self.correlation_cubic,
+    def chart(self, prefix: str, codes: str) -> Chart:
+        """The norm probe's inner product with each latent, beside its codes.
+
+        Args:
+            prefix: before the chart's name.
+            codes: words for the encoder.
+        """
+        shown = slice(0, MOST_POINTS)
+        lines = {
+            "mean code when active": self.mean_when_active[shown],
+            "E[w³] / E[w²]": running_mean(self.cubic[shown]),
+            "probe · decoder row": running_mean(self.inner_product[shown]),
         }
+        rank = list(range(1, len(self.latent[shown]) + 1))
+        return Chart(
+            name=f"{prefix}probe_directions",
+            title=f"Norm probe against single latents, {codes}",
+            caption="The squared norm of Sae(x) - b is regressed on Sae(x) - b. Inner product of "
+            "that probe with each latent's unit decoder row, the mean of the latent's positive "
+            "codes w, and E[w³] / E[w²], to which the inner product tends for sparse orthogonal "
+            "features (all codes times the row's norm). Probe and E[w³] / E[w²] are running means "
+            f"over {WINDOW} latents.",
+            summary=f"Lines over {len(self.latent):,} live latents; correlation of the probe's "
+            f"inner product with the mean code {in_words(self.correlation_mean)}, with E[w³]/E[w²] "
+            f"{in_words(self.correlation_cubic)}.",
+            x=Axis(title="latent, by falling mean code"),
+            y=Axis(title="activation units"),
+            series=tuple(
+                Series(
+                    name=label,
+                    x=list(rank),
+                    y=_rounded(values),
+                    labels=[f"latent {latent}" for latent in self.latent[shown].tolist()],
+                    dashed=label == "mean code when active",
+                )
+                for label, values in lines.items()
+            ),
+            wide=True,
+        )
 
 
 def direction_findings(
@@ -123,20 +177,13 @@ def direction_findings(
         independent_r_squared=directions.independent.moments(CONTEXT_TEST)
         .score(control)
         .pooled_r_squared(),
-        correlation_mean=correlation(product, mean),
-        correlation_cubic=correlation(product, cubic),
+        correlation_mean=pearson(product, mean),
+        correlation_cubic=pearson(product, cubic),
         inner_product=product[order],
         mean_when_active=mean[order],
         cubic=cubic[order],
         latent=alive[order],
     )
-
-
-def correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float | None:
-    """Pearson correlation; None where one of them does not vary."""
-    a, b = a - a.mean(), b - b.mean()
-    below = float(a.norm() * b.norm())
-    return float(a @ b) / below if below > 0 else None
 
 
 def running_mean(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -150,5 +197,5 @@ def running_mean(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     return (total[high] - total[low]) / (high - low)
 
 
-def _rounded(values: Tensor) -> list[float]:
+def _rounded(values: Tensor) -> list[Value]:
     return [float(f"{value:.5g}") for value in values.tolist()]

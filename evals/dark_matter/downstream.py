@@ -24,17 +24,20 @@ from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataSpec, held_out_batches
 from saelab.dictionary.decomposition import Decomposition, ErrorProbe, decompose
 from saelab.errors import ActivationError
-from saelab.formats.files import hash_of
+from saelab.formats.chart import Axis, Chart, Series
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.stats.metrics import kl_divergence
+from saelab.stats.seeds import seeded_generator
 
 from ..core.losses import Splice, summed_loss
-from .split import CONTEXT_TEST, cells_of
+from .analysis import AnalysisResult, Context, Meaning, bars_of_parts, in_words
+from .rows import CONTEXT_TEST, cells_of
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("linear", "nonlinear")
+
 CONTROLS = ("random", "shuffled")
 
 
@@ -82,6 +85,7 @@ CONDITIONS: dict[str, Callable[[LiveParts], Tensor]] = {
         live.parts.reconstruction + live.shuffled(live.parts.nonlinear_error)
     ),
 }
+
 """What takes the place of a row, by condition."""
 
 
@@ -205,8 +209,7 @@ def _add_batch(
     for name, condition in CONDITIONS.items():
 
         def replaced(rows: Tensor, name: str = name, condition=condition) -> Tensor:
-            drawn = int(hash_of(["downstream", seed, name, findings.n_contexts])[:15], 16)
-            generator = torch.Generator().manual_seed(drawn)
+            generator = seeded_generator("downstream", seed, name, findings.n_contexts)
             live = LiveParts(decompose(saved.dictionary, probe, rows), rows, generator)
             if name == "identity":
                 _add_norms(findings, live)
@@ -242,3 +245,233 @@ def _with_norms_of(vectors: Tensor, like: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     wanted = torch.linalg.vector_norm(like, dim=1, keepdim=True)
     return vectors * (wanted / norms.clamp(min=torch.finfo(vectors.dtype).tiny))
+
+
+SPLICED = {
+    "identity": "the reconstruction with both parts of the error added, which is the activation",
+    "sae": "the reconstruction",
+    "sae_linear": "the reconstruction with the linear error added",
+    "sae_nonlinear": "the reconstruction with the nonlinear error added",
+    "random_error": "the activation moved in a random direction by the norm of its error",
+    "sae_linear_random": "the reconstruction with a random vector of the linear error's norm added",
+    "sae_linear_shuffled": "the reconstruction with another row's linear error, at this row's norm",
+    "sae_nonlinear_random": (
+        "the reconstruction with a random vector of the nonlinear error's norm added"
+    ),
+    "sae_nonlinear_shuffled": (
+        "the reconstruction with another row's nonlinear error, at this row's norm"
+    ),
+}
+
+SCOPE = "over {downstream_n_positions:,} predicted positions of held-out text"
+
+
+def meanings(findings: DownstreamFindings) -> dict[str, Meaning]:
+    """Unit and sentence of every value."""
+    scope = SCOPE.format(downstream_n_positions=findings.n_positions)
+    if findings.first_position:
+        scope += f" from position {findings.first_position} on, the earlier ones untouched"
+    found = {
+        "downstream_loss_original": Meaning(
+            "nats per token", f"Mean next-token loss of the untouched model, {scope}."
+        )
+    }
+    for name, words in SPLICED.items():
+        found[f"downstream_loss_{name}"] = Meaning(
+            "nats per token", f"Mean next-token loss with {words} in place of each row, {scope}."
+        )
+        found[f"downstream_kl_{name}"] = Meaning(
+            "nats per token", f"Mean KL(original || spliced) with {words} in place, {scope}."
+        )
+    found["downstream_identity_deviation"] = Meaning(
+        "1",
+        "Largest norm of activation − (reconstruction + linear + nonlinear error) over the "
+        "activation's norm: rounding only.",
+    )
+    found["downstream_random_error_ratio"] = Meaning(
+        "1",
+        "Loss added by a random error of each row's own error norm over the loss added by the "
+        "reconstruction; below 1, the dictionary's errors hurt more than random ones as long.",
+    )
+    for part in PARTS:
+        found |= _part_definitions(part)
+    found["downstream_n_positions"] = Meaning("positions", "Predicted positions, as above.")
+    found["downstream_n_rows"] = Meaning("rows", "Rows replaced in each condition.")
+    return found
+
+
+def _part_definitions(part: str) -> dict[str, Meaning]:
+    other = PARTS[1 - PARTS.index(part)]
+    found = {
+        f"downstream_recovered_ce_{part}": Meaning(
+            "%",
+            f"Share of the loss that the reconstruction adds which adding the {part} error takes "
+            "back: 100 (CE_sae − CE_part) / (CE_sae − CE_original). The shares of the two parts "
+            "need not add up to 100.",
+        ),
+        f"downstream_removed_ce_{part}": Meaning(
+            "%",
+            f"Loss added by taking the {part} error away from the activation (which leaves the "
+            f"reconstruction and the {other} error), as a share of what the reconstruction adds.",
+        ),
+        f"downstream_recovered_r_squared_{part}": Meaning(
+            "%",
+            f"Share of the summed squared error that adding the {part} error takes back: "
+            "100 (R²_sae − R²_part) / (R²_sae − 1), R² pooled over dimensions.",
+        ),
+        f"downstream_norm_share_{part}": Meaning(
+            "%", f"Mean norm of the {part} error over the mean norm of the error."
+        ),
+        f"downstream_norm_share_per_row_{part}": Meaning(
+            "%", f"Mean over rows of the norm of the {part} error over the norm of the error."
+        ),
+    }
+    for control in CONTROLS:
+        found[f"downstream_recovered_ce_{part}_{control}"] = Meaning(
+            "%",
+            f"As downstream_recovered_ce_{part}, with {SPLICED[f'sae_{part}_{control}']}: a "
+            "control, which a part worth anything exceeds.",
+        )
+    return found
+
+
+def values(findings: DownstreamFindings) -> dict[str, float | int | None]:
+    """Every number by name; None where the reconstruction adds no loss or no error."""
+    n, added = findings.n_positions, findings.loss["sae"] - findings.original
+    found: dict[str, float | int | None] = {"downstream_loss_original": findings.original / n}
+    for name in CONDITIONS:
+        found[f"downstream_loss_{name}"] = findings.loss[name] / n
+        found[f"downstream_kl_{name}"] = findings.kl[name] / n
+    found["downstream_identity_deviation"] = findings.identity_deviation
+    found["downstream_random_error_ratio"] = (
+        (findings.loss["random_error"] - findings.original) / added if added > 0 else None
+    )
+
+    def back(condition: str) -> float | None:
+        return (
+            100 * (findings.loss["sae"] - findings.loss[condition]) / added if added > 0 else None
+        )
+
+    squares, norms = findings.squares, findings.norms
+    for part, other in zip(PARTS, reversed(PARTS), strict=True):
+        found[f"downstream_recovered_ce_{part}"] = back(f"sae_{part}")
+        kept = back(f"sae_{other}")
+        found[f"downstream_removed_ce_{part}"] = None if kept is None else 100 - kept
+        # What is left of the error once a part is added is the other part.
+        found[f"downstream_recovered_r_squared_{part}"] = _percent(
+            squares["error"] - squares[other], squares["error"]
+        )
+        found[f"downstream_norm_share_{part}"] = _percent(norms[part], norms["error"])
+        found[f"downstream_norm_share_per_row_{part}"] = _percent(
+            findings.norm_ratios[part], findings.n_rows_with_error
+        )
+        for control in CONTROLS:
+            found[f"downstream_recovered_ce_{part}_{control}"] = back(f"sae_{part}_{control}")
+    found["downstream_n_positions"] = n
+    found["downstream_n_rows"] = findings.n_rows
+    return found
+
+
+def _percent(above: float, below: float | int) -> float | None:
+    return 100 * above / below if below > 0 else None
+
+
+def downstream_charts(findings: DownstreamFindings) -> list[Chart]:
+    """What each part of the error takes back, and what every replacement costs."""
+    return [_recovery_chart(findings), _losses_chart(findings)]
+
+
+def _recovery_chart(findings: DownstreamFindings) -> Chart:
+    measures = {
+        "recovered_ce_{}": "loss taken back",
+        "recovered_r_squared_{}": "R² taken back",
+        "norm_share_{}": "norm, of mean norms",
+        "norm_share_per_row_{}": "norm, per row",
+        "recovered_ce_{}_random": "control: loss, random vector",
+        "recovered_ce_{}_shuffled": "control: loss, other row's",
+    }
+    known = values(findings)
+    shares = {
+        part: [known[f"downstream_{name.format(part)}"] for name in measures] for part in PARTS
+    }
+    stated = "; ".join(
+        f"{name}: linear {in_words(linear, 0, ' %')}, nonlinear {in_words(nonlinear, 0, ' %')}"
+        for name, linear, nonlinear in zip(measures.values(), *shares.values(), strict=True)
+    )
+    return Chart(
+        name="downstream_recovery",
+        title="What each part of the error takes back",
+        caption="Adding one part of the error to the reconstruction, spliced into the model over "
+        f"{findings.n_positions:,} predicted positions. Loss taken back: 100 (CE_sae − CE_part) / "
+        "(CE_sae − CE_original). R² taken back: the same with pooled R². Norm: the part's norm "
+        "over the error's, as a ratio of means and as a mean of ratios. Controls add a vector of "
+        "the part's norm in a random direction, or the part of another row. The two parts' shares "
+        "of the loss need not add up to 100.",
+        summary=f"Grouped bars: {stated}.",
+        x=Axis(title="measure"),
+        y=Axis(title="share of the error's effect (%)"),
+        series=bars_of_parts(shares, list(measures.values()), 0),
+        height=400,
+        wide=True,
+    )
+
+
+def _losses_chart(findings: DownstreamFindings) -> Chart:
+    labels = {
+        "identity": "both parts added",
+        "sae": "reconstruction",
+        "sae_linear": "+ linear error",
+        "sae_nonlinear": "+ nonlinear error",
+        "random_error": "activation + random, error's norm",
+        "sae_linear_random": "+ random, linear's norm",
+        "sae_linear_shuffled": "+ another row's linear error",
+        "sae_nonlinear_random": "+ random, nonlinear's norm",
+        "sae_nonlinear_shuffled": "+ another row's nonlinear error",
+    }
+    n = findings.n_positions
+    added = [(findings.loss[name] - findings.original) / n for name in labels]
+    kl = [findings.kl[name] / n for name in labels]
+    stated = "; ".join(
+        f"{label}: loss +{loss:.4f}, KL {divergence:.4f}"
+        for label, loss, divergence in zip(labels.values(), added, kl, strict=True)
+    )
+    return Chart(
+        name="downstream_losses",
+        title="What each replacement costs the model",
+        caption=f"Mean next-token loss above the untouched model's {findings.original / n:.4f} "
+        f"nats, and mean KL(original || spliced), over {n:,} predicted positions. "
+        "'Both parts added' is the activation again and costs rounding only.",
+        summary=f"Bars in nats per token: {stated}.",
+        x=Axis(title="nats per token"),
+        y=Axis(title="in place of the activation"),
+        series=tuple(
+            Series(name=name, x=list(costs), y=list(labels.values()), mark="bars", axis="x")
+            for name, costs in (("loss added", added), ("KL from the original", kl))
+        ),
+        height=460,
+        wide=True,
+    )
+
+
+def downstream_result(context: Context) -> AnalysisResult:
+    """Run the analysis on a dictionary."""
+    assert context.model is not None
+    config = context.config
+    findings = measure_downstream(
+        context.model,
+        context.subject.spec,
+        context.subject.saved,
+        context.probe,
+        n_tokens=config.n_downstream_tokens,
+        batch_contexts=config.batch_contexts,
+        first_position=context.rows.first_position,
+        seed=config.seed,
+        # With a cache the probe was fitted on other text than is spliced here.
+        train_fraction=config.train_fraction if config.cache is None else None,
+    )
+    return AnalysisResult(
+        "Spliced into the model",
+        values(findings),
+        meanings(findings),
+        downstream_charts(findings),
+    )

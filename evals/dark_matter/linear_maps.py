@@ -10,21 +10,131 @@ One pass collects the moments of all regressors together; every map takes its pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.dictionary import SavedDictionary
+from saelab.dictionary import SavedDictionary, load_dictionary
+from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of, held_out_batches, select
 from saelab.dictionary.decomposition import ErrorProbe, decompose
-from saelab.errors import ActivationError
+from saelab.errors import ActivationError, ArtifactError, ConfigError
+from saelab.formats.chart import Axis, Chart
+from saelab.model.language_model import LanguageModel
+from saelab.progress import progress_bar
 
+from .analysis import AnalysisResult, Context, Meaning, bars_of_parts, in_words
+from .config import DarkMatterConfig
 from .regression import RIDGE, RegressionMoments, RegressionStatistics
-from .source_rows import SourceRows
-from .split import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS, cells_of
+from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS, cells_of
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SourceRows:
+    """Rows of the judged hook point and, at the same tokens, of the sources' hook points."""
+
+    activations: Float[Tensor, "rows d_in"]
+    """Of the judged dictionary's hook point, float32."""
+    sources: dict[str, Float[Tensor, "rows _"]]
+    """Of each source's hook point, float32."""
+    sequence: Int[Tensor, " rows"]
+    """Index of the context in the text."""
+    position: Int[Tensor, " rows"]
+    """Position in the context."""
+
+
+def source_data_specs(
+    model: LanguageModel,
+    spec: DataSpec,
+    sources: Sequence[SavedDictionary],
+    config: DarkMatterConfig,
+) -> dict[str, tuple[SavedDictionary, DataSpec]]:
+    """Name the sources by their hook points and check that each fits the judged one's model.
+
+    Args:
+        model: of all of them.
+        data spec: of the judged dictionary.
+        sources: dictionaries of other hook points.
+        config: settings of the suite.
+
+    Raises:
+        ArtifactError: a source of another model.
+        ConfigError: two sources of one hook point, or one of the judged hook point itself.
+    """
+    found: dict[str, tuple[SavedDictionary, DataSpec]] = {}
+    for saved in sources:
+        name, own = saved.hook_point, data_spec_of(saved, config)
+        if name == spec.hook_point:
+            raise ConfigError(
+                f"sources: {saved.folder} is of {name}, the hook point that is judged: its own "
+                "output is a control that is always there; give other hook points"
+            )
+        if name in found:
+            raise ConfigError(
+                f"sources: {found[name][0].folder} and {saved.folder} are both of {name}: give one "
+                "dictionary for each hook point"
+            )
+        if own.model_hash != spec.model_hash:
+            raise ArtifactError(
+                f"{saved.folder} was trained on another model than the dictionary it is to explain "
+                f"(content hashes {str(own.model_hash)[:12]}… and "
+                f"{str(spec.model_hash)[:12]}…): give dictionaries of one model"
+            )
+        check_fit(model, replace(own, context_length=spec.context_length), saved)
+        found[name] = (saved, own)
+    return found
+
+
+@torch.no_grad()
+def source_rows(
+    model: LanguageModel,
+    spec: DataSpec,
+    sources: Mapping[str, tuple[SavedDictionary, DataSpec]],
+    *,
+    n_tokens: int,
+    batch_contexts: int,
+    first_position: int = 0,
+) -> Iterator[SourceRows]:
+    """Rows that every dictionary's own rule keeps, one batch of contexts at a time.
+
+    Args:
+        model: of all of them.
+        data spec: of the judged dictionary; its text is read.
+        sources: by name, as `source_protocols` gives them.
+        n_tokens: tokens of text, rounded up to contexts.
+        batch_contexts: contexts in one forward pass.
+        first_position: rows at earlier positions are left out.
+
+    Raises:
+        ActivationError: activations that are not finite.
+        TextError: the held-out text does not fill one context.
+    """
+    wanted = [spec.hook_point, *sources]
+    specs = [spec, *(own for _, own in sources.values())]
+    first_context = 0
+    with progress_bar(n_tokens, "sources", "tokens") as bar:
+        for tokens in held_out_batches(model, spec, n_tokens, batch_contexts):
+            captured = model.capture(tokens, wanted)
+            position = torch.arange(tokens.shape[1]).expand(tokens.shape)
+            keep = (position >= first_position).to(captured[spec.hook_point].device)
+            for name, own in zip(wanted, specs, strict=True):
+                keep = keep & select(model, own, tokens, captured[name], first_context).keep
+            context = torch.arange(len(tokens))[:, None].expand(tokens.shape) + first_context
+            first_context += len(tokens)
+            yield SourceRows(
+                activations=captured[spec.hook_point][keep].float(),
+                sources={name: captured[name][keep].float() for name in sources},
+                sequence=context[keep.cpu()],
+                position=position[keep.cpu()],
+            )
+            bar.update(tokens.numel())
+
 
 TARGETS = ("error", "linear", "nonlinear")
+
 OWN, JOINT = "same hook point (control)", "all sources together"
 
 
@@ -160,3 +270,129 @@ def part_of(moments: RegressionMoments, regressors: slice) -> RegressionMoments:
 
 def _square(gram: Tensor, part: slice) -> Tensor:
     return gram[part, part].contiguous()
+
+
+TARGET_WORDS = {
+    "error": "the error",
+    "linear": "the linear error",
+    "nonlinear": "the nonlinear error",
+}
+
+
+def meanings(findings: LinearMapFindings) -> dict[str, Meaning]:
+    """Unit and sentence of every value."""
+    rows = (
+        f"least squares with a constant on {findings.n_train_rows:,} rows, scored on "
+        f"{findings.n_test_rows:,} rows of other contexts"
+    )
+    found: dict[str, Meaning] = {}
+    for source in findings.scores:
+        output = _words(source)
+        for target in TARGETS:
+            what = f"of {TARGET_WORDS[target]} predicted from {output}; {rows}."
+            found[f"map_r2_{target}_from_{slug(source)}"] = Meaning(
+                "1", f"R² {what} Unweighted mean over the dimensions that vary."
+            )
+            found[f"map_r2_pooled_{target}_from_{slug(source)}"] = Meaning(
+                "1", f"R² {what} Pooled over dimensions."
+            )
+        found[f"map_fvu_corrected_{slug(source)}"] = Meaning(
+            "1",
+            f"FVU of the reconstruction once the error predicted from {output} is added; {rows}.",
+        )
+    found["map_fvu"] = Meaning(
+        "1", f"FVU of the plain reconstruction on the same {findings.n_test_rows:,} rows."
+    )
+    found["map_n_train_rows"] = Meaning("rows", "Rows that the maps are fitted on.")
+    found["map_n_test_rows"] = Meaning("rows", "Rows of other contexts they are scored on.")
+    return found
+
+
+def values(findings: LinearMapFindings) -> dict[str, float | int | None]:
+    """Every number by name."""
+    found: dict[str, float | int | None] = {}
+    for source, by_target in findings.scores.items():
+        for target, score in by_target.items():
+            found[f"map_r2_{target}_from_{slug(source)}"] = score.mean_r_squared
+            found[f"map_r2_pooled_{target}_from_{slug(source)}"] = score.pooled_r_squared
+        found[f"map_fvu_corrected_{slug(source)}"] = findings.fvu_corrected[source]
+    found["map_fvu"] = findings.fvu
+    found["map_n_train_rows"] = findings.n_train_rows
+    found["map_n_test_rows"] = findings.n_test_rows
+    return found
+
+
+def slug(source: str) -> str:
+    """A source's name as part of a number's name."""
+    named = {OWN: "same_hook_point", JOINT: "all_sources"}
+    return named.get(source) or re.sub(r"[^A-Za-z0-9]+", "_", source)
+
+
+def _words(source: str) -> str:
+    if source == OWN:
+        return "the dictionary's own output at the same hook point (a control)"
+    if source == JOINT:
+        return "the outputs of all sources together"
+    return f"the output of the dictionary at {source}"
+
+
+def linear_maps_chart(findings: LinearMapFindings) -> Chart:
+    """R² of the error and its parts from linear maps of dictionaries' outputs."""
+    scores = findings.scores
+    r_squared = {
+        part: [by_target[part].mean_r_squared for by_target in scores.values()] for part in TARGETS
+    }
+    stated = "; ".join(
+        f"{source}: "
+        + ", ".join(f"{part} {in_words(by_target[part].mean_r_squared)}" for part in TARGETS)
+        for source, by_target in scores.items()
+    )
+    corrected = ", ".join(f"{name} {fvu:.4f}" for name, fvu in findings.fvu_corrected.items())
+    return Chart(
+        name="linear_maps",
+        title="The error from other dictionaries' outputs",
+        caption="Least squares with a constant from dictionaries' reconstructions to the error and "
+        f"its parts, fitted on {findings.n_train_rows:,} rows and scored on "
+        f"{findings.n_test_rows:,} rows of other contexts; R² is the unweighted mean over "
+        "dimensions that vary. The dictionary's own output is a control. FVU of the "
+        f"reconstruction once the predicted error is added: {corrected} ({findings.fvu:.4f} "
+        "without).",
+        summary=f"Grouped bars of R²: {stated}.",
+        x=Axis(title="output that the map reads"),
+        y=Axis(title="R² on held-out contexts"),
+        series=bars_of_parts(r_squared, list(scores)),
+        height=400,
+        wide=True,
+    )
+
+
+def linear_maps_result(context: Context) -> AnalysisResult:
+    """Run the analysis on a dictionary."""
+    assert context.model is not None
+    config, subject = context.config, context.subject
+    device = str(subject.saved.dictionary.b_dec.device)
+    loaded = [load_dictionary(folder, device=device) for folder in config.sources]
+    sources = source_data_specs(context.model, subject.spec, loaded, config)
+    batches = source_rows(
+        context.model,
+        subject.spec,
+        sources,
+        n_tokens=config.n_tokens,
+        batch_contexts=config.batch_contexts,
+        first_position=context.rows.first_position,
+    )
+    findings = measure_linear_maps(
+        subject.saved,
+        context.probe,
+        {name: saved for name, (saved, _) in sources.items()},
+        batches,
+        seed=config.seed,
+        train_fraction=config.train_fraction,
+        ridge=config.ridge,
+    )
+    return AnalysisResult(
+        "Linear maps of other dictionaries' outputs",
+        values(findings),
+        meanings(findings),
+        [linear_maps_chart(findings)],
+    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,20 +16,29 @@ from torch import Tensor
 
 from saelab.dictionary import Dictionary
 from saelab.dictionary.decomposition import Decomposition, ErrorProbe, decompose
+from saelab.formats.chart import Chart
 from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes
 
+from .analysis import Meaning
 from .config import DarkMatterConfig
-from .cross_statistics import CrossStatistics
-from .directions import DirectionSums, direction_findings
-from .error_sums import ErrorSums, bias_rows
-from .linear import error_findings
-from .norm_test import norm_test
-from .part_sums import VECTORS, PartSums
-from .row_source import Rows
+from .directions import DIRECTIONS, DirectionSums, direction_findings
+from .first_pass import ErrorSums, bias_rows
+from .linear_error import FIRST_PASS, SECOND_PASS, error_findings
+from .norm_test import NORM_TEST, VECTORS, PartSums, norm_test
+from .regression import CrossStatistics
+from .rows import CONTEXT_TEST, Rows, cells_of
 from .spill import CodesSpill
-from .split import CONTEXT_TEST, cells_of
-from .token_file import token_writer, trace_of
+from .tokens import token_writer, trace_chart, trace_of
+
+PURSUIT = "pursuit_"
+PURSUIT_WORDS = "With gradient-pursuit codes, each row with as many latents as its own codes have: "
+GROUPS: dict[str, dict[str, Meaning]] = {
+    "Error and its linear part": {**FIRST_PASS, **SECOND_PASS},
+    "Norm-prediction test": NORM_TEST,
+    "Probe and latents": DIRECTIONS,
+}
+"""Heading -> numbers of a dictionary under one encoder, in reading order."""
 
 Encode = Callable[[Float[Tensor, "rows d_in"], SparseCodes | None], SparseCodes]
 
@@ -60,8 +68,8 @@ class Measured:
     """Codes of every row, in temporary files."""
     values: dict[str, float | int | None] = field(default_factory=dict)
     """Numbers by name, without the encoder's prefix."""
-    figure_data: dict[str, Any] = field(default_factory=dict)
-    """By figure name."""
+    charts: list[Chart] = field(default_factory=list)
+    """Of its rows and latents."""
 
 
 def own_encoder(dictionary: Dictionary) -> Encoder:
@@ -81,7 +89,19 @@ def pursuit_encoder(dictionary: Dictionary) -> Encoder:
         own = dictionary.encode(x) if known is None else known
         return pursuit.encode(x, own.l0())
 
-    return Encoder("pursuit_", "pursuit codes", encode)
+    return Encoder(PURSUIT, "pursuit codes", encode)
+
+
+def meaning_of(name: str) -> Meaning:
+    """The meaning of a number of the two passes, of pursuit codes where its name says so.
+
+    Raises:
+        KeyError: no number has this name.
+    """
+    known = {name: meaning for group in GROUPS.values() for name, meaning in group.items()}
+    plain = known[name.removeprefix(PURSUIT)]
+    words = PURSUIT_WORDS if name.startswith(PURSUIT) else ""
+    return Meaning(plain.unit, words + plain.text)
 
 
 @torch.no_grad()
@@ -128,8 +148,9 @@ def measure(
     if directions is not None:
         shown = direction_findings(dictionary, sums, directions, config.ridge)
         measured.values |= shown.values()
-        measured.figure_data["probe_directions"] = shown.figure_data()
-    measured.figure_data["error_trace"] = trace_of(token_file)
+        measured.charts.append(shown.chart(encoder.prefix, encoder.words))
+    trace = trace_chart(trace_of(token_file), encoder.prefix, encoder.words)
+    measured.charts.insert(0, trace)
     return measured
 
 

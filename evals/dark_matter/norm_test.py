@@ -10,20 +10,157 @@ activation's norm, and the dictionary's own latents with their co-occurrence des
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.dictionary.decomposition import ErrorProbe
+from saelab.dictionary.architectures import error_of
+from saelab.dictionary.decomposition import Decomposition, ErrorProbe
+from saelab.formats.chart import Axis, Chart, Series
 
-from .error_sums import ErrorSums
-from .part_sums import VECTORS, PartSums, combination, constant
-from .regression import RIDGE, RegressionMoments
-from .split import CONTEXT_TEST, CONTEXT_TRAIN
+from .analysis import VECTOR_LABELS, Meaning, in_words
+from .first_pass import ErrorSums
+from .regression import RIDGE, CrossStatistics, RegressionMoments
+from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS
 
+VECTORS: tuple[str, ...] = (
+    "activation",
+    "reconstruction",
+    "error",
+    "linear_error",
+    "nonlinear_error",
+    "reconstruction_plus_nonlinear",
+)
+
+"""The vectors whose squared norm the norm-prediction test predicts."""
+
+
+def vectors_of(parts: Decomposition, activations: Tensor) -> dict[str, Float[Tensor, "rows d_in"]]:
+    """Each of `VECTORS` by name, float64."""
+    x = activations.double()
+    reconstruction = parts.reconstruction.double()
+    linear = parts.linear_error.double()
+    error = error_of(x, reconstruction)
+    nonlinear = error - linear
+    return {
+        "activation": x,
+        "reconstruction": reconstruction,
+        "error": error,
+        "linear_error": linear,
+        "nonlinear_error": nonlinear,
+        "reconstruction_plus_nonlinear": reconstruction + nonlinear,
+    }
+
+
+def combination(name: str, weight: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "two_d d_in"]:
+    """The matrix that makes a vector of `VECTORS`, up to a constant, from [activation, error].
+
+    Args:
+        name: one of `VECTORS`.
+        weight: of the probe.
+    """
+    one = torch.eye(len(weight), dtype=torch.float64)
+    zero = torch.zeros_like(one)
+    weight = weight.double()
+    upper_lower = {
+        "activation": (one, zero),
+        "reconstruction": (one, -one),
+        "error": (zero, one),
+        "linear_error": (weight, zero),
+        "nonlinear_error": (-weight, one),
+        "reconstruction_plus_nonlinear": (one - weight, zero),
+    }
+    return torch.cat(upper_lower[name])
+
+
+def constant(name: str, bias: Float[Tensor, " d_in"]) -> Float[Tensor, " d_in"]:
+    """The constant that `combination` leaves out."""
+    share = {"linear_error": 1.0, "nonlinear_error": -1.0, "reconstruction_plus_nonlinear": -1.0}
+    return share.get(name, 0.0) * bias.double()
+
+
+@dataclass
+class NormRatios:
+    """Sums over the test rows for the share of the error's norm that each part has (E17)."""
+
+    n_rows: int = 0
+    error: float = 0.0
+    linear_error: float = 0.0
+    nonlinear_error: float = 0.0
+    linear_ratio: float = 0.0
+    nonlinear_ratio: float = 0.0
+
+    def update(self, norms: dict[str, Tensor]) -> None:
+        """Add rows by the norms of their parts; a row without error has no ratio and counts 0."""
+        error = norms["error"]
+        self.n_rows += len(error)
+        self.error += float(error.sum())
+        for name in ("linear", "nonlinear"):
+            part = norms[f"{name}_error"]
+            total = getattr(self, f"{name}_error") + float(part.sum())
+            setattr(self, f"{name}_error", total)
+            ratio = torch.where(error > 0, part / error.clamp(min=1e-300), 0.0)
+            setattr(self, f"{name}_ratio", getattr(self, f"{name}_ratio") + float(ratio.sum()))
+
+
+class PartSums:
+    """Sums of the second pass.
+
+    Args:
+        d_in: width of the activations.
+    """
+
+    def __init__(self, d_in: int):
+        self.squares = CrossStatistics(2 * d_in, len(VECTORS), N_CELLS)
+        self.activation_square = CrossStatistics(1, len(VECTORS), N_CELLS)
+        self.ratios = NormRatios()
+
+    def update(
+        self,
+        activations: Float[Tensor, "rows d_in"],
+        parts: Decomposition,
+        cell: Int[Tensor, " rows"],
+    ) -> dict[str, Float[Tensor, " rows"]]:
+        """Add rows; returns the norm of each of `VECTORS` in each row, float64."""
+        vectors = vectors_of(parts, activations)
+        squares = {name: vector.square().sum(1) for name, vector in vectors.items()}
+        joint = torch.cat([vectors["activation"], vectors["error"]], dim=1)
+        targets = torch.stack([squares[name] for name in VECTORS], dim=1)
+        self.squares.update(joint, targets, cell)
+        self.activation_square.update(squares["activation"][:, None], targets, cell)
+        norms = {name: square.sqrt() for name, square in squares.items()}
+        test = torch.isin(cell, torch.tensor(CONTEXT_TEST))
+        self.ratios.update({name: norm[test] for name, norm in norms.items()})
+        return norms
+
+
+VECTOR_WORDS = {
+    "activation": "the activation x",
+    "reconstruction": "the reconstruction Sae(x)",
+    "error": "the error x - Sae(x)",
+    "linear_error": "the linear error",
+    "nonlinear_error": "the nonlinear error",
+    "reconstruction_plus_nonlinear": "reconstruction plus nonlinear error",
+}
+
+NORM_TEST = {
+    f"norm_test{kind}_{name}": Meaning("1", text.format(vector=VECTOR_WORDS[name]))
+    for kind, text in {
+        "": "Held-out R² of the squared norm of {vector} regressed on x.",
+        "_self": "Held-out R² of the squared norm of {vector} regressed on that vector itself.",
+        "_gaussian": "Control: the R² on x that the squared norm of {vector} would have if all "
+        "vectors were Gaussian with the same means and covariances (closed form, all rows).",
+        "_norm_only": "Control: held-out R² of the squared norm of {vector} regressed on |x|² "
+        "alone.",
+    }.items()
+    for name in VECTORS
+}
 ROUNDING = 1e-12
+
 """Variance, as a share of that of the vectors a combination is made from, that is rounding."""
 
 
@@ -180,3 +317,78 @@ def _norm_only(parts: PartSums, ridge: float) -> dict[str, float | None]:
 
 def _finite(values: Tensor) -> list[float | None]:
     return [float(value) if bool(value.isfinite()) else None for value in values]
+
+
+def norm_test_chart(values: Mapping[str, Any]) -> Chart:
+    """R² of the squared norm of each kind of vector, with the controls."""
+    kinds = {
+        "": "from x",
+        "_self": "from itself",
+        "_norm_only": "from |x|²",
+        "_gaussian": "Gaussian",
+    }
+    labels = [VECTOR_LABELS[name] for name in VECTORS]
+    series = tuple(
+        Series(
+            name=label,
+            x=list(labels),
+            y=[values[f"norm_test{kind}_{name}"] for name in VECTORS],
+            mark="dots",
+        )
+        for kind, label in kinds.items()
+    )
+    known: list[Any] = [value for one in series for value in one.y if value is not None]
+    stated = ", ".join(
+        f"{label} {in_words(values[f'norm_test_{name}'])}"
+        for name, label in zip(VECTORS, labels, strict=True)
+    )
+    return Chart(
+        name="norm_test",
+        title="Norm-prediction test",
+        caption="Held-out R² of the squared norm of each kind of vector regressed on the "
+        "activation x (the test), on the vector itself, on |x|² alone (control), and what Gaussian "
+        "vectors with the same means and covariances would give on x (control). Sums of few nearly "
+        "orthogonal features reach 0.75 to 1, Gaussians 0; random overcomplete sums of features "
+        "only 0.1 to 0.3, so a low value alone does not say that there are none. No value is left "
+        "out; those below -1 lie beyond the edge and are in the data.",
+        summary=f"Dots of R² of the squared norm from x: {stated}.",
+        x=Axis(title="vector"),
+        y=Axis(
+            title="R² of the squared norm",
+            low=max(min([0.0, *known]), -1.0) - 0.05,
+            high=1.05,
+        ),
+        series=series,
+        height=400,
+        wide=True,
+    )
+
+
+def norm_test_violins(values: Mapping[str, Sequence[float | None]]) -> Chart:
+    """The norm-prediction test over the dictionaries of a family, by vector; none is left out."""
+    known = {
+        VECTOR_LABELS[name]: [value for value in numbers if value is not None]
+        for name, numbers in values.items()
+    }
+    n_dictionaries = max(len(numbers) for numbers in values.values())
+    undefined = sum(value is None for numbers in values.values() for value in numbers)
+    means = [
+        f"{label} {sum(numbers) / len(numbers):.3f}" if numbers else f"{label} none"
+        for label, numbers in known.items()
+    ]
+    return Chart(
+        name="norm_test_violin",
+        title="Norm-prediction test over the family",
+        caption="Held-out R² of the squared norm of each kind of vector regressed on the "
+        f"activation; one value per dictionary ({n_dictionaries}), none left out"
+        + (f" but {undefined} that are undefined" if undefined else "")
+        + ". Line across: mean.",
+        summary=f"Violins; means: {', '.join(means)}.",
+        x=Axis(title="vector"),
+        y=Axis(title="R² of the squared norm from x"),
+        series=tuple(
+            Series(name=label, y=list(numbers), mark="violin") for label, numbers in known.items()
+        ),
+        height=420,
+        wide=True,
+    )

@@ -1,119 +1,130 @@
-"""`run_dark_matter`: take the errors of saved dictionaries apart and write what was found.
+"""The suite "dark-matter": what dictionaries do not explain, taken apart.
 
-Everything that can be wrong is checked before the first row is read. Each dictionary's result is
-written as soon as its numbers are there, the JSON last; the family's report follows.
+Everything that can be wrong is checked before the first row is read. Two passes over the rows give
+the numbers of a dictionary, further analyses follow; several dictionaries make a family.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.dictionary.decomposition import save_probe
+from saelab.dictionary.error_rows import ORIGIN_KEY
 from saelab.errors import ConfigError
-from saelab.formats.evaluation_result import EvaluationResult, write_evaluation_result
+from saelab.formats.files import hash_of
 from saelab.memory import keep_freed_memory
 from saelab.model.devices import resolve_device
 from saelab.model.language_model import LanguageModel
 
-from ..subjects import Subject, load_models, result_folders, subjects_of
-from .cache_rows import rows_of_cache
-from .config import DarkMatterConfig
-from .extras import Context, check_extras, extra_findings
-from .family import JSON_FILE as FAMILY_JSON
-from .family import PAGE_FILE as FAMILY_PAGE
-from .family import family_of, write_family
-from .measure import Measured, measure, own_encoder, pursuit_encoder
-from .report import write_family_report, write_report
-from .result import (
-    PAGE_FILE,
-    PROBE_FILE,
-    PURSUIT_TOKENS_FILE,
-    RESULT_FILE,
-    TOKENS_FILE,
-    build_result,
-    settings_of,
-)
-from .row_source import Rows
+from ..subjects import Subject, load_models, subjects_of
+from ..suite import Definition, Measurement, Suite
+from .analysis import AnalysisResult, Context, Meaning
+from .breakdown import Member
+from .components import components_result
+from .config import Analysis, DarkMatterConfig
+from .downstream import downstream_result
+from .family import MEANINGS, SHOWN, Family, family_of
+from .linear_error import error_charts
+from .linear_maps import linear_maps_result
+from .measure import GROUPS, PURSUIT, Measured, meaning_of, measure, own_encoder, pursuit_encoder
+from .norm_test import norm_test_chart
+from .rows import Rows, rows_of_cache, rows_of_text
 from .spill import temporary_folder
-from .text_rows import rows_of_text
+from .synthetic import synthetic_result
 
-logger = logging.getLogger(__name__)
+TOKENS_FILE = "dark_matter_tokens.parquet"
+PURSUIT_TOKENS_FILE = "dark_matter_pursuit_tokens.parquet"
+PROBE_FILE = "dark_matter_probe.safetensors"
+SEEN = (
+    "The dictionary was trained on these very rows: its errors are smaller than on fresh text, and "
+    "what is held out here is held out of the probes only."
+)
+FURTHER: dict[Analysis, Callable[[Context], AnalysisResult]] = {
+    "downstream": downstream_result,
+    "linear-maps": linear_maps_result,
+    "synthetic": synthetic_result,
+    "components": components_result,
+}
+"""Analyses beside the two passes over the rows, in the order in which they run."""
 
 
-@dataclass
-class SuiteOutcome:
-    """What a run of the suite leaves."""
-
-    results: list[EvaluationResult] = field(default_factory=list)
-    """Of the dictionaries, in the order given."""
-    reports: list[Path] = field(default_factory=list)
-    """Pages, the family's first where there is one."""
-    notes: list[str] = field(default_factory=list)
-    """What could not be done, in sentences."""
-
-
-def run_dark_matter(folders: Sequence[Path], config: DarkMatterConfig) -> SuiteOutcome:
-    """Evaluate dictionaries of one hook point.
+def measure_dark_matter(
+    folders: Sequence[Path], outs: Sequence[Path], config: DarkMatterConfig
+) -> Iterator[Measurement]:
+    """Measure dictionaries of one hook point, then the family that they make.
 
     Args:
         folders: saved dictionaries.
+        outs: where the results of each go.
         config: settings.
 
     Raises:
-        ConfigError: no or doubled folders, dictionaries of different hook points or rows, or a
-            result that exists and may not be overwritten.
+        ConfigError: dictionaries of different hook points or rows.
         ArtifactError: a folder or cache that is not intact, or does not fit its model.
         ActivationError: too few rows, or values that are not finite.
         ModelError: an unknown model or hook point.
         TextError: too little held-out text.
     """
-    places = result_folders(folders, config.out, RESULT_FILE, overwrite=config.overwrite)
-    family_out = config.out if config.out is not None else places[0]
-    wants_family = config.wants("family") and len(folders) > 1
-    if wants_family and (family_out / FAMILY_JSON).exists() and not config.overwrite:
-        raise ConfigError(
-            f"{family_out / FAMILY_JSON} exists already: add --overwrite to replace it"
-        )
     device = resolve_device(config.device)
     saved = [load_dictionary(folder, device=str(device)) for folder in folders]
-    subjects = subjects_of(saved, places, config)
+    subjects = subjects_of(saved, outs, config)
     _check_one_data_spec(subjects)
-    check_extras(subjects, config)
+    _check_other_dictionaries(subjects, config)
     model = _model_for(subjects, config)
     keep_freed_memory()
-    outcome = SuiteOutcome()
+    family_out = outs[0] if config.out is None else config.out
+    members = []
     with temporary_folder(family_out) as temporary:
         rows = _rows(subjects[0], model, config, Path(temporary))
         before: Measured | None = None
         for subject in subjects:
-            result, before = _evaluate(subject, model, rows, config, Path(temporary), before)
-            outcome.results.append(result)
-            outcome.reports.append(subject.out / PAGE_FILE)
-    if wants_family:
-        _write_family(outcome, subjects, rows, config, family_out)
-    return outcome
+            measurement, before = _measurement(
+                subject, model, rows, config, Path(temporary), before
+            )
+            members.append(_member(subject, measurement))
+            yield measurement
+    if config.wants("family") and len(folders) > 1:
+        family = family_of(members, breakdown_l0=config.breakdown_l0, ridge=config.ridge)
+        yield _family_measurement(family, subjects, rows, family_out)
 
 
 def _check_one_data_spec(subjects: Sequence[Subject]) -> None:
-    """Refuse dictionaries whose rows differ: their numbers could not be held side by side.
-
-    Raises:
-        ConfigError: naming what differs.
-    """
+    """Refuse dictionaries whose rows differ: their numbers could not be held side by side."""
     first = subjects[0]
-    for other in subjects[1:]:
-        for name in ("hook_point", "model", "text", "context_length", "row_rule", "norm_ceiling"):
-            mine, theirs = getattr(first.spec, name), getattr(other.spec, name)
+    for subject in subjects[1:]:
+        for name in (
+            "hook_point",
+            "model",
+            "text",
+            "context_length",
+            "token_filter",
+            "norm_ceiling",
+        ):
+            mine, theirs = getattr(first.spec, name), getattr(subject.spec, name)
             if mine != theirs:
                 raise ConfigError(
                     f"dictionaries of one family must read the same rows, but {name} of "
-                    f"{first.saved.folder} is {mine} and of {other.saved.folder} is {theirs}: run "
-                    "the command once for each"
+                    f"{first.saved.folder} is {mine} and of {subject.saved.folder} is {theirs}: "
+                    "run the command once for each"
                 )
+
+
+def _check_other_dictionaries(subjects: Sequence[Subject], config: DarkMatterConfig) -> None:
+    """Load the dictionaries that further analyses need, so that a wrong one is known at once."""
+    for folder in config.sources if config.wants("linear-maps") else ():
+        load_dictionary(folder)
+    if not config.wants("components"):
+        return
+    loaded = [load_dictionary(folder) for folder in config.component_dictionaries]
+    plain = [str(saved.folder) for saved in loaded if ORIGIN_KEY not in saved.made_from]
+    if plain:
+        raise ConfigError(
+            f"component_dictionaries: {', '.join(plain)} were trained on activations, not on a "
+            f"part of the error of {subjects[0].saved.name}: train them with --error-component"
+        )
 
 
 def _model_for(subjects: Sequence[Subject], config: DarkMatterConfig) -> LanguageModel | None:
@@ -151,34 +162,63 @@ def _rows(
     )
 
 
-def _evaluate(
+def _measurement(
     subject: Subject,
     model: LanguageModel | None,
     rows: Rows,
     config: DarkMatterConfig,
     folder: Path,
     before: Measured | None,
-) -> tuple[EvaluationResult, Measured]:
-    """Measure one dictionary and write its files."""
+) -> tuple[Measurement, Measured]:
+    """Measure one dictionary; its token files and its probe are written on the way."""
     saved, out = subject.saved, subject.out
     out.mkdir(parents=True, exist_ok=True)
     with temporary_folder(folder) as own_folder:
-        measured = _measure_all(saved, out, rows, config, Path(own_folder), before)
-        context = Context(subject, model, rows, config, measured[0].probe)
-        extra = extra_findings(context)
-    result = build_result(saved, measured, extra, rows, config)
+        passes = _passes(saved, out, rows, config, Path(own_folder), before)
+        context = Context(subject, model, rows, config, passes[0].probe)
+        further = [run(context) for name, run in FURTHER.items() if config.wants(name)]
     save_probe(
         out / PROBE_FILE,
-        measured[0].probe,
+        passes[0].probe,
         {"dictionary_hash": saved.content_hash, "hook_point": saved.hook_point},
     )
-    write_report(out / PAGE_FILE, result)
-    written = write_evaluation_result(out / RESULT_FILE, result)
-    logger.info("wrote %s", out / RESULT_FILE)
-    return written, measured[0]
+    definitions = _definitions(passes, further)
+    numbers = {
+        measured.encoder.prefix + name: value
+        for measured in passes
+        for name, value in measured.values.items()
+    }
+    for result in further:
+        numbers |= result.values
+    origin, dictionary = saved.made_from, saved.dictionary
+    measurement = Measurement(
+        name=saved.name,
+        content_hash=saved.content_hash,
+        out=out,
+        numbers={name: numbers[name] for name in definitions},
+        made_from={
+            "model": origin.get("model"),
+            "model_hash": origin.get("model_hash"),
+            "hook_point": saved.hook_point,
+            **rows.described,
+            "architecture": dictionary.architecture,
+            "d_in": dictionary.d_in,
+            "d_sae": dictionary.d_sae,
+        },
+        settings={"first_position": rows.first_position},
+        facts=definitions,
+        data={"passes": passes, "further": further},
+        written=("tokens", "pursuit_tokens")[: len(passes)],
+        title=f"Dark matter of {saved.name}",
+        subtitle=f"{dictionary.architecture}, {dictionary.d_sae:,} latents, at {saved.hook_point} "
+        f"of {origin.get('model')}. {_rows_text(rows)}, {numbers['n_rows']:,} rows from position "
+        f"{rows.first_position} on.",
+        notes=(SEEN,) if rows.described.get("seen_in_training") else (),
+    )
+    return measurement, passes[0]
 
 
-def _measure_all(
+def _passes(
     saved: SavedDictionary,
     out: Path,
     rows: Rows,
@@ -186,51 +226,153 @@ def _measure_all(
     folder: Path,
     before: Measured | None,
 ) -> list[Measured]:
-    own = measure(
-        saved.dictionary,
-        own_encoder(saved.dictionary),
-        rows,
-        config,
-        folder=folder,
-        token_file=out / TOKENS_FILE,
-        what=saved.name,
-        before=before,
-    )
-    if not config.wants("pursuit"):
-        return [own]
-    pursued = measure(
-        saved.dictionary,
-        pursuit_encoder(saved.dictionary),
-        rows,
-        config,
-        folder=folder,
-        token_file=out / PURSUIT_TOKENS_FILE,
-        what=f"{saved.name} with pursuit codes",
-        before=own,
-    )
-    return [own, pursued]
+    """The two passes with the dictionary's own codes, and with pursuit codes where asked for."""
+    dictionary = saved.dictionary
+    passes = [
+        measure(
+            dictionary,
+            own_encoder(dictionary),
+            rows,
+            config,
+            folder=folder,
+            token_file=out / TOKENS_FILE,
+            what=saved.name,
+            before=before,
+        )
+    ]
+    if config.wants("pursuit"):
+        pursued = measure(
+            dictionary,
+            pursuit_encoder(dictionary),
+            rows,
+            config,
+            folder=folder,
+            token_file=out / PURSUIT_TOKENS_FILE,
+            what=f"{saved.name} with pursuit codes",
+            before=passes[0],
+        )
+        passes.append(pursued)
+    return passes
 
 
-def _write_family(
-    outcome: SuiteOutcome,
-    subjects: Sequence[Subject],
-    rows: Rows,
-    config: DarkMatterConfig,
-    out: Path,
-) -> None:
-    family = family_of(
-        outcome.results,
-        [subject.out / TOKENS_FILE for subject in subjects],
-        breakdown_l0=config.breakdown_l0,
-        ridge=config.ridge,
+def _definitions(
+    passes: Sequence[Measured], further: Sequence[AnalysisResult]
+) -> dict[str, Definition]:
+    """What was measured, by name, in reading order."""
+    definitions = []
+    for heading, names in GROUPS.items():
+        for measured in passes:
+            prefix = measured.encoder.prefix
+            group = f"{heading}, with pursuit codes" if prefix else heading
+            definitions += [
+                _definition(prefix + name, meaning_of(prefix + name), group)
+                for name in names
+                if name in measured.values
+                and not (prefix and name in ("n_train_rows", "n_test_rows"))
+            ]
+    for result in further:
+        definitions += [
+            _definition(name, meaning, result.group) for name, meaning in result.meanings.items()
+        ]
+    return {definition.name: definition for definition in definitions}
+
+
+def _definition(name: str, meaning: Meaning, group: str) -> Definition:
+    return Definition(name=name, unit=meaning.unit, text=meaning.text, group=group)
+
+
+def _charts(data: Mapping[str, Any]) -> list[Any]:
+    """Of a dictionary: the error, the norm test, tokens and latents, further analyses."""
+    passes: list[Measured] = data["passes"]
+    values = passes[0].values
+    charts = error_charts({one.encoder.words: one.values for one in passes}, values)
+    if "norm_test_error" in values:
+        charts.append(norm_test_chart(values))
+    for measured in passes:
+        charts += measured.charts
+    return [*charts, *(chart for result in data["further"] for chart in result.charts)]
+
+
+def _rows_text(rows: Rows) -> str:
+    described = rows.described
+    text = described.get("text") or {}
+    where = "Activation cache of" if described["rows"] == "activation cache" else "Held-out part of"
+    return f"{where} {text.get('source')}, contexts of {described['context_length']} tokens"
+
+
+def _member(subject: Subject, measurement: Measurement) -> Member:
+    return Member(
+        name=measurement.name,
+        d_sae=subject.saved.dictionary.d_sae,
+        l0=float(measurement.numbers["l0_mean"] or 0.0),
+        values=dict(measurement.numbers),
+        token_file=subject.out / TOKENS_FILE,
     )
-    outcome.notes += family.notes
-    first = outcome.results[0]
-    made_from = {
-        name: first.made_from.get(name) for name in ("model", "model_hash", "hook_point")
-    } | rows.described
-    made_from["dictionaries"] = [result.dictionary_hash for result in outcome.results]
-    write_family_report(out / FAMILY_PAGE, family, made_from)
-    path = write_family(out, family, settings_of(config, rows), made_from)
-    outcome.reports.insert(0, out / FAMILY_PAGE)
-    logger.info("wrote %s", path)
+
+
+def _family_measurement(
+    family: Family, subjects: Sequence[Subject], rows: Rows, out: Path
+) -> Measurement:
+    hashes = [subject.saved.content_hash for subject in subjects]
+    origin = subjects[0].saved.made_from
+    widths = {member.d_sae for member in family.members}
+    seen = (SEEN,) if rows.described.get("seen_in_training") else ()
+    return Measurement(
+        name=f"{len(family.members)} dictionaries",
+        content_hash=hash_of(hashes),
+        out=out,
+        suite=FAMILY_SUITE,
+        numbers=family.numbers,
+        made_from={
+            "model": origin.get("model"),
+            "model_hash": origin.get("model_hash"),
+            "hook_point": subjects[0].saved.hook_point,
+            **rows.described,
+            "dictionaries": hashes,
+        },
+        settings={"first_position": rows.first_position},
+        facts={name: _definition(name, MEANINGS[name], "Numbers") for name in family.numbers},
+        data={"family": family},
+        rows={"dictionaries": family.rows()},
+        title="Dark matter of a family of dictionaries",
+        subtitle=f"{len(family.members)} dictionaries of {len(widths)} "
+        f"width{'' if len(widths) == 1 else 's'} at {subjects[0].saved.hook_point} of "
+        f"{origin.get('model')}. {_rows_text(rows)}.",
+        notes=(*seen, *family.notes),
+    )
+
+
+SUITE = Suite(
+    name="dark-matter",
+    summary="Take apart what dictionaries do not explain: linear and nonlinear error, and what "
+    "each is.",
+    Config=DarkMatterConfig,
+    measure=measure_dark_matter,
+    definitions=lambda facts: list(facts.values()),
+    charts=_charts,
+    tables=lambda data: [table for result in data["further"] for table in result.tables],
+    headline=tuple(prefix + name for name in SHOWN for prefix in ("", PURSUIT)),
+    shown={
+        "l0_mean": "L0",
+        "fvu": "FVU",
+        "fvu_nonlinear": "FVU\nnonl.",
+        "error_r_squared": "R²\nerror",
+        "error_explained": "pooled",
+        "norm_r_squared": "R²\nnorm",
+        "norm_test_nonlinear_error": "norm\ntest",
+        "pursuit_fvu": "pursuit\nFVU",
+        "pursuit_fvu_nonlinear": "FVU\nnonl.",
+    },
+    jointly=True,
+)
+FAMILY_SUITE = Suite(
+    name="dark-matter-family",
+    summary="What the dictionaries of one hook point show together.",
+    Config=DarkMatterConfig,
+    measure=measure_dark_matter,
+    definitions=lambda facts: list(facts.values()),
+    charts=lambda data: data["family"].charts,
+    tables=lambda data: [data["family"].table()],
+    headline=("asymptote", "asymptote_low", "asymptote_high", "mean_fvu_nonlinear"),
+)
+"""Defines the result of a family, which the suite writes beside those of its dictionaries."""

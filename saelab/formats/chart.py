@@ -56,6 +56,8 @@ class Series:
     """Index of its colour, dash and marker; None: its index in the chart."""
     dashed: bool = False
     """Whether its line is dashed, its bars are hatched: for controls and floors."""
+    filled: bool = False
+    """Whether the area down to the series before it, or to zero for the first, is filled."""
     axis: Literal["x", "y"] = "y"
     """Axis that bars grow along; "x" for horizontal bars."""
 

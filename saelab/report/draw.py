@@ -63,7 +63,7 @@ def _axis(chart: Chart, name: str) -> dict[str, Any]:
     values = _values(chart, name)
     if axis.log:
         limits = [value for value in (axis.low, axis.high) if value]
-        return log_axis([*(value for value in values if value > 0), *limits])
+        return log_axis([float(value) for value in (*values, *limits) if value > 0])
     low, high = axis.low, axis.high
     written = [s for s in chart.series if s.mark == "bars" and s.text and s.axis == name]
     if written and values and not chart.stacked:
@@ -128,8 +128,9 @@ def _add_heat_map(plot: go.Figure, chart: Chart, series: Series, _: LineStyle) -
         hovertemplate=f"{chart.x.title}: %{{x}}<br>{chart.y.title}: %{{y}}<br>{chart.colour}: "
         "%{z:.4g}<extra></extra>",
     )
-    # The first row on top, as in a table.
-    plot.update_yaxes(autorange="reversed")
+    if not all(isinstance(value, int | float) for value in series.y):
+        # The first row on top, as in a table.
+        plot.update_yaxes(autorange="reversed")
 
 
 def _add_violin(plot: go.Figure, chart: Chart, series: Series, style: LineStyle) -> None:
@@ -181,6 +182,7 @@ def _add_points(plot: go.Figure, chart: Chart, series: Series, style: LineStyle)
         marker=marker,
         text=series.text,
         textposition="top center",
+        fill=("tonexty" if plot.data else "tozeroy") if series.filled else None,
         **_error(series, style, "error_y"),
         **_hover(chart, series),
     )
@@ -265,7 +267,7 @@ def _name_ends(plot: go.Figure, chart: Chart) -> None:
         return
     values = _values(chart, "y")
     if log:
-        low, high = log_axis([value for value in values if value > 0])["range"]
+        low, high = log_axis([float(value) for value in values if value > 0])["range"]
     else:
         margin = 0.06 * (max(values) - min(values)) or 0.05
         low = min(values) - margin if chart.y.low is None else chart.y.low

@@ -8,14 +8,10 @@ from typing import Any
 from saelab.errors import ArtifactError
 from saelab.formats.evaluation_result import EvaluationResult
 
-from .dark_matter_effect_figures import DARK_MATTER_EFFECT_FIGURES
-from .dark_matter_figures import DARK_MATTER_FIGURES
 from .draw import draw
 from .figure import Figure
 
-FIGURES: dict[str, dict[str, Callable[[dict[str, Any]], Figure]]] = {
-    "dark_matter": DARK_MATTER_FIGURES | DARK_MATTER_EFFECT_FIGURES,
-}
+FIGURES: dict[str, dict[str, Callable[[dict[str, Any]], Figure]]] = {}
 
 
 def figures_of(result: EvaluationResult) -> list[Figure]:

@@ -10,9 +10,15 @@ from saelab.dictionary import load_dictionary
 from saelab.dictionary.data_spec import DataSpec, held_out_batches
 from saelab.dictionary.decomposition import ErrorProbe
 from saelab.errors import ActivationError
-from saelab.evals.dark_matter.downstream import CONDITIONS, LiveParts, measure_downstream
-from saelab.evals.dark_matter.downstream_values import definitions, figure_data, values
-from saelab.evals.dark_matter.split import CONTEXT_TEST, cells_of
+from saelab.evals.dark_matter.downstream import (
+    CONDITIONS,
+    LiveParts,
+    downstream_charts,
+    meanings,
+    measure_downstream,
+    values,
+)
+from saelab.evals.dark_matter.rows import CONTEXT_TEST, cells_of
 
 HOOK = "blocks.1.hook_resid_post"
 SETTINGS = {"n_tokens": 96, "batch_contexts": 2}
@@ -119,7 +125,7 @@ def test_the_first_positions_are_left_alone_and_not_counted(tiny_model, spec, sa
     tokens = torch.cat(list(held_out_batches(tiny_model, spec, 96, 2)))
     clean = float(tiny_model.run(tokens).loss[:, 20:].double().sum())
     assert found.original == pytest.approx(clean, rel=1e-5)
-    assert "from position 20 on" in definitions(found)["downstream_loss_sae"].text
+    assert "from position 20 on" in meanings(found)["downstream_loss_sae"].text
 
 
 def test_contexts_that_the_probe_was_fitted_on_are_left_out(tiny_model, spec, saved, probe):
@@ -165,9 +171,9 @@ def test_controls_have_the_norms_of_what_they_stand_for(saved, probe):
 
 def test_every_value_is_defined_and_an_undefined_share_is_none(tiny_model, spec, saved, probe):
     found = measure_downstream(tiny_model, spec, saved, probe, **SETTINGS)
-    assert set(values(found)) == set(definitions(found))
-    data = figure_data(found)
-    assert len(data["downstream_recovery"]["linear"]) == len(data["downstream_recovery"]["measure"])
+    assert set(values(found)) == set(meanings(found))
+    recovery, _ = downstream_charts(found)
+    assert all(len(series.x) == len(series.y) == 6 for series in recovery.series)
     harmless = dataclasses.replace(found, loss=dict.fromkeys(found.loss, found.original))
     assert values(harmless)["downstream_recovered_ce_linear"] is None
     assert values(harmless)["downstream_random_error_ratio"] is None

@@ -4,23 +4,35 @@ import json
 
 import pytest
 
-from saelab.evals.dark_matter import (
-    component_values,
-    downstream_values,
-    linear_map_values,
-    synthetic_values,
+from saelab.config import from_plain, to_plain
+from saelab.evals.dark_matter.components import (
+    ComponentFindings,
+    ComponentScore,
+    components_chart,
 )
-from saelab.evals.dark_matter.downstream import CONDITIONS, PARTS, DownstreamFindings
-from saelab.evals.dark_matter.error_components import ComponentFindings, ComponentScore
-from saelab.evals.dark_matter.linear_maps import JOINT, OWN, LinearMapFindings, MapScore
-from saelab.evals.dark_matter.synthetic_validation import (
+from saelab.evals.dark_matter.downstream import (
+    CONDITIONS,
+    PARTS,
+    DownstreamFindings,
+    downstream_charts,
+)
+from saelab.evals.dark_matter.linear_maps import (
+    JOINT,
+    OWN,
+    LinearMapFindings,
+    MapScore,
+    linear_maps_chart,
+)
+from saelab.evals.dark_matter.synthetic import (
     ABLATED,
     LEVELS,
     LINE_CELLS,
     SyntheticCell,
     SyntheticFindings,
+    synthetic_charts,
 )
-from saelab.report.dark_matter_effect_figures import DARK_MATTER_EFFECT_FIGURES
+from saelab.formats.chart import Chart
+from saelab.report.draw import draw
 
 SETTINGS = {"method": "topk", "d_sae": 64, "target_l0": 8, "n_tokens": 1000, "seed": 0}
 
@@ -35,7 +47,7 @@ def cell(dense, introduced, ablated=0.0):
     )
 
 
-def data():
+def charts():
     downstream = DownstreamFindings(
         loss={name: 30.0 + place for place, name in enumerate(CONDITIONS)},
         kl={name: 1.0 + place for place, name in enumerate(CONDITIONS)},
@@ -79,22 +91,33 @@ def data():
         variance_share={"error": 0.2, "linear": 0.08, "nonlinear": 0.12},
         n_rows=500,
     )
-    return (
-        downstream_values.figure_data(downstream)
-        | linear_map_values.figure_data(maps)
-        | synthetic_values.figure_data(synthetic)
-        | component_values.figure_data(components)
-    )
+    drawn = [
+        *downstream_charts(downstream),
+        linear_maps_chart(maps),
+        *synthetic_charts(synthetic),
+        components_chart(components),
+    ]
+    return {chart.name: chart for chart in drawn}
 
 
-def test_there_is_a_figure_for_all_data_and_data_for_every_figure():
-    assert set(data()) == set(DARK_MATTER_EFFECT_FIGURES)
+NAMES = (
+    "downstream_recovery",
+    "downstream_losses",
+    "linear_maps",
+    "error_components",
+    "synthetic_grid",
+    "synthetic_ablation",
+)
 
 
-@pytest.mark.parametrize("name", DARK_MATTER_EFFECT_FIGURES)
+def test_there_is_a_chart_for_every_analysis():
+    assert set(charts()) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_figures_are_drawn_from_the_data_as_a_file_holds_it(name):
-    stored = json.loads(json.dumps(data()[name]))
-    figure = DARK_MATTER_EFFECT_FIGURES[name](stored)
+    stored = json.loads(json.dumps(to_plain(charts()[name])))
+    figure = draw(from_plain(Chart, stored, "chart"))
     assert figure.name == name and len(figure.plot.data) >= 2
     assert len({len(column) for column in figure.data.values()}) == 1
     for text in (figure.caption, figure.alt):
@@ -104,12 +127,12 @@ def test_figures_are_drawn_from_the_data_as_a_file_holds_it(name):
 
 
 def test_captions_and_alternatives_hold_the_numbers():
-    figures = {name: DARK_MATTER_EFFECT_FIGURES[name](d) for name, d in data().items()}
+    figures = charts()
     assert "FVU" in figures["error_components"].caption
     assert "nonlinear error, topk, 64 latents, k 8, 1000 rows: 0.590" in (
-        figures["error_components"].alt
+        figures["error_components"].alternative_text()
     )
     assert "dense noise with the linear share 0.900" in figures["synthetic_grid"].caption
     assert "(0.2000 without)" in figures["linear_maps"].caption
     # One loss of `sae` above the original: adding the linear part costs one more.
-    assert "loss taken back: linear -100 %" in figures["downstream_recovery"].alt
+    assert "loss taken back: linear -100 %" in figures["downstream_recovery"].summary

@@ -7,8 +7,12 @@ from saelab.dictionary import load_dictionary
 from saelab.dictionary.decomposition import ErrorProbe
 from saelab.dictionary.error_rows import ORIGIN_KEY, ErrorRows
 from saelab.errors import ConfigError
-from saelab.evals.dark_matter.component_values import definitions, figure_data, values
-from saelab.evals.dark_matter.error_components import measure_components
+from saelab.evals.dark_matter.components import (
+    components_chart,
+    meanings,
+    measure_components,
+    values,
+)
 from saelab.stats.metrics import fvu, mean_l0
 
 
@@ -50,9 +54,10 @@ def test_fvu_and_l0_are_those_of_the_component(judged, probe, trained_on):
         share = errors.double().var(0).sum() / x.double().var(0).sum()
         assert found.variance_share[score.component] == pytest.approx(float(share), rel=1e-6)
     assert found.n_rows == 500
-    assert set(values(found)) == set(definitions(found))
+    assert set(values(found)) == set(meanings(found))
     assert "component_fvu_linear_linear_1" in values(found)
-    assert figure_data(found)["error_components"]["component"] == ["linear", "nonlinear", "error"]
+    drawn = [series.name for series in components_chart(found).series]
+    assert drawn == ["linear error", "nonlinear error", "whole error"]
 
 
 def test_dictionaries_of_something_else_are_refused_all_at_once(judged, probe, trained_on):

@@ -8,16 +8,14 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from saelab.errors import ArtifactError, ConfigError
+from saelab.errors import ConfigError
 from saelab.evals.dark_matter.breakdown import Member, break_down
-from saelab.evals.dark_matter.contours import contour_data
-from saelab.evals.dark_matter.power_law import _best_exponent, fit_power_law
-from saelab.evals.dark_matter.row_source import RowBatch
-from saelab.evals.dark_matter.scaling import measure_scaling
-from saelab.evals.dark_matter.scatter import interpolate
-from saelab.evals.dark_matter.split import cells_of
-from saelab.evals.dark_matter.token_file import NORMS, token_writer
-from saelab.report.dark_matter_family_figures import FAMILY_FIGURES, family_figures
+from saelab.evals.dark_matter.contours import contour_chart, interpolate
+from saelab.evals.dark_matter.norm_test import norm_test_violins
+from saelab.evals.dark_matter.rows import RowBatch, cells_of
+from saelab.evals.dark_matter.tokens import NORMS, measure_scaling, token_writer
+from saelab.report.draw import draw
+from saelab.stats.power_law import _best_exponent, fit_power_law
 
 WIDTHS = 16_384.0 * 2 ** np.arange(7)
 PUBLISHED = np.array([0.312, 0.285, 0.264, 0.249, 0.241, 0.232, 0.216])
@@ -75,14 +73,19 @@ def test_areas_are_drawn_where_they_do_not_cross_and_refused_where_they_do():
     drawn = break_down(published(0.122), None)
     assert drawn.refused is None
     assert drawn.mean_nonlinear == pytest.approx(0.122)
-    figure = FAMILY_FIGURES["breakdown"](drawn.figure_data())
-    assert "Areas:" in figure.caption
+    areas = drawn.charts()[0]
+    assert "Areas:" in areas.caption
+    assert [trace.fill for trace in draw(areas).plot.data] == [
+        "tozeroy",
+        *["tonexty"] * 2,
+        *[None] * 2,
+    ]
     crossing = break_down(published(0.195), None)
     assert crossing.refused is not None
     assert "lies below the mean FVU_nonlinear, 0.1950, so they would cross" in crossing.refused
-    figure = FAMILY_FIGURES["breakdown"](crossing.figure_data())
-    assert "Areas:" not in figure.caption
-    assert not any(trace.fill for trace in figure.plot.data)
+    areas = crossing.charts()[0]
+    assert "Areas:" not in areas.caption
+    assert not any(trace.fill for trace in draw(areas).plot.data)
 
 
 def test_widths_are_compared_at_the_l0_that_most_of_them_reach():
@@ -122,9 +125,14 @@ def test_contours_keep_each_value_with_its_own_dictionary():
     """P9: one without a number is left out and shifts no other."""
     members = [member(w, l0, norm_r_squared=w * l0) for w in (10, 20, 40) for l0 in (4, 8)]
     members[2] = member(20, 4, norm_r_squared=None)
-    data = contour_data(members, "norm_r_squared")
-    assert len(data["points"]) == 5
-    assert all(point["value"] == point["width"] * point["l0"] for point in data["points"])
+    chart = contour_chart(members, "norm_r_squared")
+    surface, points = chart.series
+    assert len(points.x) == 5
+    named = [f"{w}-{l0}: {w * l0:.4f}" for w, l0 in zip(points.x, map(int, points.y), strict=True)]
+    assert points.labels == named
+    known = [value for row in surface.z for value in row if value is not None]
+    assert (min(known), max(known)) == (40, 320)
+    assert draw(chart).plot.layout.yaxis.autorange is None
 
 
 def write_norms(path, error, nonlinear):
@@ -185,12 +193,5 @@ def test_violins_leave_no_dictionary_out():
     names = ("activation", "reconstruction", "error", "linear_error", "nonlinear_error")
     vectors = [*names, "reconstruction_plus_nonlinear"]
     values = {name: [-3.0, 0.1, 0.9] for name in vectors}
-    figure = FAMILY_FIGURES["norm_test_violin"](
-        {"vectors": vectors, "names": ["a", "b", "c"], "values": values}
-    )
+    figure = draw(norm_test_violins(values))
     assert all(list(trace.y) == [-3.0, 0.1, 0.9] for trace in figure.plot.data)
-
-
-def test_a_figure_of_edited_data_is_refused_in_words():
-    with pytest.raises(ArtifactError, match=r"figure 'breakdown' of family.json cannot be drawn"):
-        family_figures({"breakdown": {"width": []}}, "family.json")

@@ -10,10 +10,18 @@ from saelab.dictionary.data_spec import data_spec_of
 from saelab.dictionary.decomposition import ErrorProbe, decompose
 from saelab.errors import ActivationError, ArtifactError, ConfigError
 from saelab.evals.dark_matter.config import DarkMatterConfig
-from saelab.evals.dark_matter.linear_map_values import definitions, figure_data, values
-from saelab.evals.dark_matter.linear_maps import JOINT, OWN, measure_linear_maps
-from saelab.evals.dark_matter.source_rows import SourceRows, source_data_specs, source_rows
-from saelab.evals.dark_matter.split import CONTEXT_TEST, cells_of
+from saelab.evals.dark_matter.linear_maps import (
+    JOINT,
+    OWN,
+    SourceRows,
+    linear_maps_chart,
+    meanings,
+    measure_linear_maps,
+    source_data_specs,
+    source_rows,
+    values,
+)
+from saelab.evals.dark_matter.rows import CONTEXT_TEST, cells_of
 
 EARLIER, MLP = "blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"
 
@@ -103,9 +111,9 @@ def test_scores_are_those_of_least_squares_on_held_out_contexts(family, probe):
     # More regressors explain more; the earlier hook point knows the activation, the other not.
     nonlinear = {name: score["nonlinear"].pooled_r_squared for name, score in found.scores.items()}
     assert nonlinear[EARLIER] > nonlinear[MLP]
-    data = figure_data(found)["linear_maps"]
-    assert data["source"] == list(found.scores) and len(data["error"]) == 4
-    assert set(values(found)) == set(definitions(found))
+    error = linear_maps_chart(found).series[0]
+    assert error.x == list(found.scores) and len(error.y) == 4
+    assert set(values(found)) == set(meanings(found))
     assert "map_r2_nonlinear_from_blocks_0_hook_resid_post" in values(found)
 
 

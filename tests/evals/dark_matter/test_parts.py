@@ -9,13 +9,19 @@ from saelab.dictionary import Dictionary
 from saelab.dictionary.decomposition import ErrorProbe, decompose, load_probe, save_probe
 from saelab.errors import ActivationError, ArtifactError
 from saelab.evals.dark_matter.directions import DirectionSums, direction_findings, running_mean
-from saelab.evals.dark_matter.error_sums import ErrorSums, bias_rows
-from saelab.evals.dark_matter.linear import error_findings
-from saelab.evals.dark_matter.norm_test import gaussian_r_squared, norm_test
-from saelab.evals.dark_matter.part_sums import VECTORS, PartSums, combination, constant, vectors_of
+from saelab.evals.dark_matter.first_pass import ErrorSums, bias_rows
+from saelab.evals.dark_matter.linear_error import error_findings
+from saelab.evals.dark_matter.norm_test import (
+    VECTORS,
+    PartSums,
+    combination,
+    constant,
+    gaussian_r_squared,
+    norm_test,
+    vectors_of,
+)
 from saelab.evals.dark_matter.regression import RegressionStatistics
-from saelab.evals.dark_matter.row_source import RowBatch
-from saelab.evals.dark_matter.split import cells_of
+from saelab.evals.dark_matter.rows import RowBatch, cells_of
 from saelab.formats.files import write_tensors
 
 D_IN, D_SAE, N = 12, 30, 1500

@@ -5,11 +5,16 @@ import pytest
 import torch
 
 from saelab.errors import ConfigError
-from saelab.evals.dark_matter.row_source import RowBatch, first_position_of
+from saelab.evals.dark_matter.first_pass import TokenMeans
+from saelab.evals.dark_matter.rows import (
+    CONTEXT_TEST,
+    TOKEN_TEST,
+    RowBatch,
+    cells_of,
+    first_position_of,
+)
 from saelab.evals.dark_matter.spill import CodesSpill, ColumnSpill
-from saelab.evals.dark_matter.split import CONTEXT_TEST, TOKEN_TEST, cells_of
-from saelab.evals.dark_matter.token_file import norms_matrix, token_writer, trace_of
-from saelab.evals.dark_matter.token_means import TokenMeans
+from saelab.evals.dark_matter.tokens import norms_matrix, token_writer, trace_of
 from saelab.sparse import SparseCodes
 
 

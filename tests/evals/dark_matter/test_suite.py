@@ -1,7 +1,5 @@
 """The suite end to end on the tiny model: from text and from a cache, one dictionary and many."""
 
-import json
-
 import pytest
 import torch
 from pyarrow import parquet
@@ -11,9 +9,9 @@ from saelab.dictionary.decomposition import load_probe
 from saelab.errors import ActivationError, ConfigError
 from saelab.evals.command import main
 from saelab.evals.dark_matter.config import DarkMatterConfig
-from saelab.evals.dark_matter.suite import run_dark_matter
+from saelab.evals.dark_matter.suite import SUITE
+from saelab.evals.suite import evaluate
 from saelab.formats.evaluation_result import read_evaluation_result
-from saelab.report.registry import figures_of
 
 HOOK = "blocks.1.hook_resid_post"
 PLAIN = ("linear", "norm-test", "directions", "pursuit")
@@ -33,6 +31,10 @@ def config(tmp_path, **changes):
     return DarkMatterConfig(**{**settings, **changes})
 
 
+def run_dark_matter(folders, settings):
+    return [result for _, result in evaluate(SUITE, folders, settings)]
+
+
 @pytest.fixture
 def dictionary_folder(save_trained, topk_dictionary):
     return save_trained(topk_dictionary(), "one")
@@ -43,11 +45,11 @@ def numbers(result):
 
 
 def test_one_dictionary_on_held_out_text(tmp_path, dictionary_folder):
-    outcome = run_dark_matter([dictionary_folder], config(tmp_path))
+    written = run_dark_matter([dictionary_folder], config(tmp_path))
     out = tmp_path / "out"
     result = read_evaluation_result(out / "dark_matter.json")
     values = numbers(result)
-    assert values == numbers(outcome.results[0])
+    assert values == numbers(written[0])
     assert values["n_rows"] == 1500
     assert values["n_train_rows"] + values["n_test_rows"] == 1500
     assert values["l0_mean"] <= 6
@@ -63,7 +65,7 @@ def test_one_dictionary_on_held_out_text(tmp_path, dictionary_folder):
     assert 0 < losses.null_count < 1500
     probe = load_probe(out / "dark_matter_probe.safetensors")
     assert probe.weight.shape == (32, 32)
-    names = {figure.name for figure in figures_of(result)}
+    names = {chart.name for chart in result.charts}
     assert {"error_parts", "norm_predictors", "norm_test", "error_trace"} <= names
     page = (out / "dark_matter.html").read_text()
     assert "pursuit codes" in page
@@ -77,7 +79,7 @@ def test_the_contexts_in_a_pass_decide_no_number(tmp_path, dictionary_folder):
             run_dark_matter(
                 [dictionary_folder],
                 config(tmp_path, analyses=("linear", "norm-test"), batch_contexts=size),
-            ).results[0]
+            )[0]
         )
         for size in (1, 8)
     ]
@@ -102,16 +104,17 @@ def test_a_family_has_a_report_of_its_own(tmp_path, save_trained, topk_dictionar
     )
     printed = capsys.readouterr().out
     assert "dark_matter_family.html" in printed
-    content = json.loads((out / "dark_matter_family.json").read_text())
-    assert [one["d_sae"] for one in content["dictionaries"]] == [36, 48, 64, 96]
-    data = content["figure_data"]
-    assert data["breakdown"]["width"] == [36, 48, 64, 96]
-    assert len(data["scaling_matrix"]["r_squared"]) == 4
-    assert {"asymptote", "norm_test_violin", "family_trace_error", "family_recovery"} <= set(data)
-    assert any("No contours over width and L0" in note for note in content["notes"])
-    assert parquet.read_table(out / "dark_matter_family.parquet").num_rows == 4
-    assert "<h2>Figures</h2>" in (out / "dark_matter_family.html").read_text()
-    with pytest.raises(ConfigError, match="exists already: add --overwrite"):
+    family = read_evaluation_result(out / "dark_matter_family.json")
+    assert [row[1] for row in family.tables[0].rows] == [36, 48, 64, 96]
+    charts = {chart.name: chart for chart in family.charts}
+    assert charts["breakdown"].series[-1].x == [36, 48, 64, 96]
+    assert len(charts["scaling_r_squared"].series[0].z) == 4
+    assert {"asymptote", "norm_test_violin", "family_trace_error", "family_recovery"} <= set(charts)
+    assert any("No contours over width and L0" in note for note in family.notes)
+    columns = parquet.read_table(out / family.item_files["dictionaries"])
+    assert columns.column("d_sae").to_pylist() == [36, 48, 64, 96]
+    assert "<h2>Charts</h2>" in (out / "dark_matter_family.html").read_text()
+    with pytest.raises(ConfigError, match="exists already, of other settings: add --overwrite"):
         run_dark_matter(folders, config(tmp_path, out=out, overwrite=False))
 
 
@@ -132,7 +135,7 @@ def cache_folder(tmp_path, tiny_model, tiny_model_folder, model_text):
 
 def test_rows_of_a_cache_with_token_losses(tmp_path, dictionary_folder, cache_folder):
     settings = config(tmp_path, cache=cache_folder, analyses=("linear",), first_position=5)
-    result = run_dark_matter([dictionary_folder], settings).results[0]
+    result = run_dark_matter([dictionary_folder], settings)[0]
     values = numbers(result)
     assert result.settings["first_position"] == 5
     assert values["norm_r_squared_token_loss"] is not None
@@ -141,15 +144,15 @@ def test_rows_of_a_cache_with_token_losses(tmp_path, dictionary_folder, cache_fo
     assert tokens.column("loss").null_count < tokens.num_rows == values["n_rows"]
     without = run_dark_matter(
         [dictionary_folder], config(tmp_path, cache=cache_folder, n_loss_tokens=0)
-    ).results[0]
+    )[0]
     assert numbers(without)["norm_r_squared_token_loss"] is None
     assert not result.made_from["seen_in_training"]
 
 
 def test_caches_that_do_not_fit_are_refused(tmp_path, save_trained, topk_dictionary, cache_folder):
-    other = save_trained(topk_dictionary(), "rule", token_filter={"exclude_bos": False})
+    other = save_trained(topk_dictionary(), "rule", row_rule={"exclude_bos": False})
     settings = config(tmp_path, cache=cache_folder, n_loss_tokens=0)
-    with pytest.raises(ConfigError, match="keeps rows by the rule"):
+    with pytest.raises(ConfigError, match="filters tokens by"):
         run_dark_matter([other], settings)
     layer = save_trained(topk_dictionary(), "layer", hook_point="blocks.0.hook_resid_post")
     with pytest.raises(ActivationError, match=r"is a cache of 'blocks.1.hook_resid_post'"):
@@ -175,7 +178,7 @@ def test_too_few_tokens_for_the_regression_are_refused(tmp_path, dictionary_fold
 
 def test_splicing_and_planted_noise_are_part_of_the_result(tmp_path, dictionary_folder):
     settings = config(tmp_path, analyses=("linear", "downstream", "synthetic"))
-    values = numbers(run_dark_matter([dictionary_folder], settings).results[0])
+    values = numbers(run_dark_matter([dictionary_folder], settings)[0])
     assert values["downstream_loss_identity"] == pytest.approx(
         values["downstream_loss_original"], abs=1e-4
     )
@@ -213,7 +216,7 @@ def test_results_without_numbers_are_none_not_nan(tmp_path, save_trained, topk_d
     """A dictionary that is never active: everything it does not explain is linear."""
     silent = topk_dictionary()
     silent.b_enc.fill_(-1e6)
-    values = numbers(run_dark_matter([save_trained(silent, "silent")], config(tmp_path)).results[0])
+    values = numbers(run_dark_matter([save_trained(silent, "silent")], config(tmp_path))[0])
     assert values["l0_mean"] == 0
     assert values["error_explained"] == pytest.approx(1, abs=1e-6)
     assert values["shrinkage_gamma"] == pytest.approx(0, abs=1e-9)

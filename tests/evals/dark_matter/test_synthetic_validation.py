@@ -5,9 +5,17 @@ import torch
 
 from saelab.dictionary import Dictionary, load_dictionary
 from saelab.errors import ActivationError
-from saelab.evals.dark_matter.noise_moments import NoiseMoments
-from saelab.evals.dark_matter.synthetic_validation import ABLATED, LEVELS, _kept_latents, validate
-from saelab.evals.dark_matter.synthetic_values import definitions, figure_data, values
+from saelab.evals.dark_matter.synthetic import (
+    ABLATED,
+    LEVELS,
+    NoiseMoments,
+    _kept_latents,
+    meanings,
+    synthetic_charts,
+    synthetic_table,
+    validate,
+    values,
+)
 
 
 def test_moments_of_a_mixture_are_those_of_its_rows():
@@ -91,10 +99,10 @@ def test_latents_of_the_lowest_mean_go_first():
 def test_values_are_defined_and_repeat_for_the_same_seed(saved):
     first, second = (validate(saved, rows(3000), seed=7) for _ in range(2))
     assert values(first) == values(second)
-    assert set(values(first)) == set(definitions(first))
-    data = figure_data(first)
-    assert len(data["synthetic_grid"]["fvu"]) == len(LEVELS) ** 2 + 2
-    assert len(data["synthetic_ablation"]["fvu"]) == 5 * len(ABLATED)
+    assert set(values(first)) == set(meanings(first))
+    assert len(synthetic_table(first).rows) == len(LEVELS) ** 2 + 2 + 5 * len(ABLATED)
+    _, ablation = synthetic_charts(first)
+    assert [len(series.y) for series in ablation.series] == [len(ABLATED)] * 10
 
 
 def test_rows_that_do_not_vary_and_too_few_rows_are_refused(saved):

@@ -9,6 +9,7 @@ settings explains the linear error, the nonlinear error, or all of it.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab.dictionary import SavedDictionary
+from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.dictionary.decomposition import ErrorProbe
 from saelab.dictionary.error_rows import (
     ERROR_COMPONENTS,
@@ -26,7 +27,10 @@ from saelab.dictionary.error_rows import (
     hash_of_probe,
 )
 from saelab.errors import ConfigError
+from saelab.formats.chart import Axis, Chart, Series
 from saelab.stats.metrics import ReconstructionStatistics, SparsityStatistics
+
+from .analysis import PART_LABELS, PART_STYLES, AnalysisResult, Context, Meaning
 
 logger = logging.getLogger(__name__)
 
@@ -176,4 +180,116 @@ def _score(
         fvu=float(fit.values()["fvu"]),
         l0=float(density.sum()),
         dead=float((density == 0).double().mean()),
+    )
+
+
+WORDS: dict[ErrorComponent, str] = {
+    "error": "the error",
+    "linear": "the linear error",
+    "nonlinear": "the nonlinear error",
+}
+
+
+def meanings(findings: ComponentFindings) -> dict[str, Meaning]:
+    """Unit and sentence of every value."""
+    found = {
+        f"component_variance_share_{part}": Meaning(
+            "1",
+            f"Variance of {words} over the variance of the activations, pooled over dimensions, on "
+            f"{findings.n_rows:,} held-out rows.",
+        )
+        for part, words in WORDS.items()
+    }
+    for score in findings.scores:
+        words, key = WORDS[score.component], _key(score)
+        trained = ", ".join(f"{name} {value}" for name, value in score.settings.items())
+        found[f"component_fvu_{key}"] = Meaning(
+            "1",
+            f"FVU of {words} by a dictionary trained on it ({trained}), on {findings.n_rows:,} "
+            "held-out rows. Compare dictionaries of equal settings only.",
+        )
+        found[f"component_l0_{key}"] = Meaning(
+            "latents per row", f"Mean active latents of that dictionary on {words}."
+        )
+        found[f"component_dead_{key}"] = Meaning(
+            "1", f"Share of its latents never active on these rows of {words}."
+        )
+    return found
+
+
+def values(findings: ComponentFindings) -> dict[str, float | int | None]:
+    """Every number by name."""
+    found: dict[str, float | int | None] = {
+        f"component_variance_share_{part}": findings.variance_share[part] for part in WORDS
+    }
+    for score in findings.scores:
+        key = _key(score)
+        found[f"component_fvu_{key}"] = score.fvu
+        found[f"component_l0_{key}"] = score.l0
+        found[f"component_dead_{key}"] = score.dead
+    return found
+
+
+def _settings(score: ComponentScore) -> str:
+    s = score.settings
+    return f"{s['method']}, {s['d_sae']} latents, k {s['target_l0']}, {s['n_tokens']} rows"
+
+
+def _key(score: ComponentScore) -> str:
+    name = re.sub(r"[^A-Za-z0-9]+", "_", score.name)
+    return f"{score.component}_{name}"
+
+
+def components_chart(findings: ComponentFindings) -> Chart:
+    """FVU of dictionaries trained on the parts of an error, by settings."""
+    series = []
+    for part in PART_LABELS:
+        scores = [score for score in findings.scores if score.component == part]
+        if scores:
+            series.append(
+                Series(
+                    name=PART_LABELS[part],
+                    x=[_settings(score) for score in scores],
+                    y=[score.fvu for score in scores],
+                    mark="bars",
+                    style=PART_STYLES[part],
+                    text=[f"{score.fvu:.3f}" for score in scores],
+                    labels=[
+                        f"L0 {score.l0:.4g}, never active {score.dead:.3f}" for score in scores
+                    ],
+                )
+            )
+    shares = ", ".join(
+        f"{PART_LABELS[part]} {share:.3f}" for part, share in findings.variance_share.items()
+    )
+    stated = "; ".join(
+        f"{PART_LABELS[score.component]}, {_settings(score)}: {score.fvu:.3f}"
+        for score in findings.scores
+    )
+    return Chart(
+        name="error_components",
+        title="Dictionaries trained on the parts of the error",
+        caption="FVU of dictionaries trained by the ordinary loop on one component of this "
+        f"dictionary's error, each on {findings.n_rows:,} held-out rows of its own component. "
+        f"Compare bars of equal settings. Share of the activations' variance: {shares}.",
+        summary=f"Bars of FVU: {stated}.",
+        x=Axis(title="settings of the training"),
+        y=Axis(title="FVU of the component, held out"),
+        series=tuple(series),
+        height=400,
+    )
+
+
+def components_result(context: Context) -> AnalysisResult:
+    """Run the analysis on a dictionary."""
+    config, saved = context.config, context.subject.saved
+    device = str(saved.dictionary.b_dec.device)
+    loaded = [load_dictionary(folder, device=device) for folder in config.component_dictionaries]
+    batches = (batch.activations for batch in context.rows.batches())
+    findings = measure_components(saved, context.probe, loaded, batches)
+    return AnalysisResult(
+        "Dictionaries trained on the parts",
+        values(findings),
+        meanings(findings),
+        [components_chart(findings)],
     )

@@ -1,0 +1,470 @@
+"""Does the split of the error find planted noise? Dense and introduced noise of known size (A11).
+
+Reconstructions x₀ of real rows stand for activations of true features only. Dense(x) is played by
+s_a n₁ added to the activation, Introduced(x) by s_r n₂ added to the reconstruction, absent features
+by latents that the reconstruction leaves out:
+
+    x' = x₀ + s_a n₁      reconstruction = decode(kept latents of encode(x₀)) + s_r n₂
+
+The linear share FVU − FVU_nonlinear should follow s_a, the nonlinear share FVU_nonlinear should
+follow s_r and stay flat as latents are left out. Everything is linear in x₀, n₁, n₂ and the decoded
+latents, so one pass collects their moments and every cell of the grid is exact algebra on them.
+
+Unlike the published code (arXiv 2410.14670), fits are scored on other rows than they saw, FVU is
+about per-dimension means, and noise is in units of the rows' own standard deviation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saelab.dictionary import SavedDictionary
+from saelab.errors import ActivationError
+from saelab.formats.chart import Axis, Chart, Series
+from saelab.formats.evaluation_result import Table
+from saelab.progress import progress_bar
+from saelab.stats.seeds import seeded_generator
+from saelab.stats.spread import pearson
+
+from .analysis import AnalysisResult, Context, Meaning, in_words
+from .regression import RIDGE, CrossStatistics, RegressionMoments
+
+
+class NoiseMoments:
+    """Streamed moments of clean rows, two noises, and several reconstructions of the clean rows.
+
+    Args:
+        d_in: width of a row.
+        n_reconstructions: how many reconstructions of each row there are.
+        device: where the sums lie.
+    """
+
+    def __init__(self, d_in: int, n_reconstructions: int, device: torch.device | str = "cpu"):
+        self.d_in = d_in
+        n_right = (3 + n_reconstructions) * d_in
+        # Regressors are mixtures of clean rows and the first noise; errors of all there is.
+        self._left = CrossStatistics(2 * d_in, n_right, device=device)
+        self._squares = torch.zeros(
+            3 + n_reconstructions, 3 + n_reconstructions, d_in, dtype=torch.float64, device=device
+        )
+
+    def update(
+        self,
+        clean: Float[Tensor, "rows d_in"],
+        dense: Float[Tensor, "rows d_in"],
+        introduced: Float[Tensor, "rows d_in"],
+        reconstructions: Sequence[Float[Tensor, "rows d_in"]],
+    ) -> None:
+        """Add rows.
+
+        Raises:
+            ActivationError: a value is not finite.
+        """
+        columns = [part.double() for part in (clean, dense, introduced, *reconstructions)]
+        self._left.update(torch.cat(columns[:2], 1), torch.cat(columns, 1))
+        for one, left in enumerate(columns):
+            for other in range(one, len(columns)):
+                total = (left * columns[other]).sum(0)
+                self._squares[one, other] += total
+                if other != one:
+                    self._squares[other, one] += total
+
+    @property
+    def n_rows(self) -> int:
+        """Rows seen."""
+        return int(self._left.count.sum())
+
+    def regression(self, dense: float, introduced: float, reconstruction: int) -> RegressionMoments:
+        """Moments of the error x' − reconstruction' on x'.
+
+        Args:
+            dense: s_a in x' = clean + s_a · first noise.
+            introduced: s_r in reconstruction' = reconstruction + s_r · second noise.
+            reconstruction: which of the reconstructions.
+        """
+        sums, d = self._left.merged(), self.d_in
+        mixture = torch.zeros(self._squares.shape[0], dtype=torch.float64)
+        mixture[0], mixture[1], mixture[2], mixture[3 + reconstruction] = 1, dense, -introduced, -1
+        mixture = mixture.to(sums.product)
+        regressors = torch.tensor([1.0, dense]).to(sums.product)
+        blocks = sums.product.view(2, d, -1, d)
+        from_left = torch.einsum("a,aibj->ibj", regressors, blocks)
+        means = sums.mean_right.view(-1, d)
+        mean_targets = mixture @ means
+        raw_squares = torch.einsum("a,b,abj->j", mixture, mixture, self._squares)
+        return RegressionMoments(
+            n_rows=self.n_rows,
+            mean_regressors=regressors @ sums.mean_left.view(2, d),
+            mean_targets=mean_targets,
+            gram=torch.einsum("b,ibj->ij", regressors, from_left[:, :2]),
+            cross=torch.einsum("b,ibj->ij", mixture, from_left),
+            squares=(raw_squares - self.n_rows * mean_targets.square()).clamp(min=0),
+        )
+
+
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+"""Standard deviations of both noises in the grid, in units of x₀'s per-dimension one."""
+
+EXTRA_CELLS = ((0.25, 0.15), (0.15, 0.25))
+
+"""Further cells (s_a, s_r), in the proportions of the paper's."""
+
+ABLATED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+"""Shares of the latents that are left out, those of the lowest mean code first."""
+
+LINE_CELLS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), *EXTRA_CELLS)
+
+"""Cells that are followed over `ABLATED`."""
+
+BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticCell:
+    """One setting of planted noise and what the split found."""
+
+    dense: float
+    """s_a, in units of x₀'s standard deviation."""
+    introduced: float
+    """s_r, in the same units."""
+    ablated: float
+    """Share of latents left out."""
+    fvu: float
+    """FVU of the reconstruction, on held-out rows."""
+    fvu_nonlinear: float
+    """FVU once the linear prediction of the error is added, on held-out rows."""
+
+    @property
+    def linear(self) -> float:
+        """The estimate of what is linear: FVU − FVU_nonlinear."""
+        return self.fvu - self.fvu_nonlinear
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticFindings:
+    """The grid, the lines over left-out latents, and the correlations over the grid."""
+
+    grid: list[SyntheticCell]
+    """Every pair of `LEVELS` and the extra cells, no latent left out."""
+    lines: list[SyntheticCell]
+    """`LINE_CELLS` over `ABLATED`."""
+    correlations: dict[tuple[str, str], float | None]
+    """Pearson correlation, over the pairs of `LEVELS`, of the standard deviation of the "dense" or
+    "introduced" noise with the "linear" or "nonlinear" estimate; None where one is constant."""
+    deviation: float
+    """Standard deviation of x₀ per dimension, root mean square over dimensions."""
+    n_train_rows: int
+    """Rows that fits saw."""
+    n_test_rows: int
+    """Rows that they are scored on."""
+    n_never_active: int
+    """Latents never active on these rows; they are left out first."""
+
+
+@torch.no_grad()
+def validate(
+    saved: SavedDictionary,
+    rows: Float[Tensor, "rows d_in"],
+    *,
+    seed: int = 0,
+    train_fraction: float = 0.6,
+    ridge: float = RIDGE,
+) -> SyntheticFindings:
+    """Plant noise on a dictionary's reconstructions and see what the split finds.
+
+    Args:
+        saved: the dictionary.
+        rows: real activations in reading order; the first `train_fraction` of them are fitted on.
+        seed: draws the noise.
+        train_fraction: share of the rows that fits see.
+        ridge: regularisation of the fits; x₀ alone is rank-deficient where few latents are live.
+
+    Raises:
+        ActivationError: too few rows, or rows that do not vary.
+    """
+    dictionary = saved.dictionary
+    clean = torch.cat([dictionary(part) for part in rows.split(BATCH_ROWS)])
+    codes_mean = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=clean.device)
+    for part in clean.split(BATCH_ROWS):
+        codes = dictionary.encode(part)
+        codes_mean.index_add_(0, codes.latent, codes.value.double())
+    deviation = float(clean.double().var(0, unbiased=False).mean().sqrt())
+    if not deviation > 0:
+        raise ActivationError(
+            f"the reconstructions of {saved.folder} do not vary on these {len(rows)} rows: nothing "
+            "can be planted on them"
+        )
+    kept = _kept_latents(codes_mean)
+    moments = _collect(saved, clean, kept, deviation, seed, train_fraction)
+    grid = [
+        _cell(moments, dense, introduced, 0, ridge)
+        for dense, introduced in (*((a, r) for a in LEVELS for r in LEVELS), *EXTRA_CELLS)
+    ]
+    lines = [
+        _cell(moments, dense, introduced, place, ridge)
+        for dense, introduced in LINE_CELLS
+        for place in range(len(ABLATED))
+    ]
+    return SyntheticFindings(
+        grid=grid,
+        lines=lines,
+        correlations=_correlations(grid[: len(LEVELS) ** 2]),
+        deviation=deviation,
+        n_train_rows=moments[0].n_rows,
+        n_test_rows=moments[1].n_rows,
+        n_never_active=int((codes_mean == 0).sum()),
+    )
+
+
+def _kept_latents(mean: Float[Tensor, " d_sae"]) -> list[Bool[Tensor, " d_sae"]]:
+    """For each share of `ABLATED`, the latents that stay: those of the lowest mean go first."""
+    order = torch.sort(mean, stable=True).indices
+    kept = []
+    for share in ABLATED:
+        mask = torch.ones(len(mean), dtype=torch.bool, device=mean.device)
+        mask[order[: round(share * len(mean))]] = False
+        kept.append(mask)
+    return kept
+
+
+def _collect(
+    saved: SavedDictionary,
+    clean: Float[Tensor, "rows d_in"],
+    kept: list[Bool[Tensor, " d_sae"]],
+    deviation: float,
+    seed: int,
+    train_fraction: float,
+) -> tuple[NoiseMoments, NoiseMoments]:
+    """Moments of the rows that fits see, and of the others."""
+    d_in, n_train = clean.shape[1], round(train_fraction * len(clean))
+    generator = seeded_generator("planted noise", seed)
+    found = []
+    with progress_bar(len(clean), "planted noise", "rows") as bar:
+        for rows in (clean[:n_train], clean[n_train:]):
+            moments = NoiseMoments(d_in, len(kept), device=clean.device)
+            for part in rows.split(BATCH_ROWS):
+                noise = [
+                    deviation * torch.randn(part.shape, generator=generator).to(part)
+                    for _ in range(2)
+                ]
+                codes = saved.dictionary.encode(part)
+                decoded = [saved.dictionary.decode(codes.keep(mask[codes.latent])) for mask in kept]
+                moments.update(part, noise[0], noise[1], decoded)
+                bar.update(len(part))
+            found.append(moments)
+    return found[0], found[1]
+
+
+def _cell(
+    moments: tuple[NoiseMoments, NoiseMoments],
+    dense: float,
+    introduced: float,
+    place: int,
+    ridge: float,
+) -> SyntheticCell:
+    train, test = (part.regression(dense, introduced, place) for part in moments)
+    fitted = train.fit(ridge=ridge, what="the split of planted errors", rank_level=logging.DEBUG)
+    variance = float(test.gram.diagonal().sum())
+    squares = test.squares + test.n_rows * test.mean_targets.square()
+    return SyntheticCell(
+        dense=dense,
+        introduced=introduced,
+        ablated=ABLATED[place],
+        fvu=float(squares.sum()) / variance,
+        fvu_nonlinear=float(test.score(fitted).squared_error.sum()) / variance,
+    )
+
+
+def _correlations(grid: list[SyntheticCell]) -> dict[tuple[str, str], float | None]:
+    def column(name: str) -> Tensor:
+        return torch.tensor([getattr(cell, name) for cell in grid], dtype=torch.float64)
+
+    planted = {name: column(name) for name in ("dense", "introduced")}
+    found = {"linear": column("linear"), "nonlinear": column("fvu_nonlinear")}
+    return {
+        (noise, estimate): pearson(planted[noise], found[estimate])
+        for noise in planted
+        for estimate in found
+    }
+
+
+ESTIMATES = {"linear": "FVU − FVU_nonlinear", "nonlinear": "FVU_nonlinear"}
+
+
+def meanings(findings: SyntheticFindings) -> dict[str, Meaning]:
+    """Unit and sentence of every value."""
+    scope = (
+        f"fitted on {findings.n_train_rows:,} rows of planted noise and scored on "
+        f"{findings.n_test_rows:,} others"
+    )
+    found = {
+        f"synthetic_correlation_{noise}_{estimate}": Meaning(
+            "1",
+            f"Pearson correlation of the standard deviation of planted {noise} noise with "
+            f"{ESTIMATES[estimate]} over a 5 × 5 grid of both noises; {scope}.",
+        )
+        for noise, estimate in findings.correlations
+    }
+    found["synthetic_fvu_clean"] = Meaning(
+        "1",
+        "FVU of encoding and decoding a reconstruction once more, with no noise planted: what is "
+        f"there before anything is planted; {scope}.",
+    )
+    found["synthetic_fvu_nonlinear_clean"] = Meaning(
+        "1", f"FVU_nonlinear there, with no noise planted; {scope}."
+    )
+    found["synthetic_deviation"] = Meaning(
+        "activation units",
+        "Standard deviation of a reconstruction's entry about its dimension's mean, root mean "
+        "square over dimensions: the unit of the planted noise.",
+    )
+    found["synthetic_never_active"] = Meaning(
+        "latents", "Latents that are never active on these rows; they are left out first."
+    )
+    return found
+
+
+def values(findings: SyntheticFindings) -> dict[str, float | int | None]:
+    """Every number by name."""
+    clean = findings.grid[0]
+    found: dict[str, float | int | None] = {
+        f"synthetic_correlation_{noise}_{estimate}": value
+        for (noise, estimate), value in findings.correlations.items()
+    }
+    return found | {
+        "synthetic_fvu_clean": clean.fvu,
+        "synthetic_fvu_nonlinear_clean": clean.fvu_nonlinear,
+        "synthetic_deviation": findings.deviation,
+        "synthetic_never_active": findings.n_never_active,
+    }
+
+
+def synthetic_charts(findings: SyntheticFindings) -> list[Chart]:
+    """Both estimates against both planted noises, and over the share of latents left out."""
+    return [_grid_chart(findings), _ablation_chart(findings)]
+
+
+def _grid_chart(findings: SyntheticFindings) -> Chart:
+    stated = ", ".join(
+        f"{noise} noise with the {estimate} share {in_words(value)}"
+        for (noise, estimate), value in findings.correlations.items()
+    )
+    estimates = {"linear": "linear", "fvu_nonlinear": "nonlinear"}
+    series = []
+    for along, fixed in (("dense", "introduced"), ("introduced", "dense")):
+        cells = [cell for cell in findings.grid if getattr(cell, fixed) == 0]
+        series += [
+            Series(
+                name=f"{words} share by {along} noise",
+                x=[getattr(cell, along) for cell in cells],
+                y=[getattr(cell, estimate) for cell in cells],
+                mark="lines+dots",
+                dashed=along == "introduced",
+            )
+            for estimate, words in estimates.items()
+        ]
+    return Chart(
+        name="synthetic_grid",
+        title="Planted noise and what the split finds",
+        caption="Noise planted on the dictionary's own reconstructions: dense noise on the "
+        "activation, introduced noise on the reconstruction. Linear share: FVU − FVU_nonlinear; "
+        "nonlinear share: FVU_nonlinear; fitted on "
+        f"{findings.n_train_rows:,} rows, scored on {findings.n_test_rows:,} others. Each line has "
+        "the other noise at zero; a table holds the whole grid. Pearson correlations over the "
+        f"5 × 5 grid: {stated}.",
+        summary=f"Lines of estimates against planted noise. Correlations over the grid: {stated}.",
+        x=Axis(title="planted noise (standard deviations of the rows)"),
+        y=Axis(title="estimate (share of variance)"),
+        series=tuple(series),
+        height=400,
+        wide=True,
+    )
+
+
+def _ablation_chart(findings: SyntheticFindings) -> Chart:
+    settings = list(dict.fromkeys((cell.dense, cell.introduced) for cell in findings.lines))
+    series, last = [], []
+    for index, (dense, introduced) in enumerate(settings):
+        cells = [
+            cell for cell in findings.lines if (cell.dense, cell.introduced) == (dense, introduced)
+        ]
+        series += [
+            Series(
+                name=f"{label}, dense {dense:g}, introduced {introduced:g}",
+                x=[100 * cell.ablated for cell in cells],
+                y=[getattr(cell, key) for cell in cells],
+                mark="lines+dots",
+                style=index,
+                dashed=key == "fvu_nonlinear",
+            )
+            for key, label in (("fvu", "FVU"), ("fvu_nonlinear", "nonlinear"))
+        ]
+        end = cells[-1]
+        last.append(
+            f"dense {dense:g} and introduced {introduced:g}: FVU {end.fvu:.3f}, "
+            f"nonlinear {end.fvu_nonlinear:.3f}"
+        )
+    return Chart(
+        name="synthetic_ablation",
+        title="Planted noise while latents are left out",
+        caption="Latents of the lowest mean code are left out of the reconstruction first. FVU "
+        "(solid) should rise; FVU_nonlinear (dashed) should stay where the planted noise puts it. "
+        "Noise in standard deviations of the rows.",
+        summary=f"Lines over the share of latents left out. At {ABLATED[-1]:.0%}: "
+        f"{'; '.join(last)}.",
+        x=Axis(title="latents left out (%)"),
+        y=Axis(title="share of variance"),
+        series=tuple(series),
+        height=400,
+        wide=True,
+    )
+
+
+def synthetic_table(findings: SyntheticFindings) -> Table:
+    """Every cell of planted noise: the grid, then the lines over latents left out."""
+    columns = ("dense", "introduced", "ablated", "fvu", "linear", "fvu_nonlinear")
+    return Table(
+        title="Planted noise and what the split finds",
+        columns=(
+            "dense noise",
+            "introduced noise",
+            "left out",
+            "FVU",
+            "linear share",
+            "nonlinear share",
+        ),
+        rows=tuple(
+            tuple(getattr(cell, name) for name in columns)
+            for cell in (*findings.grid, *findings.lines)
+        ),
+    )
+
+
+def synthetic_result(context: Context) -> AnalysisResult:
+    """Run the analysis on a dictionary."""
+    config, saved = context.config, context.subject.saved
+    parts, n_rows = [], 0
+    for batch in context.rows.batches():
+        parts.append(batch.activations)
+        n_rows += len(batch.activations)
+        if n_rows >= config.n_synthetic_rows:
+            break
+    rows = torch.cat(parts)[: config.n_synthetic_rows].to(saved.dictionary.b_dec.device)
+    findings = validate(
+        saved, rows, seed=config.seed, train_fraction=config.train_fraction, ridge=config.ridge
+    )
+    return AnalysisResult(
+        "Planted noise",
+        values(findings),
+        meanings(findings),
+        synthetic_charts(findings),
+        [synthetic_table(findings)],
+    )
