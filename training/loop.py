@@ -22,7 +22,7 @@ from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.memory import keep_freed_memory
 from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes
-from saelab.stats.metrics import mean_l0
+from saelab.stats.metrics import batch_fvu, mean_l0
 
 from .checkpoint import StreamState
 from .config import TrainConfig
