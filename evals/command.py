@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from saelab.config import option_strings
+from saelab.config import from_plain, option_strings, to_plain
 from saelab.errors import ConfigError, did_you_mean
+from saelab.formats.evaluation_result import EvaluationResult
 
 SUITES = {
     "core": (
@@ -62,13 +64,42 @@ def completion_values() -> list[str]:
 
 def completion_options() -> list[str]:
     """Options that may follow `saelab eval SUITE`: those of every suite."""
-    modules = [importlib.import_module(module) for module, _ in SUITES.values()]
-    return sorted({option for module in modules for option in option_strings(_settings(module))})
+    suites = map(_suite, SUITES)
+    return sorted({option for s in suites for option in option_strings(s.Command or s.Config)})
 
 
-def _settings(module: Any) -> Any:
-    suite = getattr(module, "SUITE", None)
-    return module.CONFIG if suite is None else suite.Command or suite.Config
+def evaluate(
+    suite: str, dictionaries: Path | Sequence[Path], **settings: Any
+) -> list[EvaluationResult]:
+    """Run an evaluation suite on saved dictionaries, as `saelab eval` does.
+
+    Results are written beside each dictionary, or to `out`; what lies there with the same settings
+    is read instead of measured again.
+
+    Args:
+        suite: a suite's name, as typed after `saelab eval`.
+        dictionaries: a dictionary's folder, or several.
+        settings: of the suite, by the names that `saelab eval SUITE --help` lists.
+
+    Returns:
+        A result per dictionary: numbers with units and definitions, charts, tables.
+
+    Raises:
+        ConfigError: no such suite or setting, or a result of other settings.
+        SaelabError: whatever the suite refuses.
+
+    Example:
+        >>> [result] = saelab.evaluate("recovery", planted_dictionary, n_rows=500)
+        >>> 0 <= result.value("frr_090") <= 1
+        True
+    """
+    from .suite import evaluate as run_suite
+
+    chosen = _suite(suite)
+    folders = [dictionaries] if isinstance(dictionaries, str | Path) else dictionaries
+    plain = {name: to_plain(value) for name, value in settings.items()}
+    config = from_plain(chosen.Config, plain, f"settings of the suite {suite}")
+    return [result for _, result in run_suite(chosen, [Path(f) for f in folders], config)]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -80,13 +111,12 @@ def main(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return
-    name, *rest = arguments
-    if name not in SUITES:
-        raise ConfigError(f"unknown evaluation suite {name!r}; {did_you_mean(name, SUITES)}")
-    module = importlib.import_module(SUITES[name][0])
-    if not hasattr(module, "SUITE"):
-        module.main(rest)
-        return
     from .suite import run_command
 
-    run_command(module.SUITE, rest)
+    run_command(_suite(arguments[0]), arguments[1:])
+
+
+def _suite(name: str) -> Any:
+    if name not in SUITES:
+        raise ConfigError(f"unknown evaluation suite {name!r}; {did_you_mean(name, SUITES)}")
+    return importlib.import_module(SUITES[name][0]).SUITE

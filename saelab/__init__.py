@@ -1,7 +1,11 @@
 """Train sparse autoencoders on language-model activations, judge them, read their features.
 
-The names below are imported on first use: `import saelab` itself loads neither torch nor
-transformer_lens.
+What a notebook needs is here and imported on first use: `import saelab` itself loads neither torch
+nor transformer_lens. Everything else is found by its folder.
+
+    load_language_model   a model with hook points         open_cache      activations on disk
+    train                 dictionaries from activations    load_dictionary a saved dictionary
+    evaluate              a suite on saved dictionaries    open_features   a feature store
 """
 
 from __future__ import annotations
@@ -13,9 +17,27 @@ if TYPE_CHECKING:
     from .cache import HarvestConfig, open_cache, write_caches
     from .dictionary import Dictionary, load_dictionary, save_dictionary
     from .errors import SaelabError
+    from .features.reader import open_features
     from .formats.evaluation_result import read_evaluation_result
     from .model.language_model import load_language_model
     from .sparse import SparseCodes
+
+_MODULE_OF = {
+    "Dictionary": "dictionary",
+    "HarvestConfig": "cache",
+    "SaelabError": "errors",
+    "SparseCodes": "sparse",
+    "TrainConfig": "training.config",
+    "evaluate": "evals.command",
+    "load_dictionary": "dictionary",
+    "load_language_model": "model.language_model",
+    "open_cache": "cache",
+    "open_features": "features.reader",
+    "read_evaluation_result": "formats.evaluation_result",
+    "save_dictionary": "dictionary",
+    "train": "training.run",
+    "write_caches": "cache",
+}
 
 __all__ = [
     "Dictionary",
@@ -25,26 +47,18 @@ __all__ = [
     "load_dictionary",
     "load_language_model",
     "open_cache",
+    "open_features",
     "read_evaluation_result",
     "save_dictionary",
     "write_caches",
 ]
-
-_MODULE_OF = {
-    "Dictionary": "dictionary",
-    "HarvestConfig": "cache",
-    "SaelabError": "errors",
-    "SparseCodes": "sparse",
-    "load_dictionary": "dictionary",
-    "load_language_model": "model.language_model",
-    "open_cache": "cache",
-    "read_evaluation_result": "formats.evaluation_result",
-    "save_dictionary": "dictionary",
-    "write_caches": "cache",
-}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

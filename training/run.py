@@ -67,6 +67,12 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
 
     Raises:
         SaelabError: in the words of what went wrong; finished work is never touched.
+
+    Example:
+        >>> shape = {"d_sae": (32,), "k": (4,), "batch_rows": 64, "n_tokens": 1280}
+        >>> config = saelab.TrainConfig(cache=planted_cache, out=folder / "run", **shape)
+        >>> list(saelab.train(config)["dictionaries"])
+        ['topk-d32-k4-s0']
     """
     with writer_lock(config.out), remedy_when_full("go on with --resume"):
         if check_folder(config, resume=resume, overwrite=overwrite):

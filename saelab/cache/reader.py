@@ -59,6 +59,11 @@ def open_cache(
         ArtifactError: missing, unfinished, damaged, edited, foreign, or from a newer saelab.
         ConfigError: several hook points are there and none was named.
         ActivationError: the cache is of another hook point.
+
+    Example:
+        >>> cache = saelab.open_cache(planted_cache)
+        >>> cache.d_in, cache.n_rows > 0
+        (32, True)
     """
     folder = _find_folder(Path(folder), hook_point)
     path = folder / MANIFEST_NAME

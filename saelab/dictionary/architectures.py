@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saelab.errors import ConfigError, did_you_mean
+from saelab.errors import ActivationError, ConfigError, did_you_mean
 from saelab.sparse import SparseCodes, pre_activation_chunks, top_k
 from saelab.sparse.kernels import combine_latents
 
@@ -88,6 +88,13 @@ class Dictionary(nn.Module):
 
     Raises:
         ConfigError: tensors or k that do not fit the architecture or one another.
+
+    Example:
+        >>> rows = torch.eye(3)
+        >>> biases = {"b_enc": torch.zeros(3), "b_dec": torch.zeros(3)}
+        >>> dictionary = saelab.Dictionary("topk", W_enc=rows, W_dec=rows, k=1, **biases)
+        >>> dictionary.decode(dictionary.encode(rows)).tolist() == rows.tolist()
+        True
     """
 
     W_enc: Tensor
@@ -179,7 +186,16 @@ class Dictionary(nn.Module):
         return torch.linalg.vector_norm(x, dim=1) / self.d_in**0.5
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
-        """Codes of the active latents, with the rows' scales; no [batch, d_sae] matrix is kept."""
+        """Codes of the active latents, with the rows' scales; no [batch, d_sae] matrix is kept.
+
+        Raises:
+            ActivationError: rows of another width than the dictionary reads.
+        """
+        if x.ndim != 2 or x.shape[1] != self.d_in:
+            raise ActivationError(
+                f"the dictionary reads rows of width {self.d_in}, given were activations of shape "
+                f"{tuple(x.shape)}: give [rows, {self.d_in}]"
+            )
         gate = ARCHITECTURES[self.architecture].gate
         bias = self.W_dec.new_zeros(self.d_sae) if self.architecture == "gated" else self.b_enc
         x = x.to(self.W_enc.dtype)

@@ -195,6 +195,11 @@ def load_dictionary(folder: Path, device: str = "cpu") -> SavedDictionary:
 
     Raises:
         ArtifactError: the folder is not one of ours, is damaged, or fails its self-test.
+
+    Example:
+        >>> saved = saelab.load_dictionary(planted_dictionary)
+        >>> saved.dictionary.encode(torch.zeros(2, saved.dictionary.d_in)).n_rows
+        2
     """
     manifest = _read_dictionary_manifest(folder)
     for name, expected in manifest["files"].items():

@@ -45,6 +45,23 @@ NEEDED = {
 }
 
 
+def open_features(path: Path) -> FeatureStore:
+    """Open what `saelab features` built.
+
+    Args:
+        path: a dictionary's folder, or the file `features.sqlite` in it.
+
+    Raises:
+        ArtifactError: missing, damaged, of another kind, or from another version of saelab.
+
+    Example:
+        >>> with saelab.open_features(store_file) as store:
+        ...     store.n_features, store.feature(2).id
+        (24, 2)
+    """
+    return FeatureStore(Path(path))
+
+
 class SearchHit(NamedTuple):
     """A feature that a search found."""
 

@@ -77,6 +77,12 @@ def load_language_model(
 
     Raises:
         ModelError: no such model, or one that transformer_lens or this machine cannot run.
+
+    Example:
+        >>> model = saelab.load_language_model(model_folder, dtype="float32")
+        >>> tokens = torch.tensor([[model.bos_id, 5, 6]])
+        >>> model.capture(tokens, ["blocks.1.hook_resid_post"])["blocks.1.hook_resid_post"].shape
+        torch.Size([1, 3, 32])
     """
     if dtype not in DTYPES:
         raise ModelError(f"model dtype {dtype!r} is unknown: expected one of {', '.join(DTYPES)}")
