@@ -16,7 +16,7 @@ from .context import (
     link_params,
     run_index,
 )
-from .page_parts import plain, show_problem
+from .widgets.page_parts import plain, show_problem
 
 # Drawn here because Streamlit would fetch the named icons and emoji from another host.
 ICON = (
@@ -42,7 +42,7 @@ class PageEntry:
     """A page of the dashboard."""
 
     name: str
-    """Its file in `page_files`, and its address."""
+    """Its file beside the script that Streamlit runs, and its address."""
     title: str
     """What the navigation calls it."""
     icon: str
@@ -53,7 +53,7 @@ class PageEntry:
     @property
     def file(self) -> str:
         """Path of its file from the app's."""
-        return f"page_files/{self.name}.py"
+        return f"{self.name}.py"
 
 
 PAGES = (

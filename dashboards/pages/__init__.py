@@ -1,1 +1,1 @@
-"""What each page of the browser shows."""
+"""A page is one file, which Streamlit runs as a script: it names its imports in full."""

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import streamlit as st
+from jaxtyping import Float, Int
 
-from saelab.errors import SaelabError
-from saelab.features.reader import FeatureStore
-from saelab.formats.evaluation_result import read_evaluation_result
-
-from .. import url_state
-from ..context import (
+from saelab.dashboards import url_state
+from saelab.dashboards.context import (
     link_params,
     open_labels,
     open_store,
     require_dictionary,
     run_index,
 )
-from ..feature_table import tokens_text
-from ..figures import density_histogram, match_histogram, pareto
-from ..matching import Matches, decoder_rows, match
-from ..page_parts import FEATURE_PAGE, format_number, plain, show_figure, show_note
-from ..run_index import DictionaryEntry
+from saelab.dashboards.run_index import DictionaryEntry
+from saelab.dashboards.widgets.feature_table import tokens_text
+from saelab.dashboards.widgets.figures import density_histogram, match_histogram, pareto
+from saelab.dashboards.widgets.page_parts import (
+    FEATURE_PAGE,
+    format_number,
+    plain,
+    run_page,
+    show_figure,
+    show_note,
+)
+from saelab.errors import ArtifactError, SaelabError
+from saelab.features.reader import FeatureStore
+from saelab.formats.evaluation_result import read_evaluation_result
 
 SHARED_FROM = 0.7
 """Cosine from which a feature counts as found in the other dictionary."""
@@ -252,3 +259,87 @@ def about(store: FeatureStore | None, features: list[int]) -> list[str]:
         return [""] * len(features)
     labels, tokens = open_labels(store).latest(), store.table()["top_tokens"]
     return [labels[f].text if f in labels else tokens_text(tokens[f]) for f in features]
+
+
+WEIGHTS_FILE = "sae_weights.safetensors"
+CHUNK_ROWS = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """The nearest decoder row of the other dictionary, both ways."""
+
+    forward: Int[np.ndarray, " first"]
+    """For each feature of the first, the nearest of the second."""
+    forward_cosine: Float[np.ndarray, " first"]
+    """Its cosine."""
+    backward: Int[np.ndarray, " second"]
+    """For each feature of the second, the nearest of the first."""
+    backward_cosine: Float[np.ndarray, " second"]
+    """Its cosine."""
+
+    def mutual(self) -> Int[np.ndarray, " pairs"]:
+        """Features of the first whose nearest feature has them as its nearest in turn."""
+        own = np.arange(len(self.forward))
+        return own[self.backward[self.forward] == own]
+
+
+def decoder_rows(folder: Path) -> Float[np.ndarray, "d_sae d_in"]:
+    """Unit decoder rows of a saved dictionary.
+
+    Raises:
+        ArtifactError: the weights are missing, damaged or without a decoder.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / WEIGHTS_FILE
+    if path.is_symlink():
+        raise ArtifactError(f"{path} is a link: only files below the folders given are read")
+    try:
+        with safe_open(str(path), framework="numpy") as weights:
+            rows = np.asarray(weights.get_tensor("W_dec"), dtype=np.float32)
+    except (OSError, SafetensorError, TypeError) as error:
+        raise ArtifactError(
+            f"decoder rows of {folder} cannot be read ({error}): save the dictionary again"
+        ) from None
+    if rows.ndim != 2 or not np.isfinite(rows).all():
+        raise ArtifactError(f"the decoder in {path} is no matrix of finite numbers")
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1)
+
+
+def match(
+    first: Float[np.ndarray, "first d_in"], second: Float[np.ndarray, "second other_d_in"]
+) -> Matches:
+    """Nearest rows both ways by cosine; the matrix of all cosines never exists as a whole.
+
+    Args:
+        first: unit rows.
+        second: unit rows of the same width.
+
+    Raises:
+        ArtifactError: the widths differ, so the two are not of the same activations.
+    """
+    if first.shape[1] != second.shape[1]:
+        raise ArtifactError(
+            f"the decoders have width {first.shape[1]} and {second.shape[1]}: only dictionaries of "
+            "activations of one width can be compared"
+        )
+    forward = np.zeros(len(first), dtype=np.int64)
+    forward_cosine = np.zeros(len(first))
+    backward = np.zeros(len(second), dtype=np.int64)
+    backward_cosine = np.full(len(second), -np.inf)
+    for start in range(0, len(first), CHUNK_ROWS):
+        cosines = first[start : start + CHUNK_ROWS] @ second.T
+        rows = slice(start, start + len(cosines))
+        forward[rows] = cosines.argmax(axis=1)
+        forward_cosine[rows] = cosines.max(axis=1)
+        best, places = cosines.max(axis=0), cosines.argmax(axis=0)
+        better = best > backward_cosine
+        backward[better] = places[better] + start
+        backward_cosine[better] = best[better]
+    return Matches(forward, forward_cosine, backward, backward_cosine)
+
+
+if __name__ == "__main__":
+    run_page(render)

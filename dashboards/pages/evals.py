@@ -8,24 +8,29 @@ from typing import Any
 
 import streamlit as st
 
-from saelab.errors import ArtifactError
-from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
-from saelab.report.page import format_value, unit_text
-from saelab.report.registry import FIGURES, figures_of
-from saelab.stats.metric_definitions import METRICS
-
-from .. import url_state
-from ..comparisons import (
+from saelab.dashboards import url_state
+from saelab.dashboards.comparisons import (
     Comparison,
     comparison_table,
     definition_rows,
     find_comparisons,
     read_comparison,
 )
-from ..context import SECONDS_BETWEEN_SCANS, chosen_dictionary, roots_given
-from ..html_tables import plain_table
-from ..page_parts import plain, show_figures, show_note, show_problem
-from ..run_index import DictionaryEntry
+from saelab.dashboards.context import SECONDS_BETWEEN_SCANS, chosen_dictionary, roots_given
+from saelab.dashboards.run_index import DictionaryEntry
+from saelab.dashboards.widgets.html_tables import plain_table
+from saelab.dashboards.widgets.page_parts import (
+    plain,
+    run_page,
+    show_figures,
+    show_note,
+    show_problem,
+)
+from saelab.errors import ArtifactError
+from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
+from saelab.report.page import format_value, unit_text
+from saelab.report.registry import FIGURES, figures_of
+from saelab.stats.metric_definitions import METRICS
 
 COMPARE = "comparison "
 MOST_ROWS = 300
@@ -232,3 +237,7 @@ def draw_comparison(path: Path) -> None:
             numeric=[],
         )
     )
+
+
+if __name__ == "__main__":
+    run_page(render)

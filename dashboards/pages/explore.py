@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from saelab.features.reader import FeatureStore
-
-from .. import url_state
-from ..context import link_params, open_labels, require_dictionary, require_store
-from ..feature_table import (
+from saelab.dashboards import url_state
+from saelab.dashboards.context import link_params, open_labels, require_dictionary, require_store
+from saelab.dashboards.widgets.feature_table import (
     BEST_MATCH,
     LOWEST_LOG_DENSITY,
     SHOWN,
@@ -20,8 +18,16 @@ from ..feature_table import (
     select_features,
     table_columns,
 )
-from ..figures import density_histogram
-from ..page_parts import FEATURE_PAGE, csv_text, plain, show_figure, show_note
+from saelab.dashboards.widgets.figures import density_histogram
+from saelab.dashboards.widgets.page_parts import (
+    FEATURE_PAGE,
+    csv_text,
+    plain,
+    run_page,
+    show_figure,
+    show_note,
+)
+from saelab.features.reader import FeatureStore
 
 MOST_ROWS = 1000
 FULL_RANGE = (LOWEST_LOG_DENSITY, 0.0)
@@ -186,3 +192,7 @@ def column_formats() -> dict[str, Any]:
             help="dead: never active; rare, dense: below or above the bounds of the store"
         ),
     }
+
+
+if __name__ == "__main__":
+    run_page(render)

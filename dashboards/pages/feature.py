@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from urllib.parse import urlencode
 
 import streamlit as st
 
-from saelab.features.labels import LabelBook
-from saelab.features.reader import FeatureStore
-from saelab.features.records import FeatureRecord
-
-from .. import url_state
-from ..context import (
+from saelab.dashboards import url_state
+from saelab.dashboards.context import (
     link_params,
     open_labels,
     require_dictionary,
     require_store,
     staleness_of,
 )
-from ..export import feature_html, feature_json
-from ..feature_html import logit_tables, number_strip, numbers_of
-from ..figures import activation_histogram, logit_histogram
-from ..page_parts import FEATURE_PAGE, plain, show_figure, show_note, show_problem
-from ..run_index import DictionaryEntry
-from .feature_examples import show_examples
-from .feature_labels import show_labels
-from .feature_neighbours import show_neighbours
+from saelab.dashboards.run_index import DictionaryEntry
+from saelab.dashboards.widgets.export import feature_html, feature_json
+from saelab.dashboards.widgets.feature_html import (
+    ExampleView,
+    distinct,
+    examples_html,
+    group_heading,
+    logit_tables,
+    number_strip,
+    numbers_of,
+)
+from saelab.dashboards.widgets.feature_table import tokens_text
+from saelab.dashboards.widgets.figures import activation_histogram, logit_histogram
+from saelab.dashboards.widgets.page_parts import (
+    FEATURE_PAGE,
+    feature_link,
+    plain,
+    run_page,
+    show_figure,
+    show_note,
+    show_problem,
+)
+from saelab.errors import SaelabError
+from saelab.features.labels import MAX_LABEL_WORDS, Label, LabelBook
+from saelab.features.reader import FeatureStore
+from saelab.features.records import Example, FeatureRecord, Neighbour
 
 PROVENANCE = ("model", "hook_point", "text", "text_split", "context_length", "model_dtype")
 
@@ -114,7 +129,7 @@ def show_ways(
             ("steer", "Steer"),
         ):
             params = link_params(entry) if page == "explore" else link_params(entry, f=str(feature))
-            st.page_link(f"page_files/{page}.py", label=label, query_params=params)
+            st.page_link(f"{page}.py", label=label, query_params=params)
         with st.popover("Share"):
             show_sharing(entry, store, record, book)
         draw_jump(feature, last)
@@ -210,3 +225,187 @@ def fact_text(value: object) -> str:
     else:
         text = "not recorded" if value is None else str(value)
     return plain(text) if not isinstance(value, dict) else text
+
+
+LISTS = {
+    "Top": "Contexts with the highest maxima, one window for each context, no two alike. The "
+    "strongest examples flatter a feature: compare them with the random ones.",
+    "Quantiles": "Contexts drawn from strata of equally many contexts, from the strongest down; a "
+    "stratum holds its lower edge and not its upper one, but for the highest.",
+    "Random": "Tokens drawn uniformly from all on which the feature is active: an unbiased sample, "
+    "which the top examples are not.",
+    "Near misses": "Contexts in which the feature is silent: first where a feature with a similar "
+    "decoder row is active, then any.",
+}
+WINDOWS: dict[str, int | None] = {"±8": 8, "±24": 24, "full": None}
+
+
+@st.fragment
+def show_examples(entry: DictionaryEntry, feature: int, maximum: float) -> None:
+    """Draw the chosen list; changing it draws nothing else again."""
+    st.header("Examples")
+    chosen, window, view = draw_controls()
+    record = require_store(entry).feature(feature, WINDOWS[window])
+    st.caption(plain(LISTS[chosen]))
+    if chosen == "Top":
+        show_list(record.top_examples, maximum, view)
+    elif chosen == "Quantiles":
+        show_groups(record, maximum, view)
+    elif chosen == "Random":
+        show_list(record.random_positives, maximum, view)
+    else:
+        st.markdown("**Where a neighbour is active**")
+        show_list(record.near_misses, maximum, view)
+        st.markdown("**Any context without it**")
+        show_list(record.random_silent, maximum, view)
+
+
+def draw_controls() -> tuple[str, str, ExampleView]:
+    """Which list, how wide, and how it is shown."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        url_state.bind("feature_tab", "tab", "Top", url_state.one_of(*LISTS))
+        chosen = st.segmented_control("List", list(LISTS), key="feature_tab", required=True)
+        url_state.publish("tab", chosen, "Top")
+        url_state.bind("feature_window", "window", "±24", url_state.one_of(*WINDOWS))
+        window = st.segmented_control(
+            "Tokens on either side", list(WINDOWS), key="feature_window", required=True
+        )
+        url_state.publish("window", window, "±24")
+        values = st.toggle("Show values", key="feature_values", help="Print the activations.")
+        repeats = st.toggle(
+            "Hide repeats", value=True, key="feature_repeats", help="Leave out equal windows."
+        )
+        own = st.toggle(
+            "Own scale",
+            key="feature_own_scale",
+            help="Colour each example from 0 to its own maximum instead of the feature's.",
+        )
+    view = ExampleView(show_values=values, hide_repeats=repeats, own_scale=own)
+    return chosen or "Top", window or "±24", view
+
+
+def show_groups(record: FeatureRecord, maximum: float, view: ExampleView) -> None:
+    """The strata, each under its range."""
+    if not record.quantile_groups:
+        show_note("Too few contexts to divide into strata.")
+    for place, group in enumerate(record.quantile_groups):
+        st.markdown(f"**{plain(group_heading(group, highest=place == 0))}**")
+        show_list(group.examples, maximum, view, with_legend=place == 0)
+
+
+def show_list(
+    examples: Sequence[Example], maximum: float, view: ExampleView, *, with_legend: bool = True
+) -> None:
+    """One list as one block of HTML."""
+    if not examples:
+        show_note("There are none.")
+        return
+    st.html(examples_html(examples, maximum, view, with_legend=with_legend))
+    hidden = len(examples) - len(list(distinct(examples, view.hide_repeats)))
+    if hidden:
+        st.caption(f"{hidden} repeated windows are hidden.")
+
+
+MOST_NEIGHBOURS = 8
+MOST_TOKENS = 4
+
+
+def show_neighbours(record: FeatureRecord, store: FeatureStore, book: LabelBook) -> None:
+    """Four lists side by side, each with its definition."""
+    st.header("Neighbours")
+    labels = {feature: label.text for feature, label in book.latest().items()}
+    lists = (
+        ("Decoder", "cosine of decoder rows: what it writes", record.decoder_neighbours),
+        ("Encoder", "cosine of encoder columns: what it reads", record.encoder_neighbours),
+        (
+            "Active together",
+            "Jaccard index: tokens with both over tokens with either",
+            record.coactive_jaccard,
+        ),
+        (
+            "Correlated",
+            "Pearson correlation of activations over all tokens counted",
+            record.coactive_pearson,
+        ),
+    )
+    for column, (title, definition, neighbours) in zip(st.columns(4), lists, strict=True):
+        with column:
+            st.markdown(f"##### {title}")
+            st.caption(plain(definition))
+            show_links(neighbours, store, labels)
+
+
+def show_links(
+    neighbours: Sequence[Neighbour], store: FeatureStore, labels: dict[int, str]
+) -> None:
+    """Links to the nearest features, with their value and what they are about."""
+    if not neighbours:
+        st.caption("none")
+    tokens = store.table()["top_tokens"]
+    for neighbour in neighbours[:MOST_NEIGHBOURS]:
+        about = labels.get(neighbour.feature) or tokens_text(tokens[neighbour.feature], MOST_TOKENS)
+        both = "" if neighbour.n_both is None else f" on {neighbour.n_both:,} tokens"
+        feature_link(
+            neighbour.feature, f"{neighbour.feature} · {neighbour.value:.2f}{both} · {about}"
+        )
+
+
+AUTHOR_KEY = "label_author"
+
+
+def show_labels(feature: int, book: LabelBook) -> None:
+    """The labels with who wrote them, and boxes to write a label and a note."""
+    st.header("Label and notes")
+    for label in book.of(feature):
+        show_label(label, book)
+    note = book.note(feature)
+    if note is not None:
+        st.markdown(plain(note.text))
+        st.caption(plain(f"note by {note.author}, {note.created[:10]}"))
+    left, right = st.columns(2)
+    with left, st.form(f"label_{feature}", clear_on_submit=True):
+        text = st.text_input(f"New label, at most {MAX_LABEL_WORDS} words", key=f"text_{feature}")
+        author = st.text_input("Your name", value=_author(), key=f"label_by_{feature}")
+        if st.form_submit_button("Save label"):
+            _save(lambda: book.add(feature, text, author=author), author)
+    with right, st.form(f"note_{feature}"):
+        body = st.text_area(
+            "Note", value=note.text if note else "", key=f"note_text_{feature}", height=90
+        )
+        writer = st.text_input("Your name", value=_author(), key=f"note_by_{feature}")
+        if st.form_submit_button("Save note"):
+            _save(lambda: book.write_note(feature, body, author=writer), writer)
+    st.caption(
+        "Labels and notes lie in a file of their own beside the store; building the store "
+        "again keeps them."
+    )
+
+
+def show_label(label: Label, book: LabelBook) -> None:
+    """One label with its origin and a way to remove it."""
+    score = "" if label.score is None else f", score {label.score:.2g}"
+    text, remove = st.columns([6, 1], vertical_alignment="center")
+    with text:
+        st.markdown(f"**{plain(label.text)}**")
+        st.caption(plain(f"{label.author}, {label.method}{score}, {label.created[:10]}"))
+    if remove.button("Remove", key=f"remove_{label.id}"):
+        _save(lambda: book.delete(label.id), None)
+
+
+def _author() -> str:
+    return str(st.session_state.get(AUTHOR_KEY, ""))
+
+
+def _save(write, author: str | None) -> None:
+    try:
+        write()
+    except SaelabError as error:
+        show_problem(str(error))
+        return
+    if author:
+        st.session_state[AUTHOR_KEY] = author
+    st.rerun()
+
+
+if __name__ == "__main__":
+    run_page(render)

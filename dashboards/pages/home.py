@@ -6,14 +6,25 @@ from typing import Any
 
 import streamlit as st
 
+from saelab.dashboards.context import (
+    chosen_dictionary,
+    link_params,
+    open_labels,
+    open_store,
+    run_index,
+)
+from saelab.dashboards.run_index import DictionaryEntry, RunEntry
+from saelab.dashboards.widgets.curated import CuratedGroup, curated_groups
+from saelab.dashboards.widgets.page_parts import (
+    feature_link,
+    plain,
+    run_page,
+    show_note,
+    show_problem,
+)
+from saelab.dashboards.widgets.token_html import visible_text
 from saelab.features.reader import FeatureStore
 from saelab.features.unpacking import split_tokens
-
-from ..context import chosen_dictionary, link_params, open_labels, open_store, run_index
-from ..curated import CuratedGroup, curated_groups
-from ..page_parts import feature_link, plain, show_note, show_problem
-from ..run_index import DictionaryEntry, RunEntry
-from ..token_html import visible_text
 
 MOST_CURATED_TOKENS = 6
 
@@ -156,3 +167,7 @@ def _curated(_store: FeatureStore, store_id: str) -> list[CuratedGroup]:  # noqa
 def count_text(number: int, one: str, many: str) -> str:
     """A count with its noun."""
     return f"{number:,} {one if number == 1 else many}"
+
+
+if __name__ == "__main__":
+    run_page(render)

@@ -7,13 +7,18 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+from saelab.dashboards import url_state
+from saelab.dashboards.context import link_params, open_labels, require_dictionary, require_store
+from saelab.dashboards.widgets.feature_table import tokens_text
+from saelab.dashboards.widgets.figures import feature_map
+from saelab.dashboards.widgets.page_parts import (
+    FEATURE_PAGE,
+    feature_link,
+    run_page,
+    show_figure,
+    show_note,
+)
 from saelab.features.reader import FeatureStore
-
-from .. import url_state
-from ..context import link_params, open_labels, require_dictionary, require_store
-from ..feature_table import tokens_text
-from ..figures import feature_map
-from ..page_parts import FEATURE_PAGE, feature_link, show_figure, show_note
 
 COLOURS = ("density", "label")
 MOST_TOKENS = 5
@@ -112,3 +117,7 @@ def map_method(manifest: dict[str, Any]) -> str:
 def plain_method(method: str) -> str:
     """The method as part of a sentence."""
     return f"decoder row by {method}" if len(method) < 12 else method
+
+
+if __name__ == "__main__":
+    run_page(render)

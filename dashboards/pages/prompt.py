@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import streamlit as st
 
-from .. import url_state
-from ..context import require_dictionary, require_store
-from ..live import open_live_page
-from ..page_parts import plain
-from ..prompt_attribution import draw_attribution
-from ..prompt_contrast import draw_contrast
-from ..prompt_reading import draw_reading
+from saelab.dashboards import url_state
+from saelab.dashboards.context import require_dictionary, require_store
+from saelab.dashboards.live import open_live_page
+from saelab.dashboards.widgets.page_parts import plain, run_page
+from saelab.dashboards.widgets.prompt_attribution import draw_attribution
+from saelab.dashboards.widgets.prompt_contrast import draw_contrast
+from saelab.dashboards.widgets.prompt_reading import draw_reading
 
 MODES = {
     "read": "Read a text",
@@ -48,3 +48,7 @@ def render() -> None:
             "positions, special tokens, rows of excessive norm) do not count and show no features."
         )
     )
+
+
+if __name__ == "__main__":
+    run_page(render)

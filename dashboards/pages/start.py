@@ -1,9 +1,6 @@
-"""The script that Streamlit runs: it hands over to the shell, which runs the page asked for.
+"""The script that Streamlit runs on every page: what surrounds a page, then the page."""
 
-Streamlit runs it as a script outside any package, so it names its package in full.
-"""
-
-from importlib import import_module
+from saelab.dashboards.app import run_app
 
 if __name__ == "__main__":
-    import_module("saelab.dashboards.shell").run_app()
+    run_app()

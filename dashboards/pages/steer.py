@@ -7,14 +7,27 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from .. import url_state
-from ..context import require_dictionary, require_store
-from ..curated import curated_groups
-from ..live import LivePage, open_live_page
-from ..live_figures import probability_shift
-from ..page_parts import feature_link, format_number, plain, show_figure, show_note
-from ..prompt_reading import text_box
-from ..steer_run import EditChoice, SteerResult, SteerSettings, steer, written_html
+from saelab.dashboards import url_state
+from saelab.dashboards.context import require_dictionary, require_store
+from saelab.dashboards.live import LivePage, open_live_page
+from saelab.dashboards.widgets.curated import curated_groups
+from saelab.dashboards.widgets.live_figures import probability_shift
+from saelab.dashboards.widgets.page_parts import (
+    feature_link,
+    format_number,
+    plain,
+    run_page,
+    show_figure,
+    show_note,
+)
+from saelab.dashboards.widgets.prompt_reading import text_box
+from saelab.dashboards.widgets.steer_run import (
+    EditChoice,
+    SteerResult,
+    SteerSettings,
+    steer,
+    written_html,
+)
 
 KINDS = {"add": "add", "clamp": "clamp to", "ablate": "ablate"}
 MOST_EDITS = 4
@@ -268,3 +281,7 @@ def draw_definitions() -> None:
                 f"edits change what is likely. {DEFINITION} ⏹ marks a text that the model ended."
             )
         )
+
+
+if __name__ == "__main__":
+    run_page(render)

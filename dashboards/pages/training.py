@@ -8,14 +8,19 @@ from typing import Any
 
 import streamlit as st
 
+from saelab.dashboards import url_state
+from saelab.dashboards.context import chosen_dictionary, chosen_run, run_index
+from saelab.dashboards.run_index import RunEntry
+from saelab.dashboards.widgets.page_parts import (
+    plain,
+    run_page,
+    show_figures,
+    show_note,
+    show_problem,
+)
 from saelab.errors import ArtifactError
 from saelab.formats.run_log import Curve, TrainingHistory, read_history
 from saelab.report.training_figures import CURVE_KINDS, kind_of, training_figure
-
-from .. import url_state
-from ..context import chosen_dictionary, chosen_run, run_index
-from ..page_parts import plain, show_figures, show_note, show_problem
-from ..run_index import RunEntry
 
 MOST_LINES = 12
 FIRST_LINES = 6
@@ -199,3 +204,7 @@ def _say_how_far(runs: list[RunEntry], curves: dict[str, dict[str, Curve]]) -> N
     st.caption(
         plain(f"{len(curves)} dictionaries, up to {max(ends, default=0):,} tokens.{watched}")
     )
+
+
+if __name__ == "__main__":
+    run_page(render)

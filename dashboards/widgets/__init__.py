@@ -1,1 +1,1 @@
-"""One file per page, each an import and a call; the pages themselves are in `views`."""
+"""What several pages are made of: figures, tables, tokens, texts."""

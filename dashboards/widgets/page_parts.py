@@ -8,7 +8,6 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 import streamlit as st
@@ -16,24 +15,19 @@ import streamlit as st
 from saelab.errors import SaelabError
 from saelab.report.figure import Figure
 
-from .context import link_params
-from .run_index import DictionaryEntry
+from ..context import link_params
+from ..run_index import DictionaryEntry
 
 logger = logging.getLogger(__name__)
 
-FEATURE_PAGE = "page_files/feature.py"
+FEATURE_PAGE = "feature.py"
 MOST_TABLE_ROWS = 300
 LIGHT_INK, DARK_INK = "#3d4650", "#c9d0d7"
 _ADDRESS = re.compile(r"://|www\.|@.", re.IGNORECASE)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>$:&^=])")
 
 
-def run_page(name: str) -> None:
-    """Draw the page of this name; its view is imported only now."""
-    run_view(import_module(f".views.{name}", __package__).render)
-
-
-def run_view(render: Callable[[], None]) -> None:
+def run_page(render: Callable[[], None]) -> None:
     """Draw a page; what goes wrong becomes a sentence, never a stack trace."""
     try:
         render()

@@ -8,13 +8,12 @@ import numpy as np
 import streamlit as st
 from jaxtyping import Float, Int
 
-from . import url_state
+from .. import url_state
+from ..live import LivePage
 from .html_tables import linked_table, short_label
-from .live import LivePage
 from .live_figures import repr_token, signed_bars
 from .page_parts import download_table, format_number, plain, show_figure, show_note
-from .prompt_reading import say_what_was_cut, text_box
-from .text_pieces import sums_by_piece
+from .prompt_reading import say_what_was_cut, sums_by_piece, text_box
 from .token_html import visible_text
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from jaxtyping import Int
 
 from saelab.live.contrast import DEFINITION, Contrast, contrast
 
-from . import url_state
+from .. import url_state
+from ..live import LivePage
 from .html_tables import linked_table, short_label
-from .live import LivePage
 from .live_figures import signed_bars
 from .page_parts import download_table, format_number, plain, show_figure, show_note
 from .prompt_reading import density_ceiling, text_box

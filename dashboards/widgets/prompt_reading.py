@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
+
 import numpy as np
 import streamlit as st
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
+from saelab.features.token_text import Vocabulary
 from saelab.live.ranking import SORTS, FeatureUse, feature_use, ranked, relative
 from saelab.live.reading import Reading
 
-from . import url_state
+from .. import url_state
+from ..live import MAX_CHARACTERS, LivePage
 from .html_tables import Chip, chips_table, linked_table, short_label
-from .live import MAX_CHARACTERS, LivePage
 from .page_parts import download_table, format_number, plain, show_note
-from .text_pieces import PiecedReading, pieced
 from .token_html import legend, token_row, tokens_page, value_text, visible_text
 
 CEILINGS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -211,3 +214,55 @@ def _cell(title: str, value: object) -> str:
     if title == "share of its maximum":
         return "new" if value is None else f"{100 * float(str(value)):.0f} %"
     return format_number(value)
+
+
+@dataclass(frozen=True, eq=False)
+class PiecedReading:
+    """A reading in which a character that takes several tokens is one piece.
+
+    A feature's value at a piece is the largest of its tokens'.
+    """
+
+    texts: list[str]
+    """Text of each piece."""
+    counted: list[bool]
+    """Whether some token of the piece counts."""
+    reading: Reading
+    """By piece: `position` is the place of a piece, and a feature is listed once for each."""
+
+    def track(self, latent: int) -> list[float]:
+        """Values of one feature at every piece."""
+        return self.reading.track(latent)
+
+
+def pieced(reading: Reading, vocabulary: Vocabulary) -> PiecedReading:
+    """Merge the tokens of a reading that only together are whole characters."""
+    pieces = vocabulary.pieces(reading.ids)
+    starts = np.array(pieces.starts)
+    place = np.searchsorted(starts, reading.position, side="right") - 1
+    # Of the entries of a feature in one piece the largest comes first and is kept.
+    order = np.lexsort((-reading.value, reading.latent, place))
+    pairs = np.stack([place[order], reading.latent[order]])
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)
+    kept = order[first]
+    counted = [bool(reading.counted[low:high].any()) for low, high in pairwise(starts)]
+    merged = Reading(
+        ids=[reading.ids[low] for low in starts[:-1]],
+        tokens=list(pieces.texts),
+        counted=np.array(counted, dtype=bool),
+        excluded=reading.excluded,
+        n_cut=reading.n_cut,
+        position=place[kept],
+        latent=reading.latent[kept],
+        value=reading.value[kept],
+    )
+    return PiecedReading(list(pieces.texts), counted, merged)
+
+
+def sums_by_piece(
+    values: Float[np.ndarray, " seq"], reading: Reading, vocabulary: Vocabulary
+) -> list[float]:
+    """Numbers of tokens added up within each piece."""
+    starts = np.array(vocabulary.pieces(reading.ids).starts)
+    return [float(values[a:b].sum()) for a, b in pairwise(starts)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from .live import MAX_TOKENS, LivePage
+from ..live import MAX_TOKENS, LivePage
 
 if TYPE_CHECKING:
     from saelab.live.edits import Kind
