@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__package__ = "saelab.dashboards.pages"
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +12,22 @@ import numpy as np
 import streamlit as st
 from jaxtyping import Float, Int
 
-from saelab.dashboards import url_state
-from saelab.dashboards.context import (
+from saelab.errors import ArtifactError, SaelabError
+from saelab.features.reader import FeatureStore
+from saelab.formats.evaluation_result import read_evaluation_result
+
+from .. import url_state
+from ..context import (
     link_params,
     open_labels,
     open_store,
     require_dictionary,
     run_index,
 )
-from saelab.dashboards.run_index import DictionaryEntry
-from saelab.dashboards.widgets.feature_table import tokens_text
-from saelab.dashboards.widgets.figures import density_histogram, match_histogram, pareto
-from saelab.dashboards.widgets.page_parts import (
+from ..run_index import DictionaryEntry
+from ..widgets.feature_table import tokens_text
+from ..widgets.figures import density_histogram, match_histogram, pareto
+from ..widgets.page_parts import (
     FEATURE_PAGE,
     format_number,
     plain,
@@ -29,9 +35,6 @@ from saelab.dashboards.widgets.page_parts import (
     show_figure,
     show_note,
 )
-from saelab.errors import ArtifactError, SaelabError
-from saelab.features.reader import FeatureStore
-from saelab.formats.evaluation_result import read_evaluation_result
 
 SHARED_FROM = 0.7
 """Cosine from which a feature counts as found in the other dictionary."""

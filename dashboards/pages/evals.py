@@ -1,36 +1,32 @@
-"""Evals: every evaluation of a dictionary as its report's figures, and comparisons of methods."""
+"""Evals: evaluations of a dictionary and comparisons of methods, drawn from the results alone."""
 
 from __future__ import annotations
 
+__package__ = "saelab.dashboards.pages"
+
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from saelab.dashboards import url_state
-from saelab.dashboards.comparisons import (
-    Comparison,
-    comparison_table,
-    definition_rows,
-    find_comparisons,
-    read_comparison,
-)
-from saelab.dashboards.context import SECONDS_BETWEEN_SCANS, chosen_dictionary, roots_given
-from saelab.dashboards.run_index import DictionaryEntry
-from saelab.dashboards.widgets.html_tables import plain_table
-from saelab.dashboards.widgets.page_parts import (
+from saelab.formats.comparison import COMPARISON_FILE, read_comparison
+from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
+from saelab.report.draw import draw
+from saelab.report.page import format_value, unit_text
+
+from .. import url_state
+from ..context import SECONDS_BETWEEN_SCANS, chosen_dictionary, roots_given
+from ..run_index import DictionaryEntry, walk
+from ..widgets.html_tables import plain_table
+from ..widgets.page_parts import (
     plain,
     run_page,
     show_figures,
     show_note,
     show_problem,
 )
-from saelab.errors import ArtifactError
-from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
-from saelab.report.page import format_value, unit_text
-from saelab.report.registry import FIGURES, figures_of
-from saelab.stats.metric_definitions import METRICS
 
 COMPARE = "comparison "
 MOST_ROWS = 300
@@ -42,7 +38,7 @@ def render() -> None:
     entry = chosen_dictionary()
     found = {} if entry is None else dict(entry.evaluations)
     comparisons = _comparisons(tuple(roots_given()))
-    options = [*_in_order(list(found)), *(COMPARE + name for name in comparisons)]
+    options = [*sorted(found, key=_order), *(COMPARE + name for name in comparisons)]
     if not options:
         where = "RUN" if entry is None or entry.folder is None else str(entry.folder)
         show_note(
@@ -57,15 +53,14 @@ def render() -> None:
         )
     choice = _choose(options)
     if choice.startswith(COMPARE):
-        draw_comparison(comparisons[choice.removeprefix(COMPARE)])
+        draw_result(comparisons[choice.removeprefix(COMPARE)], None)
     elif entry is not None:
         draw_result(found[choice], entry)
 
 
-def _in_order(suites: list[str]) -> list[str]:
-    """Suites in the order of the registry, unknown ones last."""
-    known = list(FIGURES)
-    return sorted(suites, key=lambda suite: (known.index(suite) if suite in known else 99, suite))
+def _order(suite: str) -> tuple[bool, str]:
+    """Core, which says what a dictionary is worth, comes first."""
+    return suite != "core", suite
 
 
 def _choose(options: list[str]) -> str:
@@ -88,29 +83,58 @@ def _comparisons(roots: tuple[Path, ...]) -> dict[str, Path]:
     return find_comparisons(roots)
 
 
-def draw_result(path: Path, entry: DictionaryEntry) -> None:
-    """One result: where it is from, its figures, every number with its definition."""
+def find_comparisons(roots: Sequence[Path]) -> dict[str, Path]:
+    """Files of comparisons by name: the folder given, and the way from there."""
+    named = {}
+    for root in (Path(root).resolve() for root in roots):
+        for folder, names in walk(root, []):
+            if COMPARISON_FILE in names:
+                way = folder.relative_to(root).as_posix()
+                name = root.name if way == "." else f"{root.name}/{way}"
+                named[name] = folder / COMPARISON_FILE
+    return named
+
+
+def draw_result(path: Path, entry: DictionaryEntry | None) -> None:
+    """One result: where it is from, its charts and tables, every number with its definition.
+
+    Args:
+        path: its file.
+        entry: the dictionary it should be about; None where it is about several.
+    """
     result = _read(path)
-    if entry.content_hash is not None and result.dictionary_hash != entry.content_hash:
+    known = None if entry is None else entry.content_hash
+    if known is not None and result.dictionary_hash != known:
         show_problem(
             "This result was measured on another dictionary (content hash "
-            f"{result.dictionary_hash[:12]}…, here {entry.content_hash[:12]}…): evaluate again "
-            "with --overwrite."
+            f"{result.dictionary_hash[:12]}…, here {known[:12]}…): evaluate again with --overwrite."
         )
     st.caption(plain(_origin(result)))
+    for note in result.notes:
+        show_note(note)
     try:
-        figures = figures_of(result)
-    except ArtifactError as error:
-        show_problem(f"{error}. Its numbers are below.")
-        figures = []
-    if result.suite not in FIGURES:
-        show_note(
-            f"This saelab has no figures for the suite {result.suite!r}; its numbers are below."
+        figures = [draw(chart) for chart in result.charts]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        show_problem(
+            f"A chart of {path} cannot be drawn from its data ({error!r}): the file was edited; "
+            "evaluate again with --overwrite. Its numbers are below."
         )
+        figures = []
     show_figures(figures, f"evals_{result.suite}")
-    draw_metrics(result)
+    for section, tables in groupby(result.tables, lambda table: table.section):
+        st.subheader(section)
+        for table in tables:
+            rows = [[format_value(cell) for cell in row] for row in table.rows]
+            numeric = range(1, len(table.columns)) if _is_numeric(table.rows) else []
+            st.html(plain_table(table.title, table.columns, rows, numeric=numeric))
+    if result.metrics:
+        draw_metrics(result)
     draw_settings(result)
     draw_files(path, result)
+
+
+def _is_numeric(rows: Sequence[Sequence[Any]]) -> bool:
+    return any(isinstance(cell, int | float) for row in rows for cell in row[1:])
 
 
 def _read(path: Path) -> EvaluationResult:
@@ -123,7 +147,9 @@ def _read(path: Path) -> EvaluationResult:
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _parsed(path: Path, modified: int, size: int) -> EvaluationResult:  # noqa: ARG001
-    return read_evaluation_result(path)
+    return (
+        read_comparison(path)[0] if path.name == COMPARISON_FILE else read_evaluation_result(path)
+    )
 
 
 def _origin(result: EvaluationResult) -> str:
@@ -131,7 +157,8 @@ def _origin(result: EvaluationResult) -> str:
     where = f" at {origin['hook_point']} of {origin['model']}" if "hook_point" in origin else ""
     made = f", {result.created.replace('T', ' ')[:16]} UTC" if result.created else ""
     seed = f", seed {result.seed}" if result.seed is not None else ""
-    return f"Suite {result.suite} on {result.dictionary_name}{where}{made}{seed}."
+    about = f"Suite {result.suite} on {result.dictionary_name}{where}{made}{seed}."
+    return f"{about} {result.subtitle}".strip()
 
 
 def draw_metrics(result: EvaluationResult) -> None:
@@ -150,10 +177,7 @@ def draw_metrics(result: EvaluationResult) -> None:
     if not metrics:
         show_note("No number has this word in its name or definition.")
 
-    def group(metric: Any) -> str:
-        return METRICS[metric.name].group if metric.name in METRICS else "Numbers"
-
-    for name, members in groupby(metrics, group):
+    for name, members in groupby(metrics, lambda metric: metric.group):
         rows = [[m.name, format_value(m.value), unit_text(m.unit), m.definition] for m in members]
         st.html(plain_table(name, ["number", "value", "unit", "definition"], rows, numeric=[1]))
 
@@ -212,30 +236,6 @@ def _draw_rows(file: Path, items: str) -> None:
         file_name=file.name,
         key=f"evals_rows_file_{items}",
         on_click="ignore",
-    )
-
-
-def draw_comparison(path: Path) -> None:
-    """A comparison of training methods: its figures, its table, its definitions."""
-    comparison: Comparison = read_comparison(path)
-    st.caption(plain(comparison.title))
-    for note in comparison.notes:
-        show_note(note)
-    try:
-        show_figures(comparison.figures(), "comparison")
-    except ArtifactError as error:
-        show_problem(f"{error}. Its numbers are below.")
-    st.subheader("Numbers")
-    headings, rows = comparison_table(comparison)
-    st.html(plain_table(comparison.spread, headings, rows, numeric=range(1, len(headings))))
-    st.subheader("What every number means")
-    st.html(
-        plain_table(
-            "Units and definitions",
-            ["number", "unit", "definition"],
-            definition_rows(comparison),
-            numeric=[],
-        )
     )
 
 

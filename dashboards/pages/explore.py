@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+__package__ = "saelab.dashboards.pages"
+
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
-from saelab.dashboards import url_state
-from saelab.dashboards.context import link_params, open_labels, require_dictionary, require_store
-from saelab.dashboards.widgets.feature_table import (
+from saelab.features.reader import FeatureStore
+
+from .. import url_state
+from ..context import link_params, open_labels, require_dictionary, require_store
+from ..widgets.feature_table import (
     BEST_MATCH,
     LOWEST_LOG_DENSITY,
     SHOWN,
@@ -18,8 +22,8 @@ from saelab.dashboards.widgets.feature_table import (
     select_features,
     table_columns,
 )
-from saelab.dashboards.widgets.figures import density_histogram
-from saelab.dashboards.widgets.page_parts import (
+from ..widgets.figures import density_histogram
+from ..widgets.page_parts import (
     FEATURE_PAGE,
     csv_text,
     plain,
@@ -27,7 +31,6 @@ from saelab.dashboards.widgets.page_parts import (
     show_figure,
     show_note,
 )
-from saelab.features.reader import FeatureStore
 
 MOST_ROWS = 1000
 FULL_RANGE = (LOWEST_LOG_DENSITY, 0.0)

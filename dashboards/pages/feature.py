@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+__package__ = "saelab.dashboards.pages"
+
 import random
 from collections.abc import Sequence
 from urllib.parse import urlencode
 
 import streamlit as st
 
-from saelab.dashboards import url_state
-from saelab.dashboards.context import (
+from saelab.errors import SaelabError
+from saelab.features.labels import MAX_LABEL_WORDS, Label, LabelBook
+from saelab.features.reader import FeatureStore
+from saelab.features.records import Example, FeatureRecord, Neighbour
+
+from .. import url_state
+from ..context import (
     link_params,
     open_labels,
     require_dictionary,
     require_store,
     staleness_of,
 )
-from saelab.dashboards.run_index import DictionaryEntry
-from saelab.dashboards.widgets.export import feature_html, feature_json
-from saelab.dashboards.widgets.feature_html import (
+from ..run_index import DictionaryEntry
+from ..widgets.export import feature_html, feature_json
+from ..widgets.feature_html import (
     ExampleView,
     distinct,
     examples_html,
@@ -27,9 +34,9 @@ from saelab.dashboards.widgets.feature_html import (
     number_strip,
     numbers_of,
 )
-from saelab.dashboards.widgets.feature_table import tokens_text
-from saelab.dashboards.widgets.figures import activation_histogram, logit_histogram
-from saelab.dashboards.widgets.page_parts import (
+from ..widgets.feature_table import tokens_text
+from ..widgets.figures import activation_histogram, logit_histogram
+from ..widgets.page_parts import (
     FEATURE_PAGE,
     feature_link,
     plain,
@@ -38,10 +45,6 @@ from saelab.dashboards.widgets.page_parts import (
     show_note,
     show_problem,
 )
-from saelab.errors import SaelabError
-from saelab.features.labels import MAX_LABEL_WORDS, Label, LabelBook
-from saelab.features.reader import FeatureStore
-from saelab.features.records import Example, FeatureRecord, Neighbour
 
 PROVENANCE = ("model", "hook_point", "text", "text_split", "context_length", "model_dtype")
 

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+__package__ = "saelab.dashboards.pages"
+
 from typing import Any
 
 import streamlit as st
 
-from saelab.dashboards.context import (
+from saelab.features.reader import FeatureStore
+from saelab.features.unpacking import split_tokens
+
+from ..context import (
     chosen_dictionary,
     link_params,
     open_labels,
     open_store,
     run_index,
 )
-from saelab.dashboards.run_index import DictionaryEntry, RunEntry
-from saelab.dashboards.widgets.curated import CuratedGroup, curated_groups
-from saelab.dashboards.widgets.page_parts import (
+from ..run_index import DictionaryEntry, RunEntry
+from ..widgets.curated import CuratedGroup, curated_groups
+from ..widgets.page_parts import (
     feature_link,
     plain,
     run_page,
     show_note,
     show_problem,
 )
-from saelab.dashboards.widgets.token_html import visible_text
-from saelab.features.reader import FeatureStore
-from saelab.features.unpacking import split_tokens
+from ..widgets.token_html import visible_text
 
 MOST_CURATED_TOKENS = 6
 

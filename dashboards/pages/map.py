@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+__package__ = "saelab.dashboards.pages"
+
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
-from saelab.dashboards import url_state
-from saelab.dashboards.context import link_params, open_labels, require_dictionary, require_store
-from saelab.dashboards.widgets.feature_table import tokens_text
-from saelab.dashboards.widgets.figures import feature_map
-from saelab.dashboards.widgets.page_parts import (
+from saelab.features.reader import FeatureStore
+
+from .. import url_state
+from ..context import link_params, open_labels, require_dictionary, require_store
+from ..widgets.feature_table import tokens_text
+from ..widgets.figures import feature_map
+from ..widgets.page_parts import (
     FEATURE_PAGE,
     feature_link,
     run_page,
     show_figure,
     show_note,
 )
-from saelab.features.reader import FeatureStore
 
 COLOURS = ("density", "label")
 MOST_TOKENS = 5

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+__package__ = "saelab.dashboards.pages"
+
 import streamlit as st
 
-from saelab.dashboards import url_state
-from saelab.dashboards.context import require_dictionary, require_store
-from saelab.dashboards.live import open_live_page
-from saelab.dashboards.widgets.page_parts import plain, run_page
-from saelab.dashboards.widgets.prompt_attribution import draw_attribution
-from saelab.dashboards.widgets.prompt_contrast import draw_contrast
-from saelab.dashboards.widgets.prompt_reading import draw_reading
+from .. import url_state
+from ..context import require_dictionary, require_store
+from ..live import open_live_page
+from ..widgets.page_parts import plain, run_page
+from ..widgets.prompt_attribution import draw_attribution
+from ..widgets.prompt_contrast import draw_contrast
+from ..widgets.prompt_reading import draw_reading
 
 MODES = {
     "read": "Read a text",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+__package__ = "saelab.dashboards.pages"
+
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
-from saelab.dashboards import url_state
-from saelab.dashboards.context import require_dictionary, require_store
-from saelab.dashboards.live import LivePage, open_live_page
-from saelab.dashboards.widgets.curated import curated_groups
-from saelab.dashboards.widgets.live_figures import probability_shift
-from saelab.dashboards.widgets.page_parts import (
+from .. import url_state
+from ..context import require_dictionary, require_store
+from ..live import LivePage, open_live_page
+from ..widgets.curated import curated_groups
+from ..widgets.live_figures import probability_shift
+from ..widgets.page_parts import (
     feature_link,
     format_number,
     plain,
@@ -20,8 +22,8 @@ from saelab.dashboards.widgets.page_parts import (
     show_figure,
     show_note,
 )
-from saelab.dashboards.widgets.prompt_reading import text_box
-from saelab.dashboards.widgets.steer_run import (
+from ..widgets.prompt_reading import text_box
+from ..widgets.steer_run import (
     EditChoice,
     SteerResult,
     SteerSettings,

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+__package__ = "saelab.dashboards.pages"
+
 import time
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from saelab.dashboards import url_state
-from saelab.dashboards.context import chosen_dictionary, chosen_run, run_index
-from saelab.dashboards.run_index import RunEntry
-from saelab.dashboards.widgets.page_parts import (
+from saelab.errors import ArtifactError
+from saelab.formats.run_log import Curve, TrainingHistory, read_history
+from saelab.report.training_figures import CURVE_KINDS, kind_of, training_figure
+
+from .. import url_state
+from ..context import chosen_dictionary, chosen_run, run_index
+from ..run_index import RunEntry
+from ..widgets.page_parts import (
     plain,
     run_page,
     show_figures,
     show_note,
     show_problem,
 )
-from saelab.errors import ArtifactError
-from saelab.formats.run_log import Curve, TrainingHistory, read_history
-from saelab.report.training_figures import CURVE_KINDS, kind_of, training_figure
 
 MOST_LINES = 12
 FIRST_LINES = 6
