@@ -1,9 +1,151 @@
-"""The script that Streamlit runs: it hands over to the shell, which runs the page asked for.
+"""What stands around every page: the navigation, the pickers, and the way to each page."""
 
-Streamlit runs it as a script outside any package, so it names its package in full.
-"""
+from __future__ import annotations
 
-from importlib import import_module
+from dataclasses import dataclass
 
-if __name__ == "__main__":
-    import_module("saelab.dashboards.shell").run_app()
+import streamlit as st
+
+from . import url_state
+from .context import (
+    address_problem,
+    chosen_dictionary,
+    chosen_run,
+    default_dictionary,
+    default_run,
+    link_params,
+    run_index,
+)
+from .widgets.page_parts import plain, show_problem
+
+# Drawn here because Streamlit would fetch the named icons and emoji from another host.
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" width="64" height="64">'
+    '<rect width="32" height="32" rx="7" fill="#0b62ab"/><g fill="#fff">'
+    '<circle cx="9" cy="10" r="3"/><circle cx="23" cy="10" r="3"/><circle cx="16" cy="23" r="4"/>'
+    '</g><path d="M9 10 16 23 23 10" stroke="#fff" stroke-width="2" fill="none"/></svg>'
+)
+
+STYLE = (
+    "[data-testid=stMainBlockContainer]{padding:2.2rem 2.5rem 3rem}"
+    "[data-testid=stHeader]{height:2rem;min-height:2rem}"
+    "[data-testid=stPageLink] p{white-space:normal}"
+    "[data-testid=stCaptionContainer],[data-testid=stCaptionContainer] p"
+    "{color:light-dark(#55606c,#a7b0ba)!important;opacity:1}"
+    ":focus-visible{outline:2px solid light-dark(#0b62ab,#7ab8ee)!important;outline-offset:1px}"
+    "@media (prefers-reduced-motion:reduce){*{animation:none!important;transition:none!important}}"
+)
+
+
+@dataclass(frozen=True)
+class PageEntry:
+    """A page of the dashboard."""
+
+    name: str
+    """Its file beside the script that Streamlit runs, and its address."""
+    title: str
+    """What the navigation calls it."""
+    icon: str
+    """Sign beside the title, from the icons that come with Streamlit."""
+    listed: bool = True
+    """False for a page that needs more than a dictionary to show, such as a feature."""
+
+    @property
+    def file(self) -> str:
+        """Path of its file from the app's."""
+        return f"{self.name}.py"
+
+
+PAGES = (
+    PageEntry("home", "Home", ":material/home:"),
+    PageEntry("explore", "Explore", ":material/table_rows:"),
+    PageEntry("feature", "Feature", ":material/lightbulb:", listed=False),
+    PageEntry("map", "Map", ":material/scatter_plot:"),
+    PageEntry("prompt", "Prompt", ":material/chat:"),
+    PageEntry("steer", "Steer", ":material/tune:"),
+    PageEntry("compare", "Compare", ":material/compare_arrows:"),
+    PageEntry("training", "Training", ":material/show_chart:"),
+    PageEntry("evals", "Evals", ":material/fact_check:"),
+)
+"""In the order of the navigation."""
+
+
+def run_app() -> None:
+    """One run of the app: configure, draw what surrounds the page, then the page."""
+    st.set_page_config(page_title="saelab", page_icon=ICON, layout="wide")
+    pages = [
+        st.Page(
+            page.file,
+            title=page.title,
+            icon=page.icon,
+            url_path=page.name,
+            default=page.name == "home",
+        )
+        for page in PAGES
+    ]
+    page = st.navigation(pages, position="hidden")
+    st.html(f"<style>{STYLE}</style>")
+    url_state.confirm()
+    problem = address_problem()
+    with st.sidebar:
+        draw_navigation(with_params=problem is None)
+        if problem is None:
+            draw_pickers()
+    if problem is None:
+        page.run()
+    else:
+        show_problem(problem)
+        st.page_link(PAGES[0].file, label="Go to Home", query_params={})
+
+
+def draw_navigation(*, with_params: bool) -> None:
+    """Links to the pages; they keep the chosen dictionary in the address."""
+    params = link_params() if with_params else {}
+    st.markdown("**saelab**")
+    for page in PAGES:
+        if page.listed:
+            st.page_link(page.file, label=page.title, icon=page.icon, query_params=params)
+
+
+def draw_pickers() -> None:
+    """Choose the run and the dictionary; the choice lives in the address."""
+    index = run_index()
+    first = default_run(index)
+    if first is None:
+        return
+    ids = [run.id for run in index.runs]
+    url_state.bind("pick_run", "run", first.id, url_state.one_of(*ids))
+    st.selectbox("Run", ids, key="pick_run", on_change=_run_picked)
+    run = chosen_run()
+    fallback = default_dictionary(run)
+    if run is None or fallback is None:
+        return
+    names = [entry.name for entry in run.dictionaries]
+    url_state.bind("pick_sae", "sae", fallback.name, url_state.one_of(*names))
+    st.selectbox("Dictionary", names, key="pick_sae", on_change=_dictionary_picked)
+    entry = chosen_dictionary()
+    if entry is not None:
+        _draw_facts(entry.facts, entry.hook_point, entry.store_path is not None)
+
+
+def _draw_facts(facts: dict[str, object], hook_point: str | None, has_store: bool) -> None:
+    parts = [str(facts[key]) for key in ("method",) if facts.get(key)]
+    if facts.get("d_sae"):
+        parts.append(f"{facts['d_sae']:,} features")
+    if hook_point:
+        parts.append(hook_point)
+    if not has_store:
+        parts.append("no feature store")
+    if parts:
+        st.caption(plain(" · ".join(parts)))
+
+
+def _run_picked() -> None:
+    """A chosen run starts at its own first dictionary, and features of another mean nothing."""
+    params = {"run": st.session_state["pick_run"]}
+    st.query_params.from_dict(params)
+
+
+def _dictionary_picked() -> None:
+    kept = {"run": st.session_state["pick_run"], "sae": st.session_state["pick_sae"]}
+    st.query_params.from_dict(kept)

@@ -19,6 +19,8 @@ from saelab.config import parse_arguments
 from saelab.errors import ConfigError, ResourceError
 
 ADDRESS = "127.0.0.1"
+SCRIPT = Path(__file__).parent / "pages" / "start.py"
+"""What Streamlit runs. Beside a folder called `pages` it would not run it on a link to a page."""
 ROOTS_VARIABLE = "SAELAB_DASHBOARD_ROOTS"
 """Environment variable by which the pages are told the folders given, as a JSON list."""
 DEFAULT_ROOTS = (Path("runs"),)
@@ -71,7 +73,7 @@ def serve(port: int) -> None:
     threading.Thread(target=_warm_up, daemon=True).start()
     options = server_options(port)
     bootstrap.load_config_options(options)
-    bootstrap.run(str(Path(__file__).with_name("app.py")), False, [], options)
+    bootstrap.run(str(SCRIPT), False, [], options)
 
 
 def _end_on_signals() -> None:
@@ -95,7 +97,7 @@ def _end_on_signals() -> None:
 
 def _warm_up() -> None:
     """Import what the first page needs while the browser is still being opened."""
-    for module in ("pandas", "pyarrow", "plotly.graph_objects", "saelab.dashboards.views.explore"):
+    for module in ("pandas", "pyarrow", "plotly.graph_objects", "saelab.dashboards.pages.explore"):
         importlib.import_module(module)
 
 

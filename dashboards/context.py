@@ -163,7 +163,7 @@ def link_params(dictionary: DictionaryEntry | None = None, **more: str) -> dict[
 
 
 def _stop(sentence: str) -> NoReturn:
-    from .page_parts import show_problem
+    from .widgets.page_parts import show_problem
 
     show_problem(sentence)
     st.stop()

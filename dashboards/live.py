@@ -21,9 +21,9 @@ from saelab.live.ranking import FeatureNumbers
 from saelab.live.reading import Reading
 
 from .context import link_params, open_labels, staleness_of
-from .html_tables import feature_href
-from .page_parts import show_problem
 from .run_index import DictionaryEntry
+from .widgets.html_tables import feature_href
+from .widgets.page_parts import show_problem
 
 if TYPE_CHECKING:
     from saelab.live.attribution import Attribution

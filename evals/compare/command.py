@@ -16,7 +16,7 @@ from saelab.errors import ConfigError
 from .config import CompareConfig
 
 if TYPE_CHECKING:
-    from .result import Comparison
+    from .suite import MethodComparison
 
 PROGRAM = "saelab compare"
 WITH_SPREAD = {"fvu": "FVU", "loss_recovered_mean": "loss recovered\n(mean ablation)"}
@@ -58,26 +58,26 @@ def main(arguments: Sequence[str]) -> None:
     show(run_compare(command.runs, command.config))
 
 
-def show(comparison: Comparison) -> None:
+def show(comparison: MethodComparison) -> None:
     """Print a row per method, width and L0, the methods at common L0, and where the report is."""
     from rich.console import Console
 
-    from .definitions import SPREAD
-    from .result import PAGE_FILE
+    from .numbers import SPREAD
+    from .suite import PAGE_FILE
 
     console = Console()
     console.print(_rows(comparison))
     if any(one.value.mean is not None for one in comparison.compared):
         console.print(_differences(comparison))
-    for note in [SPREAD, *comparison.notes]:
+    for note in [SPREAD, *comparison.result.notes]:
         console.print(note, highlight=False)
     out = comparison.config.out
     console.print(f"report: {out / PAGE_FILE}", soft_wrap=True, highlight=False)
 
 
-def _rows(comparison: Comparison):
+def _rows(comparison: MethodComparison):
     """A line per method, and under it one per width and target L0."""
-    from .spread import percent, shorter, written
+    from .rows import percent, shorter, written
 
     many = len({row.d_sae for row in comparison.rows}) > 1
     spread = {name: text for name, text in WITH_SPREAD.items() if name in comparison.columns}
@@ -97,9 +97,9 @@ def _rows(comparison: Comparison):
     return table
 
 
-def _differences(comparison: Comparison):
+def _differences(comparison: MethodComparison):
     """FVU at common L0: the reference's own, and how far the others are from it."""
-    from .spread import written
+    from .rows import written
     from .tables import OUTSIDE
 
     at = [one for one in comparison.compared if one.metric == "fvu"]

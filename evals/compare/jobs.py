@@ -3,20 +3,147 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
+import logging
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from saelab.config import to_plain
-from saelab.formats.evaluation_result import EvaluationResult
+from saelab.errors import ArtifactError, ConfigError
+from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
+from saelab.memory import keep_freed_memory
+from saelab.progress import progress_bar
 
 from ..consistency.config import ConsistencyConfig
 from ..core.config import CoreConfig
 from ..steering.config import SteeringConfig
 from .candidates import Candidate
 from .config import CompareConfig
-from .reuse import Job
 
-ROW_SETTINGS = ("context_length", "text", "row_rule", "norm_ceiling", "model_dtype")
+RESULTS_FOLDER = "evals"
+MOST_NAMED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One suite over some of the dictionaries of a comparison."""
+
+    suite: str
+    """Name of the suite."""
+    result_file: str
+    """Name of its result file."""
+    units: list[list[Candidate]]
+    """Dictionaries that must be evaluated together: one, or the seeds of a group."""
+    expected: Callable[[Candidate], Mapping[str, Any]]
+    """The settings that a result must have to be used."""
+    given: Callable[[EvaluationResult], Mapping[str, Any]]
+    """The same settings, as a result has them."""
+    run: Callable[[Sequence[Path]], Sequence[EvaluationResult]]
+    """Evaluate dictionaries anew; what exists is replaced."""
+    apart: Callable[[Candidate], Hashable] | None = None
+    """Units for which this is equal must not be evaluated in one call; None: all may be."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a job finds done, and what is left."""
+
+    job: Job
+    results: dict[str, EvaluationResult]
+    """Usable results by dictionary hash."""
+    missing: list[list[Candidate]]
+    """Units with a member whose result is missing or not usable."""
+    obstacles: list[str]
+    """Why results that exist are not usable."""
+
+
+def survey(job: Job) -> Survey:
+    """Look at the results that exist; nothing is changed."""
+    results: dict[str, EvaluationResult] = {}
+    missing, obstacles = [], []
+    for unit in job.units:
+        found = {}
+        for one in unit:
+            path = result_path(one, job.result_file)
+            if not path.exists():
+                continue
+            try:
+                found[one.content_hash] = _usable(path, one, job)
+            except ArtifactError as error:
+                obstacles.append(str(error))
+        if len(found) == len(unit):
+            results |= found
+        else:
+            missing.append(unit)
+    return Survey(job, results, missing, obstacles)
+
+
+def result_path(candidate: Candidate, result_file: str) -> Path:
+    """Where a suite's result on a dictionary lies."""
+    return candidate.folder / RESULTS_FOLDER / result_file
+
+
+def require_free(surveys: Sequence[Survey], *, overwrite: bool) -> None:
+    """Refuse to replace results of other settings, unless asked to.
+
+    Raises:
+        ConfigError: naming the results and how their settings differ.
+    """
+    if overwrite:
+        return
+    problems = []
+    for one in surveys:
+        shown = one.obstacles[:MOST_NAMED]
+        if shown:
+            more = len(one.obstacles) - len(shown)
+            problems.append("; ".join(shown) + (f"; and {more} more" if more else ""))
+    if problems:
+        raise ConfigError(
+            f"{'; '.join(problems)}: give the settings they were made with, or --overwrite to "
+            "evaluate again"
+        )
+
+
+def _usable(path: Path, candidate: Candidate, job: Job) -> EvaluationResult:
+    """The result at a path, if it is this suite's on this dictionary with these settings.
+
+    Raises:
+        ArtifactError: it is not, and why.
+    """
+    result = read_evaluation_result(path)
+    if result.suite != job.suite:
+        raise ArtifactError(f"{path} is a result of the suite {result.suite!r}, not {job.suite!r}")
+    if result.dictionary_hash != candidate.content_hash:
+        raise ArtifactError(f"{path} is about another dictionary than the one beside it")
+    given, expected = job.given(result), job.expected(candidate)
+    odd = [name for name in expected if given.get(name) != expected[name]]
+    if odd:
+        how = ", ".join(
+            f"{name} {_short(given.get(name))}, not {_short(expected[name])}" for name in odd
+        )
+        raise ArtifactError(f"{path} was made with other settings ({how})")
+    lost = [name for name in result.item_files.values() if not (path.parent / name).is_file()]
+    if lost:
+        raise ArtifactError(f"{path} names {', '.join(lost)} beside it: missing")
+    return result
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple) and len(value) > 4:
+        return f"{len(value)} values"
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+ROW_SETTINGS = {
+    "context_length": "context_length",
+    "text": "text",
+    "row_rule": "token_filter",
+    "norm_ceiling": "norm_ceiling",
+    "model_dtype": "model_dtype",
+}
+"""What results call the settings that decide the evaluated rows, and what a data spec does."""
 
 
 def core_config(config: CompareConfig) -> CoreConfig:
@@ -174,7 +301,7 @@ def _steering(candidates: Sequence[Candidate], config: CompareConfig) -> Job:
 
 def _rows(one: Candidate) -> dict[str, Any]:
     """The settings that decide the evaluated rows, as results record them."""
-    return {name: to_plain(getattr(one.spec, name)) for name in ROW_SETTINGS}
+    return {name: to_plain(getattr(one.spec, own)) for name, own in ROW_SETTINGS.items()}
 
 
 def by_group(
@@ -208,3 +335,86 @@ def middle_k(candidates: Sequence[Candidate]) -> dict[int, float | None]:
         for d_sae, values in by_width.items()
     }
     return {d_sae: values[(len(values) - 1) // 2] for d_sae, values in ordered.items()}
+
+
+logger = logging.getLogger(__name__)
+
+MOST_AT_ONCE = 32
+"""Dictionaries evaluated in one pass; the passes of the untouched model are shared among them."""
+MOST_BYTES = 1 << 30
+"""Weights held at once (a dictionary of more is evaluated by itself)."""
+
+
+def finish(found: Survey) -> dict[str, EvaluationResult]:
+    """Evaluate what a survey found missing.
+
+    Returns:
+        The suite's results by dictionary hash, those that existed included.
+
+    Raises:
+        SaelabError: whatever the suite refuses; what was finished before is kept.
+        ArtifactError: a suite wrote what a second look does not find.
+    """
+    job, results = found.job, dict(found.results)
+    n_missing = sum(map(len, found.missing))
+    if not n_missing:
+        return results
+    keep_freed_memory()
+    logger.info(
+        "%s: %d dictionaries to evaluate, %d done before", job.suite, n_missing, len(results)
+    )
+    with progress_bar(n_missing, f"suite {job.suite}", "dictionaries") as bar:
+        for part in parts_of(found.missing, job.apart):
+            job.run([one.folder for one in part])
+            bar.update(len(part))
+    again = survey(job)
+    if again.missing:
+        lost = again.missing[0][0]
+        raise ArtifactError(
+            f"the {job.suite} result of {lost.folder} is not there after it was written"
+            + (f" ({again.obstacles[0]})" if again.obstacles else "")
+            + ": is another comparison of the same dictionaries running?"
+        )
+    return again.results
+
+
+def parts_of(
+    units: Sequence[list[Candidate]], apart: Callable[[Candidate], Hashable] | None = None
+) -> Iterator[list[Candidate]]:
+    """Units in parts of limited size, none of them divided.
+
+    Args:
+        units: what must stay together.
+        apart: two units for which this is equal come into different parts.
+    """
+    part: list[Candidate] = []
+    keys: set[Hashable] = set()
+    for unit in units:
+        together = [*part, *unit]
+        key = None if apart is None else apart(unit[0])
+        too_large = sum(one.weight_bytes for one in together) > MOST_BYTES
+        clash = apart is not None and key in keys
+        if part and (clash or too_large or len(together) > MOST_AT_ONCE):
+            yield part
+            part, keys = list(unit), {key}
+        else:
+            part, keys = together, keys | {key}
+    if part:
+        yield part
+
+
+def without_live_latents(
+    candidates: Sequence[Candidate], core: Mapping[str, EvaluationResult]
+) -> list[Candidate]:
+    """Dictionaries with fewer than two latents that fired on the evaluated rows.
+
+    They have nothing to be found again or to steer with. Those without a core result are not known
+    to be among them.
+    """
+    found = []
+    for one in candidates:
+        result = core.get(one.content_hash)
+        dead = None if result is None else result.value("dead_fraction")
+        if dead is not None and round((1 - dead) * one.d_sae) < 2:
+            found.append(one)
+    return found

@@ -19,7 +19,8 @@ MOST_NUMBERS = 300
 
 def write_result_page(path: Path, result: EvaluationResult) -> Path:
     """Write the page of a result: the numbers that matter, charts, tables, every definition."""
-    subtitle = " ".join([result.subtitle, f"Dictionary {result.dictionary_hash[:12]}."]).strip()
+    about = f"Dictionary {result.dictionary_hash[:12]}." if result.dictionary_hash else ""
+    subtitle = " ".join([result.subtitle, about]).strip()
     report = Report(result.title or f"{result.suite} of {result.dictionary_name}", subtitle)
     for note in result.notes:
         report.add_text(note)
@@ -42,7 +43,8 @@ def write_result_page(path: Path, result: EvaluationResult) -> Path:
             report.add_heading(section)
             _add_tables(report, [table for table in result.tables if table.section == section])
             report.add_figures([draw(c) for c in result.charts if c.section == section])
-    report.add_heading("Every number and its definition")
+    if result.metrics:
+        report.add_heading("Every number and its definition")
     for group, metrics in groupby(result.metrics, lambda metric: metric.group):
         numbers = list(metrics)
         kinds = list({metric.definition: metric for metric in reversed(numbers)}.values())[::-1]

@@ -125,7 +125,7 @@ def page_opener(monkeypatch, *roots):
         for key, value in params.items():
             app.query_params[key.rstrip("_")] = value
         if name != "home":
-            app.switch_page(f"page_files/{name}.py")
+            app.switch_page(f"{name}.py")
         return app.run()
 
     return open_page

@@ -17,7 +17,7 @@ for page, params in json.loads(sys.argv[2]):
     for key, value in params.items():
         app.query_params[key] = value
     if page != "home":
-        app.switch_page(f"page_files/{page}.py")
+        app.switch_page(f"{page}.py")
     app.run()
     assert not app.exception, app.exception
     assert app.title, page
@@ -76,6 +76,15 @@ def test_a_store_built_again_is_opened_again(tmp_path):
     assert open_store(path).manifest["made_from"]["dictionary_hash"] == "another"
 
 
-def test_each_page_file_is_an_import_and_a_call():
-    for path in (Path(APP).parent / "page_files").glob("[a-z]*.py"):
-        assert f'run_page("{path.stem}")' in path.read_text(encoding="utf-8")
+def test_a_page_is_one_file_that_draws_itself():
+    from saelab.dashboards.app import PAGES
+
+    files = {path.name: path for path in Path(APP).parent.glob("[a-z]*.py") if path != APP}
+    assert set(files) == {page.file for page in PAGES}
+    for path in files.values():
+        assert path.read_text(encoding="utf-8").rstrip().endswith("run_page(render)")
+
+
+def test_streamlit_finds_no_pages_of_its_own_beside_the_script():
+    """With a folder `pages` beside it, a first link to a page would run that page alone."""
+    assert not (Path(APP).parent / "pages").exists()

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from conftest import page_opener, write_dictionary
 from toy_store import decoder
 
 from saelab.errors import ArtifactError
+from saelab.formats.chart import Axis, Chart, Series
+from saelab.formats.comparison import read_comparison, write_comparison
 from saelab.formats.evaluation_result import (
     EvaluationResult,
     MeasuredMetric,
+    Table,
     write_evaluation_result,
 )
-from saelab.report.registry import FIGURES
 
 
 def metric(name, value, definition="as planted"):
     return MeasuredMetric(name=name, value=value, unit="1", definition=definition)
 
 
-def result_of(suite, figure_data=None, **changes):
+def chart(**changes):
+    fields = {
+        "name": "bars",
+        "title": "Planted bars",
+        "caption": "What is planted.",
+        "x": Axis(title="kind"),
+        "y": Axis(title="height (1)"),
+        "series": (Series(name="heights", x=["a"], y=[7], mark="bars"),),
+    }
+    return Chart(**fields | changes)
+
+
+def result_of(suite, **changes):
     fields = {
         "suite": suite,
         "dictionary_name": "first",
@@ -29,7 +44,6 @@ def result_of(suite, figure_data=None, **changes):
         "settings": {"n_tokens": 512, "text": {"source": "<script>x</script>"}},
         "made_from": {"model": "toy-model", "hook_point": "blocks.0.hook_resid_post"},
         "metrics": (metric("fvu", 0.25), metric("made_up_number", None, "<b>none</b> of it")),
-        "figure_data": figure_data or {},
         **changes,
     }
     return EvaluationResult(**fields)
@@ -59,27 +73,26 @@ def html_of(app):
     return "\n".join(str(block.value) for block in app.get("html"))
 
 
-def test_a_known_suite_is_drawn_through_the_registry(evals, open_evals, monkeypatch):
-    from saelab.report.figure import Figure, new_plot
-
-    def draw(data):
-        plot = new_plot("x", "y")
-        plot.add_bar(x=[1], y=[data["n"]])
-        return Figure(
-            name="bars", title="Planted bars", plot=plot, caption="What is planted.",
-            alt=f"One bar of height {data['n']}, as it was planted.", data={"n": [data["n"]]},
-        )  # fmt: skip
-
-    monkeypatch.setitem(FIGURES, "dark_and_new", {"bars": draw})
-    write_evaluation_result(
-        evals / "dark_and_new.json", result_of("dark_and_new", {"bars": {"n": 7}})
+def test_any_suite_is_drawn_from_its_result_alone(evals, open_evals):
+    table = Table(title="Planted table", columns=("a", "b"), rows=(("<i>x</i>", 3),), section="Own")
+    numbers = (
+        replace(metric("fvu", 0.25), group="Reconstruction of planted rows"),
+        metric("made_up_number", 3),
     )
+    planted = result_of(
+        "made_up", charts=(chart(),), tables=(table,), notes=("Read this.",), metrics=numbers
+    )
+    write_evaluation_result(evals / "made_up.json", planted)
     app = open_evals()
-    assert not app.exception and not app.warning and not app.info
-    assert [chart.proto.alt for chart in app.get("plotly_chart")] == [
-        "One bar of height 7, as it was planted."
+    assert not app.exception and not app.warning
+    assert [drawn.proto.alt for drawn in app.get("plotly_chart")] == [
+        "Bars of height (1) against kind: heights a 7."
     ]
     assert "Planted bars" in words(app) and "What is planted." in words(app)
+    assert "Read this." in words(app) and "Own" in words(app)
+    page = html_of(app)
+    assert "Planted table" in page and "&lt;i&gt;x&lt;/i&gt;" in page
+    assert "Reconstruction of planted rows" in page
 
 
 def test_every_number_stands_with_unit_and_definition(evals, open_evals):
@@ -97,11 +110,15 @@ def test_every_number_stands_with_unit_and_definition(evals, open_evals):
     assert "No number has this word" in words(app)
 
 
-def test_an_unknown_suite_gets_a_sentence_and_its_numbers(evals, open_evals):
-    write_evaluation_result(evals / "astrology.json", result_of("astrology", {"x": [1]}))
+def test_a_result_without_charts_says_how_to_get_them_and_shows_its_numbers(evals, open_evals):
+    path = evals / "astrology.json"
+    write_evaluation_result(path, result_of("astrology"))
+    content = json.loads(path.read_text()) | {"schema_version": 1, "figure_data": {"x": [1]}}
+    content.pop("self_hash", None)
+    path.write_text(json.dumps(content))
     app = open_evals()
     assert not app.exception
-    assert "no figures for the suite 'astrology'" in words(app)
+    assert "saelab eval astrology FOLDER --overwrite" in words(app)
     assert "made_up_number" in html_of(app)
 
 
@@ -121,9 +138,11 @@ def test_another_dictionarys_result_is_said(evals, open_evals):
     assert "measured on another dictionary (content hash ffffffffffff…" in words(open_evals())
 
 
-def test_figures_that_cannot_be_drawn_leave_the_numbers(evals, open_evals):
-    name = next(iter(FIGURES["core"]))
-    write_evaluation_result(evals / "core.json", result_of("core", {name: {"wrong": 1}}))
+def test_charts_that_cannot_be_drawn_leave_the_numbers(evals, open_evals):
+    broken = Series(name="a", x=["a", "b"], y=[1, 2], mark="bars", low=[0.5], high=[1.5])
+    write_evaluation_result(
+        evals / "core.json", result_of("core", charts=(chart(series=(broken,)),))
+    )
     app = open_evals()
     assert not app.exception
     assert "cannot be drawn from its data" in words(app) and "Its numbers are below" in words(app)
@@ -161,64 +180,81 @@ def test_rows_beside_a_result_are_shown(evals, open_evals):
     assert not app.exception and "rows.parquet cannot be read" in words(app)
 
 
-def comparison(**changes):
-    spread = {"mean": 0.25, "sd": 0.01, "n": 2}
-    return {
-        "kind": "comparison",
-        "schema_version": 1,
-        "notes": ["Only two seeds."],
-        "spread": "mean ± standard deviation",
-        "made_from": {"model": "toy-model", "hook_point": "blocks.0.hook_resid_post"},
-        "dictionaries": [{}, {}],
-        "definitions": {"fvu": {"heading": "FVU", "unit": "1", "definition": "<i>share</i>"}},
-        "rows": [
-            {"label": "topk", "d_sae": 12, "k": 4.0, "seeds": [0, 1], "values": {"fvu": spread}},
-            {"label": "relu", "d_sae": 12, "k": None, "seeds": [0], "values": {}},
-        ],
-        "figure_data": {},
-        **changes,
-    }
-
-
-def write_comparison(tmp_path, **changes):
+def write_planted_comparison(tmp_path, **changes):
+    """A comparison with a table and a chart; `changes` edit the file."""
     folder = tmp_path / "runs" / "compared"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "compare.json").write_text(json.dumps(comparison(**changes)))
+    table = Table(
+        title="mean ± standard deviation",
+        columns=("method", "FVU"),
+        rows=(("topk", "0.25 ± 0.01"), ("relu", "—")),
+        section="Numbers",
+    )
+    result = result_of(
+        "compare",
+        dictionary_name="2 dictionaries",
+        dictionary_hash="",
+        metrics=(),
+        title="2 training methods compared",
+        subtitle="2 dictionaries of 2 training methods.",
+        charts=(chart(),),
+        tables=(table,),
+        notes=("Only two seeds.",),
+    )
+    row = {"label": "topk", "d_sae": 12, "k": 4.0, "seeds": [0, 1], "values": {}}
+    more = {"dictionaries": [{}, {}], "definitions": {}, "rows": [row]}
+    path = folder / "compare.json"
+    write_comparison(path, result, more)
+    if changes:
+        content = json.loads(path.read_text()) | changes
+        content.pop("self_hash", None)
+        # Sealed files would be refused for their hash; what is refused beside that is shown here.
+        path.write_text(json.dumps(sealed(content)))
+
+
+def sealed(content):
+    try:
+        from saelab.formats.manifest import seal
+    except ImportError:
+        return content
+    return seal(content)
 
 
 def test_a_comparison_below_the_folders_is_found(tmp_path, evals, open_evals):
     write_evaluation_result(evals / "core.json", result_of("core"))
-    write_comparison(tmp_path)
+    write_planted_comparison(tmp_path)
     app = open_evals(suite="comparison runs/compared")
     assert not app.exception and not app.warning
     assert "2 dictionaries of 2 training methods" in words(app) and "Only two seeds." in words(app)
     page = html_of(app)
-    assert "0.25 ± 0.01" in page and "—" in page and "&lt;i&gt;share&lt;/i&gt;" in page
+    assert "0.25 ± 0.01" in page and "—" in page
+    assert len(app.get("plotly_chart")) == 1
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rows": [3]}, "a row that is no object"),
+        ({"rows": [3]}, "'row 0' is of type int"),
         ({"rows": [{"label": "a"}]}, "'seeds' is missing"),
-        ({"definitions": {"fvu": {"heading": "FVU"}}}, "'unit' is missing"),
+        ({"definitions": 3}, "'definitions' is of type int"),
         ({"schema_version": 99}, "schema version 99"),
-        ({"figure_data": {"pareto": [{"wrong": 1}]}}, "cannot be drawn"),
+        ({"schema_version": 1}, "make it again with `saelab compare RUN …"),
+        ({"charts": [{"wrong": 1}]}, "not a usable evaluation result"),
     ],
 )
 def test_damaged_comparisons_are_sentences(tmp_path, evals, open_evals, changes, message):
     del evals
-    write_comparison(tmp_path, **changes)
+    write_planted_comparison(tmp_path, **changes)
     app = open_evals(suite="comparison runs/compared")
     assert not app.exception and message in words(app)
 
 
 def test_a_comparison_alone_is_read_and_refused_elsewhere(tmp_path):
-    from saelab.dashboards.comparisons import find_comparisons, read_comparison
+    from saelab.dashboards.pages.evals import find_comparisons
 
-    write_comparison(tmp_path)
+    write_planted_comparison(tmp_path)
     found = find_comparisons([tmp_path / "runs", tmp_path / "missing"])
     assert list(found) == ["runs/compared"]
-    assert read_comparison(found["runs/compared"]).rows[0]["label"] == "topk"
+    assert read_comparison(found["runs/compared"])[1]["rows"][0]["label"] == "topk"
     with pytest.raises(ArtifactError, match=r"does not exist|cannot be read|missing"):
         read_comparison(tmp_path / "compare.json")

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_store import DEAD, DENSE, N_FEATURES, SCRIPT, decoder, dense_codes, write_toy_store
 
-from saelab.dashboards.curated import clean_token_scores, curated_groups
-from saelab.dashboards.export import feature_html, feature_json
-from saelab.dashboards.feature_html import distinct, numbers_of
-from saelab.dashboards.feature_table import FeatureFilter, select_features
-from saelab.dashboards.figures import (
+from saelab.dashboards.pages.compare import decoder_rows, match
+from saelab.dashboards.widgets.curated import clean_token_scores, curated_groups
+from saelab.dashboards.widgets.export import feature_html, feature_json
+from saelab.dashboards.widgets.feature_html import distinct, numbers_of
+from saelab.dashboards.widgets.feature_table import FeatureFilter, select_features
+from saelab.dashboards.widgets.figures import (
     activation_histogram,
     density_histogram,
     feature_map,
@@ -24,8 +25,7 @@ from saelab.dashboards.figures import (
     match_histogram,
     pareto,
 )
-from saelab.dashboards.matching import decoder_rows, match
-from saelab.dashboards.page_parts import csv_text, format_number, plain
+from saelab.dashboards.widgets.page_parts import csv_text, format_number, plain
 from saelab.errors import ArtifactError
 from saelab.features.reader import FeatureStore
 
@@ -100,7 +100,7 @@ def test_matches_equal_brute_force(n_first, n_second, d_in, seed):
 
 
 def test_matches_across_chunks(monkeypatch):
-    monkeypatch.setattr("saelab.dashboards.matching.CHUNK_ROWS", 3)
+    monkeypatch.setattr("saelab.dashboards.pages.compare.CHUNK_ROWS", 3)
     found = match(decoder(), decoder()[::-1])
     assert found.forward.tolist() == found.backward.tolist() == list(range(N_FEATURES))[::-1]
     assert found.mutual().tolist() == list(range(N_FEATURES))

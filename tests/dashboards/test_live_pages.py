@@ -273,8 +273,8 @@ def test_live_modules_load_no_torch_at_import():
     import sys
 
     code = (
-        "import sys; import saelab.dashboards.views.prompt, saelab.dashboards.views.steer, "
-        "saelab.dashboards.views.training, saelab.dashboards.views.evals; "
+        "import sys; import saelab.dashboards.pages.prompt, saelab.dashboards.pages.steer, "
+        "saelab.dashboards.pages.training, saelab.dashboards.pages.evals; "
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saelab.dashboards.token_html import (
+from saelab.dashboards.widgets.token_html import (
     DARK_PAGE,
     LIGHT_PAGE,
     STEPS,

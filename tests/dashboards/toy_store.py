@@ -23,7 +23,7 @@ from saelab.features.schema import (
 )
 from saelab.features.unpacking import TOKEN_SEPARATOR
 
-APP = Path(__file__).resolve().parents[2] / "dashboards" / "app.py"
+APP = Path(__file__).resolve().parents[2] / "dashboards" / "pages" / "start.py"
 SCRIPT = "<script>document.title='HACKED'</script>"
 IMAGE = "<img src=x onerror=\"document.title='HACKED'\">"
 TOKENS = [

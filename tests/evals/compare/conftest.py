@@ -170,7 +170,15 @@ class Planter:
         parquet.write_table(pyarrow.table(columns), path)
 
     def consistency(self, folder, others, *, share, **settings):
-        cosines = [0.0, 0.5, 1.0]
+        columns = {
+            "latent": list(range(10)),
+            "compared": [place < 8 for place in range(10)],
+            "max_activation": [float(place) for place in range(10)],
+            "mcs": [0.5] * 6 + [1.0, share, None, None],
+        }
+        parquet.write_table(
+            pyarrow.table(columns), folder / "evals" / "consistency_features.parquet"
+        )
         self.write(
             folder,
             "consistency",
@@ -186,17 +194,7 @@ class Planter:
                 "n_tokens": CONFIG.n_tokens,
             }
             | settings,
-            figure_data={
-                "share_by_rank": {
-                    "fraction": [0.1, 1.0],
-                    "curves": {"max_activation": {"mcs": [share, share / 2]}},
-                },
-                "mcs_distribution": {
-                    "cosine": cosines,
-                    "mcs": [1.0, share, 0.0],
-                    "random": [1.0, 0.1, 0.0],
-                },
-            },
+            item_files={"features": "consistency_features.parquet"},
         )
 
     def steering(self, folder, *, size, **settings):

@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saelab.evals.compare.common_l0 import at_common_l0, default_common_l0, interpolate
-from saelab.evals.compare.spread import Spread, spread_of, written
+from saelab.evals.compare.rows import (
+    at_common_l0,
+    default_common_l0,
+    interpolate,
+    written,
+)
+from saelab.stats.spread import Spread, spread_of
 
 POINTS = [(8.0, 0.4), (16.0, 0.3), (64.0, 0.1)]
 

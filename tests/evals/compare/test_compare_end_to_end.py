@@ -73,15 +73,21 @@ def test_one_command_evaluates_compares_and_is_quick_to_repeat(run, tmp_path, ca
         assert values["mcs_share"]["n"] == 2
         assert values["train_seconds"]["mean"] > 0
         assert values["steering_size"]["n"] == (1 if row["k"] == 4 else 0)
-    assert {name for name, figures in content["figure_data"].items() if figures} == {
-        "pareto",
-        "differences",
+    assert [chart["name"] for chart in content["charts"]] == [
+        "pareto_fvu",
+        "pareto_loss_recovered_mean",
+        "difference_fvu",
+        "difference_loss_recovered_mean",
         "dead_and_underused",
-        "density_by_rank",
-        "consistency",
-        "steering",
-        "costs",
-    }
+        "density_by_rank_0",
+        "density_by_rank_1",
+        "consistency_by_rank",
+        "consistency_by_cosine",
+        "steering_size",
+        "steering_consistency",
+        "train_seconds",
+        "state_mib",
+    ]
     assert not [*run.rglob("core.html")], "the page of the comparison stands for all"
 
     before = files_of(run)

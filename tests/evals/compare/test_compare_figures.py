@@ -1,134 +1,153 @@
-"""The figures of a comparison: twelve methods told apart, and words with the numbers."""
+"""The charts of a comparison: twelve methods told apart, and words with the numbers."""
 
 from __future__ import annotations
 
-import copy
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saelab.errors import ArtifactError
+from saelab.cache import TokenFilter
+from saelab.dictionary.data_spec import DataSpec
+from saelab.evals.compare.candidates import Candidate
+from saelab.evals.compare.charts import charts_of
+from saelab.evals.compare.config import CompareConfig
+from saelab.evals.compare.numbers import Agreement, MeasuredCandidate
+from saelab.evals.compare.rows import AtCommonL0, Row
+from saelab.evals.steering.definitions import metric_name
+from saelab.evals.suite import Definition
+from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
 from saelab.report import Report
-from saelab.report.compare_figures import COMPARE_FIGURES, comparison_figures
+from saelab.report.draw import draw
 from saelab.report.line_styles import COLOURS, line_style, short_name, spread_apart
+from saelab.stats.spread import Spread
+from saelab.text.contexts import TextConfig
 
 NAMES = [f"method_{place}" for place in range(12)]
-ABOUT = {"d_sae": 2304, "many_widths": False, "names": NAMES}
-LINE = {
-    "k": ["16", "32"],
-    "seeds": [3, 3],
-    "l0": [15.9, 31.5],
-    "l0_sd": [0.2, None],
-    "value": [0.2, 0.1],
-    "value_sd": [0.01, None],
+DEFINITIONS = {
+    name: Definition(name=name, unit="1", text=f"What {name} is, in a sentence of some length.")
+    for name in ("fvu", "loss_recovered_mean", "dead_fraction", "underused_fraction",
+                 "train_seconds", "state_mib")
+}  # fmt: skip
+SPEC = DataSpec(
+    model="m", model_hash=None, hook_point="h", text=TextConfig(source="s"), context_length=8,
+    token_filter=TokenFilter(), norm_ceiling=None, model_dtype="float32",
+)  # fmt: skip
+CANDIDATE = Candidate(
+    folder=Path("x"), content_hash="h", method="m", label="m", settings={}, d_sae=4, k=16.0, seed=0,
+    n_tokens=None, train_seconds=None, state_bytes=None, weight_bytes=1, origin={}, spec=SPEC,
+)  # fmt: skip
+QUANTILES = ("q05", "q25", "q50", "q75", "q95", "mean")
+STEERED = {
+    metric_name(quantity, f"{prefix}{what}", 1.0): float(value)
+    for quantity in ("size", "consistency")
+    for prefix in ("", "random_")
+    for value, what in enumerate(QUANTILES, start=1)
 }
-CURVE = {
-    "rank": [1, 2, 40],
-    "density": [0.5, 0.2, 0.001],
-    "law": [0.6, 0.2, 0.002],
-    "head": [0, 28],
-}
-BOX = dict(zip(("q05", "q25", "q50", "q75", "q95", "mean"), range(1, 7), strict=True))
-DATA = {
-    "pareto": {
-        "metric": "fvu",
-        "definition": "What FVU is.",
-        "lines": [{"name": name, **LINE} for name in NAMES],
-    },
-    "differences": {
-        "metric": "fvu",
-        "reference": NAMES[0],
-        "l0": [22.6, 32.0],
-        "rows": [
-            {"name": name, "l0": l0, "difference": value, "difference_sd": 0.01, "pairs": 3}
-            for name in NAMES[1:]
-            for l0, value in ((22.6, -0.02), (32.0, None))
-        ],
-    },
-    "dead_and_underused": {
-        "dead_definition": "Never fired.",
-        "underused_definition": "Fired seldom.",
-        "rows": [
-            {
-                "name": name,
-                "k": "16",
-                "dead": 0.02,
-                "dead_sd": 0.01,
-                "underused": 0.05,
-                "underused_sd": None,
-            }
-            for name in NAMES
-        ],
-    },
-    "density_by_rank": {"k": "16", "curves": [{"name": name, **CURVE} for name in NAMES]},
-    "consistency": {
-        "by": "rank",
-        "k": "16",
-        "threshold": 0.9,
-        "random": None,
-        "curves": [{"name": name, "x": [0.01, 1.0], "share": [0.9, 0.4]} for name in NAMES],
-    },
-    "steering": {
-        "quantity": "size",
-        "strength": 1.0,
-        "boxes": [
-            *({"name": name, "method": name, **BOX} for name in NAMES),
-            {"name": "random directions", "method": None, **BOX},
-        ],
-    },
-    "costs": {
-        "name": "train_seconds",
-        "title": "Training time",
-        "axis": "training time",
-        "unit": "s",
-        "definition": "How long.",
-        "rows": [{"name": name, "k": "16", "value": 3.0, "sd": 0.5} for name in NAMES],
-    },
-}
+
+
+def result(suite, values):
+    metrics = tuple(
+        MeasuredMetric(name=name, value=value, unit="1", definition="") for name, value in values
+    )
+    return EvaluationResult(
+        suite=suite, dictionary_name="x", dictionary_hash="h", settings={"threshold": 0.9},
+        made_from={}, metrics=metrics,
+    )  # fmt: skip
+
+
+def planted():
+    """Twelve methods at two target L0, one seed each, of which one is steered with."""
+    found, rows, compared = [], [], []
+    density = torch.tensor([0.5, 0.2, 0.001, 0.0], dtype=torch.float64)
+    agreement = Agreement(torch.tensor([1.0, 0.95, 0.1, 0.1, 0.1], dtype=torch.float64))
+    for label in NAMES:
+        for k, l0, fvu in ((16.0, 15.9, 0.2), (32.0, 31.5, 0.1)):
+            numbers = {
+                "l0_mean": Spread(l0, 0.2, 3), "fvu": Spread(fvu, 0.01, 3),
+                "loss_recovered_mean": Spread(1 - fvu, None, 1),
+                "dead_fraction": Spread(0.02, 0.01, 3), "underused_fraction": Spread(0.05, None, 1),
+                "train_seconds": Spread(3.0, 0.5, 3), "state_mib": Spread(1.0, 0.0, 3),
+                "mcs_random": Spread(0.25, 0.0, 3),
+            }  # fmt: skip
+            candidate = replace(CANDIDATE, label=label, k=k)
+            results = {"consistency": result("consistency", ())}
+            if k == 16:
+                results["steering"] = result("steering", STEERED.items())
+            member = MeasuredCandidate(candidate, {}, density, results, agreement)
+            found.append(member)
+            rows.append(Row(label, 4, k, [member], numbers))
+        for l0, value in ((22.6, -0.02), (32.0, None)):
+            difference = Spread(value, None if value is None else 0.01, 0 if value is None else 3)
+            at = AtCommonL0(label, 4, "fvu", l0, Spread(0.1, 0.1, 3), difference, [0], [])
+            compared.append(at)
+    return found, rows, compared
+
+
+@pytest.fixture(scope="module")
+def charts():
+    found, rows, compared = planted()
+    drawn = charts_of(found, rows, compared, DEFINITIONS, NAMES[0], CompareConfig())
+    return {chart.name: chart for chart in drawn}
+
+
 STATED = {
-    "pareto": "method_11 0.2 at L0 15.9 to 0.1 at 31.5",
-    "differences": "method_11 -0.02 at L0 22.6",
+    "pareto_fvu": "method_11 0.2 at L0 15.9 to 0.1 at 31.5",
+    "difference_fvu": "method_11 -0.02 at L0 22.6",
     "dead_and_underused": "method_11 k 16 2.0% and 5.0%",
-    "density_by_rank": "method_11 from 0.5 to 0.001 at rank 40",
-    "consistency": "method_11 0.40 of all",
-    "steering": "random directions 3",
-    "costs": "method_11 k 16 3",
+    "density_by_rank_11": "method_11 from 0.5 to 0.001 at rank 3",
+    "consistency_by_rank": "method_11 0.40 of all",
+    "consistency_by_cosine": "method_11 0.10",
+    "steering_size": "random directions 3",
+    "train_seconds": "method_11 k 16 3",
 }
 
 
-def test_every_figure_has_data_to_be_tested_with():
-    assert set(DATA) == set(STATED) == set(COMPARE_FIGURES)
-
-
-@pytest.mark.parametrize("name", DATA)
-def test_a_figure_carries_its_words_and_numbers(name):
-    (figure,) = comparison_figures({name: [ABOUT | DATA[name]]}, "here")
+@pytest.mark.parametrize("name", STATED)
+def test_a_chart_carries_its_words_and_numbers(charts, name):
+    figure = draw(charts[name])
     assert figure.caption.endswith(".") and len(figure.caption) > 60
     assert STATED[name] in figure.alt
     assert len({len(column) for column in figure.data.values()}) == 1
     layout = figure.plot.layout
-    assert layout.xaxis.title.text or name == "density_by_rank"
+    assert layout.xaxis.title.text
     assert layout.height >= 340
     page = Report("x").add_figures([figure]).to_html()
     assert ('<figure class="wide"' in page) == figure.wide
 
 
-@pytest.mark.parametrize("name", ["pareto", "differences", "dead_and_underused", "costs"])
-def test_error_bars_are_said_to_be_deviations_over_seeds(name):
-    (figure,) = comparison_figures({name: [ABOUT | DATA[name]]}, "here")
-    assert "standard deviation over seeds" in figure.caption
+@pytest.mark.parametrize(
+    "name", ["pareto_fvu", "difference_fvu", "dead_and_underused", "train_seconds"]
+)
+def test_error_bars_are_said_to_be_deviations_over_seeds(charts, name):
+    assert "standard deviation over seeds" in charts[name].caption
+    assert any(series.low is not None for series in charts[name].series)
 
 
-def test_the_consistency_figure_by_cosine_shows_the_floor():
-    data = DATA["consistency"] | {
-        "by": "cosine",
-        "random": {"x": [0.0, 1.0], "share": [1.0, 0.0]},
-    }
-    (figure,) = comparison_figures({"consistency": [ABOUT | data]}, "here")
-    assert figure.plot.data[-1].name == "random directions"
-    assert "random directions" in figure.caption
+def test_the_consistency_chart_by_cosine_shows_the_floor(charts):
+    chart = charts["consistency_by_cosine"]
+    assert [(line.label, line.value) for line in chart.lines] == [("random directions", 0.25)]
+    assert "random directions" in chart.caption
+
+
+def test_a_method_has_the_same_style_in_every_chart(charts):
+    for name in ("pareto_fvu", "consistency_by_rank", "consistency_by_cosine"):
+        assert [(s.name, s.style) for s in charts[name].series] == [
+            (label, place) for place, label in enumerate(NAMES)
+        ]
+
+
+def test_charts_survive_the_file(charts, tmp_path):
+    from saelab.formats.comparison import read_comparison, write_comparison
+
+    empty = {"dictionaries": [], "definitions": {}, "rows": []}
+    drawn = tuple(charts.values())
+    write_comparison(tmp_path / "c.json", replace(result("compare", ()), charts=drawn), empty)
+    assert read_comparison(tmp_path / "c.json")[0].charts == drawn
 
 
 def test_twelve_methods_differ_in_marker_and_in_colour_and_dash():
@@ -171,12 +190,3 @@ def test_names_that_have_room_stay_where_they_belong():
 def test_long_names_are_cut():
     assert short_name("topk") == "topk"
     assert short_name("x" * 40) == "x" * 25 + "…"
-
-
-@pytest.mark.parametrize("name", DATA)
-def test_edited_data_is_named(name):
-    data = copy.deepcopy(DATA[name])
-    key = next(key for key in ("lines", "rows", "curves", "boxes") if key in data)
-    data[key] = 7
-    with pytest.raises(ArtifactError, match=f"figure '{name}' of here cannot be drawn"):
-        comparison_figures({name: [ABOUT | data]}, "here")

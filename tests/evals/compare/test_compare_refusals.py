@@ -11,6 +11,7 @@ from saelab.cli import main as cli
 from saelab.errors import ArtifactError, ConfigError
 from saelab.evals.compare.config import CompareConfig
 from saelab.evals.compare.suite import run_compare
+from saelab.formats.comparison import read_comparison
 from saelab.formats.files import read_json
 from saelab.formats.manifest import write_manifest
 
@@ -151,7 +152,7 @@ def test_a_result_about_another_dictionary(plant, refused):
         lambda text: text[: len(text) // 2],
         lambda text: text.replace('"metrics"', '"metricks"'),
         lambda text: text.replace('"evaluation_result"', '"dictionary"'),
-        lambda text: text.replace('"schema_version": 1', '"schema_version": 99'),
+        lambda text: text.replace('"schema_version": 2', '"schema_version": 99'),
     ],
 )
 def test_a_damaged_result_is_named(plant, refused, suite, damage):
@@ -202,19 +203,43 @@ def test_a_result_that_lacks_a_number(plant, tmp_path):
         run_compare([run], CompareConfig(out=tmp_path / "out"))
 
 
-def test_figure_data_of_a_suite_that_was_edited(plant, tmp_path):
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"compared": [True], "max_activation": [1.0]}, "not a readable table of latents"),
+        ({"compared": [True], "max_activation": [1.0], "mcs": [2.0]}, "cosines beyond 1"),
+        ({"compared": [False], "max_activation": [1.0], "mcs": [0.5]}, "no compared latents"),
+    ],
+)
+def test_rows_of_a_suite_that_were_edited(plant, tmp_path, columns, message):
+    import pyarrow
+    from pyarrow import parquet
+
     run = plant.run(methods=("topk",), ks=(4,))
     for folder in (run / "dictionaries").iterdir():
-        path = folder / "evals" / "consistency.json"
-        content = read_json(path)
-        del content["figure_data"]["share_by_rank"]["curves"]
-        write_manifest(path, content)
-    with pytest.raises(ArtifactError, match="figure data of the consistency result"):
+        path = folder / "evals" / "consistency_features.parquet"
+        parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(ArtifactError, match=message):
         run_compare([run], CompareConfig(out=tmp_path / "out"))
 
 
+def test_a_comparison_without_charts_is_replaced_by_the_command_its_refusal_names(plant, tmp_path):
+    """Version 1 held data that only its own figures could draw."""
+    run, out = plant.run(methods=("topk",), ks=(4,), seeds=(0,)), tmp_path / "out"
+    config = CompareConfig(out=out)
+    run_compare([run], config)
+    content = read_json(out / "compare.json")
+    write_manifest(out / "compare.json", content | {"schema_version": 1, "figure_data": {}})
+    with pytest.raises(
+        ArtifactError, match=f"stored no charts: .*saelab compare RUN … --out {out}"
+    ):
+        read_comparison(out / "compare.json")
+    run_compare([run], config)
+    assert read_comparison(out / "compare.json")[0].charts
+
+
 def test_a_comparison_of_other_dictionaries_is_not_replaced(plant, refused, tmp_path, monkeypatch):
-    monkeypatch.setattr("saelab.evals.compare.suite.write_page", lambda comparison: None)
+    monkeypatch.setattr("saelab.evals.compare.suite.write_result_page", lambda *_: None)
     one, other = plant.run("one"), plant.run("other", methods=("gated",))
     out = tmp_path / "out"
     run_compare([one, other], CompareConfig(out=out))

@@ -33,7 +33,7 @@ def compare(runs, out, *, page=False, **settings):
     """Compare; the page, which takes longer than all the rest, only where a test reads it."""
     with pytest.MonkeyPatch.context() as patch:
         if not page:
-            patch.setattr("saelab.evals.compare.suite.write_page", lambda comparison: None)
+            patch.setattr("saelab.evals.compare.suite.write_result_page", lambda *_: None)
         return run_compare(runs, CompareConfig(out=out, device="cpu", **settings))
 
 
@@ -140,8 +140,9 @@ def test_several_widths_have_figures_of_their_own(plant, out):
     narrow = plant.run("narrow", ks=(4, 8))
     wide = plant.run("wide", ks=(4, 8), d_sae=64)
     compare([narrow, wide], out, page=True)
-    figures = read_json(out / "compare.json")["figure_data"]
-    assert [data["d_sae"] for data in figures["pareto"]] == [48, 48, 64, 64]
+    names = [chart["name"] for chart in read_json(out / "compare.json")["charts"]]
+    assert [name[-2:] for name in names if name.startswith("pareto")] == ["48", "48", "64", "64"]
+    assert len(set(names)) == len(names)
     assert "Training memory, 64 latents" in (out / "compare.html").read_text()
 
 
@@ -168,7 +169,7 @@ def test_other_inference_modes_stand_in_a_table_apart(plant, out):
     page = (out / "compare.html").read_text()
     after = page[page.index("Other inference modes") :]
     assert "gradient-assisted (uses labels)" in after
-    assert "mode_gradient" not in json.dumps(content["figure_data"])
+    assert "mode_gradient" not in json.dumps(content["charts"])
 
 
 def test_a_method_without_live_latents_is_compared_as_far_as_it_goes(plant, out):
@@ -222,7 +223,7 @@ def test_only_what_is_missing_is_evaluated(plant, out, monkeypatch):
 
 def test_a_comparison_that_was_stopped_goes_on_where_it_stopped(plant, out, monkeypatch):
     run = plant.run(results=False, ks=(4, 8))
-    monkeypatch.setattr("saelab.evals.compare.measure.MOST_AT_ONCE", 2)
+    monkeypatch.setattr("saelab.evals.compare.jobs.MOST_AT_ONCE", 2)
     done = []
 
     def run_core(folders, config, *, pages):
@@ -239,7 +240,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_stopped(plant, out, monk
     assert len(done) == 4
     first = [*done]
     done.clear()
-    monkeypatch.setattr("saelab.evals.compare.measure.MOST_AT_ONCE", 32)
+    monkeypatch.setattr("saelab.evals.compare.jobs.MOST_AT_ONCE", 32)
     compare([run], out, consistency=False, steering=False)
     assert len(done) == 4
     assert not set(first) & set(done)
@@ -247,8 +248,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_stopped(plant, out, monk
 
 def test_units_are_never_divided_and_clashing_ones_kept_apart(plant, tmp_path):
     from saelab.evals.compare.candidates import read_candidates
-    from saelab.evals.compare.jobs import by_group, core_config
-    from saelab.evals.compare.measure import parts_of
+    from saelab.evals.compare.jobs import by_group, core_config, parts_of
 
     one, other = plant.run("one", seeds=(0, 1, 2)), plant.run("two", n_tokens=7, seeds=(0, 1, 2))
     candidates = read_candidates([one, other], core_config(CompareConfig()))
@@ -270,7 +270,7 @@ def test_the_command_prints_a_table_and_the_page(plant, out, capsys):
 def test_info_knows_a_comparison(plant, out):
     compare([plant.run()], out)
     lines = describe(out)
-    assert lines[0] == "comparison (schema version 1)"
+    assert lines[0] == "comparison (schema version 2)"
     assert "topk, 48 latents, k 8: FVU 0.125, 2 seeds" in lines
     assert lines[-1].startswith("intact: ")
 
@@ -281,8 +281,8 @@ def test_info_knows_a_comparison(plant, out):
         (lambda content: content.pop("rows"), "'rows' is missing"),
         (lambda content: content.update(rows=[7]), "'row 0' is of type int"),
         (lambda content: content["rows"][0].pop("label"), "'label' is missing"),
-        (lambda content: content["figure_data"].update(pareto=[{}]), "figure 'pareto'"),
-        (lambda content: content["figure_data"].update(costs=3), "figure 'costs'"),
+        (lambda content: content["charts"][0].pop("series"), "series"),
+        (lambda content: content.update(charts=3), "'charts' is of type int"),
     ],
 )
 def test_info_names_what_is_wrong_with_a_damaged_comparison(plant, out, change, message):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from saelab.errors import ArtifactError
-from saelab.evals.compare.latent_use import (
+from saelab.evals.compare.numbers import (
     density_curve,
     effective_latents,
     latent_use,

@@ -1,0 +1,201 @@
+"""Explore: every feature of a dictionary in one table, to search, filter and sort."""
+
+from __future__ import annotations
+
+__package__ = "saelab.dashboards.pages"
+
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from saelab.features.reader import FeatureStore
+
+from .. import url_state
+from ..context import link_params, open_labels, require_dictionary, require_store
+from ..widgets.feature_table import (
+    BEST_MATCH,
+    LOWEST_LOG_DENSITY,
+    SHOWN,
+    SORTS,
+    FeatureFilter,
+    select_features,
+    table_columns,
+)
+from ..widgets.figures import density_histogram
+from ..widgets.page_parts import (
+    FEATURE_PAGE,
+    csv_text,
+    plain,
+    run_page,
+    show_figure,
+    show_note,
+)
+
+MOST_ROWS = 1000
+FULL_RANGE = (LOWEST_LOG_DENSITY, 0.0)
+
+
+def render() -> None:
+    """Draw the page."""
+    entry = require_dictionary()
+    store = require_store(entry)
+    st.title("Explore")
+    st.caption(
+        plain(
+            f"{store.n_features:,} features of {entry.name}, counted on {store.n_tokens:,} tokens. "
+            "Choose a row by the box at its left to open the feature."
+        )
+    )
+    labels = {feature: label.text for feature, label in open_labels(store).latest().items()}
+    wanted = draw_filter()
+    chosen, found = select_features(store, labels, wanted)
+    show_table(store, labels, chosen.tolist(), found, wanted.sort)
+    densities = np.nan_to_num(store.table()["density"]).tolist()
+    show_figure(
+        density_histogram({entry.name: densities}, {entry.name: store.n_tokens}), "densities"
+    )
+
+
+def draw_filter() -> FeatureFilter:
+    """The boxes above the table; what they hold is in the address."""
+    search, show, sort, direction = st.columns([4, 2, 2, 1.4], vertical_alignment="bottom")
+    with search:
+        url_state.bind("explore_query", "q", "")
+        query = st.text_input(
+            "Search",
+            key="explore_query",
+            on_change=_query_changed,
+            placeholder="a word in top tokens, promoted tokens or labels",
+            help="Features whose top tokens, promoted tokens or label hold every word, from its "
+            "start. Signs such as ( are looked for as they stand.",
+        )
+        url_state.publish("q", query, "")
+    with show:
+        url_state.bind("explore_show", "show", "all", url_state.one_of(*SHOWN))
+        shown = st.selectbox("Show", SHOWN, key="explore_show")
+        url_state.publish("show", shown, "all")
+    first = BEST_MATCH if query.strip() else "index"
+    sorts = [BEST_MATCH, *SORTS] if query.strip() else list(SORTS)
+    with sort:
+        if st.session_state.get("explore_sort") not in [None, *sorts]:
+            del st.session_state["explore_sort"]
+        url_state.bind("explore_sort", "sort", first, url_state.one_of(*sorts))
+        order = st.selectbox("Sort by", sorts, key="explore_sort")
+        url_state.publish("sort", order, first)
+    with direction:
+        url_state.bind("explore_desc", "desc", False, url_state.flag)
+        descending = st.toggle("Largest first", key="explore_desc")
+        url_state.publish("desc", descending, False)
+    return FeatureFilter(
+        query=query,
+        show=shown,
+        sort=order,
+        descending=descending,
+        log_density=draw_density_range(),
+    )
+
+
+def _query_changed() -> None:
+    """A new search starts in the order of its best matches."""
+    st.session_state.pop("explore_sort", None)
+    if "sort" in st.query_params:
+        del st.query_params["sort"]
+
+
+def draw_density_range() -> tuple[float, float]:
+    """The densities let through, as log10."""
+    url_state.bind("explore_density", "density", FULL_RANGE, parse_range)
+    bounds: Any = st.slider(
+        "Density, log10",
+        LOWEST_LOG_DENSITY,
+        0.0,
+        step=0.25,
+        key="explore_density",
+        help="log10 of the share of tokens on which a feature is active: −3 is one token in a "
+        "thousand. The full range also shows features that were never active.",
+    )
+    low, high = bounds
+    text = f"{low:g}:{high:g}"
+    url_state.publish("density", text, f"{FULL_RANGE[0]:g}:{FULL_RANGE[1]:g}")
+    return float(low), float(high)
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """Two numbers with a colon between them, inside the slider's range and in order."""
+    low, _, high = text.partition(":")
+    bounds = float(low), float(high)
+    if not FULL_RANGE[0] <= bounds[0] <= bounds[1] <= FULL_RANGE[1]:
+        raise ValueError(text)
+    return bounds
+
+
+def show_table(
+    store: FeatureStore,
+    labels: dict[int, str],
+    chosen: list[int],
+    found: dict[int, str],
+    sort: str,
+) -> None:
+    """The table; choosing a row opens the feature."""
+    if not chosen:
+        show_note("No feature matches: take out a word, or widen the filters.")
+        return
+    columns = table_columns(store, labels, chosen[:MOST_ROWS], found, sort)
+    event: Any = st.dataframe(
+        columns,
+        hide_index=True,
+        height=min(560, 38 + 35 * min(len(chosen), MOST_ROWS)),
+        key="explore_table",
+        on_select="rerun",
+        selection_mode="single-row",
+        alt=f"Table of {len(chosen):,} features with their tokens, density and activations",
+        column_config=column_formats(),
+    )
+    cut = f", of which the first {MOST_ROWS:,} are shown" if len(chosen) > MOST_ROWS else ""
+    count, download = st.columns([5, 1], vertical_alignment="center")
+    count.caption(f"{len(chosen):,} of {store.n_features:,} features{cut}.")
+    download.download_button(
+        "Download CSV",
+        lambda: csv_text(table_columns(store, labels, chosen, found, sort)),
+        file_name="features.csv",
+        mime="text/csv",
+        on_click="ignore",
+    )
+    rows = event["selection"]["rows"] if event else []
+    if rows:
+        feature = columns["feature"][rows[0]]
+        st.switch_page(FEATURE_PAGE, query_params=link_params(f=str(feature)))
+
+
+def column_formats() -> dict[str, Any]:
+    """How the columns are written, and what they mean."""
+    number = st.column_config.NumberColumn
+    return {
+        "feature": number(format="%d", width="small", pinned=True),
+        "label": st.column_config.TextColumn(width="medium"),
+        "found in": st.column_config.TextColumn(width="small"),
+        "top tokens": st.column_config.TextColumn(
+            help="Tokens at which its strongest examples peak", width="medium"
+        ),
+        "promoted tokens": st.column_config.TextColumn(
+            help="Tokens whose logits it raises most", width="medium"
+        ),
+        "density": number(format="%.2e", help="Tokens on which it is active over tokens counted"),
+        "max activation": number(format="%.3g"),
+        "mean activation": number(format="%.3g", help="Over the tokens on which it is active"),
+        "contexts": number(format="localized", help="Contexts in which it is active at all"),
+        "activation kurtosis": number(format="%.3g", help="Of its positive activations; normal: 3"),
+        "largest logit": number(format="%.3g", help="What it adds at most to a token's logit"),
+        "logit kurtosis": number(
+            format="%.3g", help="Over the vocabulary; far above 3: it speaks for a few tokens"
+        ),
+        "decoder norm": number(format="%.3g"),
+        "flags": st.column_config.TextColumn(
+            help="dead: never active; rare, dense: below or above the bounds of the store"
+        ),
+    }
+
+
+if __name__ == "__main__":
+    run_page(render)

@@ -1,1 +1,0 @@
-"""What each page of the browser shows."""

@@ -1,0 +1,179 @@
+"""What every page is made of: charts with alt text and data, sentences, links, downloads."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import streamlit as st
+
+from saelab.errors import SaelabError
+from saelab.report.figure import Figure
+
+from ..context import link_params
+from ..run_index import DictionaryEntry
+
+logger = logging.getLogger(__name__)
+
+FEATURE_PAGE = "feature.py"
+MOST_TABLE_ROWS = 300
+LIGHT_INK, DARK_INK = "#3d4650", "#c9d0d7"
+_ADDRESS = re.compile(r"://|www\.|@.", re.IGNORECASE)
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>$:&^=])")
+
+
+def run_page(render: Callable[[], None]) -> None:
+    """Draw a page; what goes wrong becomes a sentence, never a stack trace."""
+    try:
+        render()
+    except SaelabError as error:
+        show_problem(str(error))
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        show_problem(f"A file{where} cannot be read: {error.strerror or error}.")
+    except Exception as error:
+        # Streamlit steers reruns and stops by exceptions of its own, which are BaseExceptions.
+        logger.exception("a page failed")
+        show_problem(
+            f"This page could not be drawn ({type(error).__name__}). The log of `saelab dashboard` "
+            "has the details; the other pages still work."
+        )
+
+
+def plain(text: str) -> str:
+    """Any text made safe for Streamlit's markdown: shown as it is, never interpreted."""
+    # Addresses become links even when escaped; an invisible joiner inside keeps them text.
+    unlinked = _ADDRESS.sub(lambda found: f"{found[0][:-1]}\u2060{found[0][-1]}", text)
+    return _MARKDOWN.sub(r"\\\1", " ".join(unlinked.split()))
+
+
+def show_problem(sentence: str) -> None:
+    """Say what is wrong."""
+    st.warning(plain(sentence))
+
+
+def show_note(sentence: str) -> None:
+    """Say something a reader should know."""
+    st.info(plain(sentence))
+
+
+def format_number(value: Any) -> str:
+    """Three significant digits; counts with grouped thousands; a dash for nothing."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or abs(value) >= 10_000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def show_figure(figure: Figure, key: str, *, on_select: str | None = None) -> list[Any]:
+    """A chart with its title, definition, sentence for those who cannot see it, and numbers.
+
+    Args:
+        figure: as drawn by a pure function.
+        key: unique on the page.
+        on_select: "points" to make points selectable.
+
+    Returns:
+        The `customdata` of the points selected; empty where nothing is.
+    """
+    st.markdown(f"##### {plain(figure.title)}")
+    # The reports style text by the page's CSS, which does not reach a chart here.
+    ink = {"color": DARK_INK if st.context.theme.type == "dark" else LIGHT_INK}
+    figure.plot.update_layout(font=ink, legend={"font": ink}, modebar={"bgcolor": "rgba(0,0,0,0)"})
+    figure.plot.update_xaxes(title_font=ink, tickfont=ink)
+    figure.plot.update_yaxes(title_font=ink, tickfont=ink)
+    figure.plot.update_annotations(font=ink)
+    options: dict[str, Any] = {
+        "key": key,
+        "alt": figure.alt,
+        "config": {"displayModeBar": on_select is not None, "displaylogo": False},
+    }
+    selected: list[Any] = []
+    if on_select:
+        figure.plot.update_layout(dragmode="pan", clickmode="event+select")
+        event: Any = st.plotly_chart(
+            figure.plot, on_select="rerun", selection_mode="points", **options
+        )
+        points = event.get("selection", {}).get("points", []) if event else []
+        selected = [point.get("customdata") for point in points]
+    else:
+        st.plotly_chart(figure.plot, **options)
+    st.caption(plain(figure.caption))
+    if figure.data:
+        with st.expander("Data"):
+            download_table(figure.name, figure.data, f"{key}_data")
+    return selected
+
+
+def show_figures(figures: Sequence[Figure], key: str) -> None:
+    """Figures in two columns, wide ones across both."""
+    waiting: list[tuple[int, Figure]] = []
+
+    def show_waiting() -> None:
+        for column, (place, figure) in zip(st.columns(2), waiting, strict=False):
+            with column:
+                show_figure(figure, f"{key}_{place}")
+        waiting.clear()
+
+    for place, figure in enumerate(figures):
+        if figure.wide:
+            if waiting:
+                show_waiting()
+            show_figure(figure, f"{key}_{place}")
+            continue
+        waiting.append((place, figure))
+        if len(waiting) == 2:
+            show_waiting()
+    if waiting:
+        show_waiting()
+
+
+def download_table(name: str, columns: dict[str, list[Any]], key: str) -> None:
+    """The first rows of a table, and all of it as a CSV file."""
+    n_rows = max((len(column) for column in columns.values()), default=0)
+    shown = {title: column[:MOST_TABLE_ROWS] for title, column in columns.items()}
+    st.dataframe(shown, hide_index=True, alt=f"Data of {name}: {n_rows} rows", key=f"{key}_table")
+    if n_rows > MOST_TABLE_ROWS:
+        st.caption(f"The first {MOST_TABLE_ROWS} of {n_rows:,} rows; the file has all of them.")
+    st.download_button(
+        "Download CSV",
+        csv_text(columns),
+        file_name=f"{name}.csv",
+        mime="text/csv",
+        key=f"{key}_csv",
+        on_click="ignore",
+    )
+
+
+def csv_text(columns: dict[str, list[Any]]) -> str:
+    """Columns as CSV; text that a spreadsheet would take for a formula is quoted as text."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([_cell(value) for value in row])
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return f"'{value}"
+    return value
+
+
+def feature_link(
+    feature: int, label: str | None = None, dictionary: DictionaryEntry | None = None
+) -> None:
+    """A real link to a feature's page."""
+    text = f"Feature {feature}" if label is None else label
+    st.page_link(
+        FEATURE_PAGE, label=plain(text), query_params=link_params(dictionary, f=str(feature))
+    )
