@@ -9,8 +9,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from saelab.formats.run_log import read_log
-from saelab.report import Report
 from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, new_plot
+from saelab.report.page import Report
 from saelab.report.training_figures import CURVE_KINDS
 
 from .run_folder import METRICS_FILE, PAGE_FILE

@@ -93,8 +93,6 @@ class EvaluationResult:
     """Its tables, in reading order."""
     notes: tuple[str, ...] = ()
     """What a reader should know, in sentences."""
-    figure_data: dict[str, Any] = field(default_factory=dict)
-    """Goes when every suite stores charts."""
     item_files: dict[str, str] = field(default_factory=dict)
     """By what the rows are ("features"), the name of the file beside this one."""
     seed: int | None = None
@@ -140,7 +138,6 @@ def write_evaluation_result(path: Path, result: EvaluationResult) -> EvaluationR
         "asked": to_plain(result.asked),
         "metrics": [asdict(metric) for metric in result.metrics],
         **{name: to_plain(getattr(result, name)) for name in PAGE_FIELDS},
-        "figure_data": result.figure_data,
         "item_files": result.item_files,
     }
     written = check_evaluation_result(content, path)
@@ -186,7 +183,6 @@ def check_evaluation_result(content: dict[str, Any], path: Path) -> EvaluationRe
         asked=content.get("asked", {}),
         made_from=content["made_from"],
         metrics=tuple(MeasuredMetric(**metric) for metric in content["metrics"]),
-        figure_data=content.get("figure_data", {}),
         **_page_of(content, path),
         item_files=content["item_files"],
         seed=content.get("seed"),

@@ -21,9 +21,9 @@ from saelab.evals.compare.rows import AtCommonL0, Row
 from saelab.evals.steering.definitions import metric_name
 from saelab.evals.suite import Definition
 from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
-from saelab.report import Report
 from saelab.report.draw import draw
 from saelab.report.line_styles import COLOURS, line_style, short_name, spread_apart
+from saelab.report.page import Report
 from saelab.stats.spread import Spread
 from saelab.text.contexts import TextConfig
 
