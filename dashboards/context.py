@@ -17,6 +17,7 @@ from saelab.features.staleness import is_stale
 
 from .command import DEFAULT_ROOTS, ROOTS_VARIABLE
 from .run_index import DictionaryEntry, RunEntry, RunIndex, scan
+from .widgets.page_parts import FEATURE_PAGE, plain, show_problem
 
 SECONDS_BETWEEN_SCANS = 5
 
@@ -162,8 +163,16 @@ def link_params(dictionary: DictionaryEntry | None = None, **more: str) -> dict[
     return {"run": entry.run_id, "sae": entry.name, **more}
 
 
-def _stop(sentence: str) -> NoReturn:
-    from .widgets.page_parts import show_problem
+def feature_link(
+    feature: int, label: str | None = None, dictionary: DictionaryEntry | None = None
+) -> None:
+    """A real link to a feature's page."""
+    text = f"Feature {feature}" if label is None else label
+    st.page_link(
+        FEATURE_PAGE, label=plain(text), query_params=link_params(dictionary, f=str(feature))
+    )
 
+
+def _stop(sentence: str) -> NoReturn:
     show_problem(sentence)
     st.stop()

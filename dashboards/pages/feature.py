@@ -17,6 +17,7 @@ from saelab.features.records import Example, FeatureRecord, Neighbour
 
 from .. import url_state
 from ..context import (
+    feature_link,
     link_params,
     open_labels,
     require_dictionary,
@@ -38,7 +39,6 @@ from ..widgets.feature_table import tokens_text
 from ..widgets.figures import activation_histogram, logit_histogram
 from ..widgets.page_parts import (
     FEATURE_PAGE,
-    feature_link,
     plain,
     run_page,
     show_figure,

@@ -13,6 +13,7 @@ from saelab.features.unpacking import split_tokens
 
 from ..context import (
     chosen_dictionary,
+    feature_link,
     link_params,
     open_labels,
     open_store,
@@ -21,7 +22,6 @@ from ..context import (
 from ..run_index import DictionaryEntry, RunEntry
 from ..widgets.curated import CuratedGroup, curated_groups
 from ..widgets.page_parts import (
-    feature_link,
     plain,
     run_page,
     show_note,

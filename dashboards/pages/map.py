@@ -12,12 +12,11 @@ import streamlit as st
 from saelab.features.reader import FeatureStore
 
 from .. import url_state
-from ..context import link_params, open_labels, require_dictionary, require_store
+from ..context import feature_link, link_params, open_labels, require_dictionary, require_store
 from ..widgets.feature_table import tokens_text
 from ..widgets.figures import feature_map
 from ..widgets.page_parts import (
     FEATURE_PAGE,
-    feature_link,
     run_page,
     show_figure,
     show_note,

@@ -10,12 +10,11 @@ import numpy as np
 import streamlit as st
 
 from .. import url_state
-from ..context import require_dictionary, require_store
+from ..context import feature_link, require_dictionary, require_store
 from ..live import LivePage, open_live_page
 from ..widgets.curated import curated_groups
 from ..widgets.live_figures import probability_shift
 from ..widgets.page_parts import (
-    feature_link,
     format_number,
     plain,
     run_page,

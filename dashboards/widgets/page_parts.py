@@ -15,9 +15,6 @@ import streamlit as st
 from saelab.errors import SaelabError
 from saelab.report.figure import Figure
 
-from ..context import link_params
-from ..run_index import DictionaryEntry
-
 logger = logging.getLogger(__name__)
 
 FEATURE_PAGE = "feature.py"
@@ -167,13 +164,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return f"'{value}"
     return value
-
-
-def feature_link(
-    feature: int, label: str | None = None, dictionary: DictionaryEntry | None = None
-) -> None:
-    """A real link to a feature's page."""
-    text = f"Feature {feature}" if label is None else label
-    st.page_link(
-        FEATURE_PAGE, label=plain(text), query_params=link_params(dictionary, f=str(feature))
-    )

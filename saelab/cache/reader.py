@@ -63,7 +63,7 @@ def open_cache(
     Example:
         >>> cache = saelab.open_cache(planted_cache)
         >>> cache.d_in, cache.n_rows > 0
-        (32, True)
+        (24, True)
     """
     folder = _find_folder(Path(folder), hook_point)
     path = folder / MANIFEST_NAME
