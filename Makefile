@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup quickstart test interchange lint types bench peers peers-dashboard clean
+.PHONY: setup quickstart browser test interchange lint types bench peers peers-dashboard clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 # A second time: `make quickstart ARGS=--resume`, or ARGS=--overwrite.
 quickstart: setup
 	$(BIN)/saelab quickstart $(ARGS)
+
+# The browser tests need a Chromium; where there is none, Debian's.
+browser:
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null \
+		|| (apt-get update -q && apt-get install -q -y chromium)
 
 test: setup
 	$(BIN)/python -m pytest

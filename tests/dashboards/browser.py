@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -15,6 +16,8 @@ import urllib.request
 from pathlib import Path
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MISSING = CHROMIUM is None and not os.environ.get("CI")
+"""In CI a browser that is not there is a failure, not a test left out."""
 START = 120
 """Seconds a browser may take to start on a busy machine."""
 FLAGS = (

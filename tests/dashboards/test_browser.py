@@ -1,6 +1,6 @@
 """The main path in a real browser: Home, Explore, feature, Back; nothing leaves the machine.
 
-What needs a browser is skipped where no Chromium is installed: AppTest covers the pages' content,
+What needs a browser is skipped where no Chromium is installed, except in CI: AppTest covers the pages' content,
 this the addresses, the Back button, the escaping and the network.
 """
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
 import pytest
-from browser import CHROMIUM, Browser
+from browser import MISSING, Browser
 from served import SECONDS, dashboard_of
 from sessions import visit
 from toy_store import dense_codes
 
 pytestmark = pytest.mark.slow
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+needs_browser = pytest.mark.skipif(MISSING, reason="no Chromium is installed")
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ import json
 from urllib.parse import parse_qs, quote, urlparse
 
 import pytest
-from browser import CHROMIUM, Browser
+from browser import MISSING, Browser
 from live_world import TEXT, write_live_run
 from served import SECONDS, dashboard_of
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+    pytest.mark.skipif(MISSING, reason="no chromium on this machine"),
 ]
 HERE = "run=live&sae=tiny"
 HOSTILE = "<script>document.title='HACKED'</script> <img src=x onerror=\"document.title='HACKED'\">"
