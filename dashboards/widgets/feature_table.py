@@ -40,10 +40,15 @@ class FeatureFilter:
     """What a table of features is asked to show."""
 
     query: str = ""
+    """Words of a label, tokens or indices; empty: every feature."""
     show: str = "all"
+    """Which kind of features."""
     log_density: tuple[float, float] = (LOWEST_LOG_DENSITY, 0.0)
+    """Lowest and highest log10 of the density."""
     sort: str = "index"
+    """Number that they are ordered by."""
     descending: bool = False
+    """Whether the largest comes first."""
 
 
 def select_features(

@@ -10,6 +10,7 @@ from toy_store import N_FEATURES, write_toy_store
 
 from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
 from saelab.features.token_text import Vocabulary
+from saelab.formats.manifest import seal
 
 HOOK = "blocks.1.hook_resid_post"
 TEXT = "the king met the queen at the old mill"
@@ -59,7 +60,7 @@ def write_live_run(folder, language_model, **changes):
         manifest = json.loads(content)
         weights = saved.manifest["files"]["sae_weights.safetensors"]
         manifest["made_from"]["weights_sha256"] = weights
-        connection.execute("UPDATE manifest SET content = ?", (json.dumps(manifest),))
+        connection.execute("UPDATE manifest SET content = ?", (json.dumps(seal(manifest)),))
         lengths, content = Vocabulary(language_model.token_bytes()).to_arrays()
         connection.execute(
             "UPDATE vocabulary SET lengths = ?, bytes = ?", (lengths.tobytes(), content)

@@ -18,6 +18,7 @@ from saelab.formats.evaluation_result import (
     Table,
     write_evaluation_result,
 )
+from saelab.formats.manifest import seal
 
 
 def metric(name, value, definition="as planted"):
@@ -209,15 +210,7 @@ def write_planted_comparison(tmp_path, **changes):
         content = json.loads(path.read_text()) | changes
         content.pop("self_hash", None)
         # Sealed files would be refused for their hash; what is refused beside that is shown here.
-        path.write_text(json.dumps(sealed(content)))
-
-
-def sealed(content):
-    try:
-        from saelab.formats.manifest import seal
-    except ImportError:
-        return content
-    return seal(content)
+        path.write_text(json.dumps(seal(content)))
 
 
 def test_a_comparison_below_the_folders_is_found(tmp_path, evals, open_evals):

@@ -22,6 +22,7 @@ from saelab.features.schema import (
     pack,
 )
 from saelab.features.unpacking import TOKEN_SEPARATOR
+from saelab.formats.manifest import seal
 
 APP = Path(__file__).resolve().parents[2] / "dashboards" / "pages" / "start.py"
 SCRIPT = "<script>document.title='HACKED'</script>"
@@ -132,7 +133,9 @@ def write_toy_store(path: Path, dictionary_hash: str = "toyhash") -> Path:
     codes, tokens = dense_codes(), contexts()
     connection = sqlite3.connect(path)
     connection.executescript(TABLES)
-    connection.execute("INSERT INTO manifest VALUES (?)", (json.dumps(manifest(dictionary_hash)),))
+    connection.execute(
+        "INSERT INTO manifest VALUES (?)", (json.dumps(seal(manifest(dictionary_hash))),)
+    )
     lengths = np.array([len(t) for t in TOKEN_BYTES], "<u4")
     connection.execute(
         "INSERT INTO vocabulary VALUES (?, ?)", (lengths.tobytes(), b"".join(TOKEN_BYTES))
