@@ -1,7 +1,7 @@
 """The main path in a real browser: Home, Explore, feature, Back; nothing leaves the machine.
 
-What needs a browser is skipped where no Chromium is installed, except in CI: AppTest covers the pages' content,
-this the addresses, the Back button, the escaping and the network.
+What needs a browser is skipped where no Chromium is installed, except in CI: AppTest covers the
+pages' content, this the addresses, the Back button, the escaping and the network.
 """
 
 import json

@@ -18,7 +18,7 @@ from saelab.features.pipeline import build_features
 from saelab.formats.files import read_json
 from saelab.training.config import TrainConfig
 from saelab.training.run import train
-from saelab.training.run_folder import settings_hash
+from saelab.training.run_folder import check_folder
 
 NAME = "topk-d64-k4-s0"
 
@@ -160,15 +160,20 @@ def test_settings_that_do_not_fit_together_are_refused_all_at_once(run_config):
         dataclasses.replace(run_config, error_of=run_config.out)
 
 
-def test_runs_from_before_there_were_error_components_keep_their_hash(run_config):
+def test_runs_from_before_there_were_error_components_go_on(run_config):
+    """Their record has none of the newer settings, and the hash that they had then."""
     from saelab.config import to_plain
-    from saelab.formats.files import hash_of
-    from saelab.training.run_folder import ERROR_SETTINGS, WITHOUT_EFFECT
+    from saelab.formats.manifest import new_manifest, write_manifest
 
-    old = to_plain(run_config)
-    for name in (*WITHOUT_EFFECT, *ERROR_SETTINGS):
-        del old[name]
-    assert settings_hash(run_config) == hash_of(old)
+    newer = ("error_component", "error_of", "error_probe", "reads", "writes", "verify")
+    old = {name: value for name, value in to_plain(run_config).items() if name not in newer}
+    about = new_manifest("training_run", seed=0, config=old, made_from={})
+    write_manifest(
+        run_config.out / "run.json", about | {"status": "running", "settings_hash": "of then"}
+    )
+    assert check_folder(run_config, resume=True, overwrite=False)
+    with pytest.raises(ConfigError, match="other settings"):
+        check_folder(replace(run_config, batch_rows=32), resume=True, overwrite=False)
 
 
 def test_what_does_not_belong_together_is_refused(base, run_config, tiny_cache, tmp_path):
