@@ -20,6 +20,7 @@ class Classes:
 
     def __init__(self, trees):
         self.fields, self.methods, self.bases, self.functions = {}, {}, {}, {}
+        self.protocols = set()
         for tree in trees:
             for node in ast.walk(tree):
                 if isinstance(node, ast.ClassDef):
@@ -33,6 +34,8 @@ class Classes:
         self.bases.setdefault(node.name, set()).update(
             base.id for base in node.bases if isinstance(base, ast.Name)
         )
+        if any(ast.unparse(base).endswith("Protocol") for base in node.bases):
+            self.protocols.add(node.name)
         for part in node.body:
             if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
                 fields[part.target.id] = self.named(part.annotation)
@@ -59,7 +62,16 @@ class Classes:
 
     def ancestors(self, name):
         """A class and all that it inherits from."""
-        return {name}.union(*map(self.ancestors, self.bases.get(name, ())))
+        known = [base for base in self.bases.get(name, ()) if base in self.fields]
+        return {name}.union(*map(self.ancestors, known))
+
+    def members(self, name):
+        return {m for a in self.ancestors(name) for m in (*self.fields[a], *self.methods[a])}
+
+    def stand_for(self, owner):
+        """Protocols that a class fulfils, and the type variable of the suites' settings."""
+        own = self.members(owner)
+        return {p for p in self.protocols if self.members(p) <= own} | {"ConfigT"}
 
     def attribute(self, owners, name):
         found = set()
@@ -178,6 +190,7 @@ def unread(sources):
         # A read from a class it inherits from, or from one that inherits from it, counts.
         heirs = {name for name in classes.fields if owner in classes.ancestors(name)}
         heirs |= classes.ancestors(owner)
+        heirs |= {name for heir in tuple(heirs) for name in classes.stand_for(heir)}
         for name in fields:
             if not any((heir, name) in reads.found for heir in heirs):
                 found.add((owner, name))

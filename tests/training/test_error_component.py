@@ -173,7 +173,7 @@ def test_runs_from_before_there_were_error_components_go_on(run_config):
     )
     assert check_folder(run_config, resume=True, overwrite=False)
     with pytest.raises(ConfigError, match="other settings"):
-        check_folder(replace(run_config, batch_rows=32), resume=True, overwrite=False)
+        check_folder(dataclasses.replace(run_config, batch_rows=32), resume=True, overwrite=False)
 
 
 def test_what_does_not_belong_together_is_refused(base, run_config, tiny_cache, tmp_path):
