@@ -27,9 +27,9 @@ class TrainedDictionary:
 
     folder: Path
     """Where it lies."""
-    fvu: float | None
+    fvu: float | int | None
     """On the rows after the last ones trained on; None where not recorded."""
-    l0: float | None
+    l0: float | int | None
     """On the same rows."""
     seconds_per_step: float | None
     """Time of its training steps."""

@@ -90,9 +90,8 @@ def test_completion_offers_the_options_of_every_suite(capsys):
     accepted = set()
     for suite, (module, _) in SUITES.items():
         listed = options_in_help(["eval", suite], capsys)
-        loaded = importlib.import_module(module)
-        settings = loaded.SUITE.Config if hasattr(loaded, "SUITE") else loaded.CONFIG
-        assert listed == set(option_strings(settings))
+        loaded = importlib.import_module(module).SUITE
+        assert listed == set(option_strings(loaded.Command or loaded.Config))
         accepted |= listed
     assert offered == accepted and "--n-loss-tokens" in offered
 

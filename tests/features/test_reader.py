@@ -154,7 +154,8 @@ def test_staleness_is_a_sentence(tiny_store, tmp_path):
 def test_a_store_with_top_tokens_in_the_old_order_says_that_it_is_stale(tiny_store_path, tmp_path):
     files = {"sae_weights.safetensors": "e" * 64}
     write_json(tmp_path / "saelab.json", {"content_hash": "d" * 64, "files": files})
-    old = """UPDATE manifest SET content = json_set(content, '$.schema_version', 1)"""
+    old = """UPDATE manifest SET content =
+        json_remove(json_set(content, '$.schema_version', 1), '$.self_hash')"""
     with FeatureStore(changed(tiny_store_path, tmp_path, old)) as store:
         assert store.feature(KINGS).id == KINGS
         sentence = is_stale(store, tmp_path)

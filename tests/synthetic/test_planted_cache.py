@@ -12,7 +12,7 @@ from saelab.commands.info import describe
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError
-from saelab.formats.files import write_json
+from saelab.formats.manifest import write_manifest
 from saelab.synthetic import (
     PRESETS,
     PlantedConfig,
@@ -105,7 +105,7 @@ def test_info_says_what_it_is(folder):
 def test_an_unfinished_cache_says_how_to_go_on(tmp_path):
     folder = write_planted_cache(tmp_path, SMALL)
     manifest = json.loads((folder / "manifest.json").read_text())
-    write_json(folder / "manifest.json", manifest | {"status": "writing"})
+    write_manifest(folder / "manifest.json", manifest | {"status": "writing"})
     with pytest.raises(ArtifactError, match=r"unfinished .* repeat the command .* --overwrite"):
         open_cache(folder)
     assert "with --overwrite" in describe(folder)[-1]
