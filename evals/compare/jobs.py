@@ -40,7 +40,7 @@ class Job:
     given: Callable[[EvaluationResult], Mapping[str, Any]]
     """The same settings, as a result has them."""
     run: Callable[[Sequence[Path]], Sequence[EvaluationResult]]
-    """Evaluate dictionaries anew; what exists is replaced."""
+    """Evaluate dictionaries again; what exists is replaced."""
     apart: Callable[[Candidate], Hashable] | None = None
     """Units for which this is equal must not be evaluated in one call; None: all may be."""
 

@@ -58,7 +58,7 @@ class Rows:
     """A source of rows that can be gone over any number of times."""
 
     read: Callable[[], Iterator[RowBatch]]
-    """Begins anew each time it is called."""
+    """Starts over each time it is called."""
     d_in: int
     """Width."""
     first_position: int

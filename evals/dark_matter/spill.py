@@ -1,8 +1,8 @@
 """What one pass leaves for the next, in temporary files: rows of activations, and codes.
 
 The suite goes over the rows twice: once to fit, once to take every row apart with what was fitted.
-Encoding (and pursuit, and the language model) is the dear part, so its outcome is kept on disk, not
-in memory, and is gone when the run ends.
+Encoding (and pursuit, and the language model) is the expensive part, so its outcome is kept on
+disk, not in memory, and is gone when the run ends.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ColumnSpill:
             plain = column.detach().cpu().contiguous()
             if plain.dtype == torch.bfloat16:
                 plain = plain.view(torch.int16)
-            # Opened anew for each block: nothing is left open when a run ends early.
+            # Opened again for each block: nothing is left open when a run ends early.
             with self._path(name).open("ab") as file:
                 plain.numpy().tofile(file)
         self.n_rows += len(next(iter(columns.values())))
