@@ -111,7 +111,7 @@ _KINDS = (
     Kind(
         # Until results stored charts a family was a kind of its own; now it is a result.
         name="dark_matter_family",
-        files=(),
+        files=("dark_matter_family.json",),
         schema_version=1,
         made_by="saelab eval dark-matter",
         intact="",

@@ -64,6 +64,22 @@ def evaluation_result(folder):
     return folder / "core.json"
 
 
+def comparison(folder):
+    from saelab.formats.comparison import write_comparison
+
+    result = EvaluationResult(
+        suite="compare",
+        dictionary_name="toys",
+        dictionary_hash="a" * 64,
+        settings={"seed": 0},
+        made_from={},
+        metrics=(),
+    )
+    path = folder / "compare.json"
+    write_comparison(path, result, {"dictionaries": [], "definitions": {}, "rows": []})
+    return path
+
+
 def rows(folder):
     import pyarrow
     from pyarrow import parquet
@@ -110,11 +126,9 @@ WRITERS = {
     "checkpoint": checkpoint,
     "evaluation_result": evaluation_result,
     "rows": rows,
-    "comparison": manifest_of("comparison", dictionaries=[], rows=[]),
-    "dark_matter_family": manifest_of("dark_matter_family", dictionaries=[], notes=[]),
+    "comparison": comparison,
     "recovery_score_card": manifest_of("recovery_score_card", entries=[]),
     "supervised_circuit": manifest_of("supervised_circuit", circuit={"roles": []}),
-    "supervised_toys": manifest_of("supervised_toys", splitting_toy={}, occlusion_toy={}),
     "quickstart_state": manifest_of("quickstart_state", finished=["cache"]),
     "feature_shards": feature_shards,
     "error_probe": error_probe,
