@@ -19,6 +19,8 @@ SMALL = {
     "quickstart": "--cache-tokens 16384 --train-tokens 65536 --eval-tokens 4096 "
     "--feature-tokens 4096",
     "cache": "--n-tokens 16384",
+    # With gradients; a CPU without bfloat16 instructions takes minutes for a thousand tokens.
+    "cache caches/papers": "--n-tokens 4096",
     "train": "--n-tokens 16384 --d-sae 256 512 --k 8",
     "train papers": "--methods topk gradient_topk --n-tokens 16384 --d-sae 128 --k 8 --seeds 0 1",
     "compare": "--n-tokens 2048 --n-loss-tokens 1024 --steering-latents 4 --steering-seeds 1",
