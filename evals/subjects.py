@@ -49,11 +49,12 @@ def origin_of(subject: Subject) -> dict[str, Any]:
     return {
         "model": spec.model,
         "model_hash": spec.model_hash,
-        "hook_point": spec.hook_point,
+        "hook_point": str(spec.site),
         "text": describe_text(spec.text),
         "split": "held_out",
         "architecture": dictionary.architecture,
         "d_in": dictionary.d_in,
+        "d_out": dictionary.d_out,
         "d_sae": dictionary.d_sae,
     }
 
@@ -62,7 +63,7 @@ def describe(saved: SavedDictionary) -> str:
     """A dictionary in words: architecture, latents, hook point and model."""
     dictionary = saved.dictionary
     return (
-        f"{dictionary.architecture}, {dictionary.d_sae:,} latents, at {saved.hook_point} of "
+        f"{dictionary.architecture}, {dictionary.d_sae:,} latents, at {saved.site} of "
         f"{saved.model_name}"
     )
 

@@ -343,7 +343,7 @@ def _finish(
                 **method.metrics(),
                 "inference": method.inference_settings(normalisation),
             },
-            made_from={**stream.provenance(), "mean": stream.statistics.mean.tolist()},
+            made_from=stream.provenance() | _recorded_mean(stream),
             seed=spec.seed,
             site=config.site,
         )
@@ -359,6 +359,13 @@ def _finish(
         # Make room on the device for the next one.
         method.cpu()
     return results
+
+
+def _recorded_mean(stream: ActivationStream) -> dict[str, list[float]]:
+    """The mean of what is written, which mean ablation puts in its place."""
+    if stream.target_statistics is not None:
+        return {"target_mean": stream.target_statistics.mean.tolist()}
+    return {"mean": stream.statistics.mean.tolist()}
 
 
 def _warn_of_missed_target(spec: DictionarySpec, measured_l0: float) -> None:

@@ -236,8 +236,8 @@ def _different(candidates: Sequence[Candidate]) -> list[str]:
             lambda one: f"{one.origin['model']} ({str(one.origin.get('model_hash'))[:12]})",
         ),
         "hook points": (
-            lambda one: one.spec.hook_point,
-            lambda one: str(one.spec.hook_point),
+            lambda one: one.spec.site,
+            lambda one: str(one.spec.site),
         ),
         "texts": (lambda one: (one.spec.text, one.origin.get("text_hash")), _text),
         "context lengths": (
@@ -294,7 +294,7 @@ def notes_on(candidates: Sequence[Candidate]) -> list[str]:
     for what, values in {
         "numbers of training rows": {one.n_tokens for one in candidates},
         "batch sizes (rows)": {one.settings.get("batch_rows") for one in candidates},
-        "norm ceilings of the rows": {one.spec.norm_ceiling for one in candidates},
+        "norm ceilings of the rows": {one.spec.norm_ceilings for one in candidates},
         "model dtypes": {one.spec.model_dtype for one in candidates},
     }.items():
         if len(values) > 1:

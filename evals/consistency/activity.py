@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.dictionary import ARCHITECTURES, Dictionary, SavedDictionary
-from saelab.dictionary.architectures import normalised_rows
 from saelab.errors import ActivationError
 from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes, pre_activation_chunks
@@ -73,7 +72,7 @@ class ActivityStatistics:
             bias = dictionary.b_enc
         gate = ARCHITECTURES[dictionary.architecture].gate
         row_scale = dictionary.row_scale(rows)
-        inputs = normalised_rows(rows, row_scale) - dictionary.input_bias
+        inputs = dictionary.encoder_inputs(rows)
         for part, chunk in pre_activation_chunks(inputs, dictionary.W_enc, bias):
             self._moments.update(chunk)
             self._largest = torch.maximum(self._largest, chunk.amax(dim=0))

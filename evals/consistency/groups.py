@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saelab.dictionary import SavedDictionary
+from saelab.dictionary.storage import site_of
 from saelab.errors import ConfigError
 
 MEASURED = ("measured_l0", "fvu_on_training_rows", "dead_fraction")
@@ -56,7 +57,7 @@ def key_of(saved: SavedDictionary) -> GroupKey:
         architecture=saved.dictionary.architecture,
         d_sae=saved.dictionary.d_sae,
         target_l0=training.get("target_l0"),
-        hook_point=origin.get("hook_point", "unknown"),
+        hook_point=str(site_of(saved.manifest, saved.folder) or "unknown"),
         model=origin.get("model_hash") or origin.get("model", "unknown"),
     )
 
@@ -86,7 +87,7 @@ def form_groups(dictionaries: Sequence[SavedDictionary], *, across: bool) -> lis
         problems.append(
             f"{dictionaries[0].folder} is the only dictionary: name at least two to compare"
         )
-    elif len(widths := sorted({saved.dictionary.d_in for saved in dictionaries})) > 1:
+    elif len(widths := sorted({saved.dictionary.d_out for saved in dictionaries})) > 1:
         problems.append(
             f"dictionaries of widths {widths} cannot be compared: a cosine needs directions of the "
             "same space; give dictionaries of one hook point, or of hook points of one width"

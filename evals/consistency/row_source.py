@@ -70,7 +70,8 @@ def _text_passes(dictionaries: Sequence[SavedDictionary], config: ConsistencyCon
             subject.saved.dictionary.to(model.device)
 
         def rows(model=model, spec=spec):
-            return held_out_rows(model, spec, config.n_tokens, config.batch_contexts)
+            batches = held_out_rows(model, spec, config.n_tokens, config.batch_contexts)
+            return (rows.inputs for rows in batches)
 
         described = {
             "rows": "held-out text",

@@ -6,7 +6,7 @@ alike, so that the conditions differ in nothing but the replacement of the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,15 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import DataSpec, held_out_batches, select
+from saelab.dictionary.data_spec import DataSpec, held_out_batches, site_rows, splice_at
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.stats.metrics import kl_divergence, loss_recovered, require_finite
 
 from .config import CoreConfig
 from .rows import reconstruct
-
-Replacement = Callable[[Float[Tensor, "batch d_in"]], Float[Tensor, "batch d_in"]]
 
 
 @dataclass
@@ -64,33 +62,6 @@ class LossFindings:
         }
 
 
-class Splice:
-    """Replaces the evaluated rows of a batch at the hook point, and counts what it did."""
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        spec: DataSpec,
-        tokens: Int[Tensor, "batch seq"],
-        replacement: Replacement,
-        first_context: int,
-    ):
-        self._model, self._spec, self._tokens = model, spec, tokens
-        self._replacement, self._first_context = replacement, first_context
-        self.n_replaced = 0
-        self.excluded: dict[str, int] = {}
-
-    def __call__(self, activations: Float[Tensor, "batch seq d_in"]) -> Tensor:
-        """The activations with the evaluated rows replaced."""
-        selection = select(self._model, self._spec, self._tokens, activations, self._first_context)
-        keep = selection.keep
-        replaced = activations.clone()
-        replaced[keep] = self._replacement(activations[keep].float()).to(activations)
-        self.n_replaced = int(keep.sum().item())
-        self.excluded = selection.excluded
-        return replaced
-
-
 def measure_losses(
     model: LanguageModel,
     spec: DataSpec,
@@ -129,32 +100,30 @@ def _add_batch(
     means: Sequence[Float[Tensor, " d_in"]],
     tokens: Int[Tensor, "batch seq"],
 ) -> None:
-    def spliced(replacement: Replacement) -> Splice:
-        return Splice(model, spec, tokens, replacement, findings.n_contexts)
+    clean = model.run(tokens, capture=spec.site.hook_points)
+    rows = site_rows(model, spec, tokens, clean.activations, findings.n_contexts)
+    clean_logits = clean.logits[:, :-1]
 
-    def run(splice: Splice) -> tuple[Tensor, float]:
-        output = model.run(tokens, {spec.hook_point: splice})
+    def run(replacement: Tensor) -> tuple[Tensor, float]:
+        output = model.run(tokens, splice_at(model, spec.site, rows.keep, replacement))
         return output.logits[:, :-1], summed_loss(output.loss)
 
-    clean = model.run(tokens)
-    clean_logits = clean.logits[:, :-1]
     findings.clean += summed_loss(clean.loss)
-    zero = spliced(torch.zeros_like)
-    findings.zero_ablation += run(zero)[1]
+    findings.zero_ablation += run(torch.zeros_like(rows.targets))[1]
     # Equal means give equal losses: run each once, whichever dictionaries share it.
     mean_loss: dict[bytes, float] = {}
     for index, (saved, mean) in enumerate(zip(dictionaries, means, strict=True)):
         key = mean.cpu().numpy().tobytes()
         if key not in mean_loss:
-            mean_loss[key] = run(spliced(lambda rows, mean=mean: mean.to(rows).expand_as(rows)))[1]
+            mean_loss[key] = run(mean.expand_as(rows.targets))[1]
         findings.mean_ablation[index] += mean_loss[key]
-        logits, loss = run(spliced(lambda rows, saved=saved: reconstruct(saved, rows)))
+        logits, loss = run(reconstruct(saved, rows.inputs))
         findings.spliced[index] += loss
         findings.kl[index] += kl_divergence(clean_logits, logits).sum().item()
     findings.n_contexts += tokens.shape[0]
     findings.n_positions += clean.loss.numel()
-    findings.n_replaced += zero.n_replaced
-    for reason, count in zero.excluded.items():
+    findings.n_replaced += len(rows.targets)
+    for reason, count in rows.excluded.items():
         findings.excluded[reason] = findings.excluded.get(reason, 0) + count
 
 

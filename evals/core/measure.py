@@ -108,7 +108,9 @@ def _measurement(
         "n_rows": numbers["n_rows"],
         "n_loss_positions": losses.n_positions,
         "mean_source": mean_source,
-        "norm_ceiling": "none" if spec.norm_ceiling is None else f"{spec.norm_ceiling:.6g}",
+        "norm_ceiling": ", ".join(
+            "none" if ceiling is None else f"{ceiling:.6g}" for ceiling in spec.norm_ceilings
+        ),
         "loss_excluded": ", ".join(f"{count:,} {name}" for name, count in losses.excluded.items()),
     }
     if modes is not None:

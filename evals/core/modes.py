@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.dictionary import InferenceModes, SavedDictionary, has_inference_modes
-from saelab.dictionary.data_spec import DataSpec, held_out_batches, select
+from saelab.dictionary.data_spec import DataSpec, held_out_batches, select, splice_at
 from saelab.errors import ArtifactError
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
@@ -101,7 +101,8 @@ def measure_modes(
     """Measure the modes of those dictionaries that have them, in one more pass over the text.
 
     A dictionary whose recorded settings cannot be used is named in a warning and left out: what
-    else is measured of it stands.
+    else is measured of it stands. One that reads and writes different hook points has no modes: its
+    selection is by gradients at what is written, which the modes do not know.
 
     Args:
         losses: of the same dictionaries on the same tokens, the plain mode's among them.
@@ -134,7 +135,7 @@ def measure_modes(
 
 
 def _modes_of(saved: SavedDictionary) -> InferenceModes | None:
-    if not has_inference_modes(saved):
+    if not has_inference_modes(saved) or len(saved.site.hook_points) > 1:
         return None
     try:
         return InferenceModes(saved)
@@ -161,7 +162,7 @@ class _Captured:
     ) -> _Captured:
         hook_point = spec.hook_point
         activations, gradients = model.capture_with_gradients(tokens, [hook_point])[hook_point]
-        keep = select(model, spec, tokens, activations, first_context).keep
+        keep, _ = select(model, spec, tokens, {hook_point: activations}, first_context)
         require_finite(gradients[keep], "the gradient of the model's loss")
         return _Captured(tokens, keep, activations[keep].float(), gradients[keep].float())
 
@@ -218,14 +219,7 @@ def _add_batch(
             if mode == PLAIN:
                 # Its splice was run where losses are measured.
                 continue
-
-            def splice(
-                activations: Float[Tensor, "batch seq d_in"], rows: Tensor = reconstruction
-            ) -> Tensor:
-                replaced = activations.clone()
-                replaced[captured.keep] = rows.to(activations)
-                return replaced
-
-            output = model.run(captured.tokens, {spec.hook_point: splice})
+            splice = splice_at(model, spec.site, captured.keep, reconstruction)
+            output = model.run(captured.tokens, splice)
             sums.spliced += summed_loss(output.loss)
             sums.kl += kl_divergence(clean_logits, output.logits[:, :-1]).sum().item()

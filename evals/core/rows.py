@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import DataSpec, held_out_batches, select
+from saelab.dictionary.data_spec import DataSpec, held_out_batches, site_rows
 from saelab.errors import ActivationError, ArtifactError
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
@@ -39,8 +39,8 @@ class RowFindings:
     excluded: dict[str, int] = field(default_factory=dict)
     """Rows excluded, by the first reason that applies."""
 
-    def mean(self) -> Float[Tensor, " d_in"]:
-        """Mean of the evaluated rows, float64."""
+    def mean(self) -> Float[Tensor, " d_out"]:
+        """Mean of what is to be written on the evaluated rows, float64."""
         return self.reconstruction[0].moments.mean()
 
 
@@ -50,7 +50,7 @@ def measure_rows(
     dictionaries: Sequence[SavedDictionary],
     config: CoreConfig,
 ) -> RowFindings:
-    """Run the model once over the text, stopping at the hook point, and reconstruct every row.
+    """Run the model once over the text, up to the last hook point, and reconstruct every row.
 
     Raises:
         ActivationError: activations that are not finite, or no row is left.
@@ -61,7 +61,7 @@ def measure_rows(
     positions = torch.arange(spec.context_length, device=model.device)
     findings = RowFindings(
         reconstruction=[
-            ReconstructionStatistics(saved.dictionary.d_in, n_bins, model.device)
+            ReconstructionStatistics(saved.dictionary.d_out, n_bins, model.device)
             for saved in dictionaries
         ],
         sparsity=[
@@ -85,26 +85,25 @@ def _add_batch(
     dictionaries: Sequence[SavedDictionary],
     tokens: Int[Tensor, "batch seq"],
 ) -> None:
-    activations = model.capture(tokens, [spec.hook_point])[spec.hook_point]
-    selection = select(model, spec, tokens, activations, findings.n_contexts)
-    rows = activations[selection.keep].float()
-    group = findings.position_bin.expand(tokens.shape)[selection.keep]
+    captured = model.capture(tokens, spec.site.hook_points)
+    rows = site_rows(model, spec, tokens, captured, findings.n_contexts)
+    group = findings.position_bin.expand(tokens.shape)[rows.keep]
     for saved, reconstruction, sparsity in zip(
         dictionaries, findings.reconstruction, findings.sparsity, strict=True
     ):
         with blaming(saved):
-            codes = saved.dictionary.encode(rows)
+            codes = saved.dictionary.encode(rows.inputs)
             sparsity.update(codes)
-            reconstruction.update(rows, saved.dictionary.decode(codes), group)
+            reconstruction.update(rows.targets, saved.dictionary.decode(codes), group)
     findings.n_contexts += tokens.shape[0]
     findings.n_tokens += tokens.numel()
-    for reason, count in selection.excluded.items():
+    for reason, count in rows.excluded.items():
         findings.excluded[reason] = findings.excluded.get(reason, 0) + count
 
 
 def reconstruct(
     saved: SavedDictionary, rows: Float[Tensor, "batch d_in"]
-) -> Float[Tensor, "batch d_in"]:
+) -> Float[Tensor, "batch d_out"]:
     """A dictionary's reconstruction, refused where it is not finite.
 
     Raises:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import DataSpec, held_out_batches
+from saelab.dictionary.data_spec import DataSpec, held_out_batches, site_rows, splice_at
 from saelab.dictionary.decomposition import Decomposition, ErrorProbe, decompose
 from saelab.errors import ActivationError
 from saelab.formats.chart import Axis, Chart, Series
@@ -30,7 +30,7 @@ from saelab.progress import progress_bar
 from saelab.stats.metrics import kl_divergence
 from saelab.stats.seeds import seeded_generator
 
-from ..core.losses import Splice, summed_loss
+from ..core.losses import summed_loss
 from .analysis import AnalysisResult, Context, Meaning, bars_of_parts, in_words
 from .rows import CONTEXT_TEST, cells_of
 
@@ -203,20 +203,16 @@ def _add_batch(
     seed: int,
 ) -> None:
     first = findings.first_position
-    clean = model.run(tokens)
+    clean = model.run(tokens, capture=[spec.hook_point])
+    rows = site_rows(model, spec, tokens, clean.activations, findings.n_contexts)
     clean_logits = clean.logits[:, first:-1]
     findings.original += summed_loss(clean.loss[:, first:])
     for name, condition in CONDITIONS.items():
-
-        def replaced(rows: Tensor, name: str = name, condition=condition) -> Tensor:
-            generator = seeded_generator("downstream", seed, name, findings.n_contexts)
-            live = LiveParts(decompose(saved.dictionary, probe, rows), rows, generator)
-            if name == "identity":
-                _add_norms(findings, live)
-            return condition(live)
-
-        splice = Splice(model, spec, tokens, replaced, findings.n_contexts)
-        output = model.run(tokens, {spec.hook_point: splice})
+        generator = seeded_generator("downstream", seed, name, findings.n_contexts)
+        live = LiveParts(decompose(saved.dictionary, probe, rows.inputs), rows.inputs, generator)
+        if name == "identity":
+            _add_norms(findings, live)
+        output = model.run(tokens, splice_at(model, spec.site, rows.keep, condition(live)))
         findings.loss[name] += summed_loss(output.loss[:, first:])
         findings.kl[name] += kl_divergence(clean_logits, output.logits[:, first:-1]).sum().item()
     findings.n_contexts += tokens.shape[0]

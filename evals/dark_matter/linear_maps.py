@@ -120,8 +120,8 @@ def source_rows(
             captured = model.capture(tokens, wanted)
             position = torch.arange(tokens.shape[1]).expand(tokens.shape)
             keep = (position >= first_position).to(captured[spec.hook_point].device)
-            for name, own in zip(wanted, specs, strict=True):
-                keep = keep & select(model, own, tokens, captured[name], first_context).keep
+            for source in specs:
+                keep = keep & select(model, source, tokens, captured, first_context)[0]
             context = torch.arange(len(tokens))[:, None].expand(tokens.shape) + first_context
             first_context += len(tokens)
             yield SourceRows(

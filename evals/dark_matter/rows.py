@@ -224,13 +224,13 @@ def _text_block(
     loss = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
     if with_loss:
         loss[:with_loss, :-1] = model.run(tokens[:with_loss]).loss.double().cpu()
-    activations = model.capture(tokens, [spec.hook_point])[spec.hook_point]
-    selection = select(model, spec, tokens, activations, first_context)
+    captured = model.capture(tokens, [spec.hook_point])
+    kept, _ = select(model, spec, tokens, captured, first_context)
     positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
-    keep = selection.keep.cpu() & (positions >= first_position)
+    keep = kept.cpu() & (positions >= first_position)
     context = torch.arange(tokens.shape[0])[:, None].expand(tokens.shape) + first_context
     return {
-        "activations": activations.cpu()[keep],
+        "activations": captured[spec.hook_point].cpu()[keep],
         "tokens": tokens.cpu()[keep].long(),
         "sequence": context[keep].long(),
         "position": positions[keep].long(),

@@ -85,8 +85,14 @@ def measure_steering(
 
 
 def _check_model(model: LanguageModel, spec: DataSpec, config: SteeringConfig) -> None:
-    model.require_spliceable(spec.hook_point)
     problems = []
+    for name in spec.site.writes:
+        model.require_spliceable(name)
+    if len(spec.site.writes) > 1:
+        problems.append(
+            f"steering adds a direction at one hook point; a dictionary of {spec.site} writes "
+            f"{len(spec.site.writes)}: give dictionaries that write one"
+        )
     if config.prompt_tokens > model.max_context:
         problems.append(
             f"prompt_tokens: {config.prompt_tokens} is longer than the {model.max_context} tokens "
@@ -114,7 +120,7 @@ def _measure_group(
     prompts = draw_prompts(
         model, spec, count=config.n_contexts, length=config.prompt_tokens, seed=config.seed
     )
-    width = group[0].saved.dictionary.d_in
+    width = group[0].saved.dictionary.d_out
     floor = random_directions(config.n_random, width, config.seed)
     random = _steer(model, spec, prompts, floor, mean_norm, config, "random directions")
     for subject, counts, latent in zip(group, sparsity, drawn, strict=True):
@@ -207,11 +213,11 @@ def _look_at_rows(
     total, n_rows = 0.0, 0
     with progress_bar(config.n_tokens, "find live latents", "rows") as bar:
         for rows in held_out_rows(model, spec, config.n_tokens, config.batch_contexts):
-            total += float(rows.double().norm(dim=1).sum())
-            n_rows += len(rows)
+            total += float(rows.targets.double().norm(dim=1).sum())
+            n_rows += len(rows.targets)
             for subject, counts in zip(group, sparsity, strict=True):
-                counts.update(subject.saved.dictionary.encode(rows))
-            bar.update(len(rows))
+                counts.update(subject.saved.dictionary.encode(rows.inputs))
+            bar.update(len(rows.targets))
     if n_rows == 0:
         raise ArtifactError(
             f"no row of the held-out text passes the token filter of {group[0].saved.folder}: "
@@ -255,7 +261,7 @@ def _steer(
     with progress_bar(total, f"steer {description}", "runs") as bar:
         return measure_effects(
             model,
-            spec.hook_point,
+            spec.site.writes[0],
             prompts,
             directions.to(model.device),
             lengths,

@@ -48,6 +48,6 @@ def _usable(
 ) -> Iterator[Int[Tensor, " seq"]]:
     """The contexts whose last position counts as a row, as far as they are asked for."""
     for tokens in pool.split(BATCH):
-        activations = model.capture(tokens, [spec.hook_point])[spec.hook_point]
-        keep = select(model, spec, tokens, activations).keep[:, -1].cpu()
-        yield from tokens[keep]
+        captured = model.capture(tokens, spec.site.hook_points)
+        keep, _ = select(model, spec, tokens, captured)
+        yield from tokens[keep[:, -1].cpu()]

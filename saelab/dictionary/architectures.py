@@ -13,8 +13,11 @@ tensor names are those of SAELens 6 (`standard`, `topk`, `jumprelu`, `gated`).
 
 With the input normalisation `constant_norm_rescale` x is each row divided by its own scale
 ‖x‖ / √d_in, so codes are in normalised units, and the reconstruction is multiplied by that scale
-again. The scale travels with the codes (`SparseCodes.row_scale`), never in the dictionary, so that
-encoding and decoding alone, or in any order, give what `forward` gives.
+again. With `center` the row's mean is taken off, and added back to the reconstruction: what a model
+with centred writing weights holds. With `layer_norm` the rest is also divided by its standard
+deviation, and multiplied by it again. An affine skip adds x W_skipᵀ. What the reconstruction needs
+of x travels with the codes (`SparseCodes.row_scale`, `row_offset`), never in the dictionary, so
+that encoding and decoding alone, or in any order, give what `forward` gives.
 """
 
 from __future__ import annotations
@@ -30,8 +33,12 @@ from saelab.errors import ActivationError, ConfigError, did_you_mean
 from saelab.sparse import SparseCodes, pre_activation_chunks, top_k
 from saelab.sparse.kernels import combine_latents
 
-INPUT_NORMALISATIONS = ("none", "constant_norm_rescale")
-"""What can be done to each row before it is encoded, by SAELens' names."""
+INPUT_NORMALISATIONS = ("none", "constant_norm_rescale", "layer_norm", "center")
+"""What can be done to each row before it is encoded, by SAELens' names where it has one."""
+CENTRED = ("layer_norm", "center")
+"""Those that take off the row's mean and add it back."""
+LAYER_NORM_EPSILON = 1e-5
+"""Added to the standard deviation that a row is divided by; not to the one it is multiplied by."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,9 @@ class Dictionary(nn.Module):
         b_in: bias subtracted from the input. None: b_dec, as a sparse autoencoder has it.
         k: active latents per row, for `topk` only.
         input_normalisation: one of `INPUT_NORMALISATIONS`; `constant_norm_rescale` brings every row
-            to norm √d_in before b_dec is subtracted, and the reconstruction back to its own norm.
+            to norm √d_in before b_dec is subtracted, and the reconstruction back to its own norm;
+            `layer_norm` brings it to mean 0 and standard deviation 1, `center` to mean 0, and back.
+        W_skip: affine skip; its product with the raw input is added to the output.
         extra: the architecture's further tensors of shape [d_sae] by name.
 
     Raises:
@@ -102,6 +111,7 @@ class Dictionary(nn.Module):
     W_dec: Tensor
     b_dec: Tensor
     b_in: Tensor | None
+    W_skip: Tensor | None
     threshold: Tensor
     b_gate: Tensor
     b_mag: Tensor
@@ -118,6 +128,7 @@ class Dictionary(nn.Module):
         b_in: Float[Tensor, " d_in"] | None = None,
         k: int | None = None,
         input_normalisation: str = "none",
+        W_skip: Float[Tensor, "d_out d_in"] | None = None,
         **extra: Float[Tensor, " d_sae"],
     ):
         super().__init__()
@@ -153,10 +164,10 @@ class Dictionary(nn.Module):
                 f"reads width {self.d_in} and writes width {self.d_out} with one bias for both: "
                 "give b_in, the bias subtracted from the input"
             )
-        if b_in is not None and input_normalisation != "none":
+        if self.d_in != self.d_out and input_normalisation != "none":
             problems.append(
-                f"input normalisation {input_normalisation!r} needs b_in to be b_dec, since the "
-                "reconstruction is multiplied by the scale of what is read"
+                f"input normalisation {input_normalisation!r} multiplies the reconstruction by the "
+                "scale of what is read, so one width must be read and written"
             )
         if problems:
             raise ConfigError(problems)
@@ -167,6 +178,7 @@ class Dictionary(nn.Module):
         self.register_buffer("W_dec", W_dec.contiguous())
         self.register_buffer("b_dec", b_dec)
         self.register_buffer("b_in", b_in)
+        self.register_buffer("W_skip", W_skip)
         for name, tensor in given.items():
             self.register_buffer(name, tensor)
 
@@ -180,10 +192,40 @@ class Dictionary(nn.Module):
         return self.b_dec if self.b_in is None else self.b_in
 
     def row_scale(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"] | None:
-        """What each row is divided by before it is encoded: ‖x‖ / √d_in; None: nothing."""
-        if self.input_normalisation == "none":
+        """What the reconstruction of each row is multiplied by; None: nothing."""
+        if self.input_normalisation in ("none", "center"):
             return None
+        if self.input_normalisation == "layer_norm":
+            return x.std(dim=1)
         return torch.linalg.vector_norm(x, dim=1) / self.d_in**0.5
+
+    def row_offset(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch _"] | None:
+        """What is added to each row's reconstruction after that: its mean, or the affine skip."""
+        centred = self.input_normalisation in CENTRED
+        offset = x.mean(dim=1, keepdim=True) if centred else None
+        if self.W_skip is None:
+            return offset
+        skip = x @ self.W_skip.T.to(x)
+        return skip if offset is None else skip + offset
+
+    def baseline(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
+        """What would be reconstructed of each row with no latent active."""
+        scale, offset = self.row_scale(x), self.row_offset(x)
+        bias = self.b_dec.to(x).expand(len(x), -1)
+        bias = bias if scale is None else bias * scale[:, None]
+        return bias if offset is None else bias + offset
+
+    def encoder_inputs(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """What the encoder's product is taken of: normalised rows less the input bias."""
+        scale = self.row_scale(x)
+        if self.input_normalisation in CENTRED:
+            x = x - x.mean(dim=1, keepdim=True)
+        if scale is not None and self.input_normalisation == "layer_norm":
+            x = x / (scale + LAYER_NORM_EPSILON)[:, None]
+        elif scale is not None:
+            # A row of zeros stays one, where SAELens gives NaN.
+            x = x / torch.where(scale > 0, scale, 1.0)[:, None]
+        return x - self.input_bias.to(x)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
         """Codes of the active latents, with the rows' scales; no [batch, d_sae] matrix is kept.
@@ -199,13 +241,16 @@ class Dictionary(nn.Module):
         gate = ARCHITECTURES[self.architecture].gate
         bias = self.W_dec.new_zeros(self.d_sae) if self.architecture == "gated" else self.b_enc
         x = x.to(self.W_enc.dtype)
-        row_scale = self.row_scale(x)
-        inputs = normalised_rows(x, row_scale) - self.input_bias
+        inputs = self.encoder_inputs(x)
         parts = [
             SparseCodes.from_mask(*gate(self, chunk))
             for _, chunk in pre_activation_chunks(inputs, self.W_enc, bias)
         ]
-        return replace(_stack(parts, self.d_sae, inputs), row_scale=row_scale)
+        return replace(
+            _stack(parts, self.d_sae, inputs),
+            row_scale=self.row_scale(x),
+            row_offset=self.row_offset(x),
+        )
 
     def encode_dense(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Dense codes; memory grows with batch × d_sae."""
@@ -215,6 +260,7 @@ class Dictionary(nn.Module):
         self,
         codes: SparseCodes | Float[Tensor, "batch d_sae"],
         row_scale: Float[Tensor, " batch"] | None = None,
+        row_offset: Float[Tensor, "batch _"] | None = None,
     ) -> Float[Tensor, "batch d_out"]:
         """The reconstruction of what is written, from sparse or dense codes.
 
@@ -222,22 +268,32 @@ class Dictionary(nn.Module):
             codes: as `encode` or `encode_dense` gives them.
             row_scale: what each reconstructed row is multiplied by; None: what the codes carry.
                 Dense codes carry none: `dictionary.row_scale(x)` gives it.
+            row_offset: what is added after that; likewise, `dictionary.row_offset(x)`.
 
         Raises:
-            ValueError: the dictionary normalises its input and the rows' scales are not given.
+            ValueError: the reconstruction depends on the rows (a normalisation, an affine skip),
+                and what it needs of them is not given.
         """
         if isinstance(codes, SparseCodes):
             row_scale = codes.row_scale if row_scale is None else row_scale
+            row_offset = codes.row_offset if row_offset is None else row_offset
             reconstruction = combine_latents(codes, self.W_dec) + self.b_dec
         else:
             reconstruction = codes @ self.W_dec + self.b_dec
         if row_scale is not None:
-            return reconstruction * row_scale.unsqueeze(1)
-        if self.input_normalisation != "none":
+            reconstruction = reconstruction * row_scale.unsqueeze(1)
+        elif self.input_normalisation not in ("none", "center"):
             raise ValueError(
                 f"this dictionary's input normalisation is {self.input_normalisation}: to decode "
                 "codes it needs their rows' scales; pass codes as `encode` gave them, or "
                 "row_scale=dictionary.row_scale(x)"
+            )
+        if row_offset is not None:
+            return reconstruction + row_offset
+        if self.W_skip is not None or self.input_normalisation in CENTRED:
+            raise ValueError(
+                "this dictionary adds something of each row (its mean, or an affine skip): pass "
+                "codes as `encode` gave them, or row_offset=dictionary.row_offset(x)"
             )
         return reconstruction
 
@@ -284,15 +340,6 @@ def error_of(
 ) -> Float[Tensor, "batch d_out"]:
     """The error: targets − reconstruction. Every loss, suite and page takes it from here."""
     return targets - reconstruction
-
-
-def normalised_rows(
-    x: Float[Tensor, "batch d_in"], row_scale: Float[Tensor, " batch"] | None
-) -> Float[Tensor, "batch d_in"]:
-    """Rows divided by their scales; a row of zeros stays one, where SAELens gives NaN."""
-    if row_scale is None:
-        return x
-    return x / torch.where(row_scale > 0, row_scale, 1.0).unsqueeze(1)
 
 
 def _stack(parts: list[SparseCodes], d_sae: int, x: Tensor) -> SparseCodes:

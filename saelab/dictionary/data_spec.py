@@ -1,4 +1,4 @@
-"""What decides the rows a dictionary reads: model, hook point, text, contexts and the token filter.
+"""What decides the rows a dictionary reads: model, site, text, contexts and the token filter.
 
 Dictionaries of the same data spec are evaluated in one pass over the text.
 """
@@ -6,23 +6,25 @@ Dictionaries of the same data spec are evaluated in one pass over the text.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import accumulate, islice
+from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.cache import RowSelection, TokenFilter, select_rows
+from saelab.cache import TokenFilter, select_rows
 from saelab.config import from_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.model.language_model import LanguageModel
 from saelab.synthetic.truth import ORIGIN_KEY
 from saelab.text.contexts import TextConfig, context_batches
 
-from . import SavedDictionary
+from . import Dictionary, SavedDictionary
 from .error_rows import ORIGIN_KEY as ERROR_ORIGIN_KEY
+from .site import Site
 
 RECORDED = ("model", "hook_point", "text", "context_length", "row_rule", "norm_ceiling")
 
@@ -37,16 +39,32 @@ class DataSpec:
     """Content hash the model must have; None where none was recorded."""
     model_dtype: str
     """Dtype the model computes in."""
-    hook_point: str
-    """Where the dictionary reads and is spliced in."""
+    site: Site
+    """Where the dictionary reads, and where it is spliced in."""
     text: TextConfig
     """The text; its held-out part is read."""
     context_length: int
     """Tokens in a context."""
     token_filter: TokenFilter
     """Which rows count."""
-    norm_ceiling: float | None
-    """Norm above which rows are excluded; None where no row is for that reason."""
+    norm_ceilings: tuple[float | None, ...]
+    """Norm above which rows are excluded, at each of the site's hook points; None: no row is."""
+
+    @property
+    def hook_point(self) -> str:
+        """The one hook point of a sparse autoencoder.
+
+        Raises:
+            ConfigError: the site has several.
+        """
+        return self.site.hook_point
+
+    @property
+    def norm_ceiling(self) -> float | dict[str, float | None] | None:
+        """The ceiling as results record it; by hook point where the site has several."""
+        if len(self.norm_ceilings) == 1:
+            return self.norm_ceilings[0]
+        return dict(zip(self.site.hook_points, self.norm_ceilings, strict=True))
 
 
 @typing.runtime_checkable
@@ -85,17 +103,19 @@ def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
     origin = saved.made_from
     text = from_plain(TextConfig, saved.text, f"text settings of {saved.folder}")
     overrides = {"source": config.text_source, "text_field": config.text_field}
+    site = saved.site
+    ceilings = origin.get("norm_ceilings") or {site.hook_points[0]: saved.norm_ceiling}
     return DataSpec(
         model=config.model or saved.model_name,
         model_hash=origin.get("model_hash"),
         model_dtype=config.model_dtype or origin.get("model_dtype", "bfloat16"),
-        hook_point=saved.hook_point,
+        site=site,
         text=replace(
             text, **{name: value for name, value in overrides.items() if value is not None}
         ),
         context_length=config.context_length or saved.context_length,
         token_filter=TokenFilter.from_json(saved.token_filter),
-        norm_ceiling=saved.norm_ceiling,
+        norm_ceilings=tuple(ceilings[name] for name in site.hook_points),
     )
 
 
@@ -127,7 +147,7 @@ def require_origin(saved: SavedDictionary, recorded: Sequence[str] = RECORDED) -
     if missing:
         raise ArtifactError(
             f"{saved.folder} does not record its {', '.join(missing)}, so it cannot be read on the "
-            "rows it was trained for: train or save it again"
+            "rows it was trained for: say them with `saelab import`, or train it again"
         )
 
 
@@ -151,17 +171,24 @@ def check_fit(model: LanguageModel, spec: DataSpec, saved: SavedDictionary) -> N
             f"{spec.model_hash[:12]}…, but {model.name!r} here has {model.content_hash[:12]}…: "
             "give the model it was trained on with --model"
         )
-    check_width(model, saved)
+    require_width(model, saved.site, saved.dictionary, saved.folder)
 
 
-def check_width(model: LanguageModel, saved: SavedDictionary) -> None:
+def require_width(
+    model: LanguageModel, site: Site, dictionary: Dictionary, source: Path | str
+) -> None:
     """Check that a dictionary takes and writes what the model has at its hook points.
+
+    Args:
+        model: the model.
+        site: where the dictionary belongs.
+        dictionary: the dictionary.
+        source: where it lies, for messages.
 
     Raises:
         ArtifactError: its width is not the hook point's.
         ModelError: the model has no such hook point.
     """
-    site, dictionary = saved.site, saved.dictionary
     ends = [("takes", site.reads, dictionary.d_in)]
     if not site.is_autoencoder:
         ends.append(("writes", site.writes, dictionary.d_out))
@@ -169,7 +196,7 @@ def check_width(model: LanguageModel, saved: SavedDictionary) -> None:
         width = sum(model.width_at(name) for name in hook_points)
         if width != expected:
             raise ArtifactError(
-                f"{saved.folder} {does} activations of width {expected}, but "
+                f"{source} {does} activations of width {expected}, but "
                 f"{' + '.join(hook_points)} of {model.name!r} has width {width}: it was saved for "
                 "another model or hook point"
             )
@@ -196,30 +223,123 @@ def held_out_batches(
         yield torch.cat(batch)
 
 
+@dataclass(frozen=True, eq=False)
+class SiteRows:
+    """The rows of some contexts that count, as a dictionary reads them and is to write them."""
+
+    keep: Bool[Tensor, "batch seq"]
+    """True where a position is a row."""
+    excluded: dict[str, int]
+    """Positions excluded, by the first reason that applies."""
+    inputs: Float[Tensor, "rows d_in"]
+    """What is read, float32; several hook points side by side."""
+    targets: Float[Tensor, "rows d_out"]
+    """What is to be written, float32: for a sparse autoencoder the same tensor."""
+
+
 def select(
     model: LanguageModel,
     spec: DataSpec,
     tokens: Int[Tensor, "batch seq"],
-    activations: Float[Tensor, "batch seq d_in"],
+    captured: Mapping[str, Float[Tensor, "batch seq _"]],
     first_context: int = 0,
-) -> RowSelection:
-    """The rows of a batch that count, by the dictionary's own rule."""
-    return select_rows(
-        spec.token_filter,
-        tokens.to(activations.device),
-        activations,
-        special_ids=model.special_ids,
-        bos_id=model.bos_id,
-        norm_ceiling=spec.norm_ceiling,
-        first_context=first_context,
+) -> tuple[Bool[Tensor, "batch seq"], dict[str, int]]:
+    """Which positions count, by the dictionary's own filter, and how many do not for what reason.
+
+    As in training, a row excluded at one hook point of the site is excluded at all.
+
+    Raises:
+        ActivationError: activations that are not finite.
+    """
+    keep, excluded = None, {}
+    for name, ceiling in zip(spec.site.hook_points, spec.norm_ceilings, strict=True):
+        selection = select_rows(
+            spec.token_filter,
+            tokens.to(captured[name].device),
+            captured[name],
+            special_ids=model.special_ids,
+            bos_id=model.bos_id,
+            norm_ceiling=ceiling,
+            first_context=first_context,
+        )
+        if keep is None:
+            keep, excluded = selection.keep, dict(selection.excluded)
+        else:
+            # Tokens and positions are the same everywhere, so only a norm can tell them apart.
+            excluded["norm"] += int((keep & ~selection.keep).sum())
+            keep = keep & selection.keep
+    assert keep is not None  # a site names at least one hook point
+    return keep, excluded
+
+
+def site_rows(
+    model: LanguageModel,
+    spec: DataSpec,
+    tokens: Int[Tensor, "batch seq"],
+    captured: Mapping[str, Float[Tensor, "batch seq _"]],
+    first_context: int = 0,
+) -> SiteRows:
+    """The rows of some contexts that count, from what their hook points hold.
+
+    Args:
+        model: whose special tokens the filter knows.
+        spec: site and token filter.
+        tokens: the contexts.
+        captured: activations at every hook point of the site.
+        first_context: index of the first context in the text, for messages.
+
+    Raises:
+        ActivationError: activations that are not finite.
+    """
+    keep, excluded = select(model, spec, tokens, captured, first_context)
+    rows = {name: captured[name][keep].float() for name in spec.site.hook_points}
+    inputs = _side_by_side([rows[name] for name in spec.site.reads])
+    if spec.site.is_autoencoder:
+        return SiteRows(keep, excluded, inputs, inputs)
+    return SiteRows(
+        keep, excluded, inputs, _side_by_side([rows[name] for name in spec.site.writes])
     )
+
+
+def _side_by_side(parts: Sequence[Float[Tensor, "rows _"]]) -> Float[Tensor, "rows width"]:
+    return parts[0] if len(parts) == 1 else torch.cat([*parts], dim=1)
+
+
+def splice_at(
+    model: LanguageModel,
+    site: Site,
+    keep: Bool[Tensor, "batch seq"],
+    rows: Float[Tensor, "rows d_out"],
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What `LanguageModel.run` takes to put rows in place of what a site writes.
+
+    Args:
+        model: gives the width of each hook point.
+        site: whose written hook points are replaced.
+        keep: the positions that are replaced; all others keep their activation.
+        rows: what replaces them, hook points side by side.
+    """
+    ends = [*accumulate(model.width_at(name) for name in site.writes)]
+
+    def replacing(part: Tensor) -> Callable[[Tensor], Tensor]:
+        def change(activations: Tensor) -> Tensor:
+            replaced = activations.clone()
+            replaced[keep] = part.to(activations)
+            return replaced
+
+        return change
+
+    return {
+        name: replacing(rows[:, start:end])
+        for name, start, end in zip(site.writes, [0, *ends], ends, strict=False)
+    }
 
 
 @torch.no_grad()
 def held_out_rows(
     model: LanguageModel, spec: DataSpec, n_tokens: int, batch_contexts: int
-) -> Iterator[Float[Tensor, "rows d_in"]]:
-    """The evaluated rows themselves, float32 on the model's device, one batch at a time.
+) -> Iterator[SiteRows]:
+    """The evaluated rows themselves, on the model's device, one batch at a time.
 
     Raises:
         ActivationError: activations that are not finite.
@@ -227,28 +347,29 @@ def held_out_rows(
     """
     first_context = 0
     for tokens in held_out_batches(model, spec, n_tokens, batch_contexts):
-        activations = model.capture(tokens, [spec.hook_point])[spec.hook_point]
-        selection = select(model, spec, tokens, activations, first_context)
+        captured = model.capture(tokens, spec.site.hook_points)
+        yield site_rows(model, spec, tokens, captured, first_context)
         first_context += tokens.shape[0]
-        yield activations[selection.keep].float()
 
 
-def recorded_mean(saved: SavedDictionary, device: torch.device) -> Float[Tensor, " d_in"] | None:
-    """The mean of the training activations as the manifest recorded it; None where it did not.
+def recorded_mean(saved: SavedDictionary, device: torch.device) -> Float[Tensor, " d_out"] | None:
+    """The mean of what it writes in training, as the manifest records it; None where it does not.
 
     Raises:
         ArtifactError: the recorded mean is not a finite vector of the dictionary's width.
     """
-    recorded = saved.manifest.get("made_from", {}).get("mean")
+    width = saved.dictionary.d_out
+    name = "mean" if saved.site.is_autoencoder else "target_mean"
+    recorded = saved.manifest.get("made_from", {}).get(name)
     if recorded is None:
         return None
     try:
         mean = torch.tensor(recorded, dtype=torch.float32, device=device)
     except (TypeError, ValueError):
         mean = torch.zeros(0)
-    if mean.shape != (saved.dictionary.d_in,) or not bool(mean.isfinite().all()):
+    if mean.shape != (width,) or not bool(mean.isfinite().all()):
         raise ArtifactError(
-            f"{saved.folder} records a mean activation that is not {saved.dictionary.d_in} finite "
+            f"{saved.folder} records a mean activation that is not {width} finite "
             "numbers: the manifest was edited; train or save it again"
         )
     return mean

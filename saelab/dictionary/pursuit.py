@@ -16,6 +16,8 @@ residual lies within rounding of zero; the published code divides 0 by 0 there.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -23,7 +25,7 @@ from torch import Tensor
 from saelab.errors import ConfigError
 from saelab.sparse import SparseCodes
 
-from .architectures import Dictionary, normalised_rows
+from .architectures import Dictionary
 from .pursuit_state import InnerProducts, PursuitState
 from .strongest_latent import LatentScreen
 
@@ -79,9 +81,10 @@ class PursuitEncoder:
                 f"rows; {counts.shape[0]} were given, the smallest "
                 f"{int(counts.min()) if len(counts) else 'missing'}"
             )
-        row_scale = self.dictionary.row_scale(x)
-        exact_scale = None if row_scale is None else row_scale.double()
-        signal = normalised_rows(x.double(), exact_scale) - self.dictionary.b_dec.double()
+        signal = x.double() - self.dictionary.baseline(x.double())
+        scale = self.dictionary.row_scale(x.double())
+        if scale is not None:
+            signal = signal / torch.where(scale > 0, scale, 1.0)[:, None]
         counts = counts.clamp(max=self.dictionary.d_sae)
         # Rows of like counts share a batch, so that few steps are taken for few rows.
         order = torch.sort(counts, descending=True, stable=True).indices
@@ -91,7 +94,9 @@ class PursuitEncoder:
         ]
         row, latent, value = (torch.cat(column) for column in zip(*parts, strict=True))
         codes = SparseCodes.from_pairs(row, latent, value.to(x.dtype), x.shape[0], self._d_sae)
-        return SparseCodes(codes.row_pointer, codes.latent, codes.value, self._d_sae, row_scale)
+        return replace(
+            codes, row_scale=self.dictionary.row_scale(x), row_offset=self.dictionary.row_offset(x)
+        )
 
     @property
     def _d_sae(self) -> int:

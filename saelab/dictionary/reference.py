@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saelab.sparse import SparseCodes
 
-from .architectures import ARCHITECTURES, Dictionary, normalised_rows
+from .architectures import ARCHITECTURES, Dictionary
 
 LATENTS_AT_A_TIME = 8192
 """Bounds the float64 copy of the weights, whatever the width of the dictionary."""
@@ -23,8 +23,7 @@ def reference_codes(
     dictionary: Dictionary, x: Float[Tensor, "batch d_in"]
 ) -> Float[Tensor, "batch d_sae"]:
     """Dense float64 codes."""
-    x = x.double()
-    inputs = normalised_rows(x, dictionary.row_scale(x)) - dictionary.input_bias.double()
+    inputs = dictionary.encoder_inputs(x.double())
     columns = [
         inputs @ dictionary.W_enc[:, start : start + LATENTS_AT_A_TIME].double()
         for start in range(0, dictionary.d_sae, LATENTS_AT_A_TIME)
@@ -50,6 +49,6 @@ def reference_reconstruction(
             sparse.row_pointer[:-1].tolist(), sparse.row_pointer[1:].tolist(), strict=True
         )
     ]
-    reconstruction = torch.stack(rows) + dictionary.b_dec.double()
-    row_scale = dictionary.row_scale(x.double())
-    return reconstruction if row_scale is None else reconstruction * row_scale.unsqueeze(1)
+    decoded, scale = torch.stack(rows), dictionary.row_scale(x.double())
+    decoded = decoded if scale is None else decoded * scale.unsqueeze(1)
+    return decoded + dictionary.baseline(x.double())

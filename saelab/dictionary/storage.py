@@ -27,16 +27,22 @@ from saelab.formats.files import (
 )
 from saelab.formats.manifest import NOT_CONTENT, new_manifest, read_manifest
 
-from .architectures import ARCHITECTURES, Dictionary
+from .architectures import Dictionary
 from .reference import reference_codes, reference_reconstruction
-from .saelens_config import architecture_names, saelens_can_express, saelens_config
+from .saelens import (
+    CONFIG_FILE,
+    TRAINING_LIBRARY,
+    WEIGHTS_FILE,
+    read_saelens,
+    saelens_can_express,
+    saelens_config,
+    settings_of,
+)
 from .site import Site
 
 KIND = "dictionary"
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "saelab.json"
-CONFIG_FILE = "cfg.json"
-WEIGHTS_FILE = "sae_weights.safetensors"
 SELF_TEST_FILE = "self_test.safetensors"
 HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, SELF_TEST_FILE)
 SELF_TEST_ROWS = 16
@@ -151,7 +157,7 @@ def save_dictionary(
             f"the site {site} does not write elsewhere, but the dictionary reads width "
             f"{dictionary.d_in} and writes width {dictionary.d_out}: name both in its site"
         )
-    if dictionary.b_in is not None and saelens_can_express(dictionary.architecture, site):
+    if dictionary.b_in is not None and saelens_can_express(dictionary, site):
         dictionary = dictionary.with_input_bias_folded()
     if self_test_inputs.shape[0] == 0:
         raise ConfigError("a dictionary is saved with a self-test; no input rows were given for it")
@@ -164,12 +170,37 @@ def save_dictionary(
             f"weights {broken} are not finite: the dictionary is not saved to {folder}"
         )
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
+    write_tensors(folder / WEIGHTS_FILE, tensors)
+    write_json(folder / CONFIG_FILE, saelens_config(dictionary, site, dict(made_from)))
+    return describe_in_place(
+        folder,
+        dictionary,
+        self_test_inputs=self_test_inputs,
+        training=training,
+        made_from=made_from,
+        seed=seed,
+        site=site,
+    )
+
+
+def describe_in_place(
+    folder: Path,
+    dictionary: Dictionary,
+    *,
+    self_test_inputs: Float[Tensor, "rows d_in"],
+    training: Mapping[str, Any],
+    made_from: Mapping[str, Any],
+    seed: int | None = None,
+    site: Site | None = None,
+) -> str:
+    """Write self-test and manifest beside the files of a SAELens folder, which stay as they are.
+
+    Args and result are those of `save_dictionary`; `dictionary` is what the files hold.
+    """
     inputs = self_test_inputs[:SELF_TEST_ROWS].float()
     codes = reference_codes(dictionary, inputs)
     reconstruction = reference_reconstruction(dictionary, codes, inputs)
     row, latent = codes.nonzero(as_tuple=True)
-    write_tensors(folder / WEIGHTS_FILE, tensors)
-    write_json(folder / CONFIG_FILE, saelens_config(dictionary, site, dict(made_from)))
     write_tensors(
         folder / SELF_TEST_FILE,
         {
@@ -193,21 +224,26 @@ def save_dictionary(
 def load_dictionary(folder: Path, device: str = "cpu") -> SavedDictionary:
     """Load a dictionary, trusting nothing: hashes, shapes, dtypes and the self-test are checked.
 
+    A folder that SAELens wrote opens too; it has no hashes and no self-test to check.
+
     Raises:
-        ArtifactError: the folder is not one of ours, is damaged, or fails its self-test.
+        ArtifactError: the folder holds no dictionary, is damaged, or fails its self-test.
 
     Example:
         >>> saved = saelab.load_dictionary(planted_dictionary)
         >>> saved.dictionary.encode(torch.zeros(2, saved.dictionary.d_in)).n_rows
         2
     """
-    manifest = _read_dictionary_manifest(folder)
-    for name, expected in manifest["files"].items():
-        _check_file(folder / name, expected)
+    foreign = (folder / CONFIG_FILE).is_file() and not (folder / MANIFEST_FILE).exists()
+    manifest = _foreign_manifest(folder) if foreign else _read_dictionary_manifest(folder)
+    if not foreign:
+        for name, expected in manifest["files"].items():
+            _check_file(folder / name, expected)
     config = read_json(folder / CONFIG_FILE)
-    site = site_of(manifest, folder)
-    dictionary = _build(config, site, read_tensors(folder / WEIGHTS_FILE), folder)
-    _self_test(dictionary, folder)
+    site_of(manifest, folder)  # a damaged one is found here, not where it is first used
+    dictionary = read_saelens(config, read_tensors(folder / WEIGHTS_FILE), folder)
+    if not foreign:
+        _self_test(dictionary, folder)
     return SavedDictionary(
         dictionary.to(device), folder, config, manifest, manifest["content_hash"]
     )
@@ -231,15 +267,33 @@ def site_of(manifest: Mapping[str, Any], folder: Path) -> Site | None:
         ) from None
 
 
+def _foreign_manifest(folder: Path) -> dict[str, Any]:
+    """What our manifest would say of a folder that SAELens wrote, as far as that says it."""
+    settings = settings_of(read_json(folder / CONFIG_FILE))
+    if settings.get("training_library") == TRAINING_LIBRARY:
+        raise ArtifactError(
+            f"{folder} has a {CONFIG_FILE} but no {MANIFEST_FILE}: saving was cut short; use a "
+            "folder that `saelab train` finished"
+        )
+    origin = {
+        "model": settings.get("model_name"),
+        "hook_point": settings.get("hook_name"),
+        "context_length": settings.get("context_size"),
+        "prepend_bos": settings.get("prepend_bos"),
+    }
+    made_from: dict[str, Any] = {name: value for name, value in origin.items() if value is not None}
+    files = {name: sha256_of(folder / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    manifest = {"config": {}, "made_from": made_from, "files": files}
+    reads, writes = settings.get("hook_name"), settings.get("hook_name_out")
+    if reads is not None:
+        manifest["site"] = Site((reads,), (writes or reads,)).to_json()
+    return manifest | {"content_hash": hash_of(files)}
+
+
 def _read_dictionary_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ArtifactError(f"dictionary folder {folder} does not exist")
     if not (folder / MANIFEST_FILE).exists():
-        if (folder / CONFIG_FILE).exists():
-            raise ArtifactError(
-                f"{folder} has a {CONFIG_FILE} but no {MANIFEST_FILE}: it was not saved by saelab, "
-                "or saving was cut short; use a folder that `saelab train` finished"
-            )
         raise ArtifactError(
             f"{folder} is not a dictionary folder: it has neither {MANIFEST_FILE} nor {CONFIG_FILE}"
         )
@@ -268,45 +322,6 @@ def _check_file(path: Path, expected: str) -> None:
             f"{path} is not the file that was saved (its SHA-256 differs): it is truncated or was "
             "changed; copy the dictionary folder again or train it again"
         )
-
-
-def _build(
-    config: dict[str, Any], site: Site | None, tensors: dict[str, Tensor], folder: Path
-) -> Dictionary:
-    names = {theirs: ours for ours, theirs in architecture_names(site).items()}
-    architecture = names.get(config.get("architecture", ""))
-    if architecture is None:
-        raise ArtifactError(
-            f"{folder / CONFIG_FILE} names the architecture {config.get('architecture')!r}; "
-            f"known: {', '.join(sorted(names))}"
-        )
-    d_in, d_sae = config.get("d_in"), config.get("d_sae")
-    d_out = config.get("d_out", d_in)
-    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,)}
-    if "b_in" in tensors:
-        shapes["b_in"] = (d_in,)
-    vectors = set(ARCHITECTURES[architecture].extra_tensors)
-    vectors |= set() if architecture == "gated" else {"b_enc"}
-    shapes |= dict.fromkeys(vectors, (d_sae,))
-    held = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if held != shapes:
-        raise ArtifactError(
-            f"{folder / WEIGHTS_FILE} holds {held}; {CONFIG_FILE} promises {shapes}"
-        )
-    wrong = [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]
-    if wrong:
-        raise ArtifactError(f"{folder / WEIGHTS_FILE}: tensors {wrong} are not float32")
-    if config.get("apply_b_dec_to_input", True) is False and "b_in" not in tensors:
-        tensors["b_in"] = torch.zeros(shapes["W_enc"][0])
-    try:
-        return Dictionary(
-            architecture,
-            k=config.get("k"),
-            input_normalisation=str(config.get("normalize_activations", "none")),
-            **tensors,
-        )
-    except ConfigError as error:
-        raise ArtifactError(f"{folder / CONFIG_FILE}: {error}") from None
 
 
 def _self_test(dictionary: Dictionary, folder: Path) -> None:

@@ -124,7 +124,7 @@ def _sources(
     vocabulary: Vocabulary,
     config: FeaturesConfig,
 ) -> StoreSources:
-    missed = _no_lens_because(model, spec.hook_point, saved.dictionary.d_in)
+    missed = _no_lens_because(model, spec.site.writes, saved.dictionary.d_out)
     training = saved.manifest["config"]
     text = describe_text(spec.text)
     return StoreSources(
@@ -150,7 +150,7 @@ def _sources(
             "model_hash": model.content_hash,
             "model_dtype": str(model.dtype).removeprefix("torch."),
             "bos_id": model.bos_id,
-            "hook_point": spec.hook_point,
+            "hook_point": str(spec.site),
             "text": text,
             "text_split": config.split,
             "context_length": spec.context_length,
@@ -161,19 +161,21 @@ def _sources(
     )
 
 
-def _no_lens_because(model: LanguageModel, hook_point: str, width: int) -> str:
-    """Why a decoder row at this hook point says nothing of the logits; empty where it does."""
-    writes = (
+def _no_lens_because(model: LanguageModel, written: Sequence[str], width: int) -> str:
+    """Why a decoder row at these hook points says nothing of the logits; empty where it does."""
+    writing = (
         "hook_resid_pre",
         "hook_resid_mid",
         "hook_resid_post",
         "hook_mlp_out",
         "hook_attn_out",
     )
-    if hook_point.endswith(writes) and width == model.d_model:
+    if len(written) > 1:
+        return f"a latent writes {len(written)} hook points, so there is no one way to logits"
+    if written[0].endswith(writing) and width == model.d_model:
         return ""
     return (
-        f"{hook_point} does not write to the residual stream, so there is no direct way to logits"
+        f"{written[0]} does not write to the residual stream, so there is no direct way to logits"
     )
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import DataSpec, select
+from saelab.dictionary.data_spec import DataSpec, site_rows
 from saelab.errors import Stopped, TextError
 from saelab.formats.files import hash_of, remove_leftovers
 from saelab.interrupts import StopRequest, stop_on_signals
@@ -79,7 +79,7 @@ def subjects_of(
                     "dictionary": saved.content_hash,
                     "model": model.content_hash,
                     "dtype": str(model.dtype),
-                    "hook_point": spec.hook_point,
+                    "hook_point": str(spec.site),
                     "text": text,
                     "split": config.split,
                     "context_length": spec.context_length,
@@ -177,22 +177,19 @@ def _encode(
                 stop.signal_name,
             )
         batch = tokens[start : start + config.batch_contexts]
-        activations = model.capture(batch, [spec.hook_point])[spec.hook_point]
-        selection = select(model, spec, batch, activations, first_context + start)
-        excluded.update(selection.excluded)
-        counted.append(selection.keep.cpu().numpy())
-        place = (
+        captured = model.capture(batch, spec.site.hook_points)
+        rows = site_rows(model, spec, batch, captured, first_context + start)
+        excluded.update(rows.excluded)
+        counted.append(rows.keep.cpu().numpy())
+        index = (
             start * length
-            + rearrange(selection.keep, "context position -> (context position)")
-            .nonzero()[:, 0]
-            .cpu()
+            + rearrange(rows.keep, "context position -> (context position)").nonzero()[:, 0].cpu()
         )
-        rows = activations[selection.keep].float()
         for subject in subjects:
-            codes = subject.saved.dictionary.encode(rows)
+            codes = subject.saved.dictionary.encode(rows.inputs)
             subject.pairs.append(
                 (
-                    place[codes.pair_rows().cpu()].numpy(),
+                    index[codes.pair_rows().cpu()].numpy(),
                     codes.latent.cpu().numpy(),
                     codes.value.cpu().numpy(),
                 )

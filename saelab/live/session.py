@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saelab.cache import RowSelection, TokenFilter, select_rows
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import check_width, require_origin
+from saelab.dictionary.data_spec import require_origin, require_width
 from saelab.errors import ConfigError
 from saelab.model.generation import GeneratedTokens
 from saelab.model.gradients.logit_gradients import Quantity
@@ -67,7 +67,7 @@ class LiveSession:
         self._filter = TokenFilter.from_json(saved.token_filter)
         self._prepend_bos = bool(origin.get("prepend_bos", self._model.bos_id is not None))
         with self._lock:
-            check_width(self._model, saved)
+            require_width(self._model, saved.site, saved.dictionary, saved.folder)
         self.warnings = self._mismatches()
 
     def _mismatches(self) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -57,10 +57,12 @@ class ModelOutput:
     Attributes:
         logits: [batch seq d_vocab] in the model's dtype.
         loss: [batch seq-1], next-token loss in nats, float32: entry i is about token i + 1.
+        activations: hook point -> [batch seq d_in], those asked for.
     """
 
     logits: Float[Tensor, "batch seq d_vocab"]
     loss: Float[Tensor, "batch seq-1"]
+    activations: dict[str, Tensor] = field(default_factory=dict)
 
 
 def load_language_model(
@@ -224,16 +226,11 @@ class LanguageModel:
             ModelError: unknown hook point, too long a context, or a token outside the vocabulary.
         """
         tokens = self._checked(tokens)
-        found: dict[str, Tensor] = {}
-
-        def keep(name: str, x: Tensor) -> None:
-            # A copy, because some architectures add to a tensor in place later on.
-            found[name] = x.clone()
-
+        kept: dict[str, Tensor] = {}
         if hook_points:
-            visits = {name: (lambda x, name=name: keep(name, x)) for name in hook_points}
+            visits = {name: _keeping(kept, name) for name in hook_points}
             self._forward.run(tokens, visits, stop_when_seen=True)
-        return {name: found[name] for name in hook_points}
+        return {name: kept[name] for name in hook_points}
 
     def capture_with_gradients(
         self, tokens: Int[Tensor, "batch seq"], hook_points: Sequence[str]
@@ -261,13 +258,16 @@ class LanguageModel:
         self,
         tokens: Int[Tensor, "batch seq"],
         splice: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        *,
+        capture: Sequence[str] = (),
     ) -> ModelOutput:
-        """A full forward pass, optionally with activations replaced on the way.
+        """A full forward pass, optionally with activations replaced or kept on the way.
 
         Args:
             tokens: token ids on any device.
             splice: hook point -> function from the activation [batch seq d_in] (model dtype) to
                 its replacement of the same shape (any dtype).
+            capture: hook points whose activations are given back; none that is spliced.
 
         Raises:
             ModelError: as for `capture`; or a hook point whose replacement would not reach all
@@ -280,9 +280,11 @@ class LanguageModel:
         }
         for name in visits:
             self.require_spliceable(name)
+        kept: dict[str, Tensor] = {}
+        visits |= {name: _keeping(kept, name) for name in capture}
         logits = self._forward.run(tokens, visits)
         assert logits is not None
-        return ModelOutput(logits=logits, loss=next_token_loss(logits, tokens))
+        return ModelOutput(logits, next_token_loss(logits, tokens), kept)
 
     @torch.no_grad()
     def last_logits(
@@ -458,6 +460,14 @@ class LanguageModel:
                 f"{self.name}, whose vocabulary has {self.d_vocab}: tokenise with this model"
             )
         return tokens.to(self.device, torch.int64)
+
+
+def _keeping(kept: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
+    def keep(x: Tensor) -> None:
+        # A copy, because some architectures add to a tensor in place later on.
+        kept[name] = x.clone()
+
+    return keep
 
 
 def _separator_id(tokenizer: Any) -> int | None:

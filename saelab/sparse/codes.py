@@ -29,6 +29,8 @@ class SparseCodes:
     """Number of latents."""
     row_scale: Float[Tensor, " rows"] | None = None
     """What each decoded row is multiplied by, where the input was divided by it; None: by one."""
+    row_offset: Float[Tensor, "rows _"] | None = None
+    """What is added to each decoded row after that, a number or a row of d_out; None: nothing."""
 
     @staticmethod
     def from_fixed_k(

@@ -47,6 +47,10 @@ def literal_codes(dictionary, x):
     x = x.double()
     if dictionary.input_normalisation == "constant_norm_rescale":
         x = x * dictionary.d_in**0.5 / x.norm(dim=1, keepdim=True)
+    if dictionary.input_normalisation in ("layer_norm", "center"):
+        x = x - x.mean(dim=1, keepdim=True)
+    if dictionary.input_normalisation == "layer_norm":
+        x = x / (x.std(dim=1, keepdim=True) + 1e-5)
     centred = x - t["b_dec"]
     if dictionary.architecture == "gated":
         gate = centred @ t["W_enc"] + t["b_gate"] > 0
@@ -189,7 +193,7 @@ def test_foreign_missing_and_half_written_folders_are_told_apart(saved_folder, t
     with pytest.raises(ArtifactError, match=r"self_test\.safetensors is missing"):
         load_dictionary(saved_folder)
     (saved_folder / "saelab.json").unlink()
-    with pytest.raises(ArtifactError, match="was not saved by saelab, or saving was cut short"):
+    with pytest.raises(ArtifactError, match="saving was cut short"):
         load_dictionary(saved_folder)
 
 
@@ -283,6 +287,48 @@ def test_rescaled_rows_equal_the_formula_whichever_way_codes_are_made_and_decode
     near(torch.cat([dictionary(part) for part in x.split(7)]))
 
 
+@pytest.mark.parametrize("normalisation", ["none", "center", "layer_norm"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_means_and_skips_travel_with_the_codes(architecture, normalisation, tmp_path):
+    plain = random_dictionary(architecture, input_normalisation=normalisation)
+    skip = torch.randn(6, 6)
+    dictionary = Dictionary(
+        architecture,
+        k=plain.k or None,
+        input_normalisation=normalisation,
+        W_skip=skip,
+        **plain.tensors(),
+    )
+    x = torch.randn(33, 6) + torch.linspace(-5, 5, 33)[:, None]
+    exact = x.double()
+    decoded = literal_codes(plain, x) @ plain.W_dec.double() + plain.b_dec.double()
+    if normalisation == "layer_norm":
+        decoded = decoded * exact.std(dim=1, keepdim=True)
+    if normalisation != "none":
+        decoded = decoded + exact.mean(dim=1, keepdim=True)
+    expected = decoded + exact @ skip.double().T
+    codes = dictionary.encode(x)
+    for found in (
+        dictionary(x),
+        dictionary.decode(codes.without_zeros()),
+        dictionary.decode(
+            codes.to_dense(),
+            row_scale=dictionary.row_scale(x),
+            row_offset=dictionary.row_offset(x),
+        ),
+        torch.cat([dictionary(part) for part in x.split(7)]),
+    ):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    nothing = codes.with_value(torch.zeros_like(codes.value))
+    torch.testing.assert_close(dictionary.decode(nothing), dictionary.baseline(x))
+    with pytest.raises(ValueError, match="row_offset=dictionary"):
+        dictionary.decode(codes.to_dense(), row_scale=dictionary.row_scale(x))
+    save_dictionary(
+        tmp_path / "d", dictionary, self_test_inputs=x, training={}, made_from=MADE_FROM
+    )
+    assert torch.equal(load_dictionary(tmp_path / "d").dictionary(x), dictionary(x))
+
+
 def test_rescaling_leaves_a_row_of_zeros_zero():
     dictionary = random_dictionary("jumprelu", input_normalisation=RESCALED)
     x = torch.randn(3, 6)
@@ -324,8 +370,8 @@ def test_settings_without_an_input_normalisation_have_none_and_unknown_ones_are_
     rehash(saved_folder)
     assert load_dictionary(saved_folder).dictionary.input_normalisation == "none"
     edit_json(
-        saved_folder / "cfg.json", lambda config: config.update(normalize_activations="layer_norm")
+        saved_folder / "cfg.json", lambda config: config.update(normalize_activations="whitening")
     )
     rehash(saved_folder)
-    with pytest.raises(ArtifactError, match=r"cfg\.json: unknown input normalisation 'layer_norm'"):
+    with pytest.raises(ArtifactError, match=r"cfg\.json: unknown input normalisation 'whitening'"):
         load_dictionary(saved_folder)

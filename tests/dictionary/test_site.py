@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saelab.dictionary import ARCHITECTURES, Dictionary, Site, load_dictionary, save_dictionary
-from saelab.dictionary.data_spec import check_width
+from saelab.dictionary.data_spec import require_width
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import read_json, read_tensors, write_json
 
@@ -135,10 +135,10 @@ def test_widths_are_checked_at_what_is_read_and_at_what_is_written(tiny_model, t
     )
     saved = load_dictionary(tmp_path)
     if d_out == 32:
-        check_width(tiny_model, saved)
+        require_width(tiny_model, saved.site, saved.dictionary, saved.folder)
         return
     with pytest.raises(ArtifactError, match=r"writes activations of width 4, but .*width 32"):
-        check_width(tiny_model, saved)
+        require_width(tiny_model, saved.site, saved.dictionary, saved.folder)
 
 
 def test_a_manifest_without_a_site_opens_as_an_autoencoder(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saelab.cache import TokenFilter
+from saelab.dictionary import Site
 from saelab.dictionary.data_spec import DataSpec
 from saelab.evals.compare.candidates import Candidate
 from saelab.evals.compare.charts import charts_of
@@ -34,8 +35,8 @@ DEFINITIONS = {
                  "train_seconds", "state_mib")
 }  # fmt: skip
 SPEC = DataSpec(
-    model="m", model_hash=None, hook_point="h", text=TextConfig(source="s"), context_length=8,
-    token_filter=TokenFilter(), norm_ceiling=None, model_dtype="float32",
+    model="m", model_hash=None, site=Site.of("h"), text=TextConfig(source="s"), context_length=8,
+    token_filter=TokenFilter(), norm_ceilings=(None,), model_dtype="float32",
 )  # fmt: skip
 CANDIDATE = Candidate(
     folder=Path("x"), content_hash="h", method="m", label="m", settings={}, d_sae=4, k=16.0, seed=0,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saelab.cache import TokenFilter
-from saelab.dictionary import load_dictionary
+from saelab.dictionary import Site, load_dictionary
 from saelab.dictionary.data_spec import DataSpec, held_out_batches
 from saelab.dictionary.decomposition import ErrorProbe
 from saelab.errors import ActivationError
@@ -30,11 +30,11 @@ def spec(tiny_model_folder, tiny_model, model_text):
         model=str(tiny_model_folder),
         model_hash=tiny_model.content_hash,
         model_dtype="float32",
-        hook_point=HOOK,
+        site=Site.of(HOOK),
         text=model_text,
         context_length=32,
         token_filter=TokenFilter(max_norm_ratio=None),
-        norm_ceiling=None,
+        norm_ceilings=(None,),
     )
 
 
