@@ -35,6 +35,9 @@ COMMANDS: dict[str, Command] = {
         "saelab.commands.synthetic",
         "write an activation cache of planted features with known answers",
     ),
+    "import": Command(
+        "saelab.commands.import_dictionary", "open a dictionary that another library saved"
+    ),
     "train": Command("saelab.training.command", "train dictionaries on a cache, or on the stream"),
     "eval": Command("saelab.evals.command", "judge saved dictionaries"),
     "report": Command("saelab.commands.report", "write the page of an evaluation result again"),

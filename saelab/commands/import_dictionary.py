@@ -1,0 +1,316 @@
+"""`saelab import SOURCE`: open a dictionary from elsewhere, prove it on text, keep it as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from saelab.cache.config import ModelDtype
+from saelab.cache.token_filter import TokenFilter
+from saelab.config import parse_arguments, to_plain
+from saelab.errors import ConfigError
+from saelab.text.config import TextConfig
+
+if TYPE_CHECKING:
+    from saelab.dictionary import Dictionary, Site
+    from saelab.dictionary.importers import Foreign, Source
+    from saelab.dictionary.importers.proof import Proof
+
+PROGRAM = "saelab import"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportCommand:
+    """Open a dictionary that another library saved, and prove that it reconstructs.
+
+    A SAELens folder gets a manifest beside its files; anything else is converted into a folder.
+    """
+
+    source: tyro.conf.Positional[str]
+    """A folder, a file, hf:repo/path@revision, or the name of a SAELens release and SAE."""
+    format: str | None = None
+    """Format of the source. None: recognised by its files."""
+    out: Path | None = None
+    """Folder to write. None: a SAELens folder itself, else a folder of the source's name here."""
+    model: str | None = None
+    """Language model it belongs to. None: what the source records."""
+    model_dtype: ModelDtype = "float32"
+    """Dtype the model computes in."""
+    reads: tuple[str, ...] = ()
+    """Hook points it reads. None given: what the source records."""
+    writes: tuple[str, ...] = ()
+    """Hook points it writes. None given: what the source records, or what it reads."""
+    text: TextConfig | None = None
+    """The text it is judged on from now on; give at least --text.source."""
+    context_length: int | None = None
+    """Tokens in a context. None: what the source records."""
+    token_filter: TokenFilter = field(default_factory=TokenFilter)
+    """Which tokens count."""
+    processed_weights: bool = False
+    """It was trained on a model whose writing weights are centred, as TransformerLens made them by
+    default (most GPT-2 releases): each row's mean is taken off first."""
+    n_tokens: int = 16_384
+    """Tokens of held-out text to prove it on."""
+    device: str = "auto"
+    """Device of the model and of the proof."""
+    check: bool = False
+    """Also run the library it comes from, which must be installed here, and compare."""
+    unproved: bool = False
+    """Keep it without running a model: nothing is measured, and no norm is too large."""
+    overwrite: bool = False
+    """Replace a dictionary that exists."""
+
+
+CONFIG = ImportCommand
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command with the words after `saelab import`.
+
+    Raises:
+        SaelabError: whatever the user can put right.
+    """
+    command = parse_arguments(ImportCommand, arguments, program=PROGRAM)
+    from saelab.dictionary.importers import read_foreign, recognise, resolve
+
+    source = resolve(command.source)
+    format_name = command.format or recognise(source)
+    for foreign in read_foreign(source, format_name):
+        folder = _folder_of(command, source, foreign)
+        _keep(command, source, format_name, foreign, folder)
+
+
+def _folder_of(command: ImportCommand, source: Source, foreign: Foreign) -> Path:
+    """Where a dictionary goes.
+
+    Raises:
+        ConfigError: something is there already.
+    """
+    from saelab.dictionary.storage import MANIFEST_FILE
+
+    in_place = foreign.in_place and command.out is None and not command.processed_weights
+    default = source.path if in_place else Path(source.path.stem or source.path.name)
+    folder = (command.out or default) / foreign.name
+    if (folder / MANIFEST_FILE).exists() and not command.overwrite:
+        raise ConfigError(
+            f"{folder} holds a dictionary of saelab's already: add --overwrite to import it again, "
+            "or give another --out"
+        )
+    if not in_place and folder.resolve() == source.path.resolve():
+        raise ConfigError(f"{folder} is the source itself: give another folder with --out")
+    return folder
+
+
+def _keep(
+    command: ImportCommand, source: Source, format_name: str, foreign: Foreign, folder: Path
+) -> None:
+    """Prove one dictionary and save it."""
+    from saelab.dictionary.storage import describe_in_place, save_dictionary
+    from saelab.formats.files import sha256_of
+    from saelab.formats.lock import writer_lock
+
+    site, made_from = _data_settings(command, foreign)
+    dictionary = foreign.dictionary
+    if command.processed_weights:
+        dictionary = _centred(dictionary)
+    record: dict[str, Any] = {
+        "format": format_name,
+        "source": source.name,
+        "files": {str(file.name): sha256_of(file) for file in foreign.files},
+        "conventions": dict(foreign.conventions),
+        "reported": {
+            name: value for name, value in foreign.origin.items() if name.startswith("reported_")
+        },
+        "notes": list(foreign.notes),
+    }
+    if command.check:
+        record["check"] = _check(source, format_name, dictionary)
+    if command.unproved:
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(16, dictionary.d_in, generator=generator)
+        made_from["norm_ceiling"] = None
+    else:
+        proof, rows, proved_on = _prove(command, dictionary, site, made_from, foreign)
+        made_from |= proved_on
+        record["measured"] = dict(proof.measured)
+        record["disagreements"] = list(proof.disagreements)
+        record["likely_cause"] = proof.likely_cause
+    in_place = foreign.in_place and folder.resolve() == source.path.resolve()
+    save = describe_in_place if in_place else save_dictionary
+    with writer_lock(folder / "saelab.json"):
+        save(
+            folder,
+            dictionary.cpu(),
+            self_test_inputs=rows.cpu(),
+            training=dict(foreign.origin.get("training", {})),
+            made_from=made_from | {"imported": record},
+            site=site,
+        )
+    _report(folder, format_name, dictionary, site, record)
+
+
+def _data_settings(command: ImportCommand, foreign: Foreign) -> tuple[Site, dict[str, Any]]:
+    """Site and provenance from the source and the flags.
+
+    Raises:
+        ConfigError: what neither says, all at once.
+    """
+    from saelab.dictionary import Site
+
+    model = command.model or foreign.model
+    site = foreign.site
+    if command.reads:
+        site = Site(command.reads, command.writes or command.reads)
+    context_length = command.context_length or foreign.origin.get("context_length")
+    asked = {
+        "--model (the language model)": model,
+        "--reads, --writes (its hook points)": site,
+        "--text.source (text to judge it on)": command.text,
+        "--context-length (tokens in a context)": context_length,
+    }
+    missing = [flag for flag, value in asked.items() if value is None]
+    if missing or site is None:
+        raise ConfigError(
+            f"the source does not say everything that decides which rows it reads: give "
+            f"{'; '.join(missing)}"
+        )
+    made_from = {
+        "model": model,
+        "model_hash": None,
+        "hook_point": site.reads[0],
+        "text": to_plain(command.text),
+        "context_length": int(context_length),
+        "prepend_bos": foreign.origin.get("prepend_bos"),
+        "row_rule": to_plain(command.token_filter),
+        "norm_ceiling": None,
+        "model_dtype": command.model_dtype,
+    }
+    return site, made_from
+
+
+def _centred(dictionary: Dictionary) -> Dictionary:
+    from saelab.dictionary import Dictionary
+
+    if dictionary.input_normalisation != "none":
+        raise ConfigError(
+            f"processed_weights: the source normalises each row already "
+            f"({dictionary.input_normalisation}), which centring would change: leave it away"
+        )
+    return Dictionary(
+        dictionary.architecture,
+        k=dictionary.k or None,
+        input_normalisation="center",
+        **dictionary.tensors(),
+    )
+
+
+def _prove(
+    command: ImportCommand,
+    dictionary: Dictionary,
+    site: Site,
+    made_from: dict[str, Any],
+    foreign: Foreign,
+) -> tuple[Proof, Any, dict[str, Any]]:
+    """The proof, the rows it was made on, and what is recorded of the model they are from."""
+    from saelab.dictionary.data_spec import DataSpec, require_width
+    from saelab.dictionary.importers.proof import norm_ceilings, prove
+    from saelab.model.language_model import load_language_model
+
+    model = load_language_model(
+        made_from["model"], dtype=command.model_dtype, device=command.device
+    )
+    require_width(model, site, dictionary, command.source)
+    assert command.text is not None
+    settings = (command.text, made_from["context_length"], command.token_filter)
+    ceilings = norm_ceilings(model, site, *settings)
+    spec = DataSpec(
+        model=made_from["model"],
+        model_hash=model.content_hash,
+        model_dtype=command.model_dtype,
+        site=site,
+        text=command.text,
+        context_length=made_from["context_length"],
+        token_filter=command.token_filter,
+        norm_ceilings=tuple(ceilings.values()),
+    )
+    dictionary.to(model.device)
+    proof, rows = prove(model, spec, dictionary, foreign.origin, command.n_tokens)
+    recorded: dict[str, Any] = {
+        "model_hash": model.content_hash,
+        "norm_ceiling": ceilings[site.reads[0]],
+    }
+    if len(ceilings) > 1:
+        recorded["norm_ceilings"] = ceilings
+    return proof, rows, recorded
+
+
+def _check(source: Source, format_name: str, dictionary: Dictionary) -> dict[str, float]:
+    """Largest differences to the library it comes from, relative to its largest entry.
+
+    Raises:
+        ConfigError: the format has no such check, or the library is not installed.
+    """
+    import torch
+
+    from saelab.dictionary.importers import FORMATS
+
+    reference = FORMATS[format_name].reference
+    if reference is None:
+        raise ConfigError(f"check: {FORMATS[format_name].title} cannot be run here; leave it away")
+    x = torch.randn(64, dictionary.d_in, generator=torch.Generator().manual_seed(0))
+    try:
+        codes, reconstruction = reference(source, x)
+    except ImportError as error:
+        raise ConfigError(
+            f"check: {error}: install the library of {FORMATS[format_name].title} beside saelab, "
+            "or leave --check away"
+        ) from None
+    pairs = {
+        "codes": (dictionary.encode_dense(x), codes),
+        "reconstruction": (dictionary(x), reconstruction),
+    }
+    return {
+        name: float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+        for name, (ours, theirs) in pairs.items()
+    }
+
+
+def _report(
+    folder: Path, format_name: str, dictionary: Dictionary, site: Site, record: dict[str, Any]
+) -> None:
+    """Say what was imported, how it was read, and whether it agrees with its authors."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True, highlight=False)
+    table = Table(show_header=False)
+    table.add_row(
+        "dictionary", f"{dictionary.architecture}, {dictionary.d_sae:,} latents, at {site}"
+    )
+    table.add_row("format", format_name)
+    for name, words in record["conventions"].items():
+        table.add_row(name, words)
+    for name, value in record.get("measured", {}).items():
+        said = record["reported"].get(f"reported_{name}")
+        table.add_row(name, f"{value:.4g}" + ("" if said is None else f" (reported: {said:.4g})"))
+    for name, value in record.get("check", {}).items():
+        table.add_row(f"{name} against its library", f"differ by {value:.1e} of the largest entry")
+    console.print(table)
+    for note in record["notes"]:
+        console.print(f"note: {note}")
+    for sentence in record.get("disagreements", ()):
+        console.print(f"WARNING: {sentence}")
+    if record.get("disagreements"):
+        cause = record["likely_cause"]
+        console.print(
+            f"Likely cause: {cause}" if cause else "None of the usual mistakes explains it."
+        )
+    if "measured" not in record:
+        console.print("WARNING: not proved: nothing was measured (--unproved)")
+    console.print(f"imported: {folder}")

@@ -1,0 +1,228 @@
+"""Does an imported dictionary reconstruct? Its fingerprints on text, and the likely cause if not.
+
+A wrong hook point, a missing scale, an input bias forgotten or a model with other weights leaves a
+dictionary that loads, runs and is wrong. Each shows in numbers that its authors report (L0, FVU,
+dead share) or in an FVU near one or above. Where they disagree, the usual mistakes are tried one by
+one on the same rows, and the one that mends most is named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.cache import TokenFilter, select_rows
+from saelab.dictionary.architectures import Dictionary
+from saelab.dictionary.data_spec import DataSpec, held_out_batches, site_rows
+from saelab.dictionary.site import Site
+from saelab.errors import ActivationError
+from saelab.model.language_model import LanguageModel
+from saelab.stats.metrics import SparsityStatistics, fvu
+from saelab.text.contexts import TextConfig, context_batches
+
+from .foreign import in_raw_units
+
+CALIBRATION_CONTEXTS = 32
+BATCH_CONTEXTS = 8
+SUSPICIOUS_FVU = 0.5
+"""Above this a dictionary explains so little that a mistake is likelier than a bad dictionary."""
+L0_TOLERANCE = 1.5
+"""A measured L0 this many times the reported one, or its inverse, disagrees with it."""
+CLEARLY_BETTER = 0.7
+"""An alternative is named where its FVU is below this share of the one measured."""
+NEIGHBOURS = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was measured, and whether it agrees with what the authors report."""
+
+    measured: Mapping[str, float]
+    """l0, fvu, dead_fraction, mean_norm (of the rows read), n_rows."""
+    disagreements: tuple[str, ...]
+    """Sentences; empty where nothing disagrees."""
+    likely_cause: str | None = None
+    """The mistake that, undone, mends most; None where none does."""
+
+
+def norm_ceilings(
+    model: LanguageModel,
+    site: Site,
+    text: TextConfig,
+    context_length: int,
+    token_filter: TokenFilter,
+) -> dict[str, float | None]:
+    """The ceiling of the norm rule at each hook point, from the training part of a text.
+
+    Raises:
+        TextError: too little text.
+        ActivationError: the filter leaves no row.
+    """
+    if token_filter.max_norm_ratio is None:
+        return dict.fromkeys(site.hook_points)
+    batches = context_batches(
+        text, model, split="train", context_length=context_length, batch_contexts=BATCH_CONTEXTS
+    )
+    norms: dict[str, list[Tensor]] = {name: [] for name in site.hook_points}
+    for tokens in islice(batches, CALIBRATION_CONTEXTS // BATCH_CONTEXTS):
+        captured = model.capture(tokens, site.hook_points)
+        for name, activations in captured.items():
+            selection = select_rows(
+                token_filter,
+                tokens.to(activations.device),
+                activations,
+                special_ids=model.special_ids,
+                bos_id=model.bos_id,
+                norm_ceiling=None,
+            )
+            norms[name].append(selection.norms[selection.keep])
+    medians = {name: torch.cat(parts).median() for name, parts in norms.items()}
+    if any(bool(median.isnan()) for median in medians.values()):
+        raise ActivationError("the token filter excludes every position of the text: relax it")
+    return {name: float(median) * token_filter.max_norm_ratio for name, median in medians.items()}
+
+
+@torch.no_grad()
+def prove(
+    model: LanguageModel,
+    spec: DataSpec,
+    dictionary: Dictionary,
+    reported: Mapping[str, Any],
+    n_tokens: int,
+) -> tuple[Proof, Float[Tensor, "rows d_in"]]:
+    """Measure a dictionary's fingerprints on held-out text and hold them against its authors'.
+
+    Args:
+        model: the dictionary's.
+        spec: site, text and filter.
+        dictionary: on the model's device.
+        reported: reported_l0, reported_fvu, reported_dead_fraction, as far as there are any.
+        n_tokens: of held-out text.
+
+    Returns:
+        The proof, and the rows read, for a self-test.
+
+    Raises:
+        ActivationError: no row is left, or one is not finite.
+        TextError: too little text.
+    """
+    site = spec.site
+    elsewhere = _neighbours(model, site)
+    inputs, targets = [], []
+    others: dict[str, list[Tensor]] = {name: [] for name in elsewhere}
+    first = 0
+    for tokens in held_out_batches(model, spec, n_tokens, BATCH_CONTEXTS):
+        captured = model.capture(tokens, [*site.hook_points, *elsewhere])
+        rows = site_rows(model, spec, tokens, captured, first)
+        first += len(tokens)
+        inputs.append(rows.inputs)
+        targets.append(rows.targets)
+        for name in elsewhere:
+            others[name].append(captured[name][rows.keep].float())
+    x, y = torch.cat(inputs), torch.cat(targets)
+    if len(x) < 2:
+        raise ActivationError("the token filter leaves no row to prove the dictionary on: relax it")
+    sparsity = SparsityStatistics(dictionary.d_sae, x.device)
+    codes = dictionary.encode(x)
+    sparsity.update(codes)
+    measured = {
+        "l0": float(codes.l0().double().mean()),
+        "fvu": fvu(y, dictionary.decode(codes)),
+        "dead_fraction": float((sparsity.count == 0).double().mean()),
+        "mean_norm": float(x.norm(dim=1).mean()),
+        "n_rows": len(x),
+    }
+    disagreements = _disagreements(measured, reported)
+    cause = None
+    if disagreements:
+        rows_elsewhere = {name: torch.cat(parts) for name, parts in others.items()}
+        cause = _likely_cause(dictionary, x, y, measured["fvu"], rows_elsewhere)
+    return Proof(measured, tuple(disagreements), cause), x
+
+
+def _disagreements(measured: Mapping[str, float], reported: Mapping[str, Any]) -> list[str]:
+    found = []
+    l0, fvu_said = reported.get("reported_l0"), reported.get("reported_fvu")
+    dead = reported.get("reported_dead_fraction")
+    if l0 and not 1 / L0_TOLERANCE <= measured["l0"] / l0 <= L0_TOLERANCE:
+        found.append(f"L0 is {measured['l0']:.4g}; its authors report {l0:.4g}")
+    if fvu_said is not None and measured["fvu"] > 1.5 * fvu_said + 0.05:
+        found.append(f"FVU is {measured['fvu']:.3g}; its authors report {fvu_said:.3g}")
+    elif measured["fvu"] > SUSPICIOUS_FVU:
+        found.append(f"FVU is {measured['fvu']:.3g}: it explains little of these activations")
+    if dead is not None and measured["n_rows"] > 1e5 and measured["dead_fraction"] > dead + 0.2:
+        found.append(
+            f"{measured['dead_fraction']:.0%} of its latents never fire; its authors report "
+            f"{dead:.0%}"
+        )
+    return found
+
+
+def _neighbours(model: LanguageModel, site: Site) -> list[str]:
+    """Hook points of the same width near an autoencoder's, where it may really belong."""
+    layer = re.fullmatch(r"blocks\.(\d+)\.(.+)", site.reads[0])
+    if not site.is_autoencoder or len(site.reads) > 1 or layer is None:
+        return []
+    index, width = int(layer[1]), model.width_at(site.reads[0])
+    layers = range(max(0, index - 1), min(model.n_layers, index + 2))
+    candidates = [f"blocks.{near}.{end}" for near in layers for end in NEIGHBOURS]
+    return [name for name in candidates if name != site.reads[0] and model.width_at(name) == width]
+
+
+def _likely_cause(
+    dictionary: Dictionary,
+    x: Float[Tensor, "rows d_in"],
+    y: Float[Tensor, "rows d_out"],
+    measured_fvu: float,
+    elsewhere: Mapping[str, Float[Tensor, "rows d_in"]],
+) -> str | None:
+    """The usual mistake that, undone, lowers the FVU most, if it does so clearly."""
+    tried = {
+        f"it belongs to {name}, not to the hook point given": fvu(rows, dictionary(rows))
+        for name, rows in elsewhere.items()
+    }
+    for cause, changed in _alternatives(dictionary, x).items():
+        tried[cause] = fvu(y, changed(x))
+    best = min(tried, key=lambda cause: tried[cause])
+    if tried[best] < CLEARLY_BETTER * measured_fvu:
+        return f"{best} (FVU would be {tried[best]:.3g})"
+    return None
+
+
+def _alternatives(dictionary: Dictionary, x: Float[Tensor, "rows d_in"]) -> dict[str, Dictionary]:
+    tensors = dictionary.tensors()
+    extra = {"k": dictionary.k or None, "input_normalisation": dictionary.input_normalisation}
+
+    def changed(**changes: Any) -> Dictionary:
+        return Dictionary(dictionary.architecture, **{**tensors, **extra, **changes})
+
+    def scaled(scale: float) -> Dictionary:
+        raw = in_raw_units(tensors, scale)
+        return changed(**raw)
+
+    scale = dictionary.d_in**0.5 / float(x.norm(dim=1).mean())
+    found = {
+        f"activations are to be scaled to norm √d_in first (by {scale:.4g})": scaled(scale),
+        f"its scale is folded in already (undoing {scale:.4g})": scaled(1 / scale),
+    }
+    if dictionary.b_in is None:
+        found["b_dec is not to be subtracted from the input"] = changed(
+            b_in=torch.zeros(dictionary.d_in, device=x.device)
+        )
+    elif dictionary.d_in == dictionary.d_out:
+        found["b_dec is to be subtracted from the input"] = changed(b_in=None)
+    if dictionary.input_normalisation == "none" and dictionary.d_in == dictionary.d_out:
+        found["it was trained on a model with centred writing weights (--processed-weights)"] = (
+            changed(input_normalisation="center")
+        )
+        found["each row is to be normalised by itself (layer norm)"] = changed(
+            input_normalisation="layer_norm"
+        )
+    return found

@@ -1,0 +1,107 @@
+"""SAELens, version 6 and before: `cfg.json` and `sae_weights.safetensors`; opens in place.
+
+What its settings mean is in `saelab/dictionary/saelens.py`, since our own folders are of this
+format too. Training checkpoints keep the scale of their activations beside the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from saelab.dictionary.architectures import Dictionary
+from saelab.dictionary.saelens import AVERAGE_ONLY, CONFIG_FILE, WEIGHTS_FILE, settings_of
+from saelab.dictionary.site import Site
+from saelab.dictionary.storage import MANIFEST_FILE, load_dictionary
+from saelab.errors import ArtifactError
+
+from .foreign import Foreign, Format, Source, in_raw_units, load_config
+
+SCALE_FILE = "activation_scaler.json"
+
+
+def matches(path: Path) -> bool:
+    """Whether a folder holds SAELens' two files."""
+    return (path / CONFIG_FILE).is_file() and (path / WEIGHTS_FILE).is_file()
+
+
+def read(source: Source) -> Iterator[Foreign]:
+    """The dictionary of a folder."""
+    folder = source.path
+    if (folder / MANIFEST_FILE).exists():
+        raise ArtifactError(
+            f"{folder} is a dictionary of saelab's already: every command takes it as it is"
+        )
+    saved, settings = load_dictionary(folder), settings_of(load_config(folder / CONFIG_FILE))
+    normalisation = settings["normalize_activations"]
+    conventions = {
+        "orientation": "as it is",
+        "input bias": "b_dec is subtracted" if saved.dictionary.b_in is None else "none",
+        "selection": str(settings["architecture"])
+        + (", by h · ‖W_dec‖" if settings.get("rescale_acts_by_decoder_norm") else ""),
+        "scale": str(normalisation),
+        "hook point": "as recorded",
+    }
+    notes, dictionary = [], saved.dictionary
+    scale = _training_scale(folder)
+    if scale is not None:
+        dictionary = _unscaled(dictionary, scale)
+        conventions["scale"] = f"{scale:.6g}, of the checkpoint, folded in"
+    elif normalisation == AVERAGE_ONLY:
+        notes.append(
+            f"{AVERAGE_ONLY} has no effect in SAELens after training: nothing is scaled here either"
+        )
+    origin = {
+        "context_length": settings.get("context_size"),
+        "prepend_bos": settings.get("prepend_bos"),
+        "reported_l0": settings.get("l0"),
+    }
+    site = saved.manifest.get("site")
+    yield Foreign(
+        dictionary=dictionary,
+        site=None if site is None else Site.from_json(site),
+        model=settings.get("model_name"),
+        conventions=conventions,
+        origin={name: value for name, value in origin.items() if value is not None},
+        notes=tuple(notes),
+        files=(folder / CONFIG_FILE, folder / WEIGHTS_FILE),
+        in_place=scale is None,
+    )
+
+
+def _training_scale(folder: Path) -> float | None:
+    """What a training checkpoint's activations were multiplied by; None where nothing says it."""
+    if not (folder / SCALE_FILE).is_file():
+        return None
+    content = load_config(folder / SCALE_FILE)
+    if content.get("has_whitening"):
+        raise ArtifactError(
+            f"{folder} is a checkpoint with whitened activations: save it for inference in SAELens "
+            "first (save_inference_model), which folds the whitening in"
+        )
+    scale = content.get("scaling_factor")
+    return None if scale is None else float(scale)
+
+
+def _unscaled(dictionary: Dictionary, scale: float) -> Dictionary:
+    tensors = in_raw_units(dictionary.tensors(), scale)
+    return Dictionary(
+        dictionary.architecture,
+        k=dictionary.k or None,
+        input_normalisation=dictionary.input_normalisation,
+        **tensors,
+    )
+
+
+def reference(source: Source, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and reconstruction by SAELens itself."""
+    from sae_lens import SAE  # type: ignore[import-not-found]
+
+    sae = SAE.load_from_disk(str(source.path), device="cpu")
+    codes = sae.encode(x)
+    return codes.detach(), sae(x).detach()
+
+
+FORMAT = Format("SAELens 6 and before (decoderesearch)", matches, read, reference)

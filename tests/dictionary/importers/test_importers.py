@@ -1,0 +1,151 @@
+"""Every format against its own library: fixtures that it wrote, with its codes of the same rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from saelab.cli import main
+from saelab.dictionary import load_dictionary
+from saelab.dictionary.importers import FORMATS, read_foreign, recognise, resolve
+from saelab.errors import ArtifactError
+from saelab.formats.files import read_tensors
+
+FIXTURES = Path(__file__).parent / "fixtures"
+CASES = sorted(path.name for path in FIXTURES.iterdir())
+
+
+def format_of(case: str) -> str:
+    return max((name for name in FORMATS if case.startswith(name)), key=len)
+
+
+def source_of(case: str):
+    """The source of a case: its folder, or the one folder or file in it that is named for it."""
+    inside = [path for path in (FIXTURES / case).rglob("*") if path.name == "source"]
+    folder = FIXTURES / case
+    nested = [path for path in folder.iterdir() if path.is_dir()]
+    return resolve(str(inside[0] if inside else nested[0] if len(nested) == 1 else folder))
+
+
+def expected_of(case: str) -> dict[str, torch.Tensor]:
+    (path,) = (FIXTURES / case).rglob("expected.safetensors")
+    return read_tensors(path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_codes_and_reconstruction_are_the_librarys(case):
+    source, expected = source_of(case), expected_of(case)
+    assert recognise(source) == format_of(case)
+    (foreign,) = read_foreign(source)
+    x, dictionary = expected["x"], foreign.dictionary
+    for name, ours in {
+        "codes": dictionary.encode_dense(x),
+        "reconstruction": dictionary(x),
+    }.items():
+        off = float((ours - expected[name]).abs().max() / expected[name].abs().max())
+        assert off <= 1e-6, f"{name} of {case} differ by {off:.1e} of the largest entry"
+    assert (expected["codes"] != 0).any() and (expected["codes"] == 0).any()
+    assert foreign.conventions and foreign.files
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_has_a_fixture(name):
+    assert any(format_of(case) == name for case in CASES)
+
+
+def test_an_unknown_source_is_a_question(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(ArtifactError, match="say which with --format"):
+        recognise(resolve(str(tmp_path)))
+    with pytest.raises(ArtifactError, match="does not exist"):
+        resolve(str(tmp_path / "nowhere"))
+
+
+def test_a_pickle_that_would_run_something_is_refused(tmp_path):
+    from saelab.dictionary.importers.foreign import load_weights
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"W_enc": Trap()}, tmp_path / "ae.pt")
+    with pytest.raises(ArtifactError, match="would have to be run"):
+        load_weights(tmp_path / "ae.pt")
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "ae.pt").read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="damaged, cut short"):
+        load_weights(tmp_path / "cut.pt")
+
+
+def import_options(text: Path) -> list[str]:
+    options = ["--text.source", str(text), "--text.held-out-fraction", "0.5"]
+    return [*options, "--context-length", "32", "--n-tokens", "640", "--device", "cpu"]
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A function that copies a case to a folder of its own."""
+    import shutil
+
+    def copy(case: str) -> Path:
+        source = source_of(case).path
+        folder = tmp_path / source.name
+        shutil.copytree(source, folder)
+        return folder
+
+    return copy
+
+
+def test_an_imported_folder_is_judged_like_our_own(
+    copied, model_text, tiny_model_folder, capsys, tmp_path
+):
+    folder = copied("saelens-standard")
+    weights = (folder / "sae_weights.safetensors").read_bytes()
+    options = import_options(Path(model_text.source))
+    assert main(["import", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "--text.source" in error and "--context-length" not in error
+    assert main(["import", str(folder), "--model", str(tiny_model_folder), *options]) == 0
+    said = capsys.readouterr().out
+    assert "WARNING: FVU is" in said and f"imported: {folder}" in said
+    assert (folder / "sae_weights.safetensors").read_bytes() == weights
+    saved = load_dictionary(folder)
+    record = saved.made_from["imported"]
+    assert record["format"] == "saelens" and record["measured"]["n_rows"] > 100
+    assert saved.norm_ceiling is not None and saved.norm_ceiling > 0
+    numbers = ["--n-tokens", "320", "--n-loss-tokens", "64", "--device", "cpu"]
+    assert main(["eval", "core", str(folder), *numbers]) == 0
+    assert main(["features", str(folder), "--n-tokens", "320", "--device", "cpu"]) == 0
+    assert main(["info", str(folder)]) == 0
+    assert main(["import", str(folder), "--model", str(tiny_model_folder), *options]) == 2
+
+
+def test_the_likely_cause_of_a_bad_reconstruction_is_named(
+    tmp_path, tiny_model_folder, model_text, capsys
+):
+    """A dictionary of one hook point given for another is found out, and the right one named."""
+    from safetensors.torch import save_file
+
+    from saelab.formats.files import write_json
+
+    eye = torch.eye(32)
+    tensors = {"W_enc": torch.cat([eye, -eye], 1), "W_dec": torch.cat([eye, -eye])}
+    scale = 0.02
+    tensors["W_enc"], tensors["W_dec"] = tensors["W_enc"] * scale, tensors["W_dec"] * 3.0
+    tensors |= {"b_enc": torch.zeros(64), "b_dec": torch.zeros(32)}
+    folder = tmp_path / "sae"
+    folder.mkdir()
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "sae_weights.safetensors",
+    )
+    config = {"architecture": "standard", "d_in": 32, "d_sae": 64, "dtype": "float32"}
+    metadata = {"sae_lens_version": "6.0.0", "hook_name": "blocks.1.hook_resid_post"}
+    write_json(
+        folder / "cfg.json", {**config, "metadata": metadata, "normalize_activations": "none"}
+    )
+    options = import_options(Path(model_text.source))
+    assert main(["import", str(folder), "--model", str(tiny_model_folder), *options]) == 0
+    assert "WARNING: FVU is" in capsys.readouterr().out
