@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from saelab.errors import ArtifactError, ConfigError, did_you_mean
 
 from . import saelens, sparsify
 from .foreign import Foreign, Format, Source
+from .sources import resolve
 
 __all__ = ["FORMATS", "Foreign", "Format", "Source", "read_foreign", "recognise", "resolve"]
 
@@ -17,18 +17,6 @@ FORMATS: dict[str, Format] = {
     "sparsify": sparsify.FORMAT,
 }
 """Every format that opens, by the name that `--format` takes."""
-
-
-def resolve(source: str) -> Source:
-    """What a source names, on this machine.
-
-    Raises:
-        ArtifactError: there is no such file or folder.
-    """
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise ArtifactError(f"{source} does not exist: give a folder or a file")
-    return Source(path, source)
 
 
 def recognise(source: Source) -> str:

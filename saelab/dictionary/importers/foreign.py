@@ -29,6 +29,8 @@ class Source:
     name: str
     """As it was asked for, such as `hf:google/gemma-scope-2b-pt-res/layer_12/…`: where a format
     records no model or layer, its repository's and folders' names say it."""
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    """What a registry knows of it: model, hook_name, reported_l0, norm_scaling_factor, …"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
