@@ -51,6 +51,7 @@ COMMANDS: dict[str, Command] = {
     "planted": Command(
         "saelab.commands.planted", "train methods on planted features and score the recovery"
     ),
+    "export": Command("saelab.commands.export", "write a dictionary in another library's format"),
     "models": Command("saelab.commands.models", "list the language models at hand"),
     "recipes": Command("saelab.training.recipes_command", "list the shipped training recipes"),
     "info": Command(

@@ -167,12 +167,12 @@ def _data_settings(command: ImportCommand, foreign: Foreign) -> tuple[Site, dict
     site = foreign.site
     if command.reads:
         site = Site(command.reads, command.writes or command.reads)
-    context_length = command.context_length or foreign.origin.get("context_length")
+    context_length = command.context_length or foreign.origin.get("context_length") or 0
     asked = {
         "--model (the language model)": model,
         "--reads, --writes (its hook points)": site,
         "--text.source (text to judge it on)": command.text,
-        "--context-length (tokens in a context)": context_length,
+        "--context-length (tokens in a context)": context_length or None,
     }
     missing = [flag for flag, value in asked.items() if value is None]
     if missing or site is None:

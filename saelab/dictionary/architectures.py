@@ -318,20 +318,27 @@ class Dictionary(nn.Module):
         return error_of(x if targets is None else targets, self.decode(codes))
 
     @torch.no_grad()
-    def with_input_bias_folded(self) -> Dictionary:
-        """The same function with b_in = 0: the encoder's biases take it up, summed in float64."""
-        shift = self.input_bias.double() @ self.W_enc.double()
+    def with_input_bias(self, bias: Float[Tensor, " d_in"] | None) -> Dictionary:
+        """The same function with another input bias: the encoder's make up for the difference.
+
+        Args:
+            bias: what is to be subtracted from the input; None: b_dec. Sums are in float64.
+        """
+        wanted = self.b_dec if bias is None else bias
+        shift = (wanted.double() - self.input_bias.double()) @ self.W_enc.double()
         shifts = {"b_enc": shift, "b_gate": shift}
         if self.architecture == "gated":
             shifts["b_mag"] = shift * self.r_mag.double().exp()
-        tensors = self.tensors() | {"b_in": torch.zeros_like(self.input_bias)}
+        tensors = self.tensors()
         for name in shifts.keys() & tensors.keys():
-            tensors[name] = (tensors[name].double() - shifts[name]).to(tensors[name])
+            tensors[name] = (tensors[name].double() + shifts[name]).to(tensors[name])
+        tensors.pop("b_in", None)
         return Dictionary(
             self.architecture,
             k=self.k or None,
             input_normalisation=self.input_normalisation,
             **tensors,
+            b_in=bias,
         )
 
 

@@ -158,7 +158,7 @@ def save_dictionary(
             f"{dictionary.d_in} and writes width {dictionary.d_out}: name both in its site"
         )
     if dictionary.b_in is not None and saelens_can_express(dictionary, site):
-        dictionary = dictionary.with_input_bias_folded()
+        dictionary = dictionary.with_input_bias(torch.zeros_like(dictionary.b_in))
     if self_test_inputs.shape[0] == 0:
         raise ConfigError("a dictionary is saved with a self-test; no input rows were given for it")
     tensors = {name: tensor.float() for name, tensor in dictionary.tensors().items()}

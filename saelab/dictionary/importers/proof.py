@@ -167,13 +167,14 @@ def _disagreements(measured: Mapping[str, float], reported: Mapping[str, Any]) -
 
 def _neighbours(model: LanguageModel, site: Site) -> list[str]:
     """Hook points of the same width near an autoencoder's, where it may really belong."""
-    layer = re.fullmatch(r"blocks\.(\d+)\.(.+)", site.reads[0])
-    if not site.is_autoencoder or len(site.reads) > 1 or layer is None:
+    first, *more = site.reads
+    layer = re.fullmatch(r"blocks\.(\d+)\.(.+)", first)
+    if not site.is_autoencoder or more or layer is None:
         return []
-    index, width = int(layer[1]), model.width_at(site.reads[0])
+    index, width = int(layer[1]), model.width_at(first)
     layers = range(max(0, index - 1), min(model.n_layers, index + 2))
     candidates = [f"blocks.{near}.{end}" for near in layers for end in NEIGHBOURS]
-    return [name for name in candidates if name != site.reads[0] and model.width_at(name) == width]
+    return [name for name in candidates if name != first and model.width_at(name) == width]
 
 
 def _likely_cause(

@@ -158,9 +158,7 @@ def make_table(registry: Path, version: str) -> None:
         name: {
             **{key: release[key] for key in ("repo_id", "model")},
             **({"config_overrides": o} if (o := release.get("config_overrides")) else {}),
-            "saes": [
-                [sae.get(key) for key in FIELDS] for sae in release["saes"] if "path" in sae
-            ],
+            "saes": [[sae.get(key) for key in FIELDS] for sae in release["saes"] if "path" in sae],
         }
         for name, release in content.items()
     }

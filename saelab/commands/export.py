@@ -1,0 +1,80 @@
+"""`saelab export DICTIONARY --to FORMAT`: a dictionary, or a vector of it, for other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from saelab.config import parse_arguments
+from saelab.errors import ConfigError
+
+PROGRAM = "saelab export"
+Target = Literal["saelens", "sparsify", "dictionary_learning", "vectors", "gguf"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """Write a dictionary in another library's format.
+
+    `vectors` (lm-evaluation-harness) and `gguf` (llama.cpp) write one steering vector, the sum of
+    the features given with --latents.
+    """
+
+    dictionary: tyro.conf.Positional[Path]
+    """Dictionary folder."""
+    to: Target
+    """Format."""
+    out: Path
+    """Folder to write to."""
+    latents: tuple[str, ...] = ()
+    """Features of a steering vector, as LATENT=STRENGTH, such as 12=8.0."""
+    name: str = "steering"
+    """Name of a steering vector's file."""
+    overwrite: bool = False
+    """Replace what is there."""
+
+
+CONFIG = ExportCommand
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command with the words after `saelab export`.
+
+    Raises:
+        SaelabError: whatever the user can put right.
+    """
+    command = parse_arguments(ExportCommand, arguments, program=PROGRAM)
+    from saelab.dictionary import load_dictionary
+    from saelab.dictionary.exporters import DICTIONARY_EXPORTS, VECTOR_EXPORTS, Steering
+
+    wants_vector = command.to in VECTOR_EXPORTS
+    if bool(command.latents) != wants_vector:
+        raise ConfigError(
+            f"latents: needed for {' and '.join(VECTOR_EXPORTS)}, and for nothing else; "
+            f"{len(command.latents)} were given with --to {command.to}"
+        )
+    if command.out.exists() and any(command.out.iterdir()) and not command.overwrite:
+        raise ConfigError(f"{command.out} is not empty: add --overwrite, or give another --out")
+    saved = load_dictionary(command.dictionary)
+    if wants_vector:
+        steering = Steering(dict(_strength(given) for given in command.latents), command.name)
+        files = VECTOR_EXPORTS[command.to](saved, command.out, steering)
+    else:
+        files = DICTIONARY_EXPORTS[command.to](saved, command.out)
+    for file in files:
+        print(f"exported: {file}")
+
+
+def _strength(given: str) -> tuple[int, float]:
+    latent, _, strength = given.partition("=")
+    try:
+        return int(latent), float(strength)
+    except ValueError:
+        raise ConfigError(
+            f"latents: {given!r} is no feature with a strength: give LATENT=STRENGTH, such as "
+            "12=8.0"
+        ) from None
