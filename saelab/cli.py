@@ -52,6 +52,8 @@ COMMANDS: dict[str, Command] = {
         "saelab.commands.planted", "train methods on planted features and score the recovery"
     ),
     "export": Command("saelab.commands.export", "write a dictionary in another library's format"),
+    "push": Command("saelab.commands.push", "upload a dictionary to the Hugging Face Hub"),
+    "pull": Command("saelab.commands.pull", "fetch a dictionary from the Hugging Face Hub"),
     "models": Command("saelab.commands.models", "list the language models at hand"),
     "recipes": Command("saelab.training.recipes_command", "list the shipped training recipes"),
     "info": Command(

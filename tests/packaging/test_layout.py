@@ -124,7 +124,11 @@ def test_files_are_short_start_with_what_they_are_and_unpickle_nothing(path):
     assert len(text.splitlines()) <= 500
     assert ast.get_docstring(ast.parse(text)), "no module docstring"
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
-    assert not re.search(r"\bpickle\b|torch\.load\(|allow_pickle", text)
+    assert not re.search(r"pickle\.loads?\(|Unpickler|allow_pickle=True", text)
+    if "torch.load(" in text:
+        # Dictionaries of others, of which nothing is run.
+        assert relative(path) == "saelab/dictionary/importers/foreign.py"
+        assert text.count("torch.load(") == text.count("weights_only=True") == 1
 
 
 def test_every_module_can_be_imported_first():

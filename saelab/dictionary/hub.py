@@ -1,0 +1,165 @@
+"""Dictionaries on the Hugging Face Hub: what is uploaded, the model card, and fetching one.
+
+Nothing is sent unless the caller says so; `plan_push` only looks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from saelab.errors import ArtifactError, ConfigError
+from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
+from saelab.formats.files import read_json
+
+from .importers.sources import HubPath, fetch
+from .storage import HASHED_FILES, MANIFEST_FILE, SavedDictionary, load_dictionary
+
+CARD_FILE = "README.md"
+RESULTS_FOLDER = "evals"
+HEADLINE = ("fvu", "l0_mean", "dead_fraction", "loss_recovered_zero", "kl")
+"""Numbers of the core suite that the card shows first."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What would be uploaded."""
+
+    where: HubPath
+    """Repository and folder."""
+    files: Sequence[Path]
+    """Files, inside the dictionary's folder."""
+    card: str
+    """Content of the model card."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the files."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def plan_push(folder: Path, where: HubPath) -> Upload:
+    """What uploading a dictionary would send: its files, its evaluation results, a model card.
+
+    Labels, notes, feature stores and whatever else lies in the folder stay here.
+
+    Raises:
+        ArtifactError: no intact dictionary, or an evaluation result that is not.
+    """
+    saved = load_dictionary(folder)
+    results = [
+        path for path in sorted((folder / RESULTS_FOLDER).glob("*.json")) if _is_result(path)
+    ]
+    files = [folder / name for name in (MANIFEST_FILE, *HASHED_FILES) if (folder / name).exists()]
+    for path in results:
+        files += [path, *(page for page in [path.with_suffix(".html")] if page.exists())]
+    read = [read_evaluation_result(path) for path in results]
+    other = [result for result in read if result.dictionary_hash != saved.content_hash]
+    if other:
+        raise ArtifactError(
+            f"{folder / RESULTS_FOLDER} holds a {other[0].suite} result of another dictionary: "
+            "make it again with --overwrite, or take it away"
+        )
+    return Upload(where, tuple(files), model_card(saved, read, where))
+
+
+def _is_result(path: Path) -> bool:
+    content = read_json(path)
+    return isinstance(content, dict) and content.get("kind") == "evaluation_result"
+
+
+def push(folder: Path, upload: Upload, *, private: bool) -> str:
+    """Upload; the repository is made if need be.
+
+    Returns:
+        Its address.
+
+    Raises:
+        ArtifactError: the Hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    prefix = f"{upload.where.path}/" if upload.where.path else ""
+    operations = [
+        CommitOperationAdd(prefix + str(file.relative_to(folder)), str(file))
+        for file in upload.files
+    ]
+    operations.append(CommitOperationAdd(prefix + CARD_FILE, upload.card.encode()))
+    api = HfApi()
+    try:
+        api.create_repo(upload.where.repo, private=private, exist_ok=True)
+        commit = api.create_commit(
+            upload.where.repo,
+            operations,
+            commit_message=f"Add the dictionary {folder.resolve().name}",
+            revision=upload.where.revision,
+        )
+    except Exception as error:
+        raise ArtifactError(
+            f"{upload.where.repo} cannot be written ({type(error).__name__}): check its name, the "
+            "network, and that HF_TOKEN may write to it"
+        ) from None
+    return str(commit.commit_url)
+
+
+def pull(where: HubPath, out: Path) -> SavedDictionary:
+    """Fetch a dictionary of saelab's from the Hub, and check it.
+
+    Raises:
+        ConfigError: `out` exists.
+        ArtifactError: it is not there, or no intact dictionary of saelab's.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists: give another --out")
+    source = fetch(where)
+    if not (source / MANIFEST_FILE).is_file():
+        raise ArtifactError(
+            f"{where.repo}/{where.path} was not saved by saelab: open it with `saelab import "
+            f"hf:{where.repo}/{where.path}`"
+        )
+    load_dictionary(source)
+    # A copy, since what lies in the Hub's cache must not be written to.
+    shutil.copytree(source, out, symlinks=False)
+    return load_dictionary(out)
+
+
+def model_card(saved: SavedDictionary, results: Sequence[EvaluationResult], where: HubPath) -> str:
+    """The card that the Hub shows: what it is, how to open it, and every result's numbers."""
+    dictionary, training = saved.dictionary, saved.manifest.get("config", {})
+    address = "/".join(part for part in (where.repo, where.path) if part)
+    facts = {
+        "Architecture": dictionary.architecture,
+        "Latents": f"{dictionary.d_sae:,}",
+        "Width": f"{dictionary.d_in:,}",
+        "Language model": saved.made_from.get("model"),
+        "Hook point": str(saved.site),
+        "Training method": training.get("method"),
+        "Training tokens": training.get("n_tokens"),
+        "Target L0": training.get("target_l0"),
+        "Context length": saved.made_from.get("context_length"),
+        "Text": (saved.made_from.get("text") or {}).get("source"),
+        "Content hash": saved.content_hash,
+    }
+    lines = [
+        *("---", "library_name: saelens", "tags:", "- sparse-autoencoder", "- saelab", "---", ""),
+        f"# {saved.name}",
+        "",
+        "A sparse dictionary of a language model's activations, trained with saelab.",
+        "",
+        *("```", f"saelab pull hf:{address} --out {saved.name}", f"saelab info {saved.name}"),
+        *("```", "", "| | |", "|---|---|"),
+        *(f"| {name} | {value} |" for name, value in facts.items() if value is not None),
+    ]
+    for result in results:
+        lines += ["", f"## {result.title or result.suite}", ""]
+        lines += [result.subtitle, ""] if result.subtitle else []
+        lines += ["| | | unit | definition |", "|---|---:|---|---|"]
+        first = result.headline or HEADLINE
+        shown = [metric for metric in result.metrics if metric.name in first] or result.metrics[:8]
+        for metric in shown:
+            value = "undefined" if metric.value is None else f"{metric.value:.4g}"
+            lines.append(f"| {metric.name} | {value} | {metric.unit} | {metric.definition} |")
+        lines += ["", f"All numbers and charts: `{RESULTS_FOLDER}/{result.suite}.html`."]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,126 @@
+"""Paths, Hub repositories and release names; pushing and pulling, with a Hub in a folder."""
+
+from __future__ import annotations
+
+import shutil
+from typing import ClassVar
+
+import huggingface_hub
+import pytest
+import torch
+
+from saelab.cli import main
+from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
+from saelab.dictionary.importers.sources import HubPath, find_release, hub_path, releases, resolve
+from saelab.errors import ArtifactError
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub whose repositories are folders; what is asked of it is written down."""
+    root, asked = tmp_path / "hub", []
+    root.mkdir()
+
+    def snapshot_download(repo, revision=None, allow_patterns=None):
+        asked.append((repo, revision, allow_patterns))
+        if not (root / repo).is_dir():
+            from huggingface_hub.errors import RepositoryNotFoundError
+
+            raise RepositoryNotFoundError("no", response=_Response())
+        return str(root / repo)
+
+    class Api:
+        def create_repo(self, repo, private, exist_ok):
+            asked.append(("create", repo, private))
+
+        def create_commit(self, repo, operations, commit_message, revision):
+            for operation in operations:
+                path = root / repo / operation.path_in_repo
+                path.parent.mkdir(parents=True, exist_ok=True)
+                content = operation.path_or_fileobj
+                if isinstance(content, bytes):
+                    path.write_bytes(content)
+                else:
+                    shutil.copy(content, path)
+            return type("Commit", (), {"commit_url": f"https://hub/{repo}"})
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    return root, asked
+
+
+class _Response:
+    headers: ClassVar[dict[str, str]] = {}
+    request = None
+    status_code = 404
+
+
+@pytest.fixture
+def folder(tmp_path):
+    eye = torch.eye(4)
+    dictionary = Dictionary(
+        "relu", W_enc=eye, W_dec=eye, b_enc=torch.zeros(4), b_dec=torch.zeros(4)
+    )
+    made_from = {"model": "m", "hook_point": "blocks.1.hook_resid_post", "context_length": 8}
+    save_dictionary(
+        tmp_path / "sae",
+        dictionary,
+        self_test_inputs=torch.randn(16, 4),
+        training={"method": "relu"},
+        made_from=made_from,
+    )
+    return tmp_path / "sae"
+
+
+def test_the_parts_of_a_hub_path():
+    assert hub_path("hf:google/scope/layer_1/x@main") == HubPath(
+        "google/scope", "layer_1/x", "main"
+    )
+    assert hub_path("hf:google/scope") == HubPath("google/scope", "", None)
+    for wrong in ("hf:google", "hf:google//x"):
+        with pytest.raises(ArtifactError, match="names no repository"):
+            hub_path(wrong)
+
+
+def test_every_release_of_the_table_says_where_it_lies():
+    table = releases()
+    assert "sae-lens" in table["made_from"] and table["date"]
+    assert len(table["releases"]) == 170
+    assert sum(len(release["saes"]) for release in table["releases"].values()) > 13_800
+    where, hints = find_release("gpt2-small-res-jb/blocks.8.hook_resid_pre")
+    assert where == HubPath("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.8.hook_resid_pre", None)
+    assert hints["model_from_pretrained_kwargs"] == {"center_writing_weights": True}
+    with pytest.raises(ArtifactError, match="did you mean"):
+        find_release("gpt2-small-res-jb/blocks.99.hook_resid_pre")
+    assert find_release("no-such-release/x") is None
+
+
+def test_only_what_is_needed_is_fetched(hub, folder):
+    root, asked = hub
+    shutil.copytree(folder, root / "me" / "saes" / "a")
+    source = resolve("hf:me/saes/a@v1")
+    assert source.path == root / "me" / "saes" / "a"
+    assert asked == [("me/saes", "v1", ["a", "a/*"])]
+    with pytest.raises(ArtifactError, match="holds no 'b'"):
+        resolve("hf:me/saes/b")
+    with pytest.raises(ArtifactError, match="there is no repository me/none"):
+        resolve("hf:me/none/b")
+
+
+def test_nothing_is_pushed_without_yes_and_pulling_gives_it_back(hub, folder, tmp_path, capsys):
+    root, asked = hub
+    (folder / "feature_labels.sqlite").write_text("mine")
+    assert main(["push", str(folder), "hf:me/saes/a"]) == 0
+    said = capsys.readouterr().out
+    assert "Nothing was sent" in said and "sae_weights.safetensors" in said
+    assert "# sae" in said and "blocks.1.hook_resid_post" in said
+    assert not asked and not list(root.iterdir())
+    assert main(["push", str(folder), "hf:me/saes/a", "--yes", "--private"]) == 0
+    assert ("create", "me/saes", True) in asked
+    sent = sorted(path.name for path in (root / "me" / "saes" / "a").iterdir())
+    assert sent == sorted(
+        ["README.md", "cfg.json", "sae_weights.safetensors", "saelab.json", "self_test.safetensors"]
+    )
+    assert main(["pull", "hf:me/saes/a", "--out", str(tmp_path / "back")]) == 0
+    assert load_dictionary(tmp_path / "back").content_hash == load_dictionary(folder).content_hash
+    assert main(["pull", "hf:me/saes/a", "--out", str(tmp_path / "back")]) == 2
