@@ -7,6 +7,7 @@ A new suite is a folder with one `Suite` in it and one line in `evals/command.py
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +21,6 @@ from saelab.config import parse_arguments, to_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.chart import Chart
 from saelab.formats.evaluation_result import (
-    Better,
     EvaluationResult,
     MeasuredMetric,
     Table,
@@ -29,6 +29,8 @@ from saelab.formats.evaluation_result import (
 )
 from saelab.formats.files import atomic_path
 from saelab.formats.lock import writer_lock
+
+from .definitions import Definition
 
 logger = logging.getLogger(__name__)
 
@@ -71,24 +73,6 @@ class HeldOutConfig:
         if self.context_length is not None and self.context_length < 2:
             problems.append(f"context_length: {self.context_length} is below 2 tokens")
         return problems
-
-
-@dataclass(frozen=True, kw_only=True)
-class Definition:
-    """What a number of a suite means."""
-
-    name: str
-    """Key of the number."""
-    unit: str
-    """Unit; "1" for ratios."""
-    text: str
-    """How it is computed, in words."""
-    better: Better = "neither"
-    """Which direction is the better one."""
-    group: str = "Numbers"
-    """Heading under which it stands."""
-    source: str = ""
-    """Paper or equation it is from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +149,12 @@ class Suite(Generic[ConfigT]):
     folder: Callable[[ConfigT], Path] | None = None
     """Settings -> folder of the one result of all dictionaries; None: each has a result."""
 
+    def run(
+        self, folders: Sequence[Path], config: ConfigT, *, pages: bool = True
+    ) -> list[EvaluationResult]:
+        """The results of `evaluate`, in the order of the folders."""
+        return [result for _, result in evaluate(self, folders, config, pages=pages)]
+
     @property
     def stem(self) -> str:
         """Name of its files, without suffix."""
@@ -190,6 +180,18 @@ class Suite(Generic[ConfigT]):
         )
         made.__doc__ = self.summary
         return made
+
+
+def deferred(module: str, function: str) -> Callable[..., Any]:
+    """A function of a module of `saelab.evals`, imported when it is first called.
+
+    A suite names what needs torch this way, so that commands list its options at once.
+    """
+
+    def call(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(module, __package__), function)(*arguments)
+
+    return call
 
 
 def run_command(suite: Suite[Any], arguments: Sequence[str]) -> None:

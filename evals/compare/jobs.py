@@ -15,7 +15,7 @@ from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_r
 from saelab.memory import keep_freed_memory
 from saelab.progress import progress_bar
 
-from ..consistency.config import ConsistencyConfig
+from ..consistency.suite import ConsistencyConfig
 from ..core.config import CoreConfig
 from ..steering.config import SteeringConfig
 from .candidates import Candidate

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from saelab.dictionary import Dictionary
 from saelab.errors import ActivationError
 from saelab.evals.consistency.activity import ActivityStatistics
-from saelab.evals.consistency.compare import compare
 from saelab.evals.consistency.scores import (
+    compare,
     fractions_for,
     n_top,
     scores_of,
