@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.config import to_plain
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.model.devices import resolve_device
 from saelab.progress import progress_bar
+from saelab.stats.cosines import directions_of, nearest
 from saelab.synthetic import (
     PlantedConfig,
     PlantedRows,
@@ -27,36 +28,23 @@ from saelab.synthetic import (
 from saelab.synthetic.generator import HELD_OUT
 
 from ..suite import Measurement
-from .chart_data import chart_data
-from .config import RecoveryConfig
-from .consistency import alike, consistent_share, training_of
-from .firing import FiringCounts, count_firing
+from .firing import FiringCounts
 from .matching import Matching, match
-from .measures import FeatureTable, feature_table, recovery_values
+from .numbers import FeatureTable, feature_table, recovery_values
+from .suite import RecoveryConfig
+
+CONSISTENT = 0.9
+ALIKE = ("method", "options", "optimizer", "n_tokens", "batch_rows", "target_l0")
+"""What of the training settings runs must share to be compared; the seed is not among it."""
 
 
 @dataclass(frozen=True)
 class PlantedSubject:
-    """A dictionary to evaluate, what it should have found, and where its results go."""
+    """A dictionary to evaluate, the features it should have learnt, and where its results go."""
 
     saved: SavedDictionary
     truth: PlantedConfig
     out: Path
-
-
-@dataclass(frozen=True, eq=False)
-class RecoveryFindings:
-    """What the suite found out about one dictionary."""
-
-    matching: Matching
-    counts: FiringCounts
-    table: FeatureTable
-    chance: float
-    """Mean largest cosine of a feature with as many random directions as there are latents."""
-    consistent: float | None
-    """Share of alive latents that other seeds found too; None where there are none."""
-    n_others: int
-    """Dictionaries that this one was compared with for it."""
 
 
 def measure_recovery(
@@ -84,19 +72,31 @@ def measure_recovery(
             for subject in group:
                 subject.saved.dictionary.to(device)
             for subject in group:
-                findings = _examine(subject, group, features, rows, config)
-                yield _measurement(subject, largest, findings, config)
+                yield _measure(subject, group, features, rows, largest, config)
                 bar.update(1)
 
 
-def _measurement(
-    subject: PlantedSubject, largest: float, findings: RecoveryFindings, config: RecoveryConfig
+def _measure(
+    subject: PlantedSubject,
+    group: Sequence[PlantedSubject],
+    features: Float[Tensor, "n_features d_in"],
+    rows: Sequence[PlantedRows],
+    largest: float,
+    config: RecoveryConfig,
 ) -> Measurement:
-    saved, truth, counts, table = subject.saved, subject.truth, findings.counts, findings.table
+    saved, truth, dictionary = subject.saved, subject.truth, subject.saved.dictionary
+    matching = match(features, dictionary.W_dec, config.threshold)
+    counts = FiringCounts(saved, matching)
+    for planted in rows:
+        counts.add(planted)
+    frequency = feature_frequencies(truth).to(features.device)
+    table = feature_table(matching, counts, frequency, config.threshold)
+    chance = chance_cosine(features, dictionary.d_sae)
+    seeds = [other.saved for other in group if other is not subject and _alike(other.saved, saved)]
     numbers: dict[str, Any] = {
-        **recovery_values(findings.matching, counts, table),
-        "chance_cosine": findings.chance,
-        "mcs_090": findings.consistent,
+        **recovery_values(matching, counts, table),
+        "chance_cosine": chance,
+        "mcs_090": _consistent_share(saved, counts.alive(), seeds),
         "n_features": truth.n_features,
         "true_l0": float(table.observed_frequency.sum()),
         "coherence": largest,
@@ -112,55 +112,64 @@ def _measurement(
             "hook_point": saved.hook_point,
             "cache_hash": saved.made_from.get("cache_hash"),
             "planted": to_plain(truth),
-            "training": training_of(saved),
+            "training": _training_of(saved),
             "training_seed": saved.manifest.get("seed"),
-            "architecture": saved.dictionary.architecture,
-            "d_in": saved.dictionary.d_in,
-            "d_sae": saved.dictionary.d_sae,
+            "architecture": dictionary.architecture,
+            "d_in": dictionary.d_in,
+            "d_sae": dictionary.d_sae,
         },
         settings={"stream": "held_out"},
         facts={
             "threshold": f"{config.threshold:g}",
             "n_features": truth.n_features,
-            "d_sae": saved.dictionary.d_sae,
+            "d_sae": dictionary.d_sae,
             "n_rows": numbers["n_rows"],
-            "n_others": findings.n_others,
+            "n_others": len(seeds),
         },
-        data=chart_data(
-            findings.matching, counts.alive(), table, config.threshold, findings.chance
-        ),
-        rows={"features": _features(truth, findings)},
+        data={
+            "matching": matching,
+            "table": table,
+            "alive": counts.alive(),
+            "threshold": config.threshold,
+            "chance": chance,
+        },
+        rows={"features": _features(truth, matching, table)},
         seed=truth.seed,
         title=f"Recovery by {saved.name}",
-        subtitle=f"{saved.dictionary.architecture}, {saved.dictionary.d_sae:,} latents, trained on "
+        subtitle=f"{dictionary.architecture}, {dictionary.d_sae:,} latents, trained on "
         f"{saved.model_name}: {truth.n_features:,} features planted in {truth.d_in:,} dimensions. "
         f"{config.n_rows:,} held-out rows.",
     )
 
 
-def _examine(
-    subject: PlantedSubject,
-    group: Sequence[PlantedSubject],
-    features: Float[Tensor, "n_features d_in"],
-    rows: Sequence[PlantedRows],
-    config: RecoveryConfig,
-) -> RecoveryFindings:
-    saved = subject.saved
-    matching = match(features, saved.dictionary.W_dec, config.threshold)
-    counts = count_firing(saved, matching, rows)
-    frequency = feature_frequencies(subject.truth).to(features.device)
-    others = [other.saved for other in group if other is not subject and alike(other.saved, saved)]
-    return RecoveryFindings(
-        matching=matching,
-        counts=counts,
-        table=feature_table(matching, counts, frequency, config.threshold),
-        chance=chance_cosine(features, saved.dictionary.d_sae),
-        consistent=consistent_share(saved, counts.alive(), others),
-        n_others=len(others),
-    )
+def _training_of(saved: SavedDictionary) -> dict[str, Any]:
+    """The training settings that make runs alike, as plain values."""
+    recorded = saved.manifest.get("config", {})
+    return {
+        **{name: recorded[name] for name in ALIKE if name in recorded},
+        "architecture": saved.dictionary.architecture,
+        "d_sae": saved.dictionary.d_sae,
+    }
 
 
-def _features(truth: PlantedConfig, findings: RecoveryFindings) -> dict[str, Any]:
+def _alike(first: SavedDictionary, second: SavedDictionary) -> bool:
+    """Whether two dictionaries differ in nothing but the seed of the training."""
+    same_training = _training_of(first) == _training_of(second)
+    return same_training and first.made_from == second.made_from
+
+
+def _consistent_share(
+    saved: SavedDictionary, alive: Bool[Tensor, " d_sae"], others: Sequence[SavedDictionary]
+) -> float | None:
+    """Share of the alive latents with MCS above 0.9; None where there is nothing to compare."""
+    if not others or not bool(alive.any()):
+        return None
+    rows, *compared = [directions_of(each.dictionary.W_dec).rows for each in (saved, *others)]
+    mcs = torch.stack([nearest(rows, other)[0] for other in compared]).mean(dim=0)
+    return float((mcs[alive] > CONSISTENT).double().mean())
+
+
+def _features(truth: PlantedConfig, matching: Matching, table: FeatureTable) -> dict[str, Any]:
     """One parquet row per true feature; null where a number is undefined.
 
     Columns: feature, parent (of a feature that is active only where another is), frequency (by the
@@ -170,39 +179,32 @@ def _features(truth: PlantedConfig, findings: RecoveryFindings) -> dict[str, Any
     """
     import pyarrow
 
-    matching, table = findings.matching, findings.table
-    feature = range(truth.n_features)
-    columns: dict[str, Any] = {
-        "feature": pyarrow.array(feature, pyarrow.int32()),
-        "parent": pyarrow.array([truth.parent_of(index) for index in feature], pyarrow.int32()),
-        "frequency": _numbers(table.frequency),
-        "observed_frequency": _numbers(table.observed_frequency),
-        "best_latent": pyarrow.array(matching.best_latent.cpu().numpy(), pyarrow.int32()),
-        "cosine": _numbers(matching.cosine),
-    }
+    features = range(truth.n_features)
     latent, cosine = matching.assigned_latent, matching.assigned_cosine
     if latent is None or cosine is None:
-        columns["one_to_one_latent"] = pyarrow.nulls(truth.n_features, pyarrow.int32())
-        columns["one_to_one_cosine"] = pyarrow.nulls(truth.n_features, pyarrow.float64())
-    else:
-        left_over = (latent < 0).cpu().numpy()
-        columns["one_to_one_latent"] = pyarrow.array(
-            latent.cpu().numpy().astype(np.int32), mask=left_over
-        )
-        columns["one_to_one_cosine"] = pyarrow.array(cosine.cpu().numpy(), mask=left_over)
-    columns |= {
+        latent = torch.full_like(matching.best_latent, -1)
+        cosine = torch.full_like(matching.cosine, torch.nan)
+    without = (latent < 0).cpu().numpy()
+    return {
+        "feature": pyarrow.array(features, pyarrow.int32()),
+        "parent": pyarrow.array([truth.parent_of(index) for index in features], pyarrow.int32()),
+        "frequency": _column(table.frequency),
+        "observed_frequency": _column(table.observed_frequency),
+        "best_latent": pyarrow.array(matching.best_latent.cpu().numpy(), pyarrow.int32()),
+        "cosine": _column(matching.cosine),
+        "one_to_one_latent": pyarrow.array(latent.int().cpu().numpy(), mask=without),
+        "one_to_one_cosine": pyarrow.array(cosine.cpu().numpy(), mask=without),
         "matched": pyarrow.array(table.matched.cpu().numpy()),
-        "latent_frequency": _numbers(table.latent_frequency),
-        "f1": _numbers(table.f1),
-        "mass_share": _numbers(table.mass_share),
-        "absorbed_share": _numbers(table.absorbed_share),
+        "latent_frequency": _column(table.latent_frequency),
+        "f1": _column(table.f1),
+        "mass_share": _column(table.mass_share),
+        "absorbed_share": _column(table.absorbed_share),
         "n_latents": pyarrow.array(table.n_latents.cpu().numpy(), pyarrow.int32()),
     }
-    return columns
 
 
-def _numbers(values: Tensor) -> Any:
+def _column(values: Tensor) -> Any:
     import pyarrow
 
-    numbers = values.double().cpu().numpy()
-    return pyarrow.array(numbers, mask=~np.isfinite(numbers))
+    numbers = values.double().cpu()
+    return pyarrow.array(numbers.numpy(), mask=~numbers.isfinite().numpy())
