@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from saelab.formats.evaluation_result import Better
+from saelab.formats.evaluation_result import Better, MeasuredMetric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,18 @@ class Definition:
     """Heading under which it stands."""
     source: str = ""
     """Paper or equation it is from."""
+
+    def measured(self, value: float | int | None) -> MeasuredMetric:
+        """The number with its definition."""
+        return MeasuredMetric(
+            name=self.name,
+            value=value,
+            unit=self.unit,
+            definition=self.text,
+            group=self.group,
+            better=self.better,
+            source=self.source,
+        )
 
 
 def filled_in(

@@ -20,11 +20,10 @@ from saelab.stats.metrics import SparsityStatistics
 from saelab.stats.moments import Moments
 from saelab.text.contexts import describe_text
 
+from ..alike import is_planted
 from ..subjects import by_data_spec, load_models, subjects_of
 from .suite import ConsistencyConfig
 
-PLANTED = "planted:"
-"""What the model's name starts with for a dictionary that was trained on planted features."""
 Rows = Float[Tensor, "rows d_in"]
 Pass = tuple[list[SavedDictionary], Iterator[Rows], dict[str, Any]]
 """Dictionaries that are ranked on the same rows, these rows in batches, and what they are."""
@@ -127,10 +126,8 @@ def rank(
         TextError: too little held-out text.
         ActivationError: activations or codes that are not finite.
     """
-    planted, of_text = [], []
-    for saved in dictionaries:
-        is_planted = str(saved.made_from.get("model", "")).startswith(PLANTED)
-        (planted if is_planted else of_text).append(saved)
+    planted = [saved for saved in dictionaries if is_planted(saved)]
+    of_text = [saved for saved in dictionaries if not is_planted(saved)]
     activities: dict[str, Activity] = {}
     described: dict[str, dict[str, Any]] = {}
     passes = [*_text_passes(of_text, config), *_planted_passes(planted, config, device)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from jaxtyping import Float
@@ -12,8 +13,9 @@ from saelab.dictionary import SavedDictionary
 from saelab.formats.chart import Axis, Chart, ReferenceLine, Series
 from saelab.formats.evaluation_result import Table
 
-from ..chart_parts import evenly_chosen, reached_by_half, rounded
-from .scores import COSINES, Scores, fractions_for, mean_curve, share_above, share_at_least
+from ..curves import COSINES, fractions_for, mean_above, mean_at_least, reached_by_half
+from ..display import evenly_chosen, rounded
+from .scores import Scores
 
 RANKINGS = {
     "max_activation": ("max activation", "max activation (activation units, log)"),
@@ -30,10 +32,8 @@ def group_charts(
 ) -> list[Chart]:
     """The charts about the runs of one group against one another.
 
-    Args:
-        members: by run, its scores against the others.
-        floors: MCS of random directions against the others of each run.
-        threshold: cosine above which latents count as the same.
+    `members` are the scores of each run against the others, `floors` the MCS of random directions
+    against the same.
     """
     scores = [*members.values()]
     charts = [_distribution(scores, floors, threshold)]
@@ -51,12 +51,8 @@ def _share_by_rank(scores: Sequence[Scores], rankings: Sequence[str], threshold:
         name = RANKINGS[ranking][0]
         orders = [run.order(ranking) for run in scores]
         for kind, label in (("mcs", name), ("one_to_one", f"{name}, one to one")):
-            shares = mean_curve(
-                [
-                    share_above(getattr(run, kind), order, threshold, fractions)
-                    for run, order in zip(scores, orders, strict=True)
-                ]
-            )
+            values = [getattr(run, kind) for run in scores]
+            shares = mean_above(values, orders, threshold, fractions)
             dashed = kind == "one_to_one"
             series.append(Series(name=label, x=fractions, y=shares, style=style, dashed=dashed))
             if not dashed:
@@ -83,11 +79,11 @@ def _distribution(
 ) -> Chart:
     """How many latents have at least a given cosine."""
     curves = {
-        "MCS": _at_least([run.mcs for run in scores]),
-        "one to one": _at_least([run.one_to_one for run in scores]),
-        "random directions": _at_least(floors),
+        "MCS": mean_at_least([run.mcs for run in scores]),
+        "one to one": mean_at_least([run.one_to_one for run in scores]),
+        "random directions": mean_at_least(floors),
     }
-    half = ", ".join(f"{reached_by_half(COSINES, y):.2f} ({name})" for name, y in curves.items())
+    half = ", ".join(f"{reached_by_half(y):.2f} ({name})" for name, y in curves.items())
     return Chart(
         name="mcs_distribution",
         title="How like their counterparts latents are",
@@ -105,10 +101,6 @@ def _distribution(
         ),
         lines=(ReferenceLine(value=threshold, label="threshold", axis="x"),),
     )
-
-
-def _at_least(values: Sequence[Float[Tensor, " _"]]) -> list[Any]:
-    return mean_curve([share_at_least(of_run, COSINES) for of_run in values])
 
 
 def _scatter(members: Mapping[str, Scores], ranking: str) -> Chart:
@@ -129,7 +121,7 @@ def _scatter(members: Mapping[str, Scores], ranking: str) -> Chart:
     which = "all" if len(x) == n_compared else f"{len(x):,} evenly chosen"
     ordered = [value for _, value in sorted(zip(x, mcs, strict=True))]
     quarter = max(1, len(x) // 4)
-    low, high = _mean(ordered[:quarter]), _mean(ordered[-quarter:])
+    low, high = (fmean(part or [0.0]) for part in (ordered[:quarter], ordered[-quarter:]))
     return Chart(
         name=f"mcs_by_{ranking}",
         title=f"Consistency against {name}",
@@ -144,10 +136,6 @@ def _scatter(members: Mapping[str, Scores], ranking: str) -> Chart:
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
 def across_charts(
     groups: Sequence[str],
     mcs_mean: list[list[float | None]],
@@ -157,18 +145,14 @@ def across_charts(
 ) -> list[Chart]:
     """The matrix of all groups, and one group's latents against each group.
 
-    Args:
-        groups: labels of all groups.
-        mcs_mean: mean MCS of the row's latents in the column's dictionaries.
-        group: label of the group.
-        against: group's label -> scores of the members against that group alone.
-        threshold: cosine above which latents count as the same.
+    `mcs_mean` is that of the row's latents in the column's dictionaries, `against` the scores of
+    the members of `group` against each group alone, by its label.
     """
     known = [value for row in mcs_mean for value in row if value is not None]
     distribution: dict[str, list[Any]] = {
-        other: _at_least([run.mcs for run in scores]) for other, scores in against.items()
+        label: mean_at_least([run.mcs for run in scores]) for label, scores in against.items()
     }
-    half = "; ".join(f"{o}: {reached_by_half(COSINES, y):.2f}" for o, y in distribution.items())
+    half = "; ".join(f"{label}: {reached_by_half(y):.2f}" for label, y in distribution.items())
     charts = [
         Chart(
             name="across",
@@ -208,15 +192,15 @@ def across_charts(
         return charts
     fractions = fractions_for(len(first.latent))
     shares: dict[str, list[Any]] = {
-        other: mean_curve(
-            [
-                share_above(run.mcs, run.order("max_activation"), threshold, fractions)
-                for run in scores
-            ]
+        label: mean_above(
+            [run.mcs for run in scores],
+            [run.order("max_activation") for run in scores],
+            threshold,
+            fractions,
         )
-        for other, scores in against.items()
+        for label, scores in against.items()
     }
-    stated = "; ".join(f"{other}: {share[-1]:.2f}" for other, share in shares.items())
+    stated = "; ".join(f"{label}: {share[-1]:.2f}" for label, share in shares.items())
     return [
         *charts,
         Chart(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from saelab.dictionary import SavedDictionary
 from saelab.errors import ConfigError
 
+from ..alike import differing, flat, twins
+
 MEASURED = ("measured_l0", "fvu_on_training_rows", "dead_fraction")
 """What the training record says of the outcome, not of the settings."""
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,17 +20,13 @@ class GroupKey:
     """What dictionaries of a group have in common."""
 
     method: str
-    """Training method, "unknown" where none is recorded."""
     options: str
     """The method's options as JSON."""
     architecture: str
-    """Architecture of the dictionary."""
     d_sae: int
-    """Latents."""
     target_l0: int | float | None
-    """L0 the training aimed at; None where it had no target."""
+    """None where training had no target."""
     hook_point: str
-    """Where in the model."""
     model: str
     """Content hash of the model, or its name where no hash is recorded."""
 
@@ -48,37 +44,8 @@ class Group:
     """What tells the members apart: "seed 0", or the folder's name where no seed is recorded."""
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level, with dotted names."""
-    result: dict[str, Any] = {}
-    for name, value in settings.items():
-        nested = isinstance(value, dict)
-        result |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return result
-
-
-def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names whose values are not the same in all, in the order in which they appear."""
-    names = dict.fromkeys(name for each in settings for name in each)
-    first = settings[0]
-    return [name for name in names if any(each.get(name) != first.get(name) for each in settings)]
-
-
-def twins(items: Iterable[Item], key: Callable[[Item], Hashable]) -> Iterator[tuple[Item, Item]]:
-    """Every item whose key an earlier one has, after the first such item."""
-    first: dict[Hashable, Item] = {}
-    for item in items:
-        twin = first.setdefault(key(item), item)
-        if twin is not item:
-            yield twin, item
-
-
 def form_groups(dictionaries: Sequence[SavedDictionary], *, across: bool) -> list[Group]:
-    """Divide dictionaries into groups, in the order of their first members.
-
-    Args:
-        dictionaries: at least one.
-        across: whether groups are compared with one another.
+    """Divide dictionaries into groups; `across`: whether these are compared with one another.
 
     Raises:
         ConfigError: with every reason why there is nothing to compare, or nothing comparable.

@@ -18,6 +18,7 @@ from saelab.model.devices import resolve_device
 from saelab.progress import progress_bar
 from saelab.stats.cosines import Directions, directions_of
 
+from ..curves import n_top
 from ..suite import Measurement
 from .activity import Activity, rank
 from .charts import across_charts, across_table, group_charts, group_tables
@@ -28,7 +29,6 @@ from .scores import (
     Scores,
     compare,
     floor_of,
-    n_top,
     scores_of,
     values_of,
 )
@@ -58,7 +58,7 @@ class DictionarySet:
 
     def scores(self, index: int, others: Sequence[int]) -> Scores:
         """A dictionary against others."""
-        pairs = [self.comparisons[index, other] for other in others]
+        pairs = [self.comparisons[index, j] for j in others]
         return scores_of(self.directions[index], pairs, self.activity(index))
 
 
@@ -113,9 +113,12 @@ def _matrices(dictionaries: DictionarySet, groups: Sequence[Group], threshold: f
     for group in groups:
         for row in matrices.values():
             row.append([])
-        for other in groups:
+        for searched in groups:
             scores = [
-                dictionaries.scores(i, [j]) for i in group.members for j in other.members if i != j
+                dictionaries.scores(i, [j])
+                for i in group.members
+                for j in searched.members
+                if i != j
             ]
             measured = {
                 "mcs_mean": [pair.mcs for pair in scores],
@@ -142,9 +145,9 @@ def _measure_group(
     floors: dict[str, Tensor] = {}
     if len(runs) > 1:
         for index, run in runs.items():
-            others = [other for other in runs if other != index]
+            others = [j for j in runs if j != index]
             scores[run] = dictionaries.scores(index, others)
-            compared = [dictionaries.directions[other] for other in others]
+            compared = [dictionaries.directions[j] for j in others]
             floors[run] = floor_of(dictionaries.directions[index], compared, config.seed)
     charts = group_charts(scores, [*floors.values()], config.threshold) if scores else []
     numbers: dict[str, dict[str, float | int]] = {}
@@ -159,9 +162,9 @@ def _measure_group(
         labels = [each.label for each in groups]
         against = {OWN_RUNS: [*scores.values()]} if scores else {}
         against |= {
-            other.label: [dictionaries.scores(index, other.members) for index in runs]
-            for other in groups
-            if other is not group
+            each.label: [dictionaries.scores(index, each.members) for index in runs]
+            for each in groups
+            if each is not group
         }
         charts += across_charts(
             labels, matrices["mcs_mean"], group.label, against, config.threshold
@@ -186,7 +189,7 @@ def _measurement(
 ) -> Measurement:
     """Everything about one dictionary; `members` are those of its group by run."""
     saved, activity = dictionaries.saved[index], dictionaries.activity(index)
-    latent = dictionaries.directions[index].latent.cpu()
+    latent = dictionaries.directions[index].latent
     runs = dict(zip(group.members, group.runs, strict=True))
     pairs = {runs[j]: dictionaries.comparisons[index, j] for j in runs if j != index}
     rows = dictionaries.rows.get(saved.content_hash, {"rows": "none"})
@@ -258,36 +261,26 @@ def _features(
     latent: Int[Tensor, " compared"],
     scores: Scores | None,
     pairs: Mapping[str, Comparison],
-) -> dict[str, Any]:
+) -> dict[str, Tensor]:
     """One parquet row per latent; null where a number is undefined or the latent is not compared.
 
     Columns: latent, compared, density, max_activation, z_score, mcs and one_to_one (means over the
     others), and for each other run cosine, nearest, partner and partner_cosine, such as
     `cosine_seed_1`.
     """
-    import pyarrow
-
     d_sae = saved.dictionary.d_sae
 
-    def spread(values: Tensor) -> Any:
-        """Values of the compared latents as a column over all of them; no index is negative."""
-        whole = torch.full((d_sae,), torch.nan, dtype=torch.float64)
-        whole[latent] = values.double().cpu()
-        if values.is_floating_point():
-            return pyarrow.array(whole.numpy(), mask=whole.isnan().numpy())
-        missing = ~(whole >= 0)
-        return pyarrow.array(whole.nan_to_num(nan=0).int().numpy(), mask=missing.numpy())
+    def spread(values: Tensor) -> Tensor:
+        """Values of the compared latents as a column over all of them."""
+        whole = values.new_full((d_sae,), torch.nan if values.is_floating_point() else -1)
+        return whole.index_copy_(0, latent, values)
 
-    compared = torch.zeros(d_sae, dtype=torch.bool)
+    compared = torch.zeros(d_sae, dtype=torch.bool, device=latent.device)
     compared[latent] = True
-    columns: dict[str, Any] = {
-        "latent": pyarrow.array(range(d_sae), pyarrow.int32()),
-        "compared": pyarrow.array(compared.numpy()),
-    }
+    columns = {"latent": torch.arange(d_sae), "compared": compared}
     if activity is not None:
-        for name in ("density", "max_activation", "z_score"):
-            numbers = getattr(activity, name).cpu().numpy()
-            columns[name] = pyarrow.array(numbers, mask=numbers != numbers)
+        names = ("density", "max_activation", "z_score")
+        columns |= {name: getattr(activity, name) for name in names}
     if scores is not None:
         columns |= {"mcs": spread(scores.mcs), "one_to_one": spread(scores.one_to_one)}
     for run, pair in pairs.items():

@@ -13,13 +13,11 @@ from torch import Tensor
 from saelab.stats.assignment import match_one_to_one
 from saelab.stats.cosines import Directions, nearest, random_directions
 
+from ..curves import n_top
 from ..definitions import Definition, filled_in
 from .activity import Activity
 
 FLOOR_DIRECTIONS = 1024
-CURVE_POINTS = 48
-COSINES = [round(0.02 * step, 2) for step in range(51)]
-"""Where curves over cosines are evaluated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +57,7 @@ def compare(first: Directions, second: Directions) -> tuple[Comparison, Comparis
 
 def _comparison(
     side: Directions,
-    other: Directions,
+    target: Directions,
     nearby: tuple[Tensor, Tensor, Tensor],
     partner: Tensor,
     gap: float,
@@ -68,13 +66,13 @@ def _comparison(
     cosine, index, back = nearby
     has = partner >= 0
     partner_cosine = torch.full_like(cosine, torch.nan, dtype=torch.float64)
-    products = side.rows[has].double() * other.rows[partner[has]].double()
+    products = side.rows[has].double() * target.rows[partner[has]].double()
     partner_cosine[has] = products.sum(dim=1).clamp(-1, 1)
     return Comparison(
         cosine=cosine.double().clamp(-1, 1),
-        nearest=other.latent[index],
+        nearest=target.latent[index],
         mutual=back[index] == torch.arange(len(index), device=index.device),
-        partner=torch.where(has, other.latent[partner.clamp_min(0)], -1),
+        partner=torch.where(has, target.latent[partner.clamp_min(0)], -1),
         partner_cosine=partner_cosine,
         gap=gap,
     )
@@ -120,48 +118,11 @@ def floor_of(
     """MCS of random unit directions, at most as many as there are latents: what chance gives."""
     count = min(FLOOR_DIRECTIONS, len(directions.latent))
     drawn = random_directions(count, directions.rows.shape[1], seed).to(directions.rows)
-    return _mean([nearest(drawn, other.rows)[0].double() for other in others])
+    return _mean([nearest(drawn, each.rows)[0].double() for each in others])
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(parts)).mean(dim=0)
-
-
-def n_top(fraction: float, n_alive: int) -> int:
-    """How many latents a fraction of the alive ones is: rounded, at least one."""
-    return min(max(round(fraction * n_alive), 1), n_alive)
-
-
-def fractions_for(n_alive: int) -> list[float]:
-    """Fractions for a curve, equal in log from one latent to all."""
-    exponents = torch.linspace(0, 1, CURVE_POINTS, dtype=torch.float64)
-    counts = sorted({round(n_alive**exponent) for exponent in exponents.tolist()})
-    return [count / n_alive for count in counts]
-
-
-def share_above(
-    values: Float[Tensor, " alive"],
-    order: Int[Tensor, " alive"],
-    threshold: float,
-    fractions: Sequence[float],
-) -> list[float]:
-    """Share of values above the threshold among the first latents of an order, per fraction."""
-    above = (values[order] > threshold).double().cumsum(0)
-    tops = [n_top(fraction, len(values)) for fraction in fractions]
-    return [float(above[top - 1]) / top for top in tops]
-
-
-def share_at_least(values: Float[Tensor, " n"], cosines: Sequence[float]) -> list[float]:
-    """Share of values at or above each cosine."""
-    ordered = values.sort().values
-    edges = torch.tensor(cosines, dtype=values.dtype, device=values.device)
-    at_least = len(values) - torch.searchsorted(ordered, edges)
-    return (at_least.double() / len(values)).tolist()
-
-
-def mean_curve(curves: Sequence[Sequence[float]]) -> list[Any]:
-    """The mean of several curves, point by point."""
-    return [sum(points) / len(points) for points in zip(*curves, strict=True)]
 
 
 def values_of(

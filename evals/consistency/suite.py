@@ -36,14 +36,13 @@ class ConsistencyConfig(HeldOutConfig):
     """Decides the random directions that the floor is measured with."""
 
     def __post_init__(self) -> None:
-        problems = [f"n_tokens: {self.n_tokens} is below 1"] if self.n_tokens < 1 else []
+        problems = self.problems(n_tokens=1)
         if not 0 < self.threshold < 1:
             problems.append(f"threshold: {self.threshold} is not between 0 and 1")
         if not 0 < self.top_fraction <= 1:
             problems.append(
                 f"top_fraction: {self.top_fraction} is not above 0 and at most 1 (all latents)"
             )
-        problems += self.problems()
         if problems:
             raise ConfigError(problems)
 

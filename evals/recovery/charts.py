@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from saelab.formats.chart import Axis, Chart, ReferenceLine, Series
 
-from ..chart_parts import evenly_chosen, rounded
+from ..display import evenly_chosen, rounded
 from .matching import Matching
 from .numbers import FeatureTable
 
@@ -31,10 +31,8 @@ SWEPT = [round(0.5 + 0.01 * step, 2) for step in range(51)]
 def recovery_charts(data: Mapping[str, Any]) -> list[Chart]:
     """Every chart of a recovery result.
 
-    Args:
-        data: `matching`, `table` (`FeatureTable`), `alive` (by latent), `threshold` (cosine of a
-            match) and `chance` (mean largest cosine of a feature with as many random directions as
-            latents).
+    `data` has `matching`, `table`, `alive` (by latent), `threshold` (cosine of a match), `chance`
+    (mean largest cosine of a feature with as many random directions as latents).
     """
     matching, table = data["matching"], data["table"]
     threshold, chance = data["threshold"], data["chance"]
@@ -211,7 +209,7 @@ def precision(matching: Matching, alive: Bool[Tensor, " d_sae"]) -> Chart:
         "latents that match": matching.latent_cosine[alive],
     }
     shares = {
-        label: _shares(cosine)
+        label: [float((cosine >= threshold).double().mean()) for threshold in SWEPT]
         for label, cosine in curves.items()
         if cosine is not None and len(cosine)
     }
@@ -229,11 +227,7 @@ def precision(matching: Matching, alive: Bool[Tensor, " d_sae"]) -> Chart:
         x=Axis(title="cosine that counts as a match"),
         y=Axis(title="share", low=-0.03, high=1.03),
         series=tuple(
-            Series(name=label, x=[*SWEPT], y=values, dashed=label == "by a latent of their own")
+            Series(name=label, x=[*SWEPT], y=[*values], dashed=label == "by a latent of their own")
             for label, values in shares.items()
         ),
     )
-
-
-def _shares(cosine: Float[Tensor, " some"]) -> list[Any]:
-    return [float((cosine >= threshold).double().mean()) for threshold in SWEPT]

@@ -18,12 +18,7 @@ MOST_ENTRIES = 1 << 22
 
 
 class FiringCounts:
-    """Sums over held-out rows, everything that is not read off the cosines.
-
-    Args:
-        saved: the dictionary.
-        matching: its latents against the true features.
-    """
+    """Sums over held-out rows: everything that cosines do not tell."""
 
     def __init__(self, saved: SavedDictionary, matching: Matching):
         self.saved, self.matching = saved, matching
@@ -35,17 +30,10 @@ class FiringCounts:
         self.norm_total = 0.0
         """Σ|x|²."""
 
-        def zeros() -> Tensor:
-            return torch.zeros(n_features, dtype=torch.float64, device=device)
-
-        self.active = zeros()
-        """Rows on which each feature is active."""
-        self.both = zeros()
-        """Rows on which the feature and its best latent are active."""
-        self.mass_on = zeros()
-        """Sum of the best latent's codes over the rows on which the feature is active."""
-        self.absorbed = zeros()
-        """Rows on which the feature is active and absorbed."""
+        # By feature: the rows on which it is active, on which it is with its best latent, and on
+        # which it is but absorbed; and the sum of the best latent's codes over the first of these.
+        zeros = torch.zeros(4, n_features, dtype=torch.float64, device=device)
+        self.active, self.both, self.absorbed, self.mass_on = zeros.unbind()
 
     def add(self, planted: PlantedRows) -> None:
         """Encode some rows and count.

@@ -16,7 +16,7 @@ MOST_ASSIGNED_ENTRIES = 1 << 26
 HOST_COSINE = 0.5
 """Cosine from which a latent is about another feature, its host, and may have absorbed this one."""
 ABSORBED_COMPONENT = 0.3
-"""Component along this feature, beside the host's, from which the latent may have absorbed it."""
+"""Component along this feature, next to the host's, from which the latent may have absorbed it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +98,8 @@ def _absorbing(
     """Latents that may have absorbed some recovered features.
 
     The component is the weight a of the feature in the least-squares fit of the unit decoder row by
-    feature and host, w ≈ a v_feature + b v_host: features that merely lie near one another give a
-    large cosine with both, but no component.
+    feature and host, w ≈ a v_feature + b v_host: features that are merely close to one another give
+    a large cosine with both, but no component.
     """
     feature = torch.arange(start, start + len(cosine), device=v.device)[:, None]
     # A latent whose nearest feature is the feature itself has the second one as its host.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +37,6 @@ ALIKE = ("method", "options", "optimizer", "n_tokens", "batch_rows", "target_l0"
 """What of the training settings runs must share to be compared; the seed is not among it."""
 
 
-@dataclass(frozen=True)
-class PlantedSubject:
-    """A dictionary to evaluate, the features it should have learnt, and where its results go."""
-
-    saved: SavedDictionary
-    truth: PlantedConfig
-    out: Path
-
-
 def measure_recovery(
     folders: Sequence[Path], outs: Sequence[Path], config: RecoveryConfig
 ) -> Iterator[Measurement]:
@@ -58,33 +48,35 @@ def measure_recovery(
             features, or whose output is not finite.
     """
     device = resolve_device(config.device)
-    groups: dict[PlantedConfig, list[PlantedSubject]] = {}
+    groups: dict[PlantedConfig, dict[Path, SavedDictionary]] = {}
     for folder, out in zip(folders, outs, strict=True):
         saved = load_dictionary(folder)
-        truth = truth_of(saved)
-        groups.setdefault(truth, []).append(PlantedSubject(saved, truth, out))
+        groups.setdefault(truth_of(saved), {})[out] = saved
     with progress_bar(len(folders), "comparing", "dictionaries") as bar:
         for truth, group in groups.items():
             source = PlantedSource(truth)
             rows = list(source.chunks(config.n_rows, stream=HELD_OUT))
             features = source.features.to(device)
             largest = coherence(features)
-            for subject in group:
-                subject.saved.dictionary.to(device)
-            for subject in group:
-                yield _measure(subject, group, features, rows, largest, config)
+            for saved in group.values():
+                saved.dictionary.to(device)
+            for out, saved in group.items():
+                seeds = [each for each in group.values() if _differ_in_seed(each, saved)]
+                yield _measure(saved, out, seeds, truth, features, rows, largest, config)
                 bar.update(1)
 
 
 def _measure(
-    subject: PlantedSubject,
-    group: Sequence[PlantedSubject],
+    saved: SavedDictionary,
+    out: Path,
+    seeds: Sequence[SavedDictionary],
+    truth: PlantedConfig,
     features: Float[Tensor, "n_features d_in"],
     rows: Sequence[PlantedRows],
     largest: float,
     config: RecoveryConfig,
 ) -> Measurement:
-    saved, truth, dictionary = subject.saved, subject.truth, subject.saved.dictionary
+    dictionary = saved.dictionary
     matching = match(features, dictionary.W_dec, config.threshold)
     counts = FiringCounts(saved, matching)
     for planted in rows:
@@ -92,7 +84,6 @@ def _measure(
     frequency = feature_frequencies(truth).to(features.device)
     table = feature_table(matching, counts, frequency, config.threshold)
     chance = chance_cosine(features, dictionary.d_sae)
-    seeds = [other.saved for other in group if other is not subject and _alike(other.saved, saved)]
     numbers: dict[str, Any] = {
         **recovery_values(matching, counts, table),
         "chance_cosine": chance,
@@ -104,7 +95,7 @@ def _measure(
     return Measurement(
         name=saved.name,
         content_hash=saved.content_hash,
-        out=subject.out,
+        out=out,
         numbers=numbers,
         made_from={
             "model": saved.model_name,
@@ -152,10 +143,10 @@ def _training_of(saved: SavedDictionary) -> dict[str, Any]:
     }
 
 
-def _alike(first: SavedDictionary, second: SavedDictionary) -> bool:
+def _differ_in_seed(first: SavedDictionary, second: SavedDictionary) -> bool:
     """Whether two dictionaries differ in nothing but the seed of the training."""
     same_training = _training_of(first) == _training_of(second)
-    return same_training and first.made_from == second.made_from
+    return first is not second and same_training and first.made_from == second.made_from
 
 
 def _consistent_share(
@@ -165,11 +156,11 @@ def _consistent_share(
     if not others or not bool(alive.any()):
         return None
     rows, *compared = [directions_of(each.dictionary.W_dec).rows for each in (saved, *others)]
-    mcs = torch.stack([nearest(rows, other)[0] for other in compared]).mean(dim=0)
+    mcs = torch.stack([nearest(rows, columns)[0] for columns in compared]).mean(dim=0)
     return float((mcs[alive] > CONSISTENT).double().mean())
 
 
-def _features(truth: PlantedConfig, matching: Matching, table: FeatureTable) -> dict[str, Any]:
+def _features(truth: PlantedConfig, matching: Matching, table: FeatureTable) -> dict[str, Tensor]:
     """One parquet row per true feature; null where a number is undefined.
 
     Columns: feature, parent (of a feature that is active only where another is), frequency (by the
@@ -177,34 +168,24 @@ def _features(truth: PlantedConfig, matching: Matching, table: FeatureTable) -> 
     one_to_one_cosine, matched, latent_frequency, f1, mass_share, absorbed_share, n_latents (alive
     latents whose best feature it is, at the threshold).
     """
-    import pyarrow
-
-    features = range(truth.n_features)
+    parents = [truth.parent_of(feature) for feature in range(truth.n_features)]
     latent, cosine = matching.assigned_latent, matching.assigned_cosine
     if latent is None or cosine is None:
         latent = torch.full_like(matching.best_latent, -1)
         cosine = torch.full_like(matching.cosine, torch.nan)
-    without = (latent < 0).cpu().numpy()
     return {
-        "feature": pyarrow.array(features, pyarrow.int32()),
-        "parent": pyarrow.array([truth.parent_of(index) for index in features], pyarrow.int32()),
-        "frequency": _column(table.frequency),
-        "observed_frequency": _column(table.observed_frequency),
-        "best_latent": pyarrow.array(matching.best_latent.cpu().numpy(), pyarrow.int32()),
-        "cosine": _column(matching.cosine),
-        "one_to_one_latent": pyarrow.array(latent.int().cpu().numpy(), mask=without),
-        "one_to_one_cosine": pyarrow.array(cosine.cpu().numpy(), mask=without),
-        "matched": pyarrow.array(table.matched.cpu().numpy()),
-        "latent_frequency": _column(table.latent_frequency),
-        "f1": _column(table.f1),
-        "mass_share": _column(table.mass_share),
-        "absorbed_share": _column(table.absorbed_share),
-        "n_latents": pyarrow.array(table.n_latents.cpu().numpy(), pyarrow.int32()),
+        "feature": torch.arange(truth.n_features),
+        "parent": torch.tensor([-1 if parent is None else parent for parent in parents]),
+        "frequency": table.frequency,
+        "observed_frequency": table.observed_frequency,
+        "best_latent": matching.best_latent,
+        "cosine": matching.cosine,
+        "one_to_one_latent": latent,
+        "one_to_one_cosine": torch.where(latent >= 0, cosine, torch.nan),
+        "matched": table.matched,
+        "latent_frequency": table.latent_frequency,
+        "f1": table.f1,
+        "mass_share": table.mass_share,
+        "absorbed_share": table.absorbed_share,
+        "n_latents": table.n_latents,
     }
-
-
-def _column(values: Tensor) -> Any:
-    import pyarrow
-
-    numbers = values.double().cpu()
-    return pyarrow.array(numbers.numpy(), mask=~numbers.isfinite().numpy())

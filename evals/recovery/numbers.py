@@ -1,4 +1,4 @@
-"""From cosines and counts to numbers, one per feature and one per dictionary, and their meaning."""
+"""From cosines and counts to numbers per feature and per dictionary, with their definitions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def feature_table(
     frequency: Float[Tensor, " n_features"],
     threshold: float,
 ) -> FeatureTable:
-    """Put together what is known of each feature."""
+    """Put together what is known of each feature; where there are no rows, 0 / 0 gives NaN."""
     n_rows = counts.sparsity.n_rows
     best = matching.best_latent
     latent_active = counts.sparsity.count[best].double()
@@ -63,9 +63,9 @@ def feature_table(
         observed_frequency=counts.active / n_rows,
         matched=matched,
         latent_frequency=latent_active / n_rows,
-        f1=_ratio(2 * counts.both, counts.active + latent_active),
-        mass_share=_ratio(counts.mass_on, counts.sparsity.total[best]),
-        absorbed_share=torch.where(matched, _ratio(counts.absorbed, counts.active), torch.nan),
+        f1=2 * counts.both / (counts.active + latent_active),
+        mass_share=counts.mass_on / counts.sparsity.total[best],
+        absorbed_share=torch.where(matched, counts.absorbed / counts.active, torch.nan),
         n_latents=torch.bincount(matching.best_feature[claimed], minlength=len(matched)),
     )
 
@@ -85,8 +85,10 @@ def recovery_values(
         )
         values[f"precision_{name}"] = _share(latent_cosine >= threshold)
     values |= {f"frr_quartile_{quarter}": None for quarter in range(1, len(QUARTILES) + 1)}
-    for quarter, part in enumerate(_quartiles(table.frequency), start=1):
-        values[f"frr_quartile_{quarter}"] = _share(matched[part])
+    if float(table.frequency.min()) < float(table.frequency.max()):
+        order = table.frequency.argsort(descending=True, stable=True)
+        for quarter, part in enumerate(torch.tensor_split(order, len(QUARTILES)), start=1):
+            values[f"frr_quartile_{quarter}"] = _share(matched[part])
     apart = (table.latent_frequency / table.observed_frequency).log10().abs()
     reconstruction, sparsity = counts.reconstruction.values(), counts.sparsity.values()
     return values | {
@@ -106,19 +108,6 @@ def recovery_values(
         **{name: reconstruction[name] for name in ("fvu", "n_rows")},
         **{name: sparsity[name] for name in ("l0_mean", "dead_fraction", "dense_fraction")},
     }
-
-
-def _quartiles(frequency: Float[Tensor, " n_features"]) -> list[Int[Tensor, " some_features"]]:
-    """The features in four parts from frequent to rare; no parts if all are equally frequent."""
-    if float(frequency.min()) == float(frequency.max()):
-        return []
-    order = frequency.argsort(descending=True, stable=True)
-    return [part for part in torch.tensor_split(order, len(QUARTILES)) if len(part)]
-
-
-def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """A quotient, NaN where the denominator is zero."""
-    return torch.where(below > 0, above / below, torch.nan)
 
 
 def _share(holds: Tensor) -> float | None:
@@ -241,9 +230,5 @@ _BETTER: dict[str, Better] = {
 
 
 def recovery_definitions(facts: Mapping[str, Any]) -> list[Definition]:
-    """Every number with the facts of a run filled in.
-
-    Raises:
-        KeyError: a fact that a text names was not given.
-    """
+    """Every number with the facts of a run filled in."""
     return filled_in(MEANINGS, facts, units=_UNITS, better=_BETTER)

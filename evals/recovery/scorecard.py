@@ -14,7 +14,7 @@ from saelab.formats.manifest import new_manifest, write_manifest
 from saelab.report.result_page import write_result_page
 from saelab.stats.spread import Spread, spread_of
 
-from ..chart_parts import error_bars
+from ..display import error_bars
 from ..suite import terminal_table
 
 SCORE_CARD = {
@@ -40,12 +40,6 @@ ON_TERMINAL = {
     "precision_090": "prec@.9",
     "l0_mean": "L0",
 }
-QUARTERS = {
-    "frr_quartile_1": "most frequent",
-    "frr_quartile_2": "second",
-    "frr_quartile_3": "third",
-    "frr_quartile_4": "rarest",
-}
 KIND = "recovery_score_card"
 JSON_FILE = "score_card.json"
 PAGE_FILE = "score_card.html"
@@ -64,11 +58,7 @@ class ScoreCardEntry:
 
 
 def score_card(results: Sequence[EvaluationResult]) -> list[ScoreCardEntry]:
-    """Group "recovery" results that differ only in seeds, and average them.
-
-    Args:
-        results: of `run_recovery`, in any order.
-    """
+    """Group "recovery" results that differ only in seeds, and average them."""
     groups: dict[str, list[EvaluationResult]] = {}
     for result in results:
         groups.setdefault(_alike(result), []).append(result)
@@ -160,7 +150,7 @@ def _page(ranked: Sequence[ScoreCardEntry], example: EvaluationResult) -> Evalua
         title="Recovery of planted features",
         subtitle="Every way of training against the same planted features; mean and standard "
         "deviation over seeds.",
-        charts=(_recovered(ranked), _by_quarter(ranked)),
+        charts=_charts(ranked),
         tables=(
             Table(
                 title="Mean ± sample standard deviation over runs",
@@ -181,39 +171,39 @@ def _page(ranked: Sequence[ScoreCardEntry], example: EvaluationResult) -> Evalua
     )
 
 
-def _recovered(ranked: Sequence[ScoreCardEntry]) -> Chart:
+def _charts(ranked: Sequence[ScoreCardEntry]) -> tuple[Chart, Chart]:
     best, worst = ranked[0], ranked[-1]
-    return _bars(
-        ranked,
-        {name: SCORE_CARD[name] for name in ("frr_080", "frr_090", "frr_095")},
-        name="recovery",
-        title="Features recovered",
-        axis="share of true features recovered",
-        caption="Share of the true features with a latent whose decoder row has at least this "
-        "cosine with them (FRR); error bars are the standard deviation over runs.",
-        summary=f"Bars of the share recovered by way of training: at cosine 0.9 "
-        f"{_mean(best, 'frr_090'):.2f} for {best.label}, {_mean(worst, 'frr_090'):.2f} for "
-        f"{worst.label}.",
-    )
-
-
-def _by_quarter(ranked: Sequence[ScoreCardEntry]) -> Chart:
-    falls = [_mean(e, "frr_quartile_1") - _mean(e, "frr_quartile_4") for e in ranked]
-    return _bars(
-        ranked,
-        QUARTERS,
-        name="quarters",
-        title="Frequent and rare features",
-        axis="share recovered at cosine 0.9",
-        caption="The same share within each quarter of the true features by frequency. Where all "
-        "features are equally frequent the quarters are arbitrary.",
-        summary="Bars of the share recovered in each quarter of feature frequency; from most "
-        f"frequent to rarest it falls by up to {max(falls):.2f}.",
+    quarters = [f"frr_quartile_{quarter}" for quarter in range(1, 5)]
+    falls = [_mean(entry, quarters[0]) - _mean(entry, quarters[-1]) for entry in ranked]
+    return (
+        _bars(
+            ranked,
+            ["frr_080", "frr_090", "frr_095"],
+            name="recovery",
+            title="Features recovered",
+            axis="share of true features recovered",
+            caption="Share of the true features with a latent whose decoder row has at least this "
+            "cosine with them (FRR); error bars are the standard deviation over runs.",
+            summary="Bars of the share recovered by way of training: at cosine 0.9 "
+            f"{_mean(best, 'frr_090'):.2f} for {best.label}, {_mean(worst, 'frr_090'):.2f} for "
+            f"{worst.label}.",
+        ),
+        _bars(
+            ranked,
+            quarters,
+            name="quarters",
+            title="Frequent and rare features",
+            axis="share recovered at cosine 0.9",
+            caption="The same share within each quarter of the true features by frequency. Where "
+            "all features are equally frequent the quarters are arbitrary.",
+            summary="Bars of the share recovered in each quarter of feature frequency; from most "
+            f"frequent to rarest it falls by up to {max(falls):.2f}.",
+        ),
     )
 
 
 def _bars(
-    ranked: Sequence[ScoreCardEntry], metrics: dict[str, str], *, axis: str, **words: Any
+    ranked: Sequence[ScoreCardEntry], metrics: Sequence[str], *, axis: str, **words: Any
 ) -> Chart:
     """Horizontal bars, a group for each way of training."""
     return Chart(
@@ -221,14 +211,14 @@ def _bars(
         y=Axis(title="trained"),
         series=tuple(
             Series(
-                name=label,
+                name=SCORE_CARD[name],
                 x=[entry.values[name].mean for entry in ranked],
                 y=[entry.label for entry in ranked],
                 mark="bars",
                 axis="x",
                 **error_bars(entry.values[name] for entry in ranked),
             )
-            for name, label in metrics.items()
+            for name in metrics
         ),
         height=140 + 17 * len(metrics) * len(ranked),
         **words,
