@@ -93,13 +93,11 @@ def evaluate(
         >>> 0 <= result.value("frr_090") <= 1
         True
     """
-    from .suite import evaluate as run_suite
-
     chosen = _suite(suite)
     folders = [dictionaries] if isinstance(dictionaries, str | Path) else dictionaries
     plain = {name: to_plain(value) for name, value in settings.items()}
     config = from_plain(chosen.Config, plain, f"settings of the suite {suite}")
-    return [result for _, result in run_suite(chosen, [Path(f) for f in folders], config)]
+    return chosen.run([Path(folder) for folder in folders], config)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ A new suite is a folder with one `Suite` in it and one line in `evals/command.py
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,15 +21,15 @@ from saelab.config import parse_arguments, to_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.chart import Chart
 from saelab.formats.evaluation_result import (
-    Better,
     EvaluationResult,
-    MeasuredMetric,
     Table,
     read_evaluation_result,
     write_evaluation_result,
 )
 from saelab.formats.files import atomic_path
 from saelab.formats.lock import writer_lock
+
+from .definitions import Definition
 
 logger = logging.getLogger(__name__)
 
@@ -63,32 +64,16 @@ class HeldOutConfig:
     overwrite: bool = False
     """Replace an existing result."""
 
-    def problems(self) -> list[str]:
-        """What is wrong with these settings, in words."""
-        problems = []
-        if self.batch_contexts < 1:
-            problems.append(f"batch_contexts: {self.batch_contexts} is below 1")
+    def problems(self, **least: int) -> list[str]:
+        """What is wrong with these settings, in words; `least`: what further ones must reach."""
+        problems = [
+            f"{name}: {value} is below {bound}"
+            for name, bound in {**least, "batch_contexts": 1}.items()
+            if (value := getattr(self, name)) < bound
+        ]
         if self.context_length is not None and self.context_length < 2:
             problems.append(f"context_length: {self.context_length} is below 2 tokens")
         return problems
-
-
-@dataclass(frozen=True, kw_only=True)
-class Definition:
-    """What a number of a suite means."""
-
-    name: str
-    """Key of the number."""
-    unit: str
-    """Unit; "1" for ratios."""
-    text: str
-    """How it is computed, in words."""
-    better: Better = "neither"
-    """Which direction is the better one."""
-    group: str = "Numbers"
-    """Heading under which it stands."""
-    source: str = ""
-    """Paper or equation it is from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +91,7 @@ class Measurement:
     made_from: Mapping[str, Any]
     """Names and content hashes of model, hook point and text."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What decided the numbers beside the settings of the suite."""
+    """What decided the numbers in addition to the settings of the suite."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What definitions name, such as the number of rows."""
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -155,15 +140,21 @@ class Suite(Generic[ConfigT]):
     needs_dictionaries: bool = True
     """Whether it refuses to run without any."""
     jointly: bool = False
-    """Whether dictionaries are held against one another, so that no result stands alone."""
+    """Whether dictionaries are compared with one another, so that no result stands alone."""
     finish: Callable[[Sequence[EvaluationResult], Any], None] | None = None
     """(results, settings): what more the command prints or writes at its end."""
     Command: type | None = None
     """Dataclass its command line is read into; None: one of `dictionaries` and `config`."""
     action: Callable[[Any], Sequence[str] | None] | None = None
-    """Command -> lines about what it did in place of an evaluation; None: it asks for one."""
+    """Command -> lines about what it did instead of an evaluation; None: it asks for one."""
     folder: Callable[[ConfigT], Path] | None = None
     """Settings -> folder of the one result of all dictionaries; None: each has a result."""
+
+    def run(
+        self, folders: Sequence[Path], config: ConfigT, *, pages: bool = True
+    ) -> list[EvaluationResult]:
+        """The results of `evaluate`, in the order of the folders."""
+        return [result for _, result in evaluate(self, folders, config, pages=pages)]
 
     @property
     def stem(self) -> str:
@@ -192,6 +183,29 @@ class Suite(Generic[ConfigT]):
         return made
 
 
+def not_positive(name: str, values: Sequence[float]) -> list[str]:
+    """What is wrong with a setting of one or more different positive numbers, in words."""
+    different = bool(values) and len(set(values)) == len(values)
+    problems = [] if different else [f"{name}: {values} must be one or more different numbers"]
+    return problems + [
+        f"{name}: {value} is not a positive number"
+        for value in values
+        if not 0 < value < float("inf")
+    ]
+
+
+def deferred(module: str, function: str) -> Callable[..., Any]:
+    """A function of a module of `saelab.evals`, imported when it is first called.
+
+    A suite names what needs torch this way, so that commands list its options at once.
+    """
+
+    def call(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(module, __package__), function)(*arguments)
+
+    return call
+
+
 def run_command(suite: Suite[Any], arguments: Sequence[str]) -> None:
     """Run a suite with the words after `saelab eval SUITE` and show its table.
 
@@ -204,7 +218,10 @@ def run_command(suite: Suite[Any], arguments: Sequence[str]) -> None:
         raise ConfigError(f"no dictionary was given: type `{program} FOLDER [FOLDER …]`")
     lines = None if suite.action is None else suite.action(command)
     if lines is not None:
-        _say(lines)
+        from rich.console import Console
+
+        for line in lines:
+            Console().print(line, soft_wrap=True, highlight=False)
         return
     results = evaluate(suite, command.dictionaries, command.config)
     show(suite, results)
@@ -217,8 +234,8 @@ def evaluate(
 ) -> list[tuple[Path, EvaluationResult]]:
     """Run a suite on dictionaries and write a result, its rows and its page for each.
 
-    The same call again keeps what is there: a dictionary whose result lies there, complete, of the
-    same settings and of the same content, is not measured a second time.
+    The same call again keeps existing results: a dictionary that has a complete result of the same
+    settings and of the same content is not measured a second time.
 
     Args:
         suite: the suite.
@@ -341,15 +358,7 @@ def result_of(suite: Suite[ConfigT], measured: Measurement, config: ConfigT) -> 
     if unknown:
         raise KeyError(f"suite {suite.name} defines no number {sorted(unknown)}")
     metrics = tuple(
-        MeasuredMetric(
-            name=name,
-            value=measured.numbers[name],
-            unit=definition.unit,
-            definition=definition.text,
-            group=definition.group,
-            better=definition.better,
-            source=definition.source,
-        )
+        definition.measured(measured.numbers[name])
         for name, definition in definitions.items()
         if name in measured.numbers
     )
@@ -399,19 +408,31 @@ def _write_page(path: Path, result: EvaluationResult, *, wanted: bool) -> None:
 
 
 def write_rows(path: Path, columns: Mapping[str, Any]) -> None:
-    """Write a parquet file of named columns: lists, numpy arrays or pyarrow arrays."""
+    """Write a parquet file of named columns: lists, numpy arrays, pyarrow arrays or tensors.
+
+    NaN, infinity and negative integers of a tensor become null.
+    """
     import pyarrow
     from pyarrow import parquet
 
+    arrays = {
+        name: _array(values) if hasattr(values, "detach") else values
+        for name, values in columns.items()
+    }
     with atomic_path(path) as temporary:
-        parquet.write_table(pyarrow.table(dict(columns)), temporary)
+        parquet.write_table(pyarrow.table(arrays), temporary)
 
 
-def _say(lines: Iterable[str]) -> None:
-    from rich.console import Console
+def _array(values: Any) -> Any:
+    import pyarrow
+    import torch
 
-    for line in lines:
-        Console().print(line, soft_wrap=True, highlight=False)
+    values = values.detach().cpu()
+    if values.dtype == torch.bool:
+        return pyarrow.array(values.numpy())
+    if values.is_floating_point():
+        return pyarrow.array(values.double().numpy(), mask=~values.isfinite().numpy())
+    return pyarrow.array(values.int().numpy(), mask=(values < 0).numpy())
 
 
 def show(suite: Suite[Any], results: Sequence[tuple[Path, EvaluationResult]]) -> None:
@@ -442,14 +463,20 @@ def _values(result: EvaluationResult) -> dict[str, Any]:
     return {metric.name: metric.value for metric in result.metrics}
 
 
-def terminal_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
-    """A table for `rich` to print: the first column names its row, numbers are right-aligned."""
+def terminal_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, rigid: bool = False
+) -> Any:
+    """A table for `rich` to print: the first column names its row, numbers are right-aligned.
+
+    `rigid`: only the first column may be folded where the terminal is narrow.
+    """
     from rich import box
     from rich.table import Table as Lines
 
     lines = Lines(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, label in enumerate(columns):
-        lines.add_column(label, overflow="fold", justify="right" if index else "left")
+        justify, no_wrap = ("right", rigid) if index else ("left", False)
+        lines.add_column(label, overflow="fold", justify=justify, no_wrap=no_wrap)
     for first, *values in rows:
         cells = ["undefined" if value is None else _short(value) for value in values]
         lines.add_row(str(first), *cells)

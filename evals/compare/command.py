@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from saelab.config import parse_arguments
 from saelab.errors import ConfigError
 
+from ..suite import terminal_table
 from .config import CompareConfig
 
 if TYPE_CHECKING:
-    from .suite import MethodComparison
+    from .rows import MethodComparison
 
 PROGRAM = "saelab compare"
 WITH_SPREAD = {"fvu": "FVU", "loss_recovered_mean": "loss recovered\n(mean ablation)"}
@@ -67,70 +68,60 @@ def show(comparison: MethodComparison) -> None:
 
     console = Console()
     console.print(_rows(comparison))
-    if any(one.value.mean is not None for one in comparison.compared):
+    if any(at.value.mean is not None for at in comparison.compared):
         console.print(_differences(comparison))
-    for note in [SPREAD, *comparison.result.notes]:
+    for note in [SPREAD, *comparison.notes]:
         console.print(note, highlight=False)
     out = comparison.config.out
     console.print(f"report: {out / PAGE_FILE}", soft_wrap=True, highlight=False)
 
 
-def _rows(comparison: MethodComparison):
+def _rows(comparison: MethodComparison) -> Any:
     """A line per method, and under it one per width and target L0."""
-    from .rows import percent, shorter, written
+    from ..display import percent, shorter, written
 
     many = len({row.d_sae for row in comparison.rows}) > 1
-    spread = {name: text for name, text in WITH_SPREAD.items() if name in comparison.columns}
-    shares = {name: text for name, text in SHARES.items() if name in comparison.columns}
-    costs = {name: text for name, text in COSTS.items() if name in comparison.columns}
-    table = _table("method", ["L0", *spread.values(), *shares.values(), *costs.values()])
+    spread, shares, costs = (
+        {name: heading for name, heading in headings.items() if name in comparison.columns}
+        for headings in (WITH_SPREAD, SHARES, COSTS)
+    )
+    lines = []
     for label, rows in groupby(comparison.rows, lambda row: row.label):
-        table.add_row(label)
-        for row in rows:
-            table.add_row(
+        lines.append([label])
+        lines += [
+            [
                 f"  {f'{row.d_sae:,}, ' if many else ''}k {row.k_text}",
                 shorter(row.values["l0_mean"].mean),
                 *(written(row.values[name], 3) for name in spread),
                 *(percent(row.values[name].mean) for name in shares),
                 *(shorter(row.values[name].mean) for name in costs),
-            )
-    return table
+            ]
+            for row in rows
+        ]
+    headings = ["method", "L0", *spread.values(), *shares.values(), *costs.values()]
+    return terminal_table("", headings, lines, rigid=True)
 
 
-def _differences(comparison: MethodComparison):
-    """FVU at common L0: the reference's own, and how far the others are from it."""
-    from .rows import written
+def _differences(comparison: MethodComparison) -> Any:
+    """FVU at common L0: that of the reference, and how far the others are from it."""
+    from ..display import written
     from .tables import OUTSIDE
 
-    at = [one for one in comparison.compared if one.metric == "fvu"]
-    places = list(dict.fromkeys((one.d_sae, one.l0) for one in at))
-    many = len({d_sae for d_sae, _ in places}) > 1
-    table = _table(
-        f"FVU at the same L0: difference to {comparison.reference}",
-        [(f"{d_sae:,} latents,\n" if many else "") + f"L0 {l0:g}" for d_sae, l0 in places],
+    compared = [at for at in comparison.compared if at.metric == "fvu"]
+    points = list(dict.fromkeys((at.d_sae, at.l0) for at in compared))
+    many = len({d_sae for d_sae, _ in points}) > 1
+    lines = {label: dict.fromkeys(points, "") for label in (at.label for at in compared)}
+    for at in compared:
+        text = written(at.difference, 4, signed=True)
+        if at.value.mean is None:
+            text = OUTSIDE
+        elif at.label == comparison.reference:
+            text = f"({written(at.value, 4)})"
+        lines[at.label][at.d_sae, at.l0] = text
+    headings = [(f"{d_sae:,} latents,\n" if many else "") + f"L0 {l0:g}" for d_sae, l0 in points]
+    return terminal_table(
+        "",
+        [f"FVU at the same L0: difference to {comparison.reference}", *headings],
+        [[label, *cells.values()] for label, cells in lines.items()],
+        rigid=True,
     )
-    for label in dict.fromkeys(one.label for one in at):
-        cells = dict.fromkeys(places, "")
-        for one in at:
-            if one.label != label:
-                continue
-            if one.value.mean is None:
-                text = OUTSIDE
-            elif label == comparison.reference:
-                text = f"({written(one.value, 4)})"
-            else:
-                text = written(one.difference, 4, signed=True)
-            cells[one.d_sae, one.l0] = text
-        table.add_row(label, *cells.values())
-    return table
-
-
-def _table(first: str, headings: Sequence[str]):
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(first, overflow="fold")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table

@@ -5,118 +5,147 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from saelab.config import to_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
 from saelab.memory import keep_freed_memory
 from saelab.progress import progress_bar
 
-from ..consistency.config import ConsistencyConfig
-from ..core.config import CoreConfig
-from ..steering.config import SteeringConfig
+from ..alike import row_settings
+from ..consistency.suite import SUITE as CONSISTENCY
+from ..core.suite import SUITE as CORE
+from ..steering.suite import SUITE as STEERING
+from ..suite import HeldOutConfig, Suite
 from .candidates import Candidate
 from .config import CompareConfig
 
+logger = logging.getLogger(__name__)
+
 RESULTS_FOLDER = "evals"
 MOST_NAMED = 3
+MOST_AT_ONCE = 32
+"""Dictionaries evaluated in one pass; the passes of the untouched model are shared among them."""
+MOST_BYTES = 1 << 30
+"""Weights held at once (a dictionary of more is evaluated by itself)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One suite over some of the dictionaries of a comparison."""
 
-    suite: str
-    """Name of the suite."""
-    result_file: str
-    """Name of its result file."""
+    suite: Suite[Any]
+    config: Any
+    """Its settings; what exists is replaced."""
     units: list[list[Candidate]]
     """Dictionaries that must be evaluated together: one, or the seeds of a group."""
+    settings: tuple[str, ...]
+    """Names of the settings that a result must have as `config` does."""
     expected: Callable[[Candidate], Mapping[str, Any]]
-    """The settings that a result must have to be used."""
-    given: Callable[[EvaluationResult], Mapping[str, Any]]
-    """The same settings, as a result has them."""
-    run: Callable[[Sequence[Path]], Sequence[EvaluationResult]]
-    """Evaluate dictionaries again; what exists is replaced."""
+    """Further settings that a result must have."""
+    given: Callable[[EvaluationResult], Mapping[str, Any]] = lambda _: {}
+    """Those of these that a result does not have under the same name."""
     apart: Callable[[Candidate], Hashable] | None = None
     """Units for which this is equal must not be evaluated in one call; None: all may be."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a job finds done, and what is left."""
+    """Which results of a job exist, and what is left to evaluate."""
 
     job: Job
     results: dict[str, EvaluationResult]
-    """Usable results by dictionary hash."""
+    """The usable ones, by dictionary hash."""
     missing: list[list[Candidate]]
     """Units with a member whose result is missing or not usable."""
     obstacles: list[str]
     """Why results that exist are not usable."""
 
 
-def survey(job: Job) -> Survey:
+def suite_results(
+    candidates: Sequence[Candidate], config: CompareConfig
+) -> dict[str, dict[str, EvaluationResult]]:
+    """The results by suite and dictionary hash: those that exist, and the missing ones evaluated.
+
+    Raises:
+        ConfigError: results of other settings exist.
+        SaelabError: whatever the suites refuse.
+    """
+    core = _survey(_core(candidates, config))
+    on_latents = _surveys_on_latents(candidates, core.results, config)
+    _require_free([core, *on_latents], overwrite=config.overwrite)
+    for survey in (core, *on_latents):
+        for obstacle in survey.obstacles:
+            logger.warning("evaluated again: %s", obstacle)
+    results = {"core": _finish(core)}
+    # Only now is it known of every dictionary whether it has live latents.
+    on_latents = _surveys_on_latents(candidates, results["core"], config)
+    _require_free(on_latents, overwrite=config.overwrite)
+    return results | {survey.job.suite.name: _finish(survey) for survey in on_latents}
+
+
+def _surveys_on_latents(
+    candidates: Sequence[Candidate], core: Mapping[str, EvaluationResult], config: CompareConfig
+) -> list[Survey]:
+    """The suites that need live latents: those asked for that have dictionaries."""
+    dead = without_live_latents(candidates, core)
+    alive = [candidate for candidate in candidates if candidate not in dead]
+    jobs = [_consistency(alive, config)] if config.consistency else []
+    jobs += [_steering(alive, config)] if config.steering else []
+    return [_survey(job) for job in jobs if job.units]
+
+
+def without_live_latents(
+    candidates: Sequence[Candidate], core: Mapping[str, EvaluationResult]
+) -> list[Candidate]:
+    """Dictionaries with fewer than two latents that fired on the evaluated rows.
+
+    They have nothing to be found again or to steer with. Those without a core result are not known
+    to be among them.
+    """
+    dead = {content_hash: result.value("dead_fraction") for content_hash, result in core.items()}
+    return [
+        candidate
+        for candidate in candidates
+        if (share := dead.get(candidate.content_hash)) is not None
+        and round((1 - share) * candidate.d_sae) < 2
+    ]
+
+
+def _survey(job: Job) -> Survey:
     """Look at the results that exist; nothing is changed."""
     results: dict[str, EvaluationResult] = {}
     missing, obstacles = [], []
     for unit in job.units:
-        found = {}
-        for one in unit:
-            path = result_path(one, job.result_file)
-            if not path.exists():
-                continue
+        usable = {}
+        for candidate in unit:
+            path = candidate.folder / RESULTS_FOLDER / f"{job.suite.stem}.json"
             try:
-                found[one.content_hash] = _usable(path, one, job)
+                if path.exists():
+                    usable[candidate.content_hash] = _usable(path, candidate, job)
             except ArtifactError as error:
                 obstacles.append(str(error))
-        if len(found) == len(unit):
-            results |= found
+        if len(usable) == len(unit):
+            results |= usable
         else:
             missing.append(unit)
     return Survey(job, results, missing, obstacles)
 
 
-def result_path(candidate: Candidate, result_file: str) -> Path:
-    """Where a suite's result on a dictionary lies."""
-    return candidate.folder / RESULTS_FOLDER / result_file
-
-
-def require_free(surveys: Sequence[Survey], *, overwrite: bool) -> None:
-    """Refuse to replace results of other settings, unless asked to.
-
-    Raises:
-        ConfigError: naming the results and how their settings differ.
-    """
-    if overwrite:
-        return
-    problems = []
-    for one in surveys:
-        shown = one.obstacles[:MOST_NAMED]
-        if shown:
-            more = len(one.obstacles) - len(shown)
-            problems.append("; ".join(shown) + (f"; and {more} more" if more else ""))
-    if problems:
-        raise ConfigError(
-            f"{'; '.join(problems)}: give the settings they were made with, or --overwrite to "
-            "evaluate again"
-        )
-
-
 def _usable(path: Path, candidate: Candidate, job: Job) -> EvaluationResult:
-    """The result at a path, if it is this suite's on this dictionary with these settings.
-
-    Raises:
-        ArtifactError: it is not, and why.
-    """
+    """The result at a path; refused unless it is the job's, on this dictionary."""
     result = read_evaluation_result(path)
-    if result.suite != job.suite:
-        raise ArtifactError(f"{path} is a result of the suite {result.suite!r}, not {job.suite!r}")
+    if result.suite != job.suite.stem:
+        raise ArtifactError(
+            f"{path} is a result of the suite {result.suite!r}, not {job.suite.stem!r}"
+        )
     if result.dictionary_hash != candidate.content_hash:
         raise ArtifactError(f"{path} is about another dictionary than the one beside it")
-    given, expected = job.given(result), job.expected(candidate)
+    given = {**result.settings, **job.given(result)}
+    expected = {name: getattr(job.config, name) for name in job.settings}
+    expected |= job.expected(candidate)
     odd = [name for name in expected if given.get(name) != expected[name]]
     if odd:
         how = ", ".join(
@@ -136,242 +165,38 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-ROW_SETTINGS = {
-    "context_length": "context_length",
-    "text": "text",
-    "row_rule": "token_filter",
-    "norm_ceiling": "norm_ceiling",
-    "model_dtype": "model_dtype",
-}
-"""What results call the settings that decide the evaluated rows, and what a data spec does."""
+def _require_free(surveys: Sequence[Survey], *, overwrite: bool) -> None:
+    """Refuse to replace results of other settings, unless asked to."""
+    problems = [
+        "; ".join([*obstacles[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])
+        for obstacles in (survey.obstacles for survey in surveys)
+        if (more := len(obstacles) - MOST_NAMED) > -MOST_NAMED
+    ]
+    if problems and not overwrite:
+        raise ConfigError(
+            f"{'; '.join(problems)}: give the settings they were made with, or --overwrite to "
+            "evaluate again"
+        )
 
 
-def core_config(config: CompareConfig) -> CoreConfig:
-    """The settings of the suite core."""
-    return CoreConfig(
-        n_tokens=config.n_tokens,
-        n_loss_tokens=config.n_loss_tokens,
-        batch_contexts=config.batch_contexts,
-        model=config.model,
-        model_dtype=config.model_dtype,
-        device=config.device,
-        overwrite=True,
-    )
-
-
-def consistency_config(config: CompareConfig) -> ConsistencyConfig:
-    """The settings of the suite consistency."""
-    return ConsistencyConfig(
-        n_tokens=config.n_tokens,
-        batch_contexts=config.batch_contexts,
-        model=config.model,
-        model_dtype=config.model_dtype,
-        device=config.device,
-        overwrite=True,
-    )
-
-
-def steering_config(config: CompareConfig) -> SteeringConfig:
-    """The settings of the suite steering."""
-    return SteeringConfig(
-        n_latents=config.steering_latents,
-        n_random=config.steering_latents,
-        strengths=(config.steering_strength,),
-        n_tokens=config.n_tokens,
-        batch_contexts=config.batch_contexts,
-        model=config.model,
-        model_dtype=config.model_dtype,
-        device=config.device,
-        overwrite=True,
-    )
-
-
-def jobs_on_latents(candidates: Sequence[Candidate], config: CompareConfig) -> list[Job]:
-    """The suites that need live latents, as far as they are wanted and have dictionaries."""
-    jobs = []
-    if config.consistency:
-        jobs.append(_consistency(candidates, config))
-    if config.steering:
-        jobs.append(_steering(candidates, config))
-    return [job for job in jobs if job.units]
-
-
-def core_job(candidates: Sequence[Candidate], config: CompareConfig) -> Job:
-    """The suite core, on every dictionary."""
-    from ..core.suite import RESULT_FILE, run_core
-
-    settings = core_config(config)
-
-    def expected(one: Candidate) -> dict[str, Any]:
-        return {
-            "n_tokens": settings.n_tokens,
-            "n_loss_tokens": settings.loss_tokens,
-            **_rows(one),
-        }
-
-    return Job(
-        suite="core",
-        result_file=RESULT_FILE,
-        units=[[one] for one in candidates],
-        expected=expected,
-        given=lambda result: result.settings,
-        run=lambda folders: run_core(folders, settings, pages=False),
-    )
-
-
-def _consistency(candidates: Sequence[Candidate], config: CompareConfig) -> Job:
-    from ..consistency.suite import RESULT_FILE, run_consistency
-
-    settings = consistency_config(config)
-    groups = [members for members in by_group(candidates).values() if len(members) > 1]
-
-    def expected(one: Candidate) -> dict[str, Any]:
-        others = [other for other in groups_of[one.content_hash] if other is not one]
-        return {
-            "compared_with": sorted(other.content_hash for other in others),
-            "threshold": settings.threshold,
-            "top_fraction": settings.top_fraction,
-            "activity": settings.activity,
-            "n_tokens": settings.n_tokens,
-        }
-
-    groups_of = {one.content_hash: members for members in groups for one in members}
-    return Job(
-        suite="consistency",
-        result_file=RESULT_FILE,
-        units=groups,
-        expected=expected,
-        given=_consistency_settings,
-        run=lambda folders: run_consistency(folders, settings, pages=False),
-        apart=_group_of_suite,
-    )
-
-
-def _group_of_suite(one: Candidate) -> Hashable:
-    """What the suite forms groups by: it looks at fewer settings than a comparison does."""
-    options = {name: value for name, value in one.settings.items() if name.startswith("options.")}
-    return one.method, json.dumps(options, sort_keys=True), one.d_sae, one.k
-
-
-def _consistency_settings(result: EvaluationResult) -> dict[str, Any]:
-    compared = result.settings.get("compared_with")
-    named = compared.values() if isinstance(compared, dict) else ()
-    hashes = [one.get("hash") for one in named if isinstance(one, dict)]
-    return {**result.settings, "compared_with": sorted(map(str, hashes))}
-
-
-def _steering(candidates: Sequence[Candidate], config: CompareConfig) -> Job:
-    from ..steering.suite import RESULT_FILE, run_steering
-
-    settings = steering_config(config)
-    counts = ("n_contexts", "prompt_tokens", "n_random", "n_top_tokens", "n_tokens")
-
-    def expected(one: Candidate) -> dict[str, Any]:
-        return {
-            **{name: getattr(settings, name) for name in counts},
-            "strength": config.steering_strength,
-            "latents": settings.n_latents,
-            "seed": settings.seed,
-            **_rows(one),
-        }
-
-    def given(result: EvaluationResult) -> dict[str, Any]:
-        strengths = result.settings.get("strengths")
-        # Fewer latents than asked for are all that are alive; more strengths do no harm.
-        alive = [metric.value for metric in result.metrics if metric.name == "n_alive"]
-        steered = result.settings.get("n_latents")
-        enough = steered in alive and isinstance(steered, int) and steered < settings.n_latents
-        asked = isinstance(strengths, list) and config.steering_strength in strengths
-        return {
-            **result.settings,
-            "strength": config.steering_strength if asked else strengths,
-            "latents": settings.n_latents if enough else steered,
-            "seed": result.seed,
-        }
-
-    return Job(
-        suite="steering",
-        result_file=RESULT_FILE,
-        units=[[one] for one in steered(candidates, config)],
-        expected=expected,
-        given=given,
-        run=lambda folders: run_steering(folders, settings, pages=False),
-    )
-
-
-def _rows(one: Candidate) -> dict[str, Any]:
-    """The settings that decide the evaluated rows, as results record them."""
-    return {name: to_plain(getattr(one.spec, own)) for name, own in ROW_SETTINGS.items()}
-
-
-def by_group(
-    candidates: Sequence[Candidate],
-) -> dict[tuple[str, int, float | None], list[Candidate]]:
-    """The seeds of each method, width and target L0, the lowest seed first."""
-    groups: dict[tuple[str, int, float | None], list[Candidate]] = {}
-    for one in candidates:
-        groups.setdefault(one.group, []).append(one)
-    return {group: sorted(members, key=lambda one: one.seed) for group, members in groups.items()}
-
-
-def steered(candidates: Sequence[Candidate], config: CompareConfig) -> list[Candidate]:
-    """The dictionaries to steer with: the lowest seeds at the middle target L0 of each width."""
-    middle = middle_k(candidates)
-    chosen = []
-    for (_, d_sae, k), members in by_group(candidates).items():
-        wanted = k == middle[d_sae] if config.steering_k is None else k in config.steering_k
-        if wanted:
-            chosen += members[: config.steering_seeds]
-    return chosen
-
-
-def middle_k(candidates: Sequence[Candidate]) -> dict[int, float | None]:
-    """By width, the middle one of the target L0 values, the lower of two."""
-    by_width: dict[int, set[float | None]] = {}
-    for one in candidates:
-        by_width.setdefault(one.d_sae, set()).add(one.k)
-    ordered = {
-        d_sae: sorted(values, key=lambda k: -1.0 if k is None else k)
-        for d_sae, values in by_width.items()
-    }
-    return {d_sae: values[(len(values) - 1) // 2] for d_sae, values in ordered.items()}
-
-
-logger = logging.getLogger(__name__)
-
-MOST_AT_ONCE = 32
-"""Dictionaries evaluated in one pass; the passes of the untouched model are shared among them."""
-MOST_BYTES = 1 << 30
-"""Weights held at once (a dictionary of more is evaluated by itself)."""
-
-
-def finish(found: Survey) -> dict[str, EvaluationResult]:
-    """Evaluate what a survey found missing.
-
-    Returns:
-        The suite's results by dictionary hash, those that existed included.
-
-    Raises:
-        SaelabError: whatever the suite refuses; what was finished before is kept.
-        ArtifactError: a suite wrote what a second look does not find.
-    """
-    job, results = found.job, dict(found.results)
-    n_missing = sum(map(len, found.missing))
+def _finish(survey: Survey) -> dict[str, EvaluationResult]:
+    """Evaluate what is missing; all results by dictionary hash."""
+    job, n_missing, n_done = survey.job, sum(map(len, survey.missing)), len(survey.results)
     if not n_missing:
-        return results
+        return survey.results
     keep_freed_memory()
     logger.info(
-        "%s: %d dictionaries to evaluate, %d done before", job.suite, n_missing, len(results)
+        "%s: %d dictionaries to evaluate, %d done before", job.suite.name, n_missing, n_done
     )
-    with progress_bar(n_missing, f"suite {job.suite}", "dictionaries") as bar:
-        for part in parts_of(found.missing, job.apart):
-            job.run([one.folder for one in part])
+    with progress_bar(n_missing, f"suite {job.suite.name}", "dictionaries") as bar:
+        for part in parts_of(survey.missing, job.apart):
+            job.suite.run([candidate.folder for candidate in part], job.config, pages=False)
             bar.update(len(part))
-    again = survey(job)
+    again = _survey(job)
     if again.missing:
         lost = again.missing[0][0]
         raise ArtifactError(
-            f"the {job.suite} result of {lost.folder} is not there after it was written"
+            f"the {job.suite.name} result of {lost.folder} is not there after it was written"
             + (f" ({again.obstacles[0]})" if again.obstacles else "")
             + ": is another comparison of the same dictionaries running?"
         )
@@ -381,18 +206,13 @@ def finish(found: Survey) -> dict[str, EvaluationResult]:
 def parts_of(
     units: Sequence[list[Candidate]], apart: Callable[[Candidate], Hashable] | None = None
 ) -> Iterator[list[Candidate]]:
-    """Units in parts of limited size, none of them divided.
-
-    Args:
-        units: what must stay together.
-        apart: two units for which this is equal come into different parts.
-    """
+    """Units in parts of limited size, none divided; two of equal `apart` in different parts."""
     part: list[Candidate] = []
     keys: set[Hashable] = set()
     for unit in units:
         together = [*part, *unit]
         key = None if apart is None else apart(unit[0])
-        too_large = sum(one.weight_bytes for one in together) > MOST_BYTES
+        too_large = sum(candidate.weight_bytes for candidate in together) > MOST_BYTES
         clash = apart is not None and key in keys
         if part and (clash or too_large or len(together) > MOST_AT_ONCE):
             yield part
@@ -403,18 +223,116 @@ def parts_of(
         yield part
 
 
-def without_live_latents(
-    candidates: Sequence[Candidate], core: Mapping[str, EvaluationResult]
-) -> list[Candidate]:
-    """Dictionaries with fewer than two latents that fired on the evaluated rows.
+def _config(suite: Suite[Any], config: CompareConfig, **settings: Any) -> Any:
+    """The settings of a suite: its own, and those that it shares with a comparison."""
+    names = {field.name for field in fields(HeldOutConfig)} - {"out", "overwrite"}
+    shared = {name: getattr(config, name) for name in ("n_tokens", *names)}
+    return suite.Config(**shared, **settings, overwrite=True)
 
-    They have nothing to be found again or to steer with. Those without a core result are not known
-    to be among them.
-    """
-    found = []
-    for one in candidates:
-        result = core.get(one.content_hash)
-        dead = None if result is None else result.value("dead_fraction")
-        if dead is not None and round((1 - dead) * one.d_sae) < 2:
-            found.append(one)
-    return found
+
+def _core(candidates: Sequence[Candidate], config: CompareConfig) -> Job:
+    """The suite core, on every dictionary."""
+    return Job(
+        suite=CORE,
+        config=_config(CORE, config, n_loss_tokens=config.n_loss_tokens),
+        units=[[candidate] for candidate in candidates],
+        settings=("n_tokens", "n_loss_tokens"),
+        expected=lambda candidate: row_settings(candidate.spec),
+    )
+
+
+def _consistency(candidates: Sequence[Candidate], config: CompareConfig) -> Job:
+    """The suite consistency, on the seeds of each group."""
+    groups = [members for members in by_group(candidates).values() if len(members) > 1]
+    hashes = {
+        members[0].group: sorted(candidate.content_hash for candidate in members)
+        for members in groups
+    }
+
+    def expected(candidate: Candidate) -> dict[str, Any]:
+        others = [each for each in hashes[candidate.group] if each != candidate.content_hash]
+        return {"compared_with": others}
+
+    def given(result: EvaluationResult) -> dict[str, Any]:
+        compared = result.settings.get("compared_with")
+        runs = compared.values() if isinstance(compared, dict) else ()
+        listed = [str(run.get("hash")) for run in runs if isinstance(run, dict)]
+        return {"compared_with": sorted(listed)}
+
+    return Job(
+        suite=CONSISTENCY,
+        config=_config(CONSISTENCY, config),
+        units=groups,
+        settings=("threshold", "top_fraction", "activity", "n_tokens"),
+        expected=expected,
+        given=given,
+        apart=group_of_suite,
+    )
+
+
+def group_of_suite(candidate: Candidate) -> Hashable:
+    """What the suite forms groups by: it looks at fewer settings than a comparison does."""
+    settings = candidate.settings.items()
+    options = {name: value for name, value in settings if name.startswith("options.")}
+    return candidate.method, json.dumps(options, sort_keys=True), candidate.d_sae, candidate.k
+
+
+def _steering(candidates: Sequence[Candidate], config: CompareConfig) -> Job:
+    """The suite steering, on the lowest seeds at the middle target L0 of each width."""
+    strength, n_latents = config.steering_strength, config.steering_latents
+    middle = middle_k(candidates)
+    steered: list[Candidate] = []
+    for (_, d_sae, k), members in by_group(candidates).items():
+        if k == middle[d_sae] if config.steering_k is None else k in config.steering_k:
+            steered += members[: config.steering_seeds]
+
+    def expected(candidate: Candidate) -> dict[str, Any]:
+        return {"strength": strength, "latents": n_latents, **row_settings(candidate.spec)}
+
+    def given(result: EvaluationResult) -> dict[str, Any]:
+        strengths = result.settings.get("strengths")
+        # Fewer latents than asked for are all that are alive; more strengths do no harm.
+        alive = [metric.value for metric in result.metrics if metric.name == "n_alive"]
+        count = result.settings.get("n_latents")
+        enough = count in alive and isinstance(count, int) and count < n_latents
+        asked = isinstance(strengths, list) and strength in strengths
+        return {
+            "strength": strength if asked else strengths,
+            "latents": n_latents if enough else count,
+            "seed": result.seed,
+        }
+
+    return Job(
+        suite=STEERING,
+        config=_config(
+            STEERING, config, n_latents=n_latents, n_random=n_latents, strengths=(strength,)
+        ),
+        units=[[candidate] for candidate in steered],
+        settings=("n_contexts", "prompt_tokens", "n_random", "n_top_tokens", "n_tokens", "seed"),
+        expected=expected,
+        given=given,
+    )
+
+
+def by_group(
+    candidates: Sequence[Candidate],
+) -> dict[tuple[str, int, float | None], list[Candidate]]:
+    """Label, width and target L0 -> its dictionaries, the lowest seed first."""
+    groups: dict[tuple[str, int, float | None], list[Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(candidate.group, []).append(candidate)
+    for members in groups.values():
+        members.sort(key=lambda candidate: candidate.seed)
+    return groups
+
+
+def middle_k(candidates: Sequence[Candidate]) -> dict[int, float | None]:
+    """By width, the middle one of the target L0 values, the lower of two."""
+    by_width: dict[int, set[float | None]] = {}
+    for candidate in candidates:
+        by_width.setdefault(candidate.d_sae, set()).add(candidate.k)
+    ordered = {
+        d_sae: sorted(values, key=lambda k: -1.0 if k is None else k)
+        for d_sae, values in by_width.items()
+    }
+    return {d_sae: values[(len(values) - 1) // 2] for d_sae, values in ordered.items()}

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import ArtifactError
-from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
+from saelab.formats.evaluation_result import EvaluationResult
 from saelab.stats.zipf import fit_zipf, zipf_shares
 
-from ..steering.definitions import metric_name
-from ..suite import Definition
+from ..definitions import Definition
+from ..display import rounded
+from ..steering.numbers import metric_name
 from .candidates import Candidate
 from .config import CompareConfig
 from .jobs import RESULTS_FOLDER
@@ -26,7 +28,7 @@ LARGEST_TARGET = 0.5
 """Largest target density of a latent."""
 UNDERUSED_BELOW = 0.1
 """Share of its target below which a latent counts as underused."""
-CURVE_POINTS, RANK_POINTS = 96, 48
+CURVE_POINTS = 96
 
 
 def read_density(path: Path, d_sae: int) -> Float[Tensor, " d_sae"]:
@@ -65,16 +67,8 @@ def _columns(path: Path, *names: str, where: str | None = None) -> list[Float[Te
         ) from None
 
 
-@dataclass(frozen=True, eq=False)
-class Agreement:
-    """The latents of a dictionary that were compared with those of other seeds."""
-
-    mcs: Float[Tensor, " compared"]
-    """Mean over the other seeds of the largest cosine, the most active latent first."""
-
-
-def read_agreement(path: Path) -> Agreement:
-    """The compared latents in a parquet file of the suite consistency.
+def read_mcs(path: Path) -> Float[Tensor, " compared"]:
+    """The MCS in a parquet file of the suite consistency, the most active latent first.
 
     Raises:
         ArtifactError: not such a file, or without compared latents.
@@ -84,31 +78,7 @@ def read_agreement(path: Path) -> Agreement:
         raise ArtifactError(
             f"{path} has no compared latents, or cosines beyond 1: evaluate again with --overwrite"
         )
-    return Agreement(mcs[activation.argsort(descending=True, stable=True)])
-
-
-def rank_curve(members: Sequence[Agreement], threshold: float) -> tuple[list[float], list[float]]:
-    """Share of latents with MCS above a threshold among the most active, mean over the seeds.
-
-    Returns:
-        Fractions of the latents, equal in log, and the share at each.
-    """
-    most = max(len(one.mcs) for one in members)
-    exponents = torch.linspace(0, 1, RANK_POINTS, dtype=torch.float64).tolist()
-    fractions = [count / most for count in sorted({round(most**part) for part in exponents})]
-    curves = []
-    for one in members:
-        above = (one.mcs > threshold).double().cumsum(0)
-        tops = [min(max(round(share * len(above)), 1), len(above)) for share in fractions]
-        curves.append([float(above[top - 1]) / top for top in tops])
-    return fractions, [sum(shares) / len(shares) for shares in zip(*curves, strict=True)]
-
-
-def cosine_curve(members: Sequence[Agreement]) -> tuple[list[float], list[float]]:
-    """Share of latents with at least each MCS from 0 to 1, mean over the seeds."""
-    cosines = torch.arange(51, dtype=torch.float64) / 50
-    shares = [(one.mcs[:, None] >= cosines).double().mean(dim=0) for one in members]
-    return cosines.tolist(), torch.stack(shares).mean(dim=0).tolist()
+    return mcs[activation.argsort(descending=True, stable=True)]
 
 
 def underused_fraction(density: Float[Tensor, " d_sae"], l0: float) -> float:
@@ -145,118 +115,106 @@ def latent_use(density: Float[Tensor, " d_sae"], l0: float) -> dict[str, float |
     return {
         "underused_fraction": underused_fraction(density, l0),
         "effective_latents": effective_latents(density),
-        "zipf_exponent": None if fit is None else fit.exponent,
-        "zipf_offset": None if fit is None else fit.offset,
-        "zipf_r_squared": None if fit is None else fit.r_squared,
-        "zipf_tail_gap": None if fit is None else fit.tail_gap,
+        **{
+            f"zipf_{name}": None if fit is None else getattr(fit, name)
+            for name in ("exponent", "offset", "r_squared", "tail_gap")
+        },
     }
 
 
-def density_curve(densities: list[Float[Tensor, " d_sae"]]) -> dict[str, list[float] | list[int]]:
+def density_curve(densities: Sequence[Float[Tensor, " d_sae"]]) -> dict[str, list[Any]]:
     """Density by rank, the mean of several dictionaries of one width, and the law fitted to it.
 
     Ranks are equal in log; ranks whose mean density is zero are left out. `law` is empty where
     there is no fit.
     """
-    ranked = torch.stack([one.double().sort(descending=True).values for one in densities])
+    ranked = torch.stack([each.double().sort(descending=True).values for each in densities])
     mean = ranked.mean(dim=0)
     exponents = torch.linspace(0, 1, CURVE_POINTS, dtype=torch.float64)
     ranks = torch.unique((len(mean) ** exponents).round().long())
     shown = ranks[mean[ranks - 1] > 0]
     fit = fit_zipf(mean)
-    law = [] if fit is None else fit.densities(len(mean))[shown - 1].tolist()
+    law = [] if fit is None else fit.densities(len(mean))[shown - 1]
     return {
         "rank": shown.tolist(),
-        "density": [float(f"{value:.6g}") for value in mean[shown - 1].tolist()],
-        "law": [float(f"{value:.6g}") for value in law],
-        "head": [] if fit is None else [int(share * fit.n_fired) for share in (0.01, 0.7)],
+        "density": rounded(mean[shown - 1], 6),
+        "law": rounded(law, 6),
     }
 
 
-CORE = {
-    "l0_mean": "L0",
-    "fvu": "FVU",
-    "loss_recovered_mean": "loss recovered (mean)",
-    "loss_recovered_zero": "loss recovered (zero)",
-    "kl": "KL",
-    "dead_fraction": "dead",
-    "l0_std": "L0 sd over tokens",
+COMPUTED = "compare"
+HEADINGS: dict[str, dict[str, str]] = {
+    "core": {
+        "l0_mean": "L0",
+        "fvu": "FVU",
+        "loss_recovered_mean": "loss recovered (mean)",
+        "loss_recovered_zero": "loss recovered (zero)",
+        "kl": "KL",
+        "dead_fraction": "dead",
+        "l0_std": "L0 sd over tokens",
+    },
+    COMPUTED: {
+        "underused_fraction": "underused",
+        "effective_latents": "effective latents",
+        "zipf_exponent": "Zipf slope",
+        "zipf_offset": "Zipf offset",
+        "zipf_r_squared": "Zipf R²",
+        "zipf_tail_gap": "Zipf tail gap",
+        "train_seconds": "train seconds",
+        "state_mib": "state MiB",
+    },
+    "consistency": {
+        "mcs_share": "found again",
+        "mcs_mean": "mean MCS",
+        "mcs_random": "random MCS",
+    },
+    "steering": {
+        "steering_size": "steering size",
+        "steering_size_random": "random size",
+        "steering_consistency": "steering consistency",
+        "steering_consistency_random": "random consistency",
+    },
 }
-"""Metrics of the suite core that are columns, with their headings; definitions are the suite's."""
-
-CONSISTENCY = {
-    "mcs_share": "found again",
-    "mcs_mean": "mean MCS",
-    "mcs_random": "random MCS",
+"""Suite -> column -> heading, in reading order. Definitions are the suite's."""
+STEERED = {
+    "steering_size": ("size", "mean"),
+    "steering_size_random": ("size", "random_mean"),
+    "steering_consistency": ("consistency", "mean"),
+    "steering_consistency_random": ("consistency", "random_mean"),
 }
-"""Metrics of the suite consistency that are columns."""
-
-STEERING = {
-    "steering_size": ("steering size", "size", "mean"),
-    "steering_size_random": ("random size", "size", "random_mean"),
-    "steering_consistency": ("steering consistency", "consistency", "mean"),
-    "steering_consistency_random": ("random consistency", "consistency", "random_mean"),
+"""By column, which quantity and statistic of the suite steering it is."""
+MEANINGS = {
+    "underused_fraction": f"Fraction of the latents whose density is below {UNDERUSED_BELOW:g} × "
+    "their target, dead ones included. The target of the latent of rank r by density is "
+    f"min({LARGEST_TARGET:g}, L0 × p(r)), with the measured L0 and p the shares of Zipf's law, "
+    f"proportional to (r + {TARGET_OFFSET:g})^-{TARGET_EXPONENT:g}: the same law for all methods.",
+    "effective_latents": "exp(H(f / Σf)) with f the densities and H the entropy in nats: how many "
+    "latents that fire equally often would be as evenly used.",
+    "zipf_exponent": "Exponent s of Zipf's law, density ∝ (rank + q)^-s, fitted by least squares "
+    "of log density over ranks 1 % to 70 % of the latents that fired, q from a grid.",
+    "zipf_offset": "Offset q of the same fit.",
+    "zipf_r_squared": "Share of the variance of log density over the fitted ranks that the law "
+    "explains.",
+    "zipf_tail_gap": "Log of the law's density less log of the measured one, at the last rank that "
+    "fired: above 0 the rarest latents fire less often than the law says.",
+    "train_seconds": "Mean time of a training step of this dictionary, times its steps; reading of "
+    "activations and logging are not in it.",
+    "state_mib": "Memory that training holds of this dictionary between steps: parameters, "
+    "optimizer moments and statistics, in 2^20 bytes.",
 }
-"""Columns from the suite steering: heading, and which quantity and statistic of the suite it is."""
-
-_OWN = {
-    "underused_fraction": (
-        "underused",
-        "1",
-        f"Fraction of the latents whose density is below {UNDERUSED_BELOW:g} × their target, dead "
-        f"ones included. The target of the latent of rank r by density is min({LARGEST_TARGET:g}, "
-        "L0 × p(r)), with the measured L0 and p the shares of Zipf's law, proportional to "
-        f"(r + {TARGET_OFFSET:g})^-{TARGET_EXPONENT:g}: the same law for all methods.",
-    ),
-    "effective_latents": (
-        "effective latents",
-        "latents",
-        "exp(H(f / Σf)) with f the densities and H the entropy in nats: how many latents that fire "
-        "equally often would be as evenly used.",
-    ),
-    "zipf_exponent": (
-        "Zipf slope",
-        "1",
-        "Exponent s of Zipf's law, density ∝ (rank + q)^-s, fitted by least squares of log density "
-        "over ranks 1 % to 70 % of the latents that fired, q from a grid.",
-    ),
-    "zipf_offset": ("Zipf offset", "ranks", "Offset q of the same fit."),
-    "zipf_r_squared": (
-        "Zipf R²",
-        "1",
-        "Share of the variance of log density over the fitted ranks that the law explains.",
-    ),
-    "zipf_tail_gap": (
-        "Zipf tail gap",
-        "nats",
-        "Log of the law's density less log of the measured one, at the last rank that fired: above "
-        "0 the rarest latents fire less often than the law says.",
-    ),
-    "train_seconds": (
-        "train seconds",
-        "s",
-        "Mean time of a training step of this dictionary, times its steps; reading of activations "
-        "and logging are not in it.",
-    ),
-    "state_mib": (
-        "state MiB",
-        "MiB",
-        "Memory that training holds of this dictionary between steps: parameters, optimizer "
-        "moments and statistics, in 2^20 bytes.",
-    ),
+"""Columns that are computed here."""
+UNITS = {
+    "effective_latents": "latents",
+    "zipf_offset": "ranks",
+    "zipf_tail_gap": "nats",
+    "train_seconds": "s",
+    "state_mib": "MiB",
 }
-OWN = {
-    key: Definition(name=heading, unit=unit, text=text)
-    for key, (heading, unit, text) in _OWN.items()
-}
-"""Columns made here."""
-
 SPREAD = (
     "Numbers are mean ± standard deviation over seeds (sample standard deviation, n − 1 in the "
     "denominator); “—” stands for a spread of fewer than two seeds, and for what was not measured "
     "or is undefined."
 )
-
 
 Results = Mapping[str, Mapping[str, EvaluationResult]]
 """Suite -> dictionary hash -> result."""
@@ -273,8 +231,9 @@ class MeasuredCandidate:
     """Fraction of the evaluated rows on which each latent is active."""
     results: dict[str, EvaluationResult]
     """By suite."""
-    agreement: Agreement | None
-    """How like those of other seeds its latents are; None where that was not measured."""
+    mcs: Float[Tensor, " compared"] | None
+    """Per compared latent, the most active first, the mean over the other seeds of the largest
+    cosine with one of theirs; None where that was not measured."""
 
 
 def measured(
@@ -285,52 +244,52 @@ def measured(
     Raises:
         ArtifactError: a result lacks a number, or its table of latents is damaged.
     """
-    found = []
-    for one in candidates:
-        own = {
-            suite: by_hash[one.content_hash]
+    members = []
+    for candidate in candidates:
+        of_candidate = {
+            suite: by_hash[candidate.content_hash]
             for suite, by_hash in results.items()
-            if one.content_hash in by_hash
+            if candidate.content_hash in by_hash
         }
-        density = read_density(_rows_of(one, own["core"]), one.d_sae)
-        consistency = own.get("consistency")
-        agreement = None if consistency is None else read_agreement(_rows_of(one, consistency))
-        values = _values(one, own, density, config)
-        found.append(MeasuredCandidate(one, values, density, own, agreement))
-    return found
+        density = read_density(_latents_of(candidate, of_candidate["core"]), candidate.d_sae)
+        values = _values(candidate, of_candidate, density, config)
+        consistency = of_candidate.get("consistency")
+        mcs = None if consistency is None else read_mcs(_latents_of(candidate, consistency))
+        members.append(MeasuredCandidate(candidate, values, density, of_candidate, mcs))
+    return members
 
 
-def _rows_of(one: Candidate, result: EvaluationResult) -> Path:
-    name = result.item_files.get("features")
-    if name is None:
-        raise ArtifactError(
-            f"the {result.suite} result of {one.folder} names no table of latents: evaluate again "
-            "with --overwrite"
-        )
-    return one.folder / RESULTS_FOLDER / name
+def _latents_of(candidate: Candidate, result: EvaluationResult) -> Path:
+    return candidate.folder / RESULTS_FOLDER / result.item_files.get("features", "")
 
 
 def _values(
-    one: Candidate,
+    candidate: Candidate,
     results: Mapping[str, EvaluationResult],
     density: Float[Tensor, " d_sae"],
     config: CompareConfig,
 ) -> dict[str, float | None]:
-    core = results["core"]
-    values: dict[str, float | None] = {name: number(core.value(name)) for name in CORE}
-    l0 = values["l0_mean"]
-    if l0 is None:
-        raise ArtifactError(f"the core result of {one.folder} leaves L0 undefined: it was edited")
-    values |= latent_use(density, l0)
-    consistency, steering = results.get("consistency"), results.get("steering")
-    for name in CONSISTENCY:
-        values[name] = None if consistency is None else number(consistency.value(name))
-    for name, (_, quantity, what) in STEERING.items():
-        key = metric_name(quantity, what, config.steering_strength)
-        values[name] = None if steering is None else number(steering.value(key))
-    values["train_seconds"] = one.train_seconds
-    values["state_mib"] = None if one.state_bytes is None else one.state_bytes / 2**20
-    return values
+    values: dict[str, float | None] = {}
+    for suite, names in HEADINGS.items():
+        result = results.get(suite)
+        for name in names if suite != COMPUTED else ():
+            known = None if result is None else result.value(_key(name, config))
+            values[name] = number(known)
+    if values["l0_mean"] is None:
+        raise ArtifactError(
+            f"the core result of {candidate.folder} leaves L0 undefined: it was edited"
+        )
+    state = candidate.state_bytes
+    return values | {
+        **latent_use(density, values["l0_mean"]),
+        "train_seconds": candidate.train_seconds,
+        "state_mib": None if state is None else state / 2**20,
+    }
+
+
+def _key(name: str, config: CompareConfig) -> str:
+    """The name that a column has in the result of its suite."""
+    return metric_name(*STEERED[name], config.steering_strength) if name in STEERED else name
 
 
 def number(value: float | int | None) -> float | None:
@@ -338,38 +297,24 @@ def number(value: float | int | None) -> float | None:
     return None if value is None else float(value)
 
 
-def columns_of(found: Sequence[MeasuredCandidate], config: CompareConfig) -> dict[str, Definition]:
+def columns_of(
+    members: Sequence[MeasuredCandidate], config: CompareConfig
+) -> dict[str, Definition]:
     """Heading, unit and definition of every column that some dictionary has a number for.
 
     Definitions of the suites' metrics are those of the first dictionary that has the result: the
     settings are the same for all.
     """
     columns: dict[str, Definition] = {}
-    for name, heading in CORE.items():
-        columns[name] = _column(heading, _metric(found, "core", name))
-    for name, column in OWN.items():
-        columns[name] = column
-    for name, heading in CONSISTENCY.items():
-        columns[name] = _column(heading, _metric(found, "consistency", name))
-    for name, (heading, quantity, what) in STEERING.items():
-        key = metric_name(quantity, what, config.steering_strength)
-        columns[name] = _column(heading, _metric(found, "steering", key))
-    return {
-        name: column
-        for name, column in columns.items()
-        if any(one.values[name] is not None for one in found)
-    }
-
-
-def _metric(found: Sequence[MeasuredCandidate], suite: str, name: str) -> MeasuredMetric | None:
-    for one in found:
-        for metric in one.results[suite].metrics if suite in one.results else ():
-            if metric.name == name:
-                return metric
-    return None
-
-
-def _column(heading: str, metric: MeasuredMetric | None) -> Definition:
-    if metric is None:
-        return Definition(name=heading, unit="1", text="Not measured.")
-    return Definition(name=heading, unit=metric.unit, text=metric.definition)
+    for suite, headings in HEADINGS.items():
+        results = [m.results[suite] for m in reversed(members) if suite in m.results]
+        metrics = {metric.name: metric for result in results for metric in result.metrics}
+        for name, heading in headings.items():
+            if all(member.values[name] is None for member in members):
+                continue
+            unit, text = UNITS.get(name, "1"), MEANINGS.get(name, "")
+            if suite != COMPUTED:
+                metric = metrics[_key(name, config)]
+                unit, text = metric.unit, metric.definition
+            columns[name] = Definition(name=heading, unit=unit, text=text)
+    return columns

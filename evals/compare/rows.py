@@ -3,63 +3,19 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from saelab.stats.metric_definitions import INFERENCE_MODES
 from saelab.stats.spread import Spread, spread_of
 
+from ..definitions import Definition
 from .config import CompareConfig
 from .jobs import by_group
 from .numbers import MeasuredCandidate, number
-
-PLUS_MINUS = "\u00a0±\u00a0"
-"""Between a mean and its deviation, which no line break may part."""
-
-
-def written(spread: Spread, decimals: int | None = None, *, signed: bool = False) -> str:
-    """A spread as text: "0.1346 ± 0.0005", "0.1346 ± —" of one seed, "—" of none.
-
-    Args:
-        spread: mean and deviation.
-        decimals: of both; None: such that the mean has four significant digits.
-        signed: whether a positive mean has a sign.
-
-    Example:
-        >>> written(Spread(0.13462, 0.00051, 3))
-        '0.1346\xa0±\xa00.0005'
-    """
-    if spread.mean is None:
-        return "—"
-    decimals = decimals_for(spread.mean) if decimals is None else decimals
-    mean = f"{spread.mean:{'+' if signed else ''},.{decimals}f}"
-    if spread.sd is None:
-        return f"{mean}{PLUS_MINUS}—"
-    sd = f"{spread.sd:,.{decimals}f}"
-    # A deviation below the last decimal is shown by itself, so that it does not read as none.
-    if spread.sd > 0 and float(sd.replace(",", "")) == 0:
-        sd = f"{spread.sd:.1g}"
-    return f"{mean}{PLUS_MINUS}{sd}"
-
-
-def shorter(mean: float | None) -> str:
-    """A mean alone, with three significant digits."""
-    return "—" if mean is None else f"{mean:,.{decimals_for(mean, 3)}f}"
-
-
-def percent(mean: float | None) -> str:
-    """A mean share alone, in percent."""
-    return "—" if mean is None else f"{mean:.1%}"
-
-
-def decimals_for(value: float, digits: int = 4) -> int:
-    """Decimals that show a value with a number of significant digits, at most six."""
-    if value == 0 or not math.isfinite(value):
-        return digits - 1
-    return min(6, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
-
 
 Points = Sequence[tuple[float, float]]
 """(measured L0, value) of the dictionaries of one seed, one per target L0."""
@@ -72,19 +28,14 @@ def interpolate(points: Points, l0: float) -> float | None:
     they have no logarithm.
     """
     merged: dict[float, list[float]] = {}
-    for place, value in points:
-        if place > 0:
-            merged.setdefault(place, []).append(value)
-    places = sorted(merged)
-    if not places or not places[0] <= l0 <= places[-1]:
+    for at, value in points:
+        if at > 0:
+            merged.setdefault(at, []).append(value)
+    known = sorted(merged)
+    if not known or not known[0] <= l0 <= known[-1]:
         return None
-    values = [math.fsum(merged[place]) / len(merged[place]) for place in places]
-    left = bisect_right(places, l0) - 1
-    if places[left] == l0:
-        return values[left]
-    low, high = math.log(places[left]), math.log(places[left + 1])
-    share = (math.log(l0) - low) / (high - low)
-    return values[left] + share * (values[left + 1] - values[left])
+    means = [math.fsum(merged[at]) / len(merged[at]) for at in known]
+    return float(np.interp(math.log(l0), [math.log(at) for at in known], means))
 
 
 @dataclass(frozen=True)
@@ -119,31 +70,31 @@ def at_common_l0(
         common: L0 values by d_sae.
         reference: label that differences are taken to.
     """
-    found = []
+    compared = []
     for (label, d_sae), by_seed in curves.items():
         of_reference = curves.get((reference, d_sae), {})
         for l0 in common[d_sae]:
             values = {seed: interpolate(points, l0) for seed, points in by_seed.items()}
             inside = {seed: value for seed, value in values.items() if value is not None}
-            pairs = {
-                seed: (value, interpolate(of_reference[seed], l0))
+            differences = [
+                value - base
                 for seed, value in inside.items()
-                if seed in of_reference
-            }
-            differences = [own - other for own, other in pairs.values() if other is not None]
-            found.append(
+                if label != reference and seed in of_reference
+                if (base := interpolate(of_reference[seed], l0)) is not None
+            ]
+            compared.append(
                 AtCommonL0(
                     label,
                     d_sae,
                     metric,
                     l0,
                     spread_of(inside.values()),
-                    spread_of(differences if label != reference else []),
+                    spread_of(differences),
                     sorted(inside),
                     sorted(seed for seed, value in values.items() if value is None),
                 )
             )
-    return found
+    return compared
 
 
 def default_common_l0(targets: Sequence[float]) -> list[float]:
@@ -173,7 +124,6 @@ class Row:
     """Method, with what tells it from other settings of it."""
     d_sae: int
     k: float | None
-    """Target L0."""
     members: list[MeasuredCandidate]
     """The lowest seed first."""
     values: dict[str, Spread]
@@ -182,83 +132,65 @@ class Row:
     @property
     def seeds(self) -> list[int]:
         """Seeds of the members."""
-        return [one.candidate.seed for one in self.members]
+        return [member.candidate.seed for member in self.members]
 
     @property
     def k_text(self) -> str:
         """The target L0 for people."""
-        return k_text(self.k)
+        return "—" if self.k is None else f"{self.k:g}"
 
 
-def k_text(k: float | None) -> str:
-    """A target L0 for people."""
-    return "—" if k is None else f"{k:g}"
-
-
-def rows_of(found: Sequence[MeasuredCandidate]) -> list[Row]:
+def rows_of(members: Sequence[MeasuredCandidate]) -> list[Row]:
     """The rows, by method in the order given, then by width and target L0."""
-    by_hash = {one.candidate.content_hash: one for one in found}
-    groups = by_group([one.candidate for one in found])
-    labels = labels_in_order(found)
+    by_hash = {member.candidate.content_hash: member for member in members}
+    labels = labels_in_order(members)
     rows = []
-    for (label, d_sae, k), candidates in groups.items():
-        members = [by_hash[one.content_hash] for one in candidates]
+    for (label, d_sae, k), candidates in by_group([m.candidate for m in members]).items():
+        group = [by_hash[candidate.content_hash] for candidate in candidates]
         values = {
-            name: spread_of(one.values[name] for one in members) for name in members[0].values
+            name: spread_of(member.values[name] for member in group) for name in group[0].values
         }
-        rows.append(Row(label, d_sae, k, members, values))
+        rows.append(Row(label, d_sae, k, group, values))
     return sorted(rows, key=lambda row: (labels.index(row.label), row.d_sae, row.k or 0.0))
 
 
-def labels_in_order(found: Sequence[MeasuredCandidate]) -> list[str]:
+def labels_in_order(members: Sequence[MeasuredCandidate]) -> list[str]:
     """Every label once, in the order of the dictionaries given."""
-    return list(dict.fromkeys(one.candidate.label for one in found))
+    return list(dict.fromkeys(member.candidate.label for member in members))
 
 
-def reference_label(found: Sequence[MeasuredCandidate], config: CompareConfig) -> str:
+def reference_label(members: Sequence[MeasuredCandidate], config: CompareConfig) -> str:
     """The method that differences are taken to: the one asked for, or the first."""
-    labels = labels_in_order(found)
+    labels = labels_in_order(members)
     if config.reference in labels:
         return config.reference
-    of_method = [one.candidate.label for one in found if one.candidate.method == config.reference]
-    return (of_method or labels)[0]
-
-
-def common_l0_of(rows: Sequence[Row], config: CompareConfig) -> dict[int, list[float]]:
-    """By width, the L0 values at which methods are held against one another."""
-    widths = sorted({row.d_sae for row in rows})
-    if config.common_l0 is not None:
-        return {d_sae: sorted(config.common_l0) for d_sae in widths}
-    targets = {
-        d_sae: [row.k for row in rows if row.d_sae == d_sae and row.k is not None]
-        for d_sae in widths
-    }
-    return {d_sae: default_common_l0(values) for d_sae, values in targets.items()}
+    candidates = [member.candidate for member in members]
+    return next((c.label for c in candidates if c.method == config.reference), labels[0])
 
 
 def compare_at_common_l0(
-    found: Sequence[MeasuredCandidate], rows: Sequence[Row], config: CompareConfig
+    members: Sequence[MeasuredCandidate], rows: Sequence[Row], config: CompareConfig
 ) -> list[AtCommonL0]:
     """FVU and loss recovered of every method at each common L0."""
-    common, reference = common_l0_of(rows, config), reference_label(found, config)
+    targets: dict[int, list[float]] = {row.d_sae: [] for row in rows}
+    for row in rows:
+        targets[row.d_sae] += [] if row.k is None else [row.k]
+    common = {
+        d_sae: default_common_l0(of_width) if config.common_l0 is None else sorted(config.common_l0)
+        for d_sae, of_width in targets.items()
+    }
+    reference = reference_label(members, config)
     compared = []
     for metric in PARETO_METRICS:
-        compared += at_common_l0(_curves(found, metric), metric, common, reference)
+        curves: dict[tuple[str, int], dict[int, list[tuple[float, float]]]] = {}
+        for member in members:
+            candidate, l0 = member.candidate, member.values["l0_mean"]
+            value = member.values[metric]
+            if l0 is not None and value is not None:
+                by_seed = curves.setdefault((candidate.label, candidate.d_sae), {})
+                by_seed.setdefault(candidate.seed, []).append((l0, value))
+        compared += at_common_l0(curves, metric, common, reference)
     return compared
-
-
-def _curves(
-    found: Sequence[MeasuredCandidate], metric: str
-) -> dict[tuple[str, int], dict[int, Points]]:
-    """(label, d_sae) -> seed -> points, of dictionaries that have the number."""
-    curves: dict[tuple[str, int], dict[int, list[tuple[float, float]]]] = {}
-    for one in found:
-        l0, value = one.values["l0_mean"], one.values[metric]
-        if l0 is None or value is None:
-            continue
-        key = (one.candidate.label, one.candidate.d_sae)
-        curves.setdefault(key, {}).setdefault(one.candidate.seed, []).append((l0, value))
-    return {key: dict(by_seed) for key, by_seed in curves.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,11 +206,11 @@ class ModeRow:
 
 def mode_rows_of(rows: Sequence[Row]) -> list[ModeRow]:
     """The inference modes of those dictionaries whose core result has them; often none."""
-    found = []
+    mode_rows = []
     for row in rows:
-        by_seed: list[Mapping[str, float | int | None]] = [
-            {metric.name: metric.value for metric in one.results["core"].metrics}
-            for one in row.members
+        by_seed = [
+            {metric.name: metric.value for metric in member.results["core"].metrics}
+            for member in row.members
         ]
         for mode in INFERENCE_MODES:
             names = {name: f"mode_{mode}_{name}" for name in MODE_METRICS}
@@ -287,5 +219,23 @@ def mode_rows_of(rows: Sequence[Row]) -> list[ModeRow]:
                     name: spread_of(number(metrics.get(key)) for metrics in by_seed)
                     for name, key in names.items()
                 }
-                found.append(ModeRow(row, mode, values))
-    return found
+                mode_rows.append(ModeRow(row, mode, values))
+    return mode_rows
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MethodComparison:
+    """Everything that is known of the dictionaries of a comparison."""
+
+    config: CompareConfig
+    members: list[MeasuredCandidate]
+    """Every dictionary with its numbers, in the order given."""
+    columns: dict[str, Definition]
+    """The numbers that some dictionary has."""
+    rows: list[Row]
+    reference: str
+    """Label that differences are taken to."""
+    compared: list[AtCommonL0]
+    modes: list[ModeRow]
+    notes: list[str]
+    """What a reader should know, in sentences."""

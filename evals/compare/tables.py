@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from saelab.formats.evaluation_result import Table
+from saelab.report.page import unit_text
 
-from ..suite import Definition
-from .numbers import CONSISTENCY, CORE, STEERING, MeasuredCandidate
-from .rows import AtCommonL0, ModeRow, Row, decimals_for, written
+from ..definitions import Definition
+from ..display import decimals_for, written
+from .numbers import COMPUTED, HEADINGS
+from .rows import AtCommonL0, MethodComparison, ModeRow, Row
 
 MODE_HEADINGS = {
     "l0_mean": "L0",
@@ -18,16 +20,19 @@ MODE_HEADINGS = {
     "kl": "KL (nats per token)",
 }
 OUTSIDE = "outside its range"
-
-LATENT_USE = (
-    "dead_fraction",
-    "underused_fraction",
-    "effective_latents",
-    "zipf_exponent",
-    "zipf_offset",
-    "zipf_r_squared",
-    "zipf_tail_gap",
-)
+COSTS = ("train_seconds", "state_mib")
+LATENT_USE = ("dead_fraction", *(name for name in HEADINGS[COMPUTED] if name not in COSTS))
+SECTIONS = {
+    "Reconstruction, sparsity and effect on the model": [
+        name for name in HEADINGS["core"] if name not in LATENT_USE
+    ],
+    "Use of latents": LATENT_USE,
+    "Consistency over seeds, steering, and cost": [
+        *HEADINGS["consistency"],
+        *HEADINGS["steering"],
+        *COSTS,
+    ],
+}
 MODE_LABELS = {
     "plain": "plain top-k (default)",
     "threshold": "threshold",
@@ -36,54 +41,34 @@ MODE_LABELS = {
 }
 
 
-def tables_of(
-    found: Sequence[MeasuredCandidate],
-    rows: Sequence[Row],
-    columns: Mapping[str, Definition],
-    compared: Sequence[AtCommonL0],
-    reference: str,
-    modes: Sequence[ModeRow],
-) -> tuple[Table, ...]:
+def tables_of(comparison: MethodComparison) -> tuple[Table, ...]:
     """Every table of a comparison, in reading order."""
-    tables = []
-    for title, names in (
-        (
-            "Reconstruction, sparsity and effect on the model",
-            [name for name in CORE if name not in LATENT_USE],
-        ),
-        ("Use of latents", LATENT_USE),
-        (
-            "Consistency over seeds, steering, and cost",
-            [*CONSISTENCY, *STEERING, "train_seconds", "state_mib"],
-        ),
-    ):
-        if any(name in columns for name in names):
-            tables.append(_rows_table(title, rows, columns, names))
-    if compared:
-        tables.append(_common_table(compared, reference))
-    if modes:
-        tables.append(_modes_table(modes))
-    definitions = [
-        (column.name, "ratio" if column.unit == "1" else column.unit, column.text)
-        for column in columns.values()
+    columns = comparison.columns
+    tables = [
+        _rows_table(title, comparison.rows, columns, [name for name in names if name in columns])
+        for title, names in SECTIONS.items()
+        if any(name in columns for name in names)
     ]
-    dictionaries = [
-        (one.name, one.label, one.d_sae, one.k, one.seed, str(one.folder), one.content_hash[:16])
-        for one in (each.candidate for each in found)
-    ]
-    headings = ("dictionary", "method", "d_sae", "k", "seed", "folder", "content hash")
+    if comparison.compared:
+        tables.append(_common_table(comparison.compared, comparison.reference))
+    if comparison.modes:
+        tables.append(_modes_table(comparison.modes))
+    candidates = [member.candidate for member in comparison.members]
     return (
         *tables,
         Table(
             title="Units and definitions",
             columns=("number", "unit", "definition"),
-            rows=tuple(definitions),
+            rows=tuple((c.name, unit_text(c.unit), c.text) for c in columns.values()),
             section="What every number means",
         ),
         Table(
             title="What was compared",
-            columns=headings,
-            rows=tuple(dictionaries),
+            columns=("dictionary", "method", "d_sae", "k", "seed", "folder", "content hash"),
+            rows=tuple(
+                (c.name, c.label, c.d_sae, c.k, c.seed, str(c.folder), c.content_hash[:16])
+                for c in candidates
+            ),
             section="Dictionaries",
         ),
     )
@@ -92,19 +77,22 @@ def tables_of(
 def _rows_table(
     title: str, rows: Sequence[Row], columns: Mapping[str, Definition], names: Sequence[str]
 ) -> Table:
-    """A row per method, width and target L0, with the given columns that anything is known of."""
-    shown = [name for name in names if name in columns]
-    decimals = {name: _decimals(rows, name, columns[name]) for name in shown}
+    """A row per method, width and target L0, with the given columns.
+
+    A column has the same decimals throughout: four of a ratio, else four digits of the largest.
+    """
+    largest = {name: max(abs(row.values[name].mean or 0.0) for row in rows) for name in names}
+    decimals = {n: 4 if columns[n].unit == "1" else decimals_for(largest[n]) for n in names}
     return Table(
         title=title,
-        columns=("method", "d_sae", "k", "seeds", *(columns[name].name for name in shown)),
+        columns=("method", "d_sae", "k", "seeds", *(columns[name].name for name in names)),
         rows=tuple(
             (
                 row.label,
                 f"{row.d_sae:,}",
                 row.k_text,
                 str(len(row.members)),
-                *(written(row.values[name], decimals[name]) for name in shown),
+                *(written(row.values[name], decimals[name]) for name in names),
             )
             for row in rows
         ),
@@ -112,32 +100,22 @@ def _rows_table(
     )
 
 
-def _decimals(rows: Sequence[Row], name: str, column: Definition) -> int:
-    """The same for a whole column: four of a ratio, else four digits of the largest mean."""
-    if column.unit == "1":
-        return 4
-    means = [abs(row.values[name].mean or 0.0) for row in rows]
-    return decimals_for(max(means, default=0.0))
-
-
 def _common_table(compared: Sequence[AtCommonL0], reference: str) -> Table:
     """A row per width, L0 and method: each metric there, and its difference to the reference."""
     headings = ["method", "d_sae", "L0"]
     for metric in dict.fromkeys(at.metric for at in compared):
-        heading = CORE[metric]
+        heading = HEADINGS["core"][metric]
         headings += [heading, f"{heading}: difference to {reference}", "seeds"]
     cells: dict[tuple[int, float, str], list[str]] = {}
     for at in compared:
         start = [at.label, f"{at.d_sae:,}", f"{at.l0:g}"]
         row = cells.setdefault((at.d_sae, at.l0, at.label), start)
-        seeds = f"{len(at.seeds)} of {len(at.seeds) + len(at.outside)}"
+        difference = written(at.difference, 4, signed=True)
         if at.value.mean is None:
-            row += [OUTSIDE, OUTSIDE, seeds]
+            row += [OUTSIDE, OUTSIDE]
         else:
-            differs = (
-                "reference" if at.label == reference else written(at.difference, 4, signed=True)
-            )
-            row += [written(at.value, 4), differs, seeds]
+            row += [written(at.value, 4), "reference" if at.label == reference else difference]
+        row.append(f"{len(at.seeds)} of {len(at.seeds) + len(at.outside)}")
     order = list(dict.fromkeys(at.label for at in compared))
     keys = sorted(cells, key=lambda key: (key[0], key[1], order.index(key[2])))
     return Table(
@@ -162,13 +140,13 @@ def _modes_table(modes: Sequence[ModeRow]) -> Table:
         columns=("method", "d_sae", "k", "mode", *MODE_HEADINGS.values()),
         rows=tuple(
             (
-                one.row.label,
-                f"{one.row.d_sae:,}",
-                one.row.k_text,
-                MODE_LABELS.get(one.mode, one.mode),
-                *(written(one.values[name]) for name in MODE_HEADINGS),
+                mode.row.label,
+                f"{mode.row.d_sae:,}",
+                mode.row.k_text,
+                MODE_LABELS.get(mode.mode, mode.mode),
+                *(written(mode.values[name]) for name in MODE_HEADINGS),
             )
-            for one in modes
+            for mode in modes
         ),
         section="Other inference modes (not in any chart)",
     )

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.dictionary import ARCHITECTURES, Dictionary, SavedDictionary
+from saelab.dictionary.data_spec import held_out_rows
 from saelab.errors import ActivationError
 from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes, pre_activation_chunks
 from saelab.stats.metrics import SparsityStatistics
 from saelab.stats.moments import Moments
+from saelab.text.contexts import describe_text
+
+from ..alike import is_planted
+from ..subjects import by_data_spec, load_models, subjects_of
+from .suite import ConsistencyConfig
 
 Rows = Float[Tensor, "rows d_in"]
-RowSource = Callable[[], Iterator[Rows]]
-"""Gives the rows of one pass, a batch at a time."""
+Pass = tuple[list[SavedDictionary], Iterator[Rows], dict[str, Any]]
+"""Dictionaries that are ranked on the same rows, these rows in batches, and what they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +89,7 @@ class ActivityStatistics:
             self._sparsity.update(codes)
 
     def activity(self) -> Activity:
-        """What was found so far.
+        """What the latents did on the rows seen so far.
 
         Raises:
             ActivationError: no row was seen.
@@ -104,23 +111,69 @@ class ActivityStatistics:
         )
 
 
-def measure_activity(
-    dictionaries: Sequence[SavedDictionary], source: RowSource, n_rows: int
-) -> list[Activity]:
-    """The activity of several dictionaries, from one pass over the rows.
+def rank(
+    dictionaries: Sequence[SavedDictionary], config: ConsistencyConfig, device: torch.device
+) -> tuple[dict[str, Activity], dict[str, dict[str, Any]]]:
+    """The activity of every dictionary on its own held-out rows.
 
-    Args:
-        dictionaries: on the device of the rows.
-        source: the rows.
-        n_rows: about how many there are, for the progress bar.
+    Returns:
+        By content hash: the activity, and what the rows were.
 
     Raises:
-        ActivationError: no rows, or codes that are not finite.
+        ArtifactError: a dictionary that does not fit its model or record its rows.
+        ModelError: an unknown model or hook point.
+        TextError: too little held-out text.
+        ActivationError: activations or codes that are not finite.
     """
-    statistics = [ActivityStatistics(saved.dictionary) for saved in dictionaries]
-    with progress_bar(n_rows, "rank latents", "rows") as bar:
-        for rows in source():
-            for one in statistics:
-                one.update(rows)
-            bar.update(len(rows))
-    return [one.activity() for one in statistics]
+    planted = [saved for saved in dictionaries if is_planted(saved)]
+    of_text = [saved for saved in dictionaries if not is_planted(saved)]
+    activities: dict[str, Activity] = {}
+    described: dict[str, dict[str, Any]] = {}
+    passes = [*_text_passes(of_text, config), *_planted_passes(planted, config, device)]
+    for members, batches, rows in passes:
+        statistics = [ActivityStatistics(saved.dictionary) for saved in members]
+        with progress_bar(config.n_tokens, "rank latents", "rows") as bar:
+            for batch in batches:
+                for each in statistics:
+                    each.update(batch)
+                bar.update(len(batch))
+        for saved, each in zip(members, statistics, strict=True):
+            activities[saved.content_hash] = each.activity()
+            described[saved.content_hash] = rows
+    return activities, described
+
+
+def _text_passes(
+    dictionaries: Sequence[SavedDictionary], config: ConsistencyConfig
+) -> Iterator[Pass]:
+    subjects = subjects_of(dictionaries, [saved.folder for saved in dictionaries], config)
+    models = load_models(subjects, config.device)
+    for spec, group in by_data_spec(subjects).items():
+        model = models[spec.model, spec.model_dtype]
+        for subject in group:
+            subject.saved.dictionary.to(model.device)
+        described = {
+            "rows": "held-out text",
+            "text": describe_text(spec.text),
+            "context_length": spec.context_length,
+            "model_dtype": spec.model_dtype,
+            "norm_ceiling": spec.norm_ceiling,
+        }
+        batches = held_out_rows(model, spec, config.n_tokens, config.batch_contexts)
+        rows = (batch.inputs for batch in batches)
+        yield [subject.saved for subject in group], rows, described
+
+
+def _planted_passes(
+    dictionaries: Sequence[SavedDictionary], config: ConsistencyConfig, device: torch.device
+) -> Iterator[Pass]:
+    from saelab.synthetic import PlantedConfig, PlantedSource, truth_of
+    from saelab.synthetic.generator import HELD_OUT
+
+    by_truth: dict[PlantedConfig, list[SavedDictionary]] = {}
+    for saved in dictionaries:
+        by_truth.setdefault(truth_of(saved), []).append(saved)
+    for truth, members in by_truth.items():
+        chunks = PlantedSource(truth).chunks(config.n_tokens, stream=HELD_OUT)
+        rows = (chunk.rows.to(device) for chunk in chunks)
+        yield members, rows, {"rows": "held-out planted rows"}

@@ -1,12 +1,21 @@
-"""The charts and tables of a "consistency" result, from plain data."""
+"""The charts and tables about the runs of a group, and about groups against one another."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.dictionary import SavedDictionary
 from saelab.formats.chart import Axis, Chart, ReferenceLine, Series
 from saelab.formats.evaluation_result import Table
+
+from ..curves import COSINES, fractions_for, mean_above, mean_at_least, reached_by_half
+from ..display import evenly_chosen, rounded
+from .scores import Scores
 
 RANKINGS = {
     "max_activation": ("max activation", "max activation (activation units, log)"),
@@ -15,46 +24,49 @@ RANKINGS = {
 }
 SHARE = Axis(title="share of latents", low=-0.02, high=1.02)
 COSINE = Axis(title="cosine", low=0, high=1)
+MOST_POINTS = 1024
 
 
-def consistency_charts(data: Mapping[str, Any]) -> list[Chart]:
-    """Every chart that there are data for.
+def group_charts(
+    members: Mapping[str, Scores], floors: Sequence[Float[Tensor, " _"]], threshold: float
+) -> list[Chart]:
+    """The charts about the runs of one group against one another.
 
-    Args:
-        data: by chart name, what it shows.
+    `members` are the scores of each run against the others, `floors` the MCS of random directions
+    against the same.
     """
-    drawn = {
-        "share_by_rank": share_by_rank,
-        "mcs_distribution": mcs_distribution,
-        **{f"mcs_by_{ranking}": scatter for ranking in RANKINGS},
-        "across": across,
-        "distribution_across": distribution_across,
-        "share_across": share_across,
-    }
-    return [draw(data[name]) for name, draw in drawn.items() if name in data]
+    scores = [*members.values()]
+    charts = [_distribution(scores, floors, threshold)]
+    if rankings := list(scores[0].rankings):
+        charts.insert(0, _share_by_rank(scores, rankings, threshold))
+    return charts + [_scatter(members, ranking) for ranking in rankings]
 
 
-def share_by_rank(data: Mapping[str, Any]) -> Chart:
+def _share_by_rank(scores: Sequence[Scores], rankings: Sequence[str], threshold: float) -> Chart:
     """Share of latents found again, among the top of each ranking."""
+    counts = [len(run.latent) for run in scores]
+    fractions: list[Any] = fractions_for(max(counts))
     series, stated = [], []
-    for index, (ranking, kinds) in enumerate(data["curves"].items()):
-        name, mcs = RANKINGS[ranking][0], kinds["mcs"]
-        for label, kind in ((name, "mcs"), (f"{name}, one to one", "one_to_one")):
+    for style, ranking in enumerate(rankings):
+        name = RANKINGS[ranking][0]
+        orders = [run.order(ranking) for run in scores]
+        for kind, label in (("mcs", name), ("one_to_one", f"{name}, one to one")):
+            values = [getattr(run, kind) for run in scores]
+            shares = mean_above(values, orders, threshold, fractions)
             dashed = kind == "one_to_one"
-            series.append(
-                Series(name=label, x=data["fraction"], y=kinds[kind], style=index, dashed=dashed)
-            )
-        stated.append(f"{name} {mcs[0]:.2f} to {mcs[-1]:.2f}")
-    low, high = min(data["n_compared"]), max(data["n_compared"])
+            series.append(Series(name=label, x=fractions, y=shares, style=style, dashed=dashed))
+            if not dashed:
+                stated.append(f"{name} {shares[0]:.2f} to {shares[-1]:.2f}")
+    low, high = min(counts), max(counts)
     counted = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     return Chart(
         name="share_by_rank",
         title="Are the most active latents found again?",
-        caption=f"Among the top fraction of the alive latents by each ranking: the share with a "
-        f"cosine above {data['threshold']:g} to a latent of the other runs (largest cosine, "
+        caption="Among the top fraction of the alive latents by each ranking: the share with a "
+        f"cosine above {threshold:g} to a latent of the other runs (largest cosine, "
         "averaged over them; solid), and to the one-to-one partner there (dashed). Mean over "
-        f"{data['n_runs']} runs of {counted} alive latents.",
-        summary=f"Curves of the share of latents with MCS above {data['threshold']:g} against the "
+        f"{len(scores)} runs of {counted} alive latents.",
+        summary=f"Curves of the share of latents with MCS above {threshold:g} against the "
         f"top fraction, from the smallest to all: {'; '.join(stated)}.",
         x=Axis(title="top fraction of the alive latents (log)", log=True),
         y=SHARE,
@@ -62,53 +74,61 @@ def share_by_rank(data: Mapping[str, Any]) -> Chart:
     )
 
 
-def mcs_distribution(data: Mapping[str, Any]) -> Chart:
+def _distribution(
+    scores: Sequence[Scores], floors: Sequence[Float[Tensor, " _"]], threshold: float
+) -> Chart:
     """How many latents have at least a given cosine."""
-    cosines, threshold = data["cosine"], data["threshold"]
-    lines = {
-        "MCS": data["mcs"],
-        "one to one": data["one_to_one"],
-        "random directions": data["random"],
+    curves = {
+        "MCS": mean_at_least([run.mcs for run in scores]),
+        "one to one": mean_at_least([run.one_to_one for run in scores]),
+        "random directions": mean_at_least(floors),
     }
-    half = ", ".join(f"{_at_half(cosines, y):.2f} ({label})" for label, y in lines.items())
+    half = ", ".join(f"{reached_by_half(y):.2f} ({name})" for name, y in curves.items())
     return Chart(
         name="mcs_distribution",
         title="How like their counterparts latents are",
         caption="Share of the compared latents with at least this cosine: MCS (largest cosine with "
         "a latent of another run, averaged over the others), the cosine with the one-to-one "
         "partner, and the MCS of random unit directions against the same runs. Mean over "
-        f"{data['n_runs']} runs; the vertical line is the threshold, {threshold:g}.",
+        f"{len(scores)} runs; the vertical line is the threshold, {threshold:g}.",
         summary=f"Falling curves of the share of latents against cosine; half of them reach "
         f"{half}.",
         x=COSINE,
         y=SHARE,
         series=tuple(
-            Series(name=label, x=cosines, y=shares, dashed=label == "random directions")
-            for label, shares in lines.items()
+            Series(name=name, x=[*COSINES], y=shares, dashed=name == "random directions")
+            for name, shares in curves.items()
         ),
         lines=(ReferenceLine(value=threshold, label="threshold", axis="x"),),
     )
 
 
-def scatter(data: Mapping[str, Any]) -> Chart:
-    """Each latent by its rank and its MCS."""
-    name, axis = RANKINGS[data["ranking"]]
-    x, mcs = data["x"], data["mcs"]
-    shown, compared = len(x), data["n_compared"]
-    which = "all" if shown == compared else f"{shown:,} evenly chosen"
+def _scatter(members: Mapping[str, Scores], ranking: str) -> Chart:
+    """Each latent by its rank and its MCS; at even distances where a run has too many."""
+    name, axis = RANKINGS[ranking]
+    x: list[Any] = []
+    mcs: list[Any] = []
+    labels: list[str] = []
+    for run, scores in members.items():
+        ranked = scores.rankings[ranking]
+        # A logarithmic axis cannot show zero or an undefined Z-score.
+        positive = (ranked > 0).nonzero().flatten()
+        shown = evenly_chosen(positive, MOST_POINTS // len(members))
+        x += rounded(ranked[shown])
+        mcs += rounded(scores.mcs[shown])
+        labels += [f"latent {latent} of {run}" for latent in scores.latent[shown].tolist()]
+    n_compared = sum(len(scores.latent) for scores in members.values())
+    which = "all" if len(x) == n_compared else f"{len(x):,} evenly chosen"
     ordered = [value for _, value in sorted(zip(x, mcs, strict=True))]
-    quarter = max(1, shown // 4)
-    low, high = _mean(ordered[:quarter]), _mean(ordered[-quarter:])
-    labels = [
-        f"latent {latent} of {run}" for latent, run in zip(data["latent"], data["run"], strict=True)
-    ]
+    quarter = max(1, len(x) // 4)
+    low, high = (fmean(part or [0.0]) for part in (ordered[:quarter], ordered[-quarter:]))
     return Chart(
-        name=f"mcs_by_{data['ranking']}",
+        name=f"mcs_by_{ranking}",
         title=f"Consistency against {name}",
-        caption=f"One point per latent ({which} of the {compared:,} compared latents of all runs): "
-        f"{name} on the held-out rows, and MCS, the largest cosine with a latent of another run "
-        "averaged over the other runs.",
-        summary=f"Scatter of {shown:,} latents: mean MCS {low:.2f} in the lowest quarter by "
+        caption=f"One point per latent ({which} of the {n_compared:,} compared latents of all "
+        f"runs): {name} on the held-out rows, and MCS, the largest cosine with a latent of another "
+        "run averaged over the other runs.",
+        summary=f"Scatter of {len(x):,} latents: mean MCS {low:.2f} in the lowest quarter by "
         f"{name}, {high:.2f} in the highest.",
         x=Axis(title=axis, log=True),
         y=Axis(title="MCS (cosine)", low=min([0.0, *mcs]), high=1.02),
@@ -116,112 +136,133 @@ def scatter(data: Mapping[str, Any]) -> Chart:
     )
 
 
-def share_across(data: Mapping[str, Any]) -> Chart:
-    """Share of a group's latents found by each group, among the most active."""
-    stated = "; ".join(f"{other}: {shares[-1]:.2f}" for other, shares in data["curves"].items())
-    return Chart(
-        name="share_across",
-        title="Found again by whom, among the most active?",
-        caption=f"Latents of {data['group']}, the top fraction of the alive ones by max "
-        "activation: share whose largest cosine with a latent of the named dictionaries (averaged "
-        f"over those) is above {data['threshold']:g}.",
-        summary="Curves of the share of latents found again against the top fraction; of all "
-        f"latents: {stated}.",
-        x=Axis(title="top fraction of the alive latents by max activation (log)", log=True),
-        y=SHARE,
-        series=_curves(data["fraction"], data["curves"]),
-    )
+def across_charts(
+    groups: Sequence[str],
+    mcs_mean: list[list[float | None]],
+    group: str,
+    against: Mapping[str, Sequence[Scores]],
+    threshold: float,
+) -> list[Chart]:
+    """The matrix of all groups, and one group's latents against each group.
 
-
-def distribution_across(data: Mapping[str, Any]) -> Chart:
-    """How like a group's latents are to those of each group."""
-    cosines = data["cosine"]
-    half = "; ".join(f"{other}: {_at_half(cosines, y):.2f}" for other, y in data["curves"].items())
-    return Chart(
-        name="distribution_across",
-        title="How like the latents of the others",
-        caption=f"Share of the compared latents of {data['group']} whose largest cosine with a "
-        "latent of the named dictionaries, averaged over those, is at least this.",
-        summary=f"Falling curves of the share of latents against cosine; half reach, {half}.",
-        x=COSINE,
-        y=SHARE,
-        series=_curves(cosines, data["curves"]),
-    )
-
-
-def across(data: Mapping[str, Any]) -> Chart:
-    """Mean MCS between every two groups."""
-    groups, cells = data["groups"], data["mcs_mean"]
-    numbers = [str(index + 1) for index, _ in enumerate(groups)]
-    known = [value for row in cells for value in row if value is not None]
-    labels = [f"{number}: {group}" for number, group in zip(numbers, groups, strict=True)]
-    return Chart(
-        name="across",
-        title="Groups against one another",
-        caption="Mean over the row's compared latents, and over pairs of dictionaries, of the "
-        "largest cosine with a latent of the column's dictionary. On the diagonal: different runs "
-        "of one group; empty where there is only one. Wider dictionaries are easier to be found "
-        "in, so the matrix is not symmetric.",
-        summary=f"Matrix of mean MCS between {len(groups)} groups, from {min(known):.2f} to "
-        f"{max(known):.2f}.",
-        x=Axis(title="group that is searched"),
-        y=Axis(title="group whose latents are sought"),
-        series=(
-            Series(
-                name="mean MCS", x=[f"#{n}" for n in numbers], y=[*labels], z=cells, mark="heat map"
+    `mcs_mean` is that of the row's latents in the column's dictionaries, `against` the scores of
+    the members of `group` against each group alone, by its label.
+    """
+    known = [value for row in mcs_mean for value in row if value is not None]
+    distribution: dict[str, list[Any]] = {
+        label: mean_at_least([run.mcs for run in scores]) for label, scores in against.items()
+    }
+    half = "; ".join(f"{label}: {reached_by_half(y):.2f}" for label, y in distribution.items())
+    charts = [
+        Chart(
+            name="across",
+            title="Groups against one another",
+            caption="Mean over the row's compared latents, and over pairs of dictionaries, of the "
+            "largest cosine with a latent of the column's dictionary. On the diagonal: different "
+            "runs of one group; empty where there is only one. Wider dictionaries are easier to be "
+            "found in, so the matrix is not symmetric.",
+            summary=f"Matrix of mean MCS between {len(groups)} groups, from {min(known):.2f} to "
+            f"{max(known):.2f}.",
+            x=Axis(title="group that is searched"),
+            y=Axis(title="group whose latents are sought"),
+            series=(
+                Series(
+                    name="mean MCS",
+                    x=[f"#{number}" for number, _ in enumerate(groups, start=1)],
+                    y=[f"{number}: {label}" for number, label in enumerate(groups, start=1)],
+                    z=mcs_mean,
+                    mark="heat map",
+                ),
             ),
+            colour="mean MCS (cosine)",
         ),
-        colour="mean MCS (cosine)",
-    )
+        Chart(
+            name="distribution_across",
+            title="How like the latents of the others",
+            caption=f"Share of the compared latents of {group} whose largest cosine with a "
+            "latent of the named dictionaries, averaged over those, is at least this.",
+            summary=f"Falling curves of the share of latents against cosine; half reach, {half}.",
+            x=COSINE,
+            y=SHARE,
+            series=_curves(COSINES, distribution),
+        ),
+    ]
+    first = next(iter(against.values()))[0]
+    if not first.rankings:
+        return charts
+    fractions = fractions_for(len(first.latent))
+    shares: dict[str, list[Any]] = {
+        label: mean_above(
+            [run.mcs for run in scores],
+            [run.order("max_activation") for run in scores],
+            threshold,
+            fractions,
+        )
+        for label, scores in against.items()
+    }
+    stated = "; ".join(f"{label}: {share[-1]:.2f}" for label, share in shares.items())
+    return [
+        *charts,
+        Chart(
+            name="share_across",
+            title="Found again by whom, among the most active?",
+            caption=f"Latents of {group}, the top fraction of the alive ones by max "
+            "activation: share whose largest cosine with a latent of the named dictionaries "
+            f"(averaged over those) is above {threshold:g}.",
+            summary="Curves of the share of latents found again against the top fraction; of all "
+            f"latents: {stated}.",
+            x=Axis(title="top fraction of the alive latents by max activation (log)", log=True),
+            y=SHARE,
+            series=_curves(fractions, shares),
+        ),
+    ]
 
 
-def consistency_tables(data: Mapping[str, Any]) -> list[Table]:
-    """Every number of every run, what was compared, and the numbers between groups."""
-    runs = data["runs"]
-    tables = [
+def _curves(x: Sequence[float], curves: Mapping[str, list[Any]]) -> tuple[Series, ...]:
+    return tuple(Series(name=label, x=[*x], y=y) for label, y in curves.items())
+
+
+def group_tables(
+    members: Mapping[str, SavedDictionary], numbers: Mapping[str, Mapping[str, float | int]]
+) -> list[Table]:
+    """Every number of every run of a group, and what was compared; both by run."""
+    alone = "This dictionary has no other run of its kind here; the charts compare it with the "
+    names = next(iter(numbers.values()))
+    return [
         Table(
             title="Every number of every run; definitions are at the end",
-            columns=("number", *runs["names"]),
-            rows=tuple(tuple(row) for row in runs["numbers"]),
+            columns=("number", *members),
+            rows=tuple(
+                (name.replace("_", " "), *(values[name] for values in numbers.values()))
+                for name in names
+            ),
             section="In short",
-            note=""
-            if len(runs["names"]) > 1
-            else "This dictionary has no other run of its kind here; the charts compare it with "
-            "the other groups.",
+            note=f"{alone}other groups." if len(members) == 1 else "",
         ),
         Table(
             title="What was compared",
             columns=("run", "dictionary", "content hash"),
-            rows=tuple(tuple(row) for row in runs["compared"]),
+            rows=tuple((run, saved.name, saved.content_hash) for run, saved in members.items()),
             section="Runs",
         ),
     ]
-    if "across" not in data:
-        return tables
-    matrix = data["across"]
+
+
+def across_table(
+    groups: Sequence[str], matrices: Mapping[str, list[list[float | None]]], threshold: float
+) -> Table:
+    """The numbers between every two groups."""
     columns = {
         "mcs_mean": "mean MCS",
         "one_to_one_mean": "mean cosine, one to one",
-        "mcs_share": f"share above {matrix['threshold']:g}",
+        "mcs_share": f"share above {threshold:g}",
     }
-    rows = [
-        (f"{sought} in {searched}", *(matrix[name][row][column] for name in columns))
-        for row, sought in enumerate(matrix["groups"])
-        for column, searched in enumerate(matrix["groups"])
-    ]
-    title = "Latents of a group in the dictionaries of a group"
-    return [*tables, Table(title=title, columns=("groups", *columns.values()), rows=tuple(rows))]
-
-
-def _curves(x: Sequence[float], curves: Mapping[str, Sequence[float]]) -> tuple[Series, ...]:
-    return tuple(Series(name=label, x=[*x], y=[*y]) for label, y in curves.items())
-
-
-def _at_half(cosines: Sequence[float], shares: Sequence[float]) -> float:
-    """The largest listed cosine that half of the latents reach."""
-    reached = [cosine for cosine, share in zip(cosines, shares, strict=True) if share >= 0.5]
-    return max(reached, default=0.0)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+    return Table(
+        title="Latents of a group in the dictionaries of a group",
+        columns=("groups", *columns.values()),
+        rows=tuple(
+            (f"{sought} in {searched}", *(matrices[name][row][column] for name in columns))
+            for row, sought in enumerate(groups)
+            for column, searched in enumerate(groups)
+        ),
+    )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from saelab.dictionary import SavedDictionary
 from saelab.dictionary.storage import site_of
 from saelab.errors import ConfigError
+
+from ..alike import differing, flat, twins
 
 MEASURED = ("measured_l0", "fvu_on_training_rows", "dead_fraction")
 """What the training record says of the outcome, not of the settings."""
@@ -20,17 +21,13 @@ class GroupKey:
     """What dictionaries of a group have in common."""
 
     method: str
-    """Training method, "unknown" where none is recorded."""
     options: str
     """The method's options as JSON."""
     architecture: str
-    """Architecture of the dictionary."""
     d_sae: int
-    """Latents."""
     target_l0: int | float | None
-    """L0 the training aimed at; None where it had no target."""
+    """None where training had no target."""
     hook_point: str
-    """Where in the model."""
     model: str
     """Content hash of the model, or its name where no hash is recorded."""
 
@@ -43,46 +40,30 @@ class Group:
     label: str
     """For people; no two groups of a call share it."""
     members: list[int]
-    """Places in the list of dictionaries given."""
+    """Indices in the list of dictionaries given."""
     runs: list[str]
     """What tells the members apart: "seed 0", or the folder's name where no seed is recorded."""
 
 
-def key_of(saved: SavedDictionary) -> GroupKey:
-    """The group a dictionary belongs to, from what its manifest recorded."""
-    training, origin = saved.manifest.get("config", {}), saved.manifest.get("made_from", {})
-    return GroupKey(
-        method=training.get("method", "unknown"),
-        options=json.dumps(training.get("options", {}), sort_keys=True),
-        architecture=saved.dictionary.architecture,
-        d_sae=saved.dictionary.d_sae,
-        target_l0=training.get("target_l0"),
-        hook_point=str(site_of(saved.manifest, saved.folder) or "unknown"),
-        model=origin.get("model_hash") or origin.get("model", "unknown"),
-    )
-
-
 def form_groups(dictionaries: Sequence[SavedDictionary], *, across: bool) -> list[Group]:
-    """Divide dictionaries into groups, in the order of their first members.
-
-    Args:
-        dictionaries: at least one.
-        across: whether groups are compared with one another.
+    """Divide dictionaries into groups; `across`: whether these are compared with one another.
 
     Raises:
         ConfigError: with every reason why there is nothing to compare, or nothing comparable.
     """
     by_key: dict[GroupKey, list[int]] = {}
-    for place, saved in enumerate(dictionaries):
-        by_key.setdefault(key_of(saved), []).append(place)
+    for index, saved in enumerate(dictionaries):
+        by_key.setdefault(_key_of(saved), []).append(index)
     groups = [
-        Group(key, label, by_key[key], _runs([dictionaries[place] for place in by_key[key]]))
-        for key, label in zip(by_key, labels_of(list(by_key)), strict=True)
+        Group(key, label, by_key[key], _runs([dictionaries[index] for index in by_key[key]]))
+        for key, label in zip(by_key, _labels(list(by_key)), strict=True)
     ]
-    problems = _doubled(dictionaries)
+    problems = [
+        f"{saved.folder} is the same dictionary as {twin.folder}: name it once"
+        for twin, saved in twins(dictionaries, lambda saved: saved.content_hash)
+    ]
     if not across:
-        problems += _mixed(dictionaries, groups)
-        problems += _alone(dictionaries, groups)
+        problems += _not_comparable(dictionaries, groups)
     elif len(dictionaries) < 2:
         problems.append(
             f"{dictionaries[0].folder} is the only dictionary: name at least two to compare"
@@ -99,7 +80,20 @@ def form_groups(dictionaries: Sequence[SavedDictionary], *, across: bool) -> lis
     return groups
 
 
-def labels_of(keys: Sequence[GroupKey]) -> list[str]:
+def _key_of(saved: SavedDictionary) -> GroupKey:
+    training, origin = saved.manifest.get("config", {}), saved.manifest.get("made_from", {})
+    return GroupKey(
+        method=training.get("method", "unknown"),
+        options=json.dumps(training.get("options", {}), sort_keys=True),
+        architecture=saved.dictionary.architecture,
+        d_sae=saved.dictionary.d_sae,
+        target_l0=training.get("target_l0"),
+        hook_point=str(site_of(saved.manifest, saved.folder) or "unknown"),
+        model=origin.get("model_hash") or origin.get("model", "unknown"),
+    )
+
+
+def _labels(keys: Sequence[GroupKey]) -> list[str]:
     """A name for each group, as short as tells them apart."""
 
     def base(key: GroupKey) -> str:
@@ -107,10 +101,10 @@ def labels_of(keys: Sequence[GroupKey]) -> list[str]:
         return f"{key.method}, {key.d_sae:,} latents{l0}"
 
     def settings(key: GroupKey) -> str:
-        own = _flat(json.loads(key.options))
-        others = [_flat(json.loads(k.options)) for k in keys if k.method == key.method]
-        odd = [name for name in own if any(other.get(name) != own[name] for other in others)]
-        return ", ".join([base(key), *(f"{name} {own[name]}" for name in odd)])
+        options = flat(json.loads(key.options))
+        odd = differing([flat(json.loads(k.options)) for k in keys if k.method == key.method])
+        told = [f"{name} {options[name]}" for name in odd if name in options]
+        return ", ".join([base(key), *told])
 
     tellers = (
         base,
@@ -134,72 +128,45 @@ def _runs(members: Sequence[SavedDictionary]) -> list[str]:
     return [f"seed {seed}" for seed in seeds]
 
 
-def _doubled(dictionaries: Sequence[SavedDictionary]) -> list[str]:
-    first: dict[str, SavedDictionary] = {}
+def _not_comparable(dictionaries: Sequence[SavedDictionary], groups: Sequence[Group]) -> list[str]:
+    """Groups of different models or hook points, or of one dictionary, which need --across."""
     problems = []
-    for saved in dictionaries:
-        twin = first.setdefault(saved.content_hash, saved)
-        if twin is not saved:
-            problems.append(f"{saved.folder} is the same dictionary as {twin.folder}: name it once")
-    return problems
-
-
-def _mixed(dictionaries: Sequence[SavedDictionary], groups: Sequence[Group]) -> list[str]:
-    problems = []
+    examples = [dictionaries[group.members[0]].folder for group in groups]
     for what, values in (
         ("models", {group.key.model for group in groups}),
         ("hook points", {group.key.hook_point for group in groups}),
     ):
         if len(values) > 1:
-            example = [str(dictionaries[group.members[0]].folder) for group in groups]
             problems.append(
-                f"the dictionaries are of different {what} ({', '.join(example)}): compare those "
-                "of one at a time, or all with one another with --across"
+                f"the dictionaries are of different {what} ({', '.join(map(str, examples))}): "
+                "compare those of one at a time, or all with one another with --across"
             )
-    return problems
-
-
-def _alone(dictionaries: Sequence[SavedDictionary], groups: Sequence[Group]) -> list[str]:
-    return [
-        f"{dictionaries[group.members[0]].folder} is the only dictionary of its kind "
-        f"({group.label}): consistency compares at least two that differ in their seed; train more "
-        "(`--seeds 0 1 2`) and name them too, or compare methods with --across"
-        for group in groups
+    return problems + [
+        f"{folder} is the only dictionary of its kind ({group.label}): consistency compares at "
+        "least two that differ in their seed; train more (`--seeds 0 1 2`) and name them too, or "
+        "compare methods with --across"
+        for folder, group in zip(examples, groups, strict=True)
         if len(group.members) == 1
     ]
 
 
 def _same_seed(dictionaries: Sequence[SavedDictionary], group: Group) -> list[str]:
-    first: dict[int, SavedDictionary] = {}
-    problems = []
-    for place in group.members:
-        saved = dictionaries[place]
-        seed = saved.manifest.get("seed")
-        twin = saved if seed is None else first.setdefault(seed, saved)
-        if twin is not saved and twin.content_hash != saved.content_hash:
-            problems.append(
-                f"{twin.folder} and {saved.folder} are both seed {seed} of {group.label}"
-                f"{_difference(twin, saved)}: runs of a group should differ in their seed alone; "
-                "leave one away"
-            )
-    return problems
+    seeded = [dictionaries[index] for index in group.members]
+    seeded = [saved for saved in seeded if saved.manifest.get("seed") is not None]
+    return [
+        f"{twin.folder} and {saved.folder} are both seed {saved.manifest['seed']} of {group.label}"
+        f"{_difference(twin, saved)}: runs of a group should differ in their seed alone; leave "
+        "one away"
+        for twin, saved in twins(seeded, lambda saved: saved.manifest["seed"])
+        if twin.content_hash != saved.content_hash
+    ]
 
 
-def _difference(one: SavedDictionary, other: SavedDictionary) -> str:
-    sides = [_flat(saved.manifest.get("config", {})) for saved in (one, other)]
+def _difference(first: SavedDictionary, second: SavedDictionary) -> str:
+    sides = [flat(saved.manifest.get("config", {})) for saved in (first, second)]
     odd = [
         f"{name} {sides[0].get(name)} and {sides[1].get(name)}"
-        for name in sides[0]
-        if name not in MEASURED and sides[0].get(name) != sides[1].get(name)
+        for name in differing(sides)
+        if name not in MEASURED
     ]
     return f", with {'; '.join(odd)}" if odd else ""
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -1,27 +1,50 @@
-"""The suite "consistency": whether several seeds, or several methods, find the same latents."""
+"""The suite "consistency": whether several seeds, or several methods, learn the same latents."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from saelab.errors import ConfigError
 from saelab.formats.evaluation_result import EvaluationResult
 
-from ..suite import Measurement, Suite, evaluate
-from .charts import consistency_charts, consistency_tables
-from .config import ConsistencyConfig
-from .definitions import consistency_definitions
-
-RESULT_FILE = "consistency.json"
+from ..suite import HeldOutConfig, Suite, deferred
 
 
-def measure(
-    folders: Sequence[Path], outs: Sequence[Path], config: ConsistencyConfig
-) -> Iterator[Measurement]:
-    """Compare dictionaries; see `measure_consistency`."""
-    from .measure import measure_consistency
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyConfig(HeldOutConfig):
+    """What counts as the same latent, on which rows latents are ranked, and where results go.
 
-    return measure_consistency(folders, outs, config)
+    Dictionaries are grouped by method and its options, architecture, d_sae, target L0, hook point
+    and model; those of a group should differ in their seed alone and are compared with one another.
+    """
+
+    across: bool = False
+    """Also compare each group with the others: methods, widths or sparsities with one another.
+    Groups of one dictionary are then allowed."""
+    threshold: float = 0.9
+    """Cosine of two decoder rows above which they count as the same latent."""
+    top_fraction: float = 0.01
+    """Fraction of the alive latents, the highest of a ranking, that the numbers of the "most
+    active" latents are about; the curves show every fraction."""
+    activity: bool = True
+    """Measure on held-out rows which latents are alive and how they rank (max activation,
+    Z-score, density). Without it all latents count, nothing is ranked and no model is run."""
+    n_tokens: int = 65_536
+    """Tokens of held-out text for that, rounded up to contexts (rows, for planted features)."""
+    seed: int = 0
+    """Decides the random directions that the floor is measured with."""
+
+    def __post_init__(self) -> None:
+        problems = self.problems(n_tokens=1)
+        if not 0 < self.threshold < 1:
+            problems.append(f"threshold: {self.threshold} is not between 0 and 1")
+        if not 0 < self.top_fraction <= 1:
+            problems.append(
+                f"top_fraction: {self.top_fraction} is not above 0 and at most 1 (all latents)"
+            )
+        if problems:
+            raise ConfigError(problems)
 
 
 def finish(results: Sequence[EvaluationResult], config: ConsistencyConfig) -> None:
@@ -53,10 +76,10 @@ SUITE = Suite(
     name="consistency",
     summary="Compare the latents of several seeds, or of several methods, with one another.",
     Config=ConsistencyConfig,
-    measure=measure,
-    definitions=consistency_definitions,
-    charts=consistency_charts,
-    tables=consistency_tables,
+    measure=deferred(".consistency.measure", "measure_consistency"),
+    definitions=deferred(".consistency.scores", "consistency_definitions"),
+    charts=lambda data: data["charts"],
+    tables=lambda data: data["tables"],
     shown={
         "mcs_mean": "MCS",
         "mcs_share": "above",
@@ -69,10 +92,5 @@ SUITE = Suite(
     jointly=True,
     finish=finish,
 )
-
-
-def run_consistency(
-    folders: Sequence[Path], config: ConsistencyConfig, *, pages: bool = True
-) -> list[EvaluationResult]:
-    """Compare dictionaries; the results in the order of the folders. See `evaluate`."""
-    return [result for _, result in evaluate(SUITE, folders, config, pages=pages)]
+run_consistency = SUITE.run
+"""Compare dictionaries: (folders, config) -> results in the order of the folders."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -20,12 +18,7 @@ MOST_ENTRIES = 1 << 22
 
 
 class FiringCounts:
-    """Sums over held-out rows, everything that is not read off the cosines.
-
-    Args:
-        saved: the dictionary.
-        matching: its latents against the true features.
-    """
+    """Sums over held-out rows: everything that cosines do not tell."""
 
     def __init__(self, saved: SavedDictionary, matching: Matching):
         self.saved, self.matching = saved, matching
@@ -37,17 +30,10 @@ class FiringCounts:
         self.norm_total = 0.0
         """Σ|x|²."""
 
-        def zeros() -> Tensor:
-            return torch.zeros(n_features, dtype=torch.float64, device=device)
-
-        self.active = zeros()
-        """Rows on which each feature is active."""
-        self.both = zeros()
-        """Rows on which the feature and its best latent are active."""
-        self.mass_on = zeros()
-        """Sum of the best latent's codes over the rows on which the feature is active."""
-        self.absorbed = zeros()
-        """Rows on which the feature is active and absorbed."""
+        # By feature: the rows on which it is active, on which it is with its best latent, and on
+        # which it is but absorbed; and the sum of the best latent's codes over the first of these.
+        zeros = torch.zeros(4, n_features, dtype=torch.float64, device=device)
+        self.active, self.both, self.absorbed, self.mass_on = zeros.unbind()
 
     def add(self, planted: PlantedRows) -> None:
         """Encode some rows and count.
@@ -58,7 +44,7 @@ class FiringCounts:
         widest = max(
             len(self.matching.cosine),
             self.saved.dictionary.d_sae,
-            len(self.matching.own),
+            len(self.matching.pairs),
             len(self.matching.absorbers),
         )
         step = max(1, MOST_ENTRIES // widest)
@@ -95,11 +81,11 @@ class FiringCounts:
     ) -> Bool[Tensor, "rows n_features"]:
         """Where all latents of a feature are silent and an absorber of it fires with its host."""
         feature, latent, host = self.matching.absorbers.unbind(dim=1)
-        own_feature, own_latent = self.matching.own.unbind(dim=1)
+        matched, matching = self.matching.pairs.unbind(dim=1)
         counts = torch.zeros(active.shape, dtype=torch.int64, device=active.device)
-        voiced = counts.index_add(1, own_feature, fires[:, own_latent].long())
-        taken = counts.index_add(1, feature, (fires[:, latent] & active[:, host]).long())
-        return (voiced == 0) & (taken > 0)
+        firing = counts.index_add(1, matched, fires[:, matching].long())
+        absorbing = counts.index_add(1, feature, (fires[:, latent] & active[:, host]).long())
+        return (firing == 0) & (absorbing > 0)
 
     def alive(self) -> Bool[Tensor, " d_sae"]:
         """Latents with a positive code on some row."""
@@ -112,17 +98,3 @@ class FiringCounts:
         variance = (self.square_total / n_rows - mean.square()).clamp(min=0)
         spread = self.sparsity.maximum - mean
         return torch.where(variance > 0, spread / variance.sqrt().clamp(min=1e-300), 0.0)
-
-
-def count_firing(
-    saved: SavedDictionary, matching: Matching, rows: Sequence[PlantedRows]
-) -> FiringCounts:
-    """Encode all rows and count.
-
-    Raises:
-        ArtifactError: the dictionary's output is not finite.
-    """
-    counts = FiringCounts(saved, matching)
-    for planted in rows:
-        counts.add(planted)
-    return counts

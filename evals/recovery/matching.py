@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +16,7 @@ MOST_ASSIGNED_ENTRIES = 1 << 26
 HOST_COSINE = 0.5
 """Cosine from which a latent is about another feature, its host, and may have absorbed this one."""
 ABSORBED_COMPONENT = 0.3
-"""Component along this feature, beside the host's, from which the latent may have absorbed it."""
+"""Component along this feature, next to the host's, from which the latent may have absorbed it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +40,7 @@ class Matching:
     for a feature left without. None where there are too many cosines to assign."""
     assigned_cosine: Float[Tensor, " n_features"] | None
     """The cosine with that latent; -1 for a feature left without."""
-    own: Int[Tensor, "pairs 2"]
+    pairs: Int[Tensor, "pairs 2"]
     """(feature, latent) with a cosine of at least the threshold."""
     absorbers: Int[Tensor, "triples 3"]
     """(feature, latent, host): a latent below the threshold for the feature that points along
@@ -62,48 +61,29 @@ def match(
     """
     v, w = unit_rows(features.double()), unit_rows(decoder.double())
     cosine, best_latent, _, _ = nearest(v, w)
-    hosts = _nearest_features(w, v)
+    # The two nearest features of every latent; of one feature, a second of cosine −∞.
+    host_cosine = w.new_full((len(w), 2), -torch.inf)
+    host = torch.zeros_like(host_cosine, dtype=torch.int64)
+    for part, values, index in most_similar(w, v, 2):
+        host_cosine[part, : values.shape[1]], host[part, : values.shape[1]] = values, index
     pairs, triples = [], []
     for part, block in cosine_blocks(v, w):
-        pairs.append(_own_pairs(part.start, block, threshold))
+        above = (block >= threshold).nonzero()
+        above[:, 0] += part.start
+        pairs.append(above)
         recovered = cosine[part] >= threshold
-        triples.append(_absorbing(part.start, block, recovered, v, hosts, threshold))
+        triples.append(_absorbing(part.start, block, recovered, v, host, host_cosine, threshold))
     assigned_latent, assigned_cosine = _assign(v, w)
     return Matching(
         best_latent=best_latent,
         cosine=cosine,
-        best_feature=hosts.feature[:, 0],
-        latent_cosine=hosts.cosine[:, 0],
+        best_feature=host[:, 0],
+        latent_cosine=host_cosine[:, 0],
         assigned_latent=assigned_latent,
         assigned_cosine=assigned_cosine,
-        own=torch.cat(pairs),
+        pairs=torch.cat(pairs),
         absorbers=torch.cat(triples),
     )
-
-
-class _NearestFeatures(NamedTuple):
-    """The two nearest features of every latent; with one feature, a second of cosine −∞."""
-
-    cosine: Float[Tensor, "d_sae 2"]
-    feature: Int[Tensor, "d_sae 2"]
-
-
-def _nearest_features(
-    w: Float[Tensor, "d_sae d_in"], v: Float[Tensor, "n_features d_in"]
-) -> _NearestFeatures:
-    cosine = w.new_full((len(w), 2), -torch.inf)
-    feature = torch.zeros_like(cosine, dtype=torch.int64)
-    for part, values, index in most_similar(w, v, 2):
-        cosine[part, : values.shape[1]], feature[part, : values.shape[1]] = values, index
-    return _NearestFeatures(cosine, feature)
-
-
-def _own_pairs(
-    start: int, cosine: Float[Tensor, "some_features d_sae"], threshold: float
-) -> Int[Tensor, "pairs 2"]:
-    pairs = (cosine >= threshold).nonzero()
-    pairs[:, 0] += start
-    return pairs
 
 
 def _absorbing(
@@ -111,26 +91,28 @@ def _absorbing(
     cosine: Float[Tensor, "some_features d_sae"],
     recovered: Tensor,
     v: Float[Tensor, "n_features d_in"],
-    hosts: _NearestFeatures,
+    host: Int[Tensor, "d_sae 2"],
+    host_cosine: Float[Tensor, "d_sae 2"],
     threshold: float,
 ) -> Int[Tensor, "triples 3"]:
     """Latents that may have absorbed some recovered features.
 
     The component is the weight a of the feature in the least-squares fit of the unit decoder row by
-    feature and host, w ≈ a v_feature + b v_host: features that merely lie near one another give a
-    large cosine with both, but no component.
+    feature and host, w ≈ a v_feature + b v_host: features that are merely close to one another give
+    a large cosine with both, but no component.
     """
     feature = torch.arange(start, start + len(cosine), device=v.device)[:, None]
-    first = hosts.feature[:, 0] != feature
-    host = torch.where(first, hosts.feature[:, 0], hosts.feature[:, 1])
-    host_cosine = torch.where(first, hosts.cosine[:, 0], hosts.cosine[:, 1])
+    # A latent whose nearest feature is the feature itself has the second one as its host.
+    first = host[:, 0] != feature
+    host = torch.where(first, host[:, 0], host[:, 1])
+    host_cosine = torch.where(first, host_cosine[:, 0], host_cosine[:, 1])
     overlap = (v[start : start + len(cosine)] @ v.T).gather(1, host)
     determinant = (1 - overlap.square()).clamp(min=1e-9)
     component = (cosine - overlap * host_cosine) / determinant
     absorbs = (cosine < threshold) & (host_cosine >= HOST_COSINE)
     absorbs &= (component >= ABSORBED_COMPONENT) & recovered[:, None]
-    place, latent = absorbs.nonzero(as_tuple=True)
-    return torch.stack([place + start, latent, host[place, latent]], dim=1)
+    row, latent = absorbs.nonzero(as_tuple=True)
+    return torch.stack([row + start, latent, host[row, latent]], dim=1)
 
 
 def _assign(
@@ -140,5 +122,5 @@ def _assign(
         return None, None
     cosine = v @ w.T
     latent = torch.from_numpy(best_assignment(cosine.cpu().numpy())).to(v.device)
-    found = cosine.gather(1, latent.clamp(min=0)[:, None])[:, 0]
-    return latent, torch.where(latent >= 0, found, -1.0)
+    assigned = cosine.gather(1, latent.clamp(min=0)[:, None])[:, 0]
+    return latent, torch.where(latent >= 0, assigned, -1.0)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.config import to_plain
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.model.devices import resolve_device
 from saelab.progress import progress_bar
+from saelab.stats.cosines import directions_of, nearest
 from saelab.synthetic import (
     PlantedConfig,
     PlantedRows,
@@ -27,36 +27,14 @@ from saelab.synthetic import (
 from saelab.synthetic.generator import HELD_OUT
 
 from ..suite import Measurement
-from .chart_data import chart_data
-from .config import RecoveryConfig
-from .consistency import alike, consistent_share, training_of
-from .firing import FiringCounts, count_firing
+from .firing import FiringCounts
 from .matching import Matching, match
-from .measures import FeatureTable, feature_table, recovery_values
+from .numbers import FeatureTable, feature_table, recovery_values
+from .suite import RecoveryConfig
 
-
-@dataclass(frozen=True)
-class PlantedSubject:
-    """A dictionary to evaluate, what it should have found, and where its results go."""
-
-    saved: SavedDictionary
-    truth: PlantedConfig
-    out: Path
-
-
-@dataclass(frozen=True, eq=False)
-class RecoveryFindings:
-    """What the suite found out about one dictionary."""
-
-    matching: Matching
-    counts: FiringCounts
-    table: FeatureTable
-    chance: float
-    """Mean largest cosine of a feature with as many random directions as there are latents."""
-    consistent: float | None
-    """Share of alive latents that other seeds found too; None where there are none."""
-    n_others: int
-    """Dictionaries that this one was compared with for it."""
+CONSISTENT = 0.9
+ALIKE = ("method", "options", "optimizer", "n_tokens", "batch_rows", "target_l0")
+"""What of the training settings runs must share to be compared; the seed is not among it."""
 
 
 def measure_recovery(
@@ -70,33 +48,46 @@ def measure_recovery(
             features, or whose output is not finite.
     """
     device = resolve_device(config.device)
-    groups: dict[PlantedConfig, list[PlantedSubject]] = {}
+    groups: dict[PlantedConfig, dict[Path, SavedDictionary]] = {}
     for folder, out in zip(folders, outs, strict=True):
         saved = load_dictionary(folder)
-        truth = truth_of(saved)
-        groups.setdefault(truth, []).append(PlantedSubject(saved, truth, out))
+        groups.setdefault(truth_of(saved), {})[out] = saved
     with progress_bar(len(folders), "comparing", "dictionaries") as bar:
         for truth, group in groups.items():
             source = PlantedSource(truth)
             rows = list(source.chunks(config.n_rows, stream=HELD_OUT))
             features = source.features.to(device)
             largest = coherence(features)
-            for subject in group:
-                subject.saved.dictionary.to(device)
-            for subject in group:
-                findings = _examine(subject, group, features, rows, config)
-                yield _measurement(subject, largest, findings, config)
+            for saved in group.values():
+                saved.dictionary.to(device)
+            for out, saved in group.items():
+                seeds = [each for each in group.values() if _differ_in_seed(each, saved)]
+                yield _measure(saved, out, seeds, truth, features, rows, largest, config)
                 bar.update(1)
 
 
-def _measurement(
-    subject: PlantedSubject, largest: float, findings: RecoveryFindings, config: RecoveryConfig
+def _measure(
+    saved: SavedDictionary,
+    out: Path,
+    seeds: Sequence[SavedDictionary],
+    truth: PlantedConfig,
+    features: Float[Tensor, "n_features d_in"],
+    rows: Sequence[PlantedRows],
+    largest: float,
+    config: RecoveryConfig,
 ) -> Measurement:
-    saved, truth, counts, table = subject.saved, subject.truth, findings.counts, findings.table
+    dictionary = saved.dictionary
+    matching = match(features, dictionary.W_dec, config.threshold)
+    counts = FiringCounts(saved, matching)
+    for planted in rows:
+        counts.add(planted)
+    frequency = feature_frequencies(truth).to(features.device)
+    table = feature_table(matching, counts, frequency, config.threshold)
+    chance = chance_cosine(features, dictionary.d_sae)
     numbers: dict[str, Any] = {
-        **recovery_values(findings.matching, counts, table),
-        "chance_cosine": findings.chance,
-        "mcs_090": findings.consistent,
+        **recovery_values(matching, counts, table),
+        "chance_cosine": chance,
+        "mcs_090": _consistent_share(saved, counts.alive(), seeds),
         "n_features": truth.n_features,
         "true_l0": float(table.observed_frequency.sum()),
         "coherence": largest,
@@ -104,7 +95,7 @@ def _measurement(
     return Measurement(
         name=saved.name,
         content_hash=saved.content_hash,
-        out=subject.out,
+        out=out,
         numbers=numbers,
         made_from={
             "model": saved.model_name,
@@ -112,55 +103,64 @@ def _measurement(
             "hook_point": saved.hook_point,
             "cache_hash": saved.made_from.get("cache_hash"),
             "planted": to_plain(truth),
-            "training": training_of(saved),
+            "training": _training_of(saved),
             "training_seed": saved.manifest.get("seed"),
-            "architecture": saved.dictionary.architecture,
-            "d_in": saved.dictionary.d_in,
-            "d_sae": saved.dictionary.d_sae,
+            "architecture": dictionary.architecture,
+            "d_in": dictionary.d_in,
+            "d_sae": dictionary.d_sae,
         },
         settings={"stream": "held_out"},
         facts={
             "threshold": f"{config.threshold:g}",
             "n_features": truth.n_features,
-            "d_sae": saved.dictionary.d_sae,
+            "d_sae": dictionary.d_sae,
             "n_rows": numbers["n_rows"],
-            "n_others": findings.n_others,
+            "n_others": len(seeds),
         },
-        data=chart_data(
-            findings.matching, counts.alive(), table, config.threshold, findings.chance
-        ),
-        rows={"features": _features(truth, findings)},
+        data={
+            "matching": matching,
+            "table": table,
+            "alive": counts.alive(),
+            "threshold": config.threshold,
+            "chance": chance,
+        },
+        rows={"features": _features(truth, matching, table)},
         seed=truth.seed,
         title=f"Recovery by {saved.name}",
-        subtitle=f"{saved.dictionary.architecture}, {saved.dictionary.d_sae:,} latents, trained on "
+        subtitle=f"{dictionary.architecture}, {dictionary.d_sae:,} latents, trained on "
         f"{saved.model_name}: {truth.n_features:,} features planted in {truth.d_in:,} dimensions. "
         f"{config.n_rows:,} held-out rows.",
     )
 
 
-def _examine(
-    subject: PlantedSubject,
-    group: Sequence[PlantedSubject],
-    features: Float[Tensor, "n_features d_in"],
-    rows: Sequence[PlantedRows],
-    config: RecoveryConfig,
-) -> RecoveryFindings:
-    saved = subject.saved
-    matching = match(features, saved.dictionary.W_dec, config.threshold)
-    counts = count_firing(saved, matching, rows)
-    frequency = feature_frequencies(subject.truth).to(features.device)
-    others = [other.saved for other in group if other is not subject and alike(other.saved, saved)]
-    return RecoveryFindings(
-        matching=matching,
-        counts=counts,
-        table=feature_table(matching, counts, frequency, config.threshold),
-        chance=chance_cosine(features, saved.dictionary.d_sae),
-        consistent=consistent_share(saved, counts.alive(), others),
-        n_others=len(others),
-    )
+def _training_of(saved: SavedDictionary) -> dict[str, Any]:
+    """The training settings that make runs alike, as plain values."""
+    recorded = saved.manifest.get("config", {})
+    return {
+        **{name: recorded[name] for name in ALIKE if name in recorded},
+        "architecture": saved.dictionary.architecture,
+        "d_sae": saved.dictionary.d_sae,
+    }
 
 
-def _features(truth: PlantedConfig, findings: RecoveryFindings) -> dict[str, Any]:
+def _differ_in_seed(first: SavedDictionary, second: SavedDictionary) -> bool:
+    """Whether two dictionaries differ in nothing but the seed of the training."""
+    same_training = _training_of(first) == _training_of(second)
+    return first is not second and same_training and first.made_from == second.made_from
+
+
+def _consistent_share(
+    saved: SavedDictionary, alive: Bool[Tensor, " d_sae"], others: Sequence[SavedDictionary]
+) -> float | None:
+    """Share of the alive latents with MCS above 0.9; None where there is nothing to compare."""
+    if not others or not bool(alive.any()):
+        return None
+    rows, *compared = [directions_of(each.dictionary.W_dec).rows for each in (saved, *others)]
+    mcs = torch.stack([nearest(rows, columns)[0] for columns in compared]).mean(dim=0)
+    return float((mcs[alive] > CONSISTENT).double().mean())
+
+
+def _features(truth: PlantedConfig, matching: Matching, table: FeatureTable) -> dict[str, Tensor]:
     """One parquet row per true feature; null where a number is undefined.
 
     Columns: feature, parent (of a feature that is active only where another is), frequency (by the
@@ -168,41 +168,24 @@ def _features(truth: PlantedConfig, findings: RecoveryFindings) -> dict[str, Any
     one_to_one_cosine, matched, latent_frequency, f1, mass_share, absorbed_share, n_latents (alive
     latents whose best feature it is, at the threshold).
     """
-    import pyarrow
-
-    matching, table = findings.matching, findings.table
-    feature = range(truth.n_features)
-    columns: dict[str, Any] = {
-        "feature": pyarrow.array(feature, pyarrow.int32()),
-        "parent": pyarrow.array([truth.parent_of(index) for index in feature], pyarrow.int32()),
-        "frequency": _numbers(table.frequency),
-        "observed_frequency": _numbers(table.observed_frequency),
-        "best_latent": pyarrow.array(matching.best_latent.cpu().numpy(), pyarrow.int32()),
-        "cosine": _numbers(matching.cosine),
-    }
+    parents = [truth.parent_of(feature) for feature in range(truth.n_features)]
     latent, cosine = matching.assigned_latent, matching.assigned_cosine
     if latent is None or cosine is None:
-        columns["one_to_one_latent"] = pyarrow.nulls(truth.n_features, pyarrow.int32())
-        columns["one_to_one_cosine"] = pyarrow.nulls(truth.n_features, pyarrow.float64())
-    else:
-        left_over = (latent < 0).cpu().numpy()
-        columns["one_to_one_latent"] = pyarrow.array(
-            latent.cpu().numpy().astype(np.int32), mask=left_over
-        )
-        columns["one_to_one_cosine"] = pyarrow.array(cosine.cpu().numpy(), mask=left_over)
-    columns |= {
-        "matched": pyarrow.array(table.matched.cpu().numpy()),
-        "latent_frequency": _numbers(table.latent_frequency),
-        "f1": _numbers(table.f1),
-        "mass_share": _numbers(table.mass_share),
-        "absorbed_share": _numbers(table.absorbed_share),
-        "n_latents": pyarrow.array(table.n_latents.cpu().numpy(), pyarrow.int32()),
+        latent = torch.full_like(matching.best_latent, -1)
+        cosine = torch.full_like(matching.cosine, torch.nan)
+    return {
+        "feature": torch.arange(truth.n_features),
+        "parent": torch.tensor([-1 if parent is None else parent for parent in parents]),
+        "frequency": table.frequency,
+        "observed_frequency": table.observed_frequency,
+        "best_latent": matching.best_latent,
+        "cosine": matching.cosine,
+        "one_to_one_latent": latent,
+        "one_to_one_cosine": torch.where(latent >= 0, cosine, torch.nan),
+        "matched": table.matched,
+        "latent_frequency": table.latent_frequency,
+        "f1": table.f1,
+        "mass_share": table.mass_share,
+        "absorbed_share": table.absorbed_share,
+        "n_latents": table.n_latents,
     }
-    return columns
-
-
-def _numbers(values: Tensor) -> Any:
-    import pyarrow
-
-    numbers = values.double().cpu().numpy()
-    return pyarrow.array(numbers, mask=~np.isfinite(numbers))

@@ -1,14 +1,21 @@
-"""The score card: mean and spread over seeds, one entry for each way of training."""
+"""The score card: mean and spread over seeds, an entry for each way of training, as files too."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from saelab.formats.evaluation_result import EvaluationResult
+from saelab.formats.chart import Axis, Chart, Series
+from saelab.formats.evaluation_result import EvaluationResult, Table
 from saelab.formats.files import hash_of
-from saelab.stats.spread import spread_of
+from saelab.formats.manifest import new_manifest, write_manifest
+from saelab.report.result_page import write_result_page
+from saelab.stats.spread import Spread, spread_of
+
+from ..display import error_bars
+from ..suite import terminal_table
 
 SCORE_CARD = {
     "frr_080": "FRR @0.8",
@@ -26,6 +33,16 @@ SCORE_CARD = {
     "dead_fraction": "dead",
     "mcs_090": "latents other seeds found",
 }
+ON_TERMINAL = {
+    "frr_080": "FRR@.8",
+    "frr_090": "@.9",
+    "frr_quartile_4": "rarest",
+    "precision_090": "prec@.9",
+    "l0_mean": "L0",
+}
+KIND = "recovery_score_card"
+JSON_FILE = "score_card.json"
+PAGE_FILE = "score_card.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,82 +53,173 @@ class ScoreCardEntry:
     """What was trained on what."""
     n_runs: int
     """Dictionaries in the entry."""
-    values: dict[str, tuple[float, float | None] | None]
-    """By metric, mean and sample standard deviation (None for one run); None where undefined."""
-
-    def rank(self) -> float:
-        """The headline: mean share of features recovered at cosine 0.9."""
-        found = self.values["frr_090"]
-        return 0.0 if found is None else found[0]
+    values: dict[str, Spread]
+    """By metric; without a mean where undefined."""
 
 
 def score_card(results: Sequence[EvaluationResult]) -> list[ScoreCardEntry]:
-    """Group "recovery" results that differ only in seeds, and average them.
-
-    Args:
-        results: of `run_recovery`, in any order.
-    """
+    """Group "recovery" results that differ only in seeds, and average them."""
     groups: dict[str, list[EvaluationResult]] = {}
     for result in results:
-        groups.setdefault(_what_is_alike(result), []).append(result)
+        groups.setdefault(_alike(result), []).append(result)
     return [
         ScoreCardEntry(
             label=_label(members[0]),
             n_runs=len(members),
-            values={name: _spread([run.value(name) for run in members]) for name in SCORE_CARD},
+            values={name: spread_of(run.value(name) for run in members) for name in SCORE_CARD},
         )
         for members in groups.values()
     ]
 
 
-def _what_is_alike(result: EvaluationResult) -> str:
+def _alike(result: EvaluationResult) -> str:
+    """A hash of everything but the seeds."""
     origin = result.made_from
     planted = {key: value for key, value in origin["planted"].items() if key != "seed"}
     return hash_of([planted, origin["training"], result.settings])
 
 
 def _label(result: EvaluationResult) -> str:
-    origin = result.made_from
-    training: dict[str, Any] = origin["training"]
+    training: dict[str, Any] = result.made_from["training"]
     name = training.get("method", training["architecture"])
     target = f" k{training['target_l0']}" if training.get("target_l0") is not None else ""
-    return f"{name} d{training['d_sae']}{target} on {origin['model']}"
+    return f"{name} d{training['d_sae']}{target} on {result.made_from['model']}"
 
 
-def _spread(values: list[float | int | None]) -> tuple[float, float | None] | None:
-    spread = spread_of(values)
-    return None if spread.mean is None else (spread.mean, spread.sd)
+def _best_first(entries: Sequence[ScoreCardEntry]) -> list[ScoreCardEntry]:
+    return sorted(entries, key=lambda entry: _mean(entry, "frr_090"), reverse=True)
 
 
-CARD_COLUMNS = {
-    "frr_080": "FRR@.8",
-    "frr_090": "@.9",
-    "frr_quartile_4": "rarest",
-    "precision_090": "prec@.9",
-    "l0_mean": "L0",
-}
+def _mean(entry: ScoreCardEntry, name: str) -> float:
+    return entry.values[name].mean or 0.0
 
 
 def score_card_table(entries: Sequence[ScoreCardEntry]) -> Any:
     """A line for each way of training: mean ± sample standard deviation over seeds."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(
-        title="score card: mean ± standard deviation over seeds", box=SIMPLE_HEAD, pad_edge=False
+    several = len({entry.label.partition(" on ")[2] for entry in entries}) > 1
+    return terminal_table(
+        "score card: mean ± standard deviation over seeds",
+        ["trained", *ON_TERMINAL.values()],
+        [
+            [
+                entry.label if several else entry.label.partition(" on ")[0],
+                *(_text(entry.values[name], ".2f", "±", ".2f") for name in ON_TERMINAL),
+            ]
+            for entry in _best_first(entries)
+        ],
     )
-    table.add_column("trained", overflow="fold")
-    origins = {entry.label.partition(" on ")[2] for entry in entries}
-    for label in CARD_COLUMNS.values():
-        table.add_column(label, justify="right")
-    for entry in sorted(entries, key=lambda entry: entry.rank(), reverse=True):
-        cells = [_cell(entry.values[name]) for name in CARD_COLUMNS]
-        label = entry.label.partition(" on ")[0] if len(origins) == 1 else entry.label
-        table.add_row(label, *cells)
-    return table
 
 
-def _cell(found: tuple[float, float | None] | None) -> str:
-    if found is None:
+def _text(spread: Spread, mean: str = ".3g", between: str = " ± ", sd: str = ".2g") -> str:
+    if spread.mean is None:
         return "—"
-    return f"{found[0]:.2f}" + ("" if found[1] is None else f"±{found[1]:.2f}")
+    return f"{spread.mean:{mean}}" + ("" if spread.sd is None else f"{between}{spread.sd:{sd}}")
+
+
+def write_card(
+    folder: Path, entries: Sequence[ScoreCardEntry], results: Sequence[EvaluationResult]
+) -> Path:
+    """Write `score_card.json` for programs and `score_card.html` for people; returns the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made_from = {"dictionaries": {r.dictionary_name: r.dictionary_hash for r in results}}
+    card = new_manifest(KIND, seed=None, config=results[0].settings, made_from=made_from)
+    card["entries"] = [
+        {
+            "label": entry.label,
+            "n_runs": entry.n_runs,
+            "values": {
+                name: None if spread.mean is None else {"mean": spread.mean, "sd": spread.sd}
+                for name, spread in entry.values.items()
+            },
+        }
+        for entry in entries
+    ]
+    write_manifest(folder / JSON_FILE, card)
+    return write_result_page(folder / PAGE_FILE, _page(_best_first(entries), results[0]))
+
+
+def _page(ranked: Sequence[ScoreCardEntry], example: EvaluationResult) -> EvaluationResult:
+    definitions = {metric.name: metric.definition for metric in example.metrics}
+    return EvaluationResult(
+        suite="recovery",
+        dictionary_name=f"{len(ranked)} ways of training",
+        dictionary_hash="",
+        settings=example.settings,
+        made_from={},
+        metrics=(),
+        title="Recovery of planted features",
+        subtitle="Every way of training against the same planted features; mean and standard "
+        "deviation over seeds.",
+        charts=_charts(ranked),
+        tables=(
+            Table(
+                title="Mean ± sample standard deviation over runs",
+                columns=("trained", "runs", *SCORE_CARD.values()),
+                rows=tuple(
+                    (entry.label, entry.n_runs, *map(_text, entry.values.values()))
+                    for entry in ranked
+                ),
+                section="Score card",
+            ),
+            Table(
+                title="Definitions",
+                columns=("number", "definition"),
+                rows=tuple((label, definitions[name]) for name, label in SCORE_CARD.items()),
+                section="What the numbers mean",
+            ),
+        ),
+    )
+
+
+def _charts(ranked: Sequence[ScoreCardEntry]) -> tuple[Chart, Chart]:
+    best, worst = ranked[0], ranked[-1]
+    quarters = [f"frr_quartile_{quarter}" for quarter in range(1, 5)]
+    falls = [_mean(entry, quarters[0]) - _mean(entry, quarters[-1]) for entry in ranked]
+    return (
+        _bars(
+            ranked,
+            ["frr_080", "frr_090", "frr_095"],
+            name="recovery",
+            title="Features recovered",
+            axis="share of true features recovered",
+            caption="Share of the true features with a latent whose decoder row has at least this "
+            "cosine with them (FRR); error bars are the standard deviation over runs.",
+            summary="Bars of the share recovered by way of training: at cosine 0.9 "
+            f"{_mean(best, 'frr_090'):.2f} for {best.label}, {_mean(worst, 'frr_090'):.2f} for "
+            f"{worst.label}.",
+        ),
+        _bars(
+            ranked,
+            quarters,
+            name="quarters",
+            title="Frequent and rare features",
+            axis="share recovered at cosine 0.9",
+            caption="The same share within each quarter of the true features by frequency. Where "
+            "all features are equally frequent the quarters are arbitrary.",
+            summary="Bars of the share recovered in each quarter of feature frequency; from most "
+            f"frequent to rarest it falls by up to {max(falls):.2f}.",
+        ),
+    )
+
+
+def _bars(
+    ranked: Sequence[ScoreCardEntry], metrics: Sequence[str], *, axis: str, **words: Any
+) -> Chart:
+    """Horizontal bars, a group for each way of training."""
+    return Chart(
+        x=Axis(title=axis, low=0, high=1.04),
+        y=Axis(title="trained"),
+        series=tuple(
+            Series(
+                name=SCORE_CARD[name],
+                x=[entry.values[name].mean for entry in ranked],
+                y=[entry.label for entry in ranked],
+                mark="bars",
+                axis="x",
+                **error_bars(entry.values[name] for entry in ranked),
+            )
+            for name in metrics
+        ),
+        height=140 + 17 * len(metrics) * len(ranked),
+        **words,
+    )

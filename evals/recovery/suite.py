@@ -1,17 +1,15 @@
-"""The suite "recovery": which planted features a dictionary found."""
+"""The suite "recovery": which planted features a dictionary recovered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from saelab.errors import ConfigError
 from saelab.formats.evaluation_result import EvaluationResult
 
-from ..suite import Measurement, Suite, evaluate, terminal_table
-from .charts import recovery_charts
-from .config import RecoveryConfig
-from .definitions import recovery_definitions
-from .scorecard import score_card, score_card_table
+from ..suite import Suite, deferred, terminal_table
 
 BESIDES = {
     "match_f1": "F1",
@@ -28,29 +26,56 @@ EXPLANATION = (
 )
 
 
-def measure(
-    folders: Sequence[Path], outs: Sequence[Path], config: RecoveryConfig
-) -> Iterator[Measurement]:
-    """Compare dictionaries with what was planted; see `measure_recovery`."""
-    from .measure import measure_recovery
+@dataclass(frozen=True, kw_only=True)
+class RecoveryConfig:
+    """How many held-out rows to evaluate on, what counts as a match, and where results go.
 
-    return measure_recovery(folders, outs, config)
+    The true features are regenerated from the dictionary's own manifest.
+    """
+
+    n_rows: int = 8192
+    """Rows of the stream "held_out" of the planted dictionary; training never sees them."""
+    threshold: float = 0.9
+    """Cosine from which a decoder row matches a true feature, wherever no other is named."""
+    device: str = "auto"
+    """Device of the dictionary: `auto` takes a GPU where there is one, `cpu`, `cuda`."""
+    out: Path | None = None
+    """Folder for the results; one folder per dictionary in it where there are several.
+    None: the folder `evals` in each dictionary."""
+    card: Path | None = None
+    """Folder for the score card over all dictionaries given: `score_card.json` and
+    `score_card.html`. None: it is only printed."""
+    overwrite: bool = False
+    """Replace an existing result."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.n_rows < 2:
+            problems.append(f"n_rows: {self.n_rows} is below 2")
+        if not 0.5 <= self.threshold <= 1:
+            problems.append(
+                f"threshold: {self.threshold} is not between 0.5, below which latents match "
+                "several features by chance, and 1"
+            )
+        if problems:
+            raise ConfigError(problems)
 
 
 def finish(results: Sequence[EvaluationResult], config: RecoveryConfig) -> None:
     """Print what else was measured and the score card of several; write the card if asked to."""
     from rich.console import Console
 
+    from .scorecard import score_card, score_card_table, write_card
+
     console = Console()
     rows = [[r.dictionary_name, *(r.value(name) for name in BESIDES)] for r in results]
     console.print(terminal_table("", ["dictionary", *BESIDES.values()], rows))
+    entries = score_card(results)
     if len(results) > 1 or config.card is not None:
-        console.print(score_card_table(score_card(results)))
+        console.print(score_card_table(entries))
     console.print(EXPLANATION, highlight=False)
     if config.card is not None:
-        from .card_page import write_card
-
-        page = write_card(config.card, score_card(results), results)
+        page = write_card(config.card, entries, results)
         console.print(f"score card: {page}", soft_wrap=True, highlight=False)
 
 
@@ -58,9 +83,9 @@ SUITE = Suite(
     name="recovery",
     summary="Compare saved dictionaries with the planted features that they were trained on.",
     Config=RecoveryConfig,
-    measure=measure,
-    definitions=recovery_definitions,
-    charts=recovery_charts,
+    measure=deferred(".recovery.measure", "measure_recovery"),
+    definitions=deferred(".recovery.numbers", "recovery_definitions"),
+    charts=deferred(".recovery.charts", "recovery_charts"),
     headline=(
         "frr_080",
         "frr_090",
@@ -87,8 +112,5 @@ SUITE = Suite(
     jointly=True,
     finish=finish,
 )
-
-
-def run_recovery(folders: Sequence[Path], config: RecoveryConfig) -> list[EvaluationResult]:
-    """Evaluate dictionaries; the results in the order of the folders. See `evaluate`."""
-    return [result for _, result in evaluate(SUITE, folders, config)]
+run_recovery = SUITE.run
+"""Evaluate dictionaries: (folders, config) -> results in the order of the folders."""

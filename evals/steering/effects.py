@@ -6,7 +6,6 @@ position, minus the logits without, minus the mean of that over the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.model.language_model import LanguageModel
+from saelab.progress import progress_bar
 from saelab.stats.metrics import require_finite
+
+from .suite import SteeringConfig
 
 ACCUMULATED_ENTRIES = 1 << 25
 """Mean changes of logits kept at a time in float64 (256 MB)."""
@@ -38,40 +40,35 @@ def measure_effects(
     hook_point: str,
     prompts: Int[Tensor, "contexts seq"],
     directions: Float[Tensor, "directions d_in"],
-    lengths: Sequence[float],
-    *,
-    n_top_tokens: int,
-    batch_variants: int,
-    bar: Any,
+    mean_norm: float,
+    config: SteeringConfig,
+    name: str,
 ) -> Effects:
-    """Add every direction at every length in every context.
+    """Add every direction at every strength in every context.
 
     Args:
         model: the language model.
         hook_point: where directions are added.
         prompts: the contexts; the first half chooses promoted tokens, the rest tests them.
         directions: unit vectors.
-        lengths: what they are multiplied with, in activation units.
-        n_top_tokens: promoted tokens per direction and length.
-        batch_variants: steered copies of a context run at once.
-        bar: progress bar, moved by one per context and steered copy.
+        mean_norm: what strengths multiply, in activation units.
+        config: strengths, promoted tokens, and steered copies of a context run at once.
+        name: of the directions, for the progress bar.
 
     Raises:
         ActivationError: logits that are not finite.
     """
-    n_lengths = len(lengths)
-    at_once = max(1, ACCUMULATED_ENTRIES // (n_lengths * model.d_vocab))
+    lengths = [strength * mean_norm for strength in config.strengths]
+    scale = torch.tensor(lengths, dtype=directions.dtype, device=directions.device)
+    at_once = max(1, ACCUMULATED_ENTRIES // (len(lengths) * model.d_vocab))
     parts = []
-    for part in directions.split(at_once):
-        scale = torch.tensor(lengths, dtype=part.dtype, device=part.device)
-        additions = (scale[:, None, None] * part).flatten(0, 1)
-        parts.append(
-            _measure(model, hook_point, prompts, additions, n_top_tokens, batch_variants, bar)
-        )
-    size, consistency, promoted = (
-        torch.cat([part[place].unflatten(0, (n_lengths, -1)) for part in parts], dim=1)
-        for place in range(3)
-    )
+    total = len(prompts) * len(lengths) * len(directions)
+    with progress_bar(total, f"steer {name}", "runs") as bar:
+        for part in directions.split(at_once):
+            additions = (scale[:, None, None] * part).flatten(0, 1)
+            measured = _measure(model, hook_point, prompts, additions, config, bar)
+            parts.append([values.unflatten(0, (len(lengths), -1)) for values in measured])
+    size, consistency, promoted = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     return Effects(size, consistency, promoted)
 
 
@@ -80,25 +77,24 @@ def _measure(
     hook_point: str,
     prompts: Int[Tensor, "contexts seq"],
     additions: Float[Tensor, "variants d_in"],
-    n_top_tokens: int,
-    batch_variants: int,
+    config: SteeringConfig,
     bar: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Size, consistency and promoted tokens of each addition."""
     n_contexts, n_variants = len(prompts), len(additions)
-    n_choosing = n_contexts // 2
+    n_choosing, n_top = n_contexts // 2, config.n_top_tokens
     size = torch.zeros(n_variants, dtype=torch.float64, device=model.device)
     mean = size.new_zeros(n_variants, model.d_vocab)
-    promoted = torch.zeros(n_variants, n_top_tokens, dtype=torch.int64, device=model.device)
+    promoted = torch.zeros(n_variants, n_top, dtype=torch.int64, device=model.device)
     tested = torch.zeros_like(size)
-    for place, context in enumerate(prompts):
-        if place == n_choosing:
-            promoted = mean.topk(n_top_tokens, dim=1).indices
-        for start in range(0, n_variants, batch_variants):
-            part = slice(start, start + batch_variants)
+    for index, context in enumerate(prompts):
+        if index == n_choosing:
+            promoted = mean.topk(n_top, dim=1).indices
+        for start in range(0, n_variants, config.batch_variants):
+            part = slice(start, start + config.batch_variants)
             change = _change(model, hook_point, context, additions[part])
             size[part] += change.amax(dim=1).double() / n_contexts
-            if place < n_choosing:
+            if index < n_choosing:
                 mean[part].add_(change, alpha=1 / n_choosing)
             else:
                 chosen = change.gather(1, promoted[part]).mean(dim=1, dtype=torch.float64)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +12,35 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.config import to_plain
 from saelab.dictionary import load_dictionary
-from saelab.dictionary.data_spec import DataSpec, held_out_rows
-from saelab.errors import ArtifactError, ConfigError
+from saelab.dictionary.data_spec import DataSpec, held_out_batches, held_out_rows, select
+from saelab.errors import ArtifactError, ConfigError, TextError
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.stats.cosines import random_directions
 from saelab.stats.metrics import SparsityStatistics
 from saelab.stats.seeds import seeded_generator
 
+from ..alike import is_planted, row_settings
 from ..subjects import Subject, by_data_spec, describe, load_models, origin_of, subjects_of
 from ..suite import Measurement
-from .config import SteeringConfig
-from .definitions import QUANTITIES, metric_name
 from .effects import Effects, measure_effects
-from .prompts import draw_prompts
-from .summary import summarise
+from .numbers import QUANTITIES, metric_name, summarise
+from .suite import SteeringConfig
 
-MOST_LISTED = 20
-PLANTED = "planted:"
+POOL_PER_CONTEXT = 64
+"""Contexts are drawn from this many times as many, so that they come from many documents."""
+BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
 class SteeringFindings:
-    """What was found out about one dictionary, and what it shares with others of its data spec."""
+    """What is known of one dictionary, and what it shares with others of its data spec."""
 
     latent: Int[Tensor, " latents"]
     """The steered latents, in ascending order."""
     density: Float[Tensor, " latents"]
-    """Fraction of held-out rows on which each is active."""
+    """Fraction of the held-out rows on which each is active."""
     n_alive: int
     """Latents that could have been drawn."""
     effects: Effects
@@ -50,9 +50,8 @@ class SteeringFindings:
     promoted: list[list[list[str]]]
     """Promoted tokens as text: by strength, latent and rank."""
     mean_norm: float
-    """Mean norm of the held-out rows."""
+    """Of the held-out rows."""
     n_rows: int
-    """Those rows."""
 
 
 def measure_steering(
@@ -70,7 +69,7 @@ def measure_steering(
     """
     dictionaries = [load_dictionary(folder) for folder in folders]
     for saved in dictionaries:
-        if str(saved.made_from.get("model", "")).startswith(PLANTED):
+        if is_planted(saved):
             raise ArtifactError(
                 f"{saved.folder} was trained on planted features: there is no language model whose "
                 "logits it could steer; judge it with `saelab eval recovery`"
@@ -120,20 +119,30 @@ def _measure_group(
     prompts = draw_prompts(
         model, spec, count=config.n_contexts, length=config.prompt_tokens, seed=config.seed
     )
+
+    (written,) = spec.site.writes
+
+    def steer(directions: Float[Tensor, "directions d_out"], name: str) -> Effects:
+        return measure_effects(
+            model, written, prompts, directions.to(model.device), mean_norm, config, name
+        )
+
     width = group[0].saved.dictionary.d_out
-    floor = random_directions(config.n_random, width, config.seed)
-    random = _steer(model, spec, prompts, floor, mean_norm, config, "random directions")
+    random = steer(random_directions(config.n_random, width, config.seed), "random directions")
     for subject, counts, latent in zip(group, sparsity, drawn, strict=True):
         rows = subject.saved.dictionary.W_dec[latent].double()
         directions = (rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-300)).float()
-        effects = _steer(model, spec, prompts, directions, mean_norm, config, subject.saved.name)
+        effects = steer(directions, subject.saved.name)
         findings = SteeringFindings(
             latent=latent.cpu(),
             density=counts.density()[latent].cpu(),
             n_alive=int((counts.count > 0).sum()),
             effects=effects,
             random=random,
-            promoted=_as_text(model, effects),
+            promoted=[
+                [model.token_strings(tokens) for tokens in latents]
+                for latents in effects.promoted.tolist()
+            ],
             mean_norm=mean_norm,
             n_rows=n_rows,
         )
@@ -165,15 +174,7 @@ def _measurement(
         out=subject.out,
         numbers=numbers,
         made_from=origin_of(subject),
-        settings={
-            "n_latents": len(findings.latent),
-            "context_length": spec.context_length,
-            "text": to_plain(spec.text),
-            "split": "held_out",
-            "row_rule": to_plain(spec.token_filter),
-            "norm_ceiling": spec.norm_ceiling,
-            "model_dtype": spec.model_dtype,
-        },
+        settings={"n_latents": len(findings.latent), "split": "held_out", **row_settings(spec)},
         facts={
             "strengths": config.strengths,
             "mean_norm": findings.mean_norm,
@@ -181,26 +182,12 @@ def _measurement(
             "n_latents": len(findings.latent),
             **{name: getattr(config, name) for name in counts},
         },
-        data={**_data(findings, config), "in_short": _in_short(numbers, config)},
+        data={"findings": findings, "config": config, "numbers": numbers},
         rows={"features": _features(findings, config)},
         title=f"Steering with {saved.name}",
         subtitle=f"{describe(saved)}. {len(findings.latent)} live latents added at the last "
         f"position of {config.n_contexts} held-out contexts.",
     )
-
-
-def _in_short(numbers: dict[str, float | int], config: SteeringConfig) -> list[list[Any]]:
-    rows = []
-    for strength in config.strengths:
-
-        def number(quantity: str, what: str, strength: float = strength) -> float:
-            return numbers[metric_name(quantity, what, strength)]
-
-        means = [number(q, what) for q in QUANTITIES for what in ("mean", "random_mean")]
-        low, high = (number("consistency", f"difference_{end}") for end in ("low", "high"))
-        share = number("consistency", "share_above_random")
-        rows.append([f"{strength:g}", *means, f"{low:+.3g} to {high:+.3g}", share])
-    return rows
 
 
 def _look_at_rows(
@@ -247,79 +234,37 @@ def draw_latents(
     return alive[order[: config.n_latents].to(alive.device)].sort().values
 
 
-def _steer(
-    model: LanguageModel,
-    spec: DataSpec,
-    prompts: Int[Tensor, "contexts seq"],
-    directions: Tensor,
-    mean_norm: float,
-    config: SteeringConfig,
-    description: str,
-) -> Effects:
-    lengths = [strength * mean_norm for strength in config.strengths]
-    total = len(prompts) * len(lengths) * len(directions)
-    with progress_bar(total, f"steer {description}", "runs") as bar:
-        return measure_effects(
-            model,
-            spec.site.writes[0],
-            prompts,
-            directions.to(model.device),
-            lengths,
-            n_top_tokens=config.n_top_tokens,
-            batch_variants=config.batch_variants,
-            bar=bar,
+def draw_prompts(
+    model: LanguageModel, spec: DataSpec, *, count: int, length: int, seed: int
+) -> Int[Tensor, "contexts seq"]:
+    """Draw contexts from the held-out text, of which the last position is an evaluated row.
+
+    Raises:
+        TextError: too little held-out text.
+        ConfigError: contexts longer than the model's.
+    """
+    short = replace(spec, context_length=length)
+    pool = torch.cat(list(held_out_batches(model, short, POOL_PER_CONTEXT * count * length, BATCH)))
+    order = torch.randperm(len(pool), generator=seeded_generator("steering", "prompts", seed))
+    usable = _usable(model, short, pool[order])
+    chosen = list(islice(usable, count))
+    if len(chosen) < count:
+        raise TextError(
+            f"the held-out text gives {len(chosen)} contexts of {length} tokens that end in an "
+            f"evaluated row; {count} were asked for: give more text, or lower --n-contexts or "
+            "--prompt-tokens"
         )
+    return torch.stack(chosen)
 
 
-def _as_text(model: LanguageModel, effects: Effects) -> list[list[list[str]]]:
-    """Promoted tokens as text: by strength, latent and rank."""
-    ids = effects.promoted.tolist()
-    return [[model.token_strings(tokens) for tokens in latents] for latents in ids]
-
-
-def _data(findings: SteeringFindings, config: SteeringConfig) -> dict[str, Any]:
-    effects, random = findings.effects, findings.random
-    names = [f"{strength:g}" for strength in config.strengths]
-    figures: dict[str, Any] = {}
-    for quantity in QUANTITIES:
-        figures[f"{quantity}_distribution"] = {
-            "n_contexts": config.n_contexts,
-            "n_top_tokens": config.n_top_tokens,
-            "latents": dict(zip(names, _sorted(getattr(effects, quantity)), strict=True)),
-            "random": dict(zip(names, _sorted(getattr(random, quantity)), strict=True)),
-        }
-    middle = min(range(len(names)), key=lambda index: abs(config.strengths[index] - 1))
-    figures["size_and_consistency"] = {
-        "strength": config.strengths[middle],
-        "latents": {
-            "latent": findings.latent.tolist(),
-            "size": _short(effects.size[middle].tolist()),
-            "consistency": _short(effects.consistency[middle].tolist()),
-            "tokens": [", ".join(map(repr, tokens[:5])) for tokens in findings.promoted[middle]],
-        },
-        "random": {
-            "size": _short(random.size[middle].tolist()),
-            "consistency": _short(random.consistency[middle].tolist()),
-        },
-    }
-    order = effects.consistency[middle].argsort(descending=True)[:MOST_LISTED].tolist()
-    figures["most_consistent"] = {
-        "strength": config.strengths[middle],
-        "latent": [int(findings.latent[row]) for row in order],
-        "density": _short([float(findings.density[row]) for row in order]),
-        "size": _short([float(effects.size[middle, row]) for row in order]),
-        "consistency": _short([float(effects.consistency[middle, row]) for row in order]),
-        "tokens": [" ".join(map(repr, findings.promoted[middle][row])) for row in order],
-    }
-    return figures
-
-
-def _sorted(values: Float[Tensor, "strengths directions"]) -> list[list[float]]:
-    return [_short(row) for row in values.sort(dim=1).values.tolist()]
-
-
-def _short(values: Sequence[float]) -> list[float]:
-    return [float(f"{value:.5g}") for value in values]
+def _usable(
+    model: LanguageModel, spec: DataSpec, pool: Int[Tensor, "contexts seq"]
+) -> Iterator[Int[Tensor, " seq"]]:
+    """The contexts whose last position counts as a row, computed as they are needed."""
+    for tokens in pool.split(BATCH):
+        captured = model.capture(tokens, spec.site.hook_points)
+        keep, _ = select(model, spec, tokens, captured)
+        yield from tokens[keep[:, -1].cpu()]
 
 
 def _features(findings: SteeringFindings, config: SteeringConfig) -> dict[str, Any]:
@@ -328,17 +273,9 @@ def _features(findings: SteeringFindings, config: SteeringConfig) -> dict[str, A
     Columns: latent, density, and per strength c size_c, consistency_c (logits) and tokens_c, the
     promoted tokens as text, the most promoted first.
     """
-    import pyarrow
-
-    columns: dict[str, Any] = {
-        "latent": pyarrow.array(findings.latent.tolist(), pyarrow.int32()),
-        "density": pyarrow.array(findings.density.tolist(), pyarrow.float64()),
-    }
+    columns: dict[str, Any] = {"latent": findings.latent, "density": findings.density}
     for index, strength in enumerate(config.strengths):
         for quantity in QUANTITIES:
-            values = getattr(findings.effects, quantity)[index].tolist()
-            columns[f"{quantity}_c{strength:g}"] = pyarrow.array(values, pyarrow.float64())
-        columns[f"tokens_c{strength:g}"] = pyarrow.array(
-            findings.promoted[index], pyarrow.list_(pyarrow.string())
-        )
+            columns[f"{quantity}_c{strength:g}"] = getattr(findings.effects, quantity)[index]
+        columns[f"tokens_c{strength:g}"] = findings.promoted[index]
     return columns

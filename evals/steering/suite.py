@@ -6,26 +6,51 @@ steering wherever they are added, and not only where they are active by themselv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
-from saelab.formats.evaluation_result import EvaluationResult
+from saelab.errors import ConfigError
 
-from ..suite import Measurement, Suite, evaluate
-from .charts import steering_charts, steering_tables
-from .config import SteeringConfig
-from .definitions import steering_definitions
-
-RESULT_FILE = "steering.json"
+from ..suite import HeldOutConfig, Suite, deferred, not_positive
 
 
-def measure(
-    folders: Sequence[Path], outs: Sequence[Path], config: SteeringConfig
-) -> Iterator[Measurement]:
-    """Steer with dictionaries; see `measure_steering`."""
-    from .measure import measure_steering
+@dataclass(frozen=True, kw_only=True)
+class SteeringConfig(HeldOutConfig):
+    """How many latents are added in how many contexts, how strongly, and where results go.
 
-    return measure_steering(folders, outs, config)
+    All dictionaries of a call that were trained on the same rows share contexts, strengths and
+    random directions.
+    """
+
+    n_latents: int = 128
+    """Live latents per dictionary, drawn at random; all of them where there are fewer."""
+    n_contexts: int = 16
+    """Contexts of held-out text, drawn at random; promoted tokens are chosen on the first half of
+    them and tested on the others."""
+    prompt_tokens: int = 32
+    """Tokens in each of those contexts; the last one is where directions are added."""
+    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Length of what is added, in multiples of the mean norm of the held-out rows."""
+    n_random: int = 128
+    """Random unit directions that latents are compared with."""
+    n_top_tokens: int = 10
+    """Promoted tokens by which consistency is measured."""
+    n_bootstrap: int = 1000
+    """Resamples for the 95 % intervals of differences."""
+    seed: int = 0
+    """Decides latents, contexts, random directions and resamples."""
+    n_tokens: int = 16_384
+    """Tokens of held-out text on which live latents and the mean norm are found, rounded up to
+    contexts as long as in training."""
+    batch_variants: int = 128
+    """Steered copies of a context in one forward pass; memory grows with it."""
+
+    def __post_init__(self) -> None:
+        counts = ("n_top_tokens", "n_bootstrap", "n_tokens", "batch_variants")
+        pairs = ("n_contexts", "prompt_tokens", "n_latents", "n_random")
+        problems = self.problems(**dict.fromkeys(pairs, 2), **dict.fromkeys(counts, 1))
+        problems += not_positive("strengths", self.strengths)
+        if problems:
+            raise ConfigError(problems)
 
 
 SUITE = Suite(
@@ -33,15 +58,10 @@ SUITE = Suite(
     summary="Add latents in arbitrary contexts: size and consistency of their effect on the "
     "logits.",
     Config=SteeringConfig,
-    measure=measure,
-    definitions=steering_definitions,
-    charts=steering_charts,
-    tables=steering_tables,
+    measure=deferred(".steering.measure", "measure_steering"),
+    definitions=deferred(".steering.numbers", "steering_definitions"),
+    charts=deferred(".steering.charts", "steering_charts"),
+    tables=deferred(".steering.charts", "steering_tables"),
 )
-
-
-def run_steering(
-    folders: Sequence[Path], config: SteeringConfig, *, pages: bool = True
-) -> list[EvaluationResult]:
-    """Steer with dictionaries; the results in the order of the folders. See `evaluate`."""
-    return [result for _, result in evaluate(SUITE, folders, config, pages=pages)]
+run_steering = SUITE.run
+"""Steer with dictionaries: (folders, config) -> results in the order of the folders."""

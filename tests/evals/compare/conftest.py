@@ -14,7 +14,7 @@ from saelab.cache import TokenFilter
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.evals.compare.config import CompareConfig
-from saelab.evals.steering.definitions import metric_name
+from saelab.evals.steering.numbers import metric_name
 from saelab.formats.evaluation_result import (
     EvaluationResult,
     MeasuredMetric,

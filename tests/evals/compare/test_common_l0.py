@@ -13,8 +13,8 @@ from saelab.evals.compare.rows import (
     at_common_l0,
     default_common_l0,
     interpolate,
-    written,
 )
+from saelab.evals.display import written
 from saelab.stats.spread import Spread, spread_of
 
 POINTS = [(8.0, 0.4), (16.0, 0.3), (64.0, 0.1)]

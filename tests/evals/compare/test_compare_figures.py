@@ -17,9 +17,9 @@ from saelab.dictionary.data_spec import DataSpec
 from saelab.evals.compare.candidates import Candidate
 from saelab.evals.compare.charts import charts_of
 from saelab.evals.compare.config import CompareConfig
-from saelab.evals.compare.numbers import Agreement, MeasuredCandidate
-from saelab.evals.compare.rows import AtCommonL0, Row
-from saelab.evals.steering.definitions import metric_name
+from saelab.evals.compare.numbers import MeasuredCandidate
+from saelab.evals.compare.rows import AtCommonL0, MethodComparison, Row
+from saelab.evals.steering.numbers import metric_name
 from saelab.evals.suite import Definition
 from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
 from saelab.report.draw import draw
@@ -65,7 +65,7 @@ def planted():
     """Twelve methods at two target L0, one seed each, of which one is steered with."""
     found, rows, compared = [], [], []
     density = torch.tensor([0.5, 0.2, 0.001, 0.0], dtype=torch.float64)
-    agreement = Agreement(torch.tensor([1.0, 0.95, 0.1, 0.1, 0.1], dtype=torch.float64))
+    mcs = torch.tensor([1.0, 0.95, 0.1, 0.1, 0.1], dtype=torch.float64)
     for label in NAMES:
         for k, l0, fvu in ((16.0, 15.9, 0.2), (32.0, 31.5, 0.1)):
             numbers = {
@@ -79,7 +79,7 @@ def planted():
             results = {"consistency": result("consistency", ())}
             if k == 16:
                 results["steering"] = result("steering", STEERED.items())
-            member = MeasuredCandidate(candidate, {}, density, results, agreement)
+            member = MeasuredCandidate(candidate, {}, density, results, mcs)
             found.append(member)
             rows.append(Row(label, 4, k, [member], numbers))
         for l0, value in ((22.6, -0.02), (32.0, None)):
@@ -92,8 +92,11 @@ def planted():
 @pytest.fixture(scope="module")
 def charts():
     found, rows, compared = planted()
-    drawn = charts_of(found, rows, compared, DEFINITIONS, NAMES[0], CompareConfig())
-    return {chart.name: chart for chart in drawn}
+    comparison = MethodComparison(
+        config=CompareConfig(), members=found, columns=DEFINITIONS, rows=rows, reference=NAMES[0],
+        compared=compared, modes=[], notes=[],
+    )  # fmt: skip
+    return {chart.name: chart for chart in charts_of(comparison)}
 
 
 STATED = {

@@ -127,12 +127,13 @@ def test_overwrite_evaluates_those_again_and_no_others(plant, tmp_path, monkeypa
     plant.core(folder, l0=4.0, fvu=0.3, n_tokens=65_536)
     called = []
 
-    def run_core(folders, config, *, pages):
+    def run_suite(suite, folders, config, *, pages):
+        assert suite.name == "core"
         called.extend(folders)
         for one in folders:
             plant.core(one, l0=4.0, fvu=0.5)
 
-    monkeypatch.setattr("saelab.evals.core.suite.run_core", run_core)
+    monkeypatch.setattr("saelab.evals.suite.Suite.run", run_suite)
     run_compare([run], CompareConfig(out=tmp_path / "out", overwrite=True))
     assert called == [folder]
     assert "evaluated again" in caplog.text

@@ -112,8 +112,8 @@ def test_the_table_has_a_row_per_dictionary(plant, out):
 def test_a_dictionary_alone_finds_its_costs_in_the_run_it_lies_in(plant, out):
     run = plant.run(methods=("topk",), seeds=(0,))
     folders = sorted((run / "dictionaries").iterdir())
-    found = compare(folders, out).found
-    assert [one.values["train_seconds"] for one in found] == [5.0] * 3
+    members = compare(folders, out).members
+    assert [one.values["train_seconds"] for one in members] == [5.0] * 3
 
 
 def test_one_seed_has_no_spread(plant, out):
@@ -189,31 +189,21 @@ def test_only_what_is_missing_is_evaluated(plant, out, monkeypatch):
     """Suites are called with the dictionaries that lack a result, and never with others."""
     run = plant.run()
     called = []
-
-    def pretend(suite, evaluate):
-        def run_suite(folders, *_args, **_kwargs):
-            called.append((suite, [folder.name for folder in folders]))
-            evaluate(folders)
-
-        return run_suite
-
     folder = run / "dictionaries" / "other-d48-k8-s1"
     twin = run / "dictionaries" / "other-d48-k8-s0"
     (folder / "evals" / "core.json").unlink()
     (folder / "evals" / "consistency.json").unlink()
-    monkeypatch.setattr(
-        "saelab.evals.core.suite.run_core",
-        pretend("core", lambda folders: [plant.core(f, l0=8.0, fvu=0.1) for f in folders]),
-    )
 
-    def consistency(folders):
+    def run_suite(suite, folders, *_args, **_kwargs):
+        called.append((suite.name, [folder.name for folder in folders]))
         for seed, one in enumerate(folders):
-            others = [(other, s) for s, other in enumerate(folders) if other != one]
-            plant.consistency(one, others, share=0.1 * seed)
+            if suite.name == "core":
+                plant.core(one, l0=8.0, fvu=0.1)
+            else:
+                others = [(other, s) for s, other in enumerate(folders) if other != one]
+                plant.consistency(one, others, share=0.1 * seed)
 
-    monkeypatch.setattr(
-        "saelab.evals.consistency.suite.run_consistency", pretend("consistency", consistency)
-    )
+    monkeypatch.setattr("saelab.evals.suite.Suite.run", run_suite)
     compare([run], out)
     assert called == [("core", [folder.name]), ("consistency", [twin.name, folder.name])]
     called.clear()
@@ -226,14 +216,15 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_stopped(plant, out, monk
     monkeypatch.setattr("saelab.evals.compare.jobs.MOST_AT_ONCE", 2)
     done = []
 
-    def run_core(folders, config, *, pages):
+    def run_suite(suite, folders, config, *, pages):
+        assert suite.name == "core"
         if len(done) == 4:
             raise KeyboardInterrupt
         for folder in folders:
             plant.core(folder, l0=4.0 + len(done), fvu=0.1)
             done.append(folder.name)
 
-    monkeypatch.setattr("saelab.evals.core.suite.run_core", run_core)
+    monkeypatch.setattr("saelab.evals.suite.Suite.run", run_suite)
     with pytest.raises(KeyboardInterrupt):
         compare([run], out, consistency=False, steering=False)
     assert not out.exists()
@@ -248,14 +239,23 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_stopped(plant, out, monk
 
 def test_units_are_never_divided_and_clashing_ones_kept_apart(plant, tmp_path):
     from saelab.evals.compare.candidates import read_candidates
-    from saelab.evals.compare.jobs import by_group, core_config, parts_of
+    from saelab.evals.compare.jobs import by_group, parts_of
 
     one, other = plant.run("one", seeds=(0, 1, 2)), plant.run("two", n_tokens=7, seeds=(0, 1, 2))
-    candidates = read_candidates([one, other], core_config(CompareConfig()))
+    candidates = read_candidates([one, other], CompareConfig())
     units = [*by_group(candidates).values()]
-    parts = [*parts_of(units, jobs_module._group_of_suite)]
+    parts = [*parts_of(units, jobs_module.group_of_suite)]
     assert sum(map(len, parts)) == 36
     assert [len(part) for part in parts] == [18, 18], "the suite would mix them: same seeds"
+
+
+def test_settings_of_held_out_text_reach_the_suites():
+    config = CompareConfig(context_length=16, text_source="elsewhere", batch_contexts=2)
+    for suite in (jobs_module.CORE, jobs_module.CONSISTENCY, jobs_module.STEERING):
+        settings = jobs_module._config(suite, config)
+        assert (settings.context_length, settings.text_source) == (16, "elsewhere")
+        assert (settings.batch_contexts, settings.n_tokens) == (2, config.n_tokens)
+        assert settings.overwrite and settings.out is None
 
 
 def test_the_command_prints_a_table_and_the_page(plant, out, capsys):

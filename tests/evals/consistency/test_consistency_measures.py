@@ -11,14 +11,8 @@ from hypothesis import strategies as st
 from saelab.dictionary import Dictionary
 from saelab.errors import ActivationError
 from saelab.evals.consistency.activity import ActivityStatistics
-from saelab.evals.consistency.compare import compare
-from saelab.evals.consistency.scores import (
-    fractions_for,
-    n_top,
-    scores_of,
-    share_above,
-    share_at_least,
-)
+from saelab.evals.consistency.scores import compare, scores_of
+from saelab.evals.curves import fractions_for, n_top, share_above, share_at_least
 from saelab.stats import cosines
 from saelab.stats.assignment import TOLERANCE, auction, best_assignment
 from saelab.stats.cosines import directions_of, nearest, random_directions

@@ -10,10 +10,9 @@ import torch
 from saelab.dictionary import Dictionary
 from saelab.errors import ArtifactError, ConfigError, ModelError, TextError
 from saelab.evals.steering import effects as effects_module
-from saelab.evals.steering.config import SteeringConfig
-from saelab.evals.steering.prompts import draw_prompts
-from saelab.evals.steering.suite import SUITE, run_steering
-from saelab.evals.steering.summary import summarise
+from saelab.evals.steering.measure import draw_prompts
+from saelab.evals.steering.numbers import summarise
+from saelab.evals.steering.suite import SUITE, SteeringConfig, run_steering
 from saelab.evals.suite import run_command
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.report.draw import draw

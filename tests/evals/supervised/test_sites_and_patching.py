@@ -405,8 +405,7 @@ def test_a_supervised_dictionary_is_saved_as_a_dictionary(tiny_model, task, tmp_
 
 
 def test_suites_that_read_decoders_read_a_supervised_dictionary(tiny_model, task, tmp_path):
-    from saelab.evals.consistency.config import ConsistencyConfig
-    from saelab.evals.consistency.suite import run_consistency
+    from saelab.evals.consistency.suite import ConsistencyConfig, run_consistency
     from saelab.evals.core.config import CoreConfig
     from saelab.evals.core.suite import run_core
 
