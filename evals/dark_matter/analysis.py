@@ -1,13 +1,14 @@
-"""What the analyses share: what each may need, what it gives back, and the names of the parts."""
+"""What the analyses share: what they need, what they return, and the names of the parts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from saelab.dictionary.decomposition import ErrorProbe
-from saelab.formats.chart import Axis, Chart, Series
+from saelab.dictionary.error_rows import ErrorComponent
+from saelab.formats.chart import Axis, Chart, Series, Value
 from saelab.formats.evaluation_result import Table
 from saelab.model.language_model import LanguageModel
 
@@ -16,6 +17,11 @@ from .config import DarkMatterConfig
 from .rows import Rows
 
 PART_LABELS = {"linear": "linear error", "nonlinear": "nonlinear error", "error": "whole error"}
+COMPONENT_WORDS: dict[ErrorComponent, str] = {
+    "error": "the error",
+    "linear": "the linear error",
+    "nonlinear": "the nonlinear error",
+}
 PART_STYLES = {"linear": 0, "nonlinear": 1, "error": 2}
 VECTOR_LABELS = {
     "activation": "activation x",
@@ -31,13 +37,18 @@ ERROR = (
 )
 
 
-class Meaning(NamedTuple):
-    """Unit and definition of a number, which is named by its key."""
+Values = dict[str, float | int | None]
+"""Numbers by name; None: undefined."""
 
+
+class Finding(NamedTuple):
+    """A number of an analysis, which is named by its key."""
+
+    value: float | int | None
     unit: str
     """Unit of the value; "1" for ratios."""
     text: str
-    """How the number is computed."""
+    """How it is computed."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +73,8 @@ class AnalysisResult:
 
     group: str
     """Heading of its numbers."""
-    values: dict[str, float | int | None]
-    """Numbers by name."""
-    meanings: dict[str, Meaning]
-    """Of each of them."""
+    numbers: dict[str, Finding]
+    """By name, in reading order."""
     charts: list[Chart] = field(default_factory=list)
     """In reading order."""
     tables: list[Table] = field(default_factory=list)
@@ -99,6 +108,35 @@ def bars_of_parts(
     )
 
 
+def horizontal_bars(
+    name: str,
+    categories: Iterable[str],
+    values: Sequence[float],
+    *,
+    digits: int | None = None,
+    style: int | None = None,
+) -> Series:
+    """A series of bars to the right, one per category.
+
+    Args:
+        name: of the series.
+        categories: what the bars stand at.
+        values: one per category.
+        digits: decimals of the number on each bar; None: no number.
+        style: index of its colour; None: its index in the chart.
+    """
+    text = None if digits is None else [f"{value:.{digits}f}" for value in values]
+    return Series(
+        name=name,
+        x=list(values),
+        y=list(categories),
+        mark="bars",
+        axis="x",
+        style=style,
+        text=text,
+    )
+
+
 def width_axis() -> Axis:
     """The horizontal axis of charts over dictionaries of several widths."""
     return Axis(title="width: number of latents (log)", log=True)
@@ -107,3 +145,8 @@ def width_axis() -> Axis:
 def in_words(value: float | None, digits: int = 3, unit: str = "") -> str:
     """A number in a sentence."""
     return "undefined" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def rounded(values: Iterable[float]) -> list[Value]:
+    """Values of a chart to five significant digits."""
+    return [float(f"{value:.5g}") for value in values]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +27,7 @@ from saelab.formats.chart import Axis, Chart
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 
-from .analysis import AnalysisResult, Context, Meaning, bars_of_parts, in_words
+from .analysis import COMPONENT_WORDS, AnalysisResult, Context, Finding, bars_of_parts, in_words
 from .config import DarkMatterConfig
 from .regression import RIDGE, RegressionMoments, RegressionStatistics
 from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS, cells_of
@@ -56,7 +57,7 @@ def source_data_specs(
 
     Args:
         model: of all of them.
-        data spec: of the judged dictionary.
+        spec: of the judged dictionary.
         sources: dictionaries of other hook points.
         config: settings of the suite.
 
@@ -64,28 +65,28 @@ def source_data_specs(
         ArtifactError: a source of another model.
         ConfigError: two sources of one hook point, or one of the judged hook point itself.
     """
-    found: dict[str, tuple[SavedDictionary, DataSpec]] = {}
+    named: dict[str, tuple[SavedDictionary, DataSpec]] = {}
     for saved in sources:
-        name, own = saved.hook_point, data_spec_of(saved, config)
+        name, source_spec = saved.hook_point, data_spec_of(saved, config)
         if name == spec.hook_point:
             raise ConfigError(
                 f"sources: {saved.folder} is of {name}, the hook point that is judged: its own "
                 "output is a control that is always there; give other hook points"
             )
-        if name in found:
+        if name in named:
             raise ConfigError(
-                f"sources: {found[name][0].folder} and {saved.folder} are both of {name}: give one "
+                f"sources: {named[name][0].folder} and {saved.folder} are both of {name}: give one "
                 "dictionary for each hook point"
             )
-        if own.model_hash != spec.model_hash:
+        if source_spec.model_hash != spec.model_hash:
             raise ArtifactError(
                 f"{saved.folder} was trained on another model than the dictionary it is to explain "
-                f"(content hashes {str(own.model_hash)[:12]}… and "
+                f"(content hashes {str(source_spec.model_hash)[:12]}… and "
                 f"{str(spec.model_hash)[:12]}…): give dictionaries of one model"
             )
-        check_fit(model, replace(own, context_length=spec.context_length), saved)
-        found[name] = (saved, own)
-    return found
+        check_fit(model, replace(source_spec, context_length=spec.context_length), saved)
+        named[name] = (saved, source_spec)
+    return named
 
 
 @torch.no_grad()
@@ -102,8 +103,8 @@ def source_rows(
 
     Args:
         model: of all of them.
-        data spec: of the judged dictionary; its text is read.
-        sources: by name, as `source_protocols` gives them.
+        spec: of the judged dictionary; its text is read.
+        sources: by name, as `source_data_specs` gives them.
         n_tokens: tokens of text, rounded up to contexts.
         batch_contexts: contexts in one forward pass.
         first_position: rows at earlier positions are left out.
@@ -113,15 +114,15 @@ def source_rows(
         TextError: the held-out text does not fill one context.
     """
     wanted = [spec.hook_point, *sources]
-    specs = [spec, *(own for _, own in sources.values())]
+    specs = [spec, *(source_spec for _, source_spec in sources.values())]
     first_context = 0
     with progress_bar(n_tokens, "sources", "tokens") as bar:
         for tokens in held_out_batches(model, spec, n_tokens, batch_contexts):
             captured = model.capture(tokens, wanted)
             position = torch.arange(tokens.shape[1]).expand(tokens.shape)
             keep = (position >= first_position).to(captured[spec.hook_point].device)
-            for name, own in zip(wanted, specs, strict=True):
-                keep = keep & select(model, own, tokens, captured[name], first_context).keep
+            for name, hook_spec in zip(wanted, specs, strict=True):
+                keep = keep & select(model, hook_spec, tokens, captured[name], first_context).keep
             context = torch.arange(len(tokens))[:, None].expand(tokens.shape) + first_context
             first_context += len(tokens)
             yield SourceRows(
@@ -133,33 +134,23 @@ def source_rows(
             bar.update(tokens.numel())
 
 
-TARGETS = ("error", "linear", "nonlinear")
-
+TARGETS = tuple(COMPONENT_WORDS)
 OWN, JOINT = "same hook point (control)", "all sources together"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapScore:
-    """How well one set of regressors predicts one target on held-out contexts."""
-
-    mean_r_squared: float | None
-    """R² per dimension, averaged over dimensions that vary (E9)."""
-    pooled_r_squared: float | None
-    """1 − summed squared error / summed deviation (1 − E10)."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class LinearMapFindings:
-    """Scores by source, then by target; corrections by source."""
+    """How well each source predicts the error and its parts on held-out contexts."""
 
-    scores: dict[str, dict[str, MapScore]]
-    """By source: `OWN`, each source's hook point, `JOINT`; then by target."""
+    mean_r_squared: dict[str, dict[str, float | None]]
+    """By source (`OWN`, each source's hook point, `JOINT`), then by target: R² per dimension,
+    averaged over dimensions that vary (E9)."""
+    pooled_r_squared: dict[str, dict[str, float | None]]
+    """In the same way: 1 − summed squared error / summed deviation (1 − E10)."""
     fvu_corrected: dict[str, float]
     """By source, FVU of the reconstruction with the map's prediction of the error added."""
     fvu: float
     """FVU of the reconstruction on the same rows."""
-    n_regressors: dict[str, int]
-    """Width of each set of regressors."""
     n_train_rows: int
     """Rows the maps were fitted on."""
     n_test_rows: int
@@ -192,10 +183,9 @@ def measure_linear_maps(
         ActivationError: values that are not finite, or too few rows for a map's coefficients.
     """
     d_in = saved.dictionary.d_in
-    columns = _columns(saved, sources)
-    n_regressors = max(part.stop for part in columns.values())
+    widths = [d_in, *(source.dictionary.d_in for source in sources.values())]
     # The activation itself is a target too: its deviation is what FVU is a share of.
-    statistics = RegressionStatistics(n_regressors, (len(TARGETS) + 1) * d_in, N_CELLS)
+    statistics = RegressionStatistics(sum(widths), (len(TARGETS) + 1) * d_in, N_CELLS)
     for batch in batches:
         parts = decompose(saved.dictionary, probe, batch.activations)
         regressors = [parts.reconstruction]
@@ -208,19 +198,14 @@ def measure_linear_maps(
         raise ActivationError(
             f"{test.n_rows} rows are held out to score linear maps on: evaluate more contexts"
         )
-    return _score(columns, train, test, d_in, ridge)
-
-
-def _columns(saved: SavedDictionary, sources: Mapping[str, SavedDictionary]) -> dict[str, slice]:
-    """Which regressors each map takes."""
-    columns = {OWN: slice(0, saved.dictionary.d_in)}
-    start = saved.dictionary.d_in
-    for name, source in sources.items():
-        columns[name] = slice(start, start + source.dictionary.d_in)
-        start += source.dictionary.d_in
+    ends = list(accumulate(widths))
+    columns = {
+        name: slice(end - width, end)
+        for name, width, end in zip((OWN, *sources), widths, ends, strict=True)
+    }
     if len(sources) > 1:
-        columns[JOINT] = slice(saved.dictionary.d_in, start)
-    return columns
+        columns[JOINT] = slice(d_in, ends[-1])
+    return _score(columns, train, test, d_in, ridge)
 
 
 def _score(
@@ -231,95 +216,62 @@ def _score(
     ridge: float,
 ) -> LinearMapFindings:
     variance = float(test.squares[-d_in:].sum())
-    scores: dict[str, dict[str, MapScore]] = {}
+    mean: dict[str, dict[str, float | None]] = {}
+    pooled: dict[str, dict[str, float | None]] = {}
     corrected: dict[str, float] = {}
-    for source, part in columns.items():
-        fitted = part_of(train, part).fit(ridge=ridge, what=f"the map from {source}")
-        found = part_of(test, part).score(fitted)
-        scores[source] = {}
-        for place, target in enumerate(TARGETS):
-            of_target = found.of(slice(place * d_in, (place + 1) * d_in))
-            scores[source][target] = MapScore(
-                mean_r_squared=of_target.mean_r_squared(f"{target} error from {source}"),
-                pooled_r_squared=of_target.pooled_r_squared(),
-            )
-        corrected[source] = float(found.squared_error[:d_in].sum()) / variance
-    error = slice(0, d_in)
-    squares = test.squares[error] + test.n_rows * test.mean_targets[error].square()
+    for source, regressors in columns.items():
+        fitted = train.select(regressors).fit(ridge=ridge, what=f"the map from {source}")
+        scores = test.select(regressors).score(fitted)
+        by_target = {
+            target: scores.of(slice(index * d_in, (index + 1) * d_in))
+            for index, target in enumerate(TARGETS)
+        }
+        mean[source] = {
+            target: score.mean_r_squared(f"{target} error from {source}")
+            for target, score in by_target.items()
+        }
+        pooled[source] = {target: score.pooled_r_squared() for target, score in by_target.items()}
+        corrected[source] = float(by_target["error"].squared_error.sum()) / variance
     return LinearMapFindings(
-        scores=scores,
+        mean_r_squared=mean,
+        pooled_r_squared=pooled,
         fvu_corrected=corrected,
-        fvu=float(squares.sum()) / variance,
-        n_regressors={name: part.stop - part.start for name, part in columns.items()},
+        fvu=float(test.raw_squares()[:d_in].sum()) / variance,
         n_train_rows=train.n_rows,
         n_test_rows=test.n_rows,
     )
 
 
-def part_of(moments: RegressionMoments, regressors: slice) -> RegressionMoments:
-    """The moments with only some of the regressors."""
-    return RegressionMoments(
-        n_rows=moments.n_rows,
-        mean_regressors=moments.mean_regressors[regressors],
-        mean_targets=moments.mean_targets,
-        gram=_square(moments.gram, regressors),
-        cross=moments.cross[regressors],
-        squares=moments.squares,
-    )
-
-
-def _square(gram: Tensor, part: slice) -> Tensor:
-    return gram[part, part].contiguous()
-
-
-TARGET_WORDS = {
-    "error": "the error",
-    "linear": "the linear error",
-    "nonlinear": "the nonlinear error",
-}
-
-
-def meanings(findings: LinearMapFindings) -> dict[str, Meaning]:
-    """Unit and sentence of every value."""
-    rows = (
+def numbers(findings: LinearMapFindings) -> dict[str, Finding]:
+    """Every number by name."""
+    scope = (
         f"least squares with a constant on {findings.n_train_rows:,} rows, scored on "
         f"{findings.n_test_rows:,} rows of other contexts"
     )
-    found: dict[str, Meaning] = {}
-    for source in findings.scores:
-        output = _words(source)
-        for target in TARGETS:
-            what = f"of {TARGET_WORDS[target]} predicted from {output}; {rows}."
-            found[f"map_r2_{target}_from_{slug(source)}"] = Meaning(
-                "1", f"R² {what} Unweighted mean over the dimensions that vary."
+    found: dict[str, Finding] = {}
+    for source, corrected in findings.fvu_corrected.items():
+        output, key = _words(source), slug(source)
+        for target, words in COMPONENT_WORDS.items():
+            what = f"R² of {words} predicted from {output}; {scope}."
+            found[f"map_r2_{target}_from_{key}"] = Finding(
+                findings.mean_r_squared[source][target],
+                "1",
+                f"{what} Unweighted mean over the dimensions that vary.",
             )
-            found[f"map_r2_pooled_{target}_from_{slug(source)}"] = Meaning(
-                "1", f"R² {what} Pooled over dimensions."
+            found[f"map_r2_pooled_{target}_from_{key}"] = Finding(
+                findings.pooled_r_squared[source][target], "1", f"{what} Pooled over dimensions."
             )
-        found[f"map_fvu_corrected_{slug(source)}"] = Meaning(
-            "1",
-            f"FVU of the reconstruction once the error predicted from {output} is added; {rows}.",
+        text = (
+            f"FVU of the reconstruction once the error predicted from {output} is added; {scope}."
         )
-    found["map_fvu"] = Meaning(
-        "1", f"FVU of the plain reconstruction on the same {findings.n_test_rows:,} rows."
-    )
-    found["map_n_train_rows"] = Meaning("rows", "Rows that the maps are fitted on.")
-    found["map_n_test_rows"] = Meaning("rows", "Rows of other contexts they are scored on.")
-    return found
-
-
-def values(findings: LinearMapFindings) -> dict[str, float | int | None]:
-    """Every number by name."""
-    found: dict[str, float | int | None] = {}
-    for source, by_target in findings.scores.items():
-        for target, score in by_target.items():
-            found[f"map_r2_{target}_from_{slug(source)}"] = score.mean_r_squared
-            found[f"map_r2_pooled_{target}_from_{slug(source)}"] = score.pooled_r_squared
-        found[f"map_fvu_corrected_{slug(source)}"] = findings.fvu_corrected[source]
-    found["map_fvu"] = findings.fvu
-    found["map_n_train_rows"] = findings.n_train_rows
-    found["map_n_test_rows"] = findings.n_test_rows
-    return found
+        found[f"map_fvu_corrected_{key}"] = Finding(corrected, "1", text)
+    n_train, n_test = findings.n_train_rows, findings.n_test_rows
+    text = f"FVU of the plain reconstruction on the same {n_test:,} rows."
+    return found | {
+        "map_fvu": Finding(findings.fvu, "1", text),
+        "map_n_train_rows": Finding(n_train, "rows", "Rows that the maps are fitted on."),
+        "map_n_test_rows": Finding(n_test, "rows", "Rows of other contexts they are scored on."),
+    }
 
 
 def slug(source: str) -> str:
@@ -338,13 +290,10 @@ def _words(source: str) -> str:
 
 def linear_maps_chart(findings: LinearMapFindings) -> Chart:
     """R² of the error and its parts from linear maps of dictionaries' outputs."""
-    scores = findings.scores
-    r_squared = {
-        part: [by_target[part].mean_r_squared for by_target in scores.values()] for part in TARGETS
-    }
+    scores = findings.mean_r_squared
+    r_squared = {part: [by_target[part] for by_target in scores.values()] for part in TARGETS}
     stated = "; ".join(
-        f"{source}: "
-        + ", ".join(f"{part} {in_words(by_target[part].mean_r_squared)}" for part in TARGETS)
+        f"{source}: " + ", ".join(f"{part} {in_words(r2)}" for part, r2 in by_target.items())
         for source, by_target in scores.items()
     )
     corrected = ", ".join(f"{name} {fvu:.4f}" for name, fvu in findings.fvu_corrected.items())
@@ -392,7 +341,6 @@ def linear_maps_result(context: Context) -> AnalysisResult:
     )
     return AnalysisResult(
         "Linear maps of other dictionaries' outputs",
-        values(findings),
-        meanings(findings),
+        numbers(findings),
         [linear_maps_chart(findings)],
     )
