@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from saelab.dictionary.decomposition import ErrorProbe
 from saelab.dictionary.error_rows import ErrorComponent
@@ -36,7 +37,6 @@ ERROR = (
     "activation, fitted with a constant on the training contexts; nonlinear error = the rest."
 )
 
-
 Values = dict[str, float | int | None]
 """Numbers by name; None: undefined."""
 
@@ -45,10 +45,9 @@ class Finding(NamedTuple):
     """A number of an analysis, which is named by its key."""
 
     value: float | int | None
-    unit: str
-    """Unit of the value; "1" for ratios."""
     text: str
     """How it is computed."""
+    unit: str = "1"
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,7 @@ class Context:
     model: LanguageModel | None
     """None where no analysis that was asked for runs it."""
     rows: Rows
-    """What is evaluated."""
     config: DarkMatterConfig
-    """Settings."""
     probe: ErrorProbe
     """Fitted on the training contexts."""
 
@@ -81,70 +78,47 @@ class AnalysisResult:
     """What has no chart of its own."""
 
 
+def bars(
+    name: str,
+    categories: Iterable[str],
+    values: Iterable[float | None],
+    *,
+    axis: Literal["x", "y"] = "y",
+    digits: int | None = None,
+    style: int | None = None,
+) -> Series:
+    """A bar per category, along an axis; with `digits`, each with its number."""
+    names, numbers = list(categories), list(values)
+    text = ["" if value is None else f"{value:.{digits or 0}f}" for value in numbers]
+    x, y = (numbers, names) if axis == "x" else (names, numbers)
+    text = None if digits is None else text
+    return Series(name=name, x=[*x], y=[*y], mark="bars", axis=axis, style=style, text=text)
+
+
 def bars_of_parts(
     parts: Mapping[str, Sequence[float | None]],
     categories: Sequence[str],
     digits: int | None = None,
 ) -> tuple[Series, ...]:
-    """A series of bars for each part of the error, over the same categories.
-
-    Args:
-        parts: values by part, one per category.
-        categories: what the bars stand over.
-        digits: decimals of the number on each bar; None: no number.
-    """
+    """`bars` for each part of the error, over the same categories."""
     return tuple(
-        Series(
-            name=PART_LABELS[part],
-            x=list(categories),
-            y=list(values),
-            mark="bars",
-            style=PART_STYLES[part],
-            text=None
-            if digits is None
-            else ["" if value is None else f"{value:.{digits}f}" for value in values],
-        )
+        bars(PART_LABELS[part], categories, values, digits=digits, style=PART_STYLES[part])
         for part, values in parts.items()
     )
 
 
-def horizontal_bars(
-    name: str,
-    categories: Iterable[str],
-    values: Sequence[float],
-    *,
-    digits: int | None = None,
-    style: int | None = None,
-) -> Series:
-    """A series of bars to the right, one per category.
-
-    Args:
-        name: of the series.
-        categories: what the bars stand at.
-        values: one per category.
-        digits: decimals of the number on each bar; None: no number.
-        style: index of its colour; None: its index in the chart.
-    """
-    text = None if digits is None else [f"{value:.{digits}f}" for value in values]
-    return Series(
-        name=name,
-        x=list(values),
-        y=list(categories),
-        mark="bars",
-        axis="x",
-        style=style,
-        text=text,
-    )
-
-
-def width_axis() -> Axis:
-    """The horizontal axis of charts over dictionaries of several widths."""
-    return Axis(title="width: number of latents (log)", log=True)
+WIDTH_AXIS = Axis(title="width: number of latents (log)", log=True)
+"""The horizontal axis of charts over dictionaries of several widths."""
 
 
 def in_words(value: float | None, digits: int = 3, unit: str = "") -> str:
     """A number in a sentence."""
     return "undefined" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def slug(name: str) -> str:
+    """A name as part of a number's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", name)
 
 
 def rounded(values: Iterable[float]) -> list[Value]:

@@ -18,7 +18,7 @@ from saelab.errors import ConfigError
 from saelab.formats.chart import Axis, Chart, ReferenceLine, Series
 from saelab.stats.power_law import PowerLaw, fit_power_law
 
-from .analysis import Values, in_words, width_axis
+from .analysis import WIDTH_AXIS, Values
 
 PAPER_L0 = 60.0
 TOLERANCE = 0.2
@@ -82,18 +82,11 @@ class Breakdown:
             )
             for label, name in points.items()
         ]
-        first, *_, last = self.members
-        stated = "; ".join(
-            f"{label} from {in_words(first.number(name), 4)} at {first.d_sae:,} latents to "
-            f"{in_words(last.number(name), 4)} at {last.d_sae:,}"
-            for label, name in list(points.items())[:2]
-        )
         return Chart(
             name="breakdown",
             title=f"FVU broken down over width, L0 within {TOLERANCE:.0%} of {self.l0:.4g}",
             caption=self._caption(),
-            summary=f"{stated}.",
-            x=width_axis(),
+            x=WIDTH_AXIS,
             y=Axis(title="FVU (share of variance)", low=0),
             series=(*self._fitted(), *measured),
             height=460,
@@ -149,8 +142,6 @@ class Breakdown:
             "lines: the 95 % profile interval (F-test of one parameter against "
             f"{left} degree{'' if left == 1 else 's'} of freedom). Left of the mean FVU_nonlinear "
             "the areas of the breakdown would cross.",
-            summary=f"Residual against c: best {fit.rms:.3g} at c = {fit.c:.4f}, interval "
-            f"{fit.c_low:.4f} to {fit.c_high:.4f}; {fit.profile_rms[0]:.3g} at c = 0.",
             x=Axis(title="asymptote c (FVU at infinite width)"),
             y=Axis(title="residual (root mean square, FVU)", low=0),
             series=(

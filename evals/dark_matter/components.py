@@ -9,7 +9,6 @@ settings explains the linear error, the nonlinear error, or all of it.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,9 +29,20 @@ from saelab.errors import ConfigError
 from saelab.formats.chart import Axis, Chart, Series
 from saelab.stats.metrics import Moments, ReconstructionStatistics, SparsityStatistics
 
-from .analysis import COMPONENT_WORDS, PART_LABELS, PART_STYLES, AnalysisResult, Context, Finding
+from .analysis import (
+    COMPONENT_WORDS,
+    PART_LABELS,
+    PART_STYLES,
+    AnalysisResult,
+    Context,
+    Finding,
+    slug,
+)
 
 logger = logging.getLogger(__name__)
+
+SETTINGS = ("method", "d_sae", "target_l0", "n_tokens", "seed")
+"""Settings of a training that a comparison holds equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +54,7 @@ class ComponentScore:
     component: ErrorComponent
     """What it was trained on."""
     settings: dict[str, Any]
-    """Of its training: method, d_sae, target_l0, n_tokens, seed."""
+    """Of its training, by the names of `SETTINGS`."""
     fvu: float
     """On held-out rows of the component, about their own mean."""
     l0: float
@@ -109,13 +119,7 @@ def measure_components(
     components: Sequence[SavedDictionary],
     batches: Iterable[Tensor],
 ) -> ComponentFindings:
-    """Run every dictionary over held-out rows of its component.
-
-    Args:
-        saved: the dictionary whose error it is.
-        probe: fitted to its errors on other rows.
-        components: dictionaries trained on them.
-        batches: held-out activations, [rows, d_in] each.
+    """Run every dictionary over held-out activations, turned into its component.
 
     Raises:
         ConfigError: a dictionary that was trained on something else.
@@ -155,18 +159,16 @@ def component_of(saved: SavedDictionary) -> ErrorComponent:
 def _score(
     saved: SavedDictionary, fit: ReconstructionStatistics, codes: SparsityStatistics
 ) -> ComponentScore:
-    training = saved.manifest["config"]
+    recorded = {
+        **saved.manifest["config"],
+        "d_sae": saved.dictionary.d_sae,
+        "seed": saved.manifest.get("seed"),
+    }
     density = codes.density()
     return ComponentScore(
         name=saved.name,
         component=component_of(saved),
-        settings={
-            "method": training.get("method"),
-            "d_sae": saved.dictionary.d_sae,
-            "target_l0": training.get("target_l0"),
-            "n_tokens": training.get("n_tokens"),
-            "seed": saved.manifest.get("seed"),
-        },
+        settings={name: recorded.get(name) for name in SETTINGS},
         fvu=float(fit.values()["fvu"]),
         l0=float(density.sum()),
         dead=float((density == 0).double().mean()),
@@ -176,10 +178,9 @@ def _score(
 def numbers(findings: ComponentFindings) -> dict[str, Finding]:
     """Every number by name."""
     rows = f"on {findings.n_rows:,} held-out rows"
-    found = {
+    by_name = {
         f"component_variance_share_{part}": Finding(
             findings.variance_share[part],
-            "1",
             f"Variance of {words} over the variance of the activations, pooled over dimensions, "
             f"{rows}.",
         )
@@ -187,21 +188,20 @@ def numbers(findings: ComponentFindings) -> dict[str, Finding]:
     }
     for score in findings.scores:
         words = COMPONENT_WORDS[score.component]
-        key = f"{score.component}_{re.sub(r'[^A-Za-z0-9]+', '_', score.name)}"
+        key = f"{score.component}_{slug(score.name)}"
         trained = ", ".join(f"{name} {value}" for name, value in score.settings.items())
-        found[f"component_fvu_{key}"] = Finding(
+        by_name[f"component_fvu_{key}"] = Finding(
             score.fvu,
-            "1",
             f"FVU of {words} by a dictionary trained on it ({trained}), {rows}. Compare "
             "dictionaries of equal settings only.",
         )
-        found[f"component_l0_{key}"] = Finding(
-            score.l0, "latents per row", f"Mean active latents of that dictionary on {words}."
+        by_name[f"component_l0_{key}"] = Finding(
+            score.l0, f"Mean active latents of that dictionary on {words}.", "latents per row"
         )
-        found[f"component_dead_{key}"] = Finding(
-            score.dead, "1", f"Share of its latents never active on these rows of {words}."
+        by_name[f"component_dead_{key}"] = Finding(
+            score.dead, f"Share of its latents never active on these rows of {words}."
         )
-    return found
+    return by_name
 
 
 def _settings(score: ComponentScore) -> str:

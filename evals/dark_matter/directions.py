@@ -32,7 +32,7 @@ MOST_POINTS = 10_000
 DIRECTIONS: dict[str, str] = {
     "directions_r_squared": "Held-out R² of |Sae(x) - b|² regressed on Sae(x) - b, b the decoder "
     "bias.",
-    "directions_independent_r_squared": "Control: the same after each latent's codes are dealt out "
+    "directions_independent_r_squared": "Control: the same after each latent's codes are assigned "
     "to random rows, so that which latents are active together is left to chance.",
     "directions_correlation_mean": "Correlation over live latents of the probe's inner product "
     "with the unit decoder row and the mean code when active (times the row's norm).",
@@ -43,12 +43,7 @@ DIRECTIONS: dict[str, str] = {
 
 
 class DirectionSums:
-    """Sums of squared norms on the vectors themselves, of reconstructions and of the control.
-
-    Args:
-        dictionary: whose latents are looked at.
-        seed: draws the control's rows.
-    """
+    """Sums of squared norms on the vectors themselves, of reconstructions and of the control."""
 
     def __init__(self, dictionary: Dictionary, seed: int):
         self._dictionary = dictionary
@@ -82,12 +77,7 @@ class DirectionFindings:
     latent: Int[Tensor, " alive"]
 
     def chart(self, prefix: str, codes: str) -> Chart:
-        """The norm probe's inner product with each latent, beside its codes.
-
-        Args:
-            prefix: before the chart's name.
-            codes: words for the encoder.
-        """
+        """The norm probe's inner product with each latent, beside its codes."""
         shown = slice(0, MOST_POINTS)
         latents = self.latent[shown].tolist()
         lines = {

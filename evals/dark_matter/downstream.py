@@ -33,7 +33,7 @@ from saelab.stats.metrics import kl_divergence
 from saelab.stats.seeds import seeded_generator
 
 from ..core.losses import Splice, summed_loss
-from .analysis import AnalysisResult, Context, Finding, bars_of_parts, horizontal_bars, in_words
+from .analysis import AnalysisResult, Context, Finding, bars, bars_of_parts, in_words
 from .rows import CONTEXT_TEST, cells_of
 
 logger = logging.getLogger(__name__)
@@ -54,10 +54,12 @@ class LiveParts:
         """The linear or the nonlinear error."""
         return self.parts.linear_error if name == "linear" else self.parts.nonlinear_error
 
-    def with_control(self, part: str, control: str) -> Float[Tensor, "rows d_in"]:
-        """The reconstruction with a control of a part of the error added."""
-        draw = self.random if control == "random" else self.shuffled
-        return self.parts.reconstruction + draw(self.part(part))
+    def plus(self, part: str, control: str = "") -> Float[Tensor, "rows d_in"]:
+        """The reconstruction with a part of the error added, or with a control of that part."""
+        added = self.part(part)
+        if control:
+            added = self.random(added) if control == "random" else self.shuffled(added)
+        return self.parts.reconstruction + added
 
     def random(self, like: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
         """Vectors of the same norms in random directions."""
@@ -71,7 +73,7 @@ class LiveParts:
 
 
 class Condition(NamedTuple):
-    """What takes the place of a row."""
+    """What replaces a row."""
 
     label: str
     """For a chart."""
@@ -84,48 +86,37 @@ CONDITIONS = {
     "identity": Condition(
         "both parts added",
         "the reconstruction with both parts of the error added, which is the activation",
-        lambda live: (
-            live.parts.reconstruction + live.parts.linear_error + live.parts.nonlinear_error
-        ),
+        lambda live: live.plus("linear") + live.part("nonlinear"),
     ),
     "sae": Condition(
         "reconstruction", "the reconstruction", lambda live: live.parts.reconstruction
     ),
-    "sae_linear": Condition(
-        "+ linear error",
-        "the reconstruction with the linear error added",
-        lambda live: live.parts.reconstruction + live.parts.linear_error,
-    ),
-    "sae_nonlinear": Condition(
-        "+ nonlinear error",
-        "the reconstruction with the nonlinear error added",
-        lambda live: live.parts.reconstruction + live.parts.nonlinear_error,
-    ),
+    **{
+        f"sae_{part}": Condition(
+            f"+ {part} error",
+            f"the reconstruction with the {part} error added",
+            partial(LiveParts.plus, part=part),
+        )
+        for part in PARTS
+    },
     "random_error": Condition(
         "activation + random, error's norm",
         "the activation moved in a random direction by the norm of its error",
         lambda live: live.activations + live.random(live.parts.error),
     ),
 }
-CONDITIONS |= {
-    f"sae_{part}_{control}": Condition(
-        label, words, partial(LiveParts.with_control, part=part, control=control)
+for _part in PARTS:
+    CONDITIONS[f"sae_{_part}_random"] = Condition(
+        f"+ random, {_part}'s norm",
+        f"the reconstruction with a random vector of the {_part} error's norm added",
+        partial(LiveParts.plus, part=_part, control="random"),
     )
-    for part in PARTS
-    for control, label, words in (
-        (
-            "random",
-            f"+ random, {part}'s norm",
-            f"the reconstruction with a random vector of the {part} error's norm added",
-        ),
-        (
-            "shuffled",
-            f"+ another row's {part} error",
-            f"the reconstruction with another row's {part} error, at this row's norm",
-        ),
+    CONDITIONS[f"sae_{_part}_shuffled"] = Condition(
+        f"+ another row's {_part} error",
+        f"the reconstruction with another row's {_part} error, at this row's norm",
+        partial(LiveParts.plus, part=_part, control="shuffled"),
     )
-}
-"""What takes the place of a row, by condition."""
+"""What replaces a row, by condition."""
 
 
 @dataclass
@@ -174,12 +165,9 @@ def measure_downstream(
     """Run the model on held-out text untouched and under every condition.
 
     Args:
-        model: of the dictionary.
         spec: which rows of which text are replaced.
-        saved: the dictionary.
-        probe: fitted to its errors on other rows.
+        probe: fitted to the dictionary's errors on other rows.
         n_tokens: tokens of text, rounded up to contexts.
-        batch_contexts: contexts in one forward pass.
         first_position: rows at earlier positions are left alone and not counted; the paper has 200.
         seed: draws the controls, and which contexts the probe was fitted on.
         train_fraction: share of the contexts of this text that the probe was fitted on; they are
@@ -293,39 +281,37 @@ def numbers(findings: DownstreamFindings) -> dict[str, Finding]:
         scope += f" from position {findings.first_position} on, the earlier ones untouched"
     nats = "nats per token"
     text = f"Mean next-token loss of the untouched model, {scope}."
-    found = {"downstream_loss_original": Finding(findings.original / n, nats, text)}
+    by_name = {"downstream_loss_original": Finding(findings.original / n, text, nats)}
     for name, condition in CONDITIONS.items():
         words = condition.words
-        found[f"downstream_loss_{name}"] = Finding(
+        by_name[f"downstream_loss_{name}"] = Finding(
             findings.loss[name] / n,
-            nats,
             f"Mean next-token loss with {words} in place of each row, {scope}.",
-        )
-        found[f"downstream_kl_{name}"] = Finding(
-            findings.kl[name] / n,
             nats,
-            f"Mean KL(original || spliced) with {words} in place, {scope}.",
         )
-    found["downstream_identity_deviation"] = Finding(
+        by_name[f"downstream_kl_{name}"] = Finding(
+            findings.kl[name] / n,
+            f"Mean KL(original || spliced) with {words} in place, {scope}.",
+            nats,
+        )
+    by_name["downstream_identity_deviation"] = Finding(
         findings.identity_deviation,
-        "1",
         "Largest norm of activation − (reconstruction + linear + nonlinear error) over the "
         "activation's norm: rounding only.",
     )
     random = findings.loss["random_error"] - findings.original
-    found["downstream_random_error_ratio"] = Finding(
+    by_name["downstream_random_error_ratio"] = Finding(
         random / added if added > 0 else None,
-        "1",
         "Loss added by a random error of each row's own error norm over the loss added by the "
         "reconstruction; below 1, the dictionary's errors hurt more than random ones as long.",
     )
     for part, remaining in zip(PARTS, reversed(PARTS), strict=True):
-        found |= _numbers_of_part(findings, part, remaining)
-    found["downstream_n_positions"] = Finding(n, "positions", "Predicted positions, as above.")
-    found["downstream_n_rows"] = Finding(
-        findings.n_rows, "rows", "Rows replaced in each condition."
+        by_name |= _numbers_of_part(findings, part, remaining)
+    by_name["downstream_n_positions"] = Finding(n, "Predicted positions, as above.", "positions")
+    by_name["downstream_n_rows"] = Finding(
+        findings.n_rows, "Rows replaced in each condition.", "rows"
     )
-    return found
+    return by_name
 
 
 def _numbers_of_part(findings: DownstreamFindings, part: str, remaining: str) -> dict[str, Finding]:
@@ -371,7 +357,7 @@ def _numbers_of_part(findings: DownstreamFindings, part: str, remaining: str) ->
             f"As downstream_recovered_ce_{part}, with {CONDITIONS[name].words}: a control, which a "
             "part worth anything exceeds.",
         )
-    return {name: Finding(share, "%", text) for name, (share, text) in shares.items()}
+    return {name: Finding(share, text, "%") for name, (share, text) in shares.items()}
 
 
 def _percent(above: float, below: float | int) -> float | None:
@@ -424,22 +410,17 @@ def _losses_chart(findings: DownstreamFindings) -> Chart:
     n = findings.n_positions
     added = [(loss - findings.original) / n for loss in findings.loss.values()]
     kl = [divergence / n for divergence in findings.kl.values()]
-    stated = "; ".join(
-        f"{label}: loss +{loss:.4f}, KL {divergence:.4f}"
-        for label, loss, divergence in zip(labels, added, kl, strict=True)
-    )
     return Chart(
         name="downstream_losses",
         title="What each replacement costs the model",
         caption=f"Mean next-token loss above the untouched model's {findings.original / n:.4f} "
         f"nats, and mean KL(original || spliced), over {n:,} predicted positions. "
         "'Both parts added' is the activation again and costs rounding only.",
-        summary=f"Bars in nats per token: {stated}.",
         x=Axis(title="nats per token"),
         y=Axis(title="in place of the activation"),
         series=(
-            horizontal_bars("loss added", labels, added),
-            horizontal_bars("KL from the original", labels, kl),
+            bars("loss added", labels, added, axis="x"),
+            bars("KL from the original", labels, kl, axis="x"),
         ),
         height=460,
         wide=True,

@@ -14,7 +14,7 @@ from saelab.errors import ConfigError
 from saelab.formats.chart import Axis, Chart, Series
 from saelab.formats.evaluation_result import Table
 
-from .analysis import Finding, width_axis
+from .analysis import WIDTH_AXIS, Finding
 from .breakdown import Breakdown, Member, break_down
 from .downstream import PARTS
 from .linear_error import FIRST_PASS
@@ -95,15 +95,9 @@ class Family:
 
 
 def family_of(members: Sequence[Member], *, breakdown_l0: float | None, ridge: float) -> Family:
-    """Run every analysis that compares dictionaries; what is not possible becomes a note.
-
-    Args:
-        members: dictionaries judged on the same rows.
-        breakdown_l0: see `break_down`.
-        ridge: regularisation of the regressions between error norms.
-    """
+    """Run every analysis that compares dictionaries; what is not possible becomes a note."""
     members = sorted(members, key=lambda member: (member.d_sae, member.l0, member.name))
-    count = Finding(len(members), "dictionaries", "Dictionaries held side by side.")
+    count = Finding(len(members), "Dictionaries held side by side.", "dictionaries")
     family = Family(members, {"n_dictionaries": count})
     compared = _add_breakdown(family, breakdown_l0)
     shown = members if compared is None else compared.members
@@ -140,19 +134,17 @@ def _add_breakdown(family: Family, l0: float | None) -> Breakdown | None:
     family.charts += compared.charts()
     nonlinear = "Mean FVU_nonlinear over the widths compared."
     family.numbers |= {
-        "breakdown_l0": Finding(compared.l0, "latents per row", "L0 at which widths are compared."),
-        "mean_fvu_nonlinear": Finding(compared.mean_nonlinear, "1", nonlinear),
+        "breakdown_l0": Finding(compared.l0, "L0 at which widths are compared.", "latents per row"),
+        "mean_fvu_nonlinear": Finding(compared.mean_nonlinear, nonlinear),
     }
     if (fit := compared.fit) is not None:
         interval = "end of the 95 % profile interval of c."
         family.numbers |= {
-            "asymptote": Finding(
-                fit.c, "1", "c of the fit FVU = c + a M^-m over widths M (E13, E14)."
-            ),
-            "asymptote_low": Finding(fit.c_low, "1", f"Lower {interval}"),
-            "asymptote_high": Finding(fit.c_high, "1", f"Upper {interval}"),
-            "exponent": Finding(fit.m, "1", "m of the fit."),
-            "fit_residual": Finding(fit.rms, "1", "Root mean square residual of the fit."),
+            "asymptote": Finding(fit.c, "c of the fit FVU = c + a M^-m over widths M (E13, E14)."),
+            "asymptote_low": Finding(fit.c_low, f"Lower {interval}"),
+            "asymptote_high": Finding(fit.c_high, f"Upper {interval}"),
+            "exponent": Finding(fit.m, "m of the fit."),
+            "fit_residual": Finding(fit.rms, "Root mean square residual of the fit."),
         }
     return compared
 
@@ -192,7 +184,7 @@ def contour_chart(members: Sequence[Member], metric: str) -> Chart:
         "in log width and log L0; nothing is drawn outside their hull.",
         summary=f"{title}: largest {largest:.4f} at {best.d_sae:,} latents and L0 {best.l0:.3g}, "
         f"smallest {smallest:.4f} at {worst.d_sae:,} and {worst.l0:.3g}.",
-        x=width_axis(),
+        x=WIDTH_AXIS,
         y=Axis(title="L0: active latents per row (log)", log=True),
         colour=title,
         series=(
@@ -223,13 +215,6 @@ def interpolate(
     x: Floats, y: Floats, values: Floats, x_grid: Floats, y_grid: Floats
 ) -> tuple[Floats, npt.NDArray[np.int32]]:
     """Values on a grid, linear within each triangle of the points; NaN outside their hull.
-
-    Args:
-        x: first coordinate of each point.
-        y: second coordinate.
-        values: at each point.
-        x_grid: where to interpolate along x.
-        y_grid: where to interpolate along y.
 
     Returns:
         The values [len(y_grid), len(x_grid)], and the triangles as indices of merged points.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,63 +23,32 @@ from saelab.formats.chart import Axis, Chart, Series
 from saelab.sparse import SparseCodes
 from saelab.stats.metrics import SparsityStatistics
 
-from .analysis import ERROR, Values, horizontal_bars, in_words
+from .analysis import ERROR, Values, bars
 from .regression import CrossStatistics, LinearMap, RegressionMoments, RegressionStatistics
 from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS, TOKEN_TEST, TOKEN_TRAIN, RowBatch
 
 Cells = tuple[int, ...] | None
 
 
-class Variant(NamedTuple):
-    """Which rows a fit sees, which it is scored on, and whether it has a constant."""
-
-    train: Cells
-    score: Cells
-    intercept: bool
-    label: str
-    words: str
-
-
-VARIANTS = {
-    "": Variant(
-        CONTEXT_TRAIN,
-        CONTEXT_TEST,
-        True,
-        "held-out contexts",
-        "fitted with a constant, scored on held-out contexts",
-    ),
-    "_no_bias": Variant(
-        CONTEXT_TRAIN,
-        CONTEXT_TEST,
-        False,
-        "no constant",
-        "fitted without a constant, scored on held-out contexts",
-    ),
-    "_token_split": Variant(
-        TOKEN_TRAIN,
-        TOKEN_TEST,
-        True,
-        "token split",
-        "fitted with a constant, scored on held-out tokens whose neighbours were trained on",
-    ),
-    "_all_tokens": Variant(
-        CONTEXT_TRAIN,
-        None,
-        True,
-        "all rows",
-        "fitted with a constant on the training contexts, scored on all rows, those included",
-    ),
-    "_as_published": Variant(
-        TOKEN_TRAIN,
-        None,
-        False,
-        "as published",
-        "as published: fitted without a constant on a random part of the tokens, scored on all "
-        "rows, those included",
-    ),
+VARIANTS: dict[str, tuple[Cells, Cells, bool]] = {
+    "": (CONTEXT_TRAIN, CONTEXT_TEST, True),
+    "_no_bias": (CONTEXT_TRAIN, CONTEXT_TEST, False),
+    "_token_split": (TOKEN_TRAIN, TOKEN_TEST, True),
+    "_all_tokens": (CONTEXT_TRAIN, None, True),
+    "_as_published": (TOKEN_TRAIN, None, False),
 }
-"""Suffix of the metric -> how it is fitted and scored; the first is the one to use."""
-
+"""Suffix of a number -> cells that a fit sees, cells that it is scored on, and whether it has a
+constant; the first is the one to use."""
+_VARIANT_WORDS = {
+    "": "fitted with a constant, scored on held-out contexts",
+    "_no_bias": "fitted without a constant, scored on held-out contexts",
+    "_token_split": "fitted with a constant, scored on held-out tokens whose neighbours were "
+    "trained on",
+    "_all_tokens": "fitted with a constant on the training contexts, scored on all rows, those "
+    "included",
+    "_as_published": "as published: fitted without a constant on a random part of the tokens, "
+    "scored on all rows, those included",
+}
 _OF_VARIANTS = {
     "fvu_nonlinear": "Sum of |nonlinear error|² divided by the sum of |x - mean|² over the scored "
     "rows, the nonlinear error being x - Sae(x) less its least-squares prediction from x",
@@ -100,9 +69,9 @@ FIRST_PASS: dict[str, str] = {
     "fvu_token_split": f"{_FVU}those rows.",
     "fvu_all_tokens": f"{_FVU}those rows.",
     **{
-        f"{name}{suffix}": f"{text}; {variant.words}."
+        f"{name}{suffix}": f"{text}; {words}."
         for name, text in _OF_VARIANTS.items()
-        for suffix, variant in VARIANTS.items()
+        for suffix, words in _VARIANT_WORDS.items()
     },
     "normalised_error": "Mean over all rows of |x - Sae(x)|² / |x|².",
     "shrinkage_gamma": "Shrinkage: sum of <Sae(x) - b, x - b> over sum of |x - b|², b the decoder "
@@ -273,7 +242,6 @@ def fit_error(sums: ErrorSums, ridge: float, what: str) -> tuple[ErrorProbe, Val
     """Fit the error and its squared norm in every variant, and the baselines of the norm.
 
     Args:
-        sums: of the first pass.
         ridge: regularisation, as in `RegressionMoments.fit`.
         what: names the dictionary in messages.
 
@@ -286,19 +254,19 @@ def fit_error(sums: ErrorSums, ridge: float, what: str) -> tuple[ErrorProbe, Val
     """
     values = sums.values()
     fits: dict[tuple[Cells, bool], LinearMap] = {}
-    for suffix, variant in VARIANTS.items():
-        key = (variant.train, variant.intercept)
-        if key not in fits:
-            moments = sums.regression.moments(variant.train)
+    for suffix, (trained, tested, intercept) in VARIANTS.items():
+        if (trained, intercept) not in fits:
+            moments = sums.regression.moments(trained)
             name = f"error of {what} from its activations"
-            fits[key] = moments.fit(intercept=variant.intercept, ridge=ridge, what=name)
-        scored = sums.regression.moments(variant.score)
+            fits[trained, intercept] = moments.fit(intercept=intercept, ridge=ridge, what=name)
+        scored = sums.regression.moments(tested)
         if scored.n_rows < 2 or float(scored.gram.trace()) <= 0:
             raise ActivationError(
                 f"{what}: {scored.n_rows} held-out rows are too few to score on (or all are "
                 "equal); give more tokens, so that both parts of the split hold several contexts"
             )
-        values |= _scores(fits[key], scored, suffix, f"error of {what}{suffix}")
+        scores = _scores(fits[trained, intercept], scored, f"error of {what}{suffix}")
+        values |= {f"{name}{suffix}": value for name, value in scores.items()}
     for name, statistics in sums.baselines.items():
         values[f"norm_r_squared_{name}"] = _baseline_r_squared(statistics, ridge)
     chosen = fits[CONTEXT_TRAIN, True]
@@ -315,29 +283,26 @@ def _baseline_r_squared(statistics: RegressionStatistics, ridge: float) -> float
     return test.score(fitted).pooled_r_squared()
 
 
-def _scores(fitted: LinearMap, scored: RegressionMoments, suffix: str, what: str) -> Values:
+def _scores(fitted: LinearMap, scored: RegressionMoments, what: str) -> Values:
     scores = scored.score(fitted)
     vector, norm = scores.of(slice(0, -1)), scores.of(slice(-1, None))
     variance = float(scored.gram.trace())
     total_error = float(scored.raw_squares()[:-1].sum())
     left = float(vector.squared_error.sum())
     return {
-        f"fvu{suffix}": total_error / variance,
-        f"fvu_nonlinear{suffix}": left / variance,
-        f"error_r_squared{suffix}": vector.mean_r_squared(what),
-        f"error_explained{suffix}": 1 - left / total_error if total_error > 0 else None,
-        f"norm_r_squared{suffix}": norm.mean_r_squared(),
+        "fvu": total_error / variance,
+        "fvu_nonlinear": left / variance,
+        "error_r_squared": vector.mean_r_squared(what),
+        "error_explained": 1 - left / total_error if total_error > 0 else None,
+        "norm_r_squared": norm.mean_r_squared(),
     }
 
 
 def error_charts(encoders: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
-    """The error in two parts, what predicts its size, and how much the way of scoring matters.
-
-    Args:
-        encoders: numbers by the words for the encoder that they are of, the dictionary's own first.
-    """
-    own = next(iter(encoders.values()))
-    return [_parts_chart(encoders), _predictors_chart(own), _ways_chart(own)]
+    """What is linear, what predicts the error's size, and how much the way of scoring matters."""
+    # The dictionary's own codes come first.
+    values = next(iter(encoders.values()))
+    return [_parts_chart(encoders), _predictors_chart(values), _ways_chart(values)]
 
 
 def _parts_chart(encoders: Mapping[str, Mapping[str, Any]]) -> Chart:
@@ -353,8 +318,8 @@ def _parts_chart(encoders: Mapping[str, Mapping[str, Any]]) -> Chart:
         y=Axis(title="codes"),
         stacked=True,
         series=(
-            horizontal_bars("nonlinear error", encoders, nonlinear, digits=3, style=1),
-            horizontal_bars("linear error", encoders, linear, digits=3, style=2),
+            bars("nonlinear error", encoders, nonlinear, axis="x", digits=3, style=1),
+            bars("linear error", encoders, linear, axis="x", digits=3, style=2),
         ),
     )
 
@@ -372,27 +337,23 @@ def _predictors_chart(values: Mapping[str, Any]) -> Chart:
     return Chart(
         name="norm_predictors",
         title="What predicts how large the error is",
-        caption="R² of |activation - reconstruction|² regressed with a constant on what stands at "
-        "the left, fitted on the training contexts, scored on held-out ones. “Token identity” is "
+        caption="R² of |activation - reconstruction|² regressed with a constant on what is named "
+        "at the left, fitted on the training contexts, scored on held-out ones. “Token identity”: "
         "the mean over training rows of the same token; “in sample” scores it on the rows it was "
         "taken over, as published, which flatters rare tokens.",
         x=Axis(title="R² of the squared error norm"),
         y=Axis(title="predictor"),
-        series=(horizontal_bars("R²", known, list(known.values()), digits=3),),
+        series=(bars("R²", known, known.values(), axis="x", digits=3),),
     )
 
 
 def _ways_chart(values: Mapping[str, Any]) -> Chart:
+    ways = ["held-out contexts", "no constant", "token split", "all rows", "as published"]
     names = {
         "fvu_nonlinear": "FVU_nonlinear",
         "error_r_squared": "R² of the error vector",
         "norm_r_squared": "R² of the squared norm",
     }
-    stated = "; ".join(
-        f"{label} {in_words(values[name])} held out, {in_words(values[f'{name}_as_published'])} "
-        "as published"
-        for name, label in names.items()
-    )
     return Chart(
         name="ways_to_score",
         title="How much the way of scoring matters",
@@ -400,14 +361,13 @@ def _ways_chart(values: Mapping[str, Any]) -> Chart:
         "used everywhere else. “Token split” holds out single tokens, whose neighbours were fitted "
         "on; “all rows” scores on fitted rows too; “as published” fits without a constant on a "
         "token split and scores on all rows.",
-        summary=f"Dots for five ways of fitting and scoring. {stated}.",
         x=Axis(title="way of fitting and scoring"),
         y=Axis(title="share"),
         wide=True,
         series=tuple(
             Series(
                 name=label,
-                x=[variant.label for variant in VARIANTS.values()],
+                x=[*ways],
                 y=[values[f"{name}{suffix}"] for suffix in VARIANTS],
                 mark="dots",
             )

@@ -10,7 +10,6 @@ One pass collects the moments of all regressors together; every map takes its pa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -20,17 +19,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary, load_dictionary
-from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of, held_out_batches, select
+from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of, held_out_batches
 from saelab.dictionary.decomposition import ErrorProbe, decompose
 from saelab.errors import ActivationError, ArtifactError, ConfigError
 from saelab.formats.chart import Axis, Chart
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 
-from .analysis import COMPONENT_WORDS, AnalysisResult, Context, Finding, bars_of_parts, in_words
+from .analysis import COMPONENT_WORDS, AnalysisResult, Context, Finding, bars_of_parts, slug
 from .config import DarkMatterConfig
 from .regression import RIDGE, RegressionMoments, RegressionStatistics
-from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS, cells_of
+from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS, captured_rows, cells_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,12 +53,6 @@ def source_data_specs(
     config: DarkMatterConfig,
 ) -> dict[str, tuple[SavedDictionary, DataSpec]]:
     """Name the sources by their hook points and check that each fits the judged one's model.
-
-    Args:
-        model: of all of them.
-        spec: of the judged dictionary.
-        sources: dictionaries of other hook points.
-        config: settings of the suite.
 
     Raises:
         ArtifactError: a source of another model.
@@ -99,38 +92,25 @@ def source_rows(
     batch_contexts: int,
     first_position: int = 0,
 ) -> Iterator[SourceRows]:
-    """Rows that every dictionary's own rule keeps, one batch of contexts at a time.
-
-    Args:
-        model: of all of them.
-        spec: of the judged dictionary; its text is read.
-        sources: by name, as `source_data_specs` gives them.
-        n_tokens: tokens of text, rounded up to contexts.
-        batch_contexts: contexts in one forward pass.
-        first_position: rows at earlier positions are left out.
+    """Rows that every dictionary's token filter keeps, of the judged dictionary's held-out text.
 
     Raises:
         ActivationError: activations that are not finite.
         TextError: the held-out text does not fill one context.
     """
-    wanted = [spec.hook_point, *sources]
     specs = [spec, *(source_spec for _, source_spec in sources.values())]
     first_context = 0
     with progress_bar(n_tokens, "sources", "tokens") as bar:
         for tokens in held_out_batches(model, spec, n_tokens, batch_contexts):
-            captured = model.capture(tokens, wanted)
-            position = torch.arange(tokens.shape[1]).expand(tokens.shape)
-            keep = (position >= first_position).to(captured[spec.hook_point].device)
-            for name, hook_spec in zip(wanted, specs, strict=True):
-                keep = keep & select(model, hook_spec, tokens, captured[name], first_context).keep
-            context = torch.arange(len(tokens))[:, None].expand(tokens.shape) + first_context
-            first_context += len(tokens)
+            captured, where, _ = captured_rows(model, specs, tokens, first_context, first_position)
+            judged, *of_sources = (activations.float() for activations in captured)
             yield SourceRows(
-                activations=captured[spec.hook_point][keep].float(),
-                sources={name: captured[name][keep].float() for name in sources},
-                sequence=context[keep.cpu()],
-                position=position[keep.cpu()],
+                activations=judged,
+                sources=dict(zip(sources, of_sources, strict=True)),
+                sequence=where["sequence"],
+                position=where["position"],
             )
+            first_context += len(tokens)
             bar.update(tokens.numel())
 
 
@@ -142,11 +122,9 @@ OWN, JOINT = "same hook point (control)", "all sources together"
 class LinearMapFindings:
     """How well each source predicts the error and its parts on held-out contexts."""
 
-    mean_r_squared: dict[str, dict[str, float | None]]
+    r_squared: dict[str, dict[str, tuple[float | None, float | None]]]
     """By source (`OWN`, each source's hook point, `JOINT`), then by target: R² per dimension,
-    averaged over dimensions that vary (E9)."""
-    pooled_r_squared: dict[str, dict[str, float | None]]
-    """In the same way: 1 − summed squared error / summed deviation (1 − E10)."""
+    averaged over dimensions that vary (E9), and pooled over dimensions (1 − E10)."""
     fvu_corrected: dict[str, float]
     """By source, FVU of the reconstruction with the map's prediction of the error added."""
     fvu: float
@@ -168,16 +146,7 @@ def measure_linear_maps(
     train_fraction: float = 0.6,
     ridge: float = RIDGE,
 ) -> LinearMapFindings:
-    """Fit and score every map in one pass over the rows.
-
-    Args:
-        saved: the dictionary whose error is explained.
-        probe: fitted to its errors on other rows.
-        sources: dictionaries of other hook points by name.
-        batches: rows with the sources' activations, from `source_rows`.
-        seed: draws which contexts are held out.
-        train_fraction: share of contexts that maps are fitted on.
-        ridge: regularisation, which also keeps rank-deficient reconstructions from blowing up.
+    """Fit and score every map in one pass over the rows of `source_rows`.
 
     Raises:
         ActivationError: values that are not finite, or too few rows for a map's coefficients.
@@ -216,25 +185,19 @@ def _score(
     ridge: float,
 ) -> LinearMapFindings:
     variance = float(test.squares[-d_in:].sum())
-    mean: dict[str, dict[str, float | None]] = {}
-    pooled: dict[str, dict[str, float | None]] = {}
+    r_squared: dict[str, dict[str, tuple[float | None, float | None]]] = {}
     corrected: dict[str, float] = {}
     for source, regressors in columns.items():
         fitted = train.select(regressors).fit(ridge=ridge, what=f"the map from {source}")
         scores = test.select(regressors).score(fitted)
-        by_target = {
-            target: scores.of(slice(index * d_in, (index + 1) * d_in))
-            for index, target in enumerate(TARGETS)
-        }
-        mean[source] = {
-            target: score.mean_r_squared(f"{target} error from {source}")
-            for target, score in by_target.items()
-        }
-        pooled[source] = {target: score.pooled_r_squared() for target, score in by_target.items()}
-        corrected[source] = float(by_target["error"].squared_error.sum()) / variance
+        r_squared[source] = {}
+        for index, target in enumerate(TARGETS):
+            score = scores.of(slice(index * d_in, (index + 1) * d_in))
+            mean = score.mean_r_squared(f"{target} error from {source}")
+            r_squared[source][target] = mean, score.pooled_r_squared()
+        corrected[source] = float(scores.squared_error[:d_in].sum()) / variance
     return LinearMapFindings(
-        mean_r_squared=mean,
-        pooled_r_squared=pooled,
+        r_squared=r_squared,
         fvu_corrected=corrected,
         fvu=float(test.raw_squares()[:d_in].sum()) / variance,
         n_train_rows=train.n_rows,
@@ -248,36 +211,32 @@ def numbers(findings: LinearMapFindings) -> dict[str, Finding]:
         f"least squares with a constant on {findings.n_train_rows:,} rows, scored on "
         f"{findings.n_test_rows:,} rows of other contexts"
     )
-    found: dict[str, Finding] = {}
+    by_name: dict[str, Finding] = {}
     for source, corrected in findings.fvu_corrected.items():
-        output, key = _words(source), slug(source)
+        output = _words(source)
+        key = {OWN: "same_hook_point", JOINT: "all_sources"}.get(source) or slug(source)
         for target, words in COMPONENT_WORDS.items():
             what = f"R² of {words} predicted from {output}; {scope}."
-            found[f"map_r2_{target}_from_{key}"] = Finding(
-                findings.mean_r_squared[source][target],
-                "1",
-                f"{what} Unweighted mean over the dimensions that vary.",
-            )
-            found[f"map_r2_pooled_{target}_from_{key}"] = Finding(
-                findings.pooled_r_squared[source][target], "1", f"{what} Pooled over dimensions."
-            )
-        text = (
-            f"FVU of the reconstruction once the error predicted from {output} is added; {scope}."
+            mean, pooled = findings.r_squared[source][target]
+            by_name |= {
+                f"map_r2_{target}_from_{key}": Finding(
+                    mean, f"{what} Unweighted mean over the dimensions that vary."
+                ),
+                f"map_r2_pooled_{target}_from_{key}": Finding(
+                    pooled, f"{what} Pooled over dimensions."
+                ),
+            }
+        by_name[f"map_fvu_corrected_{key}"] = Finding(
+            corrected,
+            f"FVU of the reconstruction once the error predicted from {output} is added; {scope}.",
         )
-        found[f"map_fvu_corrected_{key}"] = Finding(corrected, "1", text)
     n_train, n_test = findings.n_train_rows, findings.n_test_rows
     text = f"FVU of the plain reconstruction on the same {n_test:,} rows."
-    return found | {
-        "map_fvu": Finding(findings.fvu, "1", text),
-        "map_n_train_rows": Finding(n_train, "rows", "Rows that the maps are fitted on."),
-        "map_n_test_rows": Finding(n_test, "rows", "Rows of other contexts they are scored on."),
+    return by_name | {
+        "map_fvu": Finding(findings.fvu, text),
+        "map_n_train_rows": Finding(n_train, "Rows that the maps are fitted on.", "rows"),
+        "map_n_test_rows": Finding(n_test, "Rows of other contexts they are scored on.", "rows"),
     }
-
-
-def slug(source: str) -> str:
-    """A source's name as part of a number's name."""
-    named = {OWN: "same_hook_point", JOINT: "all_sources"}
-    return named.get(source) or re.sub(r"[^A-Za-z0-9]+", "_", source)
 
 
 def _words(source: str) -> str:
@@ -290,12 +249,8 @@ def _words(source: str) -> str:
 
 def linear_maps_chart(findings: LinearMapFindings) -> Chart:
     """R² of the error and its parts from linear maps of dictionaries' outputs."""
-    scores = findings.mean_r_squared
-    r_squared = {part: [by_target[part] for by_target in scores.values()] for part in TARGETS}
-    stated = "; ".join(
-        f"{source}: " + ", ".join(f"{part} {in_words(r2)}" for part, r2 in by_target.items())
-        for source, by_target in scores.items()
-    )
+    scores = findings.r_squared
+    r_squared = {part: [by_target[part][0] for by_target in scores.values()] for part in TARGETS}
     corrected = ", ".join(f"{name} {fvu:.4f}" for name, fvu in findings.fvu_corrected.items())
     return Chart(
         name="linear_maps",
@@ -306,7 +261,6 @@ def linear_maps_chart(findings: LinearMapFindings) -> Chart:
         "dimensions that vary. The dictionary's own output is a control. FVU of the "
         f"reconstruction once the predicted error is added: {corrected} ({findings.fvu:.4f} "
         "without).",
-        summary=f"Grouped bars of R²: {stated}.",
         x=Axis(title="output that the map reads"),
         y=Axis(title="R² on held-out contexts"),
         series=bars_of_parts(r_squared, list(scores)),

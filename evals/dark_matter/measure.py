@@ -74,13 +74,7 @@ class Measured:
 
 
 class CodesSpill:
-    """Codes of batches of rows in temporary files; see `Spill`.
-
-    Args:
-        folder: exists, and is removed by the caller.
-        name: distinguishes these codes in the folder.
-        d_sae: number of latents.
-    """
+    """Codes of batches of rows in temporary files; see `Spill`."""
 
     def __init__(self, folder: Path, name: str, d_sae: int):
         self._spill, self._d_sae = Spill(folder, name), d_sae
@@ -119,7 +113,6 @@ def measure(
 
     Args:
         dictionary: on the device to compute on.
-        rows: to evaluate.
         config: analyses, ridge and seed.
         name: of the dictionary, for messages.
         folder: for temporary files.

@@ -9,6 +9,7 @@ activation's norm, and the dictionary's own latents with their co-occurrence des
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -23,64 +24,47 @@ from saelab.dictionary.architectures import error_of
 from saelab.dictionary.decomposition import Decomposition, ErrorProbe
 from saelab.formats.chart import Axis, Chart, Series
 
-from .analysis import VECTOR_LABELS, Values, in_words
+from .analysis import VECTOR_LABELS, Values
 from .linear_error import Cells, ErrorSums
 from .regression import RIDGE, CrossStatistics, RegressionMoments, RegressionStatistics
 from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS, RowBatch
 
-VECTORS = tuple(VECTOR_LABELS)
-"""The vectors whose squared norm the norm-prediction test predicts."""
+MIXTURES = {
+    "activation": (1, 0, 0),
+    "reconstruction": (1, -1, 0),
+    "error": (0, 1, 0),
+    "linear_error": (0, 0, 1),
+    "nonlinear_error": (0, 1, -1),
+    "reconstruction_plus_nonlinear": (1, 0, -1),
+}
+"""Vectors whose squared norm is predicted: their shares of activation, error and linear error."""
+VECTORS = tuple(MIXTURES)
 
 
 def vectors_of(parts: Decomposition, activations: Tensor) -> dict[str, Float[Tensor, "rows d_in"]]:
     """Each of `VECTORS` by name, float64, where the activations are."""
     x = activations.double()
-    reconstruction, linear = parts.reconstruction.to(x), parts.linear_error.to(x)
-    error = error_of(x, reconstruction)
-    nonlinear = error - linear
+    sources = (x, error_of(x, parts.reconstruction.to(x)), parts.linear_error.to(x))
     return {
-        "activation": x,
-        "reconstruction": reconstruction,
-        "error": error,
-        "linear_error": linear,
-        "nonlinear_error": nonlinear,
-        "reconstruction_plus_nonlinear": reconstruction + nonlinear,
+        name: functools.reduce(
+            torch.add, [share * part for share, part in zip(mixture, sources, strict=True) if share]
+        )
+        for name, mixture in MIXTURES.items()
     }
 
 
-def combination(name: str, weight: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "two_d d_in"]:
-    """The matrix that makes a vector of `VECTORS`, up to a constant, from [activation, error].
-
-    Args:
-        name: one of `VECTORS`.
-        weight: of the probe.
-    """
-    identity = torch.eye(len(weight), dtype=torch.float64)
-    zero = torch.zeros_like(identity)
-    weight = weight.double()
-    upper_lower = {
-        "activation": (identity, zero),
-        "reconstruction": (identity, -identity),
-        "error": (zero, identity),
-        "linear_error": (weight, zero),
-        "nonlinear_error": (-weight, identity),
-        "reconstruction_plus_nonlinear": (identity - weight, zero),
-    }
-    return torch.cat(upper_lower[name])
-
-
-def constant(name: str, bias: Float[Tensor, " d_in"]) -> Float[Tensor, " d_in"]:
-    """The constant that `combination` leaves out."""
-    share = {"linear_error": 1.0, "nonlinear_error": -1.0, "reconstruction_plus_nonlinear": -1.0}
-    return share.get(name, 0.0) * bias.double()
+def combination(
+    name: str, probe: ErrorProbe
+) -> tuple[Float[Tensor, "two_d d_in"], Float[Tensor, " d_in"]]:
+    """The matrix and the constant that make a vector of `VECTORS` from [activation, error]."""
+    activation, error, linear = MIXTURES[name]
+    weight, bias = probe.weight.double(), probe.bias.double()
+    identity = torch.eye(len(bias), dtype=torch.float64)
+    return torch.cat([activation * identity + linear * weight, error * identity]), linear * bias
 
 
 class PartSums:
-    """Sums of the second pass.
-
-    Args:
-        d_in: width of the activations.
-    """
+    """Sums of the second pass."""
 
     def __init__(self, d_in: int):
         self.squares = CrossStatistics(2 * d_in, len(VECTORS), N_CELLS)
@@ -152,13 +136,7 @@ ROUNDING = 1e-12
 
 
 def norm_test(sums: ErrorSums, parts: PartSums, probe: ErrorProbe, ridge: float) -> Values:
-    """Run the test on every vector of `VECTORS`.
-
-    Args:
-        sums: of the first pass.
-        parts: of the second.
-        probe: that the rows were taken apart with.
-        ridge: regularisation, as in `RegressionMoments.fit`.
+    """Run the test on every vector of `VECTORS`, from the sums of both passes.
 
     Returns:
         R² by the names of `NORM_TEST`; None where undefined.
@@ -169,20 +147,19 @@ def norm_test(sums: ErrorSums, parts: PartSums, probe: ErrorProbe, ridge: float)
     train, test, everywhere = (
         _joint_moments(sums, parts, cells) for cells in (CONTEXT_TRAIN, CONTEXT_TEST, None)
     )
-    weight, bias = probe.weight.double(), probe.bias.double()
-    first = combination("activation", weight)
-    fitted = _mapped(train, first, bias * 0).fit(ridge=ridge, what="the norm-prediction test")
+    activation = combination("activation", probe)
+    fitted = _mapped(train, *activation).fit(ridge=ridge, what="the norm-prediction test")
     control = parts.from_square.moments(CONTEXT_TRAIN)
     norm_only = control.fit(ridge=ridge, what="the norm-only control")
     values: Values = {}
     for kind, scores in {
-        "": _mapped(test, first, bias * 0).score(fitted),
+        "": _mapped(test, *activation).score(fitted),
         "_norm_only": parts.from_square.moments(CONTEXT_TEST).score(norm_only),
     }.items():
         for name, r2 in zip(VECTORS, scores.r_squared.tolist(), strict=True):
             values[f"norm_test{kind}_{name}"] = r2 if math.isfinite(r2) else None
     for index, name in enumerate(VECTORS):
-        made, offset = combination(name, weight), constant(name, bias)
+        made, offset = combination(name, probe)
         target = slice(index, index + 1)
         own_train, own_test = (
             _mapped(joint.select(slice(None), target), made, offset) for joint in (train, test)
@@ -191,9 +168,8 @@ def norm_test(sums: ErrorSums, parts: PartSums, probe: ErrorProbe, ridge: float)
         what = f"the squared norm of {name} from itself"
         fitted = own_train.fit(ridge=ridge, what=what, rank_level=logging.DEBUG)
         values[f"norm_test_self_{name}"] = own_test.score(fitted).pooled_r_squared()
-        values[f"norm_test_gaussian_{name}"] = gaussian_r_squared(
-            everywhere, made, offset, len(bias)
-        )
+        gaussian = gaussian_r_squared(everywhere, made, offset, len(offset))
+        values[f"norm_test_gaussian_{name}"] = gaussian
     return values
 
 
@@ -265,10 +241,6 @@ def norm_test_chart(values: Mapping[str, Any]) -> Chart:
         for kind, label in kinds.items()
     )
     known: list[Any] = [value for dots in series for value in dots.y if value is not None]
-    stated = ", ".join(
-        f"{label} {in_words(values[f'norm_test_{name}'])}"
-        for name, label in zip(VECTORS, labels, strict=True)
-    )
     return Chart(
         name="norm_test",
         title="Norm-prediction test",
@@ -278,7 +250,6 @@ def norm_test_chart(values: Mapping[str, Any]) -> Chart:
         "orthogonal features reach 0.75 to 1, Gaussians 0; random overcomplete sums of features "
         "only 0.1 to 0.3, so a low value alone does not say that there are none. No value is left "
         "out; those below -1 lie beyond the edge and are in the data.",
-        summary=f"Dots of R² of the squared norm from x: {stated}.",
         x=Axis(title="vector"),
         y=Axis(
             title="R² of the squared norm",

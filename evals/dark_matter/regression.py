@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -65,14 +65,7 @@ class CrossSums:
 
 
 class CrossStatistics:
-    """`CrossSums` of streamed rows, by cell.
-
-    Args:
-        n_regressors: columns of the first set.
-        n_targets: columns of the second.
-        n_cells: into how many cells rows fall.
-        device: where the sums lie.
-    """
+    """`CrossSums` of streamed rows, by the cell that each row falls into."""
 
     def __init__(
         self,
@@ -212,8 +205,8 @@ class RegressionMoments(CrossSums):
         self, regressors: slice | Sequence[int], targets: slice = slice(None)
     ) -> RegressionMoments:
         """The moments of some of the regressors and targets."""
-        return RegressionMoments(
-            n_rows=self.n_rows,
+        return replace(
+            self,
             mean_regressors=self.mean_regressors[regressors],
             mean_targets=self.mean_targets[targets],
             gram=self.gram[regressors][:, regressors],
@@ -272,7 +265,6 @@ class RegressionMoments(CrossSums):
         # Equal values leave the rounding of their mean behind.
         rounding = SMALLEST_SQUARE * self.n_rows * self.mean_targets.square()
         return RegressionScores(
-            n_rows=self.n_rows,
             squared_error=about_mean.clamp(min=0) + self.n_rows * offset.square(),
             deviation=torch.where(self.squares > rounding, self.squares, 0.0),
         )
@@ -287,19 +279,11 @@ class LinearMap:
     bias: Float[Tensor, " targets"]
     """Constants; zero where none was fitted."""
 
-    def __call__(
-        self, regressors: Float[Tensor, "rows regressors"]
-    ) -> Float[Tensor, "rows targets"]:
-        """Predictions, in float64."""
-        return regressors.to(self.weight) @ self.weight + self.bias
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RegressionScores:
     """Squared errors of predictions and the targets' own deviations, on the evaluated rows."""
 
-    n_rows: int
-    """Rows evaluated."""
     squared_error: Float[Tensor, " targets"]
     """Summed squared error of each target."""
     deviation: Float[Tensor, " targets"]
@@ -308,9 +292,7 @@ class RegressionScores:
     def of(self, targets: slice) -> RegressionScores:
         """The scores of some targets."""
         return RegressionScores(
-            n_rows=self.n_rows,
-            squared_error=self.squared_error[targets],
-            deviation=self.deviation[targets],
+            squared_error=self.squared_error[targets], deviation=self.deviation[targets]
         )
 
     @property

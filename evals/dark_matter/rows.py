@@ -7,7 +7,7 @@ They come from an activation cache, or from the model on held-out text. The pape
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from saelab.cache import open_cache
 from saelab.cache.reader import ActivationCache
@@ -151,10 +152,6 @@ class Spill:
 
     The suite reads the rows twice, to fit and then to take every row apart; what the model, the
     encoder and pursuit give is too expensive to compute twice.
-
-    Args:
-        folder: exists, and is removed by the caller.
-        name: distinguishes these files in the folder.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -192,12 +189,6 @@ def rows_of_text(
     model: LanguageModel, spec: DataSpec, config: DarkMatterConfig, folder: Path
 ) -> Rows:
     """Run the model over held-out text once and keep the rows in temporary files.
-
-    Args:
-        model: of the dictionary.
-        spec: which rows of which text count.
-        config: how many rows from which position, how many losses, and the splits.
-        folder: for the temporary files.
 
     Raises:
         ActivationError: activations that are not finite, or no row is left.
@@ -246,19 +237,11 @@ def _text_blocks(
             loss = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
             if with_loss:
                 loss[:with_loss, :-1] = model.run(tokens[:with_loss]).loss.double().cpu()
-            activations = model.capture(tokens, [spec.hook_point])[spec.hook_point]
-            selection = select(model, spec, tokens, activations, n_contexts)
-            position = torch.arange(tokens.shape[1]).expand(tokens.shape)
-            context = torch.arange(len(tokens))[:, None].expand(tokens.shape) + n_contexts
-            keep = selection.keep.cpu() & (position >= first_position)
-            every = {
-                "activations": activations.cpu(),
-                "tokens": tokens.cpu().long(),
-                "sequence": context,
-                "position": position,
-                "loss": loss,
-            }
-            kept = {name: rows[keep][: config.n_tokens - n_rows] for name, rows in every.items()}
+            (activations,), where, keep = captured_rows(
+                model, [spec], tokens, n_contexts, first_position
+            )
+            kept = {"activations": activations.cpu(), **where, "loss": loss[keep]}
+            kept = {name: column[: config.n_tokens - n_rows] for name, column in kept.items()}
             yield kept
             n_contexts += len(tokens)
             n_rows += len(kept["tokens"])
@@ -267,16 +250,38 @@ def _text_blocks(
                 return
 
 
+def captured_rows(
+    model: LanguageModel,
+    specs: Sequence[DataSpec],
+    tokens: Int[Tensor, "batch seq"],
+    first_context: int,
+    first_position: int,
+) -> tuple[list[Float[Tensor, "rows _"]], Columns, Bool[Tensor, "batch seq"]]:
+    """Run the model and take the rows that every data spec keeps.
+
+    Returns:
+        Activations of each data spec's hook point, in the model's dtype; the rows' tokens,
+        sequence and position; which tokens they are.
+
+    Raises:
+        ActivationError: activations that are not finite.
+    """
+    captured = model.capture(tokens, [spec.hook_point for spec in specs])
+    position = torch.arange(tokens.shape[1]).expand(tokens.shape)
+    keep = position >= first_position
+    for spec in specs:
+        activations = captured[spec.hook_point]
+        keep = keep & select(model, spec, tokens, activations, first_context).keep.cpu()
+    context = torch.arange(len(tokens))[:, None].expand(tokens.shape) + first_context
+    columns = {"tokens": tokens.cpu().long(), "sequence": context, "position": position}
+    where = {name: column[keep] for name, column in columns.items()}
+    return [captured[spec.hook_point][keep] for spec in specs], where, keep
+
+
 def rows_of_cache(
     folder: Path, saved: SavedDictionary, config: DarkMatterConfig, model: LanguageModel | None
 ) -> Rows:
-    """The rows of a cache that count for a dictionary.
-
-    Args:
-        folder: of the cache, or of one per hook point.
-        saved: the dictionary; its norm ceiling is applied on top of the cache's own token filter.
-        config: how many rows from which position, how many losses, and the splits.
-        model: for losses; None: none are measured.
+    """The rows of a cache that count for a dictionary: its norm ceiling leaves out more of them.
 
     Raises:
         ActivationError: a cache of another hook point or width.
@@ -287,10 +292,7 @@ def rows_of_cache(
     _check_cache(cache, saved)
     length = int(cache.manifest["context_length"])
     first = first_position_of(config.first_position, length)
-    nothing = torch.zeros(0, length)
-    losses = ContextLosses(nothing.long(), nothing.double())
-    if model is not None and config.n_loss_tokens > 0:
-        losses = _context_losses(cache, model, config.n_loss_tokens)
+    losses = _context_losses(cache, model, config.n_loss_tokens)
     seen = cache.content_hash == saved.made_from.get("cache_hash")
     if seen:
         logger.warning(
@@ -316,7 +318,7 @@ def rows_of_cache(
 
 def _cache_blocks(
     cache: ActivationCache,
-    losses: ContextLosses,
+    losses: Columns,
     first_position: int,
     norm_ceiling: float | None,
     n_rows: int,
@@ -339,56 +341,52 @@ def _cache_blocks(
             "position": read.position[kept].long(),
         }
         if len(kept):
-            yield {"activations": read.activations[kept], **where, "loss": losses.at(**where)}
+            yield {
+                "activations": read.activations[kept],
+                **where,
+                "loss": _losses_at(losses, where),
+            }
         if n_rows == 0:
             return
 
 
-@dataclass(frozen=True, eq=False)
-class ContextLosses:
-    """Losses of the first contexts of a text, looked up by context and position."""
+def _losses_at(known: Columns, where: Columns) -> Float[Tensor, " rows"]:
+    """The loss at predicting the token after each row; NaN where it was not measured.
 
-    tokens: Int[Tensor, "contexts seq"]
-    loss: Float[Tensor, "contexts positions"]
-
-    def at(
-        self,
-        tokens: Int[Tensor, " rows"],
-        sequence: Int[Tensor, " rows"],
-        position: Int[Tensor, " rows"],
-    ) -> Float[Tensor, " rows"]:
-        """The loss at predicting the token after each row; NaN beyond these contexts.
-
-        Raises:
-            ArtifactError: the rows are of another text.
-        """
-        loss = torch.full(sequence.shape, torch.nan, dtype=torch.float64)
-        inside = sequence < len(self.tokens)
-        if bool((self.tokens[sequence[inside], position[inside]] != tokens[inside]).any()):
-            raise ArtifactError(
-                "the cache's tokens are not those of the text that its manifest names, so token "
-                "losses cannot be matched to its rows: harvest it again, or leave losses away with "
-                "--n-loss-tokens 0"
-            )
-        known = inside & (position < self.loss.shape[1])
-        loss[known] = self.loss[sequence[known], position[known]]
-        return loss
+    Raises:
+        ArtifactError: the rows are of another text.
+    """
+    loss = torch.full(where["tokens"].shape, torch.nan, dtype=torch.float64)
+    inside = where["sequence"] < len(known["tokens"])
+    index = where["sequence"][inside], where["position"][inside]
+    if bool((known["tokens"][index] != where["tokens"][inside]).any()):
+        raise ArtifactError(
+            "the cache's tokens are not those of the text that its manifest names, so token losses "
+            "cannot be matched to its rows: harvest it again, or leave losses away with "
+            "--n-loss-tokens 0"
+        )
+    loss[inside] = known["loss"][index]
+    return loss
 
 
-def _context_losses(cache: ActivationCache, model: LanguageModel, n_tokens: int) -> ContextLosses:
-    """The model's losses on the first contexts of a cache's text."""
+def _context_losses(cache: ActivationCache, model: LanguageModel | None, n_tokens: int) -> Columns:
+    """Tokens and losses of the first contexts of a cache's text, [contexts, seq] each."""
     made_from = cache.manifest["made_from"]
-    text = from_plain(TextConfig, made_from["text"], f"text settings of {cache.folder}")
     length = int(made_from["context_length"])
-    wanted = min(-(-n_tokens // length), int(cache.manifest["n_contexts"]))
-    batches = context_batches(text, model, split="train", context_length=length, batch_contexts=1)
-    tokens, losses = [], []
-    with progress_bar(wanted, "token losses", "contexts") as bar:
-        for context in islice(batches, wanted):
-            tokens.append(context)
-            losses.append(model.run(context).loss.double().cpu())
-            bar.update(1)
-    return ContextLosses(torch.cat(tokens), torch.cat(losses))
+    tokens, losses = [torch.zeros(0, length).long()], [torch.zeros(0, length).double()]
+    if model is not None and n_tokens > 0:
+        text = from_plain(TextConfig, made_from["text"], f"text settings of {cache.folder}")
+        contexts = context_batches(
+            text, model, split="train", context_length=length, batch_contexts=1
+        )
+        wanted = min(-(-n_tokens // length), int(cache.manifest["n_contexts"]))
+        with progress_bar(wanted, "token losses", "contexts") as bar:
+            for context in islice(contexts, wanted):
+                tokens.append(context)
+                # No token follows the last one.
+                losses.append(pad(model.run(context).loss.double().cpu(), (0, 1), value=torch.nan))
+                bar.update(1)
+    return {"tokens": torch.cat(tokens), "loss": torch.cat(losses)}
 
 
 def _check_cache(cache: ActivationCache, saved: SavedDictionary) -> None:

@@ -62,11 +62,6 @@ def measure_dark_matter(
 ) -> Iterator[Measurement]:
     """Measure dictionaries of one hook point on the same rows.
 
-    Args:
-        folders: saved dictionaries.
-        outs: where the results of each go.
-        config: settings.
-
     Raises:
         ConfigError: dictionaries of different hook points or rows.
         ArtifactError: a folder or cache that is not intact, or does not fit its model.
@@ -247,10 +242,6 @@ def measure_family(
     results: Mapping[Path, EvaluationResult], config: DarkMatterConfig
 ) -> Measurement | None:
     """What the dictionaries show together, from their results and the token files beside them.
-
-    Args:
-        results: of the dictionaries, by folder.
-        config: settings.
 
     Returns:
         None where no family was asked for, or for a single dictionary.

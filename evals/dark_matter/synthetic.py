@@ -40,22 +40,14 @@ from .rows import BATCH_ROWS, in_batches
 
 
 class NoiseMoments:
-    """Streamed moments of clean rows, two noises, and several reconstructions of the clean rows.
-
-    Args:
-        d_in: width of a row.
-        n_reconstructions: how many reconstructions of each row there are.
-        device: where the sums lie.
-    """
+    """Streamed moments of clean rows, two noises, and several reconstructions of the clean rows."""
 
     def __init__(self, d_in: int, n_reconstructions: int, device: torch.device | str = "cpu"):
         self.d_in = d_in
-        n_right = (3 + n_reconstructions) * d_in
-        # Regressors are mixtures of clean rows and the first noise; errors of all there is.
-        self._left = CrossStatistics(2 * d_in, n_right, device=device)
-        self._squares = torch.zeros(
-            3 + n_reconstructions, 3 + n_reconstructions, d_in, dtype=torch.float64, device=device
-        )
+        n_parts = 3 + n_reconstructions
+        # Regressors are mixtures of clean rows and the first noise; errors of all parts.
+        self._sums = CrossStatistics(2 * d_in, n_parts * d_in, device=device)
+        self._squares = torch.zeros(n_parts, n_parts, d_in, dtype=torch.float64, device=device)
 
     def update(
         self,
@@ -71,14 +63,14 @@ class NoiseMoments:
         """
         parts = [clean, dense, introduced, *reconstructions]
         columns = torch.stack([part.double() for part in parts])
-        left, right = (rearrange(c, "part row d -> row (part d)") for c in (columns[:2], columns))
-        self._left.update(left, right)
+        mixed, every = (rearrange(c, "part row d -> row (part d)") for c in (columns[:2], columns))
+        self._sums.update(mixed, every)
         self._squares += einsum(columns, columns, "a row d, b row d -> a b d")
 
     @property
     def n_rows(self) -> int:
         """Rows seen."""
-        return self._left.merged().n_rows
+        return self._sums.merged().n_rows
 
     def regression(self, dense: float, introduced: float, reconstruction: int) -> RegressionMoments:
         """Moments of the error x' − reconstruction' on x'.
@@ -88,21 +80,21 @@ class NoiseMoments:
             introduced: s_r in reconstruction' = reconstruction + s_r · second noise.
             reconstruction: which of the reconstructions.
         """
-        sums, d = self._left.merged(), self.d_in
+        sums, d = self._sums.merged(), self.d_in
         mixture = torch.zeros(self._squares.shape[0]).to(sums.cross)
         mixture[:3] = torch.tensor([1.0, dense, -introduced])
         mixture[3 + reconstruction] = -1
         regressors = mixture[:2]
         blocks = sums.cross.view(2, d, -1, d)
-        from_left = torch.einsum("a,aibj->ibj", regressors, blocks)
+        mixed = torch.einsum("a,aibj->ibj", regressors, blocks)
         mean_targets = mixture @ sums.mean_targets.view(-1, d)
         raw_squares = torch.einsum("a,b,abj->j", mixture, mixture, self._squares)
         return RegressionMoments(
             n_rows=sums.n_rows,
             mean_regressors=regressors @ sums.mean_regressors.view(2, d),
             mean_targets=mean_targets,
-            gram=torch.einsum("b,ibj->ij", regressors, from_left[:, :2]),
-            cross=torch.einsum("b,ibj->ij", mixture, from_left),
+            gram=torch.einsum("b,ibj->ij", regressors, mixed[:, :2]),
+            cross=torch.einsum("b,ibj->ij", mixture, mixed),
             squares=(raw_squares - sums.n_rows * mean_targets.square()).clamp(min=0),
         )
 
@@ -171,11 +163,10 @@ def validate(
     """Plant noise on a dictionary's reconstructions and see what the split finds.
 
     Args:
-        saved: the dictionary.
         rows: real activations in reading order; the first `train_fraction` of them are fitted on.
         seed: draws the noise.
         train_fraction: share of the rows that fits see.
-        ridge: regularisation of the fits; x₀ alone is rank-deficient where few latents are live.
+        ridge: of the fits: x₀ alone is rank-deficient where few latents are live.
 
     Raises:
         ActivationError: too few rows, or rows that do not vary.
@@ -221,13 +212,8 @@ def validate(
 
 def _kept_latents(mean: Float[Tensor, " d_sae"]) -> list[Bool[Tensor, " d_sae"]]:
     """For each share of `ABLATED`, the latents that stay: those of the lowest mean go first."""
-    order = torch.sort(mean, stable=True).indices
-    kept = []
-    for share in ABLATED:
-        mask = torch.ones(len(mean), dtype=torch.bool, device=mean.device)
-        mask[order[: round(share * len(mean))]] = False
-        kept.append(mask)
-    return kept
+    rank = mean.argsort(stable=True).argsort()
+    return [rank >= round(share * len(mean)) for share in ABLATED]
 
 
 def _collect(
@@ -278,35 +264,33 @@ def numbers(findings: SyntheticFindings) -> dict[str, Finding]:
         f"{findings.n_test_rows:,} others"
     )
     clean = findings.grid[0]
-    found = {
+    by_name = {
         f"synthetic_correlation_{noise}_{estimate}": Finding(
             value,
-            "1",
             f"Pearson correlation of the standard deviation of planted {noise} noise with "
             f"{ESTIMATES[estimate]} over a 5 × 5 grid of both noises; {scope}.",
         )
         for (noise, estimate), value in findings.correlations.items()
     }
-    return found | {
+    return by_name | {
         "synthetic_fvu_clean": Finding(
             clean.fvu,
-            "1",
             "FVU of encoding and decoding a reconstruction once more, with no noise planted: what "
             f"is there before anything is planted; {scope}.",
         ),
         "synthetic_fvu_nonlinear_clean": Finding(
-            clean.fvu_nonlinear, "1", f"FVU_nonlinear there, with no noise planted; {scope}."
+            clean.fvu_nonlinear, f"FVU_nonlinear there, with no noise planted; {scope}."
         ),
         "synthetic_deviation": Finding(
             findings.deviation,
-            "activation units",
             "Standard deviation of a reconstruction's entry about its dimension's mean, root mean "
             "square over dimensions: the unit of the planted noise.",
+            "activation units",
         ),
         "synthetic_never_active": Finding(
             findings.n_never_active,
-            "latents",
             "Latents that are never active on these rows; they are left out first.",
+            "latents",
         ),
     }
 
@@ -344,7 +328,6 @@ def _grid_chart(findings: SyntheticFindings) -> Chart:
         f"{findings.n_train_rows:,} rows, scored on {findings.n_test_rows:,} others. Each line has "
         "the other noise at zero; a table holds the whole grid. Pearson correlations over the "
         f"5 × 5 grid: {stated}.",
-        summary=f"Lines of estimates against planted noise. Correlations over the grid: {stated}.",
         x=Axis(title="planted noise (standard deviations of the rows)"),
         y=Axis(title="estimate (share of variance)"),
         series=tuple(series),
@@ -354,7 +337,7 @@ def _grid_chart(findings: SyntheticFindings) -> Chart:
 
 
 def _ablation_chart(findings: SyntheticFindings) -> Chart:
-    series, last = [], []
+    series = []
     for index, setting in enumerate(LINE_CELLS):
         cells = [cell for cell in findings.lines if (cell.dense, cell.introduced) == setting]
         dense, introduced = setting
@@ -369,18 +352,12 @@ def _ablation_chart(findings: SyntheticFindings) -> Chart:
             )
             for key, label in (("fvu", "FVU"), ("fvu_nonlinear", "nonlinear"))
         ]
-        last.append(
-            f"dense {dense:g} and introduced {introduced:g}: FVU {cells[-1].fvu:.3f}, "
-            f"nonlinear {cells[-1].fvu_nonlinear:.3f}"
-        )
     return Chart(
         name="synthetic_ablation",
         title="Planted noise while latents are left out",
         caption="Latents of the lowest mean code are left out of the reconstruction first. FVU "
         "(solid) should rise; FVU_nonlinear (dashed) should stay where the planted noise puts it. "
         "Noise in standard deviations of the rows.",
-        summary=f"Lines over the share of latents left out. At {ABLATED[-1]:.0%}: "
-        f"{'; '.join(last)}.",
         x=Axis(title="latents left out (%)"),
         y=Axis(title="share of variance"),
         series=tuple(series),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,33 +44,34 @@ READ_ROWS = 65_536
 TRACE_ROWS = 100
 REGRESSED = ("error", "nonlinear_error")
 
-WriteTokens = Callable[[RowBatch, Int[Tensor, " rows"], Mapping[str, Float[Tensor, " rows"]]], None]
-"""Takes rows, their L0, and by each of `NORMS` the norm in each row."""
 Matrix = list[list[float | None]]
 
 
 @contextmanager
-def token_writer(path: Path) -> Iterator[WriteTokens]:
-    """A function that adds rows to a token file, which is complete when the context ends."""
+def token_writer(path: Path) -> Iterator[Callable[..., None]]:
+    """`write_tokens` to a token file, which is complete when the context ends."""
     with atomic_path(path) as temporary, parquet.ParquetWriter(temporary, SCHEMA) as writer:
+        yield partial(write_tokens, writer)
 
-        def write(
-            batch: RowBatch, l0: Int[Tensor, " rows"], norms: Mapping[str, Float[Tensor, " rows"]]
-        ) -> None:
-            loss = batch.loss.numpy()
-            columns: dict[str, Any] = {
-                "sequence": batch.sequence.numpy(),
-                "position": batch.position.int().numpy(),
-                "token": batch.tokens.int().numpy(),
-                "held_out": torch.isin(batch.cell, torch.tensor(CONTEXT_TEST)).numpy(),
-                # A loss that was not measured is null.
-                "loss": pyarrow.array(loss, mask=np.isnan(loss)),
-                "l0": l0.cpu().int().numpy(),
-                **{f"{name}_norm": norms[name].float().numpy() for name in NORMS},
-            }
-            writer.write_table(pyarrow.table(columns, schema=SCHEMA))
 
-        yield write
+def write_tokens(
+    writer: parquet.ParquetWriter,
+    batch: RowBatch,
+    l0: Int[Tensor, " rows"],
+    norms: Mapping[str, Float[Tensor, " rows"]],
+) -> None:
+    """Add rows with the norms of `NORMS` in each; a loss that was not measured is null."""
+    loss = batch.loss.numpy()
+    columns: dict[str, Any] = {
+        "sequence": batch.sequence.numpy(),
+        "position": batch.position.int().numpy(),
+        "token": batch.tokens.int().numpy(),
+        "held_out": torch.isin(batch.cell, torch.tensor(CONTEXT_TEST)).numpy(),
+        "loss": pyarrow.array(loss, mask=np.isnan(loss)),
+        "l0": l0.cpu().int().numpy(),
+        **{f"{name}_norm": norms[name].float().numpy() for name in NORMS},
+    }
+    writer.write_table(pyarrow.table(columns, schema=SCHEMA))
 
 
 def trace_of(path: Path) -> dict[str, list[Any]]:
@@ -122,8 +124,8 @@ def measure_scaling(token_files: Sequence[Path], ridge: float) -> tuple[Matrix, 
 
     Returns:
         Held-out R² of the column's |error| regressed on the row's |error| and a constant, and the
-        share of the residual variance removed by adding the row's |nonlinear error|; 0 where none
-        is left.
+        share of the residual variance (0 where none is left) that the row's |nonlinear error|
+        removes.
 
     Raises:
         ActivationError: fewer rows than coefficients.
@@ -159,54 +161,46 @@ def _gain(plain: float | None, both: float | None) -> float | None:
 
 def scaling_charts(r_squared: Matrix, gain: Matrix, labels: Sequence[str]) -> list[Chart]:
     """Both matrices of `measure_scaling`; dictionaries from narrow to wide, upper triangle."""
-    return [
-        _upper_triangle(
+    # With a unit, so that widths are taken for categories and not for numbers.
+    named = [f"{x} latents" if x.replace(",", "").isdigit() else x for x in labels]
+    drawn = (
+        (
             "scaling_r_squared",
             "Do wider dictionaries fail on the same tokens?",
             "Held-out R² of the norm of the column's error regressed on the norm of the row's "
             "error and a constant, token by token; from narrow to wide, upper triangle. Near "
             "1: the wider dictionary's errors are large where the narrower one's are.",
-            labels,
             r_squared,
         ),
-        _upper_triangle(
+        (
             "scaling_gain",
             "What the norm of the nonlinear error adds",
             "Share of the residual variance of the prediction beside it that is removed when "
             "the norm of the row's nonlinear error is a second regressor: (R²_new - R²_old) / "
             "(1 - R²_old); 0 on the diagonal.",
-            labels,
             gain,
         ),
-    ]
-
-
-def _upper_triangle(
-    name: str, title: str, caption: str, labels: Sequence[str], matrix: Matrix
-) -> Chart:
-    # With a unit, so that widths are taken for categories and not for numbers.
-    named = [f"{x} latents" if x.replace(",", "").isdigit() else x for x in labels]
-    upper = [[None] * row + list(line[row:]) for row, line in enumerate(matrix)]
-    return Chart(
-        name=name,
-        title=title,
-        caption=caption,
-        x=Axis(title="predicted: error of"),
-        y=Axis(title="from the error of"),
-        colour="share",
-        series=(Series(name=title, x=[*named], y=[*named], z=upper, mark="heat map"),),
-        height=max(340, 90 + 34 * len(labels)),
     )
+    charts = []
+    for name, title, caption, matrix in drawn:
+        upper = [[None] * row + line[row:] for row, line in enumerate(matrix)]
+        heat_map = Series(name=title, x=[*named], y=[*named], z=upper, mark="heat map")
+        chart = Chart(
+            name=name,
+            title=title,
+            caption=caption,
+            x=Axis(title="predicted: error of"),
+            y=Axis(title="from the error of"),
+            colour="share",
+            series=(heat_map,),
+            height=max(340, 90 + 34 * len(labels)),
+        )
+        charts.append(chart)
+    return charts
 
 
 def trace_chart(trace: Mapping[str, list[Any]], prefix: str, codes: str) -> Chart:
-    """Norms of the error and its parts at neighbouring tokens.
-
-    Args:
-        trace: of a token file.
-        prefix: before the chart's name.
-        codes: words for the encoder.
-    """
+    """Norms of the error and its parts at neighbouring tokens."""
     context = trace["sequence"][0] if trace["sequence"] else "none"
     return Chart(
         name=f"{prefix}error_trace",

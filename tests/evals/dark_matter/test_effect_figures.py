@@ -60,11 +60,10 @@ def charts():
         n_rows_with_error=9,
     )
     maps = LinearMapFindings(
-        mean_r_squared={
-            name: dict.fromkeys(("error", "linear", "nonlinear"), 0.4)
+        r_squared={
+            name: dict.fromkeys(("error", "linear", "nonlinear"), (0.4, None))
             for name in (OWN, "blocks.0.hook_resid_post", JOINT)
         },
-        pooled_r_squared={},
         fvu_corrected=dict.fromkeys((OWN, "blocks.0.hook_resid_post", JOINT), 0.15),
         fvu=0.2,
         n_train_rows=600,

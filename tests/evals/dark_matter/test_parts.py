@@ -14,7 +14,6 @@ from saelab.evals.dark_matter.norm_test import (
     VECTORS,
     PartSums,
     combination,
-    constant,
     gaussian_r_squared,
     norm_test,
     vectors_of,
@@ -203,8 +202,8 @@ def test_vectors_are_the_combinations_that_moments_are_made_by():
     vectors = vectors_of(taken, batch.activations)
     joint = torch.cat([vectors["activation"], vectors["error"]], dim=1)
     for name in VECTORS:
-        made = joint @ combination(name, probe.weight) + constant(name, probe.bias)
-        assert torch.allclose(made, vectors[name], atol=1e-10), name
+        made, offset = combination(name, probe)
+        assert torch.allclose(joint @ made + offset, vectors[name], atol=1e-10), name
 
 
 def test_the_norm_test_equals_direct_regressions():
