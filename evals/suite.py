@@ -141,6 +141,9 @@ class Suite(Generic[ConfigT]):
     """Whether it refuses to run without any."""
     jointly: bool = False
     """Whether dictionaries are compared with one another, so that no result stands alone."""
+    together: Callable[[Mapping[Path, EvaluationResult], Any], Measurement | None] | None = None
+    """(results of all dictionaries by folder, settings) -> what they show together, a result of its
+    own suite; None: nothing. It is written again whenever the command runs to its end."""
     finish: Callable[[Sequence[EvaluationResult], Any], None] | None = None
     """(results, settings): what more the command prints or writes at its end."""
     Command: type | None = None
@@ -277,13 +280,25 @@ def evaluate(
             for out in sorted(set(chosen[1])):
                 locks.enter_context(writer_lock(out / f"{suite.stem}.json"))
             for measured in suite.measure(*chosen, config):
-                by = measured.suite or suite
-                result = replace(result_of(by, measured, config), asked=asked)
-                path, result = write_result(by, measured, result, page=pages)
+                path, result = _write_asked(suite, measured, config, asked, page=pages)
                 written[path] = result
+    if suite.together is not None:
+        results = {out: written[out / f"{suite.stem}.json"] for out in outs}
+        measured = suite.together(results, config)
+        if measured is not None:
+            path, result = _write_asked(suite, measured, config, asked, page=pages)
+            written[path] = result
     order = {out / f"{suite.stem}.json": index for index, out in enumerate(outs)}
     ordered = sorted(written, key=lambda path: order.get(path, len(order)))
     return [(path, written[path]) for path in ordered]
+
+
+def _write_asked(
+    suite: Suite[Any], measured: Measurement, config: Any, asked: dict[str, Any], *, page: bool
+) -> tuple[Path, EvaluationResult]:
+    by = measured.suite or suite
+    result = replace(result_of(by, measured, config), asked=asked)
+    return write_result(by, measured, result, page=page)
 
 
 def _evaluate_together(

@@ -1,13 +1,15 @@
-"""What the analyses share: what each may need, what it gives back, and the names of the parts."""
+"""What the analyses share: what they need, what they return, and the names of the parts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from saelab.dictionary.decomposition import ErrorProbe
-from saelab.formats.chart import Axis, Chart, Series
+from saelab.dictionary.error_rows import ErrorComponent
+from saelab.formats.chart import Axis, Chart, Series, Value
 from saelab.formats.evaluation_result import Table
 from saelab.model.language_model import LanguageModel
 
@@ -16,6 +18,11 @@ from .config import DarkMatterConfig
 from .rows import Rows
 
 PART_LABELS = {"linear": "linear error", "nonlinear": "nonlinear error", "error": "whole error"}
+COMPONENT_WORDS: dict[ErrorComponent, str] = {
+    "error": "the error",
+    "linear": "the linear error",
+    "nonlinear": "the nonlinear error",
+}
 PART_STYLES = {"linear": 0, "nonlinear": 1, "error": 2}
 VECTOR_LABELS = {
     "activation": "activation x",
@@ -30,14 +37,17 @@ ERROR = (
     "activation, fitted with a constant on the training contexts; nonlinear error = the rest."
 )
 
+Values = dict[str, float | int | None]
+"""Numbers by name; None: undefined."""
 
-class Meaning(NamedTuple):
-    """Unit and definition of a number, which is named by its key."""
 
-    unit: str
-    """Unit of the value; "1" for ratios."""
+class Finding(NamedTuple):
+    """A number of an analysis, which is named by its key."""
+
+    value: float | int | None
     text: str
-    """How the number is computed."""
+    """How it is computed."""
+    unit: str = "1"
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,7 @@ class Context:
     model: LanguageModel | None
     """None where no analysis that was asked for runs it."""
     rows: Rows
-    """What is evaluated."""
     config: DarkMatterConfig
-    """Settings."""
     probe: ErrorProbe
     """Fitted on the training contexts."""
 
@@ -62,14 +70,29 @@ class AnalysisResult:
 
     group: str
     """Heading of its numbers."""
-    values: dict[str, float | int | None]
-    """Numbers by name."""
-    meanings: dict[str, Meaning]
-    """Of each of them."""
+    numbers: dict[str, Finding]
+    """By name, in reading order."""
     charts: list[Chart] = field(default_factory=list)
     """In reading order."""
     tables: list[Table] = field(default_factory=list)
     """What has no chart of its own."""
+
+
+def bars(
+    name: str,
+    categories: Iterable[str],
+    values: Iterable[float | None],
+    *,
+    axis: Literal["x", "y"] = "y",
+    digits: int | None = None,
+    style: int | None = None,
+) -> Series:
+    """A bar per category, along an axis; with `digits`, each with its number."""
+    names, numbers = list(categories), list(values)
+    text = ["" if value is None else f"{value:.{digits or 0}f}" for value in numbers]
+    x, y = (numbers, names) if axis == "x" else (names, numbers)
+    text = None if digits is None else text
+    return Series(name=name, x=[*x], y=[*y], mark="bars", axis=axis, style=style, text=text)
 
 
 def bars_of_parts(
@@ -77,33 +100,27 @@ def bars_of_parts(
     categories: Sequence[str],
     digits: int | None = None,
 ) -> tuple[Series, ...]:
-    """A series of bars for each part of the error, over the same categories.
-
-    Args:
-        parts: values by part, one per category.
-        categories: what the bars stand over.
-        digits: decimals of the number on each bar; None: no number.
-    """
+    """`bars` for each part of the error, over the same categories."""
     return tuple(
-        Series(
-            name=PART_LABELS[part],
-            x=list(categories),
-            y=list(values),
-            mark="bars",
-            style=PART_STYLES[part],
-            text=None
-            if digits is None
-            else ["" if value is None else f"{value:.{digits}f}" for value in values],
-        )
+        bars(PART_LABELS[part], categories, values, digits=digits, style=PART_STYLES[part])
         for part, values in parts.items()
     )
 
 
-def width_axis() -> Axis:
-    """The horizontal axis of charts over dictionaries of several widths."""
-    return Axis(title="width: number of latents (log)", log=True)
+WIDTH_AXIS = Axis(title="width: number of latents (log)", log=True)
+"""The horizontal axis of charts over dictionaries of several widths."""
 
 
 def in_words(value: float | None, digits: int = 3, unit: str = "") -> str:
     """A number in a sentence."""
     return "undefined" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def slug(name: str) -> str:
+    """A name as part of a number's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", name)
+
+
+def rounded(values: Iterable[float]) -> list[Value]:
+    """Values of a chart to five significant digits."""
+    return [float(f"{value:.5g}") for value in values]

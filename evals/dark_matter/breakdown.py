@@ -1,4 +1,4 @@
-"""Analysis 4: the FVU of dictionaries of rising width at one L0, cut into what could explain it.
+"""The FVU of dictionaries of rising width at one L0, cut into what could explain it.
 
 With c the asymptote of the fit c + a M^-m over widths M (E13, E14 of arXiv 2410.14670):
 absent features FVU(M) - c, linear error c - mean FVU_nonlinear, nonlinear error mean FVU_nonlinear,
@@ -18,12 +18,10 @@ from saelab.errors import ConfigError
 from saelab.formats.chart import Axis, Chart, ReferenceLine, Series
 from saelab.stats.power_law import PowerLaw, fit_power_law
 
-from .analysis import in_words, width_axis
+from .analysis import WIDTH_AXIS, Values
 
 PAPER_L0 = 60.0
-
 TOLERANCE = 0.2
-
 """How far, relatively, a dictionary's L0 may be from the one at which widths are compared."""
 
 
@@ -37,7 +35,7 @@ class Member:
     """Number of latents."""
     l0: float
     """Measured on the evaluated rows."""
-    values: dict[str, float | int | None]
+    values: Values
     """Every number of its result."""
     token_file: Path
     """Its line per row."""
@@ -67,41 +65,32 @@ class Breakdown:
 
     def charts(self) -> list[Chart]:
         """FVU over width with what the fit makes of it, and how well the asymptote is known."""
-        charts = [self._areas()]
-        if self.fit is not None:
-            charts.append(self._asymptote(self.fit))
-        return charts
+        return [self._areas(), *([] if self.fit is None else [self._asymptote(self.fit)])]
 
     def _areas(self) -> Chart:
         points = {"FVU": "fvu", "FVU_nonlinear": "fvu_nonlinear"}
         if all(member.number("pursuit_fvu_nonlinear") is not None for member in self.members):
             points["FVU_nonlinear, pursuit codes"] = "pursuit_fvu_nonlinear"
-        first, *_, last = self.members
-        stated = "; ".join(
-            f"{label} from {in_words(first.number(name), 4)} at {first.d_sae:,} latents to "
-            f"{in_words(last.number(name), 4)} at {last.d_sae:,}"
-            for label, name in list(points.items())[:2]
-        )
+        measured = [
+            Series(
+                name=label,
+                x=[member.d_sae for member in self.members],
+                y=[member.number(name) for member in self.members],
+                mark="lines+dots",
+                labels=[f"{member.name}, L0 {member.l0:.4g}" for member in self.members],
+                style={"fvu": 0, "fvu_nonlinear": 1}.get(name, 3),
+            )
+            for label, name in points.items()
+        ]
         return Chart(
             name="breakdown",
             title=f"FVU broken down over width, L0 within {TOLERANCE:.0%} of {self.l0:.4g}",
             caption=self._caption(),
-            summary=f"{stated}.",
-            x=width_axis(),
+            x=WIDTH_AXIS,
             y=Axis(title="FVU (share of variance)", low=0),
-            series=(*self._fitted(), *(self._points(*item) for item in points.items())),
+            series=(*self._fitted(), *measured),
             height=460,
             wide=True,
-        )
-
-    def _points(self, label: str, name: str) -> Series:
-        return Series(
-            name=label,
-            x=[member.d_sae for member in self.members],
-            y=[member.number(name) for member in self.members],
-            mark="lines+dots",
-            labels=[f"{member.name}, L0 {member.l0:.4g}" for member in self.members],
-            style={"fvu": 0, "fvu_nonlinear": 1}.get(name, 3),
         )
 
     def _fitted(self) -> list[Series]:
@@ -111,18 +100,16 @@ class Breakdown:
         widths = [member.d_sae for member in self.members]
         at = np.geomspace(min(widths), max(widths), 60)
         curve = self.fit.at(at).tolist()
-        x = at.tolist()
         if self.refused is not None:
-            return [Series(name="fit", x=x, y=curve, style=5, dashed=True)]
-        tops = {
-            "nonlinear error": [self.mean_nonlinear] * len(x),
-            "linear error": [self.fit.c] * len(x),
-            "absent features": curve,
-        }
-        styles = (1, 2, 0)
+            return [Series(name="fit", x=at.tolist(), y=curve, style=5, dashed=True)]
+        tops = (
+            ("nonlinear error", [self.mean_nonlinear] * len(at), 1),
+            ("linear error", [self.fit.c] * len(at), 2),
+            ("absent features", curve, 0),
+        )
         return [
-            Series(name=name, x=list(x), y=top, style=style, filled=True)
-            for (name, top), style in zip(tops.items(), styles, strict=True)
+            Series(name=name, x=at.tolist(), y=[*top], style=style, filled=True)
+            for name, top, style in tops
         ]
 
     def _caption(self) -> str:
@@ -155,8 +142,6 @@ class Breakdown:
             "lines: the 95 % profile interval (F-test of one parameter against "
             f"{left} degree{'' if left == 1 else 's'} of freedom). Left of the mean FVU_nonlinear "
             "the areas of the breakdown would cross.",
-            summary=f"Residual against c: best {fit.rms:.3g} at c = {fit.c:.4f}, interval "
-            f"{fit.c_low:.4f} to {fit.c_high:.4f}; {fit.profile_rms[0]:.3g} at c = 0.",
             x=Axis(title="asymptote c (FVU at infinite width)"),
             y=Axis(title="residual (root mean square, FVU)", low=0),
             series=(
@@ -193,14 +178,14 @@ def break_down(members: Sequence[Member], l0: float | None) -> Breakdown:
             + f" among {len({member.d_sae for member in members})} widths given: train more "
             "widths at the same L0, or give another --breakdown-l0"
         )
-    nonlinear = [float(member.values["fvu_nonlinear"] or 0.0) for member in chosen]
-    mean = sum(nonlinear) / len(nonlinear)
+    fvu, nonlinear = (
+        np.array([member.number(name) or 0.0 for member in chosen])
+        for name in ("fvu", "fvu_nonlinear")
+    )
+    mean = float(nonlinear.mean())
     fit, refused = None, None
     try:
-        fit = fit_power_law(
-            np.array([float(member.d_sae) for member in chosen]),
-            np.array([float(member.values["fvu"] or 0.0) for member in chosen]),
-        )
+        fit = fit_power_law(np.array([float(member.d_sae) for member in chosen]), fvu)
     except ConfigError as error:
         refused = f"no areas are drawn: {error}"
     if fit is not None and fit.c < mean:

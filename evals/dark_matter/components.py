@@ -9,7 +9,6 @@ settings explains the linear error, the nonlinear error, or all of it.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +27,22 @@ from saelab.dictionary.error_rows import (
 )
 from saelab.errors import ConfigError
 from saelab.formats.chart import Axis, Chart, Series
-from saelab.stats.metrics import ReconstructionStatistics, SparsityStatistics
+from saelab.stats.metrics import Moments, ReconstructionStatistics, SparsityStatistics
 
-from .analysis import PART_LABELS, PART_STYLES, AnalysisResult, Context, Meaning
+from .analysis import (
+    COMPONENT_WORDS,
+    PART_LABELS,
+    PART_STYLES,
+    AnalysisResult,
+    Context,
+    Finding,
+    slug,
+)
 
 logger = logging.getLogger(__name__)
+
+SETTINGS = ("method", "d_sae", "target_l0", "n_tokens", "seed")
+"""Settings of a training that a comparison holds equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +54,7 @@ class ComponentScore:
     component: ErrorComponent
     """What it was trained on."""
     settings: dict[str, Any]
-    """Of its training: method, d_sae, target_l0, n_tokens, seed."""
+    """Of its training, by the names of `SETTINGS`."""
     fvu: float
     """On held-out rows of the component, about their own mean."""
     l0: float
@@ -74,21 +84,21 @@ def check_components(
         ConfigError: one was not.
     """
     problems = []
-    for one in components:
-        origin = one.made_from.get(ORIGIN_KEY)
+    for trained in components:
+        origin, folder = trained.made_from.get(ORIGIN_KEY), trained.folder
         if origin is None:
             problems.append(
-                f"component_dictionaries: {one.folder} was trained on activations, not on a "
+                f"component_dictionaries: {folder} was trained on activations, not on a "
                 "component of an error: train it with --error-component"
             )
         elif origin.get("component") not in ERROR_COMPONENTS:
             problems.append(
-                f"component_dictionaries: {one.folder} records the unknown component "
+                f"component_dictionaries: {folder} records the unknown component "
                 f"{origin.get('component')!r}"
             )
         elif origin["dictionary_hash"] != saved.content_hash:
             problems.append(
-                f"component_dictionaries: {one.folder} was trained on the errors of "
+                f"component_dictionaries: {folder} was trained on the errors of "
                 f"{origin['dictionary']!r} (content hash {origin['dictionary_hash'][:12]}…), not "
                 f"on those of {saved.folder} ({saved.content_hash[:12]}…)"
             )
@@ -96,7 +106,7 @@ def check_components(
             logger.warning(
                 "%s was trained with another probe of the same dictionary than the one it is "
                 "judged with: its FVU is on slightly other rows",
-                one.folder,
+                folder,
             )
     if problems:
         raise ConfigError(problems)
@@ -109,51 +119,35 @@ def measure_components(
     components: Sequence[SavedDictionary],
     batches: Iterable[Tensor],
 ) -> ComponentFindings:
-    """Run every dictionary over held-out rows of its component.
-
-    Args:
-        saved: the dictionary whose error it is.
-        probe: fitted to its errors on other rows.
-        components: dictionaries trained on them.
-        batches: held-out activations, [rows, d_in] each.
+    """Run every dictionary over held-out activations, turned into its component.
 
     Raises:
         ConfigError: a dictionary that was trained on something else.
         ActivationError: no rows, or rows that do not vary.
     """
     check_components(saved, probe, components)
-    d_in = saved.dictionary.d_in
-    device = saved.dictionary.W_dec.device
-    activations = ReconstructionStatistics(d_in, device=device)
-    own: dict[ErrorComponent, ReconstructionStatistics] = {
-        part: ReconstructionStatistics(d_in, device=device) for part in ERROR_COMPONENTS
-    }
+    d_in, device = saved.dictionary.d_in, saved.dictionary.W_dec.device
+    variances = {name: Moments(d_in, device=device) for name in ("activations", *ERROR_COMPONENTS)}
+    turned = {part: ErrorRows(saved, probe, part) for part in ERROR_COMPONENTS}
     fits = [ReconstructionStatistics(d_in, device=device) for _ in components]
-    codes_of = [SparsityStatistics(one.dictionary.d_sae, device) for one in components]
-    turn: dict[ErrorComponent, ErrorRows] = {
-        part: ErrorRows(saved, probe, part) for part in ERROR_COMPONENTS
-    }
+    sparsity = [SparsityStatistics(trained.dictionary.d_sae, device) for trained in components]
     for batch in batches:
         x = batch.to(device)
-        activations.update(x, torch.zeros_like(x))
-        rows = {part: turned(x) for part, turned in turn.items()}
-        for part in ERROR_COMPONENTS:
-            own[part].update(rows[part], torch.zeros_like(x))
-        for place, one in enumerate(components):
-            errors = rows[component_of(one)]
-            codes = one.dictionary.encode(errors)
-            fits[place].update(errors, one.dictionary.decode(codes))
-            codes_of[place].update(codes)
-    variance = float(activations.moments.deviation().sum())
+        rows = {"activations": x, **{part: errors(x) for part, errors in turned.items()}}
+        for name, moments in variances.items():
+            moments.update(rows[name])
+        for trained, fit, codes_seen in zip(components, fits, sparsity, strict=True):
+            errors = rows[component_of(trained)]
+            codes = trained.dictionary.encode(errors)
+            fit.update(errors, trained.dictionary.decode(codes))
+            codes_seen.update(codes)
+    total, *shares = (float(moments.deviation().sum()) for moments in variances.values())
     return ComponentFindings(
-        scores=[
-            _score(one, fit, codes)
-            for one, fit, codes in zip(components, fits, codes_of, strict=True)
-        ],
+        scores=[_score(*item) for item in zip(components, fits, sparsity, strict=True)],
         variance_share={
-            part: float(found.moments.deviation().sum()) / variance for part, found in own.items()
+            part: share / total for part, share in zip(ERROR_COMPONENTS, shares, strict=True)
         },
-        n_rows=activations.n_rows,
+        n_rows=variances["activations"].n_rows,
     )
 
 
@@ -165,79 +159,54 @@ def component_of(saved: SavedDictionary) -> ErrorComponent:
 def _score(
     saved: SavedDictionary, fit: ReconstructionStatistics, codes: SparsityStatistics
 ) -> ComponentScore:
-    training = saved.manifest["config"]
+    recorded = {
+        **saved.manifest["config"],
+        "d_sae": saved.dictionary.d_sae,
+        "seed": saved.manifest.get("seed"),
+    }
     density = codes.density()
     return ComponentScore(
         name=saved.name,
         component=component_of(saved),
-        settings={
-            "method": training.get("method"),
-            "d_sae": saved.dictionary.d_sae,
-            "target_l0": training.get("target_l0"),
-            "n_tokens": training.get("n_tokens"),
-            "seed": saved.manifest.get("seed"),
-        },
+        settings={name: recorded.get(name) for name in SETTINGS},
         fvu=float(fit.values()["fvu"]),
         l0=float(density.sum()),
         dead=float((density == 0).double().mean()),
     )
 
 
-WORDS: dict[ErrorComponent, str] = {
-    "error": "the error",
-    "linear": "the linear error",
-    "nonlinear": "the nonlinear error",
-}
-
-
-def meanings(findings: ComponentFindings) -> dict[str, Meaning]:
-    """Unit and sentence of every value."""
-    found = {
-        f"component_variance_share_{part}": Meaning(
-            "1",
-            f"Variance of {words} over the variance of the activations, pooled over dimensions, on "
-            f"{findings.n_rows:,} held-out rows.",
-        )
-        for part, words in WORDS.items()
-    }
-    for score in findings.scores:
-        words, key = WORDS[score.component], _key(score)
-        trained = ", ".join(f"{name} {value}" for name, value in score.settings.items())
-        found[f"component_fvu_{key}"] = Meaning(
-            "1",
-            f"FVU of {words} by a dictionary trained on it ({trained}), on {findings.n_rows:,} "
-            "held-out rows. Compare dictionaries of equal settings only.",
-        )
-        found[f"component_l0_{key}"] = Meaning(
-            "latents per row", f"Mean active latents of that dictionary on {words}."
-        )
-        found[f"component_dead_{key}"] = Meaning(
-            "1", f"Share of its latents never active on these rows of {words}."
-        )
-    return found
-
-
-def values(findings: ComponentFindings) -> dict[str, float | int | None]:
+def numbers(findings: ComponentFindings) -> dict[str, Finding]:
     """Every number by name."""
-    found: dict[str, float | int | None] = {
-        f"component_variance_share_{part}": findings.variance_share[part] for part in WORDS
+    rows = f"on {findings.n_rows:,} held-out rows"
+    by_name = {
+        f"component_variance_share_{part}": Finding(
+            findings.variance_share[part],
+            f"Variance of {words} over the variance of the activations, pooled over dimensions, "
+            f"{rows}.",
+        )
+        for part, words in COMPONENT_WORDS.items()
     }
     for score in findings.scores:
-        key = _key(score)
-        found[f"component_fvu_{key}"] = score.fvu
-        found[f"component_l0_{key}"] = score.l0
-        found[f"component_dead_{key}"] = score.dead
-    return found
+        words = COMPONENT_WORDS[score.component]
+        key = f"{score.component}_{slug(score.name)}"
+        trained = ", ".join(f"{name} {value}" for name, value in score.settings.items())
+        by_name[f"component_fvu_{key}"] = Finding(
+            score.fvu,
+            f"FVU of {words} by a dictionary trained on it ({trained}), {rows}. Compare "
+            "dictionaries of equal settings only.",
+        )
+        by_name[f"component_l0_{key}"] = Finding(
+            score.l0, f"Mean active latents of that dictionary on {words}.", "latents per row"
+        )
+        by_name[f"component_dead_{key}"] = Finding(
+            score.dead, f"Share of its latents never active on these rows of {words}."
+        )
+    return by_name
 
 
 def _settings(score: ComponentScore) -> str:
     s = score.settings
     return f"{s['method']}, {s['d_sae']} latents, k {s['target_l0']}, {s['n_tokens']} rows"
-
-
-def _key(score: ComponentScore) -> str:
-    name = re.sub(r"[^A-Za-z0-9]+", "_", score.name)
-    return f"{score.component}_{name}"
 
 
 def components_chart(findings: ComponentFindings) -> Chart:
@@ -289,7 +258,6 @@ def components_result(context: Context) -> AnalysisResult:
     findings = measure_components(saved, context.probe, loaded, batches)
     return AnalysisResult(
         "Dictionaries trained on the parts",
-        values(findings),
-        meanings(findings),
+        numbers(findings),
         [components_chart(findings)],
     )

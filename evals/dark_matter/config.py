@@ -8,6 +8,8 @@ from typing import Literal
 
 from saelab.errors import ConfigError
 
+from ..suite import HeldOutConfig
+
 Analysis = Literal[
     "linear",
     "norm-test",
@@ -23,7 +25,7 @@ DEFAULT_ANALYSES: tuple[Analysis, ...] = ("linear", "norm-test", "directions", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class DarkMatterConfig:
+class DarkMatterConfig(HeldOutConfig):
     """Which analyses of a dictionary's error to run, on which rows, and where the results go.
 
     Text, context length, token filter and norm ceiling are the dictionary's own unless overridden.
@@ -67,35 +69,18 @@ class DarkMatterConfig:
     """Dictionaries that were trained on the parts of a dictionary's error, for "components"."""
     batch_contexts: int = 8
     """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
-    text_source: str | None = None
-    """Text in place of the dictionary's own (a source that `saelab.text` reads). None: its own."""
-    text_field: str | None = None
-    """Field that holds the text in `text_source`. None: as the dictionary recorded it."""
-    context_length: int | None = None
-    """Tokens in a context of held-out text. None: as in training."""
-    model: str | None = None
-    """Where the dictionary's language model lies, if not under its recorded name. None: there."""
-    model_dtype: Literal["bfloat16", "float32", "float16"] | None = None
-    """Dtype the model computes in. None: as in training."""
-    device: str = "auto"
-    """Device of model and dictionaries: `auto`, `cpu`, `cuda`."""
     out: Path | None = None
     """Folder for the results; one folder per dictionary in it where there are several, and the
     family's report beside them. None: the folder `evals` in each dictionary, and the family's
     report in that of the first."""
-    overwrite: bool = False
-    """Replace an existing result."""
 
     def __post_init__(self) -> None:
+        least = {"n_tokens": 1, "n_downstream_tokens": 1, "n_synthetic_rows": 1}
+        least |= {"n_loss_tokens": 0, "first_position": 0, "seed": 0}
         problems = [
-            f"{name}: {value} is below 1"
-            for name in ("n_tokens", "batch_contexts", "n_downstream_tokens", "n_synthetic_rows")
-            if (value := getattr(self, name)) < 1
-        ]
-        problems += [
-            f"{name}: {value} is below 0"
-            for name in ("n_loss_tokens", "first_position", "seed")
-            if (value := getattr(self, name)) is not None and value < 0
+            f"{name}: {value} is below {lowest}"
+            for name, lowest in least.items()
+            if (value := getattr(self, name)) is not None and value < lowest
         ]
         if not 0 < self.train_fraction < 1:
             problems.append(f"train_fraction: {self.train_fraction} is not between 0 and 1")
@@ -103,28 +88,21 @@ class DarkMatterConfig:
             problems.append(f"ridge: {self.ridge} is not at least 0 and below 1")
         if self.breakdown_l0 is not None and self.breakdown_l0 <= 0:
             problems.append(f"breakdown_l0: {self.breakdown_l0} is not above 0")
-        if self.context_length is not None and self.context_length < 2:
-            problems.append(f"context_length: {self.context_length} is below 2 tokens")
         if self.cache is not None and self.context_length is not None:
             problems.append("context_length: a cache has its own; give one or the other")
-        problems += self._missing()
-        if problems:
-            raise ConfigError(problems)
-
-    def _missing(self) -> list[str]:
-        """What an analysis needs and was not given."""
-        found = []
-        if "linear-maps" in self.analyses and not self.sources:
-            found.append(
+        if self.wants("linear-maps") and not self.sources:
+            problems.append(
                 "sources: the analysis linear-maps needs dictionaries of other hook points, such "
                 "as an earlier layer's: name their folders with --sources"
             )
-        if "components" in self.analyses and not self.component_dictionaries:
-            found.append(
+        if self.wants("components") and not self.component_dictionaries:
+            problems.append(
                 "component_dictionaries: the analysis components needs dictionaries trained on the "
                 "parts of the error: name their folders with --component-dictionaries"
             )
-        return found
+        problems += self.problems()
+        if problems:
+            raise ConfigError(problems)
 
     def wants(self, analysis: Analysis) -> bool:
         """Whether an analysis was asked for."""

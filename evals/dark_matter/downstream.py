@@ -14,7 +14,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -24,20 +26,19 @@ from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataSpec, held_out_batches, site_rows, splice_at
 from saelab.dictionary.decomposition import Decomposition, ErrorProbe, decompose
 from saelab.errors import ActivationError
-from saelab.formats.chart import Axis, Chart, Series
+from saelab.formats.chart import Axis, Chart
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.stats.metrics import kl_divergence
 from saelab.stats.seeds import seeded_generator
 
 from ..core.losses import summed_loss
-from .analysis import AnalysisResult, Context, Meaning, bars_of_parts, in_words
+from .analysis import AnalysisResult, Context, Finding, bars, bars_of_parts, in_words
 from .rows import CONTEXT_TEST, cells_of
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("linear", "nonlinear")
-
 CONTROLS = ("random", "shuffled")
 
 
@@ -53,6 +54,13 @@ class LiveParts:
         """The linear or the nonlinear error."""
         return self.parts.linear_error if name == "linear" else self.parts.nonlinear_error
 
+    def plus(self, part: str, control: str = "") -> Float[Tensor, "rows d_in"]:
+        """The reconstruction with a part of the error added, or with a control of that part."""
+        added = self.part(part)
+        if control:
+            added = self.random(added) if control == "random" else self.shuffled(added)
+        return self.parts.reconstruction + added
+
     def random(self, like: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
         """Vectors of the same norms in random directions."""
         drawn = torch.randn(like.shape, generator=self.generator).to(like)
@@ -64,29 +72,51 @@ class LiveParts:
         return _with_norms_of(part[order], part)
 
 
-CONDITIONS: dict[str, Callable[[LiveParts], Tensor]] = {
-    "identity": lambda live: (
-        live.parts.reconstruction + live.parts.linear_error + live.parts.nonlinear_error
+class Condition(NamedTuple):
+    """What replaces a row."""
+
+    label: str
+    """For a chart."""
+    words: str
+    """For a definition."""
+    replacement: Callable[[LiveParts], Tensor]
+
+
+CONDITIONS = {
+    "identity": Condition(
+        "both parts added",
+        "the reconstruction with both parts of the error added, which is the activation",
+        lambda live: live.plus("linear") + live.part("nonlinear"),
     ),
-    "sae": lambda live: live.parts.reconstruction,
-    "sae_linear": lambda live: live.parts.reconstruction + live.parts.linear_error,
-    "sae_nonlinear": lambda live: live.parts.reconstruction + live.parts.nonlinear_error,
-    "random_error": lambda live: live.activations + live.random(live.parts.error),
-    "sae_linear_random": lambda live: (
-        live.parts.reconstruction + live.random(live.parts.linear_error)
+    "sae": Condition(
+        "reconstruction", "the reconstruction", lambda live: live.parts.reconstruction
     ),
-    "sae_linear_shuffled": lambda live: (
-        live.parts.reconstruction + live.shuffled(live.parts.linear_error)
-    ),
-    "sae_nonlinear_random": lambda live: (
-        live.parts.reconstruction + live.random(live.parts.nonlinear_error)
-    ),
-    "sae_nonlinear_shuffled": lambda live: (
-        live.parts.reconstruction + live.shuffled(live.parts.nonlinear_error)
+    **{
+        f"sae_{part}": Condition(
+            f"+ {part} error",
+            f"the reconstruction with the {part} error added",
+            partial(LiveParts.plus, part=part),
+        )
+        for part in PARTS
+    },
+    "random_error": Condition(
+        "activation + random, error's norm",
+        "the activation moved in a random direction by the norm of its error",
+        lambda live: live.activations + live.random(live.parts.error),
     ),
 }
-
-"""What takes the place of a row, by condition."""
+for _part in PARTS:
+    CONDITIONS[f"sae_{_part}_random"] = Condition(
+        f"+ random, {_part}'s norm",
+        f"the reconstruction with a random vector of the {_part} error's norm added",
+        partial(LiveParts.plus, part=_part, control="random"),
+    )
+    CONDITIONS[f"sae_{_part}_shuffled"] = Condition(
+        f"+ another row's {_part} error",
+        f"the reconstruction with another row's {_part} error, at this row's norm",
+        partial(LiveParts.plus, part=_part, control="shuffled"),
+    )
+"""What replaces a row, by condition."""
 
 
 @dataclass
@@ -135,26 +165,21 @@ def measure_downstream(
     """Run the model on held-out text untouched and under every condition.
 
     Args:
-        model: of the dictionary.
-        data spec: which rows of which text are replaced.
-        saved: the dictionary.
-        probe: fitted to its errors on other rows.
+        spec: which rows of which text are replaced.
+        probe: fitted to the dictionary's errors on other rows.
         n_tokens: tokens of text, rounded up to contexts.
-        batch_contexts: contexts in one forward pass.
         first_position: rows at earlier positions are left alone and not counted; the paper has 200.
         seed: draws the controls, and which contexts the probe was fitted on.
         train_fraction: share of the contexts of this text that the probe was fitted on; they are
-            left out, as `split.cells_of` draws them. None: it was fitted on other text.
+            left out, as `cells_of` draws them. None: it was fitted on other text.
 
     Raises:
         ActivationError: activations or losses that are not finite, or no context is left.
         TextError: the held-out text does not fill one context.
     """
-    before = {p for p in spec.token_filter.exclude_positions if p >= first_position}
-    rule = replace(
-        spec.token_filter, exclude_positions=tuple(sorted({*range(first_position), *before}))
-    )
-    spec = replace(spec, token_filter=rule)
+    excluded = {*range(first_position), *spec.token_filter.exclude_positions}
+    token_filter = replace(spec.token_filter, exclude_positions=tuple(sorted(excluded)))
+    spec = replace(spec, token_filter=token_filter)
     weight = ErrorProbe(probe.weight.float(), probe.bias.float())
     findings = DownstreamFindings(first_position=first_position)
     contexts = _unseen_contexts(model, spec, seed, train_fraction)
@@ -185,12 +210,13 @@ def _unseen_contexts(
     # Reading stops when enough contexts are there.
     batches = held_out_batches(model, spec, 1 << 60, 1)
     for index, tokens in enumerate(batches):
-        if train_fraction is not None:
-            place = torch.tensor([index])
-            cell = cells_of(place, place * 0, seed=seed, train_fraction=train_fraction)
-            if int(cell) not in CONTEXT_TEST:
-                continue
-        yield tokens
+        context = torch.tensor([index])
+        if (
+            train_fraction is None
+            or int(cells_of(context, context * 0, seed=seed, train_fraction=train_fraction))
+            in CONTEXT_TEST
+        ):
+            yield tokens
 
 
 def _add_batch(
@@ -212,7 +238,8 @@ def _add_batch(
         live = LiveParts(decompose(saved.dictionary, probe, rows.inputs), rows.inputs, generator)
         if name == "identity":
             _add_norms(findings, live)
-        output = model.run(tokens, splice_at(model, spec.site, rows.keep, condition(live)))
+        replacement = condition.replacement(live)
+        output = model.run(tokens, splice_at(model, spec.site, rows.keep, replacement))
         findings.loss[name] += summed_loss(output.loss[:, first:])
         findings.kl[name] += kl_divergence(clean_logits, output.logits[:, first:-1]).sum().item()
     findings.n_contexts += tokens.shape[0]
@@ -230,7 +257,7 @@ def _add_norms(findings: DownstreamFindings, live: LiveParts) -> None:
         findings.squares[name] += float(part.square().sum())
         findings.norms[name] += float(part.sum())
         findings.norm_ratios[name] += float((part[has_error] / norm[has_error]).sum())
-    together = CONDITIONS["identity"](live).double()
+    together = CONDITIONS["identity"].replacement(live).double()
     deviation = (x - together).norm(dim=1) / x.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
     findings.identity_deviation = max([findings.identity_deviation, *deviation.tolist()])
     findings.n_rows += len(x)
@@ -243,129 +270,91 @@ def _with_norms_of(vectors: Tensor, like: Tensor) -> Tensor:
     return vectors * (wanted / norms.clamp(min=torch.finfo(vectors.dtype).tiny))
 
 
-SPLICED = {
-    "identity": "the reconstruction with both parts of the error added, which is the activation",
-    "sae": "the reconstruction",
-    "sae_linear": "the reconstruction with the linear error added",
-    "sae_nonlinear": "the reconstruction with the nonlinear error added",
-    "random_error": "the activation moved in a random direction by the norm of its error",
-    "sae_linear_random": "the reconstruction with a random vector of the linear error's norm added",
-    "sae_linear_shuffled": "the reconstruction with another row's linear error, at this row's norm",
-    "sae_nonlinear_random": (
-        "the reconstruction with a random vector of the nonlinear error's norm added"
-    ),
-    "sae_nonlinear_shuffled": (
-        "the reconstruction with another row's nonlinear error, at this row's norm"
-    ),
-}
-
-SCOPE = "over {downstream_n_positions:,} predicted positions of held-out text"
-
-
-def meanings(findings: DownstreamFindings) -> dict[str, Meaning]:
-    """Unit and sentence of every value."""
-    scope = SCOPE.format(downstream_n_positions=findings.n_positions)
+def numbers(findings: DownstreamFindings) -> dict[str, Finding]:
+    """Every number by name; None where the reconstruction adds no loss or no error."""
+    n, added = findings.n_positions, findings.loss["sae"] - findings.original
+    scope = f"over {n:,} predicted positions of held-out text"
     if findings.first_position:
         scope += f" from position {findings.first_position} on, the earlier ones untouched"
-    found = {
-        "downstream_loss_original": Meaning(
-            "nats per token", f"Mean next-token loss of the untouched model, {scope}."
+    nats = "nats per token"
+    text = f"Mean next-token loss of the untouched model, {scope}."
+    by_name = {"downstream_loss_original": Finding(findings.original / n, text, nats)}
+    for name, condition in CONDITIONS.items():
+        words = condition.words
+        by_name[f"downstream_loss_{name}"] = Finding(
+            findings.loss[name] / n,
+            f"Mean next-token loss with {words} in place of each row, {scope}.",
+            nats,
         )
-    }
-    for name, words in SPLICED.items():
-        found[f"downstream_loss_{name}"] = Meaning(
-            "nats per token", f"Mean next-token loss with {words} in place of each row, {scope}."
+        by_name[f"downstream_kl_{name}"] = Finding(
+            findings.kl[name] / n,
+            f"Mean KL(original || spliced) with {words} in place, {scope}.",
+            nats,
         )
-        found[f"downstream_kl_{name}"] = Meaning(
-            "nats per token", f"Mean KL(original || spliced) with {words} in place, {scope}."
-        )
-    found["downstream_identity_deviation"] = Meaning(
-        "1",
+    by_name["downstream_identity_deviation"] = Finding(
+        findings.identity_deviation,
         "Largest norm of activation − (reconstruction + linear + nonlinear error) over the "
         "activation's norm: rounding only.",
     )
-    found["downstream_random_error_ratio"] = Meaning(
-        "1",
+    random = findings.loss["random_error"] - findings.original
+    by_name["downstream_random_error_ratio"] = Finding(
+        random / added if added > 0 else None,
         "Loss added by a random error of each row's own error norm over the loss added by the "
         "reconstruction; below 1, the dictionary's errors hurt more than random ones as long.",
     )
-    for part in PARTS:
-        found |= _part_definitions(part)
-    found["downstream_n_positions"] = Meaning("positions", "Predicted positions, as above.")
-    found["downstream_n_rows"] = Meaning("rows", "Rows replaced in each condition.")
-    return found
+    for part, remaining in zip(PARTS, reversed(PARTS), strict=True):
+        by_name |= _numbers_of_part(findings, part, remaining)
+    by_name["downstream_n_positions"] = Finding(n, "Predicted positions, as above.", "positions")
+    by_name["downstream_n_rows"] = Finding(
+        findings.n_rows, "Rows replaced in each condition.", "rows"
+    )
+    return by_name
 
 
-def _part_definitions(part: str) -> dict[str, Meaning]:
-    other = PARTS[1 - PARTS.index(part)]
-    found = {
-        f"downstream_recovered_ce_{part}": Meaning(
-            "%",
+def _numbers_of_part(findings: DownstreamFindings, part: str, remaining: str) -> dict[str, Finding]:
+    """What adding one part of the error takes back; what then remains is the second part."""
+    loss, squares, norms = findings.loss, findings.squares, findings.norms
+    added = loss["sae"] - findings.original
+
+    def taken_back(condition: str) -> float | None:
+        return _percent(loss["sae"] - loss[condition], added)
+
+    kept = taken_back(f"sae_{remaining}")
+    shares = {
+        f"downstream_recovered_ce_{part}": (
+            taken_back(f"sae_{part}"),
             f"Share of the loss that the reconstruction adds which adding the {part} error takes "
             "back: 100 (CE_sae − CE_part) / (CE_sae − CE_original). The shares of the two parts "
             "need not add up to 100.",
         ),
-        f"downstream_removed_ce_{part}": Meaning(
-            "%",
+        f"downstream_removed_ce_{part}": (
+            None if kept is None else 100 - kept,
             f"Loss added by taking the {part} error away from the activation (which leaves the "
-            f"reconstruction and the {other} error), as a share of what the reconstruction adds.",
+            f"reconstruction and the {remaining} error), as a share of what the reconstruction "
+            "adds.",
         ),
-        f"downstream_recovered_r_squared_{part}": Meaning(
-            "%",
+        f"downstream_recovered_r_squared_{part}": (
+            _percent(squares["error"] - squares[remaining], squares["error"]),
             f"Share of the summed squared error that adding the {part} error takes back: "
             "100 (R²_sae − R²_part) / (R²_sae − 1), R² pooled over dimensions.",
         ),
-        f"downstream_norm_share_{part}": Meaning(
-            "%", f"Mean norm of the {part} error over the mean norm of the error."
+        f"downstream_norm_share_{part}": (
+            _percent(norms[part], norms["error"]),
+            f"Mean norm of the {part} error over the mean norm of the error.",
         ),
-        f"downstream_norm_share_per_row_{part}": Meaning(
-            "%", f"Mean over rows of the norm of the {part} error over the norm of the error."
+        f"downstream_norm_share_per_row_{part}": (
+            _percent(findings.norm_ratios[part], findings.n_rows_with_error),
+            f"Mean over rows of the norm of the {part} error over the norm of the error.",
         ),
     }
     for control in CONTROLS:
-        found[f"downstream_recovered_ce_{part}_{control}"] = Meaning(
-            "%",
-            f"As downstream_recovered_ce_{part}, with {SPLICED[f'sae_{part}_{control}']}: a "
-            "control, which a part worth anything exceeds.",
+        name = f"sae_{part}_{control}"
+        shares[f"downstream_recovered_ce_{part}_{control}"] = (
+            taken_back(name),
+            f"As downstream_recovered_ce_{part}, with {CONDITIONS[name].words}: a control, which a "
+            "part worth anything exceeds.",
         )
-    return found
-
-
-def values(findings: DownstreamFindings) -> dict[str, float | int | None]:
-    """Every number by name; None where the reconstruction adds no loss or no error."""
-    n, added = findings.n_positions, findings.loss["sae"] - findings.original
-    found: dict[str, float | int | None] = {"downstream_loss_original": findings.original / n}
-    for name in CONDITIONS:
-        found[f"downstream_loss_{name}"] = findings.loss[name] / n
-        found[f"downstream_kl_{name}"] = findings.kl[name] / n
-    found["downstream_identity_deviation"] = findings.identity_deviation
-    found["downstream_random_error_ratio"] = (
-        (findings.loss["random_error"] - findings.original) / added if added > 0 else None
-    )
-
-    def back(condition: str) -> float | None:
-        return (
-            100 * (findings.loss["sae"] - findings.loss[condition]) / added if added > 0 else None
-        )
-
-    squares, norms = findings.squares, findings.norms
-    for part, other in zip(PARTS, reversed(PARTS), strict=True):
-        found[f"downstream_recovered_ce_{part}"] = back(f"sae_{part}")
-        kept = back(f"sae_{other}")
-        found[f"downstream_removed_ce_{part}"] = None if kept is None else 100 - kept
-        # What is left of the error once a part is added is the other part.
-        found[f"downstream_recovered_r_squared_{part}"] = _percent(
-            squares["error"] - squares[other], squares["error"]
-        )
-        found[f"downstream_norm_share_{part}"] = _percent(norms[part], norms["error"])
-        found[f"downstream_norm_share_per_row_{part}"] = _percent(
-            findings.norm_ratios[part], findings.n_rows_with_error
-        )
-        for control in CONTROLS:
-            found[f"downstream_recovered_ce_{part}_{control}"] = back(f"sae_{part}_{control}")
-    found["downstream_n_positions"] = n
-    found["downstream_n_rows"] = findings.n_rows
-    return found
+    return {name: Finding(share, text, "%") for name, (share, text) in shares.items()}
 
 
 def _percent(above: float, below: float | int) -> float | None:
@@ -386,9 +375,10 @@ def _recovery_chart(findings: DownstreamFindings) -> Chart:
         "recovered_ce_{}_random": "control: loss, random vector",
         "recovered_ce_{}_shuffled": "control: loss, other row's",
     }
-    known = values(findings)
+    known = numbers(findings)
     shares = {
-        part: [known[f"downstream_{name.format(part)}"] for name in measures] for part in PARTS
+        part: [known[f"downstream_{name.format(part)}"].value for name in measures]
+        for part in PARTS
     }
     stated = "; ".join(
         f"{name}: linear {in_words(linear, 0, ' %')}, nonlinear {in_words(nonlinear, 0, ' %')}"
@@ -413,36 +403,21 @@ def _recovery_chart(findings: DownstreamFindings) -> Chart:
 
 
 def _losses_chart(findings: DownstreamFindings) -> Chart:
-    labels = {
-        "identity": "both parts added",
-        "sae": "reconstruction",
-        "sae_linear": "+ linear error",
-        "sae_nonlinear": "+ nonlinear error",
-        "random_error": "activation + random, error's norm",
-        "sae_linear_random": "+ random, linear's norm",
-        "sae_linear_shuffled": "+ another row's linear error",
-        "sae_nonlinear_random": "+ random, nonlinear's norm",
-        "sae_nonlinear_shuffled": "+ another row's nonlinear error",
-    }
+    labels = [condition.label for condition in CONDITIONS.values()]
     n = findings.n_positions
-    added = [(findings.loss[name] - findings.original) / n for name in labels]
-    kl = [findings.kl[name] / n for name in labels]
-    stated = "; ".join(
-        f"{label}: loss +{loss:.4f}, KL {divergence:.4f}"
-        for label, loss, divergence in zip(labels.values(), added, kl, strict=True)
-    )
+    added = [(loss - findings.original) / n for loss in findings.loss.values()]
+    kl = [divergence / n for divergence in findings.kl.values()]
     return Chart(
         name="downstream_losses",
         title="What each replacement costs the model",
         caption=f"Mean next-token loss above the untouched model's {findings.original / n:.4f} "
         f"nats, and mean KL(original || spliced), over {n:,} predicted positions. "
         "'Both parts added' is the activation again and costs rounding only.",
-        summary=f"Bars in nats per token: {stated}.",
         x=Axis(title="nats per token"),
         y=Axis(title="in place of the activation"),
-        series=tuple(
-            Series(name=name, x=list(costs), y=list(labels.values()), mark="bars", axis="x")
-            for name, costs in (("loss added", added), ("KL from the original", kl))
+        series=(
+            bars("loss added", labels, added, axis="x"),
+            bars("KL from the original", labels, kl, axis="x"),
         ),
         height=460,
         wide=True,
@@ -465,9 +440,4 @@ def downstream_result(context: Context) -> AnalysisResult:
         # With a cache the probe was fitted on other text than is spliced here.
         train_fraction=config.train_fraction if config.cache is None else None,
     )
-    return AnalysisResult(
-        "Spliced into the model",
-        values(findings),
-        meanings(findings),
-        downstream_charts(findings),
-    )
+    return AnalysisResult("Spliced into the model", numbers(findings), downstream_charts(findings))

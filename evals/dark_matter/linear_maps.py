@@ -10,26 +10,26 @@ One pass collects the moments of all regressors together; every map takes its pa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary, load_dictionary
-from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of, held_out_batches, select
+from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of, held_out_batches
 from saelab.dictionary.decomposition import ErrorProbe, decompose
 from saelab.errors import ActivationError, ArtifactError, ConfigError
 from saelab.formats.chart import Axis, Chart
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 
-from .analysis import AnalysisResult, Context, Meaning, bars_of_parts, in_words
+from .analysis import COMPONENT_WORDS, AnalysisResult, Context, Finding, bars_of_parts, slug
 from .config import DarkMatterConfig
 from .regression import RIDGE, RegressionMoments, RegressionStatistics
-from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS, cells_of
+from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS, captured_rows, cells_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,38 +54,32 @@ def source_data_specs(
 ) -> dict[str, tuple[SavedDictionary, DataSpec]]:
     """Name the sources by their hook points and check that each fits the judged one's model.
 
-    Args:
-        model: of all of them.
-        data spec: of the judged dictionary.
-        sources: dictionaries of other hook points.
-        config: settings of the suite.
-
     Raises:
         ArtifactError: a source of another model.
         ConfigError: two sources of one hook point, or one of the judged hook point itself.
     """
-    found: dict[str, tuple[SavedDictionary, DataSpec]] = {}
+    named: dict[str, tuple[SavedDictionary, DataSpec]] = {}
     for saved in sources:
-        name, own = saved.hook_point, data_spec_of(saved, config)
+        name, source_spec = saved.hook_point, data_spec_of(saved, config)
         if name == spec.hook_point:
             raise ConfigError(
                 f"sources: {saved.folder} is of {name}, the hook point that is judged: its own "
                 "output is a control that is always there; give other hook points"
             )
-        if name in found:
+        if name in named:
             raise ConfigError(
-                f"sources: {found[name][0].folder} and {saved.folder} are both of {name}: give one "
+                f"sources: {named[name][0].folder} and {saved.folder} are both of {name}: give one "
                 "dictionary for each hook point"
             )
-        if own.model_hash != spec.model_hash:
+        if source_spec.model_hash != spec.model_hash:
             raise ArtifactError(
                 f"{saved.folder} was trained on another model than the dictionary it is to explain "
-                f"(content hashes {str(own.model_hash)[:12]}… and "
+                f"(content hashes {str(source_spec.model_hash)[:12]}… and "
                 f"{str(spec.model_hash)[:12]}…): give dictionaries of one model"
             )
-        check_fit(model, replace(own, context_length=spec.context_length), saved)
-        found[name] = (saved, own)
-    return found
+        check_fit(model, replace(source_spec, context_length=spec.context_length), saved)
+        named[name] = (saved, source_spec)
+    return named
 
 
 @torch.no_grad()
@@ -98,68 +92,43 @@ def source_rows(
     batch_contexts: int,
     first_position: int = 0,
 ) -> Iterator[SourceRows]:
-    """Rows that every dictionary's own rule keeps, one batch of contexts at a time.
-
-    Args:
-        model: of all of them.
-        data spec: of the judged dictionary; its text is read.
-        sources: by name, as `source_protocols` gives them.
-        n_tokens: tokens of text, rounded up to contexts.
-        batch_contexts: contexts in one forward pass.
-        first_position: rows at earlier positions are left out.
+    """Rows that every dictionary's token filter keeps, of the judged dictionary's held-out text.
 
     Raises:
         ActivationError: activations that are not finite.
         TextError: the held-out text does not fill one context.
     """
-    wanted = [spec.hook_point, *sources]
-    specs = [spec, *(own for _, own in sources.values())]
+    specs = [spec, *(source_spec for _, source_spec in sources.values())]
     first_context = 0
     with progress_bar(n_tokens, "sources", "tokens") as bar:
         for tokens in held_out_batches(model, spec, n_tokens, batch_contexts):
-            captured = model.capture(tokens, wanted)
-            position = torch.arange(tokens.shape[1]).expand(tokens.shape)
-            keep = (position >= first_position).to(captured[spec.hook_point].device)
-            for source in specs:
-                keep = keep & select(model, source, tokens, captured, first_context)[0]
-            context = torch.arange(len(tokens))[:, None].expand(tokens.shape) + first_context
-            first_context += len(tokens)
+            captured, where, _ = captured_rows(model, specs, tokens, first_context, first_position)
+            judged, *of_sources = (activations.float() for activations in captured)
             yield SourceRows(
-                activations=captured[spec.hook_point][keep].float(),
-                sources={name: captured[name][keep].float() for name in sources},
-                sequence=context[keep.cpu()],
-                position=position[keep.cpu()],
+                activations=judged,
+                sources=dict(zip(sources, of_sources, strict=True)),
+                sequence=where["sequence"],
+                position=where["position"],
             )
+            first_context += len(tokens)
             bar.update(tokens.numel())
 
 
-TARGETS = ("error", "linear", "nonlinear")
-
+TARGETS = tuple(COMPONENT_WORDS)
 OWN, JOINT = "same hook point (control)", "all sources together"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapScore:
-    """How well one set of regressors predicts one target on held-out contexts."""
-
-    mean_r_squared: float | None
-    """R² per dimension, averaged over dimensions that vary (E9)."""
-    pooled_r_squared: float | None
-    """1 − summed squared error / summed deviation (1 − E10)."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class LinearMapFindings:
-    """Scores by source, then by target; corrections by source."""
+    """How well each source predicts the error and its parts on held-out contexts."""
 
-    scores: dict[str, dict[str, MapScore]]
-    """By source: `OWN`, each source's hook point, `JOINT`; then by target."""
+    r_squared: dict[str, dict[str, tuple[float | None, float | None]]]
+    """By source (`OWN`, each source's hook point, `JOINT`), then by target: R² per dimension,
+    averaged over dimensions that vary (E9), and pooled over dimensions (1 − E10)."""
     fvu_corrected: dict[str, float]
     """By source, FVU of the reconstruction with the map's prediction of the error added."""
     fvu: float
     """FVU of the reconstruction on the same rows."""
-    n_regressors: dict[str, int]
-    """Width of each set of regressors."""
     n_train_rows: int
     """Rows the maps were fitted on."""
     n_test_rows: int
@@ -177,25 +146,15 @@ def measure_linear_maps(
     train_fraction: float = 0.6,
     ridge: float = RIDGE,
 ) -> LinearMapFindings:
-    """Fit and score every map in one pass over the rows.
-
-    Args:
-        saved: the dictionary whose error is explained.
-        probe: fitted to its errors on other rows.
-        sources: dictionaries of other hook points by name.
-        batches: rows with the sources' activations, from `source_rows`.
-        seed: draws which contexts are held out.
-        train_fraction: share of contexts that maps are fitted on.
-        ridge: regularisation, which also keeps rank-deficient reconstructions from blowing up.
+    """Fit and score every map in one pass over the rows of `source_rows`.
 
     Raises:
         ActivationError: values that are not finite, or too few rows for a map's coefficients.
     """
     d_in = saved.dictionary.d_in
-    columns = _columns(saved, sources)
-    n_regressors = max(part.stop for part in columns.values())
+    widths = [d_in, *(source.dictionary.d_in for source in sources.values())]
     # The activation itself is a target too: its deviation is what FVU is a share of.
-    statistics = RegressionStatistics(n_regressors, (len(TARGETS) + 1) * d_in, N_CELLS)
+    statistics = RegressionStatistics(sum(widths), (len(TARGETS) + 1) * d_in, N_CELLS)
     for batch in batches:
         parts = decompose(saved.dictionary, probe, batch.activations)
         regressors = [parts.reconstruction]
@@ -208,19 +167,14 @@ def measure_linear_maps(
         raise ActivationError(
             f"{test.n_rows} rows are held out to score linear maps on: evaluate more contexts"
         )
-    return _score(columns, train, test, d_in, ridge)
-
-
-def _columns(saved: SavedDictionary, sources: Mapping[str, SavedDictionary]) -> dict[str, slice]:
-    """Which regressors each map takes."""
-    columns = {OWN: slice(0, saved.dictionary.d_in)}
-    start = saved.dictionary.d_in
-    for name, source in sources.items():
-        columns[name] = slice(start, start + source.dictionary.d_in)
-        start += source.dictionary.d_in
+    ends = list(accumulate(widths))
+    columns = {
+        name: slice(end - width, end)
+        for name, width, end in zip((OWN, *sources), widths, ends, strict=True)
+    }
     if len(sources) > 1:
-        columns[JOINT] = slice(saved.dictionary.d_in, start)
-    return columns
+        columns[JOINT] = slice(d_in, ends[-1])
+    return _score(columns, train, test, d_in, ridge)
 
 
 def _score(
@@ -231,101 +185,58 @@ def _score(
     ridge: float,
 ) -> LinearMapFindings:
     variance = float(test.squares[-d_in:].sum())
-    scores: dict[str, dict[str, MapScore]] = {}
+    r_squared: dict[str, dict[str, tuple[float | None, float | None]]] = {}
     corrected: dict[str, float] = {}
-    for source, part in columns.items():
-        fitted = part_of(train, part).fit(ridge=ridge, what=f"the map from {source}")
-        found = part_of(test, part).score(fitted)
-        scores[source] = {}
-        for place, target in enumerate(TARGETS):
-            of_target = found.of(slice(place * d_in, (place + 1) * d_in))
-            scores[source][target] = MapScore(
-                mean_r_squared=of_target.mean_r_squared(f"{target} error from {source}"),
-                pooled_r_squared=of_target.pooled_r_squared(),
-            )
-        corrected[source] = float(found.squared_error[:d_in].sum()) / variance
-    error = slice(0, d_in)
-    squares = test.squares[error] + test.n_rows * test.mean_targets[error].square()
+    for source, regressors in columns.items():
+        fitted = train.select(regressors).fit(ridge=ridge, what=f"the map from {source}")
+        scores = test.select(regressors).score(fitted)
+        r_squared[source] = {}
+        for index, target in enumerate(TARGETS):
+            score = scores.of(slice(index * d_in, (index + 1) * d_in))
+            mean = score.mean_r_squared(f"{target} error from {source}")
+            r_squared[source][target] = mean, score.pooled_r_squared()
+        corrected[source] = float(scores.squared_error[:d_in].sum()) / variance
     return LinearMapFindings(
-        scores=scores,
+        r_squared=r_squared,
         fvu_corrected=corrected,
-        fvu=float(squares.sum()) / variance,
-        n_regressors={name: part.stop - part.start for name, part in columns.items()},
+        fvu=float(test.raw_squares()[:d_in].sum()) / variance,
         n_train_rows=train.n_rows,
         n_test_rows=test.n_rows,
     )
 
 
-def part_of(moments: RegressionMoments, regressors: slice) -> RegressionMoments:
-    """The moments with only some of the regressors."""
-    return RegressionMoments(
-        n_rows=moments.n_rows,
-        mean_regressors=moments.mean_regressors[regressors],
-        mean_targets=moments.mean_targets,
-        gram=_square(moments.gram, regressors),
-        cross=moments.cross[regressors],
-        squares=moments.squares,
-    )
-
-
-def _square(gram: Tensor, part: slice) -> Tensor:
-    return gram[part, part].contiguous()
-
-
-TARGET_WORDS = {
-    "error": "the error",
-    "linear": "the linear error",
-    "nonlinear": "the nonlinear error",
-}
-
-
-def meanings(findings: LinearMapFindings) -> dict[str, Meaning]:
-    """Unit and sentence of every value."""
-    rows = (
+def numbers(findings: LinearMapFindings) -> dict[str, Finding]:
+    """Every number by name."""
+    scope = (
         f"least squares with a constant on {findings.n_train_rows:,} rows, scored on "
         f"{findings.n_test_rows:,} rows of other contexts"
     )
-    found: dict[str, Meaning] = {}
-    for source in findings.scores:
+    by_name: dict[str, Finding] = {}
+    for source, corrected in findings.fvu_corrected.items():
         output = _words(source)
-        for target in TARGETS:
-            what = f"of {TARGET_WORDS[target]} predicted from {output}; {rows}."
-            found[f"map_r2_{target}_from_{slug(source)}"] = Meaning(
-                "1", f"R² {what} Unweighted mean over the dimensions that vary."
-            )
-            found[f"map_r2_pooled_{target}_from_{slug(source)}"] = Meaning(
-                "1", f"R² {what} Pooled over dimensions."
-            )
-        found[f"map_fvu_corrected_{slug(source)}"] = Meaning(
-            "1",
-            f"FVU of the reconstruction once the error predicted from {output} is added; {rows}.",
+        key = {OWN: "same_hook_point", JOINT: "all_sources"}.get(source) or slug(source)
+        for target, words in COMPONENT_WORDS.items():
+            what = f"R² of {words} predicted from {output}; {scope}."
+            mean, pooled = findings.r_squared[source][target]
+            by_name |= {
+                f"map_r2_{target}_from_{key}": Finding(
+                    mean, f"{what} Unweighted mean over the dimensions that vary."
+                ),
+                f"map_r2_pooled_{target}_from_{key}": Finding(
+                    pooled, f"{what} Pooled over dimensions."
+                ),
+            }
+        by_name[f"map_fvu_corrected_{key}"] = Finding(
+            corrected,
+            f"FVU of the reconstruction once the error predicted from {output} is added; {scope}.",
         )
-    found["map_fvu"] = Meaning(
-        "1", f"FVU of the plain reconstruction on the same {findings.n_test_rows:,} rows."
-    )
-    found["map_n_train_rows"] = Meaning("rows", "Rows that the maps are fitted on.")
-    found["map_n_test_rows"] = Meaning("rows", "Rows of other contexts they are scored on.")
-    return found
-
-
-def values(findings: LinearMapFindings) -> dict[str, float | int | None]:
-    """Every number by name."""
-    found: dict[str, float | int | None] = {}
-    for source, by_target in findings.scores.items():
-        for target, score in by_target.items():
-            found[f"map_r2_{target}_from_{slug(source)}"] = score.mean_r_squared
-            found[f"map_r2_pooled_{target}_from_{slug(source)}"] = score.pooled_r_squared
-        found[f"map_fvu_corrected_{slug(source)}"] = findings.fvu_corrected[source]
-    found["map_fvu"] = findings.fvu
-    found["map_n_train_rows"] = findings.n_train_rows
-    found["map_n_test_rows"] = findings.n_test_rows
-    return found
-
-
-def slug(source: str) -> str:
-    """A source's name as part of a number's name."""
-    named = {OWN: "same_hook_point", JOINT: "all_sources"}
-    return named.get(source) or re.sub(r"[^A-Za-z0-9]+", "_", source)
+    n_train, n_test = findings.n_train_rows, findings.n_test_rows
+    text = f"FVU of the plain reconstruction on the same {n_test:,} rows."
+    return by_name | {
+        "map_fvu": Finding(findings.fvu, text),
+        "map_n_train_rows": Finding(n_train, "Rows that the maps are fitted on.", "rows"),
+        "map_n_test_rows": Finding(n_test, "Rows of other contexts they are scored on.", "rows"),
+    }
 
 
 def _words(source: str) -> str:
@@ -338,15 +249,8 @@ def _words(source: str) -> str:
 
 def linear_maps_chart(findings: LinearMapFindings) -> Chart:
     """R² of the error and its parts from linear maps of dictionaries' outputs."""
-    scores = findings.scores
-    r_squared = {
-        part: [by_target[part].mean_r_squared for by_target in scores.values()] for part in TARGETS
-    }
-    stated = "; ".join(
-        f"{source}: "
-        + ", ".join(f"{part} {in_words(by_target[part].mean_r_squared)}" for part in TARGETS)
-        for source, by_target in scores.items()
-    )
+    scores = findings.r_squared
+    r_squared = {part: [by_target[part][0] for by_target in scores.values()] for part in TARGETS}
     corrected = ", ".join(f"{name} {fvu:.4f}" for name, fvu in findings.fvu_corrected.items())
     return Chart(
         name="linear_maps",
@@ -357,7 +261,6 @@ def linear_maps_chart(findings: LinearMapFindings) -> Chart:
         "dimensions that vary. The dictionary's own output is a control. FVU of the "
         f"reconstruction once the predicted error is added: {corrected} ({findings.fvu:.4f} "
         "without).",
-        summary=f"Grouped bars of R²: {stated}.",
         x=Axis(title="output that the map reads"),
         y=Axis(title="R² on held-out contexts"),
         series=bars_of_parts(r_squared, list(scores)),
@@ -392,7 +295,6 @@ def linear_maps_result(context: Context) -> AnalysisResult:
     )
     return AnalysisResult(
         "Linear maps of other dictionaries' outputs",
-        values(findings),
-        meanings(findings),
+        numbers(findings),
         [linear_maps_chart(findings)],
     )

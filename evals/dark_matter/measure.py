@@ -6,245 +6,168 @@ differs between the two, so that every number can be had for both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from saelab.dictionary import Dictionary
-from saelab.dictionary.decomposition import Decomposition, ErrorProbe, decompose
+from saelab.dictionary.decomposition import ErrorProbe, decompose
 from saelab.formats.chart import Chart
 from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes
 
-from .analysis import Meaning
+from ..suite import Definition
+from .analysis import Values
 from .config import DarkMatterConfig
 from .directions import DIRECTIONS, DirectionSums, direction_findings
-from .first_pass import ErrorSums, bias_rows
-from .linear_error import FIRST_PASS, SECOND_PASS, error_findings
-from .norm_test import NORM_TEST, VECTORS, PartSums, norm_test
+from .linear_error import FIRST_PASS, SECOND_PASS, UNITS, ErrorSums, fit_error
+from .norm_test import NORM_TEST, PartSums, norm_test
 from .regression import CrossStatistics
-from .rows import CONTEXT_TEST, Rows, cells_of
-from .spill import CodesSpill
+from .rows import RowBatch, Rows, Spill
 from .tokens import token_writer, trace_chart, trace_of
 
 PURSUIT = "pursuit_"
 PURSUIT_WORDS = "With gradient-pursuit codes, each row with as many latents as its own codes have: "
-GROUPS: dict[str, dict[str, Meaning]] = {
+GROUPS: dict[str, dict[str, str]] = {
     "Error and its linear part": {**FIRST_PASS, **SECOND_PASS},
     "Norm-prediction test": NORM_TEST,
     "Probe and latents": DIRECTIONS,
 }
 """Heading -> numbers of a dictionary under one encoder, in reading order."""
 
-Encode = Callable[[Float[Tensor, "rows d_in"], SparseCodes | None], SparseCodes]
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A way to get codes."""
-
-    prefix: str
-    """Before the name of every number."""
-    words: str
-    """For tables and captions."""
-    encode: Encode
-    """From rows, and the own gate's codes of the same rows where they are known, to codes."""
-
 
 @dataclass
 class Measured:
-    """What was found out about a dictionary under an encoder."""
+    """What was measured of a dictionary under an encoder."""
 
-    encoder: Encoder
+    prefix: str
+    """Before the name of every number in the result."""
+    encoder: str
+    """The encoder in words, for tables and captions."""
     probe: ErrorProbe
     """Fitted with a constant on the training contexts."""
     design: CrossStatistics
     """Products of the activations, for the next dictionary or encoder on the same rows."""
     codes: CodesSpill
     """Codes of every row, in temporary files."""
-    values: dict[str, float | int | None] = field(default_factory=dict)
-    """Numbers by name, without the encoder's prefix."""
-    charts: list[Chart] = field(default_factory=list)
+    values: Values
+    """Numbers by name, without the prefix."""
+    charts: list[Chart]
     """Of its rows and latents."""
 
-
-def own_encoder(dictionary: Dictionary) -> Encoder:
-    """The dictionary's own gate."""
-    return Encoder(
-        "", "own codes", lambda x, known: dictionary.encode(x) if known is None else known
-    )
-
-
-def pursuit_encoder(dictionary: Dictionary) -> Encoder:
-    """Gradient pursuit, each row with as many latents as its own codes have."""
-    from saelab.dictionary.pursuit import PursuitEncoder
-
-    pursuit = PursuitEncoder(dictionary)
-
-    def encode(x: Tensor, known: SparseCodes | None) -> SparseCodes:
-        own = dictionary.encode(x) if known is None else known
-        return pursuit.encode(x, own.l0())
-
-    return Encoder(PURSUIT, "pursuit codes", encode)
+    def definitions(self, heading: str) -> list[Definition]:
+        """What its numbers under a heading of `GROUPS` mean, in reading order."""
+        # The split of the rows is the same under every encoder.
+        skipped = ("n_train_rows", "n_test_rows") if self.prefix else ()
+        return [
+            Definition(
+                name=self.prefix + name,
+                unit=UNITS.get(name, "1"),
+                text=(PURSUIT_WORDS if self.prefix else "") + text,
+                group=f"{heading}, with pursuit codes" if self.prefix else heading,
+            )
+            for name, text in GROUPS[heading].items()
+            if name in self.values and name not in skipped
+        ]
 
 
-def meaning_of(name: str) -> Meaning:
-    """The meaning of a number of the two passes, of pursuit codes where its name says so.
+class CodesSpill:
+    """Codes of batches of rows in temporary files; see `Spill`."""
 
-    Raises:
-        KeyError: no number has this name.
-    """
-    known = {name: meaning for group in GROUPS.values() for name, meaning in group.items()}
-    plain = known[name.removeprefix(PURSUIT)]
-    words = PURSUIT_WORDS if name.startswith(PURSUIT) else ""
-    return Meaning(plain.unit, words + plain.text)
+    def __init__(self, folder: Path, name: str, d_sae: int):
+        self._spill, self._d_sae = Spill(folder, name), d_sae
+
+    def append(self, codes: SparseCodes) -> None:
+        """Add the codes of a batch."""
+        scale = {} if codes.row_scale is None else {"row_scale": codes.row_scale.float()}
+        self._spill.append(
+            row_pointer=codes.row_pointer,
+            latent=codes.latent.int(),
+            value=codes.value.float(),
+            **scale,
+        )
+
+    def batches(self, device: torch.device | str = "cpu") -> Iterator[SparseCodes]:
+        """The codes as they were appended."""
+        for stored in self._spill.batches():
+            codes = {name: tensor.to(device) for name, tensor in stored.items()}
+            codes["latent"] = codes["latent"].long()
+            yield SparseCodes(**codes, d_sae=self._d_sae)
 
 
 @torch.no_grad()
 def measure(
     dictionary: Dictionary,
-    encoder: Encoder,
     rows: Rows,
     config: DarkMatterConfig,
     *,
+    name: str,
     folder: Path,
     token_file: Path,
-    what: str,
-    before: Measured | None = None,
+    design: CrossStatistics | None = None,
+    own_codes: CodesSpill | None = None,
 ) -> Measured:
-    """Go over the rows twice: fit, then take apart.
+    """Read the rows twice: fit, then take every row apart.
 
     Args:
         dictionary: on the device to compute on.
-        encoder: its own gate, or another way to get codes.
-        rows: to evaluate.
-        config: settings.
+        config: analyses, ridge and seed.
+        name: of the dictionary, for messages.
         folder: for temporary files.
         token_file: where a line per row is written.
-        what: names the dictionary in messages.
-        before: of an earlier call on the same rows, whose sums of the activations are used again,
-            and, for another encoder of the same dictionary, its codes.
+        design: products of the activations from an earlier call on the same rows.
+        own_codes: the dictionary's own codes of the rows, to measure pursuit codes of the same L0;
+            None: its own codes are measured.
 
     Raises:
         ActivationError: something is not finite, or there are too few rows.
     """
-    design = None if before is None else before.design
-    sums = ErrorSums.empty(dictionary.d_in, dictionary.d_sae, design)
-    codes = CodesSpill(folder, f"{encoder.prefix}codes", dictionary.d_sae)
-    own = before.codes if before is not None and encoder.prefix else None
-    _first_pass(dictionary, encoder, rows, config, sums, codes, own)
-    found = error_findings(sums, config.ridge, what)
-    measured = Measured(encoder, found.probe, sums.regression.design, codes, found.values)
+    prefix, encoder = ("", "own codes") if own_codes is None else (PURSUIT, "pursuit codes")
+    sums = ErrorSums(dictionary, design)
+    codes = CodesSpill(folder, f"{prefix}codes", dictionary.d_sae)
+    with progress_bar(None, f"{encoder}: errors", "rows") as bar:
+        for batch, encoded in _encoded(dictionary, rows, own_codes):
+            codes.append(encoded)
+            sums.update(batch, encoded)
+            bar.update(len(batch.tokens))
+    what = f"{name} with {encoder}" if prefix else name
+    probe, values = fit_error(sums, config.ridge, what)
     parts = PartSums(dictionary.d_in)
     directions = DirectionSums(dictionary, config.seed) if config.wants("directions") else None
-    _second_pass(dictionary, rows, config, measured, parts, directions, token_file)
-    _add_part_numbers(measured, parts)
-    if config.wants("norm-test"):
-        measured.values |= norm_test(sums, parts, found.probe, config.ridge).values()
-    if directions is not None:
-        shown = direction_findings(dictionary, sums, directions, config.ridge)
-        measured.values |= shown.values()
-        measured.charts.append(shown.chart(encoder.prefix, encoder.words))
-    trace = trace_chart(trace_of(token_file), encoder.prefix, encoder.words)
-    measured.charts.insert(0, trace)
-    return measured
-
-
-def _first_pass(
-    dictionary: Dictionary,
-    encoder: Encoder,
-    rows: Rows,
-    config: DarkMatterConfig,
-    sums: ErrorSums,
-    codes: CodesSpill,
-    own: CodesSpill | None,
-) -> None:
-    known: Iterator[SparseCodes | None] = iter([]) if own is None else own.batches()
-    device = dictionary.b_dec.device
-    with progress_bar(None, f"{encoder.words}: errors", "rows") as bar:
-        for batch in rows.batches():
-            x = batch.activations.to(device)
-            own_codes = next(known, None)
-            here = encoder.encode(x, None if own_codes is None else _on(own_codes, device))
-            codes.append(here)
-            cell = cells_of(
-                batch.sequence,
-                batch.position,
-                seed=config.seed,
-                train_fraction=config.train_fraction,
-            )
-            bias = bias_rows(dictionary, here).cpu()
-            sums.update(batch, dictionary.decode(here).cpu(), bias, _on(here, "cpu"), cell)
-            bar.update(len(x))
-
-
-def _second_pass(
-    dictionary: Dictionary,
-    rows: Rows,
-    config: DarkMatterConfig,
-    measured: Measured,
-    parts: PartSums,
-    directions: DirectionSums | None,
-    token_file: Path,
-) -> None:
-    device = dictionary.b_dec.device
-    with (
-        token_writer(token_file) as writer,
-        progress_bar(None, f"{measured.encoder.words}: parts", "rows") as bar,
-    ):
-        for batch, codes in zip(rows.batches(), measured.codes.batches(), strict=True):
-            cell = cells_of(
-                batch.sequence,
-                batch.position,
-                seed=config.seed,
-                train_fraction=config.train_fraction,
-            )
-            here = _on(codes, device)
-            x = batch.activations.to(device)
-            taken = _on_cpu(decompose(dictionary, measured.probe, x.double(), here))
-            norms = parts.update(batch.activations, taken, cell)
+    device = dictionary.W_dec.device
+    with token_writer(token_file) as write, progress_bar(None, f"{encoder}: parts", "rows") as bar:
+        for batch, encoded in zip(rows.batches(), codes.batches(device), strict=True):
+            x = batch.activations.to(device).double()
+            norms = parts.update(batch, decompose(dictionary, probe, x, encoded))
             if directions is not None:
-                directions.update(here, cell)
-            writer.write(batch, cell, codes.l0(), norms)
+                directions.update(encoded, batch.cell)
+            write(batch, encoded.l0(), norms)
             bar.update(len(x))
-
-
-def _on_cpu(parts: Decomposition) -> Decomposition:
-    return Decomposition(
-        parts.reconstruction.cpu(), parts.linear_error.cpu(), parts.nonlinear_error.cpu()
-    )
-
-
-def _on(codes: SparseCodes, device: torch.device | str) -> SparseCodes:
-    scale = codes.row_scale
-    return SparseCodes(
-        codes.row_pointer.to(device),
-        codes.latent.to(device),
-        codes.value.to(device),
-        codes.d_sae,
-        None if scale is None else scale.to(device),
-    )
-
-
-def _add_part_numbers(measured: Measured, parts: PartSums) -> None:
-    """Shares of the error's norm (E17, both ways of averaging) and recovery by R² (E15)."""
-    ratios, values = parts.ratios, measured.values
-    n = max(ratios.n_rows, 1)
-    for name in ("linear", "nonlinear"):
-        total = getattr(ratios, f"{name}_error")
-        values[f"{name}_norm_share"] = total / ratios.error if ratios.error > 0 else None
-        values[f"{name}_norm_ratio_mean"] = getattr(ratios, f"{name}_ratio") / n
+    values |= parts.values()
     values["recovered_r_squared_linear"] = values["error_explained"]
-    values["recovered_r_squared_nonlinear"] = _recovered_by_nonlinear(parts)
+    if config.wants("norm-test"):
+        values |= norm_test(sums, parts, probe, config.ridge)
+    charts = [trace_chart(trace_of(token_file), prefix, encoder)]
+    if directions is not None:
+        findings = direction_findings(dictionary, sums, directions, config.ridge)
+        values |= findings.values
+        charts.append(findings.chart(prefix, encoder))
+    return Measured(prefix, encoder, probe, sums.regression.design, codes, values, charts)
 
 
-def _recovered_by_nonlinear(parts: PartSums) -> float | None:
-    """1 - sum |linear error|² / sum |error|² on the test rows: what adding the rest recovers."""
-    means = parts.squares.merged(CONTEXT_TEST).mean_right
-    error = float(means[VECTORS.index("error")])
-    linear = float(means[VECTORS.index("linear_error")])
-    return 1 - linear / error if error > 0 else None
+def _encoded(
+    dictionary: Dictionary, rows: Rows, own_codes: CodesSpill | None
+) -> Iterator[tuple[RowBatch, SparseCodes]]:
+    """Each batch with its codes, or with pursuit codes of the own codes' L0."""
+    device = dictionary.W_dec.device
+    if own_codes is None:
+        for batch in rows.batches():
+            yield batch, dictionary.encode(batch.activations.to(device))
+        return
+    from saelab.dictionary.pursuit import PursuitEncoder
+
+    pursuit = PursuitEncoder(dictionary)
+    for batch, codes in zip(rows.batches(), own_codes.batches(device), strict=True):
+        yield batch, pursuit.encode(batch.activations.to(device), codes.l0())

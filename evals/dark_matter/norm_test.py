@@ -1,4 +1,4 @@
-"""Analysis 4, the norm-prediction test: is a vector's squared norm linear in the activation?
+"""The norm-prediction test: is a vector's squared norm linear in the activation?
 
 A sum of sparse, nearly orthogonal features has a squared norm that is nearly linear in it, a
 Gaussian's is not. The paper reads a low R² of the nonlinear error as few not-yet-learned features
@@ -9,136 +9,108 @@ activation's norm, and the dictionary's own latents with their co-occurrence des
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.dictionary.architectures import error_of
 from saelab.dictionary.decomposition import Decomposition, ErrorProbe
 from saelab.formats.chart import Axis, Chart, Series
 
-from .analysis import VECTOR_LABELS, Meaning, in_words
-from .first_pass import ErrorSums
-from .regression import RIDGE, CrossStatistics, RegressionMoments
-from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS
+from .analysis import VECTOR_LABELS, Values
+from .linear_error import Cells, ErrorSums
+from .regression import RIDGE, CrossStatistics, RegressionMoments, RegressionStatistics
+from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS, RowBatch
 
-VECTORS: tuple[str, ...] = (
-    "activation",
-    "reconstruction",
-    "error",
-    "linear_error",
-    "nonlinear_error",
-    "reconstruction_plus_nonlinear",
-)
-
-"""The vectors whose squared norm the norm-prediction test predicts."""
+MIXTURES = {
+    "activation": (1, 0, 0),
+    "reconstruction": (1, -1, 0),
+    "error": (0, 1, 0),
+    "linear_error": (0, 0, 1),
+    "nonlinear_error": (0, 1, -1),
+    "reconstruction_plus_nonlinear": (1, 0, -1),
+}
+"""Vectors whose squared norm is predicted: their shares of activation, error and linear error."""
+VECTORS = tuple(MIXTURES)
 
 
 def vectors_of(parts: Decomposition, activations: Tensor) -> dict[str, Float[Tensor, "rows d_in"]]:
-    """Each of `VECTORS` by name, float64."""
+    """Each of `VECTORS` by name, float64, where the activations are."""
     x = activations.double()
-    reconstruction = parts.reconstruction.double()
-    linear = parts.linear_error.double()
-    error = error_of(x, reconstruction)
-    nonlinear = error - linear
+    sources = (x, error_of(x, parts.reconstruction.to(x)), parts.linear_error.to(x))
     return {
-        "activation": x,
-        "reconstruction": reconstruction,
-        "error": error,
-        "linear_error": linear,
-        "nonlinear_error": nonlinear,
-        "reconstruction_plus_nonlinear": reconstruction + nonlinear,
+        name: functools.reduce(
+            torch.add, [share * part for share, part in zip(mixture, sources, strict=True) if share]
+        )
+        for name, mixture in MIXTURES.items()
     }
 
 
-def combination(name: str, weight: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "two_d d_in"]:
-    """The matrix that makes a vector of `VECTORS`, up to a constant, from [activation, error].
-
-    Args:
-        name: one of `VECTORS`.
-        weight: of the probe.
-    """
-    one = torch.eye(len(weight), dtype=torch.float64)
-    zero = torch.zeros_like(one)
-    weight = weight.double()
-    upper_lower = {
-        "activation": (one, zero),
-        "reconstruction": (one, -one),
-        "error": (zero, one),
-        "linear_error": (weight, zero),
-        "nonlinear_error": (-weight, one),
-        "reconstruction_plus_nonlinear": (one - weight, zero),
-    }
-    return torch.cat(upper_lower[name])
-
-
-def constant(name: str, bias: Float[Tensor, " d_in"]) -> Float[Tensor, " d_in"]:
-    """The constant that `combination` leaves out."""
-    share = {"linear_error": 1.0, "nonlinear_error": -1.0, "reconstruction_plus_nonlinear": -1.0}
-    return share.get(name, 0.0) * bias.double()
-
-
-@dataclass
-class NormRatios:
-    """Sums over the test rows for the share of the error's norm that each part has (E17)."""
-
-    n_rows: int = 0
-    error: float = 0.0
-    linear_error: float = 0.0
-    nonlinear_error: float = 0.0
-    linear_ratio: float = 0.0
-    nonlinear_ratio: float = 0.0
-
-    def update(self, norms: dict[str, Tensor]) -> None:
-        """Add rows by the norms of their parts; a row without error has no ratio and counts 0."""
-        error = norms["error"]
-        self.n_rows += len(error)
-        self.error += float(error.sum())
-        for name in ("linear", "nonlinear"):
-            part = norms[f"{name}_error"]
-            total = getattr(self, f"{name}_error") + float(part.sum())
-            setattr(self, f"{name}_error", total)
-            ratio = torch.where(error > 0, part / error.clamp(min=1e-300), 0.0)
-            setattr(self, f"{name}_ratio", getattr(self, f"{name}_ratio") + float(ratio.sum()))
+def combination(
+    name: str, probe: ErrorProbe
+) -> tuple[Float[Tensor, "two_d d_in"], Float[Tensor, " d_in"]]:
+    """The matrix and the constant that make a vector of `VECTORS` from [activation, error]."""
+    activation, error, linear = MIXTURES[name]
+    weight, bias = probe.weight.double(), probe.bias.double()
+    identity = torch.eye(len(bias), dtype=torch.float64)
+    return torch.cat([activation * identity + linear * weight, error * identity]), linear * bias
 
 
 class PartSums:
-    """Sums of the second pass.
-
-    Args:
-        d_in: width of the activations.
-    """
+    """Sums of the second pass."""
 
     def __init__(self, d_in: int):
         self.squares = CrossStatistics(2 * d_in, len(VECTORS), N_CELLS)
-        self.activation_square = CrossStatistics(1, len(VECTORS), N_CELLS)
-        self.ratios = NormRatios()
+        """Of [activation, error] with the squared norm of each of `VECTORS`."""
+        self.from_square = RegressionStatistics(1, len(VECTORS), N_CELLS)
+        """The squared norms on the activation's alone."""
+        # Of the error and its parts on the test rows: norms, and their ratios to the error's.
+        self._norms, self._ratios = torch.zeros(2, 3, dtype=torch.float64)
+        self._n_test_rows = 0
 
-    def update(
-        self,
-        activations: Float[Tensor, "rows d_in"],
-        parts: Decomposition,
-        cell: Int[Tensor, " rows"],
-    ) -> dict[str, Float[Tensor, " rows"]]:
+    def update(self, batch: RowBatch, parts: Decomposition) -> dict[str, Float[Tensor, " rows"]]:
         """Add rows; returns the norm of each of `VECTORS` in each row, float64."""
-        vectors = vectors_of(parts, activations)
+        vectors = vectors_of(parts, batch.activations)
         squares = {name: vector.square().sum(1) for name, vector in vectors.items()}
         joint = torch.cat([vectors["activation"], vectors["error"]], dim=1)
         targets = torch.stack([squares[name] for name in VECTORS], dim=1)
-        self.squares.update(joint, targets, cell)
-        self.activation_square.update(squares["activation"][:, None], targets, cell)
+        self.squares.update(joint, targets, batch.cell)
+        self.from_square.update(squares["activation"][:, None], targets, batch.cell)
         norms = {name: square.sqrt() for name, square in squares.items()}
-        test = torch.isin(cell, torch.tensor(CONTEXT_TEST))
-        self.ratios.update({name: norm[test] for name, norm in norms.items()})
+        test = torch.isin(batch.cell, torch.tensor(CONTEXT_TEST))
+        of_error = torch.stack(
+            [norms[name][test] for name in ("error", "linear_error", "nonlinear_error")]
+        )
+        self._norms += of_error.sum(1)
+        # A row without error has no ratio and counts 0.
+        ratios = of_error / of_error[0].clamp(min=1e-300)
+        self._ratios += torch.where(of_error[0] > 0, ratios, 0.0).sum(1)
+        self._n_test_rows += int(test.sum())
         return norms
 
+    def values(self) -> Values:
+        """Shares of the error's norm (E17, both ways of averaging) and recovery by R² (E15)."""
+        means = self.squares.merged(CONTEXT_TEST).mean_targets.tolist()
+        square = dict(zip(VECTORS, means, strict=True))
+        error, *norms = self._norms.tolist()
+        values: Values = {}
+        for part, norm, ratio in zip(("linear", "nonlinear"), norms, self._ratios[1:], strict=True):
+            values[f"{part}_norm_share"] = norm / error if error > 0 else None
+            values[f"{part}_norm_ratio_mean"] = float(ratio) / max(self._n_test_rows, 1)
+        # What is left of the error once the nonlinear error is added is the linear error.
+        left = square["linear_error"] / square["error"] if square["error"] > 0 else None
+        values["recovered_r_squared_nonlinear"] = None if left is None else 1 - left
+        return values
 
-VECTOR_WORDS = {
+
+_VECTOR_WORDS = {
     "activation": "the activation x",
     "reconstruction": "the reconstruction Sae(x)",
     "error": "the error x - Sae(x)",
@@ -146,9 +118,8 @@ VECTOR_WORDS = {
     "nonlinear_error": "the nonlinear error",
     "reconstruction_plus_nonlinear": "reconstruction plus nonlinear error",
 }
-
-NORM_TEST = {
-    f"norm_test{kind}_{name}": Meaning("1", text.format(vector=VECTOR_WORDS[name]))
+NORM_TEST: dict[str, str] = {
+    f"norm_test{kind}_{name}": text.format(vector=words)
     for kind, text in {
         "": "Held-out R² of the squared norm of {vector} regressed on x.",
         "_self": "Held-out R² of the squared norm of {vector} regressed on that vector itself.",
@@ -157,70 +128,49 @@ NORM_TEST = {
         "_norm_only": "Control: held-out R² of the squared norm of {vector} regressed on |x|² "
         "alone.",
     }.items()
-    for name in VECTORS
+    for name, words in _VECTOR_WORDS.items()
 }
+"""Number -> how it is computed."""
 ROUNDING = 1e-12
-
 """Variance, as a share of that of the vectors a combination is made from, that is rounding."""
 
 
-@dataclass(frozen=True, eq=False)
-class NormTest:
-    """R² of the squared norm of each vector, by what predicts it; None where undefined."""
+def norm_test(sums: ErrorSums, parts: PartSums, probe: ErrorProbe, ridge: float) -> Values:
+    """Run the test on every vector of `VECTORS`, from the sums of both passes.
 
-    from_activation: dict[str, float | None]
-    """Regressed on the activation, with a constant, held out."""
-    from_self: dict[str, float | None]
-    """Regressed on the vector itself, with a constant, held out."""
-    gaussian: dict[str, float | None]
-    """What Gaussian vectors with the same means and covariances would give, in closed form."""
-    norm_only: dict[str, float | None]
-    """Regressed on the activation's squared norm alone, held out."""
-
-    def values(self) -> dict[str, float | None]:
-        """Every number by its metric name."""
-        kinds = {
-            "norm_test": self.from_activation,
-            "norm_test_self": self.from_self,
-            "norm_test_gaussian": self.gaussian,
-            "norm_test_norm_only": self.norm_only,
-        }
-        return {f"{kind}_{name}": r2 for kind, found in kinds.items() for name, r2 in found.items()}
-
-
-def norm_test(sums: ErrorSums, parts: PartSums, probe: ErrorProbe, ridge: float) -> NormTest:
-    """Run the test on every vector of `VECTORS`.
-
-    Args:
-        sums: of the first pass.
-        parts: of the second.
-        probe: that the rows were taken apart with.
-        ridge: regularisation, as in `RegressionMoments.fit`.
+    Returns:
+        R² by the names of `NORM_TEST`; None where undefined.
 
     Raises:
         ActivationError: fewer rows than coefficients.
     """
-    joint = {
-        name: _joint_moments(sums, parts, cells)
-        for name, cells in {"train": CONTEXT_TRAIN, "test": CONTEXT_TEST, "all": None}.items()
-    }
-    weight, bias = probe.weight.double(), probe.bias.double()
-    d = len(bias)
-    first = torch.eye(2 * d, dtype=torch.float64)[:, :d]
-    train, test = (_mapped(joint[part], first, torch.zeros(d)) for part in ("train", "test"))
-    scores = test.score(train.fit(ridge=ridge, what="the norm-prediction test"))
-    from_activation = dict(zip(VECTORS, _finite(scores.r_squared), strict=True))
-    from_self: dict[str, float | None] = {}
-    gaussian: dict[str, float | None] = {}
-    for place, name in enumerate(VECTORS):
-        made, offset = combination(name, weight), constant(name, bias)
-        own = [_mapped(joint[part], made, offset, place) for part in ("train", "test")]
+    train, test, everywhere = (
+        _joint_moments(sums, parts, cells) for cells in (CONTEXT_TRAIN, CONTEXT_TEST, None)
+    )
+    activation = combination("activation", probe)
+    fitted = _mapped(train, *activation).fit(ridge=ridge, what="the norm-prediction test")
+    control = parts.from_square.moments(CONTEXT_TRAIN)
+    norm_only = control.fit(ridge=ridge, what="the norm-only control")
+    values: Values = {}
+    for kind, scores in {
+        "": _mapped(test, *activation).score(fitted),
+        "_norm_only": parts.from_square.moments(CONTEXT_TEST).score(norm_only),
+    }.items():
+        for name, r2 in zip(VECTORS, scores.r_squared.tolist(), strict=True):
+            values[f"norm_test{kind}_{name}"] = r2 if math.isfinite(r2) else None
+    for index, name in enumerate(VECTORS):
+        made, offset = combination(name, probe)
+        target = slice(index, index + 1)
+        own_train, own_test = (
+            _mapped(joint.select(slice(None), target), made, offset) for joint in (train, test)
+        )
         # A linear map of the activation, and a reconstruction, need not have full rank: expected.
         what = f"the squared norm of {name} from itself"
-        fitted = own[0].fit(ridge=ridge, what=what, rank_level=logging.DEBUG)
-        from_self[name] = own[1].score(fitted).pooled_r_squared()
-        gaussian[name] = gaussian_r_squared(joint["all"], made, offset, d)
-    return NormTest(from_activation, from_self, gaussian, _norm_only(parts, ridge))
+        fitted = own_train.fit(ridge=ridge, what=what, rank_level=logging.DEBUG)
+        values[f"norm_test_self_{name}"] = own_test.score(fitted).pooled_r_squared()
+        gaussian = gaussian_r_squared(everywhere, made, offset, len(offset))
+        values[f"norm_test_gaussian_{name}"] = gaussian
+    return values
 
 
 def gaussian_r_squared(
@@ -253,70 +203,23 @@ def gaussian_r_squared(
     return float(4 * between @ solved.squeeze(1) / variance)
 
 
-def _joint_moments(
-    sums: ErrorSums, parts: PartSums, cells: tuple[int, ...] | None
-) -> RegressionMoments:
+def _joint_moments(sums: ErrorSums, parts: PartSums, cells: Cells) -> RegressionMoments:
     """Moments of [activation, error] and of the squared norms, assembled from both passes."""
-    design = sums.regression.design.merged(cells)
-    cross = sums.regression.cross.merged(cells)
-    errors = sums.errors.merged(cells)
-    squares = parts.squares.merged(cells)
-    between = cross.product[:, :-1]
-    return RegressionMoments(
-        n_rows=int(squares.n_rows),
-        mean_regressors=squares.mean_left,
-        mean_targets=squares.mean_right,
-        gram=torch.cat(
-            [
-                torch.cat([design.product, between], dim=1),
-                torch.cat([between.T, errors.product], dim=1),
-            ]
-        ),
-        cross=squares.product,
-        squares=squares.square_right,
-    )
+    design = sums.regression.design.merged(cells).cross
+    between = sums.regression.cross.merged(cells).cross[:, :-1]
+    errors = sums.errors.merged(cells).cross
+    gram = torch.cat([torch.cat([design, between], 1), torch.cat([between.T, errors], 1)])
+    return RegressionMoments(**vars(parts.squares.merged(cells)), gram=gram)
 
 
-def _mapped(
-    joint: RegressionMoments, made: Tensor, offset: Tensor, target: int | None = None
-) -> RegressionMoments:
-    """Moments of columns · made + offset as regressors, of one target or of all."""
-    chosen = slice(None) if target is None else slice(target, target + 1)
-    gram, cross = made.T @ joint.gram @ made, made.T @ joint.cross[:, chosen]
+def _mapped(joint: RegressionMoments, made: Tensor, offset: Tensor) -> RegressionMoments:
+    """The moments with columns · made + offset as regressors."""
+    gram, cross = made.T @ joint.gram @ made, made.T @ joint.cross
     # A vector that does not vary is the difference of two that do, up to rounding.
     if float(gram.trace()) <= ROUNDING * float(joint.gram.trace()):
         gram, cross = torch.zeros_like(gram), torch.zeros_like(cross)
-    return RegressionMoments(
-        n_rows=joint.n_rows,
-        mean_regressors=joint.mean_regressors @ made + offset,
-        mean_targets=joint.mean_targets[chosen],
-        gram=gram,
-        cross=cross,
-        squares=joint.squares[chosen],
-    )
-
-
-def _norm_only(parts: PartSums, ridge: float) -> dict[str, float | None]:
-    """Held-out R² on the activation's squared norm alone."""
-
-    def moments(cells: tuple[int, ...]) -> RegressionMoments:
-        found = parts.activation_square.merged(cells)
-        return RegressionMoments(
-            n_rows=int(found.n_rows),
-            mean_regressors=found.mean_left,
-            mean_targets=found.mean_right,
-            gram=found.product[:, :1],
-            cross=found.product,
-            squares=found.square_right,
-        )
-
-    fitted = moments(CONTEXT_TRAIN).fit(ridge=ridge, what="the norm-only control")
-    scores = moments(CONTEXT_TEST).score(fitted)
-    return dict(zip(VECTORS, _finite(scores.r_squared), strict=True))
-
-
-def _finite(values: Tensor) -> list[float | None]:
-    return [float(value) if bool(value.isfinite()) else None for value in values]
+    mean = joint.mean_regressors @ made + offset
+    return replace(joint, mean_regressors=mean, gram=gram, cross=cross)
 
 
 def norm_test_chart(values: Mapping[str, Any]) -> Chart:
@@ -337,11 +240,7 @@ def norm_test_chart(values: Mapping[str, Any]) -> Chart:
         )
         for kind, label in kinds.items()
     )
-    known: list[Any] = [value for one in series for value in one.y if value is not None]
-    stated = ", ".join(
-        f"{label} {in_words(values[f'norm_test_{name}'])}"
-        for name, label in zip(VECTORS, labels, strict=True)
-    )
+    known: list[Any] = [value for dots in series for value in dots.y if value is not None]
     return Chart(
         name="norm_test",
         title="Norm-prediction test",
@@ -351,7 +250,6 @@ def norm_test_chart(values: Mapping[str, Any]) -> Chart:
         "orthogonal features reach 0.75 to 1, Gaussians 0; random overcomplete sums of features "
         "only 0.1 to 0.3, so a low value alone does not say that there are none. No value is left "
         "out; those below -1 lie beyond the edge and are in the data.",
-        summary=f"Dots of R² of the squared norm from x: {stated}.",
         x=Axis(title="vector"),
         y=Axis(
             title="R² of the squared norm",
@@ -372,10 +270,6 @@ def norm_test_violins(values: Mapping[str, Sequence[float | None]]) -> Chart:
     }
     n_dictionaries = max(len(numbers) for numbers in values.values())
     undefined = sum(value is None for numbers in values.values() for value in numbers)
-    means = [
-        f"{label} {sum(numbers) / len(numbers):.3f}" if numbers else f"{label} none"
-        for label, numbers in known.items()
-    ]
     return Chart(
         name="norm_test_violin",
         title="Norm-prediction test over the family",
@@ -383,7 +277,6 @@ def norm_test_violins(values: Mapping[str, Sequence[float | None]]) -> Chart:
         f"activation; one value per dictionary ({n_dictionaries}), none left out"
         + (f" but {undefined} that are undefined" if undefined else "")
         + ". Line across: mean.",
-        summary=f"Violins; means: {', '.join(means)}.",
         x=Axis(title="vector"),
         y=Axis(title="R² of the squared norm from x"),
         series=tuple(

@@ -1,7 +1,7 @@
 """Least squares from streamed sums: one pass over the rows, float64, memory O(d²), any split after.
 
-The sums of any set of cells of rows (`cross_statistics`) give a fit or a score, so that train, test
-and all rows cost one pass and no residual is held.
+The sums of any set of cells of rows (`CrossStatistics`) give a fit or a score, so that train, test
+and all rows cost one pass and no residual is kept.
 
 The normal equations are regularised as (G + ridge · tr(G)/d · I) b = c with one Cholesky
 factorisation for all targets: residual streams are badly conditioned, and the reconstruction of few
@@ -11,9 +11,10 @@ them in float32 without).
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,127 +23,111 @@ from torch import Tensor
 from saelab.errors import ActivationError
 from saelab.stats.metrics import require_finite
 
+logger = logging.getLogger(__name__)
 
-class CrossStatistics:
-    """Counts, means and centred cross products of two sets of columns, by cell.
-
-    Args:
-        n_left: columns of the one.
-        n_right: columns of the other.
-        n_cells: into how many cells rows fall.
-        device: where the sums lie.
-    """
-
-    def __init__(
-        self, n_left: int, n_right: int, n_cells: int = 1, device: torch.device | str = "cpu"
-    ):
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(n_cells, *shape, dtype=torch.float64, device=device)
-
-        self.count = zeros()
-        self.mean_left, self.mean_right = zeros(n_left), zeros(n_right)
-        self.product = zeros(n_left, n_right)
-        self.square_right = zeros(n_right)
-
-    def update(
-        self,
-        left: Float[Tensor, "rows left"],
-        right: Float[Tensor, "rows right"],
-        cell: Int[Tensor, " rows"] | None = None,
-    ) -> None:
-        """Add rows; `cell` says into which each falls (default: all into the first).
-
-        Raises:
-            ActivationError: a value is not finite.
-        """
-        left, right = left.to(self.mean_left), right.to(self.mean_right)
-        if cell is None:
-            self._add(0, left, right)
-            return
-        cell = cell.to(left.device)
-        for place in range(len(self.count)):
-            chosen = cell == place
-            if bool(chosen.any()):
-                self._add(place, left[chosen], right[chosen])
-
-    def _add(self, cell: int, left: Tensor, right: Tensor) -> None:
-        n = left.shape[0]
-        if n == 0:
-            return
-        mean_left, mean_right = left.mean(0), right.mean(0)
-        # A mean is finite only if every value is; looking at each one costs more than the mean.
-        if not bool(mean_left.sum().isfinite() & mean_right.sum().isfinite()):
-            require_finite(left, "the regressors")
-            require_finite(right, "the targets")
-        about_left, about_right = left - mean_left, right - mean_right
-        part = CrossSums(
-            n_rows=float(n),
-            mean_left=mean_left,
-            mean_right=mean_right,
-            product=about_left.T @ about_right,
-            square_right=about_right.square().sum(0),
-        )
-        merged = self._cell(cell).merged(part)
-        self.count[cell] = merged.n_rows
-        self.mean_left[cell], self.mean_right[cell] = merged.mean_left, merged.mean_right
-        self.product[cell], self.square_right[cell] = merged.product, merged.square_right
-
-    def _cell(self, cell: int) -> CrossSums:
-        return CrossSums(
-            n_rows=float(self.count[cell]),
-            mean_left=self.mean_left[cell],
-            mean_right=self.mean_right[cell],
-            product=self.product[cell],
-            square_right=self.square_right[cell],
-        )
-
-    def merged(self, cells: Sequence[int] | None = None) -> CrossSums:
-        """The sums of some cells, or of all, taken together."""
-        first, *rest = range(len(self.count)) if cells is None else cells
-        total = self._cell(first)
-        for cell in rest:
-            total = total.merged(self._cell(cell))
-        return total
+RIDGE = 1e-6
+"""Regularisation, in units of the mean diagonal entry of the Gram matrix."""
+SMALLEST_SQUARE = 1e-24
+"""Squared deviation, as a share of the squared mean, that is rounding in float64."""
+SMALLEST_VARIANCE = 1e-8
+"""Targets whose variance is below this share of the largest are left out of means over targets."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CrossSums:
-    """What `CrossStatistics` knows of some rows."""
+    """First and second moments of some rows, float64; products are about the means."""
 
-    n_rows: float
-    mean_left: Tensor
-    mean_right: Tensor
-    product: Tensor
-    square_right: Tensor
+    n_rows: int
+    """Rows behind them."""
+    mean_regressors: Float[Tensor, " regressors"]
+    """Mean of each regressor."""
+    mean_targets: Float[Tensor, " targets"]
+    """Mean of each target."""
+    cross: Float[Tensor, "regressors targets"]
+    """Summed products of centred regressors and targets."""
+    squares: Float[Tensor, " targets"]
+    """Summed squares of the centred targets."""
 
-    def merged(self, other: CrossSums) -> CrossSums:
+    def merged(self, added: CrossSums) -> CrossSums:
         """Both taken together, about the mean of both."""
-        total = max(self.n_rows + other.n_rows, 1.0)
-        share = other.n_rows / total
+        n_rows = self.n_rows + added.n_rows
+        share = added.n_rows / max(n_rows, 1)
         weight = self.n_rows * share
-        left, right = other.mean_left - self.mean_left, other.mean_right - self.mean_right
+        regressors = added.mean_regressors - self.mean_regressors
+        targets = added.mean_targets - self.mean_targets
         return CrossSums(
-            n_rows=self.n_rows + other.n_rows,
-            mean_left=self.mean_left + share * left,
-            mean_right=self.mean_right + share * right,
-            product=self.product + other.product + weight * torch.outer(left, right),
-            square_right=self.square_right + other.square_right + weight * right.square(),
+            n_rows=n_rows,
+            mean_regressors=self.mean_regressors + share * regressors,
+            mean_targets=self.mean_targets + share * targets,
+            cross=self.cross + added.cross + weight * torch.outer(regressors, targets),
+            squares=self.squares + added.squares + weight * targets.square(),
         )
 
 
-logger = logging.getLogger(__name__)
+class CrossStatistics:
+    """`CrossSums` of streamed rows, by the cell that each row falls into."""
 
-RIDGE = 1e-6
+    def __init__(
+        self,
+        n_regressors: int,
+        n_targets: int,
+        n_cells: int = 1,
+        device: torch.device | str = "cpu",
+    ):
+        regressors, targets = (
+            torch.zeros(n, dtype=torch.float64, device=device) for n in (n_regressors, n_targets)
+        )
+        empty = CrossSums(
+            n_rows=0,
+            mean_regressors=regressors,
+            mean_targets=targets,
+            cross=torch.outer(regressors, targets),
+            squares=targets,
+        )
+        self._cells = [empty] * n_cells
 
-"""Regularisation, in units of the mean diagonal entry of the Gram matrix."""
+    def update(
+        self,
+        regressors: Float[Tensor, "rows regressors"],
+        targets: Float[Tensor, "rows targets"],
+        cell: Int[Tensor, " rows"] | None = None,
+    ) -> None:
+        """Add rows of any floating dtype; `cell`: into which each falls (None: all into the first).
 
-SMALLEST_SQUARE = 1e-24
+        Raises:
+            ActivationError: a value is not finite.
+        """
+        if len(regressors) == 0:
+            return
+        x, y = (rows.to(self._cells[0].mean_targets) for rows in (regressors, targets))
+        if cell is None:
+            self._cells[0] = self._cells[0].merged(_sums_of(x, y))
+            return
+        cell = cell.to(x.device)
+        for index in cell.unique().tolist():
+            chosen = cell == index
+            self._cells[index] = self._cells[index].merged(_sums_of(x[chosen], y[chosen]))
 
-"""Squared deviation, as a share of the squared mean, that is rounding in float64."""
+    def merged(self, cells: Sequence[int] | None = None) -> CrossSums:
+        """The sums of some cells, or of all, taken together."""
+        chosen = self._cells if cells is None else [self._cells[cell] for cell in cells]
+        return functools.reduce(CrossSums.merged, chosen)
 
-SMALLEST_VARIANCE = 1e-8
 
-"""Targets whose variance is below this share of the largest are left out of means over targets."""
+def _sums_of(x: Tensor, y: Tensor) -> CrossSums:
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    # A mean is finite only if every value is; looking at each value costs more than the mean.
+    if not bool(mean_x.sum().isfinite() & mean_y.sum().isfinite()):
+        require_finite(x, "the regressors")
+        require_finite(y, "the targets")
+    about_x, about_y = x - mean_x, y - mean_y
+    return CrossSums(
+        n_rows=len(x),
+        mean_regressors=mean_x,
+        mean_targets=mean_y,
+        cross=about_x.T @ about_y,
+        squares=about_y.square().sum(0),
+    )
 
 
 class RegressionStatistics:
@@ -152,7 +137,6 @@ class RegressionStatistics:
         n_regressors: columns that predict, without the constant.
         n_targets: columns that are predicted.
         n_cells: into how many cells rows fall.
-        device: where the sums lie.
         design: sums of the same rows' regressors with themselves, where several regressions share
             them; None: collected here.
 
@@ -171,16 +155,11 @@ class RegressionStatistics:
         n_targets: int,
         n_cells: int = 1,
         *,
-        device: torch.device | str = "cpu",
         design: CrossStatistics | None = None,
     ):
-        self._own = design is None
-        self.design = (
-            CrossStatistics(n_regressors, n_regressors, n_cells, device)
-            if design is None
-            else design
-        )
-        self.cross = CrossStatistics(n_regressors, n_targets, n_cells, device)
+        self._shared = design is not None
+        self.design = design or CrossStatistics(n_regressors, n_regressors, n_cells)
+        self.cross = CrossStatistics(n_regressors, n_targets, n_cells)
 
     def update(
         self,
@@ -193,7 +172,7 @@ class RegressionStatistics:
         Raises:
             ActivationError: a value is not finite.
         """
-        if self._own:
+        if not self._shared:
             self.design.update(regressors, regressors, cell)
         self.cross.update(regressors, targets, cell)
 
@@ -206,34 +185,34 @@ class RegressionStatistics:
         design, cross = self.design.merged(cells), self.cross.merged(cells)
         if design.n_rows != cross.n_rows:
             raise ValueError(
-                f"the shared design holds {design.n_rows:.0f} rows, the targets {cross.n_rows:.0f}"
+                f"the shared design holds {design.n_rows} rows, the targets {cross.n_rows}"
             )
-        return RegressionMoments(
-            n_rows=int(cross.n_rows),
-            mean_regressors=cross.mean_left,
-            mean_targets=cross.mean_right,
-            gram=design.product,
-            cross=cross.product,
-            squares=cross.square_right,
-        )
+        return RegressionMoments(**vars(cross), gram=design.cross)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RegressionMoments:
-    """First and second moments of some rows, float64; products are about the means."""
+class RegressionMoments(CrossSums):
+    """The same with the products of the regressors, which makes a fit and its score possible."""
 
-    n_rows: int
-    """Rows behind them."""
-    mean_regressors: Float[Tensor, " regressors"]
-    """Mean of each regressor."""
-    mean_targets: Float[Tensor, " targets"]
-    """Mean of each target."""
     gram: Float[Tensor, "regressors regressors"]
     """Summed products of the centred regressors."""
-    cross: Float[Tensor, "regressors targets"]
-    """Summed products of centred regressors and targets."""
-    squares: Float[Tensor, " targets"]
-    """Summed squares of the centred targets."""
+
+    def raw_squares(self) -> Float[Tensor, " targets"]:
+        """Summed squares of the targets as they are, not about their means."""
+        return self.squares + self.n_rows * self.mean_targets.square()
+
+    def select(
+        self, regressors: slice | Sequence[int], targets: slice = slice(None)
+    ) -> RegressionMoments:
+        """The moments of some of the regressors and targets."""
+        return replace(
+            self,
+            mean_regressors=self.mean_regressors[regressors],
+            mean_targets=self.mean_targets[targets],
+            gram=self.gram[regressors][:, regressors],
+            cross=self.cross[regressors][:, targets],
+            squares=self.squares[targets],
+        )
 
     def fit(
         self,
@@ -286,7 +265,6 @@ class RegressionMoments:
         # Equal values leave the rounding of their mean behind.
         rounding = SMALLEST_SQUARE * self.n_rows * self.mean_targets.square()
         return RegressionScores(
-            n_rows=self.n_rows,
             squared_error=about_mean.clamp(min=0) + self.n_rows * offset.square(),
             deviation=torch.where(self.squares > rounding, self.squares, 0.0),
         )
@@ -301,19 +279,11 @@ class LinearMap:
     bias: Float[Tensor, " targets"]
     """Constants; zero where none was fitted."""
 
-    def __call__(
-        self, regressors: Float[Tensor, "rows regressors"]
-    ) -> Float[Tensor, "rows targets"]:
-        """Predictions, in float64."""
-        return regressors.to(self.weight) @ self.weight + self.bias
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RegressionScores:
     """Squared errors of predictions and the targets' own deviations, on the evaluated rows."""
 
-    n_rows: int
-    """Rows evaluated."""
     squared_error: Float[Tensor, " targets"]
     """Summed squared error of each target."""
     deviation: Float[Tensor, " targets"]
@@ -322,9 +292,7 @@ class RegressionScores:
     def of(self, targets: slice) -> RegressionScores:
         """The scores of some targets."""
         return RegressionScores(
-            n_rows=self.n_rows,
-            squared_error=self.squared_error[targets],
-            deviation=self.deviation[targets],
+            squared_error=self.squared_error[targets], deviation=self.deviation[targets]
         )
 
     @property

@@ -1,22 +1,25 @@
-"""What the suite evaluates: rows of activations with their places, which can be gone over again.
+"""What the suite evaluates: rows of activations with their positions, read as often as needed.
 
-They come from an activation cache (`cache_rows`) or from the model on held-out text (`text_rows`).
-The paper drops the first 200 positions of every context, which are easier to reconstruct; see
-`first_position_of`.
+They come from an activation cache, or from the model on held-out text. The paper drops the first
+200 positions of every context, which are easier to reconstruct; see `first_position_of`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from saelab.cache import open_cache
 from saelab.cache.reader import ActivationCache
@@ -28,13 +31,20 @@ from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.text.contexts import TextConfig, context_batches, describe_text
 
-from .spill import ColumnSpill
+from .config import DarkMatterConfig
+
+logger = logging.getLogger(__name__)
 
 PAPER_FIRST_POSITION = 200
-
 SHORTEST_CONTEXT = 2 * PAPER_FIRST_POSITION
-
 BATCH_ROWS = 4096
+N_CELLS = 4
+CONTEXT_TRAIN, CONTEXT_TEST = (0, 1), (2, 3)
+TOKEN_TRAIN, TOKEN_TEST = (0, 2), (1, 3)
+"""Cells: 2 × (context is of the test part) + (token is of the test part)."""
+
+Columns = dict[str, Tensor]
+"""Some rows: activations, tokens, sequence, position and loss, as in `RowBatch`."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,16 +61,20 @@ class RowBatch:
     """Position in the context, from 0."""
     loss: Float[Tensor, " rows"]
     """The model's loss at predicting the next token, nats, float64; NaN where not measured."""
+    cell: Int[Tensor, " rows"]
+    """Which part of the splits each row is in; see `cells_of`."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Rows:
-    """A source of rows that can be gone over any number of times."""
+    """A source of rows that can be read any number of times."""
 
-    read: Callable[[], Iterator[RowBatch]]
-    """Starts over each time it is called."""
-    d_in: int
-    """Width."""
+    read: Callable[[], Iterable[Columns]]
+    """The rows in reading order, `BATCH_ROWS` or fewer at a time, each time from the first."""
+    seed: int
+    """Draws the splits."""
+    train_fraction: float
+    """Share of the contexts, and of the tokens, to fit on."""
     first_position: int
     """Rows at earlier positions are left out."""
     described: dict[str, Any]
@@ -68,7 +82,15 @@ class Rows:
 
     def batches(self) -> Iterator[RowBatch]:
         """All rows in reading order, `BATCH_ROWS` or fewer at a time."""
-        return self.read()
+        for columns in self.read():
+            cell = cells_of(
+                columns["sequence"],
+                columns["position"],
+                seed=self.seed,
+                train_fraction=self.train_fraction,
+            )
+            activations = columns["activations"].float()
+            yield RowBatch(**{**columns, "activations": activations}, cell=cell)
 
 
 def first_position_of(asked: int | None, context_length: int) -> int:
@@ -90,15 +112,6 @@ def first_position_of(asked: int | None, context_length: int) -> int:
     return PAPER_FIRST_POSITION if context_length >= SHORTEST_CONTEXT else 0
 
 
-N_CELLS = 4
-
-CONTEXT_TRAIN, CONTEXT_TEST = (0, 1), (2, 3)
-
-TOKEN_TRAIN, TOKEN_TEST = (0, 2), (1, 3)
-
-"""Cells: 2 × (context is of the test part) + (token is of the test part)."""
-
-
 def cells_of(
     sequence: Int[Tensor, " rows"],
     position: Int[Tensor, " rows"],
@@ -106,7 +119,7 @@ def cells_of(
     seed: int,
     train_fraction: float,
 ) -> Int[Tensor, " rows"]:
-    """The cell of each row, 0 to 3; see `CONTEXT_TRAIN` and its neighbours.
+    """The cell of each row, 0 to 3, as `CONTEXT_TRAIN` and `TOKEN_TRAIN` group them.
 
     Args:
         sequence: index of each row's context.
@@ -134,213 +147,140 @@ def _uniform(keys: np.ndarray, seed: int) -> np.ndarray:
     return (z >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
-logger = logging.getLogger(__name__)
+class Spill:
+    """Named tensors of one batch after another, kept in temporary files and not in memory.
+
+    The suite reads the rows twice, to fit and then to take every row apart; what the model, the
+    encoder and pursuit give is too expensive to compute twice.
+    """
+
+    def __init__(self, folder: Path, name: str):
+        self._folder, self._name, self._n_batches = folder, name, 0
+
+    def append(self, **tensors: Tensor) -> None:
+        """Add a batch."""
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, self._path(self._n_batches))
+        self._n_batches += 1
+
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """Every batch as it was added, in order."""
+        for index in range(self._n_batches):
+            yield load_file(self._path(index))
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{self._name}-{index:06d}.safetensors"
 
 
-class SpilledRows:
-    """Rows that were written to temporary files; see `rows_of_text`."""
-
-    def __init__(self, columns: ColumnSpill):
-        self._columns = columns
-
-    def batches(self) -> Iterator[RowBatch]:
-        """All rows in reading order."""
-        for block in self._columns.blocks(BATCH_ROWS):
-            activations = block.pop("activations").float()
-            yield RowBatch(activations=activations, **block)
+def in_batches(blocks: Iterable[Columns], n_rows: int) -> Iterator[Columns]:
+    """The same rows, `n_rows` at a time; fewer in the last batch."""
+    left: Columns = {}
+    for block in blocks:
+        left = {name: torch.cat([left[name], block[name]]) for name in left} or block
+        while len(left["tokens"]) >= n_rows:
+            yield {name: column[:n_rows] for name, column in left.items()}
+            left = {name: column[n_rows:] for name, column in left.items()}
+    if left and len(left["tokens"]):
+        yield left
 
 
 @torch.no_grad()
 def rows_of_text(
-    model: LanguageModel,
-    spec: DataSpec,
-    folder: Path,
-    *,
-    n_rows: int,
-    first_position: int | None,
-    n_loss_tokens: int,
-    batch_contexts: int,
+    model: LanguageModel, spec: DataSpec, config: DarkMatterConfig, folder: Path
 ) -> Rows:
     """Run the model over held-out text once and keep the rows in temporary files.
-
-    Args:
-        model: of the dictionary.
-        data spec: which rows of which text count.
-        folder: for the temporary files.
-        n_rows: rows to keep; fewer where the text ends.
-        first_position: see `first_position_of`.
-        n_loss_tokens: losses are measured on so many tokens, the first.
-        batch_contexts: contexts in one forward pass.
 
     Raises:
         ActivationError: activations that are not finite, or no row is left.
         TextError: the held-out text does not fill one context.
     """
-    first = first_position_of(first_position, spec.context_length)
-    columns = ColumnSpill(folder, "rows")
-    n_contexts = 0
-    # As many tokens as could possibly be needed: reading stops when the rows are there.
-    batches = held_out_batches(model, spec, 1 << 60, batch_contexts)
-    with progress_bar(n_rows, "activations", "rows") as bar:
-        for tokens in batches:
-            with_loss = max(0, -(-n_loss_tokens // spec.context_length) - n_contexts)
-            block = _text_block(model, spec, tokens, n_contexts, first, with_loss)
-            n_contexts += tokens.shape[0]
-            room = n_rows - columns.n_rows
-            columns.append(**{name: column[:room] for name, column in block.items()})
-            bar.update(min(room, len(block["tokens"])))
-            if columns.n_rows >= n_rows:
-                break
-    if columns.n_rows == 0:
+    first = first_position_of(config.first_position, spec.context_length)
+    spill, n_rows = Spill(folder, "rows"), 0
+    # In batches of one size, so that the contexts in a forward pass decide no number.
+    for columns in in_batches(_text_blocks(model, spec, config, first), BATCH_ROWS):
+        spill.append(**columns)
+        n_rows += len(columns["tokens"])
+    if n_rows == 0:
         raise ActivationError(
             f"no activation row is left from position {first} on: evaluate more text, give a "
             "smaller --first-position, or relax the token filter"
         )
-    if columns.n_rows < n_rows:
+    if n_rows < config.n_tokens:
         logger.warning(
             "the held-out text gives %d rows of the %d asked for: all of them are used",
-            columns.n_rows,
             n_rows,
+            config.n_tokens,
         )
-    described = {
-        "rows": "held-out text",
-        "text": describe_text(spec.text),
-        "context_length": spec.context_length,
-        "seen_in_training": False,
-    }
-    width = columns.read(0, 1)["activations"].shape[1]
-    return Rows(SpilledRows(columns).batches, width, first, described)
+    return Rows(
+        read=spill.batches,
+        seed=config.seed,
+        train_fraction=config.train_fraction,
+        first_position=first,
+        described={
+            "rows": "held-out text",
+            "text": describe_text(spec.text),
+            "context_length": spec.context_length,
+            "seen_in_training": False,
+        },
+    )
 
 
-def _text_block(
+def _text_blocks(
+    model: LanguageModel, spec: DataSpec, config: DarkMatterConfig, first_position: int
+) -> Iterator[Columns]:
+    """The rows of a few contexts at a time, in the model's dtype, until there are enough."""
+    n_rows = n_contexts = 0
+    with progress_bar(config.n_tokens, "activations", "rows") as bar:
+        # As many tokens as could possibly be needed: reading stops when the rows are there.
+        for tokens in held_out_batches(model, spec, 1 << 60, config.batch_contexts):
+            with_loss = max(0, -(-config.n_loss_tokens // spec.context_length) - n_contexts)
+            loss = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
+            if with_loss:
+                loss[:with_loss, :-1] = model.run(tokens[:with_loss]).loss.double().cpu()
+            (activations,), where, keep = captured_rows(
+                model, [spec], tokens, n_contexts, first_position
+            )
+            kept = {"activations": activations.cpu(), **where, "loss": loss[keep]}
+            kept = {name: column[: config.n_tokens - n_rows] for name, column in kept.items()}
+            yield kept
+            n_contexts += len(tokens)
+            n_rows += len(kept["tokens"])
+            bar.update(len(kept["tokens"]))
+            if n_rows >= config.n_tokens:
+                return
+
+
+def captured_rows(
     model: LanguageModel,
-    spec: DataSpec,
+    specs: Sequence[DataSpec],
     tokens: Int[Tensor, "batch seq"],
     first_context: int,
     first_position: int,
-    with_loss: int,
-) -> dict[str, Tensor]:
-    """The rows of a batch of contexts as columns; losses of the first `with_loss` contexts."""
-    loss = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
-    if with_loss:
-        loss[:with_loss, :-1] = model.run(tokens[:with_loss]).loss.double().cpu()
-    captured = model.capture(tokens, [spec.hook_point])
-    kept, _ = select(model, spec, tokens, captured, first_context)
-    positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
-    keep = kept.cpu() & (positions >= first_position)
-    context = torch.arange(tokens.shape[0])[:, None].expand(tokens.shape) + first_context
-    return {
-        "activations": captured[spec.hook_point].cpu()[keep],
-        "tokens": tokens.cpu()[keep].long(),
-        "sequence": context[keep].long(),
-        "position": positions[keep].long(),
-        "loss": loss[keep],
-    }
+) -> tuple[list[Float[Tensor, "rows _"]], Columns, Bool[Tensor, "batch seq"]]:
+    """Run the model and take the rows that every data spec keeps.
 
+    Returns:
+        Activations of each data spec's hook point, in the model's dtype; the rows' tokens,
+        sequence and position; which tokens they are.
 
-class CacheRows:
-    """Rows of an activation cache that count for a dictionary.
-
-    Args:
-        cache: open.
-        first_position: rows at earlier positions are left out.
-        norm_ceiling: rows with a larger norm are left out; None leaves out none.
-        n_rows: rows to give at most.
-        losses: of the first contexts, from `cache_losses`; None: no loss is known.
+    Raises:
+        ActivationError: activations that are not finite.
     """
-
-    def __init__(
-        self,
-        cache: ActivationCache,
-        first_position: int,
-        norm_ceiling: float | None,
-        n_rows: int,
-        losses: ContextLosses | None,
-    ):
-        self._cache, self._first, self._ceiling = cache, first_position, norm_ceiling
-        self._n_rows, self._losses = n_rows, losses
-
-    def batches(self) -> Iterator[RowBatch]:
-        """The rows in reading order."""
-        left = self._n_rows
-        for start in range(0, self._cache.n_rows, BATCH_ROWS):
-            if left == 0:
-                return
-            places = torch.arange(start, min(start + BATCH_ROWS, self._cache.n_rows))
-            read = self._cache.rows(places, with_context=True, with_gradients=False)
-            assert read.tokens is not None
-            assert read.sequence is not None
-            assert read.position is not None
-            keep = read.position >= self._first
-            if self._ceiling is not None:
-                keep &= torch.linalg.vector_norm(read.activations, dim=1) <= self._ceiling
-            chosen = keep.nonzero().flatten()[:left]
-            if len(chosen) == 0:
-                continue
-            left -= len(chosen)
-            tokens, sequence = read.tokens[chosen].long(), read.sequence[chosen].long()
-            position = read.position[chosen].long()
-            unknown = torch.full((len(chosen),), torch.nan, dtype=torch.float64)
-            yield RowBatch(
-                activations=read.activations[chosen],
-                tokens=tokens,
-                sequence=sequence,
-                position=position,
-                loss=unknown
-                if self._losses is None
-                else self._losses.at(tokens, sequence, position),
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class ContextLosses:
-    """Losses of the first contexts of a text, to be looked up by place."""
-
-    tokens: Int[Tensor, "contexts seq"]
-    loss: Float[Tensor, "contexts positions"]
-
-    def at(
-        self,
-        tokens: Int[Tensor, " rows"],
-        sequence: Int[Tensor, " rows"],
-        position: Int[Tensor, " rows"],
-    ) -> Float[Tensor, " rows"]:
-        """The loss at predicting the token after each row; NaN beyond these contexts.
-
-        Raises:
-            ArtifactError: the rows are of another text.
-        """
-        found = torch.full(sequence.shape, torch.nan, dtype=torch.float64)
-        inside = sequence < len(self.tokens)
-        if bool((self.tokens[sequence[inside], position[inside]] != tokens[inside]).any()):
-            raise ArtifactError(
-                "the cache's tokens are not those of the text that its manifest names, so token "
-                "losses cannot be matched to its rows: harvest it again, or leave losses away with "
-                "--n-loss-tokens 0"
-            )
-        known = inside & (position < self.loss.shape[1])
-        found[known] = self.loss[sequence[known], position[known]]
-        return found
+    captured = model.capture(tokens, [spec.hook_point for spec in specs])
+    position = torch.arange(tokens.shape[1]).expand(tokens.shape)
+    keep = position >= first_position
+    for spec in specs:
+        keep = keep & select(model, spec, tokens, captured, first_context)[0].cpu()
+    context = torch.arange(len(tokens))[:, None].expand(tokens.shape) + first_context
+    columns = {"tokens": tokens.cpu().long(), "sequence": context, "position": position}
+    where = {name: column[keep] for name, column in columns.items()}
+    return [captured[spec.hook_point][keep] for spec in specs], where, keep
 
 
 def rows_of_cache(
-    folder: Path,
-    saved: SavedDictionary,
-    *,
-    n_rows: int,
-    first_position: int | None,
-    model: LanguageModel | None,
-    n_loss_tokens: int,
+    folder: Path, saved: SavedDictionary, config: DarkMatterConfig, model: LanguageModel | None
 ) -> Rows:
-    """The rows of a cache that count for a dictionary.
-
-    Args:
-        folder: of the cache, or of one per hook point.
-        saved: the dictionary; its norm ceiling is applied on top of the cache's own token filter.
-        n_rows: rows to give at most.
-        first_position: see `first_position_of`.
-        model: for losses; None: none are measured.
-        n_loss_tokens: tokens of the cache's text to measure losses on.
+    """The rows of a cache that count for a dictionary: its norm ceiling leaves out more of them.
 
     Raises:
         ActivationError: a cache of another hook point or width.
@@ -350,10 +290,8 @@ def rows_of_cache(
     cache = open_cache(folder, saved.hook_point, verify=False)
     _check_cache(cache, saved)
     length = int(cache.manifest["context_length"])
-    first = first_position_of(first_position, length)
-    losses = None
-    if model is not None and n_loss_tokens > 0:
-        losses = cache_losses(cache, model, n_loss_tokens)
+    first = first_position_of(config.first_position, length)
+    losses = _context_losses(cache, model, config.n_loss_tokens)
     seen = cache.content_hash == saved.made_from.get("cache_hash")
     if seen:
         logger.warning(
@@ -363,10 +301,11 @@ def rows_of_cache(
             cache.folder,
         )
     return Rows(
-        CacheRows(cache, first, saved.norm_ceiling, n_rows, losses).batches,
-        cache.d_in,
-        first,
-        {
+        read=partial(_cache_blocks, cache, losses, first, saved.norm_ceiling, config.n_tokens),
+        seed=config.seed,
+        train_fraction=config.train_fraction,
+        first_position=first,
+        described={
             "rows": "activation cache",
             "cache_hash": cache.content_hash,
             "text": cache.manifest["text"],
@@ -374,6 +313,79 @@ def rows_of_cache(
             "seen_in_training": seen,
         },
     )
+
+
+def _cache_blocks(
+    cache: ActivationCache,
+    losses: Columns,
+    first_position: int,
+    norm_ceiling: float | None,
+    n_rows: int,
+) -> Iterator[Columns]:
+    """The first `n_rows` rows from a position on whose norm is not above the ceiling."""
+    for start in range(0, cache.n_rows, BATCH_ROWS):
+        index = torch.arange(start, min(start + BATCH_ROWS, cache.n_rows))
+        read = cache.rows(index, with_context=True, with_gradients=False)
+        assert read.tokens is not None
+        assert read.sequence is not None
+        assert read.position is not None
+        keep = read.position >= first_position
+        if norm_ceiling is not None:
+            keep &= torch.linalg.vector_norm(read.activations, dim=1) <= norm_ceiling
+        kept = keep.nonzero().flatten()[:n_rows]
+        n_rows -= len(kept)
+        where = {
+            "tokens": read.tokens[kept].long(),
+            "sequence": read.sequence[kept].long(),
+            "position": read.position[kept].long(),
+        }
+        if len(kept):
+            yield {
+                "activations": read.activations[kept],
+                **where,
+                "loss": _losses_at(losses, where),
+            }
+        if n_rows == 0:
+            return
+
+
+def _losses_at(known: Columns, where: Columns) -> Float[Tensor, " rows"]:
+    """The loss at predicting the token after each row; NaN where it was not measured.
+
+    Raises:
+        ArtifactError: the rows are of another text.
+    """
+    loss = torch.full(where["tokens"].shape, torch.nan, dtype=torch.float64)
+    inside = where["sequence"] < len(known["tokens"])
+    index = where["sequence"][inside], where["position"][inside]
+    if bool((known["tokens"][index] != where["tokens"][inside]).any()):
+        raise ArtifactError(
+            "the cache's tokens are not those of the text that its manifest names, so token losses "
+            "cannot be matched to its rows: harvest it again, or leave losses away with "
+            "--n-loss-tokens 0"
+        )
+    loss[inside] = known["loss"][index]
+    return loss
+
+
+def _context_losses(cache: ActivationCache, model: LanguageModel | None, n_tokens: int) -> Columns:
+    """Tokens and losses of the first contexts of a cache's text, [contexts, seq] each."""
+    made_from = cache.manifest["made_from"]
+    length = int(made_from["context_length"])
+    tokens, losses = [torch.zeros(0, length).long()], [torch.zeros(0, length).double()]
+    if model is not None and n_tokens > 0:
+        text = from_plain(TextConfig, made_from["text"], f"text settings of {cache.folder}")
+        contexts = context_batches(
+            text, model, split="train", context_length=length, batch_contexts=1
+        )
+        wanted = min(-(-n_tokens // length), int(cache.manifest["n_contexts"]))
+        with progress_bar(wanted, "token losses", "contexts") as bar:
+            for context in islice(contexts, wanted):
+                tokens.append(context)
+                # No token follows the last one.
+                losses.append(pad(model.run(context).loss.double().cpu(), (0, 1), value=torch.nan))
+                bar.update(1)
+    return {"tokens": torch.cat(tokens), "loss": torch.cat(losses)}
 
 
 def _check_cache(cache: ActivationCache, saved: SavedDictionary) -> None:
@@ -394,25 +406,3 @@ def _check_cache(cache: ActivationCache, saved: SavedDictionary) -> None:
             f"by {saved.token_filter}: harvest a cache with the dictionary's filter, or leave "
             "--cache away"
         )
-
-
-def cache_losses(cache: ActivationCache, model: LanguageModel, n_tokens: int) -> ContextLosses:
-    """The model's losses on the first contexts of a cache's text.
-
-    Raises:
-        ConfigError: the cache's text settings are of another version.
-    """
-    made_from = cache.manifest["made_from"]
-    text = from_plain(TextConfig, made_from["text"], f"text settings of {cache.folder}")
-    length = int(made_from["context_length"])
-    wanted = min(-(-n_tokens // length), int(cache.manifest["n_contexts"]))
-    batches = context_batches(text, model, split="train", context_length=length, batch_contexts=1)
-    tokens, losses = [], []
-    with progress_bar(wanted, "token losses", "contexts") as bar:
-        for context in batches:
-            if len(tokens) == wanted:
-                break
-            tokens.append(context)
-            losses.append(model.run(context).loss.double().cpu())
-            bar.update(1)
-    return ContextLosses(torch.cat(tokens), torch.cat(losses))

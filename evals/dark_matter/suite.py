@@ -6,7 +6,10 @@ the numbers of a dictionary, further analyses follow; several dictionaries make 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +17,26 @@ from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.dictionary.decomposition import save_probe
 from saelab.dictionary.error_rows import ORIGIN_KEY
 from saelab.errors import ConfigError
+from saelab.formats.chart import Chart
+from saelab.formats.evaluation_result import EvaluationResult
 from saelab.formats.files import hash_of
 from saelab.memory import keep_freed_memory
 from saelab.model.devices import resolve_device
-from saelab.model.language_model import LanguageModel
 
 from ..subjects import Subject, load_models, subjects_of
 from ..suite import Definition, Measurement, Suite
-from .analysis import AnalysisResult, Context, Meaning
+from .analysis import AnalysisResult, Context, Finding
 from .breakdown import Member
 from .components import components_result
 from .config import Analysis, DarkMatterConfig
 from .downstream import downstream_result
-from .family import MEANINGS, SHOWN, Family, family_of
+from .family import SHOWN, family_of
 from .linear_error import error_charts
 from .linear_maps import linear_maps_result
-from .measure import GROUPS, PURSUIT, Measured, meaning_of, measure, own_encoder, pursuit_encoder
+from .measure import GROUPS, PURSUIT, Measured, measure
 from .norm_test import norm_test_chart
+from .regression import CrossStatistics
 from .rows import Rows, rows_of_cache, rows_of_text
-from .spill import temporary_folder
 from .synthetic import synthetic_result
 
 TOKENS_FILE = "dark_matter_tokens.parquet"
@@ -42,6 +46,8 @@ SEEN = (
     "The dictionary was trained on these very rows: its errors are smaller than on fresh text, and "
     "what is held out here is held out of the probes only."
 )
+COMPARED = ("hook_point", "model", "text", "context_length", "token_filter", "norm_ceiling")
+"""What dictionaries judged together must share."""
 FURTHER: dict[Analysis, Callable[[Context], AnalysisResult]] = {
     "downstream": downstream_result,
     "linear-maps": linear_maps_result,
@@ -54,12 +60,7 @@ FURTHER: dict[Analysis, Callable[[Context], AnalysisResult]] = {
 def measure_dark_matter(
     folders: Sequence[Path], outs: Sequence[Path], config: DarkMatterConfig
 ) -> Iterator[Measurement]:
-    """Measure dictionaries of one hook point, then the family that they make.
-
-    Args:
-        folders: saved dictionaries.
-        outs: where the results of each go.
-        config: settings.
+    """Measure dictionaries of one hook point on the same rows.
 
     Raises:
         ConfigError: dictionaries of different hook points or rows.
@@ -72,37 +73,49 @@ def measure_dark_matter(
     saved = [load_dictionary(folder, device=str(device)) for folder in folders]
     subjects = subjects_of(saved, outs, config)
     _check_one_data_spec(subjects)
-    _check_other_dictionaries(subjects, config)
-    model = _model_for(subjects, config)
+    _check_named_dictionaries(saved[0], config)
+    model = None
+    if (
+        config.cache is None
+        or config.n_loss_tokens > 0
+        or config.wants("downstream")
+        or config.wants("linear-maps")
+    ):
+        model = next(iter(load_models(subjects, config.device).values()))
     keep_freed_memory()
-    family_out = outs[0] if config.out is None else config.out
-    members = []
-    with temporary_folder(family_out) as temporary:
-        rows = _rows(subjects[0], model, config, Path(temporary))
-        before: Measured | None = None
+    with _temporary_folder(_family_folder(outs, config)) as temporary:
+        if config.cache is not None:
+            rows = rows_of_cache(config.cache, saved[0], config, model)
+        else:
+            assert model is not None
+            rows = rows_of_text(model, subjects[0].spec, config, temporary)
+        design: CrossStatistics | None = None
         for subject in subjects:
-            measurement, before = _measurement(
-                subject, model, rows, config, Path(temporary), before
-            )
-            members.append(_member(subject, measurement))
-            yield measurement
-    if config.wants("family") and len(folders) > 1:
-        family = family_of(members, breakdown_l0=config.breakdown_l0, ridge=config.ridge)
-        yield _family_measurement(family, subjects, rows, family_out)
+            with _temporary_folder(temporary) as own_folder:
+                passes = _passes(subject, rows, config, own_folder, design)
+                context = Context(subject, model, rows, config, passes[0].probe)
+                further = [run(context) for name, run in FURTHER.items() if config.wants(name)]
+            design = passes[0].design
+            yield _measurement(subject, rows, passes, further)
+
+
+def _family_folder(outs: Sequence[Path], config: DarkMatterConfig) -> Path:
+    return outs[0] if config.out is None else config.out
+
+
+@contextmanager
+def _temporary_folder(beside: Path) -> Iterator[Path]:
+    """A folder for files between passes, where the results go: there is room for their size."""
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".dark_matter-", dir=beside) as folder:
+        yield Path(folder)
 
 
 def _check_one_data_spec(subjects: Sequence[Subject]) -> None:
     """Refuse dictionaries whose rows differ: their numbers could not be held side by side."""
     first = subjects[0]
     for subject in subjects[1:]:
-        for name in (
-            "hook_point",
-            "model",
-            "text",
-            "context_length",
-            "token_filter",
-            "norm_ceiling",
-        ):
+        for name in COMPARED:
             mine, theirs = getattr(first.spec, name), getattr(subject.spec, name)
             if mine != theirs:
                 raise ConfigError(
@@ -112,7 +125,7 @@ def _check_one_data_spec(subjects: Sequence[Subject]) -> None:
                 )
 
 
-def _check_other_dictionaries(subjects: Sequence[Subject], config: DarkMatterConfig) -> None:
+def _check_named_dictionaries(judged: SavedDictionary, config: DarkMatterConfig) -> None:
     """Load the dictionaries that further analyses need, so that a wrong one is known at once."""
     for folder in config.sources if config.wants("linear-maps") else ():
         load_dictionary(folder)
@@ -123,222 +136,150 @@ def _check_other_dictionaries(subjects: Sequence[Subject], config: DarkMatterCon
     if plain:
         raise ConfigError(
             f"component_dictionaries: {', '.join(plain)} were trained on activations, not on a "
-            f"part of the error of {subjects[0].saved.name}: train them with --error-component"
+            f"part of the error of {judged.name}: train them with --error-component"
         )
 
 
-def _model_for(subjects: Sequence[Subject], config: DarkMatterConfig) -> LanguageModel | None:
-    """The model, where anything needs it."""
-    needed = (
-        config.cache is None
-        or config.n_loss_tokens > 0
-        or config.wants("downstream")
-        or config.wants("linear-maps")
-    )
-    return next(iter(load_models(subjects, config.device).values())) if needed else None
-
-
-def _rows(
-    subject: Subject, model: LanguageModel | None, config: DarkMatterConfig, folder: Path
-) -> Rows:
-    if config.cache is not None:
-        return rows_of_cache(
-            config.cache,
-            subject.saved,
-            n_rows=config.n_tokens,
-            first_position=config.first_position,
-            model=model,
-            n_loss_tokens=config.n_loss_tokens,
-        )
-    assert model is not None
-    return rows_of_text(
-        model,
-        subject.spec,
-        folder,
-        n_rows=config.n_tokens,
-        first_position=config.first_position,
-        n_loss_tokens=config.n_loss_tokens,
-        batch_contexts=config.batch_contexts,
-    )
-
-
-def _measurement(
+def _passes(
     subject: Subject,
-    model: LanguageModel | None,
     rows: Rows,
     config: DarkMatterConfig,
     folder: Path,
-    before: Measured | None,
-) -> tuple[Measurement, Measured]:
-    """Measure one dictionary; its token files and its probe are written on the way."""
+    design: CrossStatistics | None,
+) -> list[Measured]:
+    """The two passes with the dictionary's own codes, and with pursuit codes where asked for.
+
+    The token files and the probe are written on the way.
+    """
     saved, out = subject.saved, subject.out
     out.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(folder) as own_folder:
-        passes = _passes(saved, out, rows, config, Path(own_folder), before)
-        context = Context(subject, model, rows, config, passes[0].probe)
-        further = [run(context) for name, run in FURTHER.items() if config.wants(name)]
+    measured = partial(measure, saved.dictionary, rows, config, name=saved.name, folder=folder)
+    passes = [measured(token_file=out / TOKENS_FILE, design=design)]
     save_probe(
         out / PROBE_FILE,
         passes[0].probe,
         {"dictionary_hash": saved.content_hash, "hook_point": saved.hook_point},
     )
-    definitions = _definitions(passes, further)
+    if config.wants("pursuit"):
+        token_file = out / PURSUIT_TOKENS_FILE
+        known = {"design": passes[0].design, "own_codes": passes[0].codes}
+        passes.append(measured(token_file=token_file, **known))
+    return passes
+
+
+def _measurement(
+    subject: Subject, rows: Rows, passes: Sequence[Measured], further: Sequence[AnalysisResult]
+) -> Measurement:
+    saved, dictionary = subject.saved, subject.saved.dictionary
     numbers = {
-        measured.encoder.prefix + name: value
+        measured.prefix + name: value
         for measured in passes
         for name, value in measured.values.items()
     }
+    definitions = [
+        definition
+        for heading in GROUPS
+        for measured in passes
+        for definition in measured.definitions(heading)
+    ]
     for result in further:
-        numbers |= result.values
-    origin, dictionary = saved.made_from, saved.dictionary
-    measurement = Measurement(
+        numbers |= {name: finding.value for name, finding in result.numbers.items()}
+        definitions += _definitions(result.numbers, result.group)
+    made_from = {
+        "model": saved.made_from.get("model"),
+        "model_hash": saved.made_from.get("model_hash"),
+        "hook_point": saved.hook_point,
+        **rows.described,
+        "architecture": dictionary.architecture,
+        "d_in": dictionary.d_in,
+        "d_sae": dictionary.d_sae,
+    }
+    return Measurement(
         name=saved.name,
         content_hash=saved.content_hash,
-        out=out,
-        numbers={name: numbers[name] for name in definitions},
-        made_from={
-            "model": origin.get("model"),
-            "model_hash": origin.get("model_hash"),
-            "hook_point": saved.hook_point,
-            **rows.described,
-            "architecture": dictionary.architecture,
-            "d_in": dictionary.d_in,
-            "d_sae": dictionary.d_sae,
-        },
+        out=subject.out,
+        numbers={definition.name: numbers[definition.name] for definition in definitions},
+        made_from=made_from,
         settings={"first_position": rows.first_position},
-        facts=definitions,
+        facts={"definitions": definitions},
         data={"passes": passes, "further": further},
         written=("tokens", "pursuit_tokens")[: len(passes)],
         title=f"Dark matter of {saved.name}",
         subtitle=f"{dictionary.architecture}, {dictionary.d_sae:,} latents, at {saved.hook_point} "
-        f"of {origin.get('model')}. {_rows_text(rows)}, {numbers['n_rows']:,} rows from position "
-        f"{rows.first_position} on.",
+        f"of {made_from['model']}. {_rows_in_words(made_from)}, {numbers['n_rows']:,} rows from "
+        f"position {rows.first_position} on.",
         notes=(SEEN,) if rows.described.get("seen_in_training") else (),
     )
-    return measurement, passes[0]
 
 
-def _passes(
-    saved: SavedDictionary,
-    out: Path,
-    rows: Rows,
-    config: DarkMatterConfig,
-    folder: Path,
-    before: Measured | None,
-) -> list[Measured]:
-    """The two passes with the dictionary's own codes, and with pursuit codes where asked for."""
-    dictionary = saved.dictionary
-    passes = [
-        measure(
-            dictionary,
-            own_encoder(dictionary),
-            rows,
-            config,
-            folder=folder,
-            token_file=out / TOKENS_FILE,
-            what=saved.name,
-            before=before,
-        )
+def _definitions(findings: Mapping[str, Finding], group: str) -> list[Definition]:
+    return [
+        Definition(name=name, unit=finding.unit, text=finding.text, group=group)
+        for name, finding in findings.items()
     ]
-    if config.wants("pursuit"):
-        pursued = measure(
-            dictionary,
-            pursuit_encoder(dictionary),
-            rows,
-            config,
-            folder=folder,
-            token_file=out / PURSUIT_TOKENS_FILE,
-            what=f"{saved.name} with pursuit codes",
-            before=passes[0],
-        )
-        passes.append(pursued)
-    return passes
 
 
-def _definitions(
-    passes: Sequence[Measured], further: Sequence[AnalysisResult]
-) -> dict[str, Definition]:
-    """What was measured, by name, in reading order."""
-    definitions = []
-    for heading, names in GROUPS.items():
-        for measured in passes:
-            prefix = measured.encoder.prefix
-            group = f"{heading}, with pursuit codes" if prefix else heading
-            definitions += [
-                _definition(prefix + name, meaning_of(prefix + name), group)
-                for name in names
-                if name in measured.values
-                and not (prefix and name in ("n_train_rows", "n_test_rows"))
-            ]
-    for result in further:
-        definitions += [
-            _definition(name, meaning, result.group) for name, meaning in result.meanings.items()
-        ]
-    return {definition.name: definition for definition in definitions}
+def _rows_in_words(made_from: Mapping[str, Any]) -> str:
+    text = made_from.get("text") or {}
+    cached = made_from["rows"] == "activation cache"
+    source = "Activation cache of" if cached else "Held-out part of"
+    return f"{source} {text.get('source')}, contexts of {made_from['context_length']} tokens"
 
 
-def _definition(name: str, meaning: Meaning, group: str) -> Definition:
-    return Definition(name=name, unit=meaning.unit, text=meaning.text, group=group)
-
-
-def _charts(data: Mapping[str, Any]) -> list[Any]:
+def _charts(data: Mapping[str, Any]) -> list[Chart]:
     """Of a dictionary: the error, the norm test, tokens and latents, further analyses."""
     passes: list[Measured] = data["passes"]
     values = passes[0].values
-    charts = error_charts({one.encoder.words: one.values for one in passes}, values)
+    charts = error_charts({measured.encoder: measured.values for measured in passes})
     if "norm_test_error" in values:
         charts.append(norm_test_chart(values))
-    for measured in passes:
-        charts += measured.charts
-    return [*charts, *(chart for result in data["further"] for chart in result.charts)]
+    for result in (*passes, *data["further"]):
+        charts += result.charts
+    return charts
 
 
-def _rows_text(rows: Rows) -> str:
-    described = rows.described
-    text = described.get("text") or {}
-    where = "Activation cache of" if described["rows"] == "activation cache" else "Held-out part of"
-    return f"{where} {text.get('source')}, contexts of {described['context_length']} tokens"
+def measure_family(
+    results: Mapping[Path, EvaluationResult], config: DarkMatterConfig
+) -> Measurement | None:
+    """What the dictionaries show together, from their results and the token files beside them.
 
-
-def _member(subject: Subject, measurement: Measurement) -> Member:
-    return Member(
-        name=measurement.name,
-        d_sae=subject.saved.dictionary.d_sae,
-        l0=float(measurement.numbers["l0_mean"] or 0.0),
-        values=dict(measurement.numbers),
-        token_file=subject.out / TOKENS_FILE,
-    )
-
-
-def _family_measurement(
-    family: Family, subjects: Sequence[Subject], rows: Rows, out: Path
-) -> Measurement:
-    hashes = [subject.saved.content_hash for subject in subjects]
-    origin = subjects[0].saved.made_from
-    widths = {member.d_sae for member in family.members}
-    seen = (SEEN,) if rows.described.get("seen_in_training") else ()
+    Returns:
+        None where no family was asked for, or for a single dictionary.
+    """
+    if not config.wants("family") or len(results) < 2:
+        return None
+    members = []
+    for out, result in results.items():
+        values = {metric.name: metric.value for metric in result.metrics}
+        member = Member(
+            name=result.dictionary_name,
+            d_sae=result.made_from["d_sae"],
+            l0=float(values["l0_mean"] or 0.0),
+            values=values,
+            token_file=out / TOKENS_FILE,
+        )
+        members.append(member)
+    family = family_of(members, breakdown_l0=config.breakdown_l0, ridge=config.ridge)
+    first = next(iter(results.values()))
+    hashes = [result.dictionary_hash for result in results.values()]
+    of_one = ("architecture", "d_in", "d_sae")
+    made_from = {name: value for name, value in first.made_from.items() if name not in of_one}
+    n_widths = len({member.d_sae for member in members})
     return Measurement(
-        name=f"{len(family.members)} dictionaries",
+        name=f"{len(members)} dictionaries",
         content_hash=hash_of(hashes),
-        out=out,
+        out=_family_folder(list(results), config),
         suite=FAMILY_SUITE,
-        numbers=family.numbers,
-        made_from={
-            "model": origin.get("model"),
-            "model_hash": origin.get("model_hash"),
-            "hook_point": subjects[0].saved.hook_point,
-            **rows.described,
-            "dictionaries": hashes,
-        },
-        settings={"first_position": rows.first_position},
-        facts={name: _definition(name, MEANINGS[name], "Numbers") for name in family.numbers},
+        numbers={name: finding.value for name, finding in family.numbers.items()},
+        made_from={**made_from, "dictionaries": hashes},
+        settings={"first_position": first.settings["first_position"]},
+        facts={"definitions": _definitions(family.numbers, "Numbers")},
         data={"family": family},
         rows={"dictionaries": family.rows()},
         title="Dark matter of a family of dictionaries",
-        subtitle=f"{len(family.members)} dictionaries of {len(widths)} "
-        f"width{'' if len(widths) == 1 else 's'} at {subjects[0].saved.hook_point} of "
-        f"{origin.get('model')}. {_rows_text(rows)}.",
-        notes=(*seen, *family.notes),
+        subtitle=f"{len(members)} dictionaries of {n_widths} width{'' if n_widths == 1 else 's'} "
+        f"at {made_from['hook_point']} of {made_from['model']}. {_rows_in_words(made_from)}.",
+        notes=(*first.notes, *family.notes),
     )
 
 
@@ -348,7 +289,7 @@ SUITE = Suite(
     "each is.",
     Config=DarkMatterConfig,
     measure=measure_dark_matter,
-    definitions=lambda facts: list(facts.values()),
+    definitions=lambda facts: facts["definitions"],
     charts=_charts,
     tables=lambda data: [table for result in data["further"] for table in result.tables],
     headline=tuple(prefix + name for name in SHOWN for prefix in ("", PURSUIT)),
@@ -364,13 +305,14 @@ SUITE = Suite(
         "pursuit_fvu_nonlinear": "FVU\nnonl.",
     },
     jointly=True,
+    together=measure_family,
 )
 FAMILY_SUITE = Suite(
     name="dark-matter-family",
     summary="What the dictionaries of one hook point show together.",
     Config=DarkMatterConfig,
     measure=measure_dark_matter,
-    definitions=lambda facts: list(facts.values()),
+    definitions=lambda facts: facts["definitions"],
     charts=lambda data: data["family"].charts,
     tables=lambda data: [data["family"].table()],
     headline=("asymptote", "asymptote_low", "asymptote_high", "mean_fvu_nonlinear"),

@@ -19,8 +19,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -32,27 +34,20 @@ from saelab.progress import progress_bar
 from saelab.stats.seeds import seeded_generator
 from saelab.stats.spread import pearson
 
-from .analysis import AnalysisResult, Context, Meaning, in_words
+from .analysis import AnalysisResult, Context, Finding, in_words
 from .regression import RIDGE, CrossStatistics, RegressionMoments
+from .rows import BATCH_ROWS, in_batches
 
 
 class NoiseMoments:
-    """Streamed moments of clean rows, two noises, and several reconstructions of the clean rows.
-
-    Args:
-        d_in: width of a row.
-        n_reconstructions: how many reconstructions of each row there are.
-        device: where the sums lie.
-    """
+    """Streamed moments of clean rows, two noises, and several reconstructions of the clean rows."""
 
     def __init__(self, d_in: int, n_reconstructions: int, device: torch.device | str = "cpu"):
         self.d_in = d_in
-        n_right = (3 + n_reconstructions) * d_in
-        # Regressors are mixtures of clean rows and the first noise; errors of all there is.
-        self._left = CrossStatistics(2 * d_in, n_right, device=device)
-        self._squares = torch.zeros(
-            3 + n_reconstructions, 3 + n_reconstructions, d_in, dtype=torch.float64, device=device
-        )
+        n_parts = 3 + n_reconstructions
+        # Regressors are mixtures of clean rows and the first noise; errors of all parts.
+        self._sums = CrossStatistics(2 * d_in, n_parts * d_in, device=device)
+        self._squares = torch.zeros(n_parts, n_parts, d_in, dtype=torch.float64, device=device)
 
     def update(
         self,
@@ -66,19 +61,16 @@ class NoiseMoments:
         Raises:
             ActivationError: a value is not finite.
         """
-        columns = [part.double() for part in (clean, dense, introduced, *reconstructions)]
-        self._left.update(torch.cat(columns[:2], 1), torch.cat(columns, 1))
-        for one, left in enumerate(columns):
-            for other in range(one, len(columns)):
-                total = (left * columns[other]).sum(0)
-                self._squares[one, other] += total
-                if other != one:
-                    self._squares[other, one] += total
+        parts = [clean, dense, introduced, *reconstructions]
+        columns = torch.stack([part.double() for part in parts])
+        mixed, every = (rearrange(c, "part row d -> row (part d)") for c in (columns[:2], columns))
+        self._sums.update(mixed, every)
+        self._squares += einsum(columns, columns, "a row d, b row d -> a b d")
 
     @property
     def n_rows(self) -> int:
         """Rows seen."""
-        return int(self._left.count.sum())
+        return self._sums.merged().n_rows
 
     def regression(self, dense: float, introduced: float, reconstruction: int) -> RegressionMoments:
         """Moments of the error x' − reconstruction' on x'.
@@ -88,43 +80,33 @@ class NoiseMoments:
             introduced: s_r in reconstruction' = reconstruction + s_r · second noise.
             reconstruction: which of the reconstructions.
         """
-        sums, d = self._left.merged(), self.d_in
-        mixture = torch.zeros(self._squares.shape[0], dtype=torch.float64)
-        mixture[0], mixture[1], mixture[2], mixture[3 + reconstruction] = 1, dense, -introduced, -1
-        mixture = mixture.to(sums.product)
-        regressors = torch.tensor([1.0, dense]).to(sums.product)
-        blocks = sums.product.view(2, d, -1, d)
-        from_left = torch.einsum("a,aibj->ibj", regressors, blocks)
-        means = sums.mean_right.view(-1, d)
-        mean_targets = mixture @ means
+        sums, d = self._sums.merged(), self.d_in
+        mixture = torch.zeros(self._squares.shape[0]).to(sums.cross)
+        mixture[:3] = torch.tensor([1.0, dense, -introduced])
+        mixture[3 + reconstruction] = -1
+        regressors = mixture[:2]
+        blocks = sums.cross.view(2, d, -1, d)
+        mixed = torch.einsum("a,aibj->ibj", regressors, blocks)
+        mean_targets = mixture @ sums.mean_targets.view(-1, d)
         raw_squares = torch.einsum("a,b,abj->j", mixture, mixture, self._squares)
         return RegressionMoments(
-            n_rows=self.n_rows,
-            mean_regressors=regressors @ sums.mean_left.view(2, d),
+            n_rows=sums.n_rows,
+            mean_regressors=regressors @ sums.mean_regressors.view(2, d),
             mean_targets=mean_targets,
-            gram=torch.einsum("b,ibj->ij", regressors, from_left[:, :2]),
-            cross=torch.einsum("b,ibj->ij", mixture, from_left),
-            squares=(raw_squares - self.n_rows * mean_targets.square()).clamp(min=0),
+            gram=torch.einsum("b,ibj->ij", regressors, mixed[:, :2]),
+            cross=torch.einsum("b,ibj->ij", mixture, mixed),
+            squares=(raw_squares - sums.n_rows * mean_targets.square()).clamp(min=0),
         )
 
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
 """Standard deviations of both noises in the grid, in units of x₀'s per-dimension one."""
-
 EXTRA_CELLS = ((0.25, 0.15), (0.15, 0.25))
-
 """Further cells (s_a, s_r), in the proportions of the paper's."""
-
 ABLATED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-
 """Shares of the latents that are left out, those of the lowest mean code first."""
-
 LINE_CELLS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), *EXTRA_CELLS)
-
 """Cells that are followed over `ABLATED`."""
-
-BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,11 +163,10 @@ def validate(
     """Plant noise on a dictionary's reconstructions and see what the split finds.
 
     Args:
-        saved: the dictionary.
         rows: real activations in reading order; the first `train_fraction` of them are fitted on.
         seed: draws the noise.
         train_fraction: share of the rows that fits see.
-        ridge: regularisation of the fits; x₀ alone is rank-deficient where few latents are live.
+        ridge: of the fits: x₀ alone is rank-deficient where few latents are live.
 
     Raises:
         ActivationError: too few rows, or rows that do not vary.
@@ -202,37 +183,37 @@ def validate(
             f"the reconstructions of {saved.folder} do not vary on these {len(rows)} rows: nothing "
             "can be planted on them"
         )
-    kept = _kept_latents(codes_mean)
-    moments = _collect(saved, clean, kept, deviation, seed, train_fraction)
-    grid = [
-        _cell(moments, dense, introduced, 0, ridge)
-        for dense, introduced in (*((a, r) for a in LEVELS for r in LEVELS), *EXTRA_CELLS)
-    ]
-    lines = [
-        _cell(moments, dense, introduced, place, ridge)
-        for dense, introduced in LINE_CELLS
-        for place in range(len(ABLATED))
-    ]
+    train, test = _collect(saved, clean, _kept_latents(codes_mean), deviation, seed, train_fraction)
+
+    def cell(dense: float, introduced: float, index: int = 0) -> SyntheticCell:
+        fit_moments, moments = (sums.regression(dense, introduced, index) for sums in (train, test))
+        what = "the split of planted errors"
+        fitted = fit_moments.fit(ridge=ridge, what=what, rank_level=logging.DEBUG)
+        variance = float(moments.gram.diagonal().sum())
+        return SyntheticCell(
+            dense=dense,
+            introduced=introduced,
+            ablated=ABLATED[index],
+            fvu=float(moments.raw_squares().sum()) / variance,
+            fvu_nonlinear=float(moments.score(fitted).squared_error.sum()) / variance,
+        )
+
+    grid = [cell(*levels) for levels in product(LEVELS, LEVELS)]
     return SyntheticFindings(
-        grid=grid,
-        lines=lines,
-        correlations=_correlations(grid[: len(LEVELS) ** 2]),
+        grid=[*grid, *(cell(*levels) for levels in EXTRA_CELLS)],
+        lines=[cell(*levels, index) for levels in LINE_CELLS for index in range(len(ABLATED))],
+        correlations=_correlations(grid),
         deviation=deviation,
-        n_train_rows=moments[0].n_rows,
-        n_test_rows=moments[1].n_rows,
+        n_train_rows=train.n_rows,
+        n_test_rows=test.n_rows,
         n_never_active=int((codes_mean == 0).sum()),
     )
 
 
 def _kept_latents(mean: Float[Tensor, " d_sae"]) -> list[Bool[Tensor, " d_sae"]]:
     """For each share of `ABLATED`, the latents that stay: those of the lowest mean go first."""
-    order = torch.sort(mean, stable=True).indices
-    kept = []
-    for share in ABLATED:
-        mask = torch.ones(len(mean), dtype=torch.bool, device=mean.device)
-        mask[order[: round(share * len(mean))]] = False
-        kept.append(mask)
-    return kept
+    rank = mean.argsort(stable=True).argsort()
+    return [rank >= round(share * len(mean)) for share in ABLATED]
 
 
 def _collect(
@@ -246,104 +227,71 @@ def _collect(
     """Moments of the rows that fits see, and of the others."""
     d_in, n_train = clean.shape[1], round(train_fraction * len(clean))
     generator = seeded_generator("planted noise", seed)
-    found = []
+    sums = [NoiseMoments(d_in, len(kept), device=clean.device) for _ in range(2)]
     with progress_bar(len(clean), "planted noise", "rows") as bar:
-        for rows in (clean[:n_train], clean[n_train:]):
-            moments = NoiseMoments(d_in, len(kept), device=clean.device)
+        for moments, rows in zip(sums, (clean[:n_train], clean[n_train:]), strict=True):
             for part in rows.split(BATCH_ROWS):
-                noise = [
+                dense, introduced = (
                     deviation * torch.randn(part.shape, generator=generator).to(part)
                     for _ in range(2)
-                ]
+                )
                 codes = saved.dictionary.encode(part)
                 decoded = [saved.dictionary.decode(codes.keep(mask[codes.latent])) for mask in kept]
-                moments.update(part, noise[0], noise[1], decoded)
+                moments.update(part, dense, introduced, decoded)
                 bar.update(len(part))
-            found.append(moments)
-    return found[0], found[1]
-
-
-def _cell(
-    moments: tuple[NoiseMoments, NoiseMoments],
-    dense: float,
-    introduced: float,
-    place: int,
-    ridge: float,
-) -> SyntheticCell:
-    train, test = (part.regression(dense, introduced, place) for part in moments)
-    fitted = train.fit(ridge=ridge, what="the split of planted errors", rank_level=logging.DEBUG)
-    variance = float(test.gram.diagonal().sum())
-    squares = test.squares + test.n_rows * test.mean_targets.square()
-    return SyntheticCell(
-        dense=dense,
-        introduced=introduced,
-        ablated=ABLATED[place],
-        fvu=float(squares.sum()) / variance,
-        fvu_nonlinear=float(test.score(fitted).squared_error.sum()) / variance,
-    )
+    return sums[0], sums[1]
 
 
 def _correlations(grid: list[SyntheticCell]) -> dict[tuple[str, str], float | None]:
-    def column(name: str) -> Tensor:
-        return torch.tensor([getattr(cell, name) for cell in grid], dtype=torch.float64)
-
-    planted = {name: column(name) for name in ("dense", "introduced")}
-    found = {"linear": column("linear"), "nonlinear": column("fvu_nonlinear")}
+    columns = {
+        name: torch.tensor([getattr(cell, name) for cell in grid], dtype=torch.float64)
+        for name in ("dense", "introduced", "linear", "fvu_nonlinear")
+    }
     return {
-        (noise, estimate): pearson(planted[noise], found[estimate])
-        for noise in planted
-        for estimate in found
+        (noise, estimate): pearson(columns[noise], columns[name])
+        for noise in ("dense", "introduced")
+        for estimate, name in (("linear", "linear"), ("nonlinear", "fvu_nonlinear"))
     }
 
 
 ESTIMATES = {"linear": "FVU − FVU_nonlinear", "nonlinear": "FVU_nonlinear"}
 
 
-def meanings(findings: SyntheticFindings) -> dict[str, Meaning]:
-    """Unit and sentence of every value."""
+def numbers(findings: SyntheticFindings) -> dict[str, Finding]:
+    """Every number by name."""
     scope = (
         f"fitted on {findings.n_train_rows:,} rows of planted noise and scored on "
         f"{findings.n_test_rows:,} others"
     )
-    found = {
-        f"synthetic_correlation_{noise}_{estimate}": Meaning(
-            "1",
+    clean = findings.grid[0]
+    by_name = {
+        f"synthetic_correlation_{noise}_{estimate}": Finding(
+            value,
             f"Pearson correlation of the standard deviation of planted {noise} noise with "
             f"{ESTIMATES[estimate]} over a 5 × 5 grid of both noises; {scope}.",
         )
-        for noise, estimate in findings.correlations
-    }
-    found["synthetic_fvu_clean"] = Meaning(
-        "1",
-        "FVU of encoding and decoding a reconstruction once more, with no noise planted: what is "
-        f"there before anything is planted; {scope}.",
-    )
-    found["synthetic_fvu_nonlinear_clean"] = Meaning(
-        "1", f"FVU_nonlinear there, with no noise planted; {scope}."
-    )
-    found["synthetic_deviation"] = Meaning(
-        "activation units",
-        "Standard deviation of a reconstruction's entry about its dimension's mean, root mean "
-        "square over dimensions: the unit of the planted noise.",
-    )
-    found["synthetic_never_active"] = Meaning(
-        "latents", "Latents that are never active on these rows; they are left out first."
-    )
-    return found
-
-
-def values(findings: SyntheticFindings) -> dict[str, float | int | None]:
-    """Every number by name."""
-    clean = findings.grid[0]
-    found: dict[str, float | int | None] = {
-        f"synthetic_correlation_{noise}_{estimate}": value
         for (noise, estimate), value in findings.correlations.items()
     }
-    return found | {
-        "synthetic_fvu_clean": clean.fvu,
-        "synthetic_fvu_nonlinear_clean": clean.fvu_nonlinear,
-        "synthetic_deviation": findings.deviation,
-        "synthetic_never_active": findings.n_never_active,
+    return by_name | {
+        "synthetic_fvu_clean": Finding(
+            clean.fvu,
+            "FVU of encoding and decoding a reconstruction once more, with no noise planted: what "
+            f"is there before anything is planted; {scope}.",
+        ),
+        "synthetic_fvu_nonlinear_clean": Finding(
+            clean.fvu_nonlinear, f"FVU_nonlinear there, with no noise planted; {scope}."
+        ),
+        "synthetic_deviation": Finding(
+            findings.deviation,
+            "Standard deviation of a reconstruction's entry about its dimension's mean, root mean "
+            "square over dimensions: the unit of the planted noise.",
+            "activation units",
+        ),
+        "synthetic_never_active": Finding(
+            findings.n_never_active,
+            "Latents that are never active on these rows; they are left out first.",
+            "latents",
+        ),
     }
 
 
@@ -380,7 +328,6 @@ def _grid_chart(findings: SyntheticFindings) -> Chart:
         f"{findings.n_train_rows:,} rows, scored on {findings.n_test_rows:,} others. Each line has "
         "the other noise at zero; a table holds the whole grid. Pearson correlations over the "
         f"5 × 5 grid: {stated}.",
-        summary=f"Lines of estimates against planted noise. Correlations over the grid: {stated}.",
         x=Axis(title="planted noise (standard deviations of the rows)"),
         y=Axis(title="estimate (share of variance)"),
         series=tuple(series),
@@ -390,12 +337,10 @@ def _grid_chart(findings: SyntheticFindings) -> Chart:
 
 
 def _ablation_chart(findings: SyntheticFindings) -> Chart:
-    settings = list(dict.fromkeys((cell.dense, cell.introduced) for cell in findings.lines))
-    series, last = [], []
-    for index, (dense, introduced) in enumerate(settings):
-        cells = [
-            cell for cell in findings.lines if (cell.dense, cell.introduced) == (dense, introduced)
-        ]
+    series = []
+    for index, setting in enumerate(LINE_CELLS):
+        cells = [cell for cell in findings.lines if (cell.dense, cell.introduced) == setting]
+        dense, introduced = setting
         series += [
             Series(
                 name=f"{label}, dense {dense:g}, introduced {introduced:g}",
@@ -407,19 +352,12 @@ def _ablation_chart(findings: SyntheticFindings) -> Chart:
             )
             for key, label in (("fvu", "FVU"), ("fvu_nonlinear", "nonlinear"))
         ]
-        end = cells[-1]
-        last.append(
-            f"dense {dense:g} and introduced {introduced:g}: FVU {end.fvu:.3f}, "
-            f"nonlinear {end.fvu_nonlinear:.3f}"
-        )
     return Chart(
         name="synthetic_ablation",
         title="Planted noise while latents are left out",
         caption="Latents of the lowest mean code are left out of the reconstruction first. FVU "
         "(solid) should rise; FVU_nonlinear (dashed) should stay where the planted noise puts it. "
         "Noise in standard deviations of the rows.",
-        summary=f"Lines over the share of latents left out. At {ABLATED[-1]:.0%}: "
-        f"{'; '.join(last)}.",
         x=Axis(title="latents left out (%)"),
         y=Axis(title="share of variance"),
         series=tuple(series),
@@ -430,19 +368,19 @@ def _ablation_chart(findings: SyntheticFindings) -> Chart:
 
 def synthetic_table(findings: SyntheticFindings) -> Table:
     """Every cell of planted noise: the grid, then the lines over latents left out."""
-    columns = ("dense", "introduced", "ablated", "fvu", "linear", "fvu_nonlinear")
+    columns = {
+        "dense noise": "dense",
+        "introduced noise": "introduced",
+        "left out": "ablated",
+        "FVU": "fvu",
+        "linear share": "linear",
+        "nonlinear share": "fvu_nonlinear",
+    }
     return Table(
         title="Planted noise and what the split finds",
-        columns=(
-            "dense noise",
-            "introduced noise",
-            "left out",
-            "FVU",
-            "linear share",
-            "nonlinear share",
-        ),
+        columns=tuple(columns),
         rows=tuple(
-            tuple(getattr(cell, name) for name in columns)
+            tuple(getattr(cell, name) for name in columns.values())
             for cell in (*findings.grid, *findings.lines)
         ),
     )
@@ -451,20 +389,14 @@ def synthetic_table(findings: SyntheticFindings) -> Table:
 def synthetic_result(context: Context) -> AnalysisResult:
     """Run the analysis on a dictionary."""
     config, saved = context.config, context.subject.saved
-    parts, n_rows = [], 0
-    for batch in context.rows.batches():
-        parts.append(batch.activations)
-        n_rows += len(batch.activations)
-        if n_rows >= config.n_synthetic_rows:
-            break
-    rows = torch.cat(parts)[: config.n_synthetic_rows].to(saved.dictionary.b_dec.device)
+    batches = in_batches(context.rows.read(), config.n_synthetic_rows)
+    rows = next(batches)["activations"].float().to(saved.dictionary.b_dec.device)
     findings = validate(
         saved, rows, seed=config.seed, train_fraction=config.train_fraction, ridge=config.ridge
     )
     return AnalysisResult(
         "Planted noise",
-        values(findings),
-        meanings(findings),
+        numbers(findings),
         synthetic_charts(findings),
         [synthetic_table(findings)],
     )

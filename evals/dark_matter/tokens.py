@@ -1,4 +1,4 @@
-"""One row per token in a parquet file: where it stands, and the norms of the parts of its error.
+"""One row per token in a parquet file: where it is, and the norms of the parts of its error.
 
 The file is written while the rows stream past, in reading order; files of dictionaries that were
 judged on the same rows can be read side by side.
@@ -7,9 +7,9 @@ judged on the same rows can be read side by side.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,15 @@ from jaxtyping import Float, Int
 from pyarrow import parquet
 from torch import Tensor
 
-from saelab.formats.chart import Axis, Chart, Number, Series
+from saelab.formats.chart import Axis, Chart, Series
 from saelab.formats.files import atomic_path
 
-from .analysis import ERROR, VECTOR_LABELS
-from .regression import CrossStatistics, RegressionMoments
+from .analysis import ERROR, VECTOR_LABELS, rounded
+from .regression import RegressionStatistics
 from .rows import CONTEXT_TEST, RowBatch
 
-NORMS = ("activation", "reconstruction", "error", "linear_error", "nonlinear_error")
-
+ERROR_NORMS = ("error", "linear_error", "nonlinear_error")
+NORMS = ("activation", "reconstruction", *ERROR_NORMS)
 SCHEMA = pyarrow.schema(
     [
         ("sequence", pyarrow.int64()),
@@ -40,51 +40,38 @@ SCHEMA = pyarrow.schema(
         *((f"{name}_norm", pyarrow.float32()) for name in NORMS),
     ]
 )
-
 READ_ROWS = 65_536
-
 TRACE_ROWS = 100
+REGRESSED = ("error", "nonlinear_error")
 
-
-class TokenWriter:
-    """Appends rows to an open token file."""
-
-    def __init__(self, writer: parquet.ParquetWriter):
-        self._writer = writer
-
-    def write(
-        self,
-        batch: RowBatch,
-        cell: Int[Tensor, " rows"],
-        l0: Int[Tensor, " rows"],
-        norms: dict[str, Tensor],
-    ) -> None:
-        """Add rows; a loss that was not measured is null."""
-        loss = batch.loss.numpy()
-        columns: dict[str, Any] = {
-            "sequence": batch.sequence.numpy(),
-            "position": batch.position.int().numpy(),
-            "token": batch.tokens.int().numpy(),
-            "held_out": torch.isin(cell, torch.tensor(CONTEXT_TEST)).numpy(),
-            "loss": pyarrow.array(loss, mask=np.isnan(loss)),
-            "l0": l0.cpu().int().numpy(),
-            **{f"{name}_norm": norms[name].float().numpy() for name in NORMS},
-        }
-        self._writer.write_table(pyarrow.table(columns, schema=SCHEMA))
+Matrix = list[list[float | None]]
 
 
 @contextmanager
-def token_writer(path: Path) -> Iterator[TokenWriter]:
-    """A writer of a token file that is there, whole, when the context ends."""
+def token_writer(path: Path) -> Iterator[Callable[..., None]]:
+    """`write_tokens` to a token file, which is complete when the context ends."""
     with atomic_path(path) as temporary, parquet.ParquetWriter(temporary, SCHEMA) as writer:
-        yield TokenWriter(writer)
+        yield partial(write_tokens, writer)
 
 
-def read_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-    """Some columns of a token file, `READ_ROWS` rows at a time."""
-    with parquet.ParquetFile(path) as opened:
-        for batch in opened.iter_batches(batch_size=READ_ROWS, columns=list(columns)):
-            yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in columns}
+def write_tokens(
+    writer: parquet.ParquetWriter,
+    batch: RowBatch,
+    l0: Int[Tensor, " rows"],
+    norms: Mapping[str, Float[Tensor, " rows"]],
+) -> None:
+    """Add rows with the norms of `NORMS` in each; a loss that was not measured is null."""
+    loss = batch.loss.numpy()
+    columns: dict[str, Any] = {
+        "sequence": batch.sequence.numpy(),
+        "position": batch.position.int().numpy(),
+        "token": batch.tokens.int().numpy(),
+        "held_out": torch.isin(batch.cell, torch.tensor(CONTEXT_TEST)).numpy(),
+        "loss": pyarrow.array(loss, mask=np.isnan(loss)),
+        "l0": l0.cpu().int().numpy(),
+        **{f"{name}_norm": norms[name].float().numpy() for name in NORMS},
+    }
+    writer.write_table(pyarrow.table(columns, schema=SCHEMA))
 
 
 def trace_of(path: Path) -> dict[str, list[Any]]:
@@ -92,24 +79,14 @@ def trace_of(path: Path) -> dict[str, list[Any]]:
 
     Where no context has so many, those of the longest run.
     """
-    wanted = ("sequence", "position", "token", *(f"{name}_norm" for name in NORMS[2:]))
-    best: dict[str, list[Any]] = {name: [] for name in wanted}
-    run: dict[str, list[Any]] = {name: [] for name in wanted}
-    for block in read_columns(path, (*wanted, "held_out")):
-        for place in np.flatnonzero(block["held_out"]):
-            row = {name: block[name][place].item() for name in wanted}
-            broken = run["sequence"] and (
-                run["sequence"][-1] != row["sequence"] or run["position"][-1] + 1 != row["position"]
-            )
-            if broken:
-                run = {name: [] for name in wanted}
-            for name, value in row.items():
-                run[name].append(value)
-            if len(run["position"]) > len(best["position"]):
-                best = run
-            if len(best["position"]) >= TRACE_ROWS:
-                return best
-    return best
+    names = ["sequence", "position", "token", *(f"{name}_norm" for name in ERROR_NORMS)]
+    table = parquet.read_table(path, columns=names, filters=[("held_out", "==", True)])
+    sequence, position = table["sequence"].to_numpy(), table["position"].to_numpy()
+    breaks = np.flatnonzero((np.diff(sequence) != 0) | (np.diff(position) != 1)) + 1
+    starts = np.array([0, *breaks])
+    lengths = np.minimum(np.diff([*starts, len(sequence)]), TRACE_ROWS)
+    longest = int(lengths.argmax())
+    return table.slice(int(starts[longest]), int(lengths[longest])).to_pydict()
 
 
 def norms_matrix(
@@ -123,186 +100,125 @@ def norms_matrix(
     Raises:
         ValueError: the files hold different rows.
     """
-    places = ("sequence", "position", "held_out")
-    readers = [read_columns(path, (*places, *(f"{name}_norm" for name in names))) for path in paths]
-    for blocks in zip(*readers, strict=True):
-        first = blocks[0]
-        for block in blocks[1:]:
-            if any(not np.array_equal(block[name], first[name]) for name in places):
-                raise ValueError("token files of different rows cannot be read side by side")
-        columns = [block[f"{name}_norm"].astype(np.float64) for block in blocks for name in names]
+    where = ["sequence", "position", "held_out"]
+    norms = [f"{name}_norm" for name in names]
+    files = [parquet.ParquetFile(path) for path in paths]
+    readers = [file.iter_batches(batch_size=READ_ROWS, columns=[*where, *norms]) for file in files]
+    for batches in zip(*readers, strict=True):
+        if any(not batch.select(where).equals(batches[0].select(where)) for batch in batches[1:]):
+            raise ValueError("token files of different rows cannot be read side by side")
+        columns = [batch[name].to_numpy().astype(np.float64) for batch in batches for name in norms]
+        held_out = batches[0]["held_out"].to_numpy(zero_copy_only=False)
         yield (
             torch.from_numpy(np.stack(columns, axis=1)),
-            torch.from_numpy(first["held_out"].astype(np.int64)),
+            torch.from_numpy(held_out.astype(np.int64)),
         )
 
 
-REGRESSED = ("error", "nonlinear_error")
-
-
-@dataclass(frozen=True, eq=False)
-class Scaling:
-    """R² between all pairs; rows predict columns."""
-
-    r_squared: list[list[float | None]]
-    """Held-out R² of the column's |error| regressed on the row's |error| and a constant."""
-    gain: list[list[float | None]]
-    """Share of the residual variance removed by adding the row's |nonlinear error|; 0 where none
-    is left."""
-
-    def charts(self, labels: Sequence[str]) -> list[Chart]:
-        """Both matrices; dictionaries from narrow to wide, upper triangle."""
-        return [
-            _matrix(
-                "scaling_r_squared",
-                "Do wider dictionaries fail on the same tokens?",
-                "Held-out R² of the norm of the column's error regressed on the norm of the row's "
-                "error and a constant, token by token; from narrow to wide, upper triangle. Near "
-                "1: the wider dictionary's errors are large where the narrower one's are.",
-                labels,
-                self.r_squared,
-            ),
-            _matrix(
-                "scaling_gain",
-                "What the norm of the nonlinear error adds",
-                "Share of the residual variance of the prediction beside it that is removed when "
-                "the norm of the row's nonlinear error is a second regressor: (R²_new - R²_old) / "
-                "(1 - R²_old); 0 on the diagonal.",
-                labels,
-                self.gain,
-            ),
-        ]
-
-
-def _matrix(
-    name: str,
-    title: str,
-    caption: str,
-    labels: Sequence[str],
-    matrix: Sequence[Sequence[float | None]],
-) -> Chart:
-    upper: list[list[Number | None]] = [
-        [value if column >= row else None for column, value in enumerate(line)]
-        for row, line in enumerate(matrix)
-    ]
-    known = [
-        value for row, line in enumerate(upper) for value in line[row + 1 :] if value is not None
-    ]
-    # With a unit, so that widths are taken for categories and not for numbers.
-    named = [f"{x} latents" if x.replace(",", "").isdigit() else x for x in labels]
-    reach = f"from {min(known):.3f} to {max(known):.3f}" if known else "undefined"
-    return Chart(
-        name=name,
-        title=title,
-        caption=caption,
-        summary=f"Upper triangle of a {len(labels)} by {len(labels)} matrix; off the diagonal "
-        f"{reach}.",
-        x=Axis(title="predicted: error of"),
-        y=Axis(title="from the error of"),
-        colour="share",
-        series=(
-            Series(
-                name=title,
-                x=list(named),
-                y=list(named),
-                z=upper,
-                mark="heat map",
-            ),
-        ),
-        height=max(340, 90 + 34 * len(labels)),
-    )
-
-
-def measure_scaling(token_files: Sequence[Path], ridge: float) -> Scaling:
-    """Regress every dictionary's error norm on every other's.
+def measure_scaling(token_files: Sequence[Path], ridge: float) -> tuple[Matrix, Matrix]:
+    """Regress every dictionary's error norm on that of every dictionary.
 
     Args:
         token_files: of the dictionaries, of the same rows, from narrow to wide.
         ridge: regularisation, as in `RegressionMoments.fit`.
 
+    Returns:
+        Held-out R² of the column's |error| regressed on the row's |error| and a constant, and the
+        share of the residual variance (0 where none is left) that the row's |nonlinear error|
+        removes.
+
     Raises:
         ActivationError: fewer rows than coefficients.
     """
     width = len(token_files) * len(REGRESSED)
-    statistics = CrossStatistics(width, width, 2)
+    statistics = RegressionStatistics(width, width, 2)
     for norms, held_out in norms_matrix(token_files, REGRESSED):
         statistics.update(norms, norms, held_out)
+    train, test = statistics.moments([0]), statistics.moments([1])
 
     def r_squared(regressors: list[int], target: int) -> float | None:
-        train, test = (_block(statistics, cell, regressors, target) for cell in (0, 1))
+        chosen = slice(target, target + 1)
         what = "an error norm from another dictionary's"
-        fitted = train.fit(ridge=ridge, what=what, rank_level=logging.DEBUG)
-        return test.score(fitted).pooled_r_squared()
+        moments = train.select(regressors, chosen)
+        fitted = moments.fit(ridge=ridge, what=what, rank_level=logging.DEBUG)
+        return test.select(regressors, chosen).score(fitted).pooled_r_squared()
 
-    plain: list[list[float | None]] = []
-    gain: list[list[float | None]] = []
-    for row in range(len(token_files)):
-        error, nonlinear = len(REGRESSED) * row, len(REGRESSED) * row + 1
-        plain.append([])
-        gain.append([])
-        for column in range(len(token_files)):
-            target = len(REGRESSED) * column
-            first, both = r_squared([error], target), r_squared([error, nonlinear], target)
-            plain[-1].append(first)
-            gain[-1].append(_gain(first, both))
-    return Scaling(plain, gain)
+    errors = range(0, width, len(REGRESSED))
+    plain = [[r_squared([row], column) for column in errors] for row in errors]
+    both = [[r_squared([row, row + 1], column) for column in errors] for row in errors]
+    gain = [
+        [_gain(*pair) for pair in zip(*rows, strict=True)] for rows in zip(plain, both, strict=True)
+    ]
+    return plain, gain
 
 
-def _gain(first: float | None, both: float | None) -> float | None:
-    if first is None or both is None:
+def _gain(plain: float | None, both: float | None) -> float | None:
+    if plain is None or both is None:
         return None
     # The ridge leaves about 1e-12 of a norm regressed on itself.
-    return 0.0 if 1 - first < 1e-9 else (both - first) / (1 - first)
+    return 0.0 if 1 - plain < 1e-9 else (both - plain) / (1 - plain)
 
 
-def _block(
-    statistics: CrossStatistics, cell: int, regressors: list[int], target: int
-) -> RegressionMoments:
-    sums = statistics.merged([cell])
-    chosen = torch.tensor(regressors)
-    return RegressionMoments(
-        n_rows=int(sums.n_rows),
-        mean_regressors=sums.mean_left[chosen],
-        mean_targets=sums.mean_left[target : target + 1],
-        gram=sums.product[chosen][:, chosen],
-        cross=sums.product[chosen, target : target + 1],
-        squares=sums.product[target, target : target + 1],
+def scaling_charts(r_squared: Matrix, gain: Matrix, labels: Sequence[str]) -> list[Chart]:
+    """Both matrices of `measure_scaling`; dictionaries from narrow to wide, upper triangle."""
+    # With a unit, so that widths are taken for categories and not for numbers.
+    named = [f"{x} latents" if x.replace(",", "").isdigit() else x for x in labels]
+    drawn = (
+        (
+            "scaling_r_squared",
+            "Do wider dictionaries fail on the same tokens?",
+            "Held-out R² of the norm of the column's error regressed on the norm of the row's "
+            "error and a constant, token by token; from narrow to wide, upper triangle. Near "
+            "1: the wider dictionary's errors are large where the narrower one's are.",
+            r_squared,
+        ),
+        (
+            "scaling_gain",
+            "What the norm of the nonlinear error adds",
+            "Share of the residual variance of the prediction beside it that is removed when "
+            "the norm of the row's nonlinear error is a second regressor: (R²_new - R²_old) / "
+            "(1 - R²_old); 0 on the diagonal.",
+            gain,
+        ),
     )
+    charts = []
+    for name, title, caption, matrix in drawn:
+        upper = [[None] * row + line[row:] for row, line in enumerate(matrix)]
+        heat_map = Series(name=title, x=[*named], y=[*named], z=upper, mark="heat map")
+        chart = Chart(
+            name=name,
+            title=title,
+            caption=caption,
+            x=Axis(title="predicted: error of"),
+            y=Axis(title="from the error of"),
+            colour="share",
+            series=(heat_map,),
+            height=max(340, 90 + 34 * len(labels)),
+        )
+        charts.append(chart)
+    return charts
 
 
 def trace_chart(trace: Mapping[str, list[Any]], prefix: str, codes: str) -> Chart:
-    """Norms of the error and its parts at neighbouring tokens.
-
-    Args:
-        trace: of a token file.
-        prefix: before the chart's name.
-        codes: words for the encoder.
-    """
-    norms = {name: _rounded(trace[f"{name}_norm"]) for name in NORMS[2:]}
-    means = ", ".join(
-        f"{VECTOR_LABELS[name]} {sum(values) / max(1, len(values)):.3g}"
-        for name, values in norms.items()
-    )
+    """Norms of the error and its parts at neighbouring tokens."""
     context = trace["sequence"][0] if trace["sequence"] else "none"
-    n = len(trace["position"])
     return Chart(
         name=f"{prefix}error_trace",
         title=f"Error token by token, {codes}",
-        caption=f"Norms at {n} neighbouring tokens of a held-out context (number {context} of the "
-        f"text); {ERROR}",
-        summary=f"Lines over {n} tokens; mean norms: {means}.",
+        caption=f"Norms at {len(trace['position'])} neighbouring tokens of a held-out context "
+        f"(number {context} of the text); {ERROR}",
         x=Axis(title="position in the context"),
         y=Axis(title="norm (activation units)", low=0),
         series=tuple(
             Series(
                 name=VECTOR_LABELS[name],
                 x=list(trace["position"]),
-                y=list(values),
+                y=rounded(trace[f"{name}_norm"]),
                 labels=[f"token {token}" for token in trace["token"]],
                 style={"error": 0, "linear_error": 2}.get(name, 1),
                 dashed=name == "error",
             )
-            for name, values in norms.items()
+            for name in ERROR_NORMS
         ),
         wide=True,
     )
@@ -312,33 +228,21 @@ def family_traces(labels: Sequence[str], paths: Sequence[Path]) -> list[Chart]:
     """For each part of the error, its norm at the same neighbouring tokens, by dictionary."""
     traces = [trace_of(path) for path in paths]
     position = traces[0]["position"]
-    charts = []
-    for name in NORMS[2:]:
-        part = VECTOR_LABELS[name]
-        norms = [_rounded(trace[f"{name}_norm"]) for trace in traces]
-        means = "; ".join(
-            f"{label}: {sum(line) / max(1, len(line)):.3g}"
-            for label, line in zip(labels, norms, strict=True)
-        )
-        chart = Chart(
+    return [
+        Chart(
             name=f"family_trace_{name}",
-            title=f"Norm of the {part}, token by token",
-            caption=f"Norm of the {part} at {len(position)} neighbouring tokens of one held-out "
-            "context, a line per dictionary.",
-            summary=f"Lines over {len(position)} tokens; means {means}.",
+            title=f"Norm of the {VECTOR_LABELS[name]}, token by token",
+            caption=f"Norm of the {VECTOR_LABELS[name]} at {len(position)} neighbouring tokens of "
+            "one held-out context, a line per dictionary.",
             x=Axis(title="position in the context"),
-            y=Axis(title=f"norm of the {part} (activation units)"),
+            y=Axis(title=f"norm of the {VECTOR_LABELS[name]} (activation units)"),
             series=tuple(
-                Series(name=label, x=list(position), y=list(line))
-                for label, line in zip(labels, norms, strict=True)
+                Series(name=label, x=list(position), y=rounded(trace[f"{name}_norm"]))
+                for label, trace in zip(labels, traces, strict=True)
             ),
             named_ends=bool(position),
             height=380,
             wide=True,
         )
-        charts.append(chart)
-    return charts
-
-
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [float(f"{value:.5g}") for value in values]
+        for name in ERROR_NORMS
+    ]

@@ -14,14 +14,17 @@ from saelab.evals.dark_matter.downstream import (
     CONDITIONS,
     LiveParts,
     downstream_charts,
-    meanings,
     measure_downstream,
-    values,
+    numbers,
 )
 from saelab.evals.dark_matter.rows import CONTEXT_TEST, cells_of
 
 HOOK = "blocks.1.hook_resid_post"
 SETTINGS = {"n_tokens": 96, "batch_contexts": 2}
+
+
+def values(findings):
+    return {name: finding.value for name, finding in numbers(findings).items()}
 
 
 @pytest.fixture
@@ -125,7 +128,7 @@ def test_the_first_positions_are_left_alone_and_not_counted(tiny_model, spec, sa
     tokens = torch.cat(list(held_out_batches(tiny_model, spec, 96, 2)))
     clean = float(tiny_model.run(tokens).loss[:, 20:].double().sum())
     assert found.original == pytest.approx(clean, rel=1e-5)
-    assert "from position 20 on" in meanings(found)["downstream_loss_sae"].text
+    assert "from position 20 on" in numbers(found)["downstream_loss_sae"].text
 
 
 def test_contexts_that_the_probe_was_fitted_on_are_left_out(tiny_model, spec, saved, probe):
@@ -165,13 +168,13 @@ def test_controls_have_the_norms_of_what_they_stand_for(saved, probe):
     assert float((cosines < 0.99).float().mean()) > 0.5
     zero = torch.zeros(3, 32)
     assert torch.equal(live.random(zero), zero)
-    moved = CONDITIONS["random_error"](live) - rows
+    moved = CONDITIONS["random_error"].replacement(live) - rows
     torch.testing.assert_close(moved.norm(dim=1), live.parts.error.norm(dim=1))
 
 
 def test_every_value_is_defined_and_an_undefined_share_is_none(tiny_model, spec, saved, probe):
     found = measure_downstream(tiny_model, spec, saved, probe, **SETTINGS)
-    assert set(values(found)) == set(meanings(found))
+    assert all(number.unit and number.text for number in numbers(found).values())
     recovery, _ = downstream_charts(found)
     assert all(len(series.x) == len(series.y) == 6 for series in recovery.series)
     harmless = dataclasses.replace(found, loss=dict.fromkeys(found.loss, found.original))

@@ -20,7 +20,6 @@ from saelab.evals.dark_matter.linear_maps import (
     JOINT,
     OWN,
     LinearMapFindings,
-    MapScore,
     linear_maps_chart,
 )
 from saelab.evals.dark_matter.synthetic import (
@@ -60,15 +59,13 @@ def charts():
         n_rows=9,
         n_rows_with_error=9,
     )
-    score = MapScore(mean_r_squared=0.4, pooled_r_squared=None)
     maps = LinearMapFindings(
-        scores={
-            name: dict.fromkeys(("error", "linear", "nonlinear"), score)
+        r_squared={
+            name: dict.fromkeys(("error", "linear", "nonlinear"), (0.4, None))
             for name in (OWN, "blocks.0.hook_resid_post", JOINT)
         },
         fvu_corrected=dict.fromkeys((OWN, "blocks.0.hook_resid_post", JOINT), 0.15),
         fvu=0.2,
-        n_regressors={},
         n_train_rows=600,
         n_test_rows=400,
     )

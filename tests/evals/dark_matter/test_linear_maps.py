@@ -15,13 +15,17 @@ from saelab.evals.dark_matter.linear_maps import (
     OWN,
     SourceRows,
     linear_maps_chart,
-    meanings,
     measure_linear_maps,
+    numbers,
     source_data_specs,
     source_rows,
-    values,
 )
 from saelab.evals.dark_matter.rows import CONTEXT_TEST, cells_of
+
+
+def values(findings):
+    return {name: finding.value for name, finding in numbers(findings).items()}
+
 
 EARLIER, MLP = "blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"
 
@@ -96,24 +100,21 @@ def test_scores_are_those_of_least_squares_on_held_out_contexts(family, probe):
     regressors[JOINT] = torch.cat(list(outputs.values()), 1)
     x = rows.activations.double()[test]
     variance = float((x - x.mean(0)).square().sum())
-    assert set(found.scores) == set(regressors)
+    assert set(found.r_squared) == set(regressors)
     for source, columns in regressors.items():
-        assert found.n_regressors[source] == columns.shape[1]
         for target, rows_of_target in targets.items():
             mean, pooled, left = by_hand(columns, rows_of_target.double(), test)
-            score = found.scores[source][target]
-            assert score.mean_r_squared == pytest.approx(mean, abs=2e-5)
-            assert score.pooled_r_squared == pytest.approx(pooled, abs=2e-5)
+            assert found.r_squared[source][target] == pytest.approx((mean, pooled), abs=2e-5)
             if target == "error":
                 assert found.fvu_corrected[source] == pytest.approx(left / variance, rel=1e-4)
     error = parts.error.double()[test]
     assert found.fvu == pytest.approx(float(error.square().sum()) / variance, rel=1e-6)
     # More regressors explain more; the earlier hook point knows the activation, the other not.
-    nonlinear = {name: score["nonlinear"].pooled_r_squared for name, score in found.scores.items()}
+    nonlinear = {name: scores["nonlinear"][1] for name, scores in found.r_squared.items()}
     assert nonlinear[EARLIER] > nonlinear[MLP]
     error = linear_maps_chart(found).series[0]
-    assert error.x == list(found.scores) and len(error.y) == 4
-    assert set(values(found)) == set(meanings(found))
+    assert error.x == list(found.r_squared) and len(error.y) == 4
+    assert all(number.unit and number.text for number in numbers(found).values())
     assert "map_r2_nonlinear_from_blocks_0_hook_resid_post" in values(found)
 
 
@@ -132,8 +133,8 @@ def test_a_rank_deficient_output_is_regularised(family, probe, save_trained, top
     few = few[torch.arange(48) % 3]
     flat = load_dictionary(save_trained(topk_dictionary(W_dec=few), "flat", hook_point=MLP))
     found = measure_linear_maps(saved, probe, {**sources, MLP: flat}, [rows_of(2000)])
-    scores = [score for by_target in found.scores.values() for score in by_target.values()]
-    assert all(-0.5 < score.mean_r_squared <= 1 for score in scores)
+    scores = [score for by_target in found.r_squared.values() for score in by_target.values()]
+    assert all(-0.5 < mean <= 1 for mean, _ in scores)
 
 
 def test_too_few_rows_are_refused_in_words(family, probe):

@@ -9,13 +9,11 @@ from saelab.dictionary import Dictionary
 from saelab.dictionary.decomposition import ErrorProbe, decompose, load_probe, save_probe
 from saelab.errors import ActivationError, ArtifactError
 from saelab.evals.dark_matter.directions import DirectionSums, direction_findings, running_mean
-from saelab.evals.dark_matter.first_pass import ErrorSums, bias_rows
-from saelab.evals.dark_matter.linear_error import error_findings
+from saelab.evals.dark_matter.linear_error import ErrorSums, fit_error
 from saelab.evals.dark_matter.norm_test import (
     VECTORS,
     PartSums,
     combination,
-    constant,
     gaussian_r_squared,
     norm_test,
     vectors_of,
@@ -53,27 +51,15 @@ def a_batch(n=N, seed=1):
         sequence=sequence,
         position=torch.arange(n) % 10,
         loss=torch.where(torch.arange(n) < 600, x[:, 0].double(), torch.nan),
+        cell=cells_of(sequence, torch.arange(n) % 10, seed=0, train_fraction=0.6),
     )
 
 
-def cells(batch):
-    return cells_of(batch.sequence, batch.position, seed=0, train_fraction=0.6)
-
-
 def first_pass(dictionary, batch, size=N):
-    sums = ErrorSums.empty(D_IN, D_SAE, None)
-    cell = cells(batch)
-    for part in torch.arange(N).split(size):
-        piece = RowBatch(
-            activations=batch.activations[part],
-            tokens=batch.tokens[part],
-            sequence=batch.sequence[part],
-            position=batch.position[part],
-            loss=batch.loss[part],
-        )
-        codes = dictionary.encode(piece.activations)
-        hat = dictionary.decode(codes)
-        sums.update(piece, hat, bias_rows(dictionary, codes), codes, cell[part])
+    sums = ErrorSums(dictionary)
+    for part in torch.arange(len(batch.tokens)).split(size):
+        piece = RowBatch(**{name: column[part] for name, column in vars(batch).items()})
+        sums.update(piece, dictionary.encode(piece.activations))
     return sums
 
 
@@ -135,18 +121,18 @@ def test_probes_are_saved_and_damaged_ones_refused(tmp_path):
 @given(st.sampled_from([1, 7, 64, 333, 1500]))
 def test_the_batch_size_decides_no_number(size):
     dictionary, batch = a_dictionary(), a_batch()
-    whole = error_findings(first_pass(dictionary, batch), 1e-6, "test").values
-    cut = error_findings(first_pass(dictionary, batch, max(size, 50)), 1e-6, "test").values
+    _, whole = fit_error(first_pass(dictionary, batch), 1e-6, "test")
+    _, cut = fit_error(first_pass(dictionary, batch, max(size, 50)), 1e-6, "test")
     for name, value in whole.items():
         assert cut[name] == pytest.approx(value, rel=1e-8), name
 
 
 def test_every_number_of_the_first_pass_equals_dense_algebra():
     dictionary, batch = a_dictionary(), a_batch()
-    found = error_findings(first_pass(dictionary, batch, 256), 1e-12, "test")
-    values, x = found.values, batch.activations.double()
+    _, values = fit_error(first_pass(dictionary, batch, 256), 1e-12, "test")
+    x = batch.activations.double()
     hat = dictionary(batch.activations).double()
-    error, cell = x - hat, cells(batch)
+    error, cell = x - hat, batch.cell
     train, test = cell < 2, cell >= 2
     square = error.square().sum(1, keepdim=True)
     spread = (x[test] - x[test].mean(0)).square().sum()
@@ -189,7 +175,7 @@ def test_a_constant_dictionary_has_a_wholly_linear_error_and_gamma_says_so():
     """The reviewer's caveat: Sae(x) = const gives x - const, which is 100 % linear."""
     dictionary = a_dictionary()
     dictionary.threshold.fill_(1e9)
-    values = error_findings(first_pass(dictionary, a_batch()), 1e-9, "test").values
+    _, values = fit_error(first_pass(dictionary, a_batch()), 1e-9, "test")
     assert values["error_r_squared"] == pytest.approx(1, abs=1e-6)
     assert values["fvu_nonlinear"] == pytest.approx(0, abs=1e-6)
     assert values["shrinkage_gamma"] == 0
@@ -197,52 +183,50 @@ def test_a_constant_dictionary_has_a_wholly_linear_error_and_gamma_says_so():
 
 
 def test_too_few_rows_are_refused_with_the_dictionary_named():
-    sums = ErrorSums.empty(D_IN, D_SAE, None)
-    batch = a_batch(15)
-    codes = (dictionary := a_dictionary()).encode(batch.activations)
-    bias = bias_rows(dictionary, codes)
-    sums.update(batch, dictionary.decode(codes), bias, codes, cells(batch))
+    sums = first_pass(a_dictionary(), a_batch(15))
     with pytest.raises(ActivationError, match=r"error of mine from its activations has .* rows"):
-        error_findings(sums, 1e-6, "mine")
+        fit_error(sums, 1e-6, "mine")
 
 
 def second_pass(dictionary, batch, probe):
     parts = PartSums(D_IN)
     taken = decompose(dictionary, probe, batch.activations.double())
-    norms = parts.update(batch.activations, taken, cells(batch))
+    norms = parts.update(batch, taken)
     return parts, taken, norms
 
 
 def test_vectors_are_the_combinations_that_moments_are_made_by():
     dictionary, batch = a_dictionary(), a_batch()
-    probe = error_findings(first_pass(dictionary, batch), 1e-6, "test").probe
+    probe, _ = fit_error(first_pass(dictionary, batch), 1e-6, "test")
     _, taken, _ = second_pass(dictionary, batch, probe)
     vectors = vectors_of(taken, batch.activations)
     joint = torch.cat([vectors["activation"], vectors["error"]], dim=1)
     for name in VECTORS:
-        made = joint @ combination(name, probe.weight) + constant(name, probe.bias)
-        assert torch.allclose(made, vectors[name], atol=1e-10), name
+        made, offset = combination(name, probe)
+        assert torch.allclose(joint @ made + offset, vectors[name], atol=1e-10), name
 
 
 def test_the_norm_test_equals_direct_regressions():
     dictionary, batch = a_dictionary(), a_batch()
     sums = first_pass(dictionary, batch, 300)
-    probe = error_findings(sums, 1e-12, "test").probe
+    probe, _ = fit_error(sums, 1e-12, "test")
     parts, taken, norms = second_pass(dictionary, batch, probe)
     found = norm_test(sums, parts, probe, 1e-12)
-    cell, x = cells(batch), batch.activations.double()
+    cell, x = batch.cell, batch.activations.double()
     train, test = cell < 2, cell >= 2
     for name, vector in vectors_of(taken, batch.activations).items():
         square = vector.square().sum(1, keepdim=True)
         assert torch.allclose(norms[name], square.sqrt().squeeze(1))
         from_x, _ = dense(x, square, train, test)
-        assert found.from_activation[name] == pytest.approx(float(from_x), abs=1e-6), name
+        assert found[f"norm_test_{name}"] == pytest.approx(float(from_x), abs=1e-6), name
         from_norm, _ = dense(x.square().sum(1, keepdim=True), square, train, test)
-        assert found.norm_only[name] == pytest.approx(float(from_norm), abs=1e-6), name
+        assert found[f"norm_test_norm_only_{name}"] == pytest.approx(float(from_norm), abs=1e-6), (
+            name
+        )
         if name != "linear_error":
             own, _ = dense(vector, square, train, test)
-            assert found.from_self[name] == pytest.approx(float(own), abs=1e-4), name
-    assert set(found.values()) == {
+            assert found[f"norm_test_self_{name}"] == pytest.approx(float(own), abs=1e-4), name
+    assert set(found) == {
         f"norm_test{kind}_{name}"
         for kind in ("", "_self", "_gaussian", "_norm_only")
         for name in VECTORS
@@ -284,14 +268,15 @@ def test_probe_directions_find_the_cubic_ratio_of_sparse_orthogonal_features():
         sequence=torch.arange(n) // 10,
         position=torch.arange(n) % 10,
         loss=torch.full((n,), torch.nan, dtype=torch.float64),
+        cell=cells_of(torch.arange(n) // 10, torch.arange(n) % 10, seed=0, train_fraction=0.6),
     )
-    codes = dictionary.encode(x)
-    sums = ErrorSums.empty(D_IN, D_IN, None)
-    sums.update(batch, dictionary.decode(codes), bias_rows(dictionary, codes), codes, cells(batch))
+    sums = first_pass(dictionary, batch, n)
     directions = DirectionSums(dictionary, seed=0)
-    directions.update(codes, cells(batch))
+    directions.update(dictionary.encode(x), batch.cell)
     found = direction_findings(dictionary, sums, directions, 1e-9)
-    assert found.correlation_cubic == pytest.approx(1, abs=0.01)
+    values = found.values
+    assert values["directions_correlation_cubic"] == pytest.approx(1, abs=0.01)
     assert torch.allclose(found.inner_product, found.cubic, rtol=0.12)
-    assert found.r_squared == pytest.approx(found.independent_r_squared, abs=0.03)
+    control = values["directions_independent_r_squared"]
+    assert values["directions_r_squared"] == pytest.approx(control, abs=0.03)
     assert running_mean(torch.arange(500.0))[250] == pytest.approx(249.5)

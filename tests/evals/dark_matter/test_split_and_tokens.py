@@ -5,15 +5,18 @@ import pytest
 import torch
 
 from saelab.errors import ConfigError
-from saelab.evals.dark_matter.first_pass import TokenMeans
+from saelab.evals.dark_matter.linear_error import TokenMeans
+from saelab.evals.dark_matter.measure import CodesSpill
 from saelab.evals.dark_matter.rows import (
     CONTEXT_TEST,
+    CONTEXT_TRAIN,
     TOKEN_TEST,
     RowBatch,
+    Spill,
     cells_of,
     first_position_of,
+    in_batches,
 )
-from saelab.evals.dark_matter.spill import CodesSpill, ColumnSpill
 from saelab.evals.dark_matter.tokens import norms_matrix, token_writer, trace_of
 from saelab.sparse import SparseCodes
 
@@ -85,26 +88,27 @@ def test_token_means_are_those_of_training_rows_and_scored_on_others():
     )
     error = (values[test] - predicted).square().sum()
     deviation = (values[test] - values[test].mean()).square().sum()
-    assert means.held_out_r_squared() == pytest.approx(float(1 - error / deviation), abs=1e-9)
-    assert means.in_sample_r_squared() > means.held_out_r_squared()
+    held_out = means.r_squared(CONTEXT_TRAIN, CONTEXT_TEST)
+    assert held_out == pytest.approx(float(1 - error / deviation), abs=1e-9)
+    assert means.r_squared(None, None) > held_out
 
 
 def test_token_means_without_rows_have_no_score():
-    assert TokenMeans().held_out_r_squared() is None
+    assert TokenMeans().r_squared(CONTEXT_TRAIN, CONTEXT_TEST) is None
     means = TokenMeans()
     means.update(torch.tensor([1, 2]), torch.tensor([1.0, 2.0]).double(), torch.tensor([0, 1]))
-    assert means.held_out_r_squared() is None
+    assert means.r_squared(CONTEXT_TRAIN, CONTEXT_TEST) is None
 
 
-def test_spilled_columns_and_codes_come_back_as_they_went(tmp_path):
-    columns = ColumnSpill(tmp_path, "rows")
+def test_spilled_rows_and_codes_come_back_as_they_went(tmp_path):
+    spill = Spill(tmp_path, "rows")
     x = torch.randn(10, 3).bfloat16()
-    columns.append(x=x[:4], n=torch.arange(4))
-    columns.append(x=x[4:], n=torch.arange(4, 10))
-    blocks = list(columns.blocks(3))
-    assert [len(block["n"]) for block in blocks] == [3, 3, 3, 1]
-    assert torch.equal(torch.cat([block["x"] for block in blocks]), x)
-    assert torch.equal(torch.cat([block["n"] for block in blocks]), torch.arange(10))
+    spill.append(x=x[:4], tokens=torch.arange(4))
+    spill.append(x=x[4:], tokens=torch.arange(4, 10))
+    batches = list(in_batches(spill.batches(), 3))
+    assert [len(batch["tokens"]) for batch in batches] == [3, 3, 3, 1]
+    assert torch.equal(torch.cat([batch["x"] for batch in batches]), x)
+    assert torch.equal(torch.cat([batch["tokens"] for batch in batches]), torch.arange(10))
     spill = CodesSpill(tmp_path, "codes", 7)
     written = []
     for seed in range(3):
@@ -131,7 +135,7 @@ def write_tokens(path, n_contexts=6, length=150, shift=0.0):
     cell = cells_of(sequence, position, seed=0, train_fraction=0.6)
     loss = torch.full((n,), torch.nan, dtype=torch.float64)
     loss[:7] = 1.5
-    with token_writer(path) as writer:
+    with token_writer(path) as write:
         for part in torch.arange(n).split(64):
             batch = RowBatch(
                 activations=torch.zeros(len(part), 2),
@@ -139,10 +143,10 @@ def write_tokens(path, n_contexts=6, length=150, shift=0.0):
                 sequence=sequence[part],
                 position=position[part],
                 loss=loss[part],
+                cell=cell[part],
             )
-            writer.write(
+            write(
                 batch,
-                cell[part],
                 torch.ones(len(part), dtype=torch.int64),
                 {name: norm[part] for name, norm in norms.items()},
             )
@@ -184,8 +188,8 @@ def test_token_files_of_other_rows_are_not_read_side_by_side(tmp_path):
 
 
 def test_spill_reads_numbers_of_every_kind(tmp_path):
-    columns = ColumnSpill(tmp_path, "kinds")
-    columns.append(a=torch.tensor([1.5, 2.5], dtype=torch.float64), b=torch.tensor([1, 2]))
-    read = columns.read(1, 1)
-    assert np.isclose(read["a"].item(), 2.5)
-    assert read["b"].item() == 2
+    spill = Spill(tmp_path, "kinds")
+    spill.append(a=torch.tensor([1.5, 2.5], dtype=torch.float64), b=torch.tensor([1, 2]))
+    read = next(spill.batches())
+    assert np.isclose(read["a"][1].item(), 2.5)
+    assert read["b"][1].item() == 2 and read["a"].dtype == torch.float64

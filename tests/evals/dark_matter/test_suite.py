@@ -118,6 +118,29 @@ def test_a_family_has_a_report_of_its_own(tmp_path, save_trained, topk_dictionar
         run_dark_matter(folders, config(tmp_path, out=out, overwrite=False))
 
 
+def test_a_family_that_was_not_written_is_written_when_the_command_is_repeated(
+    tmp_path, save_trained, topk_dictionary, monkeypatch
+):
+    folders = [save_trained(topk_dictionary(d_sae=width), f"w{width}") for width in (36, 48)]
+    settings = config(tmp_path, analyses=("linear", "family"), overwrite=False, n_loss_tokens=0)
+    family = tmp_path / "out" / "dark_matter_family.json"
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("saelab.evals.dark_matter.suite.family_of", killed)
+        run_dark_matter(folders, settings)
+    first = {path: path.stat().st_mtime_ns for path in family.parent.rglob("dark_matter.json")}
+    assert len(first) == 2 and not family.exists()
+    monkeypatch.setattr("saelab.evals.dark_matter.suite.measure", killed)
+    *dictionaries, written = run_dark_matter(folders, settings)
+    assert read_evaluation_result(family) == written
+    assert [row[0] for row in written.tables[0].rows] == ["w36", "w48"]
+    assert written.made_from["dictionaries"] == [d.dictionary_hash for d in dictionaries]
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+
+
 @pytest.fixture
 def cache_folder(tmp_path, tiny_model, tiny_model_folder, model_text):
     settings = HarvestConfig(

@@ -10,11 +10,10 @@ from saelab.evals.dark_matter.synthetic import (
     LEVELS,
     NoiseMoments,
     _kept_latents,
-    meanings,
+    numbers,
     synthetic_charts,
     synthetic_table,
     validate,
-    values,
 )
 
 
@@ -98,8 +97,8 @@ def test_latents_of_the_lowest_mean_go_first():
 
 def test_values_are_defined_and_repeat_for_the_same_seed(saved):
     first, second = (validate(saved, rows(3000), seed=7) for _ in range(2))
-    assert values(first) == values(second)
-    assert set(values(first)) == set(meanings(first))
+    assert numbers(first) == numbers(second)
+    assert all(number.unit and number.text for number in numbers(first).values())
     assert len(synthetic_table(first).rows) == len(LEVELS) ** 2 + 2 + 5 * len(ABLATED)
     _, ablation = synthetic_charts(first)
     assert [len(series.y) for series in ablation.series] == [len(ABLATED)] * 10
