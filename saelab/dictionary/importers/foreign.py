@@ -160,12 +160,56 @@ def take(
     return taken
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a safetensors file, from its first bytes.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: get the whole dictionary again")
+    try:
+        with safe_open(str(path), framework="np") as file:
+            names = file.keys()
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a readable safetensors file ({error})") from None
+
+
+def require_shapes(
+    tensors: Mapping[str, Tensor], path: Path, shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Refuse tensors of other shapes than a file's settings promise.
+
+    Raises:
+        ArtifactError: one has another shape; the message names the first.
+    """
+    for name, shape in shapes.items():
+        if name in tensors and tuple(tensors[name].shape) != tuple(shape):
+            raise ArtifactError(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, its settings promise "
+                f"{tuple(shape)}: it is damaged, or the two are of different dictionaries"
+            )
+
+
+def names_of(source: Source) -> str:
+    """The name a source was asked for by and its whole path, which some formats' meaning is in."""
+    return f"{source.name} {source.path.absolute().as_posix()}"
+
+
 def build(path: Path, architecture: str, **tensors: Any) -> Dictionary:
     """The dictionary of some tensors, in whose error its file is named.
 
     Raises:
         ArtifactError: the tensors do not fit one another.
     """
+    for name in ("W_enc", "W_dec"):
+        if tensors[name].ndim != 2:
+            raise ArtifactError(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}; it must be a matrix"
+            )
     try:
         dictionary = Dictionary(architecture, **tensors)
     except ConfigError as error:
