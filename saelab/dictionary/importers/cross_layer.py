@@ -42,29 +42,16 @@ def require_dense_size(path: Path, n_layers: int, d_model: int, d_sae: int) -> N
 
 
 def block_matrices(
-    path: Path,
     encoders: Sequence[Float[Tensor, "d_model d_sae"]],
     decoders: Mapping[tuple[int, int], Float[Tensor, "d_sae d_model"]],
 ) -> dict[str, Tensor]:
     """W_enc [L·d_model, L·d_sae] and W_dec [L·d_sae, L·d_model] of a cross-layer transcoder.
 
     Args:
-        path: where it is, for messages.
         encoders: one for each layer.
         decoders: by source layer and target layer; none: zeros.
-
-    Raises:
-        ArtifactError: the layers differ in width.
     """
-    d_model, d_sae = encoders[0].shape
-    wrong = [tuple(block.shape) for block in encoders if block.shape != (d_model, d_sae)]
-    wrong += [tuple(block.shape) for block in decoders.values() if block.shape != (d_sae, d_model)]
-    if wrong:
-        raise ArtifactError(
-            f"{path}: its first encoder is {d_model} x {d_sae}, but other layers have blocks of "
-            f"{wrong[0]}: its files are of different dictionaries"
-        )
-    n_layers = len(encoders)
+    (d_model, d_sae), n_layers = encoders[0].shape, len(encoders)
     W_dec = torch.zeros(n_layers, d_sae, n_layers, d_model)
     for (layer, target), block in decoders.items():
         W_dec[layer, :, target] = block

@@ -85,7 +85,8 @@ def load_weights(path: Path) -> dict[str, Any]:
         return read_tensors(path)
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            # The handle is ours, since numpy leaves a damaged file open.
+            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -210,24 +211,21 @@ def build(path: Path, architecture: str, **tensors: Any) -> Dictionary:
             raise ArtifactError(
                 f"{path}: {name} has shape {tuple(tensors[name].shape)}; it must be a matrix"
             )
-    try:
-        dictionary = Dictionary(architecture, **tensors)
-    except ConfigError as error:
-        raise ArtifactError(f"{path}: {error}") from None
-    shapes = {
-        "W_dec": (dictionary.d_sae, dictionary.d_out),
-        "b_dec": (dictionary.d_out,),
-        "b_in": (dictionary.d_in,),
-        "W_skip": (dictionary.d_out, dictionary.d_in),
-    }
-    for name, tensor in dictionary.tensors().items():
-        expected = shapes.get(name, (dictionary.d_sae,)) if name != "W_enc" else tensor.shape
-        if tuple(tensor.shape) != tuple(expected):
+    d_in, d_sae = tensors["W_enc"].shape
+    d_out = tensors["W_dec"].shape[1]
+    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,)}
+    shapes |= {"b_in": (d_in,), "W_skip": (d_out, d_in)}
+    for name, tensor in tensors.items():
+        expected = shapes.get(name, (d_sae,))
+        if isinstance(tensor, Tensor) and tuple(tensor.shape) != expected:
             raise ArtifactError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}; with an encoder of "
-                f"{dictionary.d_in} x {dictionary.d_sae} it must be {tuple(expected)}"
+                f"{d_in} x {d_sae} it must be {expected}"
             )
-    return dictionary
+    try:
+        return Dictionary(architecture, **tensors)
+    except ConfigError as error:
+        raise ArtifactError(f"{path}: {error}") from None
 
 
 def in_raw_units(

@@ -36,6 +36,7 @@ from .foreign import (
 from .gemma_scope import CONVENTIONS, TRAINING
 
 CONFIG, WEIGHTS, LAYER_FILES = "config.json", "params.safetensors", "params_layer_*.safetensors"
+LAYER_NAME = re.compile(r"params_layer_(\d+)")
 TENSORS = ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
 SKIP = "affine_skip_connection"
 HOOK_POINTS = {
@@ -124,7 +125,8 @@ def _layer_files(folder: Path) -> list[Path]:
     Raises:
         ArtifactError: a layer is missing between others.
     """
-    files = {int(path.stem.rpartition("_")[2]): path for path in folder.glob(LAYER_FILES)}
+    layers = ((path, LAYER_NAME.fullmatch(path.stem)) for path in folder.glob(LAYER_FILES))
+    files = {int(name[1]): path for path, name in layers if name is not None}
     missing = sorted(set(range(max(files, default=-1) + 1)) - set(files))
     if missing:
         raise ArtifactError(
@@ -148,7 +150,6 @@ def _cross_layer(folder: Path, files: list[Path]) -> tuple[Any, Site]:
     for path, held in zip(files, layers, strict=True):
         require_shapes(held, path, shapes)
     blocks = block_matrices(
-        folder,
         [held["w_enc"] for held in layers],
         {
             (layer, target): held["w_dec"][:, target]

@@ -12,22 +12,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
-from .foreign import (
-    Foreign,
-    Format,
-    Source,
-    full_threshold,
-    load_config,
-    load_weights,
-    names_of,
-    take,
-)
-from .llamascopium import conventions, hook_points, scale_of, scaled_dictionary
+from .foreign import Foreign, Format, Source, full_threshold, load_config, load_weights, names_of
+from .llamascopium import autoencoder_tensors, hook_points
+from .openmoss import conventions, scale_of, scaled_dictionary
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
 
@@ -48,18 +38,7 @@ def read(source: Source) -> Iterator[Foreign]:
             f"{folder / CONFIG} has act_fn {config.get('act_fn')!r} and no jump_relu_threshold; "
             "Llama Scope's releases are jumprelu with one"
         )
-    held = take(
-        load_weights(path),
-        path,
-        *("encoder.weight", "encoder.bias", "decoder.weight"),
-        optional=("decoder.bias",),
-    )
-    encoder, decoder = held["encoder.weight"].T, held["decoder.weight"].T
-    if encoder.shape != decoder.T.shape or encoder.shape[0] != config.get("d_model"):
-        raise ArtifactError(
-            f"{path} has an encoder of {tuple(encoder.shape)} and a decoder of "
-            f"{tuple(decoder.shape)}; {CONFIG} has d_model {config.get('d_model')}: it is damaged"
-        )
+    tensors = autoencoder_tensors(config, load_weights(path), path)
     by_name = {reads[0]: norms.get("in"), writes[0]: norms.get("out", norms.get("in"))}
     measured = {name: norm for name, norm in by_name.items() if norm is not None}
     threshold = float(config["jump_relu_threshold"])
@@ -67,23 +46,13 @@ def read(source: Source) -> Iterator[Foreign]:
         by_decoder_norm = config.get("sparsity_include_decoder_norm", True)
         gated_by = writes[0] if by_decoder_norm else reads[0]
         threshold *= scale_of(config, path, gated_by, measured)
-    b_dec = held.get("decoder.bias", torch.zeros(len(encoder)))
-    tensors = {
-        "W_enc": encoder,
-        "b_enc": held["encoder.bias"],
-        "W_dec": decoder,
-        "b_dec": b_dec,
-        "threshold": full_threshold(threshold, encoder.shape[1]),
-    }
-    subtracts = bool(config.get("apply_decoder_bias_to_pre_encoder"))
-    if subtracts:
-        tensors["b_in"] = b_dec
+    tensors["threshold"] = full_threshold(threshold, tensors["W_enc"].shape[1])
     settings = {**config, "act_fn": "jumprelu"}
-    said = conventions(settings, "jumprelu")
-    said["orientation"] = "encoder and decoder transposed"
-    if subtracts:
-        said["input bias"] = "b_dec is subtracted, in the scale of training"
+    said = conventions(settings) | {"orientation": "encoder and decoder transposed"}
     said["threshold"] = f"one for all, of raw activations: scaled, then {said['threshold']}"
+    if config.get("apply_decoder_bias_to_pre_encoder"):
+        tensors["b_in"] = tensors["b_dec"]
+        said["input bias"] = "b_dec is subtracted, in the scale of training"
     yield Foreign(
         dictionary=scaled_dictionary(settings, path, tensors, (reads, writes), measured),
         site=Site(reads, writes),

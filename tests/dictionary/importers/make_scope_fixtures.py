@@ -291,7 +291,7 @@ def llamascopium(
             scale = 0.3 if "b_" in name or "threshold" in name else 1 / tensor.shape[-2] ** 0.5
             tensor.copy_(drawn(*tensor.shape, scale=scale))
     points = list(dict.fromkeys([*model.cfg.hooks_in, *model.cfg.hooks_out]))
-    norms = norms or {name: 4.0 + 5 * place for place, name in enumerate(points)}
+    norms = norms or {name: 4.0 + 5 * index for index, name in enumerate(points)}
     model.set_dataset_average_activation_norm(norms)
     (case / "source").mkdir()
     model.save_pretrained(str(case / "source"))
@@ -305,11 +305,13 @@ def llamascopium(
     folded = copy.deepcopy(model)
     if settings["norm_activation"] == "dataset-wise":
         folded.standardize_parameters_of_dataset_norm()
-    for label, one in {"": model, "standardised_": folded}.items():
-        batch, scales = one.normalize_activations(x, return_scale_factor=True)
-        read, _, _ = one.prepare_input(batch)
-        codes = one.encode(read)
-        decoded = one.decode(codes, batch_first=True) if kind == "clt" else one.decode(codes)
+    for label, variant in {"": model, "standardised_": folded}.items():
+        batch, scales = variant.normalize_activations(x, return_scale_factor=True)
+        read, _, _ = variant.prepare_input(batch)
+        codes = variant.encode(read)
+        decoded = (
+            variant.decode(codes, batch_first=True) if kind == "clt" else variant.decode(codes)
+        )
         outward = torch.stack([scales[name].expand(ROWS, 1) for name in model.cfg.hooks_out], 1)
         decoded = decoded.reshape(ROWS, len(model.cfg.hooks_out), -1) / outward
         if kind == "crosscoder":  # relu: the same codes for every hook point
