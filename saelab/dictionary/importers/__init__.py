@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 from saelab.errors import ArtifactError, ConfigError, did_you_mean
 
-from . import saelens, sparsify
+from . import (
+    gemma_scope,
+    gemma_scope_2,
+    llama_scope,
+    llamascopium,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
 from .foreign import Foreign, Format, Source
 from .sources import resolve
 
@@ -15,6 +23,11 @@ __all__ = ["FORMATS", "Foreign", "Format", "Source", "read_foreign", "recognise"
 FORMATS: dict[str, Format] = {
     "saelens": saelens.FORMAT,
     "sparsify": sparsify.FORMAT,
+    "gemma-scope": gemma_scope.FORMAT,
+    "gemma-scope-2": gemma_scope_2.FORMAT,
+    "llama-scope": llama_scope.FORMAT,
+    "llamascopium": llamascopium.FORMAT,
+    "qwen-scope": qwen_scope.FORMAT,
 }
 """Every format that opens, by the name that `--format` takes."""
 

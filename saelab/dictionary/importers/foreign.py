@@ -87,7 +87,8 @@ def load_weights(path: Path) -> dict[str, Any]:
         return read_tensors(path)
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            # The handle is ours, since numpy leaves a damaged file open.
+            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -162,30 +163,71 @@ def take(
     return taken
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a safetensors file, from its first bytes.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: get the whole dictionary again")
+    try:
+        with safe_open(str(path), framework="np") as file:
+            names = file.keys()
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a readable safetensors file ({error})") from None
+
+
+def require_shapes(
+    tensors: Mapping[str, Tensor], path: Path, shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Refuse tensors of other shapes than a file's settings promise.
+
+    Raises:
+        ArtifactError: one has another shape; the message names the first.
+    """
+    for name, shape in shapes.items():
+        if name in tensors and tuple(tensors[name].shape) != tuple(shape):
+            raise ArtifactError(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, its settings promise "
+                f"{tuple(shape)}: it is damaged, or the two are of different dictionaries"
+            )
+
+
+def names_of(source: Source) -> str:
+    """The name a source was asked for by and its whole path, which some formats' meaning is in."""
+    return f"{source.name} {source.path.absolute().as_posix()}"
+
+
 def build(path: Path, architecture: str, **tensors: Any) -> Dictionary:
     """The dictionary of some tensors, in whose error its file is named.
 
     Raises:
         ArtifactError: the tensors do not fit one another.
     """
-    try:
-        dictionary = Dictionary(architecture, **tensors)
-    except ConfigError as error:
-        raise ArtifactError(f"{path}: {error}") from None
-    shapes = {
-        "W_dec": (dictionary.d_sae, dictionary.d_out),
-        "b_dec": (dictionary.d_out,),
-        "b_in": (dictionary.d_in,),
-        "W_skip": (dictionary.d_out, dictionary.d_in),
-    }
-    for name, tensor in dictionary.tensors().items():
-        expected = shapes.get(name, (dictionary.d_sae,)) if name != "W_enc" else tensor.shape
-        if tuple(tensor.shape) != tuple(expected):
+    for name in ("W_enc", "W_dec"):
+        if tensors[name].ndim != 2:
+            raise ArtifactError(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}; it must be a matrix"
+            )
+    d_in, d_sae = tensors["W_enc"].shape
+    d_out = tensors["W_dec"].shape[1]
+    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,)}
+    shapes |= {"b_in": (d_in,), "W_skip": (d_out, d_in)}
+    for name, tensor in tensors.items():
+        expected = shapes.get(name, (d_sae,))
+        if isinstance(tensor, Tensor) and tuple(tensor.shape) != expected:
             raise ArtifactError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}; with an encoder of "
-                f"{dictionary.d_in} x {dictionary.d_sae} it must be {tuple(expected)}"
+                f"{d_in} x {d_sae} it must be {expected}"
             )
-    return dictionary
+    try:
+        return Dictionary(architecture, **tensors)
+    except ConfigError as error:
+        raise ArtifactError(f"{path}: {error}") from None
 
 
 def in_raw_units(
