@@ -19,8 +19,8 @@ from torch import Tensor
 from saelab.errors import ConfigError, ModelError
 from saelab.model.language_model import LanguageModel
 
-from .config import SupervisedConfig
 from .sites import patched_outcomes
+from .suite import SupervisedConfig
 from .tasks import Prompt, Task
 
 BASE_PROMPTS = 200

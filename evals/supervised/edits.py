@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .config import SupervisedConfig
 from .contenders import Candidate, dense_chunks
 from .dictionaries import SupervisedDictionary
 from .predicates import Interpretations
 from .section import Activations, EditedPrompts
 from .sites import PromptSite
+from .suite import SupervisedConfig
 
 MOST_GATHERED = 1 << 23
 """Entries of the decoder rows gathered for one chunk of rows."""

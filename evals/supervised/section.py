@@ -13,7 +13,6 @@ from torch import Tensor
 from saelab.model.language_model import LanguageModel
 from saelab.stats.bootstrap import Bootstrap, Estimate
 
-from .config import SupervisedConfig
 from .dictionaries import SupervisedDictionary, fit_supervised, random_decoder
 from .predicates import Family, families_of
 from .scores import Score
@@ -26,6 +25,7 @@ from .sites import (
     patched_outcomes,
     prepared_batches,
 )
+from .suite import SupervisedConfig
 from .tasks import Prompt, Task, counterfactual_pairs
 
 Activations = Mapping[PromptSite, Float[Tensor, "_ _"]]

@@ -65,7 +65,7 @@ def write_task_caches(
         ArtifactError: what is there is no cache, so it is not replaced.
         ResourceError: the disk is too small, or full.
     """
-    check_places(out, list(activations), overwrite=overwrite)
+    check_folders(out, list(activations), overwrite=overwrite)
     needed = sum(
         len(rows) * row_bytes(rows.shape[1], DTYPE, False) for rows in activations.values()
     )
@@ -87,7 +87,7 @@ def write_task_caches(
     return folders
 
 
-def check_places(out: Path, sites: Sequence[PromptSite], *, overwrite: bool) -> None:
+def check_folders(out: Path, sites: Sequence[PromptSite], *, overwrite: bool) -> None:
     """Refuse to replace what may not be replaced; before anything is computed.
 
     Raises:

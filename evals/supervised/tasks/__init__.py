@@ -333,9 +333,8 @@ class FrameWriter:
         text = frame.format(**words)
         if self.write(frame, words)[0] != (*self._start, *self._tokenizer.tokenize([text])[0]):
             raise ConfigError(
-                f"the tokenizer of {self._tokenizer.name} joins words of {text!r} across "
-                "spaces, so the positions of its words are not known: this task cannot be built for "
-                "this model"
+                f"the tokenizer of {self._tokenizer.name} joins words of {text!r} across spaces, "
+                "so the positions of its words are not known: this task cannot be built for it"
             )
 
 

@@ -7,9 +7,9 @@ import torch
 
 from saelab.errors import ConfigError
 from saelab.evals.supervised.approximation import measure_approximation
-from saelab.evals.supervised.config import SupervisedConfig
+from saelab.evals.supervised.judge import DEFINITIONS
 from saelab.evals.supervised.scores import Score, pooled, spread_over_seeds
-from saelab.evals.supervised.suite import DEFINITIONS
+from saelab.evals.supervised.suite import SupervisedConfig
 from saelab.evals.supervised.toys import (
     OcclusionToyOptions,
     SplittingToyOptions,
