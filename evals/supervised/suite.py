@@ -175,11 +175,15 @@ def _find_sites(path: Path, command: SupervisedCommand) -> list[str]:
     # Refused before the model is loaded.
     if path.exists() and not command.config.overwrite:
         raise ConfigError(f"{path} exists already: add --overwrite to replace it")
-    from .circuit import CircuitConfig, find_sites
+    from .circuit import find_sites
     from .judge import load_model_and_task
 
-    options = CircuitConfig(n_prompts=command.circuit_prompts, seed=command.config.prompt_seeds[0])
-    page = find_sites(path, *load_model_and_task(command.config), options)
+    page = find_sites(
+        path,
+        *load_model_and_task(command.config),
+        n_prompts=command.circuit_prompts,
+        seed=command.config.prompt_seeds[0],
+    )
     return [f"cross-sections: {path}", f"heat maps: {page}"]
 
 
