@@ -51,6 +51,11 @@ class Candidate:
         """`task` or `text`: what it was trained on."""
         return "task" if self.is_task else "text"
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """What its scores say of it."""
+        return {"kind": self.kind, "group": self.group}
+
     def at(self, site: PromptSite) -> SavedDictionary | None:
         """The dictionary for a site, if there is one."""
         return self.dictionaries.get(str(site) if self.is_task else site.hook_point)

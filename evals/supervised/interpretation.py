@@ -13,7 +13,6 @@ from torch import Tensor
 from saelab.formats.chart import Axis, Chart, Series
 from saelab.stats.bootstrap import UNDEFINED
 
-from ..suite import Definition
 from .approximation import ablation_matters, necessity, sufficiency
 from .contenders import Candidate, dense_chunks
 from .predicates import ALWAYS_ON, Interpretations, interpret, without_latents
@@ -24,6 +23,7 @@ from .scores import (
     Key,
     Score,
     contenders_of,
+    define,
     grouped_bars,
     in_words,
     pooled,
@@ -32,94 +32,48 @@ from .scores import (
 from .section import Section
 from .sites import Outcome, PromptSite
 
-INTERPRETATION_GROUP = "Test 3: interpretation"
-INTERPRETATION = (
-    Definition(
-        name="n_live",
-        unit="latents",
-        group=INTERPRETATION_GROUP,
-        text="Latents that are on at one interpreted prompt at least.",
-    ),
-    Definition(
-        name="n_always_on",
-        unit="latents",
-        group=INTERPRETATION_GROUP,
-        text="Latents that are on at 90 % of the prompts or more; their F1 says nothing.",
-    ),
-    Definition(
-        name="n_interpretable",
-        unit="latents",
-        better="higher",
-        group=INTERPRETATION_GROUP,
-        text="Live latents, always-on ones left out, whose best F1 over all predicates and "
-        "unions reaches the threshold.",
-    ),
-    Definition(
-        name="kept_sufficiency",
-        unit="1",
-        better="higher",
-        group=INTERPRETATION_GROUP,
-        text="Sufficiency where the contributions of all active latents with a best F1 below "
-        "the threshold are subtracted from the activations.",
-    ),
-    Definition(
-        name="removed_necessity",
-        unit="1",
-        better="higher",
-        group=INTERPRETATION_GROUP,
-        text="Necessity, as in test 1, where the contributions of all active latents with a "
-        "best F1 of at least the threshold are subtracted from the activations. 1: as bad as mean "
-        "ablation.",
-    ),
-    Definition(
-        name="codes_sufficient",
-        unit="1",
-        better="higher",
-        group=INTERPRETATION_GROUP,
-        text="Interpretable codes from the counterfactual, the others from the prompt, "
-        "decoded and patched: share of prompts that predict a right answer of the counterfactual.",
-    ),
-    Definition(
-        name="codes_complete",
-        unit="1",
-        better="higher",
-        group=INTERPRETATION_GROUP,
-        text="Interpretable codes from the prompt, all others from the counterfactual, "
-        "decoded and patched: share of prompts whose prediction stays that of the clean run.",
-    ),
+INTERPRETATION = define(
+    "Test 3: interpretation",
+    """
+    n_live (latents): Latents that are on at one interpreted prompt at least.
+
+    n_always_on (latents): Latents that are on at 90 % of the prompts or more; their F1 says
+    nothing.
+
+    n_interpretable (latents, higher): Live latents, always-on ones left out, whose best F1 over
+    all predicates and unions reaches the threshold.
+
+    kept_sufficiency (1, higher): Sufficiency where the contributions of all active latents with
+    a best F1 below the threshold are subtracted from the activations.
+
+    removed_necessity (1, higher): Necessity, as in test 1, where the contributions of all
+    active latents with a best F1 of at least the threshold are subtracted from the activations.
+    1: as bad as mean ablation.
+
+    codes_sufficient (1, higher): Interpretable codes from the counterfactual, the others from
+    the prompt, decoded and patched: share of prompts that predict a right answer of the
+    counterfactual.
+
+    codes_complete (1, higher): Interpretable codes from the prompt, all others from the
+    counterfactual, decoded and patched: share of prompts whose prediction stays that of the
+    clean run.
+    """,
 )
 
-OCCLUSION_GROUP = "Occlusion and over-splitting"
-OCCLUSION = (
-    Definition(
-        name="values_found",
-        unit="values",
-        better="higher",
-        group=OCCLUSION_GROUP,
-        text="Values of the attribute for which some latent (always-on ones left out) has an "
-        "F1 of at least the threshold.",
-    ),
-    Definition(
-        name="n_values",
-        unit="values",
-        group=OCCLUSION_GROUP,
-        text="Values of the attribute that occur in the interpreted prompts.",
-    ),
-    Definition(
-        name="n_splinters",
-        unit="latents",
-        better="lower",
-        group=OCCLUSION_GROUP,
-        text="Live latents at least 95 % of whose prompts have one value of the attribute, "
-        "and that are on at less than half of the prompts with that value: over-splitting.",
-    ),
-    Definition(
-        name="missing_f1",
-        unit="1",
-        better="lower",
-        group=OCCLUSION_GROUP,
-        text="1 − the highest F1 of any latent for any value of the attribute.",
-    ),
+OCCLUSION = define(
+    "Occlusion and over-splitting",
+    """
+    values_found (values, higher): Values of the attribute for which some latent (always-on ones
+    left out) has an F1 of at least the threshold.
+
+    n_values (values): Values of the attribute that occur in the interpreted prompts.
+
+    n_splinters (latents, lower): Live latents at least 95 % of whose prompts have one value of
+    the attribute, and that are on at less than half of the prompts with that value:
+    over-splitting.
+
+    missing_f1 (1, lower): 1 − the highest F1 of any latent for any value of the attribute.
+    """,
 )
 
 KINDS_IN_WORDS = {
@@ -235,9 +189,8 @@ def sweep_thresholds(
             }
     outcomes = section.run(variants, section.material.evaluate, f"thresholds, {candidate.name}")
     clean, ablated = conditions[CLEAN].metric, conditions[ABLATED].metric
-    defined = ablation_matters(float(clean.double().mean()), float(ablated.double().mean()))
+    defined = ablation_matters(clean, ablated)
     bootstrap = section.bootstrap(len(clean))
-    rows = torch.arange(len(clean))
     owner = {"kind": candidate.kind, "group": candidate.group}
     for limit in section.config.sweep:
         for side, measure, score in (
@@ -250,7 +203,7 @@ def sweep_thresholds(
             estimate = bootstrap.estimate(columns, score) if known else UNDEFINED
             section.add(candidate.name, measure, estimate, threshold=limit, **owner)
             label = f"{candidate.name}|F1 {side} {limit:g} removed"
-            section.keep_prompts(rows, "", label, outcome)
+            section.keep_prompts(label, outcome)
 
 
 def _subtracted(

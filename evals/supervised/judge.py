@@ -17,12 +17,11 @@ from saelab.formats.evaluation_result import Table
 from saelab.formats.files import hash_of
 from saelab.memory import keep_freed_memory
 from saelab.model.language_model import LanguageModel, load_language_model
-from saelab.stats.bootstrap import LEVEL
+from saelab.stats.bootstrap import LEVEL, Estimate
 
 from ..suite import Definition, Measurement
 from .approximation import (
     APPROXIMATION,
-    Approximation,
     approximate_candidates,
     approximate_skylines,
     approximation_charts,
@@ -34,12 +33,14 @@ from .checks import GATE, check_task
 from .contenders import Candidate, form_candidates, require_sites, save_supervised
 from .control import (
     CONTROL,
+    TRADEOFF,
     TRUTH,
     EditTest,
     accuracy_charts,
     control_table,
     edit_tests,
-    measure_edit,
+    relative_tradeoff_charts,
+    tradeoff_charts,
 )
 from .interpretation import (
     INTERPRETATION,
@@ -62,7 +63,6 @@ from .sites import (
 )
 from .suite import SupervisedConfig
 from .tasks import Task, load_task
-from .tradeoff import TRADEOFF, relative_tradeoff_charts, tradeoff_charts
 
 DEFINITIONS = {
     definition.name: definition
@@ -397,7 +397,7 @@ def _judge(
         if not (judging and passes):
             continue
         for candidate in fitting:
-            measure_edit(test, candidate, meanings[candidate.name])
+            test.measure_candidate(candidate, meanings[candidate.name])
     scores.add_section(opened)
 
 
@@ -418,17 +418,13 @@ def _save_skylines(section: Section) -> None:
             )
 
 
-def _section_passes(section: Section, ceiling: Approximation) -> bool:
+def _section_passes(section: Section, ceiling: Mapping[str, Estimate]) -> bool:
     """Whether the supervised dictionary passes test 1 opened; says so where it does not."""
-    scores = {
-        "sufficiency": (ceiling.sufficiency.value, GATE.sufficiency),
-        "necessity": (ceiling.necessity.value, GATE.necessity),
-    }
     # Necessity is undefined where mean ablation hardly hurts; there is nothing to be necessary for.
     failed = [
         f"{name} {value:.2f} (below {least:g})"
-        for name, (value, least) in scores.items()
-        if value is not None and value < least
+        for name, least in (("sufficiency", GATE.sufficiency), ("necessity", GATE.necessity))
+        if (value := ceiling[name].value) is not None and value < least
     ]
     if failed:
         section.notes.append(

@@ -159,6 +159,10 @@ class Section:
             )
         return self._bootstraps[n_prompts]
 
+    def mean(self, values: Float[Tensor, " prompts"]) -> Estimate:
+        """The mean over prompts with its interval; NaN leaves a prompt out."""
+        return self.bootstrap(len(values)).estimate(values.unsqueeze(1))
+
     def run(
         self,
         variants: Variants,
@@ -214,20 +218,18 @@ class Section:
             )
         )
 
-    def keep_prompts(self, rows: Tensor, edit: str, variant: str, outcome: Outcome) -> None:
-        """Keep what was predicted at every prompt for the per-prompt table."""
+    def keep_prompts(
+        self, variant: str, outcome: Outcome, *, edit: str = "", rows: Tensor | None = None
+    ) -> None:
+        """Keep what was predicted at all or some evaluated prompts for the per-prompt table."""
         self.prompt_rows.append(
             {
-                "prompt": rows,
+                "prompt": torch.arange(len(outcome.metric)) if rows is None else rows,
                 "edit": edit,
                 "variant": variant,
                 "section": self.section.name,
                 "seed": self.material.seed,
-                "metric": outcome.metric,
-                "prediction": outcome.prediction,
-                "answer_prediction": outcome.answer_prediction,
-                "target_metric": outcome.target_metric,
-                "kl": outcome.kl,
+                **vars(outcome),
             }
         )
 
