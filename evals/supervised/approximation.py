@@ -34,7 +34,7 @@ from .scores import (
     pivot,
     pooled,
 )
-from .section import Section, mean_rows
+from .section import Section
 from .sites import Outcome, PromptSite
 
 APPROXIMATION = define(
@@ -119,7 +119,7 @@ def measure_approximation(
 def measure_conditions(section: Section) -> dict[str, Outcome]:
     """Run every evaluated prompt clean and mean-ablated, and keep their mean metrics."""
     material = section.material
-    variants = {CLEAN: {}, ABLATED: mean_rows(section, material.activations)}
+    variants = {CLEAN: {}, ABLATED: section.mean_rows(material.activations)}
     outcomes = section.run(variants, material.evaluate, "clean and ablated")
     for name, outcome in outcomes.items():
         section.keep_prompts(name, outcome)
@@ -164,7 +164,7 @@ def measure_attributes(section: Section) -> None:
                 carried.add(name)
         carrying = max(carrying, carried, key=len)
     if len(carrying) < 2:
-        section.notes.append(
+        section.results.notes.append(
             f"{section.section.name}: no site has {CARRIED:.0%} of its variance in each of two "
             "attributes, so edits cannot show here whether a dictionary tells attributes apart."
         )

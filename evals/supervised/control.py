@@ -42,7 +42,7 @@ from .scores import (
     pooled,
     style_of,
 )
-from .section import EditedPrompts, Section, label_indices, mean_rows
+from .section import EditedPrompts, Section, label_indices
 from .sites import Outcome, PromptSite
 
 CONTROL = define(
@@ -135,7 +135,7 @@ class EditTest:
             supervised_edit(name, dictionaries, section.sites, self._start, pairs)
             for name, dictionaries in {**section.skylines, RANDOM: section.floor}.items()
         ]
-        conditions = {CLEAN: {}, ABLATED: mean_rows(section, rows)}
+        conditions = {CLEAN: {}, ABLATED: section.mean_rows(rows)}
         outcomes = self._run({**conditions, **{edit.name: edit.edited for edit in edits}}, "edits")
         self._clean, self._truth = outcomes[CLEAN], outcomes[TRUTH]
         for name in (TRUTH, *conditions):
@@ -277,7 +277,7 @@ def edit_tests(section: Section) -> Iterator[EditTest]:
         if pairs is not None:
             yield EditTest(section, pairs)
         else:
-            section.notes.append(
+            section.results.notes.append(
                 f"{section.section.name}: no prompt has a counterfactual in {'+'.join(edit)}"
             )
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.formats.chart import Axis, Chart, Series
@@ -15,7 +14,13 @@ from saelab.stats.bootstrap import UNDEFINED
 
 from .approximation import ablation_matters, necessity, sufficiency
 from .contenders import Candidate, dense_chunks
-from .predicates import ALWAYS_ON, Interpretations, interpret, without_latents
+from .predicates import (
+    ALWAYS_ON,
+    Interpretations,
+    histogram_by_kind,
+    interpret,
+    without_latents,
+)
 from .scores import (
     ABLATED,
     CLEAN,
@@ -26,6 +31,7 @@ from .scores import (
     define,
     grouped_bars,
     in_words,
+    line,
     pooled,
     style_of,
 )
@@ -89,46 +95,30 @@ PARTIAL_RECALL = 0.5
 """Share of the prompts with the value below which a latent shows only part of it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttributeUse:
+class AttributeUse(NamedTuple):
     """What the latents of a dictionary make of one attribute."""
 
     n_values: int
     """Values that occur in the prompts."""
-    n_found: dict[str, int]
-    """Threshold -> values for which some latent has at least this F1 (always-on ones left out)."""
+    best_f1: Float[Tensor, " values"]
+    """The highest F1 of any latent for each value (always-on ones left out)."""
     n_splinters: int
     """Live latents on at least 95 % purely where one value holds, with a recall below 0.5."""
-    missing_f1: float
-    """1 − the highest F1 of any latent for any value of the attribute."""
 
 
 def attribute_use(
-    found: Interpretations,
-    attribute: str,
-    sizes: Int[Tensor, " values"],
-    thresholds: tuple[float, ...],
+    meant: Interpretations, attribute: str, sizes: Int[Tensor, " values"]
 ) -> AttributeUse:
-    """Measure one attribute from a dictionary's interpretations.
-
-    Args:
-        found: the interpretations.
-        attribute: its name.
-        sizes: prompts with each value.
-        thresholds: F1 from which a value counts as found.
-    """
-    usable = (found.on_rate < ALWAYS_ON).unsqueeze(1)
-    f1 = torch.where(usable, found.value_f1[attribute], 0.0)
-    overlap = found.overlap[attribute].double()
-    n_on = (found.on_rate * int(sizes.sum())).round().clamp_min(1).unsqueeze(1)
+    """Measure one attribute, of whose values there are `sizes` prompts."""
+    usable = (meant.on_rate < ALWAYS_ON).unsqueeze(1)
+    overlap = meant.overlap[attribute].double()
+    n_on = (meant.on_rate * int(sizes.sum())).round().clamp_min(1).unsqueeze(1)
     pure = (overlap / n_on >= PURITY) & (overlap > 0)
     partial = overlap / sizes.clamp_min(1) < PARTIAL_RECALL
-    best = f1.amax(0)
     return AttributeUse(
         n_values=int((sizes > 0).sum()),
-        n_found={f"{limit:g}": int((best >= limit).sum()) for limit in thresholds},
+        best_f1=torch.where(usable, meant.value_f1[attribute], 0.0).amax(0),
         n_splinters=int((pure & partial).any(1).sum()),
-        missing_f1=1 - float(f1.max()),
     )
 
 
@@ -137,40 +127,57 @@ def interpret_candidate(
 ) -> dict[PromptSite, Interpretations]:
     """Interpret the latents at every site, and count what they show."""
     attributes = list(section.task.attributes)
-    found = {}
+    meanings = {}
     for site in section.sites:
         codes = candidate.encode(site, section.material.interpret_activations[site])
-        found[site] = interpret(
+        meanings[site] = interpret(
             codes, section.material.families, attributes, section.config.union_values
         )
-        _count(section, candidate, site, found[site])
-    return found
+        _count(section, candidate, site, meanings[site])
+        _keep_latents(section, candidate, site, meanings[site])
+    return meanings
 
 
 def _count(
-    section: Section, candidate: Candidate, site: PromptSite, found: Interpretations
+    section: Section, candidate: Candidate, site: PromptSite, meant: Interpretations
 ) -> None:
-    owner = {
-        "kind": candidate.kind,
-        "group": candidate.group,
-        "site": str(site),
-    }
-    thresholds = section.config.f1
+    def add(measure: str, value: float, **labels: Any) -> None:
+        section.add(candidate.name, measure, value, site=str(site), **candidate.labels, **labels)
 
-    def add(measure: str, value: float | int, **more: object) -> None:
-        section.add(candidate.name, measure, value, **owner, **more)
-
-    add("n_live", int(found.live().sum()))
-    add("n_always_on", found.n_always_on())
-    for limit in thresholds:
-        add("n_interpretable", int(found.interpretable(limit).sum()), threshold=limit)
-    for name, family in zip(section.task.attributes, found.families, strict=False):
-        use = attribute_use(found, name, family.sizes(), thresholds)
+    add("n_live", int(meant.live().sum()))
+    add("n_always_on", meant.n_always_on())
+    for limit in section.config.f1:
+        add("n_interpretable", int(meant.interpretable(limit).sum()), threshold=limit)
+    for name, family in zip(section.task.attributes, meant.families, strict=False):
+        use = attribute_use(meant, name, family.sizes())
         add("n_values", use.n_values, attribute=name)
-        for limit in thresholds:
-            add("values_found", use.n_found[f"{limit:g}"], attribute=name, threshold=limit)
+        for limit in section.config.f1:
+            n_found = int((use.best_f1 >= limit).sum())
+            add("values_found", n_found, attribute=name, threshold=limit)
         add("n_splinters", use.n_splinters, attribute=name)
-        add("missing_f1", use.missing_f1, attribute=name)
+        add("missing_f1", 1 - float(use.best_f1.max()), attribute=name)
+
+
+def _keep_latents(
+    section: Section, candidate: Candidate, site: PromptSite, meant: Interpretations
+) -> None:
+    section.results.histograms.append(
+        {"group": candidate.group, "site": str(site), "counts": histogram_by_kind(meant)}
+    )
+    section.results.latent_rows += [
+        {
+            "seed": section.material.seed,
+            "section": section.section.name,
+            "dictionary": candidate.name,
+            "site": str(site),
+            "latent": latent,
+            "on_rate": float(meant.on_rate[latent]),
+            "f1": float(meant.f1[latent]),
+            "kind": meant.families[int(meant.family[latent])].kind,
+            "interpretation": meant.words[latent],
+        }
+        for latent in meant.live().nonzero().flatten().tolist()
+    ]
 
 
 def sweep_thresholds(
@@ -180,49 +187,31 @@ def sweep_thresholds(
     interpretations: Mapping[PromptSite, Interpretations],
 ) -> None:
     """Subtract latents below each F1 threshold, and those at or above it, from the activations."""
-    variants: dict[str, dict[PromptSite, Tensor]] = {}
-    for limit in section.config.sweep:
-        for side in ("below", "above"):
-            variants[f"{side}|{limit:g}"] = {
-                site: _subtracted(section, candidate, site, interpretations[site], limit, side)
-                for site in section.sites
-            }
+    sides = [(side, limit) for limit in section.config.sweep for side in ("below", "above")]
+    variants: dict[str, dict[PromptSite, Tensor]] = {f"{s}|{limit:g}": {} for s, limit in sides}
+    for site in section.sites:
+        rows, f1 = section.material.activations[site], interpretations[site].f1
+        W_dec = candidate.W_dec(site)
+        parts: dict[str, list[Tensor]] = {name: [] for name in variants}
+        for chunk, codes in dense_chunks(candidate.encode(site, rows)):
+            for side, limit in sides:
+                removed = f1 < limit if side == "below" else f1 >= limit
+                left = without_latents(rows[chunk], codes, W_dec, removed)
+                parts[f"{side}|{limit:g}"].append(left)
+        for name, left in parts.items():
+            variants[name][site] = torch.cat(left)
     outcomes = section.run(variants, section.material.evaluate, f"thresholds, {candidate.name}")
     clean, ablated = conditions[CLEAN].metric, conditions[ABLATED].metric
     defined = ablation_matters(clean, ablated)
-    bootstrap = section.bootstrap(len(clean))
-    owner = {"kind": candidate.kind, "group": candidate.group}
-    for limit in section.config.sweep:
-        for side, measure, score in (
-            ("below", "kept_sufficiency", sufficiency),
-            ("above", "removed_necessity", necessity),
-        ):
-            outcome = outcomes[f"{side}|{limit:g}"]
-            columns = torch.stack([clean, ablated, outcome.metric], dim=1)
-            known = side == "below" or defined
-            estimate = bootstrap.estimate(columns, score) if known else UNDEFINED
-            section.add(candidate.name, measure, estimate, threshold=limit, **owner)
-            label = f"{candidate.name}|F1 {side} {limit:g} removed"
-            section.keep_prompts(label, outcome)
-
-
-def _subtracted(
-    section: Section,
-    candidate: Candidate,
-    site: PromptSite,
-    found: Interpretations,
-    limit: float,
-    side: str,
-) -> Tensor:
-    rows = section.material.activations[site]
-    removed = found.f1 < limit if side == "below" else found.f1 >= limit
-    W_dec = candidate.W_dec(site)
-    return torch.cat(
-        [
-            without_latents(rows[chunk], codes, W_dec, removed)
-            for chunk, codes in dense_chunks(candidate.encode(site, rows))
-        ]
-    )
+    for side, limit in sides:
+        outcome = outcomes[f"{side}|{limit:g}"]
+        measure = "kept_sufficiency" if side == "below" else "removed_necessity"
+        score = sufficiency if side == "below" else necessity
+        columns = torch.stack([clean, ablated, outcome.metric], dim=1)
+        known = side == "below" or defined
+        estimate = section.bootstrap(len(clean)).estimate(columns, score) if known else UNDEFINED
+        section.add(candidate.name, measure, estimate, threshold=limit, **candidate.labels)
+        section.keep_prompts(f"{candidate.name}|F1 {side} {limit:g} removed", outcome)
 
 
 def occlusion_charts(scores: Sequence[Score]) -> list[Chart]:
@@ -310,22 +299,18 @@ def sweep_charts(scores: Sequence[Score]) -> list[Chart]:
         "kept_sufficiency": "sufficiency, latents below removed",
         "removed_necessity": "necessity, latents above removed",
     }
-    names, panels = contenders_of(scores), {}
+    lines: dict[Key, list[tuple[Any, Any, Any]]] = {}
     for measure in words:
-        found = pooled(scores, measure, lambda s: (s.section, s.group, s.threshold))
-        known = {index: values for index, values in found.items() if values["value"] is not None}
-        for section, group in dict.fromkeys(index[:2] for index in known):
-            limits = sorted(index[2] for index in known if index[:2] == (section, group))
-            panels.setdefault(section, []).append(
-                Series(
-                    name=f"{group}: {words[measure]}",
-                    mark="lines+dots",
-                    x=limits,
-                    y=[known[section, group, limit]["value"] for limit in limits],
-                    style=style_of(group, names),
-                    dashed=measure == "removed_necessity",
-                )
-            )
+        values = pooled(scores, measure, lambda s: (s.section, s.group, s.threshold))
+        for (section, group, limit), value in values.items():
+            if value["value"] is not None:
+                key = (section, group, measure)
+                lines.setdefault(key, []).append((limit, limit, value["value"]))
+    names = contenders_of(scores)
+    panels: dict[str, list[Series]] = {}
+    for (section, group, measure), points in lines.items():
+        name, dashed = f"{group}: {words[measure]}", measure == "removed_necessity"
+        panels.setdefault(section, []).append(line(name, points, style_of(group, names), dashed))
     return [
         Chart(
             name=f"f1_sweep_{number}",

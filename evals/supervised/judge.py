@@ -1,4 +1,4 @@
-"""`judge_task`: judge dictionaries on a task beside the best dictionary that labels can give.
+"""The suite "supervised": judge dictionaries on a task beside the best that labels can give.
 
 Everything that can be wrong is checked before the first long pass. All dictionaries together have
 one result.
@@ -7,9 +7,11 @@ one result.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from saelab.errors import ConfigError, did_you_mean
 from saelab.formats.chart import Chart
@@ -29,7 +31,6 @@ from .approximation import (
     measure_attributes,
     measure_conditions,
 )
-from .checks import GATE, check_task
 from .contenders import Candidate, form_candidates, require_sites, save_supervised
 from .control import (
     CONTROL,
@@ -51,9 +52,8 @@ from .interpretation import (
     sweep_charts,
     sweep_thresholds,
 )
-from .predicates import Interpretations, histogram_by_kind
-from .scores import Key, Score, spread_over_seeds
-from .section import Material, Section, collect, open_section
+from .scores import Score, numbers_table, pivot, spread_over_seeds
+from .section import Section, SupervisedScores, check_task, collect, open_section
 from .sites import (
     CrossSection,
     PromptSite,
@@ -71,53 +71,21 @@ DEFINITIONS = {
 """What each measure means, in reading order."""
 
 
-@dataclass(eq=False)
-class SupervisedScores:
-    """Everything that a run finds out, over its cross-sections and seeds of the prompts."""
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Least scores of the supervised dictionary for others to be judged at a cross-section."""
 
-    ceiling: str
-    """Name of the supervised dictionary that is the ceiling."""
-    scores: list[Score] = field(default_factory=list)
-    prompt_rows: list[dict[str, Any]] = field(default_factory=list)
-    latent_rows: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """What a reader should know, in sentences."""
-    histograms: list[dict[str, Any]] = field(default_factory=list)
-    """Per cross-section, candidate and seed: live latents by F1 and kind of predicate."""
-    checks: dict[str, Any] = field(default_factory=dict)
-    """Seed of the prompts -> what was checked before anything was judged."""
+    sufficiency: float = 0.8
+    """Of test 1."""
+    necessity: float = 0.8
+    """Of test 1."""
+    accuracy: float = 0.8
+    """Edit accuracy of test 2."""
+    accuracy_over_noop: float = 0.1
+    """By how much that must exceed the accuracy without an intervention."""
 
-    def add_section(self, section: Section) -> None:
-        """Take in the scores of a cross-section."""
-        self.scores += section.scores
-        self.prompt_rows += section.prompt_rows
-        self.notes += section.notes
 
-    def add_latents(
-        self,
-        section: Section,
-        candidate: Candidate,
-        interpretations: Mapping[PromptSite, Interpretations],
-    ) -> None:
-        """Take in what a candidate's latents mean."""
-        for site, meant in interpretations.items():
-            self.histograms.append(
-                {"group": candidate.group, "site": str(site), "counts": histogram_by_kind(meant)}
-            )
-            for latent in meant.live().nonzero().flatten().tolist():
-                self.latent_rows.append(
-                    {
-                        "seed": section.material.seed,
-                        "section": section.section.name,
-                        "dictionary": candidate.name,
-                        "site": str(site),
-                        "latent": latent,
-                        "on_rate": float(meant.on_rate[latent]),
-                        "f1": float(meant.f1[latent]),
-                        "kind": meant.families[int(meant.family[latent])].kind,
-                        "interpretation": meant.words[latent],
-                    }
-                )
+GATE = Gate()
 
 
 def load_model_and_task(config: SupervisedConfig) -> tuple[LanguageModel, Task]:
@@ -155,28 +123,17 @@ def measure(
 def judge_task(
     model: LanguageModel, task: Task, candidates: Sequence[Candidate], config: SupervisedConfig
 ) -> Measurement:
-    """Judge candidates on a task that is at hand; see `measure`."""
+    """Judge candidates on a loaded task; see `measure`."""
     sections = sections_of(config, model, task, candidates)
     require_sites(candidates, sections)
-    scores = SupervisedScores(ceiling=f"supervised {config.skylines[0]}")
+    results, checks = SupervisedScores(), {}
     for seed in config.prompt_seeds:
-        scores.checks[str(seed)], notes = check_task(model, task, config, seed)
-        scores.notes += notes
+        checks[str(seed)], notes = check_task(model, task, config, seed)
+        results.notes += notes
     for seed in config.prompt_seeds:
         material = collect(model, task, sections, config, seed)
         for section in sections:
-            _judge(model, task, section, material, config, candidates, scores)
-    return _measurement(model, task, sections, candidates, config, scores)
-
-
-def _measurement(
-    model: LanguageModel,
-    task: Task,
-    sections: Sequence[CrossSection],
-    candidates: Sequence[Candidate],
-    config: SupervisedConfig,
-    scores: SupervisedScores,
-) -> Measurement:
+            _judge(open_section(model, task, section, material, config, results), candidates)
     hashes = {
         candidate.name: {at: saved.content_hash for at, saved in candidate.dictionaries.items()}
         for candidate in candidates
@@ -189,41 +146,40 @@ def _measurement(
         }
         for section in sections
     }
-    made_from = {
-        "model": model.name,
-        "model_hash": model.content_hash,
-        "task": task.name,
-        "title": task.title,
-        "cross_sections": cross_sections,
-        "dictionaries": hashes,
-        "checks": scores.checks,
-    }
     title = task.title.rstrip(".")
     return Measurement(
         name=name,
         content_hash=hash_of(hashes),
         out=config.folder,
-        numbers={score.name: score.estimate.value for score in scores.scores},
-        made_from=made_from,
+        numbers={score.name: score.estimate.value for score in results.scores},
+        made_from={
+            "model": model.name,
+            "model_hash": model.content_hash,
+            "task": task.name,
+            "title": task.title,
+            "cross_sections": cross_sections,
+            "dictionaries": hashes,
+            "checks": checks,
+        },
         settings={"interval": f"{LEVEL:.0%} percentile bootstrap over prompts"},
-        facts={"scores": scores.scores},
+        facts={"scores": results.scores},
         data={
-            "scores": scores.scores,
-            "histograms": scores.histograms,
-            "checks": scores.checks,
+            "scores": results.scores,
+            "histograms": results.histograms,
+            "checks": checks,
             "cross_sections": cross_sections,
         },
         rows={
-            "scores": columns_of([score.to_json() for score in scores.scores]),
-            "prompts": prompt_columns(scores.prompt_rows),
-            "latents": columns_of(scores.latent_rows),
+            "scores": _columns_of([score.to_json() for score in results.scores]),
+            "prompts": _prompt_columns(results.prompt_rows),
+            "latents": _columns_of(results.latent_rows),
         },
         seed=config.prompt_seeds[0],
         title=f"Supervised dictionaries on {task.name}",
         subtitle=f"{title[:1].upper()}{title[1:]}. Model {model.name}; {config.n_fit:,} fitting, "
         f"{config.n_interpret:,} interpreting and {config.n_eval:,} evaluated prompts (split "
         f"{config.eval_split}); {len(config.prompt_seeds)} prompt seed(s). Judged: {name}.",
-        notes=tuple(scores.notes),
+        notes=tuple(results.notes),
     )
 
 
@@ -255,70 +211,64 @@ def charts(data: Mapping[str, Any]) -> list[Chart]:
 def tables(data: Mapping[str, Any]) -> list[Table]:
     """The tables of the page; the first one is shown on the terminal."""
     scores = data["scores"]
-    checks = [
-        (name, seed, str(value))
-        for seed, found in data["checks"].items()
-        for name, value in found.items()
-    ]
-    sections = [
-        (name, ", ".join(section["sites"]), ", ".join(section["edits"]))
-        for name, section in data["cross_sections"].items()
-    ]
     return [
         _short_table(scores),
         approximation_table(scores),
         control_table(scores),
         *_spread_tables(scores),
-        _table("Checked before judging", ("check", "prompt seed", "value"), checks),
-        _table("Cross-sections", ("name", "sites", "edits"), sections),
+        numbers_table(
+            "Checked before judging",
+            ("check", "prompt seed", "value"),
+            [
+                (name, seed, str(value))
+                for seed, checks in data["checks"].items()
+                for name, value in checks.items()
+            ],
+        ),
+        numbers_table(
+            "Cross-sections",
+            ("name", "sites", "edits"),
+            [
+                (name, ", ".join(section["sites"]), ", ".join(section["edits"]))
+                for name, section in data["cross_sections"].items()
+            ],
+        ),
     ]
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    return Table(
-        title=title, columns=tuple(columns), rows=tuple(map(tuple, rows)), section="Numbers"
-    )
 
 
 def _short_table(scores: Sequence[Score]) -> Table:
     """A line of test 1 per contender and cross-section, then one per edit."""
-    rows: dict[Key, dict[str, str]] = {}
-    for score in scores:
-        if score.threshold is None and not score.site and score.mode != TRUTH:
-            value = score.estimate.value
-            key = (score.section, score.contender, score.edit, score.mode if score.edit else "")
-            found = rows.setdefault((*key, score.k, score.prompt_seed), {})
-            found[score.measure] = "undefined" if value is None else f"{value:.3f}"
     shown = ("sufficiency", "necessity", "accuracy", "weight_removed")
-    return _table(
+    rows = pivot(
+        (
+            (s.section, s.contender, s.edit, s.mode if s.edit else "", s.k, s.prompt_seed),
+            s.measure,
+            "undefined" if s.estimate.value is None else f"{s.estimate.value:.3f}",
+        )
+        for s in scores
+        if s.threshold is None and not s.site and s.mode != TRUTH and s.measure in shown
+    )
+    return numbers_table(
         "Tests 1 and 2 in short",
         ("cross-section", "contender", "edit", "how", "k", "suff.", "nec.", "accuracy", "weight"),
         [
-            (*key[:4], "" if key[4] is None else key[4], *(found.get(n, "") for n in shown))
-            for key, found in sorted(rows.items(), key=lambda row: row[0][:2])
-            if set(shown) & set(found)
+            (*key[:5], *map(texts.get, shown))
+            for key, texts in sorted(rows.items(), key=lambda row: row[0][:2])
         ],
+        missing="",
     )
 
 
 def _spread_tables(scores: Sequence[Score]) -> list[Table]:
     shown = ("sufficiency", "necessity", "accuracy")
-    rows = [
-        row for row in spread_over_seeds(scores) if row["measure"] in shown and row["n_seeds"] > 1
-    ]
-    if not rows:
-        return []
+    rows = [row for row in spread_over_seeds(scores) if row["measure"] in shown]
     names = ("group", "section", "measure", "edit", "mode", "k", "n_seeds", "mean")
-    return [
-        _table(
-            "Spread over seeds of training and prompts",
-            ("contender", "cross-section", "measure", "edit", "how", "k", "seeds", "mean", "sd"),
-            [
-                ["–" if row[name] is None else row[name] for name in (*names, "standard_deviation")]
-                for row in rows
-            ],
-        )
-    ]
+    table = numbers_table(
+        "Spread over seeds of training and prompts",
+        ("contender", "cross-section", "measure", "edit", "how", "k", "seeds", "mean", "sd"),
+        [[row[name] for name in (*names, "standard_deviation")] for row in rows],
+    )
+    return [table] if rows else []
 
 
 def sections_of(
@@ -331,7 +281,7 @@ def sections_of(
         ArtifactError: the file of sites is not usable.
     """
     if config.sites is None:
-        sections = _own_sites(task, candidates)
+        sections = _sites_of_candidates(task, candidates)
     else:
         sections = read_cross_sections(config.sites, task=task.name)
         names = [section.name for section in sections]
@@ -353,7 +303,7 @@ def sections_of(
     return sections
 
 
-def _own_sites(task: Task, candidates: Sequence[Candidate]) -> list[CrossSection]:
+def _sites_of_candidates(task: Task, candidates: Sequence[Candidate]) -> list[CrossSection]:
     """Each task site by itself, and every position at the hook points of the other candidates."""
     sections: dict[str, CrossSection] = {}
     for candidate in candidates:
@@ -366,39 +316,25 @@ def _own_sites(task: Task, candidates: Sequence[Candidate]) -> list[CrossSection
     return list(sections.values())
 
 
-def _judge(
-    model: LanguageModel,
-    task: Task,
-    section: CrossSection,
-    material: Material,
-    config: SupervisedConfig,
-    candidates: Sequence[Candidate],
-    scores: SupervisedScores,
-) -> None:
+def _judge(section: Section, candidates: Sequence[Candidate]) -> None:
     """All tests at one cross-section."""
-    opened = open_section(model, task, section, material, config)
-    if config.save_skylines:
-        _save_skylines(opened)
-    conditions = measure_conditions(opened)
-    skylines = approximate_skylines(opened, conditions)
-    measure_attributes(opened)
-    fitting = [candidate for candidate in candidates if candidate.fits(section)]
-    judging = _section_passes(opened, skylines[opened.ceiling]) or config.judge_anyway
+    if section.config.save_skylines:
+        _save_skylines(section)
+    conditions = measure_conditions(section)
+    skylines = approximate_skylines(section, conditions)
+    measure_attributes(section)
+    judging = _section_passes(section, skylines[section.ceiling])
+    fitting = [candidate for candidate in candidates if candidate.fits(section.section) and judging]
+    approximate_candidates(section, conditions, fitting)
     meanings = {}
-    if judging:
-        approximate_candidates(opened, conditions, fitting)
-        for candidate in fitting:
-            meanings[candidate.name] = interpret_candidate(opened, candidate)
-            sweep_thresholds(opened, conditions, candidate, meanings[candidate.name])
-            scores.add_latents(opened, candidate, meanings[candidate.name])
-    for test in edit_tests(opened):
+    for candidate in fitting:
+        meanings[candidate.name] = interpret_candidate(section, candidate)
+        sweep_thresholds(section, conditions, candidate, meanings[candidate.name])
+    for test in edit_tests(section):
         test.measure_references()
-        passes = _edit_passes(opened, test) or config.judge_anyway
-        if not (judging and passes):
-            continue
-        for candidate in fitting:
-            test.measure_candidate(candidate, meanings[candidate.name])
-    scores.add_section(opened)
+        if _edit_passes(section, test):
+            for candidate in fitting:
+                test.measure_candidate(candidate, meanings[candidate.name])
 
 
 def _save_skylines(section: Section) -> None:
@@ -419,7 +355,7 @@ def _save_skylines(section: Section) -> None:
 
 
 def _section_passes(section: Section, ceiling: Mapping[str, Estimate]) -> bool:
-    """Whether the supervised dictionary passes test 1 opened; says so where it does not."""
+    """Whether dictionaries are judged after the supervised one's test 1; says so where it fails."""
     # Necessity is undefined where mean ablation hardly hurts; there is nothing to be necessary for.
     failed = [
         f"{name} {value:.2f} (below {least:g})"
@@ -427,38 +363,39 @@ def _section_passes(section: Section, ceiling: Mapping[str, Estimate]) -> bool:
         if (value := ceiling[name].value) is not None and value < least
     ]
     if failed:
-        section.notes.append(
+        section.results.notes.append(
             f"{section.section.name}: the supervised dictionary itself fails test 1 here: "
             f"{', '.join(failed)}; no dictionary is judged here unless --judge-anyway is given."
         )
-    return not failed
+    return not failed or section.config.judge_anyway
 
 
 def _edit_passes(section: Section, test: EditTest) -> bool:
-    """Whether the supervised edit works; says so where it does not, or hardly can show it."""
+    """Whether dictionaries are judged by an edit; says so where the supervised one fails, or hardly
+    can show that it works."""
     accuracy, gain = test.accuracy[section.ceiling], test.gain()
     name = f"{section.section.name}, edit {test.pairs.name}"
     if accuracy < GATE.accuracy:
-        section.notes.append(
+        section.results.notes.append(
             f"{name}: the supervised edit has an accuracy of {accuracy:.2f} (below "
             f"{GATE.accuracy:g}); no dictionary is judged by this edit unless --judge-anyway is "
             "given."
         )
     elif gain < GATE.accuracy_over_noop:
-        section.notes.append(
+        section.results.notes.append(
             f"{name}: without any intervention {accuracy - gain:.2f} of the predictions agree "
             f"already, {gain:.2f} fewer than after the supervised edit; accuracies are shown but "
             "left out of averages."
         )
-    return accuracy >= GATE.accuracy
+    return accuracy >= GATE.accuracy or section.config.judge_anyway
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Rows of equal keys as columns."""
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
-def prompt_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _prompt_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row per prompt and variant.
 
     Columns: seed, section, edit (attributes changed; "" for none), variant (`contender|mode|k`, or
@@ -467,17 +404,17 @@ def prompt_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     import pyarrow
 
-    columns: dict[str, list[Any]] = {}
-    for row in rows:
-        n = len(row["prompt"])
-        for name in ("seed", "section", "edit", "variant"):
-            kind = pyarrow.int32() if name == "seed" else pyarrow.string()
-            columns.setdefault(name, []).append(pyarrow.array([row[name]] * n, kind))
-        for name in ("prompt", "prediction", "answer_prediction"):
-            values = pyarrow.array(row[name].numpy(), pyarrow.int32())
-            columns.setdefault(name, []).append(values)
-        for name in ("metric", "target_metric", "kl"):
-            empty = pyarrow.nulls(n, pyarrow.float32())
-            values = empty if row[name] is None else pyarrow.array(row[name].float().numpy())
-            columns.setdefault(name, []).append(values)
-    return {name: pyarrow.chunked_array(parts) for name, parts in columns.items()}
+    kinds = dict.fromkeys(("seed",), pyarrow.int32())
+    kinds |= dict.fromkeys(("section", "edit", "variant"), pyarrow.string())
+    kinds |= dict.fromkeys(("prompt", "prediction", "answer_prediction"), pyarrow.int32())
+    kinds |= dict.fromkeys(("metric", "target_metric", "kl"), pyarrow.float32())
+
+    def column(name: str, row: Mapping[str, Any]) -> Any:
+        if isinstance(row[name], Tensor):
+            return pyarrow.array(row[name].numpy()).cast(kinds[name])
+        return pyarrow.array([row[name]] * len(row["prompt"]), kinds[name])
+
+    return {
+        name: pyarrow.chunked_array([column(name, row) for row in rows], kind)
+        for name, kind in kinds.items()
+    }

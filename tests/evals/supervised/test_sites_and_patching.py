@@ -9,18 +9,17 @@ import torch
 
 from saelab.config import to_plain
 from saelab.errors import ArtifactError, ConfigError, ModelError
-from saelab.evals.supervised.checks import (
+from saelab.evals.supervised.circuit import cross_sections_of, find_circuit, find_sites
+from saelab.evals.supervised.contenders import load_supervised, save_supervised
+from saelab.evals.supervised.dictionaries import fit_supervised
+from saelab.evals.supervised.section import (
     base_accuracy,
     coverage,
     cramers_v,
     dependence,
     require_able,
-    require_coverage,
     strong_pairs,
 )
-from saelab.evals.supervised.circuit import cross_sections_of, find_circuit, find_sites
-from saelab.evals.supervised.contenders import load_supervised, save_supervised
-from saelab.evals.supervised.dictionaries import fit_supervised
 from saelab.evals.supervised.sites import (
     CrossSection,
     PromptSite,
@@ -335,14 +334,14 @@ def test_cross_sections_share_key_heads_and_leave_out_empty_ones(tiny_model, tas
 
 def test_checks_of_a_task(tiny_model, task, prompts):
     found = coverage(task, prompts)
-    assert found["word"].fewest == min(
+    assert min(found["word"].values()) == min(
         sum(prompt.labels["word"] == value for prompt in prompts) for value in "0123"
     )
     with pytest.raises(ConfigError, match="values of 'word' have no example among 1 prompts"):
-        require_coverage(task, prompts[:1])
+        coverage(task, prompts[:1])
     accuracy = base_accuracy(tiny_model, task, prompts)
     logits = whole_run(tiny_model, prompts, {})
-    assert accuracy.positive == pytest.approx(
+    assert accuracy["share with a positive metric"] == pytest.approx(
         float((task.metric(logits, prompts) > 0).float().mean())
     )
     with pytest.raises(ModelError, match="prefers the right answer in"):

@@ -130,7 +130,7 @@ def test_where_the_supervised_dictionary_fails_nothing_is_judged(planted, tmp_pa
 
 def test_the_gate_keeps_dictionaries_from_being_judged(planted, tmp_path, monkeypatch):
     from saelab.evals.supervised import judge as judging
-    from saelab.evals.supervised.checks import Gate
+    from saelab.evals.supervised.judge import Gate
 
     monkeypatch.setattr(judging, "GATE", Gate(sufficiency=1.5))
     measured, result = judge(planted, tmp_path)
