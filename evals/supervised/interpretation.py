@@ -141,7 +141,7 @@ def interpret_candidate(
 def _count(
     section: Section, candidate: Candidate, site: PromptSite, meant: Interpretations
 ) -> None:
-    def add(measure: str, value: float, **labels: Any) -> None:
+    def add(measure: str, value: float | int, **labels: Any) -> None:
         section.add(candidate.name, measure, value, site=str(site), **candidate.labels, **labels)
 
     add("n_live", int(meant.live().sum()))

@@ -189,7 +189,7 @@ def cramers_v(table: Float[Tensor, "rows columns"]) -> float:
 
 def base_accuracy(
     model: LanguageModel, task: Task, prompts: Sequence[Prompt], *, batch_prompts: int = 64
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """How well the model does a task by itself, by what is measured.
 
     A prompt with a positive metric may still have a likelier third answer.
@@ -207,7 +207,7 @@ def base_accuracy(
     }
 
 
-def require_able(model: LanguageModel, task: Task, accuracy: Mapping[str, float]) -> None:
+def require_able(model: LanguageModel, task: Task, accuracy: Mapping[str, float | int]) -> None:
     """Refuse to judge anything on a task that the model cannot do.
 
     Raises:

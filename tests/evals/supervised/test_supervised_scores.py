@@ -141,8 +141,8 @@ def test_the_over_splitting_toy_has_the_golden_losses():
 
 def test_the_occlusion_toy_finds_long_directions_first():
     found = occlusion_toy(OcclusionToyOptions(epochs=80, learning_rate=5e-3))
-    assert found.share_found["0.5"]["long"] > found.share_found["0.5"]["short"] + 0.05
-    assert found.share_found["0.5"]["long"] > 0.85
+    assert found.shares["long", 0.5] > found.shares["short", 0.5] + 0.05
+    assert found.shares["long", 0.5] > 0.85
 
 
 def test_settings_that_do_not_fit_are_all_named():
