@@ -238,8 +238,8 @@ def _ideal_terms(
     mean: Float[Tensor, " d_in"],
     grid: Float[Tensor, "points 2"],
 ) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
-    """Mean squared error and mean Σf of latents ±μ/‖μ‖ with encoder ±kμ and bias −γ, at each (k, γ);
-    all happens along μ."""
+    """Mean squared error and mean Σf of latents ±μ/‖μ‖ with encoder ±kμ and bias −γ, at each
+    (k, γ); all happens along μ."""
     squared = rows.double().square().sum(1).mean()
     along = rows.double() @ (mean / mean.norm()).double()
     error, size = [], []
