@@ -80,17 +80,6 @@ class Design:
         start = self.offsets[attribute]
         return slice(start, start + len(self.attributes[attribute]))
 
-    def column(self, attribute: str, value: str) -> int:
-        """The column of a value.
-
-        Raises:
-            ConfigError: there is no such attribute or value.
-        """
-        self.columns(attribute)
-        if value not in self._columns[attribute]:
-            raise ConfigError(f"attribute {attribute!r} has no value {value!r} in this design")
-        return self._columns[attribute][value]
-
     def index(self, labels: Sequence[Labels]) -> Int[Tensor, "prompts attributes"]:
         """The column of each attribute's value for each prompt; −1: none of the design's."""
         rows = []
@@ -157,14 +146,6 @@ class SupervisedDictionary:
         names = self.design.feature_names
         return [name for name, count in zip(names, self.counts.tolist(), strict=True) if not count]
 
-    def feature(self, attribute: str, value: str) -> Float[Tensor, " d_in"]:
-        """The feature of a value.
-
-        Raises:
-            ConfigError: the design has no such value.
-        """
-        return self.W_dec[self.design.column(attribute, value)]
-
     def codes(self, labels: Sequence[Labels]) -> Float[Tensor, "prompts features"]:
         """1 in the column of each attribute's value, 0 elsewhere."""
         index = self.design.index(labels)
@@ -195,11 +176,6 @@ class SupervisedDictionary:
         comes per edited attribute; what the dictionary does not explain stays.
         """
         return x - self.explained(before) + self.explained(after)
-
-
-def mean_ablation(dictionary: SupervisedDictionary) -> SupervisedDictionary:
-    """The floor: no features, so every reconstruction is the mean activation."""
-    return replace(dictionary, kind="mean ablation", W_dec=torch.zeros_like(dictionary.W_dec))
 
 
 def random_decoder(dictionary: SupervisedDictionary, seed: int) -> SupervisedDictionary:
@@ -249,14 +225,6 @@ class DesignSums:
         features, shift = fixed_gauge(self.design, features, self.together)
         # Least squares leaves no mean error, so the shifts of the gauge sum to nothing.
         return self._dictionary("mse", features, mean + shift)
-
-    def rank(self) -> int:
-        """Independent columns of the design with a column of ones, as far as prompts show."""
-        counts = self.together.diagonal()[None]
-        n = torch.full((1, 1), len(self._index), dtype=torch.float64)
-        whole = torch.cat([torch.cat([self.together, counts.T], 1), torch.cat([counts, n], 1)])
-        values = torch.linalg.eigvalsh(whole)
-        return int((values > RANK_TOLERANCE * values[-1]).sum())
 
     def _sums(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the activations by value, and the mean of all."""

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from saelab.errors import ActivationError, ConfigError
 from saelab.evals.supervised.contenders import best_thresholds
 from saelab.evals.supervised.dictionaries import (
+    RANK_TOLERANCE,
     Design,
     DesignSums,
     fit_supervised,
-    mean_ablation,
     random_decoder,
 )
 from saelab.evals.supervised.sites import PromptSite
@@ -22,6 +22,20 @@ from saelab.evals.supervised.sites import PromptSite
 def design_of_sizes(sizes, nested=None):
     values = {name: tuple(f"{name}{i}" for i in range(size)) for name, size in sizes.items()}
     return Design(values, nested or {})
+
+
+def feature(dictionary, attribute, value):
+    design = dictionary.design
+    return dictionary.W_dec[design.columns(attribute)][design.attributes[attribute].index(value)]
+
+
+def rank(sums, n_prompts):
+    """Independent columns of the design with a column of ones, as far as prompts show."""
+    counts = sums.together.diagonal()[None]
+    n = torch.full((1, 1), float(n_prompts), dtype=torch.float64)
+    whole = torch.cat([torch.cat([sums.together, counts.T], 1), torch.cat([counts, n], 1)])
+    values = torch.linalg.eigvalsh(whole)
+    return int((values > RANK_TOLERANCE * values[-1]).sum())
 
 
 def explained_by(dictionary, index):
@@ -61,7 +75,7 @@ def test_golden_fvu_of_mean_and_mse(names_and_order):
 def test_golden_rank_gauge_and_size_of_features(names_and_order):
     design, index, x, truth = names_and_order
     sums = DesignSums(design, index)
-    assert design.n_features + 1 - sums.rank() == 3
+    assert design.n_features + 1 - rank(sums, len(x)) == 3
     dictionary = sums.mse_dictionary(x)
     torch.testing.assert_close(dictionary.bias, x.double().mean(0).float(), atol=1e-6, rtol=0)
     # A solver that takes the design for one of full rank gives features in the thousands.
@@ -106,7 +120,7 @@ def test_mse_is_the_dense_least_squares_fit(seed, n):
         part = design.columns(name)
         weighted = dictionary.counts[part].double() @ dictionary.W_dec[part].double()
         torch.testing.assert_close(weighted, torch.zeros_like(weighted), atol=1e-4, rtol=0)
-    torch.testing.assert_close(sums.rank(), int(torch.linalg.matrix_rank(with_ones)))
+    torch.testing.assert_close(rank(sums, n), int(torch.linalg.matrix_rank(with_ones)))
 
 
 def test_mean_features_are_the_means_of_their_prompts():
@@ -152,7 +166,7 @@ def test_values_that_no_prompt_has_are_zero_and_named():
     sums = DesignSums(design, index)
     for dictionary in (sums.mean_dictionary(x), sums.mse_dictionary(x)):
         assert dictionary.unseen == ["a=a2"]
-        assert not dictionary.feature("a", "a2").any()
+        assert not feature(dictionary, "a", "a2").any()
 
 
 def test_an_edit_swaps_one_feature_and_keeps_what_is_not_explained():
@@ -162,14 +176,13 @@ def test_an_edit_swaps_one_feature_and_keeps_what_is_not_explained():
     dictionary = DesignSums(design, index).mse_dictionary(x)
     before, after = [{"a": "a0", "b": "b0"}], [{"a": "a2", "b": "b0"}]
     edited = dictionary.edit(x[:1], before, after)
-    expected = x[:1] - dictionary.feature("a", "a0") + dictionary.feature("a", "a2")
+    expected = x[:1] - feature(dictionary, "a", "a0") + feature(dictionary, "a", "a2")
     torch.testing.assert_close(edited, expected)
     codes = dictionary.codes(before)
     assert codes.tolist() == [[1, 0, 0, 1, 0]]
     torch.testing.assert_close(
         codes @ dictionary.W_dec + dictionary.bias, dictionary.reconstruct(before)
     )
-    torch.testing.assert_close(mean_ablation(dictionary).reconstruct(before)[0], dictionary.bias)
     random = random_decoder(dictionary, 0)
     torch.testing.assert_close(random.W_dec.norm(dim=1), dictionary.W_dec.norm(dim=1))
 
@@ -183,8 +196,6 @@ def test_bad_input_is_refused_in_words(planted):
         DesignSums(design, torch.tensor([[-1]]))
     with pytest.raises(ConfigError, match="no attribute 'x'"):
         design.columns("x")
-    with pytest.raises(ConfigError, match="no value 'a9'"):
-        design.column("a", "a9")
 
 
 @settings(max_examples=40, deadline=None)
