@@ -231,21 +231,8 @@ def save_supervised(
     activations: Float[Tensor, "prompts d_in"],
     parametrisation: str = "independent",
 ) -> str:
-    """Save a supervised dictionary with an encoder that needs no labels.
-
-    Args:
-        folder: created if needed.
-        dictionary: what to save.
-        model: the model of the activations.
-        task: the task of the labels.
-        site: where the activations are.
-        prompts: the fitting prompts.
-        activations: theirs at the site.
-        parametrisation: the one the dictionary was fitted with.
-
-    Returns:
-        The content hash.
-    """
+    """Save a supervised dictionary with an encoder that needs no labels, from the prompts and the
+    activations that it was fitted to; returns the content hash."""
     index = dictionary.design.index([prompt.labels for prompt in prompts])
     part = head_slice(model, site)
     return save_dictionary(
@@ -311,13 +298,8 @@ def with_linear_encoder(
     index: Int[Tensor, "prompts attributes"],
     x: Float[Tensor, "prompts d_in"],
 ) -> Dictionary:
-    """The dictionary with a linear probe and a threshold for each latent.
-
-    Args:
-        dictionary: features and bias.
-        index: columns of each fitting prompt.
-        x: their activations.
-    """
+    """The dictionary with a linear probe and a threshold for each latent, from the columns and the
+    activations of the fitting prompts."""
     size = dictionary.design.n_features
     codes = torch.zeros(len(x), size, dtype=torch.float64).scatter_(1, index, 1.0)
     centred = x.double().cpu() - dictionary.bias.double()

@@ -109,12 +109,7 @@ TABLED = (
 
 
 class EditTest:
-    """One attribute set edited at one cross-section.
-
-    Args:
-        section: the cross-section.
-        pairs: prompts with counterfactuals in these attributes.
-    """
+    """One attribute set edited at one cross-section."""
 
     def __init__(self, section: Section, pairs: EditedPrompts):
         self.section, self.pairs = section, pairs
@@ -174,10 +169,13 @@ class EditTest:
         exchanged: dict[str, dict[PromptSite, Tensor]] = {"sufficient": {}, "complete": {}}
         for site in section.sites:
             rows, target = self._start[site][pairs.rows], pairs.target_activations[site]
-            meant = interpretations[site].interpretable(limit)
+            interpretable = interpretations[site].interpretable(limit)
             codes_before, codes_after = candidate.encode(site, rows), candidate.encode(site, target)
             W_dec, offset = candidate.W_dec(site), candidate.offset(site, rows)
-            for name, moved in (("sufficient", meant), ("complete", ~meant)):
+            for name, moved in (
+                ("sufficient", interpretable),
+                ("complete", ~interpretable),
+            ):
                 codes = exchanged_codes(codes_before, codes_after, moved)
                 exchanged[name][site] = offset + combine_latents(codes, W_dec)
         outcomes = self._run(exchanged, f"codes of {candidate.name}")
@@ -234,10 +232,10 @@ class EditTest:
         assert self._truth is not None and self._clean is not None
         section, edit = self.section, self.pairs.name
         same = (outcome.prediction == self._truth.prediction).double()
-        among = outcome.answer_prediction == self._truth.answer_prediction
+        same_answer = outcome.answer_prediction == self._truth.answer_prediction
         scores = {
             "accuracy": section.mean(same),
-            "answer_accuracy": section.mean(among.double()),
+            "answer_accuracy": section.mean(same_answer.double()),
             "cause": section.mean(torch.where(self.changed, same, torch.nan)),
             "isolation": section.mean(torch.where(self.changed, torch.nan, same)),
             "counterfactual_answer": section.mean(self._predicts_counterfactual(outcome).double()),
@@ -296,12 +294,12 @@ def accuracy_charts(scores: Sequence[Score]) -> list[Chart]:
         wanted = (shown_k or 0) * (score.edit.count("+") + 1)
         return f"{score.group} ({score.mode})" if score.k == wanted else None
 
-    kept = [score for score in scores if score.measure == "accuracy" and name(score) is not None]
-    found = pooled(
-        kept, "accuracy", lambda score: (name(score), f"{score.edit} at {score.section}")
+    shown = [score for score in scores if score.measure == "accuracy" and name(score) is not None]
+    values = pooled(
+        shown, "accuracy", lambda score: (name(score), f"{score.edit} at {score.section}")
     )
-    names = list(dict.fromkeys(str(name(score)) for score in kept))
-    bars = grouped_bars(found, sorted(names, key=lambda name: "(" in name))
+    names = dict.fromkeys(str(name(score)) for score in shown)
+    bars = grouped_bars(values, sorted(names, key=lambda name: "(" in name))
     if not bars:
         return []
     return [

@@ -95,11 +95,8 @@ def design_of(
 ) -> Design:
     """The design of a task.
 
-    Args:
-        task: the task.
-        parametrisation: one of the task's.
-        prompts: where an attribute of the parametrisation is none of the task's, its values are
-            those that occur in these prompts, in alphabetical order.
+    Where an attribute of the parametrisation is none of the task's, its values are those that
+    occur in the prompts, in alphabetical order.
 
     Raises:
         ConfigError: no such parametrisation, or no prompts to read the values from.
@@ -192,7 +189,7 @@ class DesignSums:
 
     Args:
         design: the columns.
-        index: columns of each fitting prompt, as `Design.index` gives them.
+        index: those of each fitting prompt.
 
     Raises:
         ConfigError: a label that the design does not have.
@@ -258,7 +255,7 @@ def fixed_gauge(
         together: how many prompts have both values.
 
     Returns:
-        (features, what the bias takes over).
+        (features, what is to be added to the bias).
     """
     features = features.clone()
     weights = together.diagonal().to(features.dtype)
@@ -276,14 +273,14 @@ def fixed_gauge(
 def _lift(features: Tensor, together: Tensor, fine: slice, coarse: slice) -> None:
     """Give each value of a coarse attribute the mean feature of the finer values within it."""
     weights = together.diagonal()[fine]
-    owner = together[fine, coarse].argmax(1)
+    coarse_of = together[fine, coarse].argmax(1)
     size = coarse.stop - coarse.start
-    totals = torch.zeros(size, dtype=weights.dtype).index_add_(0, owner, weights)
+    totals = torch.zeros(size, dtype=weights.dtype).index_add_(0, coarse_of, weights)
     sums = features.new_zeros(size, features.shape[1])
-    sums.index_add_(0, owner, features[fine] * weights[:, None])
+    sums.index_add_(0, coarse_of, features[fine] * weights[:, None])
     means = sums / totals.clamp_min(1)[:, None]
     features[coarse] += means
-    features[fine] -= means[owner]
+    features[fine] -= means[coarse_of]
 
 
 def fit_supervised(
@@ -296,12 +293,7 @@ def fit_supervised(
 ) -> dict[PromptSite, SupervisedDictionary]:
     """Fit a supervised dictionary at each site.
 
-    Args:
-        task: the task.
-        prompts: the fitting prompts.
-        activations: theirs, at each site.
-        kind: "mse", or "mean", which counts what correlated attributes share twice.
-        parametrisation: one of the task's.
+    With the kind "mean", what correlated attributes share is counted twice.
 
     Raises:
         ConfigError: no such parametrisation.

@@ -105,7 +105,7 @@ def _candidates(start_codes: Tensor, target_codes: Tensor) -> tuple[Tensor, Tens
     """
     movable = (start_codes != 0) | (target_codes != 0)
     most = int(movable.sum(1).max()) if len(movable) else 0
-    # Rank among the movable; the others share the last place, which is cut off.
+    # Rank among the movable; the others share the last column, which is cut off.
     index = torch.where(movable, movable.cumsum(1) - 1, most)
     latents = torch.zeros(len(movable), most + 1, dtype=torch.int64, device=movable.device)
     order = torch.arange(movable.shape[1], device=movable.device).expand_as(index)

@@ -107,17 +107,17 @@ class AttributeUse(NamedTuple):
 
 
 def attribute_use(
-    meant: Interpretations, attribute: str, sizes: Int[Tensor, " values"]
+    interpreted: Interpretations, attribute: str, sizes: Int[Tensor, " values"]
 ) -> AttributeUse:
     """Measure one attribute, of whose values there are `sizes` prompts."""
-    usable = (meant.on_rate < ALWAYS_ON).unsqueeze(1)
-    overlap = meant.overlap[attribute].double()
-    n_on = (meant.on_rate * int(sizes.sum())).round().clamp_min(1).unsqueeze(1)
+    usable = (interpreted.on_rate < ALWAYS_ON).unsqueeze(1)
+    overlap = interpreted.overlap[attribute].double()
+    n_on = (interpreted.on_rate * int(sizes.sum())).round().clamp_min(1).unsqueeze(1)
     pure = (overlap / n_on >= PURITY) & (overlap > 0)
     partial = overlap / sizes.clamp_min(1) < PARTIAL_RECALL
     return AttributeUse(
         n_values=int((sizes > 0).sum()),
-        best_f1=torch.where(usable, meant.value_f1[attribute], 0.0).amax(0),
+        best_f1=torch.where(usable, interpreted.value_f1[attribute], 0.0).amax(0),
         n_splinters=int((pure & partial).any(1).sum()),
     )
 
@@ -139,17 +139,17 @@ def interpret_candidate(
 
 
 def _count(
-    section: Section, candidate: Candidate, site: PromptSite, meant: Interpretations
+    section: Section, candidate: Candidate, site: PromptSite, interpreted: Interpretations
 ) -> None:
     def add(measure: str, value: float | int, **labels: Any) -> None:
         section.add(candidate.name, measure, value, site=str(site), **candidate.labels, **labels)
 
-    add("n_live", int(meant.live().sum()))
-    add("n_always_on", meant.n_always_on())
+    add("n_live", int(interpreted.live().sum()))
+    add("n_always_on", interpreted.n_always_on())
     for limit in section.config.f1:
-        add("n_interpretable", int(meant.interpretable(limit).sum()), threshold=limit)
-    for name, family in zip(section.task.attributes, meant.families, strict=False):
-        use = attribute_use(meant, name, family.sizes())
+        add("n_interpretable", int(interpreted.interpretable(limit).sum()), threshold=limit)
+    for name, family in zip(section.task.attributes, interpreted.families, strict=False):
+        use = attribute_use(interpreted, name, family.sizes())
         add("n_values", use.n_values, attribute=name)
         for limit in section.config.f1:
             n_found = int((use.best_f1 >= limit).sum())
@@ -159,10 +159,10 @@ def _count(
 
 
 def _keep_latents(
-    section: Section, candidate: Candidate, site: PromptSite, meant: Interpretations
+    section: Section, candidate: Candidate, site: PromptSite, interpreted: Interpretations
 ) -> None:
     section.results.histograms.append(
-        {"group": candidate.group, "site": str(site), "counts": histogram_by_kind(meant)}
+        {"group": candidate.group, "site": str(site), "counts": histogram_by_kind(interpreted)}
     )
     section.results.latent_rows += [
         {
@@ -171,12 +171,12 @@ def _keep_latents(
             "dictionary": candidate.name,
             "site": str(site),
             "latent": latent,
-            "on_rate": float(meant.on_rate[latent]),
-            "f1": float(meant.f1[latent]),
-            "kind": meant.families[int(meant.family[latent])].kind,
-            "interpretation": meant.words[latent],
+            "on_rate": float(interpreted.on_rate[latent]),
+            "f1": float(interpreted.f1[latent]),
+            "kind": interpreted.families[int(interpreted.family[latent])].kind,
+            "interpretation": interpreted.words[latent],
         }
-        for latent in meant.live().nonzero().flatten().tolist()
+        for latent in interpreted.live().nonzero().flatten().tolist()
     ]
 
 
@@ -228,8 +228,8 @@ def occlusion_charts(scores: Sequence[Score]) -> list[Chart]:
     values = pooled(kept, "n_values", lambda score: (score.attribute,))
     splinters = pooled(kept, "n_splinters", key)
     shares, labels = {}, {}
-    for index, found in pooled(kept, "values_found", key).items():
-        n_values, n_found = values[index[1:]]["value"], found["value"]
+    for index, pool in pooled(kept, "values_found", key).items():
+        n_values, n_found = values[index[1:]]["value"], pool["value"]
         if n_values and n_found is not None:
             shares[index] = {"value": n_found / n_values}
             cut = splinters.get(index, {}).get("value")
@@ -253,11 +253,7 @@ def occlusion_charts(scores: Sequence[Score]) -> list[Chart]:
 
 
 def histogram_charts(histograms: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Live latents by best F1 and kind of predicate, a chart per kind of dictionary.
-
-    Args:
-        histograms: per cross-section, dictionary and site: its group and counts by kind.
-    """
+    """Live latents by best F1 and kind of predicate, a chart per kind of dictionary."""
     panels: dict[str, dict[str, list[int]]] = {}
     for histogram in histograms:
         panel = panels.setdefault(histogram["group"], {})

@@ -404,7 +404,7 @@ def _prompt_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     import pyarrow
 
-    kinds = dict.fromkeys(("seed",), pyarrow.int32())
+    kinds: dict[str, Any] = {"seed": pyarrow.int32()}
     kinds |= dict.fromkeys(("section", "edit", "variant"), pyarrow.string())
     kinds |= dict.fromkeys(("prompt", "prediction", "answer_prediction"), pyarrow.int32())
     kinds |= dict.fromkeys(("metric", "target_metric", "kl"), pyarrow.float32())

@@ -38,7 +38,7 @@ def define(group: str, paragraphs: str) -> tuple[Definition, ...]:
     """Definitions from paragraphs "name (unit): text" or "name (unit, better direction): text"."""
     definitions = []
     for paragraph in paragraphs.split("\n\n"):
-        row = _DEFINITION.fullmatch(" ".join(paragraph.split()))
+        row: Any = _DEFINITION.fullmatch(" ".join(paragraph.split()))
         assert row is not None, paragraph
         name, unit, better, text = row.groups()
         definitions.append(

@@ -118,11 +118,11 @@ def collect(
 
 def label_indices(task: Task, prompts: Sequence[Prompt]) -> dict[str, Int[Tensor, " prompts"]]:
     """Attribute -> index of each prompt's value among the attribute's values."""
-    found = {}
+    indices = {}
     for name, values in task.attributes.items():
         numbers = {value: index for index, value in enumerate(values)}
-        found[name] = torch.tensor([numbers.get(prompt.labels[name], -1) for prompt in prompts])
-    return found
+        indices[name] = torch.tensor([numbers.get(prompt.labels[name], -1) for prompt in prompts])
+    return indices
 
 
 BASE_PROMPTS = 200
@@ -161,12 +161,12 @@ def dependence(task: Task, prompts: Sequence[Prompt]) -> dict[tuple[str, str], f
     """Cramér's V of every pair of attributes, corrected for chance: 0 independent, 1 determined."""
     labels = label_indices(task, prompts)
     sizes = {name: len(values) for name, values in task.attributes.items()}
-    found = {}
+    values = {}
     for first, second in combinations(task.attributes, 2):
         cells = labels[first] * sizes[second] + labels[second]
         counts = torch.bincount(cells, minlength=sizes[first] * sizes[second])
-        found[first, second] = cramers_v(counts.reshape(sizes[first], sizes[second]).double())
-    return found
+        values[first, second] = cramers_v(counts.reshape(sizes[first], sizes[second]).double())
+    return values
 
 
 def cramers_v(table: Float[Tensor, "rows columns"]) -> float:

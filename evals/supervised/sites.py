@@ -237,9 +237,9 @@ def write_cross_sections(
     Args:
         path: the JSON file.
         sections: what to write.
-        model: the model they are of.
-        task: the task they were found for.
-        found_by: how they were found, as plain values; None where a person chose them.
+        model: name of the model they are of.
+        task: name of the task they are for.
+        found_by: settings of the search; None where a person chose them.
     """
     manifest = new_manifest(
         SITES_KIND, SCHEMA_VERSION, seed=None, config=found_by, made_from={"model": model}
@@ -392,8 +392,8 @@ def patched_outcomes(
         targets: counterfactuals, whose answers give `target_metric`.
         reference: the variant that the divergences are from.
         batch_prompts: prompts in one pass; the numbers do not depend on it beyond rounding.
-        batches: these prompts as `prepared_batches` made them ready for all sites, where more than
-            one call is about them; None: they are made ready here.
+        batches: these prompts as `prepared_batches` prepares them for all sites, where several
+            calls are about them; None: they are prepared for this call.
         description: beside the progress bar.
 
     Raises:

@@ -82,7 +82,7 @@ class SupervisedConfig:
     out: Path | None = None
     """Folder of the results. None: runs/supervised-TASK."""
     overwrite: bool = False
-    """Replace results that are there."""
+    """Replace existing results."""
 
     def __post_init__(self) -> None:
         problems = below(
@@ -144,7 +144,7 @@ class SupervisedCommand:
         given = [name for name in modes if getattr(self, name) is not None]
         problems = []
         if len(given) > 1:
-            problems.append(f"{', '.join(given)} exclude one another: give one of them")
+            problems.append(f"{', '.join(given)} exclude one another: give only one")
         if given and self.dictionaries:
             problems.append(f"{given[0]}: nothing is judged with it, so give no dictionaries")
         problems += below(self, circuit_prompts=2, cache_prompts=2)

@@ -55,14 +55,14 @@ def write_task_caches(
         activations: site -> a row per prompt.
         split: of the prompts.
         seed: that they were drawn with.
-        overwrite: replace caches that are there.
+        overwrite: replace existing caches.
 
     Returns:
         The caches' folders, in the order of the sites.
 
     Raises:
-        ConfigError: a cache is there and `overwrite` was not given.
-        ArtifactError: what is there is no cache, so it is not replaced.
+        ConfigError: a cache exists and `overwrite` was not given.
+        ArtifactError: a folder of that name is no cache, so it is not replaced.
         ResourceError: the disk is too small, or full.
     """
     check_folders(out, list(activations), overwrite=overwrite)
@@ -99,8 +99,8 @@ def check_folders(out: Path, sites: Sequence[PromptSite], *, overwrite: bool) ->
     """Refuse to replace what may not be replaced; before anything is computed.
 
     Raises:
-        ConfigError: a cache is there and `overwrite` was not given.
-        ArtifactError: what is there is no cache.
+        ConfigError: a cache exists and `overwrite` was not given.
+        ArtifactError: a folder of that name is no cache.
     """
     for folder in (out / str(site) for site in sites):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

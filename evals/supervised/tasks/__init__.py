@@ -1,6 +1,6 @@
 """A task: prompts whose attributes are known, how to change one, and how an answer is judged.
 
-Pure data and functions. Nothing here knows any particular task, and a task knows no dictionary:
+Pure data and functions. This module knows no particular task, and a task knows no dictionary:
 it says which attributes a prompt has and what the model should answer, and that is all a suite
 needs (arXiv 2405.08366, section 3.1).
 """
@@ -338,6 +338,10 @@ class FrameWriter:
             )
 
 
+Drawn = tuple[dict[str, str], dict[str, str]] | None
+"""(labels, meta with a frame); None where they belong to another split."""
+
+
 class FramePrompts(FrameWriter, ABC):
     """How prompts are drawn, written and changed whose sentences are frames with words in slots.
 
@@ -367,10 +371,8 @@ class FramePrompts(FrameWriter, ABC):
             self.check(frame, example)
 
     @abstractmethod
-    def draw_labels(
-        self, draw: random.Random, split: str, frames: Sequence[str]
-    ) -> tuple[dict[str, str], dict[str, str]] | None:
-        """(labels, meta) with a frame; None where they belong to another split."""
+    def draw_labels(self, draw: random.Random, split: str, frames: Sequence[str]) -> Drawn:
+        """Labels and a frame, drawn uniformly."""
 
     @abstractmethod
     def build(self, labels: Labels, meta: Labels) -> Prompt:
@@ -455,15 +457,11 @@ TASKS = {
     "subject_verb_agreement": "subject_verb_agreement",
     "gendered_pronoun": "names",
 }
-"""Task -> the module here with a function `TASK_task(tokenizer)`."""
+"""Task -> the module beside this one with a function `TASK_task(tokenizer)`."""
 
 
 def load_task(name: str, tokenizer: Tokenizer) -> Task:
     """A task for the tokenizer of a model.
-
-    Args:
-        name: one of `TASKS`.
-        tokenizer: the language model, or whatever tokenises like it.
 
     Raises:
         ConfigError: no such task, or one whose words this tokenizer does not keep whole.

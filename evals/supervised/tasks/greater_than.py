@@ -17,6 +17,7 @@ from saelab.errors import ConfigError
 
 from . import (
     CrossSectionTemplate,
+    Drawn,
     FramePrompts,
     FrameWriter,
     Labels,
@@ -130,9 +131,7 @@ class _GreaterThan(FramePrompts):
         """The token that begins a year after its century."""
         return _continuation(self, self.centuries[0], year)[0]
 
-    def draw_labels(
-        self, draw: random.Random, split: str, frames: Sequence[str]
-    ) -> tuple[dict[str, str], dict[str, str]] | None:
+    def draw_labels(self, draw: random.Random, split: str, frames: Sequence[str]) -> Drawn:
         noun, year, century = map(draw.choice, (self.nouns, YEARS, self.centuries))
         if not in_split(split, noun, year, century):
             return None

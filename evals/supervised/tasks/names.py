@@ -23,6 +23,7 @@ from saelab.errors import ConfigError
 
 from . import (
     CrossSectionTemplate,
+    Drawn,
     FramePrompts,
     Labels,
     Prompt,
@@ -185,9 +186,7 @@ class _Ioi(FramePrompts):
             {**words, "object": objects[0], "place": places[0]},
         )
 
-    def draw_labels(
-        self, draw: random.Random, split: str, frames: Sequence[str]
-    ) -> tuple[dict[str, str], dict[str, str]] | None:
+    def draw_labels(self, draw: random.Random, split: str, frames: Sequence[str]) -> Drawn:
         tested = split in ("test", "unseen_frame")
         io, s = draw.sample(self.names[: len(self.names) // 2] if tested else self.names, 2)
         place = draw.choice(self.places)
@@ -275,9 +274,7 @@ class _Pronoun(FramePrompts):
         example = {"name": names["female"][0], "profession": professions[0]}
         super().__init__(tokenizer, {"profession": professions}, example)
 
-    def draw_labels(
-        self, draw: random.Random, split: str, frames: Sequence[str]
-    ) -> tuple[dict[str, str], dict[str, str]] | None:
+    def draw_labels(self, draw: random.Random, split: str, frames: Sequence[str]) -> Drawn:
         gender = draw.choice(tuple(self.names))
         name, profession = draw.choice(self.names[gender]), draw.choice(self.professions)
         frame = draw.choice(frames)

@@ -15,6 +15,7 @@ from functools import partial
 
 from . import (
     CrossSectionTemplate,
+    Drawn,
     FramePrompts,
     Labels,
     Prompt,
@@ -96,9 +97,7 @@ class _Agreement(FramePrompts):
         pools = {"number": NUMBERS, "attractor_number": NUMBERS, "noun": words, "attractor": words}
         super().__init__(tokenizer, pools, {"subject": words[0], "attractor": words[1]})
 
-    def draw_labels(
-        self, draw: random.Random, split: str, frames: Sequence[str]
-    ) -> tuple[dict[str, str], dict[str, str]] | None:
+    def draw_labels(self, draw: random.Random, split: str, frames: Sequence[str]) -> Drawn:
         noun, attractor = draw.sample(list(self.nouns), 2)
         numbers = draw.choice(NUMBERS), draw.choice(NUMBERS)
         labels = {
