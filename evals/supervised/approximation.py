@@ -17,7 +17,7 @@ from saelab.formats.chart import Axis, Chart, Series
 from saelab.formats.evaluation_result import Table
 from saelab.stats.bootstrap import UNDEFINED, Bootstrap, Estimate
 
-from .contenders import Candidate
+from .contenders import SiteDictionaries
 from .scores import (
     ABLATED,
     APPROXIMATION_SECTION,
@@ -171,7 +171,7 @@ def measure_attributes(section: Section) -> None:
 
 
 def approximate_candidates(
-    section: Section, conditions: dict[str, Outcome], candidates: Sequence[Candidate]
+    section: Section, conditions: dict[str, Outcome], candidates: Sequence[SiteDictionaries]
 ) -> None:
     """Test 1 of trained dictionaries, with their L0."""
     activations = {site: section.material.activations[site] for site in section.sites}

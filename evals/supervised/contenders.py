@@ -32,7 +32,7 @@ FROZEN = " frozen decoder"
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class SiteDictionaries:
     """Dictionaries of one kind, one for each site it can be judged at."""
 
     name: str
@@ -92,7 +92,7 @@ class Candidate:
 
 def form_candidates(
     folders: Sequence[Path], model: LanguageModel, task_name: str
-) -> list[Candidate]:
+) -> list[SiteDictionaries]:
     """Load dictionaries and put those of one recipe together.
 
     Args:
@@ -130,7 +130,7 @@ def form_candidates(
     candidates = []
     for (name, is_task), at_sites in members.items():
         seed = next(iter(at_sites.values())).manifest.get("seed")
-        candidates.append(Candidate(name, name.replace(f"-s{seed}", ""), is_task, at_sites))
+        candidates.append(SiteDictionaries(name, name.replace(f"-s{seed}", ""), is_task, at_sites))
     return candidates
 
 
@@ -177,7 +177,7 @@ def _check(saved: SavedDictionary, model: LanguageModel, task_name: str) -> None
         )
 
 
-def require_sites(candidates: Sequence[Candidate], sections: Sequence[CrossSection]) -> None:
+def require_sites(candidates: Sequence[SiteDictionaries], sections: Sequence[CrossSection]) -> None:
     """Refuse candidates that fit none of the cross-sections.
 
     Raises:

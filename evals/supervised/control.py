@@ -19,7 +19,7 @@ from saelab.formats.evaluation_result import Table
 from saelab.sparse.kernels import combine_latents
 from saelab.stats.bootstrap import UNDEFINED, Estimate
 
-from .contenders import Candidate
+from .contenders import SiteDictionaries
 from .edits import EditVariant, candidate_edits, supervised_edit
 from .predicates import Interpretations, exchanged_codes
 from .scores import (
@@ -144,7 +144,7 @@ class EditTest:
         return self.accuracy[self.section.ceiling] - self.accuracy[CLEAN]
 
     def measure_candidate(
-        self, candidate: Candidate, interpretations: Mapping[PromptSite, Interpretations]
+        self, candidate: SiteDictionaries, interpretations: Mapping[PromptSite, Interpretations]
     ) -> None:
         """Every edit of one candidate, and its codes where the right answers change."""
         section, pairs = self.section, self.pairs
@@ -161,7 +161,7 @@ class EditTest:
             self._measure_codes(candidate, interpretations)
 
     def _measure_codes(
-        self, candidate: Candidate, interpretations: Mapping[PromptSite, Interpretations]
+        self, candidate: SiteDictionaries, interpretations: Mapping[PromptSite, Interpretations]
     ) -> None:
         """Exchange the interpretable codes, and all others, between prompts and counterfactuals."""
         section, pairs = self.section, self.pairs

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .contenders import Candidate, dense_chunks
+from .contenders import SiteDictionaries, dense_chunks
 from .dictionaries import SupervisedDictionary
 from .predicates import Interpretations
 from .section import Activations, EditedPrompts
@@ -261,7 +261,7 @@ def supervised_edit(
 
 
 def candidate_edits(
-    candidate: Candidate,
+    candidate: SiteDictionaries,
     sites: Sequence[PromptSite],
     start: Activations,
     pairs: EditedPrompts,

@@ -13,7 +13,7 @@ from saelab.formats.chart import Axis, Chart, Series
 from saelab.stats.bootstrap import UNDEFINED
 
 from .approximation import ablation_matters, necessity, sufficiency
-from .contenders import Candidate, dense_chunks
+from .contenders import SiteDictionaries, dense_chunks
 from .predicates import (
     ALWAYS_ON,
     Interpretations,
@@ -123,7 +123,7 @@ def attribute_use(
 
 
 def interpret_candidate(
-    section: Section, candidate: Candidate
+    section: Section, candidate: SiteDictionaries
 ) -> dict[PromptSite, Interpretations]:
     """Interpret the latents at every site, and count what they show."""
     attributes = list(section.task.attributes)
@@ -139,7 +139,7 @@ def interpret_candidate(
 
 
 def _count(
-    section: Section, candidate: Candidate, site: PromptSite, interpreted: Interpretations
+    section: Section, candidate: SiteDictionaries, site: PromptSite, interpreted: Interpretations
 ) -> None:
     def add(measure: str, value: float | int, **labels: Any) -> None:
         section.add(candidate.name, measure, value, site=str(site), **candidate.labels, **labels)
@@ -159,7 +159,7 @@ def _count(
 
 
 def _keep_latents(
-    section: Section, candidate: Candidate, site: PromptSite, interpreted: Interpretations
+    section: Section, candidate: SiteDictionaries, site: PromptSite, interpreted: Interpretations
 ) -> None:
     section.results.histograms.append(
         {"group": candidate.group, "site": str(site), "counts": histogram_by_kind(interpreted)}
@@ -183,7 +183,7 @@ def _keep_latents(
 def sweep_thresholds(
     section: Section,
     conditions: Mapping[str, Outcome],
-    candidate: Candidate,
+    candidate: SiteDictionaries,
     interpretations: Mapping[PromptSite, Interpretations],
 ) -> None:
     """Subtract latents below each F1 threshold, and those at or above it, from the activations."""

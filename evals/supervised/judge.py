@@ -31,7 +31,7 @@ from .approximation import (
     measure_attributes,
     measure_conditions,
 )
-from .contenders import Candidate, form_candidates, require_sites, save_supervised
+from .contenders import SiteDictionaries, form_candidates, require_sites, save_supervised
 from .control import (
     CONTROL,
     TRADEOFF,
@@ -121,7 +121,10 @@ def measure(
 
 
 def judge_task(
-    model: LanguageModel, task: Task, candidates: Sequence[Candidate], config: SupervisedConfig
+    model: LanguageModel,
+    task: Task,
+    candidates: Sequence[SiteDictionaries],
+    config: SupervisedConfig,
 ) -> Measurement:
     """Judge candidates on a loaded task; see `measure`."""
     sections = sections_of(config, model, task, candidates)
@@ -272,7 +275,10 @@ def _spread_tables(scores: Sequence[Score]) -> list[Table]:
 
 
 def sections_of(
-    config: SupervisedConfig, model: LanguageModel, task: Task, candidates: Sequence[Candidate]
+    config: SupervisedConfig,
+    model: LanguageModel,
+    task: Task,
+    candidates: Sequence[SiteDictionaries],
 ) -> list[CrossSection]:
     """The cross-sections of the settings: of a file, or those of the dictionaries themselves.
 
@@ -303,7 +309,7 @@ def sections_of(
     return sections
 
 
-def _sites_of_candidates(task: Task, candidates: Sequence[Candidate]) -> list[CrossSection]:
+def _sites_of_candidates(task: Task, candidates: Sequence[SiteDictionaries]) -> list[CrossSection]:
     """Each task site by itself, and every position at the hook points of the other candidates."""
     sections: dict[str, CrossSection] = {}
     for candidate in candidates:
@@ -316,7 +322,7 @@ def _sites_of_candidates(task: Task, candidates: Sequence[Candidate]) -> list[Cr
     return list(sections.values())
 
 
-def _judge(section: Section, candidates: Sequence[Candidate]) -> None:
+def _judge(section: Section, candidates: Sequence[SiteDictionaries]) -> None:
     """All tests at one cross-section."""
     if section.config.save_skylines:
         _save_skylines(section)

@@ -23,7 +23,7 @@ ENTRIES_AT_ONCE = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
-class Family:
+class PredicateFamily:
     """Predicates that differ in one value."""
 
     name: str
@@ -50,7 +50,7 @@ def families_of(
     labels: Mapping[str, Int[Tensor, " prompts"]],
     values: Mapping[str, Sequence[str]],
     groups: Mapping[str, Mapping[str, Mapping[str, str]]] | None = None,
-) -> list[Family]:
+) -> list[PredicateFamily]:
     """Every family that a task's attributes give.
 
     All values of each attribute; their intersections with the values of each attribute that has
@@ -62,7 +62,7 @@ def families_of(
         groups: attribute -> name of a grouping, such as "gender" -> value -> its group.
     """
     families = [
-        Family(f"{name} is …", "value", tuple(map(str, values[name])), label.unsqueeze(1))
+        PredicateFamily(f"{name} is …", "value", tuple(map(str, values[name])), label.unsqueeze(1))
         for name, label in labels.items()
     ]
     for name, label in labels.items():
@@ -72,7 +72,7 @@ def families_of(
             if len(values[name]) <= FEW_VALUES and name > second_name:
                 continue
             families += [
-                Family(
+                PredicateFamily(
                     f"{name} is … and {second_name} is {word}",
                     "intersection",
                     tuple(map(str, values[name])),
@@ -88,12 +88,14 @@ def families_of(
             # The last entry is what −1, no value, finds.
             holding = torch.tensor([*index, -1])[labels[name]]
             families.append(
-                Family(f"{name} has {grouping} …", "group", words, holding.unsqueeze(1))
+                PredicateFamily(f"{name} has {grouping} …", "group", words, holding.unsqueeze(1))
             )
     return families
 
 
-def _either(labels: Mapping[str, Tensor], values: Mapping[str, Sequence[str]]) -> list[Family]:
+def _either(
+    labels: Mapping[str, Tensor], values: Mapping[str, Sequence[str]]
+) -> list[PredicateFamily]:
     sharing: dict[tuple[str, ...], list[str]] = {}
     for name in labels:
         sharing.setdefault(tuple(map(str, values[name])), []).append(name)
@@ -105,7 +107,7 @@ def _either(labels: Mapping[str, Tensor], values: Mapping[str, Sequence[str]]) -
         for index in range(1, len(names)):
             repeats = (holds[:, :index] == holds[:, index : index + 1]).any(1)
             holds[:, index] = torch.where(repeats, -1, holds[:, index])
-        families.append(Family(f"{' or '.join(names)} is …", "either", words, holds))
+        families.append(PredicateFamily(f"{' or '.join(names)} is …", "either", words, holds))
     return families
 
 
@@ -116,7 +118,7 @@ def on_pairs(codes: SparseCodes) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " p
 
 
 def overlaps(
-    row: Int[Tensor, " pairs"], latent: Int[Tensor, " pairs"], d_sae: int, family: Family
+    row: Int[Tensor, " pairs"], latent: Int[Tensor, " pairs"], d_sae: int, family: PredicateFamily
 ) -> Int[Tensor, "d_sae values"]:
     """At how many prompts each latent is on and each predicate holds."""
     n_values = len(family.values)
@@ -147,7 +149,7 @@ class BestUnion:
 
 
 def best_unions(
-    family: Family,
+    family: PredicateFamily,
     row: Int[Tensor, " pairs"],
     latent: Int[Tensor, " pairs"],
     n_on: Int[Tensor, " d_sae"],
@@ -174,7 +176,7 @@ def best_unions(
 
 
 def _union_counts(
-    family: Family, row: Tensor, latent: Tensor, order: Tensor, d_sae: int
+    family: PredicateFamily, row: Tensor, latent: Tensor, order: Tensor, d_sae: int
 ) -> tuple[Tensor, Tensor]:
     """For unions of predicates that overlap: prompts in each and on in each, by real OR."""
     ranks, n_values = order.shape[1], len(family.values)
@@ -212,7 +214,7 @@ class Interpretations:
     """Best F1 of each latent, 0 for one that is never on."""
     family: Int[Tensor, " d_sae"]
     """Which family that is with; −1 for a latent that is never on."""
-    families: tuple[Family, ...]
+    families: tuple[PredicateFamily, ...]
     on_rate: Float[Tensor, " d_sae"]
     """Share of prompts at which the latent is on."""
     value_f1: dict[str, Float[Tensor, "d_sae _"]]
@@ -241,7 +243,7 @@ class Interpretations:
 
 def interpret(
     codes: SparseCodes,
-    families: Sequence[Family],
+    families: Sequence[PredicateFamily],
     attributes: Sequence[str],
     most_values: int = MOST_VALUES,
 ) -> Interpretations:

@@ -23,7 +23,7 @@ from saelab.model.language_model import LanguageModel
 from saelab.stats.bootstrap import Bootstrap, Estimate
 
 from .dictionaries import SupervisedDictionary, fit_supervised, random_decoder
-from .predicates import Family, families_of
+from .predicates import PredicateFamily, families_of
 from .scores import Score
 from .sites import (
     CrossSection,
@@ -70,7 +70,7 @@ class Material:
     activations: Activations
     """Of the evaluated prompts."""
     edits: dict[tuple[str, ...], EditedPrompts]
-    families: list[Family]
+    families: list[PredicateFamily]
     """Predicates of the prompts that latents are interpreted on."""
 
 

@@ -29,7 +29,7 @@ from saelab.formats.files import hash_of
 from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes
 
-from .predicates import Family, f1_scores, on_pairs, overlaps
+from .predicates import PredicateFamily, f1_scores, on_pairs, overlaps
 from .scores import in_words
 from .suite import below
 
@@ -111,7 +111,7 @@ def occlusion_toy(
     best = {}
     for name, held in chosen.items():
         words = tuple(map(str, range(options.n_values)))
-        family = Family(f"{name} is …", "value", words, held.unsqueeze(1))
+        family = PredicateFamily(f"{name} is …", "value", words, held.unsqueeze(1))
         overlap = overlaps(row, latent, options.d_sae, family)
         best[name] = f1_scores(overlap, n_on, family.sizes()).amax(0)
     shares = {

@@ -9,7 +9,7 @@ import torch
 
 from saelab.evals.supervised.interpretation import attribute_use
 from saelab.evals.supervised.predicates import (
-    Family,
+    PredicateFamily,
     best_unions,
     exchanged_codes,
     f1_scores,
@@ -41,7 +41,7 @@ def test_f1_and_unions_equal_the_literal_counts(columns):
     holds = torch.stack(
         [torch.randperm(n_values + 1, generator=generator)[:columns] - 1 for _ in range(n)]
     )
-    family = Family("x is …", "value", tuple(map(str, range(n_values))), holds)
+    family = PredicateFamily("x is …", "value", tuple(map(str, range(n_values))), holds)
     row, latent = on_pairs(codes_of(on))
     n_on = on.sum(0)
     member = torch.stack([(holds == value).any(1) for value in range(n_values)], dim=1)
@@ -63,7 +63,7 @@ def test_f1_and_unions_equal_the_literal_counts(columns):
 def test_overlapping_predicates_need_a_real_or():
     # Both names are in every prompt: the union's size is 4, not 8.
     holds = torch.tensor([[0, 1], [1, 0], [0, 2], [1, 2]])
-    family = Family("either is …", "either", ("x", "y", "z"), holds)
+    family = PredicateFamily("either is …", "either", ("x", "y", "z"), holds)
     on = torch.ones(4, 1, dtype=torch.bool)
     row, latent = on_pairs(codes_of(on))
     found = best_unions(family, row, latent, on.sum(0), 2)
