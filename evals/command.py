@@ -29,7 +29,7 @@ SUITES = {
         "what a dictionary does not explain, taken apart: linear and nonlinear error",
     ),
     "supervised": (
-        "saelab.evals.supervised.command",
+        "saelab.evals.supervised.suite",
         "beside the best dictionary that labels can give, on tasks with known attributes",
     ),
     "steering": (

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.config import to_plain
 from saelab.errors import ConfigError, ModelError
 from saelab.formats.chart import Axis, Chart, Series
 from saelab.formats.manifest import new_manifest, write_manifest
@@ -30,79 +31,61 @@ from .sites import (
     PromptSite,
     gather,
     key_value_head,
+    patched_outcomes,
     prepared_batches,
     write_cross_sections,
 )
-from .tasks import Prompt, Role, Task, counterfactual_pairs
+from .tasks import Prompt, Task, counterfactual_pairs
 
 logger = logging.getLogger(__name__)
 
 CIRCUIT_KIND = "supervised_circuit"
 BATCH_PROMPTS = 288
-
-
-@dataclass(frozen=True, kw_only=True)
-class CircuitConfig:
-    """How heads are searched."""
-
-    n_prompts: int = 32
-    """Prompts that every patch is run on, of the split "train"."""
-    seed: int = 0
-    """Seed of the prompts and their counterfactuals."""
-    least_effect: float = 0.03
-    """Absolute effect below which a head has no role."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.n_prompts < 2:
-            problems.append(f"n_prompts: {self.n_prompts} is below 2")
-        if not 0 <= self.least_effect < 1:
-            problems.append(f"least_effect: {self.least_effect} is not within [0, 1)")
-        if problems:
-            raise ConfigError(problems)
+LEAST_EFFECT = 0.03
+"""Absolute effect below which a head has no role."""
 
 
 @dataclass(frozen=True)
 class RoleEffects:
-    """What patching each head does for one role.
+    """What patching each head does for one role."""
 
-    Attributes:
-        role: the role.
-        effects: share of the clean metric lost; negative where it rises.
-        whole: the effect of patching the residual stream after the last block but one at the same
-            position, which is what all heads and layers before it can do there together.
-        n_prompts: prompts with a counterfactual.
-        heads: (layer, head) of those that were given the role, strongest first.
-    """
-
-    role: Role
-    effects: Float[Tensor, "n_layers n_heads"]
-    whole: float
+    name: str
+    """Of the role."""
+    edit: tuple[str, ...]
+    """Attributes that the counterfactual changes."""
+    position: str
+    """Where z is patched."""
     n_prompts: int
+    """Prompts with a counterfactual."""
+    whole: float
+    """Effect of patching the residual stream before the last block at that position: what all heads
+    and layers before it can do there together."""
+    effects: list[list[float]]
+    """By block and head, the share of the clean metric lost; negative where it rises."""
     heads: tuple[tuple[int, int], ...]
+    """(layer, head) of those that take the role, strongest first."""
 
 
 @dataclass(frozen=True)
 class Circuit:
-    """The heads of a task and the cross-sections they make.
-
-    Attributes:
-        task: its name.
-        model: the model's name.
-        clean_metric: mean of the task's metric over the prompts.
-        roles: what was found, role by role.
-        cross_sections: what to patch at once.
-    """
+    """The heads of a task."""
 
     task: str
     model: str
     clean_metric: float
+    """Mean of the task's metric over the prompts."""
     roles: tuple[RoleEffects, ...]
-    cross_sections: tuple[CrossSection, ...]
 
 
-def find_circuit(model: LanguageModel, task: Task, config: CircuitConfig) -> Circuit:
-    """Search the heads of a task's roles.
+def find_circuit(
+    model: LanguageModel,
+    task: Task,
+    *,
+    n_prompts: int = 32,
+    seed: int = 0,
+    least_effect: float = LEAST_EFFECT,
+) -> Circuit:
+    """Search the heads of a task's roles, on prompts of the split "train".
 
     Raises:
         ConfigError: a task without roles.
@@ -112,34 +95,48 @@ def find_circuit(model: LanguageModel, task: Task, config: CircuitConfig) -> Cir
         raise ConfigError(f"task {task.name} declares no roles: name the sites yourself")
     if model.n_heads * model.d_head == 0:
         raise ModelError(f"{model.name} has no attention heads to search")
-    prompts = task.sample(config.n_prompts, "train", config.seed)
-    found: dict[str, RoleEffects] = {}
-    clean_metric = _clean_metric(model, task, prompts)
+    prompts = task.sample(n_prompts, "train", seed)
+    clean = patched_outcomes(model, task, prompts, {"clean": {}})["clean"]
+    clean_metric = float(clean.metric.double().mean())
     if clean_metric <= 0:
         raise ModelError(
             f"{model.name} has a mean metric of {clean_metric:.3g} on task {task.name}: a model "
             "that cannot do the task has no circuit for it; choose another task or model"
         )
+    roles: dict[str, RoleEffects] = {}
     with progress_bar(len(task.roles) * model.n_layers, "patching heads", "layer") as bar:
         for role in task.roles:
-            rows, targets = counterfactual_pairs(task, prompts, role.edit, config.seed)
+            rows, targets = counterfactual_pairs(task, prompts, role.edit, seed)
             if not targets:
                 raise ConfigError(
                     f"task {task.name}: no prompt has a counterfactual in {role.edit}"
                 )
             sources = [prompts[row] for row in rows.tolist()]
-            effects, whole = patch_every_head(model, task, sources, targets, role.position, bar)
-            taken = {head for name in role.not_in for head in found[name].heads}
-            heads = strongest(effects, role.n_heads, config.least_effect, taken)
-            logger.info("role %s: %s", role.name, ", ".join(f"{a}.{b}" for a, b in heads) or "none")
-            found[role.name] = RoleEffects(role, effects, whole, len(sources), heads)
-    heads = {name: one.heads for name, one in found.items()}
-    sections = cross_sections_of(model, task, heads)
-    return Circuit(task.name, model.name, clean_metric, tuple(found.values()), tuple(sections))
+            effects, whole = _patch_every_head(model, task, sources, targets, role.position, bar)
+            taken = {head for name in role.not_in for head in roles[name].heads}
+            order = effects.abs().flatten().argsort(descending=True, stable=True).tolist()
+            heads = [divmod(index, model.n_heads) for index in order]
+            strong = [h for h in heads if abs(effects[h]) >= least_effect and h not in taken]
+            heads = tuple(strong[: role.n_heads])
+            logger.info("role %s: %s", role.name, _in_words(heads))
+            roles[role.name] = RoleEffects(
+                role.name,
+                role.edit,
+                role.position,
+                len(sources),
+                whole,
+                [[round(effect, 6) for effect in row] for row in effects.tolist()],
+                heads,
+            )
+    return Circuit(task.name, model.name, clean_metric, tuple(roles.values()))
+
+
+def _in_words(heads: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"{layer}.{head}" for layer, head in heads) or "none"
 
 
 @torch.no_grad()
-def patch_every_head(
+def _patch_every_head(
     model: LanguageModel,
     task: Task,
     prompts: Sequence[Prompt],
@@ -147,19 +144,8 @@ def patch_every_head(
     position: str,
     bar: Any,
 ) -> tuple[Float[Tensor, "n_layers n_heads"], float]:
-    """The effect of each head's output at a position, one head at a time.
-
-    Args:
-        model: the language model.
-        task: says what is measured.
-        prompts: clean prompts.
-        targets: their counterfactuals.
-        position: where z is patched.
-        bar: told of every layer that is done.
-
-    Returns:
-        (effects, the effect of the whole residual stream there before the last block).
-    """
+    """Effects of patching each head's z at a position, and of the residual stream there before the
+    last block; `bar` is told of every layer that is done."""
     last = PromptSite("resid_pre", model.n_layers - 1, None, position)
     layers = [
         [PromptSite("z", layer, head, position) for head in range(model.n_heads)]
@@ -189,20 +175,6 @@ def patch_every_head(
     return 1 - sums * model.n_heads / clean, 1 - whole / clean
 
 
-def strongest(
-    effects: Float[Tensor, "n_layers n_heads"],
-    most: int,
-    least_effect: float,
-    taken: set[tuple[int, int]],
-) -> tuple[tuple[int, int], ...]:
-    """(layer, head) of the largest absolute effects, strongest first."""
-    n_heads = effects.shape[1]
-    order = effects.abs().flatten().argsort(descending=True, stable=True)
-    heads = [divmod(int(index), n_heads) for index in order]
-    kept = [head for head in heads if abs(float(effects[head])) >= least_effect]
-    return tuple([head for head in kept if head not in taken][:most])
-
-
 def cross_sections_of(
     model: LanguageModel, task: Task, heads: Mapping[str, Sequence[tuple[int, int]]]
 ) -> list[CrossSection]:
@@ -227,63 +199,24 @@ def cross_sections_of(
     return sections
 
 
-def _clean_metric(model: LanguageModel, task: Task, prompts: Sequence[Prompt]) -> float:
-    total = 0.0
-    for batch in prepared_batches(model, prompts, []):
-        total += float(task.metric(batch.logits({}), batch.prompts).double().sum())
-    return total / len(prompts)
+def circuit_charts(circuit: Circuit) -> list[Chart]:
+    """One heat map of heads per role."""
+    return [_heat_map(role) for role in circuit.roles]
 
 
-def effects_table(circuit: Circuit) -> dict[str, Any]:
-    """What the heat maps draw and the JSON holds: effects by role, layer and head."""
-    return {
-        "task": circuit.task,
-        "model": circuit.model,
-        "clean_metric": circuit.clean_metric,
-        "roles": [
-            {
-                "name": effects.role.name,
-                "edit": list(effects.role.edit),
-                "position": effects.role.position,
-                "n_prompts": effects.n_prompts,
-                "whole": effects.whole,
-                "effects": [[round(float(x), 6) for x in row] for row in effects.effects],
-                "heads": [list(head) for head in effects.heads],
-            }
-            for effects in circuit.roles
-        ],
-    }
-
-
-def write_circuit(path: Path, circuit: Circuit, config: CircuitConfig) -> None:
-    """Write the effects as JSON beside the cross-sections that `write_cross_sections` writes."""
-    manifest = new_manifest(
-        CIRCUIT_KIND,
-        seed=config.seed,
-        config={"n_prompts": config.n_prompts, "least_effect": config.least_effect},
-        made_from={"model": circuit.model, "task": circuit.task},
-    )
-    write_manifest(path, manifest | {"circuit": effects_table(circuit)})
-
-
-def circuit_charts(circuit: Mapping[str, Any]) -> list[Chart]:
-    """One heat map of heads per role of `effects_table`."""
-    return [_heat_map(role) for role in circuit["roles"]]
-
-
-def _heat_map(role: Mapping[str, Any]) -> Chart:
-    effects = role["effects"]
+def _heat_map(role: RoleEffects) -> Chart:
+    effects, position = role.effects, role.position
     n_layers, n_heads = len(effects), len(effects[0])
-    edited, position = " and ".join(role["edit"]), role["position"]
+    edited = " and ".join(role.edit)
     flat = [(effects[i][j], i, j) for i in range(n_layers) for j in range(n_heads)]
     top = sorted(flat, key=lambda effect: -abs(effect[0]))[:5]
     named = ", ".join(f"{i}.{j} ({value:.3f})" for value, i, j in top)
     return Chart(
-        name=f"heads_{role['name']}",
-        title=f"{role['name']}: heads at {position}, {edited} changed",
+        name=f"heads_{role.name}",
+        title=f"{role.name}: heads at {position}, {edited} changed",
         caption=f"Share of the clean metric that is lost when a head's output z at {position} is "
         f"replaced by its value on a prompt with other {edited}; negative where the metric rises. "
-        f"Marked: heads that take the role. {role['n_prompts']} prompts.",
+        f"Marked: heads that take the role. {role.n_prompts} prompts.",
         x=Axis(title="block"),
         y=Axis(title="head"),
         series=(
@@ -297,8 +230,8 @@ def _heat_map(role: Mapping[str, Any]) -> Chart:
             Series(
                 name="heads of the role",
                 mark="dots",
-                x=[layer for layer, _ in role["heads"]],
-                y=[head for _, head in role["heads"]],
+                x=[layer for layer, _ in role.heads],
+                y=[head for _, head in role.heads],
                 style=6,
             ),
         ),
@@ -308,42 +241,45 @@ def _heat_map(role: Mapping[str, Any]) -> Chart:
     )
 
 
-def write_circuit_page(path: Path, circuit: Mapping[str, Any]) -> Path:
+def write_circuit_page(path: Path, circuit: Circuit) -> Path:
     """The page of a circuit search: a heat map and a row of a table per role."""
     from saelab.report.draw import draw
     from saelab.report.page import Report
 
     report = Report(
-        f"Heads of {circuit['model']} that do {circuit['task']}",
-        f"Mean metric of the clean runs: {circuit['clean_metric']:.3f}.",
+        f"Heads of {circuit.model} that do {circuit.task}",
+        f"Mean metric of the clean runs: {circuit.clean_metric:.3f}.",
     )
     report.add_figures([draw(chart) for chart in circuit_charts(circuit)])
     report.add_table(
         "Heads by role, strongest first",
         ["role", "edited attributes", "position", "prompts", "effect of the whole stream", "heads"],
         [
-            [
-                role["name"],
-                "+".join(role["edit"]),
-                role["position"],
-                role["n_prompts"],
-                role["whole"],
-                ", ".join(f"{layer}.{head}" for layer, head in role["heads"]) or "none",
-            ]
-            for role in circuit["roles"]
+            [r.name, "+".join(r.edit), r.position, r.n_prompts, r.whole, _in_words(r.heads)]
+            for r in circuit.roles
         ],
     )
     return report.write(path)
 
 
-def find_sites(path: Path, model: LanguageModel, task: Task, config: CircuitConfig) -> Path:
+def find_sites(
+    path: Path,
+    model: LanguageModel,
+    task: Task,
+    *,
+    n_prompts: int = 32,
+    seed: int = 0,
+    least_effect: float = LEAST_EFFECT,
+) -> Path:
     """Search a model's heads for a task's circuit and write its cross-sections.
 
     Args:
         path: JSON file for the cross-sections; the effects go beside it as `NAME.circuit.json`.
         model: the language model.
         task: the task.
-        config: how to search.
+        n_prompts: prompts that every patch is run on.
+        seed: of the prompts and their counterfactuals.
+        least_effect: absolute effect below which a head has no role.
 
     Returns:
         The page with the heat maps.
@@ -352,15 +288,21 @@ def find_sites(path: Path, model: LanguageModel, task: Task, config: CircuitConf
         ConfigError: the task declares no roles.
         ModelError: a model that cannot do the task.
     """
-    circuit = find_circuit(model, task, config)
+    circuit = find_circuit(model, task, n_prompts=n_prompts, seed=seed, least_effect=least_effect)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_circuit(path.with_suffix(".circuit.json"), circuit, config)
-    page = write_circuit_page(path.with_suffix(".html"), effects_table(circuit))
+    manifest = new_manifest(
+        CIRCUIT_KIND,
+        seed=seed,
+        config={"n_prompts": n_prompts, "least_effect": least_effect},
+        made_from={"model": circuit.model, "task": circuit.task},
+    )
+    write_manifest(path.with_suffix(".circuit.json"), manifest | {"circuit": to_plain(circuit)})
+    page = write_circuit_page(path.with_suffix(".html"), circuit)
     write_cross_sections(
         path,
-        circuit.cross_sections,
+        cross_sections_of(model, task, {role.name: role.heads for role in circuit.roles}),
         model=model.name,
         task=task.name,
-        found_by={"n_prompts": config.n_prompts, "seed": config.seed},
+        found_by={"n_prompts": n_prompts, "seed": seed},
     )
     return page

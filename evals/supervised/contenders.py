@@ -32,24 +32,22 @@ FROZEN = " frozen decoder"
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class SiteDictionaries:
     """Dictionaries of one kind, one for each site it can be judged at."""
 
     name: str
     """What it is called in tables: the folder name its dictionaries share."""
     group: str
-    """The name without the seed."""
-    seed: int | None
-    """Seed of its training."""
+    """The name without the seed of its training."""
     is_task: bool
     """Whether it was trained on the task's activations; else on a whole text's."""
     dictionaries: Mapping[str, SavedDictionary]
     """By site (task dictionaries) or by hook point."""
 
     @property
-    def kind(self) -> str:
-        """`task` or `text`: what it was trained on."""
-        return "task" if self.is_task else "text"
+    def labels(self) -> dict[str, str]:
+        """What its scores say of it."""
+        return {"kind": "task" if self.is_task else "text", "group": self.group}
 
     def at(self, site: PromptSite) -> SavedDictionary | None:
         """The dictionary for a site, if there is one."""
@@ -92,13 +90,22 @@ class Candidate:
         return saved
 
 
-def find_dictionaries(folders: Sequence[Path]) -> list[Path]:
-    """The dictionary folders that are named, or that lie in folders that are, such as runs.
+def form_candidates(
+    folders: Sequence[Path], model: LanguageModel, task_name: str
+) -> list[SiteDictionaries]:
+    """Load dictionaries and put those of one recipe together.
+
+    Args:
+        folders: of dictionaries, or folders in which some lie, such as runs.
+        model: that they must be of.
+        task_name: that those of task activations must be of.
 
     Raises:
-        ArtifactError: a folder that is no dictionary and holds none.
+        ArtifactError: no intact dictionary, one of another model or task, or of another width than
+            its site.
+        ConfigError: two dictionaries of one name for the same site.
     """
-    found: dict[Path, Path] = {}
+    paths: dict[Path, Path] = {}
     for folder in folders:
         inside = [folder] if (folder / MANIFEST).is_file() else []
         inside = inside or sorted(path.parent for path in folder.glob(f"**/{MANIFEST}"))
@@ -106,41 +113,25 @@ def find_dictionaries(folders: Sequence[Path]) -> list[Path]:
             raise ArtifactError(
                 f"{folder} holds no dictionary: name dictionary folders, or runs of `saelab train`"
             )
-        found |= {path.resolve(): path for path in inside}
-    return list(found.values())
-
-
-def form_candidates(
-    folders: Sequence[Path], model: LanguageModel, task_name: str
-) -> list[Candidate]:
-    """Load dictionaries and put those of one recipe together.
-
-    Raises:
-        ArtifactError: no intact dictionary, one of another model or task, or of another width than
-            its site.
-        ConfigError: two dictionaries of one name for the same site.
-    """
+        paths |= {path.resolve(): path for path in inside}
     members: dict[tuple[str, bool], dict[str, SavedDictionary]] = {}
-    for folder in find_dictionaries(folders):
+    for folder in paths.values():
         saved = load_dictionary(folder)
         _check(saved, model, task_name)
         saved.dictionary.float()
         name = saved.name + (FROZEN if _is_frozen(saved) else "")
-        group = members.setdefault((name, ORIGIN_KEY in saved.made_from), {})
-        first = group.setdefault(_location(saved), saved)
+        at_sites = members.setdefault((name, ORIGIN_KEY in saved.made_from), {})
+        first = at_sites.setdefault(_location(saved), saved)
         if first is not saved:
             raise ConfigError(
                 f"{folder} and {first.folder} are both called {saved.name} and both for "
                 f"{_location(saved)}: give one of them, or rename a folder"
             )
-    return [_candidate(name, is_task, found) for (name, is_task), found in members.items()]
-
-
-def _candidate(name: str, is_task: bool, found: Mapping[str, SavedDictionary]) -> Candidate:
-    first = next(iter(found.values()))
-    seed = first.manifest.get("seed")
-    group = name.replace(f"-s{seed}", "")
-    return Candidate(name, group, seed, is_task, found)
+    candidates = []
+    for (name, is_task), at_sites in members.items():
+        seed = next(iter(at_sites.values())).manifest.get("seed")
+        candidates.append(SiteDictionaries(name, name.replace(f"-s{seed}", ""), is_task, at_sites))
+    return candidates
 
 
 def _location(saved: SavedDictionary) -> str:
@@ -186,7 +177,7 @@ def _check(saved: SavedDictionary, model: LanguageModel, task_name: str) -> None
         )
 
 
-def require_sites(candidates: Sequence[Candidate], sections: Sequence[CrossSection]) -> None:
+def require_sites(candidates: Sequence[SiteDictionaries], sections: Sequence[CrossSection]) -> None:
     """Refuse candidates that fit none of the cross-sections.
 
     Raises:
@@ -240,21 +231,8 @@ def save_supervised(
     activations: Float[Tensor, "prompts d_in"],
     parametrisation: str = "independent",
 ) -> str:
-    """Save a supervised dictionary with an encoder that needs no labels.
-
-    Args:
-        folder: created if needed.
-        dictionary: what to save.
-        model: the model of the activations.
-        task: the task of the labels.
-        site: where the activations are.
-        prompts: the fitting prompts.
-        activations: theirs at the site.
-        parametrisation: the one the dictionary was fitted with.
-
-    Returns:
-        The content hash.
-    """
+    """Save a supervised dictionary with an encoder that needs no labels, from the prompts and the
+    activations that it was fitted to; returns the content hash."""
     index = dictionary.design.index([prompt.labels for prompt in prompts])
     part = head_slice(model, site)
     return save_dictionary(
@@ -320,13 +298,8 @@ def with_linear_encoder(
     index: Int[Tensor, "prompts attributes"],
     x: Float[Tensor, "prompts d_in"],
 ) -> Dictionary:
-    """The dictionary with a linear probe and a threshold for each latent.
-
-    Args:
-        dictionary: features and bias.
-        index: columns of each fitting prompt.
-        x: their activations.
-    """
+    """The dictionary with a linear probe and a threshold for each latent, from the columns and the
+    activations of the fitting prompts."""
     size = dictionary.design.n_features
     codes = torch.zeros(len(x), size, dtype=torch.float64).scatter_(1, index, 1.0)
     centred = x.double().cpu() - dictionary.bias.double()

@@ -10,7 +10,7 @@ feature for the value a_i of each attribute i, all with coefficient 1.
   the bias x̄. Of nested attributes (a name determines a gender) the coarser gets the mean of the
   finer's features.
 
-Sums are float64 and streamed. Values without a prompt have a zero feature and are listed.
+Sums are float64. Values without a prompt have a zero feature and are listed.
 Source: Makelov, Lange & Nanda, arXiv 2405.08366, section 3.1, A.5 and A.6.
 """
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from typing import Literal
 
 import torch
@@ -33,44 +34,37 @@ from .tasks import Labels, Parametrisation, Prompt, Task
 
 @dataclass(frozen=True)
 class Design:
-    """Attributes and their values, numbered through.
-
-    Attributes:
-        attributes: design attribute -> its values, in the order of the columns.
-        nested: attribute -> the coarser attribute that it determines.
-        parametrisation: how to read a prompt's labels; None where labels name the design's
-            attributes themselves.
-    """
+    """Attributes and their values, each with a column."""
 
     attributes: Mapping[str, tuple[str, ...]]
+    """Design attribute -> its values, in the order of the columns."""
     nested: Mapping[str, str]
+    """Attribute -> the coarser attribute that it determines."""
     parametrisation: Parametrisation | None = None
+    """How to read a prompt's labels; None where labels name the design's attributes themselves."""
 
     @cached_property
+    def _columns(self) -> dict[str, dict[str, int]]:
+        number = count()
+        return {
+            name: {value: next(number) for value in values}
+            for name, values in self.attributes.items()
+        }
+
+    @property
     def offsets(self) -> dict[str, int]:
-        """Attribute -> number of its first column."""
-        offsets, total = {}, 0
-        for name, values in self.attributes.items():
-            offsets[name] = total
-            total += len(values)
-        return offsets
+        """Attribute -> its first column."""
+        return {name: min(columns.values()) for name, columns in self._columns.items()}
 
     @property
     def n_features(self) -> int:
         """Columns in all."""
-        return sum(len(values) for values in self.attributes.values())
+        return sum(map(len, self.attributes.values()))
 
     @property
     def feature_names(self) -> list[str]:
         """Every column as "attribute=value"."""
         return [f"{name}={value}" for name, values in self.attributes.items() for value in values]
-
-    @cached_property
-    def _numbers(self) -> dict[str, dict[str, int]]:
-        return {
-            name: {value: self.offsets[name] + index for index, value in enumerate(values)}
-            for name, values in self.attributes.items()
-        }
 
     def columns(self, attribute: str) -> slice:
         """The columns of an attribute.
@@ -86,24 +80,13 @@ class Design:
         start = self.offsets[attribute]
         return slice(start, start + len(self.attributes[attribute]))
 
-    def column(self, attribute: str, value: str) -> int:
-        """The column of a value.
-
-        Raises:
-            ConfigError: there is no such attribute or value.
-        """
-        self.columns(attribute)
-        if value not in self._numbers[attribute]:
-            raise ConfigError(f"attribute {attribute!r} has no value {value!r} in this design")
-        return self._numbers[attribute][value]
-
     def index(self, labels: Sequence[Labels]) -> Int[Tensor, "prompts attributes"]:
         """The column of each attribute's value for each prompt; −1: none of the design's."""
         rows = []
         for row in labels:
             read = self.parametrisation
             values = row if read is None else {name: value(row) for name, value in read.items()}
-            rows.append([self._numbers[name].get(values[name], -1) for name in self.attributes])
+            rows.append([column.get(values[name], -1) for name, column in self._columns.items()])
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), len(self.attributes))
 
 
@@ -112,11 +95,8 @@ def design_of(
 ) -> Design:
     """The design of a task.
 
-    Args:
-        task: the task.
-        parametrisation: one of the task's.
-        prompts: where an attribute of the parametrisation is none of the task's, its values are
-            those that occur in these prompts, in alphabetical order.
+    Where an attribute of the parametrisation is none of the task's, its values are those that
+    occur in the prompts, in alphabetical order.
 
     Raises:
         ConfigError: no such parametrisation, or no prompts to read the values from.
@@ -144,40 +124,24 @@ RANK_TOLERANCE = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class SupervisedDictionary:
-    """Features of attribute values at one site; codes are 0 or 1 and come from labels.
-
-    Attributes:
-        kind: "mean" or "mse", or the name of a baseline.
-        design: what the features are of.
-        W_dec: the features, float32.
-        bias: the mean activation of the fitting prompts.
-        counts: fitting prompts with each value; 0: never seen, and the feature is zero.
-    """
+    """Features of attribute values at one site; codes are 0 or 1 and come from labels."""
 
     kind: str
+    """`mean` or `mse`, or the name of a baseline."""
     design: Design
+    """What the features are of."""
     W_dec: Float[Tensor, "features d_in"]
+    """The features, float32."""
     bias: Float[Tensor, " d_in"]
+    """The mean activation of the fitting prompts."""
     counts: Int[Tensor, " features"]
-
-    @property
-    def d_in(self) -> int:
-        """Entries of an activation."""
-        return self.W_dec.shape[1]
+    """Fitting prompts with each value; 0: never seen, and the feature is zero."""
 
     @property
     def unseen(self) -> list[str]:
         """Values that no fitting prompt had, as "attribute=value"."""
         names = self.design.feature_names
         return [name for name, count in zip(names, self.counts.tolist(), strict=True) if not count]
-
-    def feature(self, attribute: str, value: str) -> Float[Tensor, " d_in"]:
-        """The feature of a value.
-
-        Raises:
-            ConfigError: the design has no such value.
-        """
-        return self.W_dec[self.design.column(attribute, value)]
 
     def codes(self, labels: Sequence[Labels]) -> Float[Tensor, "prompts features"]:
         """1 in the column of each attribute's value, 0 elsewhere."""
@@ -194,8 +158,8 @@ class SupervisedDictionary:
     def explained(self, labels: Sequence[Labels]) -> Float[Tensor, "prompts d_in"]:
         """The sum of the active features, without the bias."""
         index = self.design.index(labels)
-        padded = torch.cat([self.W_dec, self.W_dec.new_zeros(1, self.d_in)])
-        return padded[index].sum(1)
+        # −1 selects the row of zeros.
+        return torch.cat([self.W_dec, torch.zeros_like(self.W_dec[:1])])[index].sum(1)
 
     def edit(
         self,
@@ -211,11 +175,6 @@ class SupervisedDictionary:
         return x - self.explained(before) + self.explained(after)
 
 
-def mean_ablation(dictionary: SupervisedDictionary) -> SupervisedDictionary:
-    """The floor: no features, so every reconstruction is the mean activation."""
-    return replace(dictionary, kind="mean ablation", W_dec=torch.zeros_like(dictionary.W_dec))
-
-
 def random_decoder(dictionary: SupervisedDictionary, seed: int) -> SupervisedDictionary:
     """The same labels, bias and feature norms with random directions for features."""
     generator = torch.Generator().manual_seed(seed)
@@ -226,101 +185,58 @@ def random_decoder(dictionary: SupervisedDictionary, seed: int) -> SupervisedDic
 
 
 class DesignSums:
-    """What mean and least-squares features need of labels and activations, streamed in float64.
+    """What mean and least-squares features need of labels and activations, in float64.
 
     Args:
         design: the columns.
-        widths: site -> entries of its activation.
+        index: those of each fitting prompt.
+
+    Raises:
+        ConfigError: a label that the design does not have.
     """
 
-    def __init__(self, design: Design, widths: Mapping[PromptSite, int]):
-        self.design = design
-        size = design.n_features
-        self.n_prompts = 0
-        self._inverse: Tensor | None = None
-        self.together = torch.zeros(size, size, dtype=torch.float64)
-        self._sums = {site: torch.zeros(size, d, dtype=torch.float64) for site, d in widths.items()}
-        self._totals = {site: torch.zeros(d, dtype=torch.float64) for site, d in widths.items()}
-
-    @property
-    def counts(self) -> Int[Tensor, " features"]:
-        """Prompts with each value."""
-        return self.together.diagonal().round().long()
-
-    def add(
-        self,
-        index: Int[Tensor, "prompts attributes"],
-        activations: Mapping[PromptSite, Float[Tensor, "prompts _"]],
-    ) -> None:
-        """Take in prompts.
-
-        Args:
-            index: columns of each prompt, as `Design.index` gives them.
-            activations: at every site.
-
-        Raises:
-            ConfigError: a label that the design does not have.
-            ActivationError: activations that are not finite.
-        """
+    def __init__(self, design: Design, index: Int[Tensor, "prompts attributes"]):
         if bool((index < 0).any()):
-            name = list(self.design.attributes)[int((index < 0).any(0).nonzero()[0])]
+            name = list(design.attributes)[int((index < 0).any(0).nonzero()[0])]
             raise ConfigError(
                 f"a fitting prompt has a value of attribute {name!r} that the design does not "
                 "have: list every value in the task"
             )
-        size = self.design.n_features
-        self._inverse = None
-        self.n_prompts += len(index)
+        self.design, self._index, size = design, index, design.n_features
         pairs = (index[:, :, None] * size + index[:, None, :]).flatten()
-        self.together += torch.bincount(pairs, minlength=size * size).reshape(size, size)
-        for site, x in activations.items():
-            if not bool(x.isfinite().all()):
-                raise ActivationError(
-                    f"activations at {site} are not finite: run the model in float32"
-                )
-            rows = x.double().cpu()
-            self._totals[site] += rows.sum(0)
-            for column in index.T:
-                self._sums[site].index_add_(0, column, rows)
+        self.together = torch.bincount(pairs, minlength=size * size).reshape(size, size).double()
+        """How many prompts have both values."""
+        self.counts = self.together.diagonal().long()
+        """Prompts with each value."""
 
-    def mean_of(self, site: PromptSite) -> Float[Tensor, " d_in"]:
-        """The mean activation at a site."""
-        return self._totals[site] / max(self.n_prompts, 1)
+    def mean_dictionary(self, x: Float[Tensor, "prompts d_in"]) -> SupervisedDictionary:
+        """Per-value means of the prompts' activations minus the mean of all."""
+        sums, mean = self._sums(x)
+        features = sums / self.counts.clamp_min(1)[:, None].double() - mean
+        return self._dictionary("mean", features * (self.counts > 0)[:, None], mean)
 
-    def mean_dictionary(self, site: PromptSite) -> SupervisedDictionary:
-        """Per-value means minus the mean of all."""
-        counts = self.counts
-        mean = self.mean_of(site)
-        features = self._sums[site] / counts.clamp_min(1)[:, None].double() - mean
-        return self._dictionary("mean", features * (counts > 0)[:, None], mean)
-
-    def mse_dictionary(self, site: PromptSite) -> SupervisedDictionary:
+    def mse_dictionary(self, x: Float[Tensor, "prompts d_in"]) -> SupervisedDictionary:
         """Least-squares features of smallest norm, with the gauge fixed."""
-        mean = self.mean_of(site)
-        centred = self._sums[site] - self.together.diagonal()[:, None] * mean
-        features = self._pseudo_inverse() @ centred
+        sums, mean = self._sums(x)
+        features = self._pseudo_inverse @ (sums - self.together.diagonal()[:, None] * mean)
         features, shift = fixed_gauge(self.design, features, self.together)
         # Least squares leaves no mean error, so the shifts of the gauge sum to nothing.
         return self._dictionary("mse", features, mean + shift)
 
-    def rank(self) -> int:
-        """Independent columns of the design with a column of ones, as far as prompts show."""
-        size = self.design.n_features
-        whole = torch.empty(size + 1, size + 1, dtype=torch.float64)
-        whole[:size, :size] = self.together
-        whole[size, :size] = whole[:size, size] = self.together.diagonal()
-        whole[size, size] = self.n_prompts
-        values = torch.linalg.eigvalsh(whole)
-        return int((values > RANK_TOLERANCE * values[-1]).sum())
+    def _sums(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of the activations by value, and the mean of all."""
+        rows = x.double().cpu()
+        sums = torch.zeros(self.design.n_features, rows.shape[1], dtype=torch.float64)
+        for column in self._index.T:
+            sums.index_add_(0, column, rows)
+        return sums, rows.mean(0)
 
+    @cached_property
     def _pseudo_inverse(self) -> Float[Tensor, "features features"]:
         """Of the normal equations' matrix, by its eigenvalues that are not zero."""
-        inverse = self._inverse
-        if inverse is None:
-            values, vectors = torch.linalg.eigh(self.together)
-            kept = values > RANK_TOLERANCE * values[-1]
-            inverse = self._inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
-        return inverse
+        values, vectors = torch.linalg.eigh(self.together)
+        kept = values > RANK_TOLERANCE * values[-1]
+        return (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
 
     def _dictionary(self, kind: Kind, features: Tensor, bias: Tensor) -> SupervisedDictionary:
         return SupervisedDictionary(kind, self.design, features.float(), bias.float(), self.counts)
@@ -339,7 +255,7 @@ def fixed_gauge(
         together: how many prompts have both values.
 
     Returns:
-        (features, what the bias takes over).
+        (features, what is to be added to the bias).
     """
     features = features.clone()
     weights = together.diagonal().to(features.dtype)
@@ -357,14 +273,14 @@ def fixed_gauge(
 def _lift(features: Tensor, together: Tensor, fine: slice, coarse: slice) -> None:
     """Give each value of a coarse attribute the mean feature of the finer values within it."""
     weights = together.diagonal()[fine]
-    owner = together[fine, coarse].argmax(1)
+    coarse_of = together[fine, coarse].argmax(1)
     size = coarse.stop - coarse.start
-    totals = torch.zeros(size, dtype=weights.dtype).index_add_(0, owner, weights)
+    totals = torch.zeros(size, dtype=weights.dtype).index_add_(0, coarse_of, weights)
     sums = features.new_zeros(size, features.shape[1])
-    sums.index_add_(0, owner, features[fine] * weights[:, None])
+    sums.index_add_(0, coarse_of, features[fine] * weights[:, None])
     means = sums / totals.clamp_min(1)[:, None]
     features[coarse] += means
-    features[fine] -= means[owner]
+    features[fine] -= means[coarse_of]
 
 
 def fit_supervised(
@@ -377,19 +293,16 @@ def fit_supervised(
 ) -> dict[PromptSite, SupervisedDictionary]:
     """Fit a supervised dictionary at each site.
 
-    Args:
-        task: the task.
-        prompts: the fitting prompts.
-        activations: theirs, at each site.
-        kind: "mse", or "mean", which counts what correlated attributes share twice.
-        parametrisation: one of the task's.
+    With the kind "mean", what correlated attributes share is counted twice.
 
     Raises:
         ConfigError: no such parametrisation.
         ActivationError: activations that are not finite.
     """
     design = design_of(task, parametrisation, prompts)
-    sums = DesignSums(design, {site: x.shape[1] for site, x in activations.items()})
-    sums.add(design.index([prompt.labels for prompt in prompts]), activations)
+    for site, x in activations.items():
+        if not bool(x.isfinite().all()):
+            raise ActivationError(f"activations at {site} are not finite: run the model in float32")
+    sums = DesignSums(design, design.index([prompt.labels for prompt in prompts]))
     solve = sums.mse_dictionary if kind == "mse" else sums.mean_dictionary
-    return {site: solve(site) for site in activations}
+    return {site: solve(x) for site, x in activations.items()}

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .config import SupervisedConfig
-from .contenders import Candidate, dense_chunks
+from .contenders import SiteDictionaries, dense_chunks
 from .dictionaries import SupervisedDictionary
 from .predicates import Interpretations
 from .section import Activations, EditedPrompts
 from .sites import PromptSite
+from .suite import SupervisedConfig
 
 MOST_GATHERED = 1 << 23
 """Entries of the decoder rows gathered for one chunk of rows."""
@@ -81,21 +81,21 @@ def greedy_edit(
         variant: which moves there are.
     """
     candidates, before, after = _candidates(start_codes, target_codes)
+    moves = [after - before, -before, after] if variant == "free" else [after - before]
     n_candidates = max(1, candidates.shape[1])
     rows_at_once = max(1, MOST_GATHERED // (n_candidates * W_dec.shape[1]))
     parts = [
         _greedy_chunk(
-            (target[chunk] - start[chunk]),
+            target[chunk] - start[chunk],
             candidates[chunk],
-            _moves(before[chunk], after[chunk], variant),
+            # Changes that each candidate may undergo, [rows, candidates, moves].
+            torch.stack([move[chunk] for move in moves], dim=2),
             W_dec,
             k,
         )
         for chunk in torch.arange(len(start), device=start.device).split(rows_at_once)
     ]
-    return GreedySteps(
-        torch.cat([latent for latent, _ in parts]), torch.cat([change for _, change in parts])
-    )
+    return GreedySteps(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _candidates(start_codes: Tensor, target_codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,7 +105,7 @@ def _candidates(start_codes: Tensor, target_codes: Tensor) -> tuple[Tensor, Tens
     """
     movable = (start_codes != 0) | (target_codes != 0)
     most = int(movable.sum(1).max()) if len(movable) else 0
-    # Rank among the movable; the others share the last place, which is cut off.
+    # Rank among the movable; the others share the last column, which is cut off.
     index = torch.where(movable, movable.cumsum(1) - 1, most)
     latents = torch.zeros(len(movable), most + 1, dtype=torch.int64, device=movable.device)
     order = torch.arange(movable.shape[1], device=movable.device).expand_as(index)
@@ -114,12 +114,6 @@ def _candidates(start_codes: Tensor, target_codes: Tensor) -> tuple[Tensor, Tens
     before = torch.where(filled, start_codes.gather(1, latents), 0.0)
     after = torch.where(filled, target_codes.gather(1, latents), 0.0)
     return latents, before, after
-
-
-def _moves(before: Tensor, after: Tensor, variant: GreedyVariant) -> Tensor:
-    """Changes that each candidate may undergo, [rows, candidates, moves]."""
-    joint = after - before
-    return torch.stack([joint, -before, after] if variant == "free" else [joint], dim=2)
 
 
 def _greedy_chunk(
@@ -267,7 +261,7 @@ def supervised_edit(
 
 
 def candidate_edits(
-    candidate: Candidate,
+    candidate: SiteDictionaries,
     sites: Sequence[PromptSite],
     start: Activations,
     pairs: EditedPrompts,
@@ -282,70 +276,42 @@ def candidate_edits(
         labels: attribute -> index of its value at the prompts and at the counterfactuals, of those
             that differ.
     """
-    agnostic = [EditVariant(candidate.name, "agnostic", k) for k in config.k]
-    aware = [EditVariant(candidate.name, "aware", k) for k in config.k if _each(k, len(labels))]
+    variants = [EditVariant(candidate.name, "agnostic", k) for k in config.k]
+    # As many latents out as in, and equally many for each attribute.
+    shared = 2 * max(1, len(labels))
+    variants += [EditVariant(candidate.name, "aware", k) for k in config.k if k % shared == 0]
     for site in sites:
         rows, target = start[site][pairs.rows], pairs.target_activations[site]
-        parts = _edit_site(candidate, site, rows, target, interpretations[site], labels, config)
-        for variant in (*agnostic, *aware):
-            edited, removed = parts[variant.name]
-            variant.add(site, rows, target, edited, removed)
-    return [*agnostic, *aware]
-
-
-def _edit_site(
-    candidate: Candidate,
-    site: PromptSite,
-    rows: Tensor,
-    target: Tensor,
-    found: Interpretations,
-    labels: Mapping[str, tuple[Tensor, Tensor]],
-    config: SupervisedConfig,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Edited activations and removed weight, by the name of the variant."""
-    W_dec = candidate.W_dec(site)
-    scores = [found.value_f1[name].float() for name in labels]
-    parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    both = zip(
-        dense_chunks(candidate.encode(site, rows)),
-        dense_chunks(candidate.encode(site, target)),
-        strict=True,
-    )
-    for (chunk, codes), (_, new) in both:
-        share = weights(codes, W_dec)
-        steps = greedy_edit(
-            rows[chunk], target[chunk], codes, new, W_dec, max(config.k), config.greedy
-        )
-        removed = weight_removed(share, steps)
-        for k in config.k:
-            name = EditVariant(candidate.name, "agnostic", k).name
-            edited = steps.first(k).apply(rows[chunk], W_dec)
-            parts.setdefault(name, []).append((edited, removed[:, k - 1]))
-        for k in config.k:
-            each = _each(k, len(labels))
-            if not each:
-                continue
-            out, into = aware_edit(
-                codes,
-                new,
-                scores,
-                [before[chunk] for before, _ in labels.values()],
-                [after[chunk] for _, after in labels.values()],
-                each,
-                active_only=config.aware_active_only,
+        W_dec = candidate.W_dec(site)
+        scores = [interpretations[site].value_f1[name].float() for name in labels]
+        parts: dict[str, list[tuple[Tensor, Tensor]]] = {variant.name: [] for variant in variants}
+        both = (dense_chunks(candidate.encode(site, x)) for x in (rows, target))
+        for (chunk, codes), (_, new) in zip(*both, strict=True):
+            share = weights(codes, W_dec)
+            steps = greedy_edit(
+                rows[chunk], target[chunk], codes, new, W_dec, max(config.k), config.greedy
             )
-            edited = rows[chunk] + (into - out) @ W_dec
-            taken = torch.where(out != 0, share, 0.0).sum(1)
-            taken = taken.masked_fill(share.isnan().any(1), torch.nan)
-            name = EditVariant(candidate.name, "aware", k).name
-            parts.setdefault(name, []).append((edited, taken))
-    return {
-        name: (torch.cat([part for part, _ in found]), torch.cat([part for _, part in found]))
-        for name, found in parts.items()
-    }
-
-
-def _each(k: int, n_attributes: int) -> int:
-    """Latents out, and latents in, per attribute when k change in all; 0 where k does not fit."""
-    each, rest = divmod(k, 2 * max(1, n_attributes))
-    return 0 if rest else each
+            greedy_removed = weight_removed(share, steps)
+            for variant in variants:
+                assert variant.k is not None
+                if variant.mode == "agnostic":
+                    edited = steps.first(variant.k).apply(rows[chunk], W_dec)
+                    removed = greedy_removed[:, variant.k - 1]
+                else:
+                    out, into = aware_edit(
+                        codes,
+                        new,
+                        scores,
+                        [before[chunk] for before, _ in labels.values()],
+                        [after[chunk] for _, after in labels.values()],
+                        variant.k // shared,
+                        active_only=config.aware_active_only,
+                    )
+                    edited = rows[chunk] + (into - out) @ W_dec
+                    removed = torch.where(out != 0, share, 0.0).sum(1)
+                    removed = removed.masked_fill(share.isnan().any(1), torch.nan)
+                parts[variant.name].append((edited, removed))
+        for variant in variants:
+            edited, removed = map(torch.cat, zip(*parts[variant.name], strict=True))
+            variant.add(site, rows, target, edited, removed)
+    return variants

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.formats.chart import Axis, Chart, Series
 from saelab.stats.bootstrap import UNDEFINED
 
-from ..suite import Definition
 from .approximation import ablation_matters, necessity, sufficiency
-from .contenders import Candidate, dense_chunks
-from .predicates import ALWAYS_ON, Interpretations, interpret, without_latents
+from .contenders import SiteDictionaries, dense_chunks
+from .predicates import (
+    ALWAYS_ON,
+    Interpretations,
+    histogram_by_kind,
+    interpret,
+    without_latents,
+)
 from .scores import (
     ABLATED,
     CLEAN,
@@ -24,102 +28,58 @@ from .scores import (
     Key,
     Score,
     contenders_of,
+    define,
     grouped_bars,
     in_words,
+    line,
     pooled,
     style_of,
 )
 from .section import Section
 from .sites import Outcome, PromptSite
 
-INTERPRETATION_GROUP = "Test 3: interpretation"
-INTERPRETATION = (
-    Definition(
-        name="n_live",
-        unit="latents",
-        group=INTERPRETATION_GROUP,
-        text="Latents that are on at one interpreted prompt at least.",
-    ),
-    Definition(
-        name="n_always_on",
-        unit="latents",
-        group=INTERPRETATION_GROUP,
-        text="Latents that are on at 90 % of the prompts or more; their F1 says nothing.",
-    ),
-    Definition(
-        name="n_interpretable",
-        unit="latents",
-        better="higher",
-        group=INTERPRETATION_GROUP,
-        text="Live latents, always-on ones left out, whose best F1 over all predicates and "
-        "unions reaches the threshold.",
-    ),
-    Definition(
-        name="kept_sufficiency",
-        unit="1",
-        better="higher",
-        group=INTERPRETATION_GROUP,
-        text="Sufficiency where the contributions of all active latents with a best F1 below "
-        "the threshold are subtracted from the activations.",
-    ),
-    Definition(
-        name="removed_necessity",
-        unit="1",
-        better="higher",
-        group=INTERPRETATION_GROUP,
-        text="Necessity, as in test 1, where the contributions of all active latents with a "
-        "best F1 of at least the threshold are subtracted from the activations. 1: as bad as mean "
-        "ablation.",
-    ),
-    Definition(
-        name="codes_sufficient",
-        unit="1",
-        better="higher",
-        group=INTERPRETATION_GROUP,
-        text="Interpretable codes from the counterfactual, the others from the prompt, "
-        "decoded and patched: share of prompts that predict a right answer of the counterfactual.",
-    ),
-    Definition(
-        name="codes_complete",
-        unit="1",
-        better="higher",
-        group=INTERPRETATION_GROUP,
-        text="Interpretable codes from the prompt, all others from the counterfactual, "
-        "decoded and patched: share of prompts whose prediction stays that of the clean run.",
-    ),
+INTERPRETATION = define(
+    "Test 3: interpretation",
+    """
+    n_live (latents): Latents that are on at one interpreted prompt at least.
+
+    n_always_on (latents): Latents that are on at 90 % of the prompts or more; their F1 says
+    nothing.
+
+    n_interpretable (latents, higher): Live latents, always-on ones left out, whose best F1 over
+    all predicates and unions reaches the threshold.
+
+    kept_sufficiency (1, higher): Sufficiency where the contributions of all active latents with
+    a best F1 below the threshold are subtracted from the activations.
+
+    removed_necessity (1, higher): Necessity, as in test 1, where the contributions of all
+    active latents with a best F1 of at least the threshold are subtracted from the activations.
+    1: as bad as mean ablation.
+
+    codes_sufficient (1, higher): Interpretable codes from the counterfactual, the others from
+    the prompt, decoded and patched: share of prompts that predict a right answer of the
+    counterfactual.
+
+    codes_complete (1, higher): Interpretable codes from the prompt, all others from the
+    counterfactual, decoded and patched: share of prompts whose prediction stays that of the
+    clean run.
+    """,
 )
 
-OCCLUSION_GROUP = "Occlusion and over-splitting"
-OCCLUSION = (
-    Definition(
-        name="values_found",
-        unit="values",
-        better="higher",
-        group=OCCLUSION_GROUP,
-        text="Values of the attribute for which some latent (always-on ones left out) has an "
-        "F1 of at least the threshold.",
-    ),
-    Definition(
-        name="n_values",
-        unit="values",
-        group=OCCLUSION_GROUP,
-        text="Values of the attribute that occur in the interpreted prompts.",
-    ),
-    Definition(
-        name="n_splinters",
-        unit="latents",
-        better="lower",
-        group=OCCLUSION_GROUP,
-        text="Live latents at least 95 % of whose prompts have one value of the attribute, "
-        "and that are on at less than half of the prompts with that value: over-splitting.",
-    ),
-    Definition(
-        name="missing_f1",
-        unit="1",
-        better="lower",
-        group=OCCLUSION_GROUP,
-        text="1 − the highest F1 of any latent for any value of the attribute.",
-    ),
+OCCLUSION = define(
+    "Occlusion and over-splitting",
+    """
+    values_found (values, higher): Values of the attribute for which some latent (always-on ones
+    left out) has an F1 of at least the threshold.
+
+    n_values (values): Values of the attribute that occur in the interpreted prompts.
+
+    n_splinters (latents, lower): Live latents at least 95 % of whose prompts have one value of
+    the attribute, and that are on at less than half of the prompts with that value:
+    over-splitting.
+
+    missing_f1 (1, lower): 1 − the highest F1 of any latent for any value of the attribute.
+    """,
 )
 
 KINDS_IN_WORDS = {
@@ -135,141 +95,123 @@ PARTIAL_RECALL = 0.5
 """Share of the prompts with the value below which a latent shows only part of it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttributeUse:
+class AttributeUse(NamedTuple):
     """What the latents of a dictionary make of one attribute."""
 
     n_values: int
     """Values that occur in the prompts."""
-    n_found: dict[str, int]
-    """Threshold -> values for which some latent has at least this F1 (always-on ones left out)."""
+    best_f1: Float[Tensor, " values"]
+    """The highest F1 of any latent for each value (always-on ones left out)."""
     n_splinters: int
     """Live latents on at least 95 % purely where one value holds, with a recall below 0.5."""
-    missing_f1: float
-    """1 − the highest F1 of any latent for any value of the attribute."""
 
 
 def attribute_use(
-    found: Interpretations,
-    attribute: str,
-    sizes: Int[Tensor, " values"],
-    thresholds: tuple[float, ...],
+    interpreted: Interpretations, attribute: str, sizes: Int[Tensor, " values"]
 ) -> AttributeUse:
-    """Measure one attribute from a dictionary's interpretations.
-
-    Args:
-        found: the interpretations.
-        attribute: its name.
-        sizes: prompts with each value.
-        thresholds: F1 from which a value counts as found.
-    """
-    usable = (found.on_rate < ALWAYS_ON).unsqueeze(1)
-    f1 = torch.where(usable, found.value_f1[attribute], 0.0)
-    overlap = found.overlap[attribute].double()
-    n_on = (found.on_rate * int(sizes.sum())).round().clamp_min(1).unsqueeze(1)
+    """Measure one attribute, of whose values there are `sizes` prompts."""
+    usable = (interpreted.on_rate < ALWAYS_ON).unsqueeze(1)
+    overlap = interpreted.overlap[attribute].double()
+    n_on = (interpreted.on_rate * int(sizes.sum())).round().clamp_min(1).unsqueeze(1)
     pure = (overlap / n_on >= PURITY) & (overlap > 0)
     partial = overlap / sizes.clamp_min(1) < PARTIAL_RECALL
-    best = f1.amax(0)
     return AttributeUse(
         n_values=int((sizes > 0).sum()),
-        n_found={f"{limit:g}": int((best >= limit).sum()) for limit in thresholds},
+        best_f1=torch.where(usable, interpreted.value_f1[attribute], 0.0).amax(0),
         n_splinters=int((pure & partial).any(1).sum()),
-        missing_f1=1 - float(f1.max()),
     )
 
 
 def interpret_candidate(
-    section: Section, candidate: Candidate
+    section: Section, candidate: SiteDictionaries
 ) -> dict[PromptSite, Interpretations]:
     """Interpret the latents at every site, and count what they show."""
     attributes = list(section.task.attributes)
-    found = {}
+    meanings = {}
     for site in section.sites:
         codes = candidate.encode(site, section.material.interpret_activations[site])
-        found[site] = interpret(
+        meanings[site] = interpret(
             codes, section.material.families, attributes, section.config.union_values
         )
-        _count(section, candidate, site, found[site])
-    return found
+        _count(section, candidate, site, meanings[site])
+        _keep_latents(section, candidate, site, meanings[site])
+    return meanings
 
 
 def _count(
-    section: Section, candidate: Candidate, site: PromptSite, found: Interpretations
+    section: Section, candidate: SiteDictionaries, site: PromptSite, interpreted: Interpretations
 ) -> None:
-    owner = {
-        "kind": candidate.kind,
-        "group": candidate.group,
-        "site": str(site),
-    }
-    thresholds = section.config.f1
+    def add(measure: str, value: float | int, **labels: Any) -> None:
+        section.add(candidate.name, measure, value, site=str(site), **candidate.labels, **labels)
 
-    def add(measure: str, value: float | int, **more: object) -> None:
-        section.add(candidate.name, measure, value, **owner, **more)
-
-    add("n_live", int(found.live().sum()))
-    add("n_always_on", found.n_always_on())
-    for limit in thresholds:
-        add("n_interpretable", int(found.interpretable(limit).sum()), threshold=limit)
-    for name, family in zip(section.task.attributes, found.families, strict=False):
-        use = attribute_use(found, name, family.sizes(), thresholds)
+    add("n_live", int(interpreted.live().sum()))
+    add("n_always_on", interpreted.n_always_on())
+    for limit in section.config.f1:
+        add("n_interpretable", int(interpreted.interpretable(limit).sum()), threshold=limit)
+    for name, family in zip(section.task.attributes, interpreted.families, strict=False):
+        use = attribute_use(interpreted, name, family.sizes())
         add("n_values", use.n_values, attribute=name)
-        for limit in thresholds:
-            add("values_found", use.n_found[f"{limit:g}"], attribute=name, threshold=limit)
+        for limit in section.config.f1:
+            n_found = int((use.best_f1 >= limit).sum())
+            add("values_found", n_found, attribute=name, threshold=limit)
         add("n_splinters", use.n_splinters, attribute=name)
-        add("missing_f1", use.missing_f1, attribute=name)
+        add("missing_f1", 1 - float(use.best_f1.max()), attribute=name)
+
+
+def _keep_latents(
+    section: Section, candidate: SiteDictionaries, site: PromptSite, interpreted: Interpretations
+) -> None:
+    section.results.histograms.append(
+        {"group": candidate.group, "site": str(site), "counts": histogram_by_kind(interpreted)}
+    )
+    section.results.latent_rows += [
+        {
+            "seed": section.material.seed,
+            "section": section.section.name,
+            "dictionary": candidate.name,
+            "site": str(site),
+            "latent": latent,
+            "on_rate": float(interpreted.on_rate[latent]),
+            "f1": float(interpreted.f1[latent]),
+            "kind": interpreted.families[int(interpreted.family[latent])].kind,
+            "interpretation": interpreted.words[latent],
+        }
+        for latent in interpreted.live().nonzero().flatten().tolist()
+    ]
 
 
 def sweep_thresholds(
     section: Section,
     conditions: Mapping[str, Outcome],
-    candidate: Candidate,
+    candidate: SiteDictionaries,
     interpretations: Mapping[PromptSite, Interpretations],
 ) -> None:
     """Subtract latents below each F1 threshold, and those at or above it, from the activations."""
-    variants: dict[str, dict[PromptSite, Tensor]] = {}
-    for limit in section.config.sweep:
-        for side in ("below", "above"):
-            variants[f"{side}|{limit:g}"] = {
-                site: _subtracted(section, candidate, site, interpretations[site], limit, side)
-                for site in section.sites
-            }
+    sides = [(side, limit) for limit in section.config.sweep for side in ("below", "above")]
+    variants: dict[str, dict[PromptSite, Tensor]] = {f"{s}|{limit:g}": {} for s, limit in sides}
+    for site in section.sites:
+        rows, f1 = section.material.activations[site], interpretations[site].f1
+        W_dec = candidate.W_dec(site)
+        parts: dict[str, list[Tensor]] = {name: [] for name in variants}
+        for chunk, codes in dense_chunks(candidate.encode(site, rows)):
+            for side, limit in sides:
+                removed = f1 < limit if side == "below" else f1 >= limit
+                left = without_latents(rows[chunk], codes, W_dec, removed)
+                parts[f"{side}|{limit:g}"].append(left)
+        for name, left in parts.items():
+            variants[name][site] = torch.cat(left)
     outcomes = section.run(variants, section.material.evaluate, f"thresholds, {candidate.name}")
     clean, ablated = conditions[CLEAN].metric, conditions[ABLATED].metric
-    defined = ablation_matters(float(clean.double().mean()), float(ablated.double().mean()))
-    bootstrap = section.bootstrap(len(clean))
-    rows = torch.arange(len(clean))
-    owner = {"kind": candidate.kind, "group": candidate.group}
-    for limit in section.config.sweep:
-        for side, measure, score in (
-            ("below", "kept_sufficiency", sufficiency),
-            ("above", "removed_necessity", necessity),
-        ):
-            outcome = outcomes[f"{side}|{limit:g}"]
-            columns = torch.stack([clean, ablated, outcome.metric], dim=1)
-            known = side == "below" or defined
-            estimate = bootstrap.estimate(columns, score) if known else UNDEFINED
-            section.add(candidate.name, measure, estimate, threshold=limit, **owner)
-            label = f"{candidate.name}|F1 {side} {limit:g} removed"
-            section.keep_prompts(rows, "", label, outcome)
-
-
-def _subtracted(
-    section: Section,
-    candidate: Candidate,
-    site: PromptSite,
-    found: Interpretations,
-    limit: float,
-    side: str,
-) -> Tensor:
-    rows = section.material.activations[site]
-    removed = found.f1 < limit if side == "below" else found.f1 >= limit
-    W_dec = candidate.W_dec(site)
-    return torch.cat(
-        [
-            without_latents(rows[chunk], codes, W_dec, removed)
-            for chunk, codes in dense_chunks(candidate.encode(site, rows))
-        ]
-    )
+    defined = ablation_matters(clean, ablated)
+    for side, limit in sides:
+        outcome = outcomes[f"{side}|{limit:g}"]
+        measure = "kept_sufficiency" if side == "below" else "removed_necessity"
+        score = sufficiency if side == "below" else necessity
+        columns = torch.stack([clean, ablated, outcome.metric], dim=1)
+        known = side == "below" or defined
+        estimate = section.bootstrap(len(clean)).estimate(columns, score) if known else UNDEFINED
+        section.add(candidate.name, measure, estimate, threshold=limit, **candidate.labels)
+        section.keep_prompts(f"{candidate.name}|F1 {side} {limit:g} removed", outcome)
 
 
 def occlusion_charts(scores: Sequence[Score]) -> list[Chart]:
@@ -286,8 +228,8 @@ def occlusion_charts(scores: Sequence[Score]) -> list[Chart]:
     values = pooled(kept, "n_values", lambda score: (score.attribute,))
     splinters = pooled(kept, "n_splinters", key)
     shares, labels = {}, {}
-    for index, found in pooled(kept, "values_found", key).items():
-        n_values, n_found = values[index[1:]]["value"], found["value"]
+    for index, pool in pooled(kept, "values_found", key).items():
+        n_values, n_found = values[index[1:]]["value"], pool["value"]
         if n_values and n_found is not None:
             shares[index] = {"value": n_found / n_values}
             cut = splinters.get(index, {}).get("value")
@@ -311,11 +253,7 @@ def occlusion_charts(scores: Sequence[Score]) -> list[Chart]:
 
 
 def histogram_charts(histograms: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Live latents by best F1 and kind of predicate, a chart per kind of dictionary.
-
-    Args:
-        histograms: per cross-section, dictionary and site: its group and counts by kind.
-    """
+    """Live latents by best F1 and kind of predicate, a chart per kind of dictionary."""
     panels: dict[str, dict[str, list[int]]] = {}
     for histogram in histograms:
         panel = panels.setdefault(histogram["group"], {})
@@ -357,22 +295,18 @@ def sweep_charts(scores: Sequence[Score]) -> list[Chart]:
         "kept_sufficiency": "sufficiency, latents below removed",
         "removed_necessity": "necessity, latents above removed",
     }
-    names, panels = contenders_of(scores), {}
+    lines: dict[Key, list[tuple[Any, Any, Any]]] = {}
     for measure in words:
-        found = pooled(scores, measure, lambda s: (s.section, s.group, s.threshold))
-        known = {index: values for index, values in found.items() if values["value"] is not None}
-        for section, group in dict.fromkeys(index[:2] for index in known):
-            limits = sorted(index[2] for index in known if index[:2] == (section, group))
-            panels.setdefault(section, []).append(
-                Series(
-                    name=f"{group}: {words[measure]}",
-                    mark="lines+dots",
-                    x=limits,
-                    y=[known[section, group, limit]["value"] for limit in limits],
-                    style=style_of(group, names),
-                    dashed=measure == "removed_necessity",
-                )
-            )
+        values = pooled(scores, measure, lambda s: (s.section, s.group, s.threshold))
+        for (section, group, limit), value in values.items():
+            if value["value"] is not None:
+                key = (section, group, measure)
+                lines.setdefault(key, []).append((limit, limit, value["value"]))
+    names = contenders_of(scores)
+    panels: dict[str, list[Series]] = {}
+    for (section, group, measure), points in lines.items():
+        name, dashed = f"{group}: {words[measure]}", measure == "removed_necessity"
+        panels.setdefault(section, []).append(line(name, points, style_of(group, names), dashed))
     return [
         Chart(
             name=f"f1_sweep_{number}",

@@ -23,7 +23,7 @@ ENTRIES_AT_ONCE = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
-class Family:
+class PredicateFamily:
     """Predicates that differ in one value."""
 
     name: str
@@ -42,15 +42,15 @@ class Family:
 
     def sizes(self) -> Int[Tensor, " values"]:
         """At how many prompts each predicate holds."""
-        held = self.holds[self.holds >= 0]
-        return torch.bincount(held, minlength=len(self.values))
+        holding = self.holds[self.holds >= 0]
+        return torch.bincount(holding, minlength=len(self.values))
 
 
 def families_of(
     labels: Mapping[str, Int[Tensor, " prompts"]],
     values: Mapping[str, Sequence[str]],
     groups: Mapping[str, Mapping[str, Mapping[str, str]]] | None = None,
-) -> list[Family]:
+) -> list[PredicateFamily]:
     """Every family that a task's attributes give.
 
     All values of each attribute; their intersections with the values of each attribute that has
@@ -61,8 +61,8 @@ def families_of(
         values: attribute -> its values in words.
         groups: attribute -> name of a grouping, such as "gender" -> value -> its group.
     """
-    found = [
-        Family(f"{name} is …", "value", tuple(map(str, values[name])), label.unsqueeze(1))
+    families = [
+        PredicateFamily(f"{name} is …", "value", tuple(map(str, values[name])), label.unsqueeze(1))
         for name, label in labels.items()
     ]
     for name, label in labels.items():
@@ -71,8 +71,8 @@ def families_of(
                 continue
             if len(values[name]) <= FEW_VALUES and name > second_name:
                 continue
-            found += [
-                Family(
+            families += [
+                PredicateFamily(
                     f"{name} is … and {second_name} is {word}",
                     "intersection",
                     tuple(map(str, values[name])),
@@ -80,22 +80,26 @@ def families_of(
                 )
                 for index, word in enumerate(values[second_name])
             ]
-    found += _either(labels, values)
+    families += _either(labels, values)
     for name, groupings in (groups or {}).items():
         for grouping, group_of in groupings.items():
             words = tuple(dict.fromkeys(group_of.values()))
             index = [words.index(group_of[v]) if v in group_of else -1 for v in values[name]]
             # The last entry is what −1, no value, finds.
-            held = torch.tensor([*index, -1])[labels[name]]
-            found.append(Family(f"{name} has {grouping} …", "group", words, held.unsqueeze(1)))
-    return found
+            holding = torch.tensor([*index, -1])[labels[name]]
+            families.append(
+                PredicateFamily(f"{name} has {grouping} …", "group", words, holding.unsqueeze(1))
+            )
+    return families
 
 
-def _either(labels: Mapping[str, Tensor], values: Mapping[str, Sequence[str]]) -> list[Family]:
+def _either(
+    labels: Mapping[str, Tensor], values: Mapping[str, Sequence[str]]
+) -> list[PredicateFamily]:
     sharing: dict[tuple[str, ...], list[str]] = {}
     for name in labels:
         sharing.setdefault(tuple(map(str, values[name])), []).append(name)
-    found = []
+    families = []
     for words, names in sharing.items():
         if len(names) < 2 or len(words) <= FEW_VALUES:
             continue
@@ -103,8 +107,8 @@ def _either(labels: Mapping[str, Tensor], values: Mapping[str, Sequence[str]]) -
         for index in range(1, len(names)):
             repeats = (holds[:, :index] == holds[:, index : index + 1]).any(1)
             holds[:, index] = torch.where(repeats, -1, holds[:, index])
-        found.append(Family(f"{' or '.join(names)} is …", "either", words, holds))
-    return found
+        families.append(PredicateFamily(f"{' or '.join(names)} is …", "either", words, holds))
+    return families
 
 
 def on_pairs(codes: SparseCodes) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
@@ -114,12 +118,12 @@ def on_pairs(codes: SparseCodes) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " p
 
 
 def overlaps(
-    row: Int[Tensor, " pairs"], latent: Int[Tensor, " pairs"], d_sae: int, family: Family
+    row: Int[Tensor, " pairs"], latent: Int[Tensor, " pairs"], d_sae: int, family: PredicateFamily
 ) -> Int[Tensor, "d_sae values"]:
     """At how many prompts each latent is on and each predicate holds."""
     n_values = len(family.values)
-    held = family.holds[row]
-    cell = (latent.unsqueeze(1) * n_values + held)[held >= 0]
+    holding = family.holds[row]
+    cell = (latent.unsqueeze(1) * n_values + holding)[holding >= 0]
     return torch.bincount(cell, minlength=d_sae * n_values).reshape(d_sae, n_values)
 
 
@@ -145,7 +149,7 @@ class BestUnion:
 
 
 def best_unions(
-    family: Family,
+    family: PredicateFamily,
     row: Int[Tensor, " pairs"],
     latent: Int[Tensor, " pairs"],
     n_on: Int[Tensor, " d_sae"],
@@ -172,22 +176,22 @@ def best_unions(
 
 
 def _union_counts(
-    family: Family, row: Tensor, latent: Tensor, order: Tensor, d_sae: int
+    family: PredicateFamily, row: Tensor, latent: Tensor, order: Tensor, d_sae: int
 ) -> tuple[Tensor, Tensor]:
     """For unions of predicates that overlap: prompts in each and on in each, by real OR."""
     ranks, n_values = order.shape[1], len(family.values)
     # The rank of each value for each latent; a last column for "none holds".
     rank = torch.full((d_sae, n_values + 1), ranks, dtype=torch.int64)
     rank.scatter_(1, order, torch.arange(ranks).expand_as(order))
-    held = torch.where(family.holds >= 0, family.holds, n_values)
-    first = rank[latent.unsqueeze(1), held[row]].amin(1)
+    holding = torch.where(family.holds >= 0, family.holds, n_values)
+    first = rank[latent.unsqueeze(1), holding[row]].amin(1)
     cells = latent * (ranks + 1) + first
     both = torch.bincount(cells, minlength=d_sae * (ranks + 1)).reshape(d_sae, ranks + 1)
     size = torch.zeros(d_sae, ranks + 1, dtype=torch.int64)
-    step = max(1, ENTRIES_AT_ONCE // max(1, held.numel()))
+    step = max(1, ENTRIES_AT_ONCE // max(1, holding.numel()))
     for start in range(0, d_sae, step):
         part = rank[start : start + step]
-        covered = part[:, held].amin(2)
+        covered = part[:, holding].amin(2)
         size[start : start + step] = size[start : start + step].scatter_add(
             1, covered, torch.ones_like(covered)
         )
@@ -210,7 +214,7 @@ class Interpretations:
     """Best F1 of each latent, 0 for one that is never on."""
     family: Int[Tensor, " d_sae"]
     """Which family that is with; −1 for a latent that is never on."""
-    families: tuple[Family, ...]
+    families: tuple[PredicateFamily, ...]
     on_rate: Float[Tensor, " d_sae"]
     """Share of prompts at which the latent is on."""
     value_f1: dict[str, Float[Tensor, "d_sae _"]]
@@ -228,14 +232,18 @@ class Interpretations:
         """How many latents are always on."""
         return int((self.on_rate >= ALWAYS_ON).sum())
 
+    def usable(self) -> Bool[Tensor, " d_sae"]:
+        """Live latents that are not always on."""
+        return self.live() & (self.on_rate < ALWAYS_ON)
+
     def interpretable(self, threshold: float) -> Bool[Tensor, " d_sae"]:
-        """Latents with an F1 of at least the threshold that are not always on."""
-        return self.live() & (self.f1 >= threshold) & (self.on_rate < ALWAYS_ON)
+        """Usable latents with an F1 of at least the threshold."""
+        return self.usable() & (self.f1 >= threshold)
 
 
 def interpret(
     codes: SparseCodes,
-    families: Sequence[Family],
+    families: Sequence[PredicateFamily],
     attributes: Sequence[str],
     most_values: int = MOST_VALUES,
 ) -> Interpretations:
@@ -254,47 +262,39 @@ def interpret(
     which = torch.full((d_sae,), -1)
     unions = []
     for index, family in enumerate(families):
-        found = best_unions(family, row, latent, n_on, most_values)
-        unions.append(found)
-        better = (found.f1 > best) & (n_on > 0)
-        best, which = torch.where(better, found.f1, best), torch.where(better, index, which)
+        union = best_unions(family, row, latent, n_on, most_values)
+        unions.append(union)
+        better = (union.f1 > best) & (n_on > 0)
+        best, which = torch.where(better, union.f1, best), torch.where(better, index, which)
     words = [""] * d_sae
-    for each in (which >= 0).nonzero().flatten().tolist():
-        family, union = families[int(which[each])], unions[int(which[each])]
-        chosen = union.order[each, : int(union.n_values[each])].tolist()
-        words[each] = family.name.replace("…", _list([family.values[value] for value in chosen]))
-    overlap = {
-        name: overlaps(row, latent, d_sae, family)
-        for name, family in zip(attributes, families, strict=False)
-    }
+    for j in (which >= 0).nonzero().flatten().tolist():
+        family, union = families[int(which[j])], unions[int(which[j])]
+        chosen = [family.values[v] for v in union.order[j, : int(union.n_values[j])].tolist()]
+        shown, n_more = ", ".join(chosen[:VALUES_NAMED]), len(chosen) - VALUES_NAMED
+        shown += f" or {n_more} others" if n_more > 0 else ""
+        words[j] = family.name.replace("…", shown)
+    single = dict(zip(attributes, families, strict=False))
+    overlap = {name: overlaps(row, latent, d_sae, family) for name, family in single.items()}
     return Interpretations(
         f1=best,
         family=which,
         families=tuple(families),
         on_rate=n_on.double() / max(1, codes.n_rows),
         value_f1={
-            name: f1_scores(overlap[name], n_on, family.sizes())
-            for name, family in zip(attributes, families, strict=False)
+            name: f1_scores(overlap[name], n_on, family.sizes()) for name, family in single.items()
         },
         overlap=overlap,
         words=tuple(words),
     )
 
 
-def _list(words: Sequence[str]) -> str:
-    shown = ", ".join(words[:VALUES_NAMED])
-    return shown if len(words) <= VALUES_NAMED else f"{shown} or {len(words) - VALUES_NAMED} others"
-
-
-def histogram_by_kind(found: Interpretations, n_bars: int = 20) -> dict[str, list[int]]:
+def histogram_by_kind(interpreted: Interpretations, n_bars: int = 20) -> dict[str, list[int]]:
     """Live latents, always-on ones left out, by best F1 in equal bars, for each kind of family."""
-    kinds = list(dict.fromkeys(family.kind for family in found.families))
-    bar = (found.f1 * n_bars).long().clamp_max(n_bars - 1)
-    histograms = {}
-    for kind in kinds:
-        of_kind = torch.tensor([family.kind == kind for family in found.families] + [False])
-        counted = of_kind[found.family] & found.live() & (found.on_rate < ALWAYS_ON)
-        histograms[kind] = torch.bincount(bar[counted], minlength=n_bars).tolist()
+    histograms = {family.kind: [0] * n_bars for family in interpreted.families}
+    bar = (interpreted.f1 * n_bars).long().clamp_max(n_bars - 1)
+    for latent in interpreted.usable().nonzero().flatten().tolist():
+        family = interpreted.families[int(interpreted.family[latent])]
+        histograms[family.kind][int(bar[latent])] += 1
     return histograms
 
 
@@ -309,14 +309,14 @@ def without_latents(
 
 
 def exchanged_codes(
-    codes: SparseCodes, other: SparseCodes, moved: Bool[Tensor, " d_sae"]
+    codes: SparseCodes, donor: SparseCodes, moved: Bool[Tensor, " d_sae"]
 ) -> SparseCodes:
-    """Codes with those of some latents taken from other prompts."""
-    kept, taken = ~moved[codes.latent], moved[other.latent]
+    """Codes with those of some latents taken of other prompts."""
+    kept, taken = ~moved[codes.latent], moved[donor.latent]
     return SparseCodes.from_pairs(
-        torch.cat([codes.pair_rows()[kept], other.pair_rows()[taken]]),
-        torch.cat([codes.latent[kept], other.latent[taken]]),
-        torch.cat([codes.value[kept], other.value[taken]]),
+        torch.cat([codes.pair_rows()[kept], donor.pair_rows()[taken]]),
+        torch.cat([codes.latent[kept], donor.latent[taken]]),
+        torch.cat([codes.value[kept], donor.value[taken]]),
         codes.n_rows,
         codes.d_sae,
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from saelab.formats.chart import Series
+from saelab.formats.evaluation_result import Table
 from saelab.stats.bootstrap import Estimate
 from saelab.stats.spread import spread_of
+
+from ..suite import Definition
 
 CLEAN = "clean"
 ABLATED = "mean ablation"
@@ -27,6 +31,20 @@ WHISKERS = (
 )
 
 Key = tuple[Any, ...]
+_DEFINITION = re.compile(r"(\w+) \((.+?)(?:, (higher|lower))?\): (.+)")
+
+
+def define(group: str, paragraphs: str) -> tuple[Definition, ...]:
+    """Definitions from paragraphs "name (unit): text" or "name (unit, better direction): text"."""
+    definitions = []
+    for paragraph in paragraphs.split("\n\n"):
+        row: Any = _DEFINITION.fullmatch(" ".join(paragraph.split()))
+        assert row is not None, paragraph
+        name, unit, better, text = row.groups()
+        definitions.append(
+            Definition(name=name, unit=unit, better=better or "neither", text=text, group=group)
+        )
+    return tuple(definitions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,40 +108,38 @@ def pooled(
     scores: Iterable[Score], measure: str, key: Callable[[Score], Key]
 ) -> dict[Key, dict[str, float | int | None]]:
     """Scores of one measure, pooled over seeds (and whatever else the key leaves out)."""
-    members: dict[Key, list[Score]] = {}
+    members: dict[Key, list[Estimate]] = {}
     for score in scores:
         if score.measure == measure:
-            members.setdefault(key(score), []).append(score)
-    found: dict[Key, dict[str, float | int | None]] = {}
-    for index, group in members.items():
-        spread = spread_of([_float(score.estimate.value) for score in group])
-        low, high = group[0].estimate.low, group[0].estimate.high
-        if len(group) > 1:
+            members.setdefault(key(score), []).append(score.estimate)
+    pools: dict[Key, dict[str, float | int | None]] = {}
+    for index, estimates in members.items():
+        spread = spread_of([_float(estimate.value) for estimate in estimates])
+        low, high = estimates[0].low, estimates[0].high
+        if len(estimates) > 1:
             low = high = None
             if spread.mean is not None and spread.sd is not None:
                 low, high = spread.mean - spread.sd, spread.mean + spread.sd
-        found[index] = {"value": spread.mean, "low": low, "high": high, "n": len(group)}
-    return found
+        pools[index] = {"value": spread.mean, "low": low, "high": high, "n": len(estimates)}
+    return pools
+
+
+SPREAD_OVER = ("section", "group", "measure", "edit", "mode", "k", "threshold", "attribute", "site")
 
 
 def spread_over_seeds(scores: Sequence[Score]) -> list[dict[str, Any]]:
     """Mean and deviation of every score that several seeds, of training or prompts, give."""
-    fields = ("section", "group", "measure", "edit", "mode", "k", "threshold", "attribute", "site")
     members: dict[Key, list[float | None]] = {}
     for score in scores:
         row = score.to_json() | {"group": score.group or score.contender}
-        members.setdefault(tuple(row[name] for name in fields), []).append(
-            _float(score.estimate.value)
-        )
-    rows = []
-    for key, values in members.items():
-        if len(values) > 1:
-            spread = spread_of(values)
-            rows.append(
-                dict(zip(fields, key, strict=True))
-                | {"n_seeds": spread.n, "mean": spread.mean, "standard_deviation": spread.sd}
-            )
-    return rows
+        key = tuple(row[name] for name in SPREAD_OVER)
+        members.setdefault(key, []).append(_float(score.estimate.value))
+    spreads = {key: spread_of(values) for key, values in members.items() if len(values) > 1}
+    return [
+        dict(zip(SPREAD_OVER, key, strict=True))
+        | {"n_seeds": spread.n, "mean": spread.mean, "standard_deviation": spread.sd}
+        for key, spread in spreads.items()
+    ]
 
 
 def _float(value: float | int | None) -> float | None:
@@ -151,7 +167,7 @@ def style_of(name: str, names: Sequence[str]) -> int:
 
 
 def grouped_bars(
-    found: Mapping[Key, Mapping[str, Any]],
+    values: Mapping[Key, Mapping[str, Any]],
     names: Sequence[str],
     *,
     whiskers: bool = True,
@@ -160,31 +176,67 @@ def grouped_bars(
     """A group of bars per category, one bar per name; edits by interpretation are hatched.
 
     Args:
-        found: (name, category) -> value, low and high; undefined values are left out.
+        values: (name, category) -> value, low and high; undefined values are left out.
         names: every series, in order.
         whiskers: whether to draw low and high.
         labels: text of a bar.
     """
     series = []
     for name in names:
-        keys = [key for key in found if key[0] == name and found[key]["value"] is not None]
+        keys = [key for key in values if key[0] == name and values[key]["value"] is not None]
         if not keys:
             continue
-        known = whiskers and all(found[key]["low"] is not None for key in keys)
+        known = whiskers and all(values[key]["low"] is not None for key in keys)
         series.append(
             Series(
                 name=name,
                 mark="bars",
                 x=[key[1] for key in keys],
-                y=[found[key]["value"] for key in keys],
-                low=[found[key]["low"] for key in keys] if known else None,
-                high=[found[key]["high"] for key in keys] if known else None,
+                y=[values[key]["value"] for key in keys],
+                low=[values[key]["low"] for key in keys] if known else None,
+                high=[values[key]["high"] for key in keys] if known else None,
                 labels=[labels.get(key, "") for key in keys] if labels else None,
                 style=style_of(name, names),
                 dashed=name.endswith("(aware)"),
             )
         )
     return tuple(series)
+
+
+def line(
+    name: str, points: Iterable[tuple[Any, Any, Any]], style: int, dashed: bool, **more: Any
+) -> Series:
+    """A line through (order, x, y), in the order of the first."""
+    ordered = sorted(points, key=lambda point: point[0] or 0)
+    return Series(
+        name=name,
+        mark="lines+dots",
+        x=[x for _, x, _ in ordered],
+        y=[y for _, _, y in ordered],
+        style=style,
+        dashed=dashed,
+        **more,
+    )
+
+
+def pivot(cells: Iterable[tuple[Key, str, str]]) -> dict[Key, dict[str, str]]:
+    """Row -> column -> text, of (row, column, text)."""
+    rows: dict[Key, dict[str, str]] = {}
+    for row, column, text in cells:
+        rows.setdefault(row, {})[column] = text
+    return rows
+
+
+def numbers_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], missing: str = "–"
+) -> Table:
+    """A table of the page's section "Numbers"; `missing` stands for None."""
+    return Table(
+        title=title,
+        columns=tuple(columns),
+        rows=tuple(tuple(missing if cell is None else cell for cell in row) for row in rows),
+        section="Numbers",
+    )
 
 
 def in_words(series: Iterable[Series], joint: str = ", ") -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ HOOKS = {
     "z": "blocks.{layer}.attn.hook_z",
 }
 """Kind of site -> hook point."""
-SITE_KINDS = tuple(HOOKS)
 HEAD_KINDS = ("q", "k", "v", "z")
 KEY_VALUE_KINDS = ("k", "v")
 SITES_KIND = "supervised_sites"
@@ -50,24 +50,21 @@ _TEXT = re.compile(r"([a-z_]+)\.(\d+)(?:\.(\d+))?@(.+)")
 
 @dataclass(frozen=True, order=True)
 class PromptSite:
-    """One vector per prompt inside the model.
-
-    Attributes:
-        kind: one of `SITE_KINDS`.
-        layer: the block.
-        head: of q and z the query head, of k and v the key/value head; None elsewhere.
-        position: a named place of the task's prompts.
-    """
+    """One vector per prompt inside the model."""
 
     kind: str
+    """One of `HOOKS`."""
     layer: int
+    """The block."""
     head: int | None
+    """Of q and z the query head, of k and v the key/value head; None elsewhere."""
     position: str
+    """A named position of the task's prompts."""
 
     def __post_init__(self) -> None:
         if self.kind not in HOOKS:
             raise ConfigError(
-                f"there is no site of kind {self.kind!r}: choose one of {', '.join(SITE_KINDS)}"
+                f"there is no site of kind {self.kind!r}: choose one of {', '.join(HOOKS)}"
             )
         if (self.head is not None) != (self.kind in HEAD_KINDS):
             has = "needs a head" if self.kind in HEAD_KINDS else "has no heads"
@@ -112,23 +109,24 @@ def site_width(model: LanguageModel, site: PromptSite) -> int:
     """Entries of the site's vector.
 
     Raises:
-        ModelError: the model has no such place.
+        ModelError: the model has no such block or head.
     """
     if site.layer >= model.n_layers:
         raise ModelError(
             f"site {site} is in block {site.layer}, but {model.name} has blocks 0 to "
             f"{model.n_layers - 1}"
         )
+    width = model.width_at(site.hook_point)
     if site.head is None:
-        return model.width_at(site.hook_point)
-    heads = model.n_key_value_heads if site.kind in KEY_VALUE_KINDS else model.n_heads
+        return width
+    heads, which = model.n_heads, "query heads"
+    if site.kind in KEY_VALUE_KINDS:
+        heads, which = model.n_key_value_heads, "key/value heads"
     if site.head >= heads:
-        which = "key/value heads" if site.kind in KEY_VALUE_KINDS else "query heads"
         raise ModelError(
             f"site {site} is head {site.head}, but a block of {model.name} has {heads} {which}, "
             "counted from 0"
         )
-    width = model.width_at(site.hook_point)
     if width != heads * model.d_head:
         raise ModelError(
             f"{site.hook_point} of {model.name} has width {width}, not {heads} heads of "
@@ -215,7 +213,7 @@ def gather(
         return {}
     hooks = sorted({site.hook_point for site in sites})
     widths = {site: site_width(model, site) for site in sites}
-    found = {site: torch.empty(len(prompts), width) for site, width in widths.items()}
+    rows_at = {site: torch.empty(len(prompts), width) for site, width in widths.items()}
     with progress_bar(len(prompts), "activations at sites", "prompt") as bar:
         for start in range(0, len(prompts), batch_prompts):
             batch = prompts[start : start + batch_prompts]
@@ -226,9 +224,9 @@ def gather(
             rows = torch.arange(len(batch))
             for site, index in positions.items():
                 x = captured[site.hook_point][rows, index]
-                found[site][start : start + len(batch)] = x[:, head_slice(model, site)].float()
+                rows_at[site][start : start + len(batch)] = x[:, head_slice(model, site)].float()
             bar.update(len(batch))
-    return found
+    return rows_at
 
 
 def write_cross_sections(
@@ -239,9 +237,9 @@ def write_cross_sections(
     Args:
         path: the JSON file.
         sections: what to write.
-        model: the model they are of.
-        task: the task they were found for.
-        found_by: how they were found, as plain values; None where a person chose them.
+        model: name of the model they are of.
+        task: name of the task they are for.
+        found_by: settings of the search; None where a person chose them.
     """
     manifest = new_manifest(
         SITES_KIND, SCHEMA_VERSION, seed=None, config=found_by, made_from={"model": model}
@@ -292,15 +290,12 @@ def read_cross_sections(path: Path, *, task: str | None = None) -> list[CrossSec
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """Prompts that are ready to be run many times with sites patched.
-
-    Attributes:
-        rows: which of the prompts that were given.
-        prompts: these prompts.
-    """
+    """Prompts that are ready to be run many times with sites patched."""
 
     rows: Int[Tensor, " batch"]
+    """Indices among the prompts that were given."""
     prompts: list[Prompt]
+    """These prompts."""
     model: LanguageModel
     runs: PatchedRuns
 
@@ -311,25 +306,22 @@ class PreparedBatch:
         """Float32 logits at the end of each prompt, with every edit in one pass.
 
         Args:
-            edits: site -> what takes the place of its activation; none: the clean run.
+            edits: site -> what replaces its activation; none: the clean run.
         """
-        by_hook: dict[str, list[tuple[PromptSite, Tensor]]] = {}
-        for site, values in edits.items():
-            by_hook.setdefault(site.hook_point, []).append((site, values))
 
-        def changed(x: Tensor, placed: list[tuple[PromptSite, Tensor]]) -> Tensor:
+        def changed(x: Tensor, sites: list[PromptSite]) -> Tensor:
             x = x.clone()
             rows = torch.arange(len(x), device=x.device)
-            for site, values in placed:
+            for site in sites:
                 positions = positions_of(self.prompts, site.position) - self.runs.first_position
-                part = head_slice(self.model, site)
-                view = x[..., part]
-                view[rows, positions.to(x.device)] = values.to(dtype=x.dtype, device=x.device)
+                view = x[..., head_slice(self.model, site)]
+                view[rows, positions.to(x.device)] = edits[site].to(dtype=x.dtype, device=x.device)
             return x
 
-        changes = {
-            hook: (lambda x, placed=placed: changed(x, placed)) for hook, placed in by_hook.items()
-        }
+        by_hook: dict[str, list[PromptSite]] = {}
+        for site in edits:
+            by_hook.setdefault(site.hook_point, []).append(site)
+        changes = {hook: partial(changed, sites=sites) for hook, sites in by_hook.items()}
         return self.runs.logits(changes).float()
 
 
@@ -363,21 +355,18 @@ def prepared_batches(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the model answers in one variant, in the order of the prompts.
-
-    Attributes:
-        metric: the task's metric with each prompt's own answers.
-        prediction: the predicted token over the whole vocabulary.
-        answer_prediction: the token with the largest logit among the task's answers.
-        target_metric: the metric with the answers of the counterfactual; None without one.
-        kl: KL(reference ‖ variant) over the vocabulary, in nats; None without a reference.
-    """
+    """What the model answers in one variant, in the order of the prompts."""
 
     metric: Float[Tensor, " prompts"]
+    """The task's metric with each prompt's answers."""
     prediction: Int[Tensor, " prompts"]
+    """The predicted token over the whole vocabulary."""
     answer_prediction: Int[Tensor, " prompts"]
+    """The token with the largest logit among the task's answers."""
     target_metric: Float[Tensor, " prompts"] | None = None
+    """The metric with the answers of the counterfactual; None without one."""
     kl: Float[Tensor, " prompts"] | None = None
+    """KL(reference ‖ variant) over the vocabulary, in nats; None without a reference."""
 
 
 def patched_outcomes(
@@ -398,26 +387,26 @@ def patched_outcomes(
         model: the language model.
         task: says how answers are judged.
         prompts: the prompts.
-        variants: name -> site -> what takes the place of its activation, a row per prompt; no
-            site: the clean run.
+        variants: name -> site -> what replaces its activation, a row per prompt; no site: the
+            clean run.
         targets: counterfactuals, whose answers give `target_metric`.
         reference: the variant that the divergences are from.
         batch_prompts: prompts in one pass; the numbers do not depend on it beyond rounding.
-        batches: these prompts as `prepared_batches` made them ready for all sites, where more than
-            one call is about them; None: they are made ready here.
+        batches: these prompts as `prepared_batches` prepares them for all sites, where several
+            calls are about them; None: they are prepared for this call.
         description: beside the progress bar.
 
     Raises:
         ModelError: a site at a hook point that cannot be patched.
     """
-    sites = list(dict.fromkeys(site for edits in variants.values() for site in edits))
-    found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in variants}
+    parts: dict[str, dict[str, list[Tensor]]] = {name: {} for name in variants}
     order = []
-    ahead = [reference] if reference is not None else []
-    names = [*ahead, *(name for name in variants if name not in ahead)]
+    # The reference comes first: the others are compared with it.
+    names = sorted(variants, key=lambda name: name != reference)
+    if batches is None:
+        sites = list(dict.fromkeys(site for edits in variants.values() for site in edits))
+        batches = prepared_batches(model, prompts, sites, batch_prompts=batch_prompts)
     with progress_bar(len(prompts) * len(variants), description, "prompt") as bar:
-        if batches is None:
-            batches = prepared_batches(model, prompts, sites, batch_prompts=batch_prompts)
         for batch in batches:
             order.append(batch.rows)
             compared: Tensor | None = None
@@ -437,10 +426,10 @@ def patched_outcomes(
                     compared = log_p if compared is None else compared
                     kept["kl"] = (compared.exp() * (compared - log_p)).sum(-1).clamp_min(0)
                 for field, value in kept.items():
-                    found[name].setdefault(field, []).append(value.cpu())
+                    parts[name].setdefault(field, []).append(value.cpu())
                 bar.update(len(batch.rows))
     back = torch.cat(order).argsort()
     return {
-        name: Outcome(**{field: torch.cat(parts)[back] for field, parts in kept.items()})
-        for name, kept in found.items()
+        name: Outcome(**{field: torch.cat(values)[back] for field, values in fields.items()})
+        for name, fields in parts.items()
     }

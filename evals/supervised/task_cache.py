@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.cache import TokenFilter
@@ -25,7 +25,7 @@ from saelab.formats.manifest import new_manifest
 from saelab.model.language_model import LanguageModel
 
 from .sites import PromptSite
-from .tasks import Prompt
+from .tasks import Prompt, padded_tokens, positions_of
 
 ORIGIN_KEY = "task"
 """Where `made_from` keeps which task, split and seed the rows are of."""
@@ -55,17 +55,17 @@ def write_task_caches(
         activations: site -> a row per prompt.
         split: of the prompts.
         seed: that they were drawn with.
-        overwrite: replace caches that are there.
+        overwrite: replace existing caches.
 
     Returns:
         The caches' folders, in the order of the sites.
 
     Raises:
-        ConfigError: a cache is there and `overwrite` was not given.
-        ArtifactError: what is there is no cache, so it is not replaced.
+        ConfigError: a cache exists and `overwrite` was not given.
+        ArtifactError: a folder of that name is no cache, so it is not replaced.
         ResourceError: the disk is too small, or full.
     """
-    check_places(out, list(activations), overwrite=overwrite)
+    check_folders(out, list(activations), overwrite=overwrite)
     needed = sum(
         len(rows) * row_bytes(rows.shape[1], DTYPE, False) for rows in activations.values()
     )
@@ -73,26 +73,34 @@ def write_task_caches(
         out, needed, f"caches of {len(prompts):,} prompts at {len(activations)} sites"
     )
     origin = {"name": task_name, "split": split, "seed": seed, "n_prompts": len(prompts)}
-    folders = []
-    for site, rows in activations.items():
-        folder = out / str(site)
+    folders = [out / str(site) for site in activations]
+    for folder, (site, rows) in zip(folders, activations.items(), strict=True):
         if folder.is_dir():
             remove_cache(folder)
-        tokens = torch.tensor(
-            [prompt.tokens[prompt.positions[site.position]] for prompt in prompts]
+        positions = positions_of(prompts, site.position)
+        writing = HookFolder(folder, _manifest(model, site, rows, origin), len(rows))
+        writing.save_manifest()
+        writing.add(
+            Rows(
+                activations=rows.cpu().float(),
+                gradients=None,
+                tokens=padded_tokens(prompts).gather(1, positions[:, None])[:, 0],
+                sequence=torch.arange(len(rows)),
+                position=positions,
+                excluded=dict.fromkeys(REASONS, 0),
+            )
         )
-        positions = torch.tensor([prompt.positions[site.position] for prompt in prompts])
-        _write(folder, _manifest(model, site, rows, origin), rows, tokens, positions)
-        folders.append(folder)
+        writing.commit(len(rows))
+        writing.finish()
     return folders
 
 
-def check_places(out: Path, sites: Sequence[PromptSite], *, overwrite: bool) -> None:
+def check_folders(out: Path, sites: Sequence[PromptSite], *, overwrite: bool) -> None:
     """Refuse to replace what may not be replaced; before anything is computed.
 
     Raises:
-        ConfigError: a cache is there and `overwrite` was not given.
-        ArtifactError: what is there is no cache.
+        ConfigError: a cache exists and `overwrite` was not given.
+        ArtifactError: a folder of that name is no cache.
     """
     for folder in (out / str(site) for site in sites):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -109,60 +117,34 @@ def _manifest(
     rows: Float[Tensor, "prompts d_in"],
     origin: dict[str, Any],
 ) -> dict[str, Any]:
-    rule = to_plain(EVERY_ROW)
-    text = {"source": f"task: {origin['name']}"}
+    shared = {
+        "hook_point": str(site),
+        "text": {"source": f"task: {origin['name']}"},
+        "context_length": 1,
+        "row_rule": to_plain(EVERY_ROW),
+        "norm_ceiling": None,
+    }
     made_from = {
+        **shared,
         "model": model.name,
         "model_hash": model.content_hash,
-        "hook_point": str(site),
-        "text": text,
         "text_hash": None,
-        "context_length": 1,
         "prepend_bos": model.bos_id is not None,
-        "row_rule": rule,
-        "norm_ceiling": None,
         "model_dtype": str(model.dtype).removeprefix("torch."),
         ORIGIN_KEY: origin,
     }
     manifest = new_manifest(KIND, seed=origin["seed"], config=origin, made_from=made_from)
     return manifest | {
+        **shared,
         "status": "writing",
         "resumable": False,
-        "hook_point": str(site),
         "d_in": rows.shape[1],
         "dtype": DTYPE,
         "has_gradients": False,
         "gradient_of": None,
         "tokenizer": None,
         "bos_rule": "one row per prompt of the task, at the position its site names",
-        "text": text,
-        "context_length": 1,
-        "row_rule": rule,
         "calibration": None,
-        "norm_ceiling": None,
         "n_tokens_requested": len(rows),
         "shards": [],
     }
-
-
-def _write(
-    folder: Path,
-    manifest: dict[str, Any],
-    rows: Float[Tensor, "prompts d_in"],
-    tokens: Int[Tensor, " prompts"],
-    positions: Int[Tensor, " prompts"],
-) -> None:
-    writing = HookFolder(folder, manifest, len(rows))
-    writing.save_manifest()
-    writing.add(
-        Rows(
-            activations=rows.cpu().float(),
-            gradients=None,
-            tokens=tokens,
-            sequence=torch.arange(len(rows)),
-            position=positions,
-            excluded=dict.fromkeys(REASONS, 0),
-        )
-    )
-    writing.commit(len(rows))
-    writing.finish()

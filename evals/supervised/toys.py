@@ -2,7 +2,7 @@
 attribute in noise.
 
 Occlusion: rows u_i + v_j of two sets of random directions, one longer than the other; which
-directions get a latent of their own? Over-splitting: rows ±μ + noise; is an autoencoder with the
+directions have a latent? Over-splitting: rows ±μ + noise; is an autoencoder with the
 one true pair of latents better than one of a thousand random ones? Source: Makelov, Lange & Nanda,
 arXiv 2405.08366, A.14, A.15.
 """
@@ -29,11 +29,10 @@ from saelab.formats.files import hash_of
 from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes
 
-from .predicates import Family, f1_scores, on_pairs, overlaps
+from .predicates import PredicateFamily, f1_scores, on_pairs, overlaps
 from .scores import in_words
+from .suite import below
 
-TOYS_FILE = "toys.json"
-TOYS_PAGE = "toys.html"
 TOY_CASES = tuple((ratio, l1) for l1 in (0.1, 0.2, 0.3, 0.5) for ratio in (1.0, 1.2, 1.5))
 """Ratio of norms and L1 weight of the occlusion toys that are run."""
 RANDOM_LATENTS = 1000
@@ -67,10 +66,7 @@ class OcclusionToyOptions:
     """Of directions, rows and initial weights."""
 
     def __post_init__(self) -> None:
-        names = ("n_values", "d_in", "d_sae", "n_rows", "epochs", "batch_rows")
-        problems = [
-            f"{name}: {getattr(self, name)} is below 1" for name in names if getattr(self, name) < 1
-        ]
+        problems = below(self, n_values=1, d_in=1, d_sae=1, n_rows=1, epochs=1, batch_rows=1)
         problems += [
             f"{name}: {getattr(self, name)} is not positive"
             for name in ("ratio", "l1", "learning_rate")
@@ -82,10 +78,10 @@ class OcclusionToyOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class OcclusionToy:
-    """What the occlusion toy found."""
+    """What the occlusion toy shows."""
 
-    share_found: dict[str, dict[str, float]]
-    """F1 threshold -> set (`long`, `short`) -> share of directions with a latent of that F1."""
+    shares: dict[tuple[str, float], float]
+    """(set, `long` or `short`; F1 threshold) -> share of directions with a latent above it."""
     l0: float
     """Mean number of active latents."""
 
@@ -93,7 +89,7 @@ class OcclusionToy:
 def occlusion_toy(
     options: OcclusionToyOptions, thresholds: tuple[float, ...] = (0.5, 0.9)
 ) -> OcclusionToy:
-    """Train a ReLU autoencoder on u_i + v_j and count which directions it shows."""
+    """Train a ReLU autoencoder on u_i + v_j and count for which directions it has latents."""
     generator = torch.Generator().manual_seed(options.seed)
 
     def unit(count: int) -> Tensor:
@@ -115,16 +111,15 @@ def occlusion_toy(
     best = {}
     for name, held in chosen.items():
         words = tuple(map(str, range(options.n_values)))
-        family = Family(f"{name} is …", "value", words, held.unsqueeze(1))
+        family = PredicateFamily(f"{name} is …", "value", words, held.unsqueeze(1))
         overlap = overlaps(row, latent, options.d_sae, family)
         best[name] = f1_scores(overlap, n_on, family.sizes()).amax(0)
-    return OcclusionToy(
-        share_found={
-            f"{limit:g}": {name: float((f1 > limit).double().mean()) for name, f1 in best.items()}
-            for limit in thresholds
-        },
-        l0=float(codes.l0().double().mean()),
-    )
+    shares = {
+        (name, limit): float((f1 > limit).double().mean())
+        for limit in thresholds
+        for name, f1 in best.items()
+    }
+    return OcclusionToy(shares=shares, l0=float(codes.l0().double().mean()))
 
 
 def _train(
@@ -180,11 +175,7 @@ class SplittingToyOptions:
     """Of rows and random latents."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}: {getattr(self, name)} is below 2"
-            for name in ("n_rows", "d_in", "n_scales")
-            if getattr(self, name) < 2
-        ]
+        problems = below(self, n_rows=2, d_in=2, n_scales=2)
         if not self.penalties or min(self.penalties) < 0 or not self.mean_norm > 0:
             problems.append(
                 "penalties and mean_norm: give at least one penalty of 0 or more, and "
@@ -220,75 +211,63 @@ def splitting_toy(options: SplittingToyOptions) -> list[SplittingToy]:
         return sign * mean + torch.randn(count, options.d_in, generator=generator)
 
     rows, latents = draw(options.n_rows), draw(RANDOM_LATENTS)
-    ideal = _ideal_terms(rows, mean)
-    random = _random_terms(rows, latents, options.n_scales)
-    found = []
+    grid = torch.cartesian_prod(
+        torch.linspace(0, 2, 20, dtype=torch.float64),
+        torch.linspace(0, 5, 100, dtype=torch.float64),
+    )
+    ideal_error, ideal_size = _ideal_terms(rows, mean, grid)
+    random_error, random_size = _random_terms(rows, latents, options.n_scales)
+    toys = []
     for penalty in options.penalties:
-        losses = ideal.error + penalty * ideal.size
+        losses = ideal_error + penalty * ideal_size
         best = int(losses.argmin())
-        found.append(
+        toys.append(
             SplittingToy(
                 penalty=penalty,
                 ideal=float(losses[best]),
-                random=float((random.error + penalty * random.size).min()),
-                ideal_scale=float(ideal.scale[best]),
-                ideal_bias=float(ideal.bias[best]),
+                random=float((random_error + penalty * random_size).min()),
+                ideal_scale=float(grid[best, 0]),
+                ideal_bias=float(grid[best, 1]),
             )
         )
-    return found
+    return toys
 
 
-@dataclass(frozen=True, eq=False)
-class _Terms:
-    """Mean squared error and mean Σf at each point of a grid."""
-
-    error: Float[Tensor, " points"]
-    size: Float[Tensor, " points"]
-    scale: Float[Tensor, " points"]
-    bias: Float[Tensor, " points"]
-
-
-def _ideal_terms(rows: Float[Tensor, "rows d_in"], mean: Float[Tensor, " d_in"]) -> _Terms:
-    """Latents ±μ/‖μ‖ with encoder ±kμ and bias −γ; all happens along μ."""
+def _ideal_terms(
+    rows: Float[Tensor, "rows d_in"],
+    mean: Float[Tensor, " d_in"],
+    grid: Float[Tensor, "points 2"],
+) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
+    """Mean squared error and mean Σf of latents ±μ/‖μ‖ with encoder ±kμ and bias −γ, at each
+    (k, γ); all happens along μ."""
     squared = rows.double().square().sum(1).mean()
     along = rows.double() @ (mean / mean.norm()).double()
-    scale, bias = torch.meshgrid(
-        torch.linspace(0, 2, 20, dtype=torch.float64),
-        torch.linspace(0, 5, 100, dtype=torch.float64),
-        indexing="ij",
-    )
-    scale, bias = scale.flatten(), bias.flatten()
     error, size = [], []
-    for k, gamma in zip(scale.tolist(), bias.tolist(), strict=True):
+    for k, gamma in grid.tolist():
         reach = k * float(mean.norm()) * along
         plus, minus = (reach - gamma).relu(), (-reach - gamma).relu()
         move = plus - minus
         error.append(squared - 2 * (move * along).mean() + move.square().mean())
         size.append((plus + minus).mean())
-    return _Terms(torch.stack(error), torch.stack(size), scale, bias)
+    return torch.stack(error), torch.stack(size)
 
 
 def _random_terms(
     rows: Float[Tensor, "rows d_in"], latents: Float[Tensor, "latents d_in"], n_scales: int
-) -> _Terms:
-    """Encoder rows β·z for random rows z of the same kind, decoder rows z/‖z‖, one bias."""
+) -> tuple[Float[Tensor, " scales"], Float[Tensor, " scales"]]:
+    """The same of encoder rows β·z for random rows z of the same kind, decoder rows z/‖z‖ and one
+    bias, at each β."""
     directions = torch.nn.functional.normalize(latents, dim=1)
     agreement = rows @ latents.T
-    scales = torch.linspace(0, 0.1, n_scales)
     error, size = [], []
     with progress_bar(n_scales, "over-splitting toy", "scales") as bar:
-        for scale in scales:
+        for scale in torch.linspace(0, 0.1, n_scales):
             codes = (scale * agreement - RANDOM_BIAS).relu()
             missed = rows - codes @ directions
             error.append(missed.double().square().sum(1).mean())
             size.append(codes.double().sum(1).mean())
             bar.update(1)
-    return _Terms(
-        torch.stack(error),
-        torch.stack(size),
-        scales.double(),
-        torch.full((n_scales,), RANDOM_BIAS, dtype=torch.float64),
-    )
+    return torch.stack(error), torch.stack(size)
 
 
 def splitting_chart(toys: Sequence[SplittingToy]) -> Chart:
@@ -320,16 +299,16 @@ def splitting_chart(toys: Sequence[SplittingToy]) -> Chart:
 
 
 def occlusion_chart(toys: Mapping[tuple[float, float], OcclusionToy]) -> Chart:
-    """Directions with a latent of their own, by ratio of norms and L1 weight."""
-    shares: dict[tuple[str, str], list[float]] = {}
-    for toy in toys.values():
-        for limit, by_set in toy.share_found.items():
-            for kind, share in by_set.items():
-                shares.setdefault((kind, limit), []).append(share)
+    """Share of directions with a latent, by ratio of norms and L1 weight."""
     cases = [f"{ratio:g}, L1 {l1:g}" for ratio, l1 in toys]
     bars = tuple(
-        Series(name=f"{kind} directions, F1 > {limit}", mark="bars", x=[*cases], y=[*values])
-        for (kind, limit), values in shares.items()
+        Series(
+            name=f"{kind} directions, F1 > {limit:g}",
+            mark="bars",
+            x=[*cases],
+            y=[toy.shares[kind, limit] for toy in toys.values()],
+        )
+        for kind, limit in next(iter(toys.values())).shares
     )
     return Chart(
         name="occlusion_toy",
@@ -348,13 +327,13 @@ def toys_result(
     splitting: Sequence[SplittingToy], occlusion: Mapping[tuple[float, float], OcclusionToy]
 ) -> EvaluationResult:
     """Both toys as a result: every number with its definition, and the charts."""
-    metrics = [
-        MeasuredMetric(
-            name=f"splitting/penalty{toy.penalty:g}/{name}",
-            value=getattr(toy, name),
-            unit="1",
-            definition=f"{text} at this penalty λ.",
-            group="Over-splitting",
+    numbers = [
+        (
+            f"splitting/penalty{toy.penalty:g}/{name}",
+            getattr(toy, name),
+            "1",
+            f"{text} at this penalty λ.",
+            "Over-splitting",
         )
         for toy in splitting
         for name, text in (
@@ -364,32 +343,15 @@ def toys_result(
             ("ideal_bias", "Threshold of the true pair's encoder at its lowest loss"),
         )
     ]
+    share_text = "Share of the set's directions that a latent has with more than the F1."
     for (ratio, l1), toy in occlusion.items():
         case = f"occlusion/ratio{ratio:g}/l1_{l1:g}"
-        shares = {
-            f"{kind}/f1_{limit}": share
-            for limit, by_set in toy.share_found.items()
-            for kind, share in by_set.items()
-        }
-        metrics += [
-            MeasuredMetric(
-                name=f"{case}/{name}",
-                value=share,
-                unit="1",
-                definition="Share of the set's directions that a latent has with more than the F1.",
-                group="Occlusion",
-            )
-            for name, share in shares.items()
+        numbers += [
+            (f"{case}/{kind}/f1_{limit:g}", share, "1", share_text, "Occlusion")
+            for (kind, limit), share in toy.shares.items()
         ]
-        metrics.append(
-            MeasuredMetric(
-                name=f"{case}/l0",
-                value=toy.l0,
-                unit="latents",
-                definition="Mean number of active latents.",
-                group="Occlusion",
-            )
-        )
+        text = "Mean number of active latents."
+        numbers.append((f"{case}/l0", toy.l0, "latents", text, "Occlusion"))
     settings = {
         "splitting": to_plain(SplittingToyOptions()),
         "occlusion": to_plain(OcclusionToyOptions()),
@@ -401,7 +363,10 @@ def toys_result(
         dictionary_hash=hash_of(settings),
         settings=settings,
         made_from={},
-        metrics=tuple(metrics),
+        metrics=tuple(
+            MeasuredMetric(name=name, value=value, unit=unit, definition=text, group=group)
+            for name, value, unit, text, group in numbers
+        ),
         title="Two toy models of what sparse autoencoders do to attributes",
         subtitle="Over-splitting and occlusion, after Makelov, Lange & Nanda (arXiv 2405.08366).",
         charts=(splitting_chart(splitting), occlusion_chart(occlusion)),
@@ -420,6 +385,6 @@ def run_toys(out: Path) -> Path:
     }
     result = toys_result(splitting, occlusion)
     out.mkdir(parents=True, exist_ok=True)
-    write_result_page(out / TOYS_PAGE, result)
-    write_evaluation_result(out / TOYS_FILE, result)
-    return out / TOYS_PAGE
+    page = write_result_page(out / "toys.html", result)
+    write_evaluation_result(out / "toys.json", result)
+    return page

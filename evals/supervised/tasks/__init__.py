@@ -1,6 +1,6 @@
 """A task: prompts whose attributes are known, how to change one, and how an answer is judged.
 
-Pure data and functions. Nothing here knows any particular task, and a task knows no dictionary:
+Pure data and functions. This module knows no particular task, and a task knows no dictionary:
 it says which attributes a prompt has and what the model should answer, and that is all a suite
 needs (arXiv 2405.08366, section 3.1).
 """
@@ -10,19 +10,27 @@ from __future__ import annotations
 import random
 import re
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Literal, Protocol, runtime_checkable
+from operator import itemgetter
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from saelab.errors import ConfigError, did_you_mean
 
-Split = Literal["train", "validation", "test", "unseen_frame"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test", "unseen_frame")
+SPLIT_BUCKETS = {
+    "train": range(6),
+    "validation": range(6, 8),
+    "test": range(8, 10),
+    "unseen_frame": range(8, 10),
+}
+SPLITS = tuple(SPLIT_BUCKETS)
 """train: dictionaries are fitted; validation: features are judged and chosen; test: edits are
 scored, on combinations of values that the others do not have; unseen_frame: as test, in a sentence
 that the others do not have."""
@@ -33,7 +41,7 @@ Parametrisation = Mapping[str, Callable[[Labels], str]]
 """Design attribute -> its value for the labels of a prompt."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Prompt:
     """One prompt of a task, as tokens of a certain model."""
 
@@ -42,7 +50,7 @@ class Prompt:
     labels: Labels
     """The value of each attribute."""
     positions: Mapping[str, int]
-    """Where each named place is in `tokens`; "end" is the last token."""
+    """Named position -> index in `tokens`; "end" is the last token."""
     correct: tuple[int, ...]
     """Tokens that would be a right answer."""
     incorrect: tuple[int, ...]
@@ -59,9 +67,29 @@ def logit_difference(
     logits: Float[Tensor, "batch d_vocab"], prompts: Sequence[Prompt]
 ) -> Float[Tensor, " batch"]:
     """Mean logit of the right answers minus mean logit of the wrong ones, per prompt."""
-    return _answer_mean(logits, [p.correct for p in prompts]) - _answer_mean(
-        logits, [p.incorrect for p in prompts]
-    )
+    right, n_right = _answer_sums(logits, [prompt.correct for prompt in prompts])
+    wrong, n_wrong = _answer_sums(logits, [prompt.incorrect for prompt in prompts])
+    return right / n_right - wrong / n_wrong
+
+
+def probability_difference(
+    logits: Float[Tensor, "batch d_vocab"], prompts: Sequence[Prompt]
+) -> Float[Tensor, " batch"]:
+    """Probability of all right answers minus that of all wrong ones, per prompt."""
+    probabilities = logits.float().softmax(-1)
+    right, _ = _answer_sums(probabilities, [prompt.correct for prompt in prompts])
+    wrong, _ = _answer_sums(probabilities, [prompt.incorrect for prompt in prompts])
+    return right - wrong
+
+
+def _answer_sums(
+    values: Float[Tensor, "batch d_vocab"], answers: Sequence[tuple[int, ...]]
+) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
+    """Sum over each prompt's answer tokens, and how many there are."""
+    rows = [torch.tensor(ids, device=values.device) for ids in answers]
+    tokens = pad_sequence(rows, batch_first=True, padding_value=-1)
+    known = tokens >= 0
+    return torch.where(known, values.gather(1, tokens.clamp_min(0)), 0).sum(1), known.sum(1)
 
 
 def most_likely(logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, " batch"]:
@@ -77,33 +105,9 @@ def most_likely_of(
     return among[logits[:, among].argmax(-1)]
 
 
-def probability_difference(
-    logits: Float[Tensor, "batch d_vocab"], prompts: Sequence[Prompt]
-) -> Float[Tensor, " batch"]:
-    """Probability of all right answers minus that of all wrong ones, per prompt."""
-    probabilities = logits.float().softmax(-1)
-    sides = ([p.correct for p in prompts], [p.incorrect for p in prompts])
-    right, wrong = (
-        _answer_mean(probabilities, side)
-        * torch.tensor([len(ids) for ids in side], device=logits.device)
-        for side in sides
-    )
-    return right - wrong
-
-
-def _answer_mean(
-    values: Float[Tensor, "batch d_vocab"], answers: Sequence[tuple[int, ...]]
-) -> Float[Tensor, " batch"]:
-    longest = max(len(ids) for ids in answers)
-    ids = torch.tensor([[*row, *row[:1] * (longest - len(row))] for row in answers])
-    known = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in answers])
-    ids, known = ids.to(values.device), known.to(values.device)
-    return (values.gather(1, ids) * known).sum(1) / known.sum(1)
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Role:
-    """Heads that do the same thing, found by what patching their output does."""
+    """Heads that do the same thing, selected by what patching their output does."""
 
     name: str
     """What the heads are called."""
@@ -117,7 +121,7 @@ class Role:
     """Roles whose heads are left out."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CrossSectionTemplate:
     """Sites of the heads of some roles that are patched at once."""
 
@@ -142,7 +146,7 @@ class Task:
     attributes: Mapping[str, tuple[str, ...]]
     """Attribute -> all its values."""
     positions: tuple[str, ...]
-    """Named places that every prompt has."""
+    """Named positions that every prompt has."""
     answer_tokens: tuple[int, ...]
     """Every token that is a right or wrong answer to some prompt."""
     sample: Callable[[int, str, int], list[Prompt]]
@@ -155,14 +159,14 @@ class Task:
     nested: Mapping[str, str] = field(default_factory=dict)
     """Attribute -> the coarser attribute that it determines; changing the coarse one changes both.
     """
-    exclusive: tuple[tuple[str, str], ...] = ()
-    """Pairs of attributes that never have the same value."""
+    exclusive: tuple[tuple[str, ...], ...] = ()
+    """Sets of attributes of which no two have the same value."""
     groups: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
     """Attribute -> grouping -> value -> group, for predicates coarser than a value."""
     parametrisations: Mapping[str, Parametrisation] = field(default_factory=dict)
     """Ways to describe a prompt to a supervised dictionary; "independent" needs no entry."""
     roles: tuple[Role, ...] = ()
-    """Kinds of heads to be found."""
+    """Kinds of heads to search for."""
     cross_sections: tuple[CrossSectionTemplate, ...] = ()
     """What to patch at once, in terms of roles."""
     metric: Metric = logit_difference
@@ -171,24 +175,20 @@ class Task:
     """From logits [batch d_vocab] to the predicted token of each prompt."""
 
     def __post_init__(self) -> None:
-        known, positions = set(self.attributes), set(self.positions)
         problems = [
             f"attribute {name!r} has no values" for name, v in self.attributes.items() if not v
         ]
-        named = {name for edit in self.edits for name in edit}
-        named |= {*self.nested, *self.nested.values(), *self.groups}
-        named |= {name for role in self.roles for name in role.edit}
-        problems += [
-            f"attribute {name!r} is used but not declared" for name in sorted(named - known)
-        ]
-        used = {role.position for role in self.roles}
-        used |= {position for section in self.cross_sections for _, position in section.parts}
-        problems += [
-            f"position {name!r} is used but not declared" for name in sorted(used - positions)
-        ]
-        roles = {name for section in self.cross_sections for name in section.roles}
-        lost = sorted(roles - {role.name for role in self.roles})
-        problems += [f"role {name!r} is used but not declared" for name in lost]
+        sections, roles = self.cross_sections, self.roles
+        edited = {name for edit in (*self.edits, *(r.edit for r in roles)) for name in edit}
+        attributes = edited.union(self.nested, self.nested.values(), self.groups)
+        positions = {role.position for role in roles}.union(p for s in sections for _, p in s.parts)
+        for what, used, declared in (
+            ("attribute", attributes, self.attributes),
+            ("position", positions, self.positions),
+            ("role", {name for s in sections for name in s.roles}, [role.name for role in roles]),
+        ):
+            undeclared = sorted(used.difference(declared))
+            problems += [f"{what} {name!r} is used but not declared" for name in undeclared]
         if problems:
             raise ConfigError([f"task {self.name}: {problem}" for problem in problems])
 
@@ -199,17 +199,13 @@ class Task:
             ConfigError: the task has none of that name.
         """
         if name == "independent":
-            return {attribute: _getter(attribute) for attribute in self.attributes}
+            return {attribute: itemgetter(attribute) for attribute in self.attributes}
         if name not in self.parametrisations:
             raise ConfigError(
                 f"task {self.name} has no parametrisation {name!r}: choose one of "
                 f"{', '.join(['independent', *self.parametrisations])}"
             )
         return self.parametrisations[name]
-
-
-def _getter(attribute: str) -> Callable[[Labels], str]:
-    return lambda labels: labels[attribute]
 
 
 def padded_tokens(prompts: Sequence[Prompt]) -> Int[Tensor, "prompts seq"]:
@@ -221,17 +217,17 @@ def padded_tokens(prompts: Sequence[Prompt]) -> Int[Tensor, "prompts seq"]:
 
 
 def positions_of(prompts: Sequence[Prompt], name: str) -> Int[Tensor, " prompts"]:
-    """Where a named place is in each prompt.
+    """Index of a named position in each prompt.
 
     Raises:
-        ConfigError: a prompt has no such place.
+        ConfigError: a prompt has no such position.
     """
-    lost = next((prompt for prompt in prompts if name not in prompt.positions), None)
-    if lost is not None:
-        raise ConfigError(
-            f"prompts of this task have no position {name!r}: choose one of "
-            f"{', '.join(lost.positions)}"
-        )
+    for prompt in prompts:
+        if name not in prompt.positions:
+            raise ConfigError(
+                f"prompts of this task have no position {name!r}: choose one of "
+                f"{', '.join(prompt.positions)}"
+            )
     return torch.tensor([prompt.positions[name] for prompt in prompts])
 
 
@@ -244,7 +240,7 @@ def counterfactual_pairs(
         task: the task.
         prompts: the prompts to change.
         edit: the attributes to change, each to a value drawn for the prompt.
-        seed: of the draws; the draw of a prompt depends on its place in the list only.
+        seed: of the draws; the draw of a prompt depends on its index in the list only.
 
     Returns:
         (indices of the prompts that have one, their counterfactuals).
@@ -252,29 +248,19 @@ def counterfactual_pairs(
     Raises:
         ConfigError: the task has no such attribute.
     """
-    unknown = [name for name in edit if name not in task.attributes]
-    if unknown:
-        raise ConfigError(
-            f"task {task.name} has no attribute {unknown[0]!r} to edit: "
-            f"choose among {', '.join(task.attributes)}"
-        )
-    rows, targets = [], []
+    for name in edit:
+        if name not in task.attributes:
+            raise ConfigError(
+                f"task {task.name} has no attribute {name!r} to edit: "
+                f"choose among {', '.join(task.attributes)}"
+            )
+    pairs = {}
     for row, prompt in enumerate(prompts):
         draw = random.Random(f"{seed} {' '.join(edit)} {row}")
         target = task.counterfactual(prompt, dict.fromkeys(edit), draw)
         if target is not None:
-            rows.append(row)
-            targets.append(target)
-    return torch.tensor(rows, dtype=torch.int64), targets
-
-
-_SLOT = re.compile(r"(\s?)\{(\w+)\}")
-SPLIT_BUCKETS = {
-    "train": range(6),
-    "validation": range(6, 8),
-    "test": range(8, 10),
-    "unseen_frame": range(8, 10),
-}
+            pairs[row] = target
+    return torch.tensor(list(pairs), dtype=torch.int64), list(pairs.values())
 
 
 @runtime_checkable
@@ -296,13 +282,16 @@ class Tokenizer(Protocol):
         ...
 
 
+_SLOT = re.compile(r"(\s?)\{(\w+)\}")
+
+
 class FrameWriter:
     """Writes frames as tokens of one model and remembers every piece."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._pieces: dict[str, tuple[int, ...]] = {}
-        self._parts: dict[str, list[tuple[str, str | None]]] = {}
+        self._start = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
 
     def piece(self, text: str) -> tuple[int, ...]:
         """The tokens of a text."""
@@ -324,16 +313,16 @@ class FrameWriter:
             words: what each slot holds.
 
         Returns:
-            (tokens with the model's start token first, slot -> places of its words' last tokens).
+            (tokens with the model's start token first, slot -> indices of its words' last tokens).
         """
-        start = self._tokenizer.bos_id
-        tokens = [] if start is None else [start]
-        ends: dict[str, list[int]] = {}
-        for text, slot in self._cut(frame):
-            tokens += self.piece(text if slot is None else text + words[slot])
-            if slot is not None:
-                ends.setdefault(slot, []).append(len(tokens) - 1)
-        return tuple(tokens), ends
+        tokens, ends = self._start, {}
+        # Text, what comes before a word, its slot, text, …
+        texts = _SLOT.split(frame)
+        for text, before, slot in zip(texts[::3], texts[1::3], texts[2::3], strict=False):
+            tokens += self.piece(text) if text else ()
+            tokens += self.piece(before + words[slot])
+            ends.setdefault(slot, []).append(len(tokens) - 1)
+        return tokens + (self.piece(texts[-1]) if texts[-1] else ()), ends
 
     def check(self, frame: str, words: Mapping[str, str]) -> None:
         """Refuse a frame whose tokens, written piece by piece, are not those of the whole sentence.
@@ -341,49 +330,115 @@ class FrameWriter:
         Raises:
             ConfigError: they are not.
         """
-        start = self._tokenizer.bos_id
         text = frame.format(**words)
-        whole = [*([] if start is None else [start]), *self._tokenizer.tokenize([text])[0]]
-        if list(self.write(frame, words)[0]) != whole:
+        if self.write(frame, words)[0] != (*self._start, *self._tokenizer.tokenize([text])[0]):
             raise ConfigError(
                 f"the tokenizer of {self._tokenizer.name} joins words of {text!r} across spaces, "
-                "so the places of its words are not known: this task cannot be built for this model"
+                "so the positions of its words are not known: this task cannot be built for it"
             )
 
-    def _cut(self, frame: str) -> list[tuple[str, str | None]]:
-        """Pieces (text, None) and slots (what comes before the word, slot)."""
-        if frame not in self._parts:
-            parts: list[tuple[str, str | None]] = []
-            end = 0
-            for match in _SLOT.finditer(frame):
-                if match.start() > end:
-                    parts.append((frame[end : match.start()], None))
-                parts.append((match.group(1), match.group(2)))
-                end = match.end()
-            if end < len(frame):
-                parts.append((frame[end:], None))
-            self._parts[frame] = parts
-        return self._parts[frame]
+
+Drawn = tuple[dict[str, str], dict[str, str]] | None
+"""(labels, meta with a frame); None where they belong to another split."""
 
 
-def listed(words: str) -> tuple[str, ...]:
-    """Words of a text, in its order."""
-    return tuple(words.split())
+class FramePrompts(FrameWriter, ABC):
+    """How prompts are drawn, written and changed whose sentences are frames with words in slots.
+
+    Args:
+        tokenizer: of the model.
+        pools: attribute -> the values that a counterfactual draws from.
+        example: a word for every slot, with which all frames are checked.
+    """
+
+    name: str
+    """The task's name."""
+    frames: tuple[str, ...]
+    unseen_frame: str
+    """The frame of the split "unseen_frame"."""
+    exclusive: tuple[tuple[str, ...], ...] = ()
+    """As `Task.exclusive`."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        pools: Mapping[str, Sequence[str]],
+        example: Mapping[str, str],
+    ):
+        super().__init__(tokenizer)
+        self.pools = pools
+        for frame in (*self.frames, self.unseen_frame):
+            self.check(frame, example)
+
+    @abstractmethod
+    def draw_labels(self, draw: random.Random, split: str, frames: Sequence[str]) -> Drawn:
+        """Labels and a frame, drawn uniformly."""
+
+    @abstractmethod
+    def build(self, labels: Labels, meta: Labels) -> Prompt:
+        """The prompt of labels in the frame of `meta`."""
+
+    def sample(self, n: int, split: str, seed: int) -> list[Prompt]:
+        """Prompts of a split, drawn uniformly.
+
+        Raises:
+            ConfigError: there is no such split.
+        """
+        if split not in SPLITS:
+            raise ConfigError(f"split {split!r} is unknown: choose one of {', '.join(SPLITS)}")
+        draw = random.Random(f"{self.name} {split} {seed}")
+        frames = (self.unseen_frame,) if split == "unseen_frame" else self.frames
+        prompts = []
+        while len(prompts) < n:
+            drawn = self.draw_labels(draw, split, frames)
+            if drawn is not None:
+                labels, meta = drawn
+                prompts.append(self.build(labels, {**meta, "split": split}))
+        return prompts
+
+    def counterfactual(
+        self, prompt: Prompt, changes: Mapping[str, str | None], draw: random.Random
+    ) -> Prompt | None:
+        """The prompt with other values of some attributes, drawn from their pools where None."""
+        labels = dict(prompt.labels)
+        for attribute, value in changes.items():
+            apart = next((names for names in self.exclusive if attribute in names), (attribute,))
+            taken = {row[name] for row in (prompt.labels, labels) for name in apart}
+            left = [word for word in self.pools[attribute] if word not in taken]
+            if value is None and not left:
+                return None
+            labels[attribute] = value or draw.choice(left)
+        if any(len({labels[name] for name in names}) < len(names) for names in self.exclusive):
+            return None
+        return self.build(labels, prompt.meta)
 
 
 def single_tokens(
-    tokenizer: Tokenizer, words: Sequence[str], *, at_least: int, what: str, task: str
+    tokenizer: Tokenizer, words: str, *, at_least: int, what: str, task: str
 ) -> tuple[str, ...]:
     """The words that are one token after a space, in their order.
+
+    Args:
+        tokenizer: of the model.
+        words: with spaces between them; forms of one word, with a slash between them, are kept
+            if all are single tokens.
+        at_least: how many the task needs.
+        what: they are, for the message.
+        task: its name.
 
     Raises:
         ConfigError: there are fewer than the task needs.
     """
-    tokens = tokenizer.tokenize([f" {word}" for word in words])
-    kept = tuple(word for word, ids in zip(words, tokens, strict=True) if len(ids) == 1)
+    listed = words.split()
+    forms = [[f" {form}" for form in word.split("/")] for word in listed]
+    kept = tuple(
+        word
+        for word, texts in zip(listed, forms, strict=True)
+        if all(len(ids) == 1 for ids in tokenizer.tokenize(texts))
+    )
     if len(kept) < at_least:
         raise ConfigError(
-            f"task {task}: only {len(kept)} of its {len(words)} {what} are single tokens of "
+            f"task {task}: only {len(kept)} of its {len(listed)} {what} are single tokens of "
             f"{tokenizer.name}, and {at_least} are needed: this task cannot be built for this "
             "model; choose another task or model"
         )
@@ -396,36 +451,22 @@ def in_split(split: str, *values: str) -> bool:
     return zlib.crc32("|".join(sorted(values)).encode()) % 10 in SPLIT_BUCKETS[split]
 
 
-def require_split(split: str) -> None:
-    """Refuse a split that there is not.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    if split not in SPLIT_BUCKETS:
-        raise ConfigError(f"split {split!r} is unknown: choose one of {', '.join(SPLIT_BUCKETS)}")
-
-
-def frames_of(split: str, frames: Sequence[str], unseen: str) -> tuple[str, ...]:
-    """The frames of a split: one is kept for "unseen_frame"."""
-    return (unseen,) if split == "unseen_frame" else tuple(frames)
-
-
-TASKS = ("ioi", "greater_than", "subject_verb_agreement", "gendered_pronoun")
-"""Tasks by name; each is a module of that name here with a function `NAME_task(tokenizer)`."""
+TASKS = {
+    "ioi": "names",
+    "greater_than": "greater_than",
+    "subject_verb_agreement": "subject_verb_agreement",
+    "gendered_pronoun": "names",
+}
+"""Task -> the module beside this one with a function `TASK_task(tokenizer)`."""
 
 
 def load_task(name: str, tokenizer: Tokenizer) -> Task:
     """A task for the tokenizer of a model.
 
-    Args:
-        name: one of `TASKS`.
-        tokenizer: the language model, or whatever tokenises like it.
-
     Raises:
         ConfigError: no such task, or one whose words this tokenizer does not keep whole.
     """
     if name not in TASKS:
-        raise ConfigError(f"there is no task {name!r}: {did_you_mean(name, TASKS)}")
-    build = getattr(import_module(f".{name}", __package__), f"{name}_task")
+        raise ConfigError(f"there is no task {name!r}: {did_you_mean(name, list(TASKS))}")
+    build = getattr(import_module(f".{TASKS[name]}", __package__), f"{name}_task")
     return build(tokenizer)

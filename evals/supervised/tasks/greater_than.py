@@ -11,42 +11,37 @@ get groupings "at least c".
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from saelab.errors import ConfigError
 
 from . import (
     CrossSectionTemplate,
+    Drawn,
+    FramePrompts,
     FrameWriter,
+    Labels,
     Prompt,
     Role,
     Task,
     Tokenizer,
-    frames_of,
     in_split,
-    listed,
     probability_difference,
-    require_split,
     single_tokens,
 )
 
-EVENTS = listed(
+EVENTS = (
     "war dispute trip mission siege study project journey voyage campaign conflict program "
     "marriage reign construction expedition strike famine tour trial occupation alliance contract "
     "treaty peace friendship rivalry operation experiment investigation"
 )
 """What can last from one year to another, used with "the"."""
 
-FRAMES = (
-    "The {noun} lasted from the year {year} to the year {century}",
-    "The {noun} began in the year {year} and ended in the year {century}",
-    "The {noun} started in {year} and it went on until the year {century}",
-)
-UNSEEN_FRAME = "In the end, the {noun} went on from {year} until {century}"
 CENTURIES = tuple(str(century) for century in range(11, 20))
 YEARS = tuple(f"{year:02d}" for year in range(10, 90))
 """The first year: there is an earlier and a later ten."""
 ALL_YEARS = tuple(f"{year:02d}" for year in range(100))
+DIGITS = tuple("0123456789")
 
 
 def greater_than_task(tokenizer: Tokenizer) -> Task:
@@ -65,19 +60,19 @@ def greater_than_task(tokenizer: Tokenizer) -> Task:
             f"task greater_than: {tokenizer.name} writes years neither by digits nor by pairs of "
             "digits: this task cannot be built for this model; choose another task or model"
         )
-    task = _GreaterThan(writer, nouns, centuries, by_digit)
-    ordered = "tens" if by_digit else "year"
-    values = tuple(dict.fromkeys(year[:1] for year in YEARS)) if by_digit else YEARS
-    digits = {"tens": values, "ones": tuple("0123456789")} if by_digit else {"year": values}
+    digits = {"tens": DIGITS[1:9], "ones": DIGITS} if by_digit else {"year": YEARS}
+    prompts = _GreaterThan(tokenizer, nouns, centuries, digits)
+    ordered, values = next(iter(digits.items()))
     steps = [value for value in values if value.endswith("0") or by_digit][1:]
+    edit = (ordered,)
     return Task(
         name="greater_than",
         title="complete a year that is later than another",
         attributes={**digits, "century": centuries, "noun": nouns},
         positions=("noun", "tens", "year", "end") if by_digit else ("noun", "year", "end"),
-        answer_tokens=tuple(sorted({ids for year in ALL_YEARS for ids in task.answer(year)})),
-        sample=task.sample,
-        counterfactual=task.counterfactual,
+        answer_tokens=tuple(sorted(set(map(prompts.answer, ALL_YEARS)))),
+        sample=prompts.sample,
+        counterfactual=prompts.counterfactual,
         edits=tuple((name,) for name in (*digits, "noun")),
         groups={
             ordered: {
@@ -86,22 +81,12 @@ def greater_than_task(tokenizer: Tokenizer) -> Task:
             }
         },
         roles=(
-            Role(name="year reader", edit=(ordered,), position="end", n_heads=8),
-            Role(name="year carrier", edit=(ordered,), position="year", n_heads=4),
+            Role("year reader", edit=edit, position="end", n_heads=8),
+            Role("year carrier", edit=edit, position="year", n_heads=4),
         ),
         cross_sections=(
-            CrossSectionTemplate(
-                name="year reader out",
-                roles=("year reader",),
-                parts=(("z", "end"),),
-                edits=((ordered,),),
-            ),
-            CrossSectionTemplate(
-                name="year carrier out",
-                roles=("year carrier",),
-                parts=(("z", "year"),),
-                edits=((ordered,),),
-            ),
+            CrossSectionTemplate("year reader out", ("year reader",), (("z", "end"),), (edit,)),
+            CrossSectionTemplate("year carrier out", ("year carrier",), (("z", "year"),), (edit,)),
         ),
         metric=probability_difference,
     )
@@ -116,84 +101,50 @@ def _continuation(writer: FrameWriter, century: str, year: str) -> tuple[int, ..
 def _is_regular(writer: FrameWriter, century: str, by_digit: bool) -> bool:
     """Whether every year of a century is written in the same way, and as in other centuries."""
     parts = {year: _continuation(writer, century, year) for year in ALL_YEARS}
-    other = {year: _continuation(writer, "17", year) for year in ALL_YEARS}
-    return all(len(ids) == 1 + by_digit for ids in parts.values()) and parts == other
+    usual = {year: _continuation(writer, "17", year) for year in ALL_YEARS}
+    return all(len(ids) == 1 + by_digit for ids in parts.values()) and parts == usual
 
 
-class _GreaterThan:
-    """The words of one tokenizer, and how prompts are made from them."""
+class _GreaterThan(FramePrompts):
+    name = "greater_than"
+    frames = (
+        "The {noun} lasted from the year {year} to the year {century}",
+        "The {noun} began in the year {year} and ended in the year {century}",
+        "The {noun} started in {year} and it went on until the year {century}",
+    )
+    unseen_frame = "In the end, the {noun} went on from {year} until {century}"
 
     def __init__(
         self,
-        writer: FrameWriter,
-        nouns: tuple[str, ...],
-        centuries: tuple[str, ...],
-        by_digit: bool,
+        tokenizer: Tokenizer,
+        nouns: Sequence[str],
+        centuries: Sequence[str],
+        digits: dict[str, tuple[str, ...]],
     ):
-        self.writer = writer
-        self.nouns = nouns
-        self.centuries = centuries
-        self.by_digit = by_digit
-        self._prefix = len(writer.piece(f" {centuries[0]}"))
-        for frame in (*FRAMES, UNSEEN_FRAME):
-            year = f"{centuries[0]}32"
-            writer.check(frame, {"noun": nouns[0], "year": year, "century": centuries[0]})
+        self.nouns, self.centuries = nouns, centuries
+        self.by_digit = "tens" in digits
+        century = centuries[0]
+        example = {"noun": nouns[0], "year": f"{century}32", "century": century}
+        super().__init__(tokenizer, {**digits, "century": centuries, "noun": nouns}, example)
 
-    def answer(self, year: str) -> tuple[int, ...]:
+    def answer(self, year: str) -> int:
         """The token that begins a year after its century."""
-        return self.writer.piece(f" {self.centuries[0]}{year}")[self._prefix :][:1]
+        return _continuation(self, self.centuries[0], year)[0]
 
-    def sample(self, n: int, split: str, seed: int) -> list[Prompt]:
-        """Prompts with frame, noun, century and year drawn uniformly."""
-        require_split(split)
-        draw = random.Random(f"greater_than {split} {seed}")
-        frames = frames_of(split, FRAMES, UNSEEN_FRAME)
-        prompts = []
-        while len(prompts) < n:
-            noun, year, century = map(draw.choice, (self.nouns, YEARS, self.centuries))
-            if in_split(split, noun, year, century):
-                labels = {**self._digits(year), "century": century, "noun": noun}
-                prompts.append(self.build(labels, {"frame": draw.choice(frames), "split": split}))
-        return prompts
+    def draw_labels(self, draw: random.Random, split: str, frames: Sequence[str]) -> Drawn:
+        noun, year, century = map(draw.choice, (self.nouns, YEARS, self.centuries))
+        if not in_split(split, noun, year, century):
+            return None
+        digits = {"tens": year[0], "ones": year[1]} if self.by_digit else {"year": year}
+        return {**digits, "century": century, "noun": noun}, {"frame": draw.choice(frames)}
 
-    def _digits(self, year: str) -> dict[str, str]:
-        return {"tens": year[0], "ones": year[1]} if self.by_digit else {"year": year}
-
-    def build(self, labels: Mapping[str, str], meta: Mapping[str, str]) -> Prompt:
-        """The prompt of labels in a frame."""
+    def build(self, labels: Labels, meta: Labels) -> Prompt:
         year = labels["tens"] + labels["ones"] if self.by_digit else labels["year"]
-        century = labels["century"]
-        words = {"noun": labels["noun"], "year": century + year, "century": century}
-        tokens, ends = self.writer.write(meta["frame"], words)
+        tokens, ends = self.write(meta["frame"], {**labels, "year": labels["century"] + year})
         at_year = ends["year"][0]
         tens = {"tens": at_year - 1} if self.by_digit else {}
-        later = {self.answer(candidate)[0] for candidate in ALL_YEARS if candidate > year}
-        earlier = {self.answer(candidate)[0] for candidate in ALL_YEARS if candidate <= year}
-        return Prompt(
-            tokens=tokens,
-            labels=dict(labels),
-            positions={"noun": ends["noun"][0], **tens, "year": at_year, "end": len(tokens) - 1},
-            correct=tuple(sorted(later - earlier)),
-            incorrect=tuple(sorted(earlier - later)),
-            meta=dict(meta),
-        )
-
-    def counterfactual(
-        self, prompt: Prompt, changes: Mapping[str, str | None], draw: random.Random
-    ) -> Prompt | None:
-        """The prompt with another year, tens, ones, century or noun."""
-        tens = tuple(dict.fromkeys(year[0] for year in YEARS))
-        pools = {
-            "year": YEARS,
-            "tens": tens,
-            "ones": tuple("0123456789"),
-            "century": self.centuries,
-            "noun": self.nouns,
-        }
-        labels = dict(prompt.labels)
-        for attribute, value in changes.items():
-            left = [word for word in pools[attribute] if word != labels[attribute]]
-            if value is None and not left:
-                return None
-            labels[attribute] = value or draw.choice(left)
-        return self.build(labels, prompt.meta)
+        positions = {"noun": ends["noun"][0], **tens, "year": at_year, "end": len(tokens) - 1}
+        later = {self.answer(candidate) for candidate in ALL_YEARS if candidate > year}
+        earlier = {self.answer(candidate) for candidate in ALL_YEARS if candidate <= year}
+        right, wrong = sorted(later - earlier), sorted(earlier - later)
+        return Prompt(tokens, labels, positions, tuple(right), tuple(wrong), meta)

@@ -10,55 +10,32 @@ Source: arXiv 2405.08366's general interface; the frames are our own, the idea i
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
-
-from saelab.errors import ConfigError
 
 from . import (
     CrossSectionTemplate,
-    FrameWriter,
+    Drawn,
+    FramePrompts,
+    Labels,
     Prompt,
     Role,
     Task,
     Tokenizer,
-    frames_of,
     in_split,
-    listed,
     most_likely_of,
-    require_split,
+    single_tokens,
 )
 
-NOUNS = tuple(
-    (word, word + "s")
-    for word in listed(
-        "boy girl king queen doctor teacher student farmer driver writer author singer "
-        "actor artist lawyer judge nurse officer pilot soldier worker manager engineer chef dancer "
-        "painter poet priest guard guest hunter sailor parent friend neighbor player leader "
-        "senator president minister professor scientist customer client patient visitor tourist"
-    )
+PEOPLE = (
+    "boy girl king queen doctor teacher student farmer driver writer author singer "
+    "actor artist lawyer judge nurse officer pilot soldier worker manager engineer chef dancer "
+    "painter poet priest guard guest hunter sailor parent friend neighbor player leader "
+    "senator president minister professor scientist customer client patient visitor tourist"
 )
-"""Nouns of people: (singular, plural)."""
-
-VERBS = (
-    ("is", "are"),
-    ("was", "were"),
-    ("has", "have"),
-    ("needs", "need"),
-    ("does", "do"),
-    ("knows", "know"),
-)
-"""Verbs: (form of a singular subject, form of a plural one)."""
-
-FRAMES = (
-    "Everyone knows that the {subject} beside the {attractor}",
-    "It is true that the {subject} behind the {attractor}",
-    "These days the {subject} with the {attractor}",
-)
-UNSEEN_FRAME = "The {subject} on the left of the {attractor}"
+VERBS = "is/are was/were has/have needs/need does/do knows/know"
+"""Forms of a singular and of a plural subject."""
 NUMBERS = ("singular", "plural")
-MOST_NOUNS = 40
-FEWEST_NOUNS = 5
 
 
 def subject_verb_agreement_task(tokenizer: Tokenizer) -> Task:
@@ -67,148 +44,83 @@ def subject_verb_agreement_task(tokenizer: Tokenizer) -> Task:
     Raises:
         ConfigError: too few nouns or verbs have single tokens for both forms.
     """
-    forms = _single_pairs(tokenizer, NOUNS, FEWEST_NOUNS, "nouns")[:MOST_NOUNS]
-    verbs = _single_pairs(tokenizer, VERBS, 2, "verbs")
-    task = _Agreement(FrameWriter(tokenizer), dict(forms), dict(verbs))
-    nouns = tuple(singular for singular, _ in forms)
-    answers = tuple(task.writer.token(form) for pair in verbs for form in pair)
+    pick = partial(single_tokens, tokenizer, task="subject_verb_agreement")
+    people = " ".join(f"{word}/{word}s" for word in PEOPLE.split())
+    nouns = dict(pair.split("/") for pair in pick(people, at_least=5, what="nouns")[:40])
+    verbs = dict(pair.split("/") for pair in pick(VERBS, at_least=2, what="verbs"))
+    prompts = _Agreement(tokenizer, nouns, verbs)
+    answers = tuple(prompts.token(form) for pair in verbs.items() for form in pair)
+    number, attractor, noun = ("number",), ("attractor_number",), ("noun",)
+    reader = ("number reader",)
     return Task(
         name="subject_verb_agreement",
         title="give the verb the number of its subject",
         attributes={
             "number": NUMBERS,
-            "noun": nouns,
+            "noun": tuple(nouns),
             "attractor_number": NUMBERS,
-            "attractor": nouns,
+            "attractor": tuple(nouns),
         },
         positions=("subject", "attractor", "end"),
         answer_tokens=answers,
         predict=partial(most_likely_of, tokens=answers),
-        sample=task.sample,
-        counterfactual=task.counterfactual,
-        edits=(("number",), ("attractor_number",), ("noun",)),
-        exclusive=(("noun", "attractor"),),
+        sample=prompts.sample,
+        counterfactual=prompts.counterfactual,
+        edits=(number, attractor, noun),
+        exclusive=prompts.exclusive,
         roles=(
-            Role(name="number reader", edit=("number",), position="end", n_heads=8),
-            Role(
-                name="attractor reader",
-                edit=("attractor_number",),
-                position="end",
-                n_heads=4,
-                not_in=("number reader",),
-            ),
+            Role("number reader", edit=number, position="end", n_heads=8),
+            Role("attractor reader", edit=attractor, position="end", n_heads=4, not_in=reader),
         ),
         cross_sections=(
             CrossSectionTemplate(
-                name="number reader out",
-                roles=("number reader",),
-                parts=(("z", "end"),),
-                edits=(("number",), ("attractor_number",)),
+                "number reader out", reader, (("z", "end"),), edits=(number, attractor)
             ),
-            CrossSectionTemplate(
-                name="number reader v",
-                roles=("number reader",),
-                parts=(("v", "subject"),),
-                edits=(("number",), ("noun",)),
-            ),
+            CrossSectionTemplate("number reader v", reader, (("v", "subject"),), (number, noun)),
         ),
     )
 
 
-def _single_pairs(
-    tokenizer: Tokenizer, pairs: tuple[tuple[str, str], ...], at_least: int, what: str
-) -> tuple[tuple[str, str], ...]:
-    """The pairs of which both forms are single tokens after a space."""
-    tokens = tokenizer.tokenize([f" {form}" for pair in pairs for form in pair])
-    kept = tuple(
-        pair
-        for index, pair in enumerate(pairs)
-        if len(tokens[2 * index]) == 1 and len(tokens[2 * index + 1]) == 1
+class _Agreement(FramePrompts):
+    name = "subject_verb_agreement"
+    frames = (
+        "Everyone knows that the {subject} beside the {attractor}",
+        "It is true that the {subject} behind the {attractor}",
+        "These days the {subject} with the {attractor}",
     )
-    if len(kept) < at_least:
-        raise ConfigError(
-            f"task subject_verb_agreement: only {len(kept)} of its {len(pairs)} {what} have single "
-            f"tokens for both forms in {tokenizer.name}, and {at_least} are needed: this task "
-            "cannot be built for this model; choose another task or model"
-        )
-    return kept
+    unseen_frame = "The {subject} on the left of the {attractor}"
+    exclusive = (("noun", "attractor"),)
 
+    def __init__(self, tokenizer: Tokenizer, nouns: dict[str, str], verbs: dict[str, str]):
+        self.nouns, self.verbs = nouns, verbs
+        words = list(nouns)
+        pools = {"number": NUMBERS, "attractor_number": NUMBERS, "noun": words, "attractor": words}
+        super().__init__(tokenizer, pools, {"subject": words[0], "attractor": words[1]})
 
-class _Agreement:
-    """The words of one tokenizer, and how prompts are made from them."""
-
-    def __init__(self, writer: FrameWriter, nouns: dict[str, str], verbs: dict[str, str]):
-        self.writer = writer
-        self.nouns = nouns
-        self.verbs = verbs
-        first, second, *_ = nouns
-        for frame in (*FRAMES, UNSEEN_FRAME):
-            writer.check(frame, {"subject": first, "attractor": second})
-
-    def sample(self, n: int, split: str, seed: int) -> list[Prompt]:
-        """Prompts with frame, nouns, numbers and verb drawn uniformly; the nouns differ."""
-        require_split(split)
-        draw = random.Random(f"subject_verb_agreement {split} {seed}")
-        frames = frames_of(split, FRAMES, UNSEEN_FRAME)
-        prompts = []
-        while len(prompts) < n:
-            noun, attractor = draw.sample(list(self.nouns), 2)
-            labels = {
-                "number": draw.choice(NUMBERS),
-                "noun": noun,
-                "attractor_number": draw.choice(NUMBERS),
-                "attractor": attractor,
-            }
-            if in_split(split, *labels.values()):
-                verb = draw.choice(list(self.verbs))
-                meta = {"frame": draw.choice(frames), "verb": verb, "split": split}
-                prompts.append(self.build(labels, meta))
-        return prompts
-
-    def build(self, labels: Mapping[str, str], meta: Mapping[str, str]) -> Prompt:
-        """The prompt of labels in a frame."""
-
-        def form(noun: str, number: str) -> str:
-            return noun if number == "singular" else self.nouns[noun]
-
-        words = {
-            "subject": form(labels["noun"], labels["number"]),
-            "attractor": form(labels["attractor"], labels["attractor_number"]),
+    def draw_labels(self, draw: random.Random, split: str, frames: Sequence[str]) -> Drawn:
+        noun, attractor = draw.sample(list(self.nouns), 2)
+        numbers = draw.choice(NUMBERS), draw.choice(NUMBERS)
+        labels = {
+            "number": numbers[0],
+            "noun": noun,
+            "attractor_number": numbers[1],
+            "attractor": attractor,
         }
-        tokens, ends = self.writer.write(meta["frame"], words)
-        answers = [
-            (self.writer.token(meta["verb"]),),
-            (self.writer.token(self.verbs[meta["verb"]]),),
-        ]
-        if labels["number"] == "plural":
-            answers.reverse()
-        return Prompt(
-            tokens=tokens,
-            labels=dict(labels),
-            positions={
-                "subject": ends["subject"][0],
-                "attractor": ends["attractor"][0],
-                "end": len(tokens) - 1,
-            },
-            correct=answers[0],
-            incorrect=answers[1],
-            meta=dict(meta),
-        )
-
-    def counterfactual(
-        self, prompt: Prompt, changes: Mapping[str, str | None], draw: random.Random
-    ) -> Prompt | None:
-        """The prompt with the number or the noun of subject or attractor changed."""
-        labels = dict(prompt.labels)
-        for attribute, value in changes.items():
-            if attribute in ("number", "attractor_number"):
-                labels[attribute] = value or NUMBERS[labels[attribute] == "singular"]
-                continue
-            taken = {labels["noun"], labels["attractor"], prompt.labels[attribute]}
-            left = [noun for noun in self.nouns if noun not in taken]
-            if value is None and not left:
-                return None
-            labels[attribute] = value or draw.choice(left)
-        if labels["noun"] == labels["attractor"]:
+        if not in_split(split, *labels.values()):
             return None
-        return self.build(labels, prompt.meta)
+        verb = draw.choice(list(self.verbs))
+        return labels, {"frame": draw.choice(frames), "verb": verb}
+
+    def build(self, labels: Labels, meta: Labels) -> Prompt:
+        words = {
+            slot: labels[noun] if labels[number] == "singular" else self.nouns[labels[noun]]
+            for slot, noun, number in (
+                ("subject", "noun", "number"),
+                ("attractor", "attractor", "attractor_number"),
+            )
+        }
+        tokens, ends = self.write(meta["frame"], words)
+        positions = {slot: ends[slot][0] for slot in words} | {"end": len(tokens) - 1}
+        forms = (self.token(meta["verb"]),), (self.token(self.verbs[meta["verb"]]),)
+        right, wrong = forms if labels["number"] == "singular" else forms[::-1]
+        return Prompt(tokens, labels, positions, right, wrong, meta)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from saelab.evals.supervised.config import SupervisedConfig
+from saelab.evals.supervised.suite import SupervisedConfig
 
 SPEC = importlib.util.spec_from_file_location("planted", Path(__file__).with_name("planted.py"))
 assert SPEC is not None and SPEC.loader is not None

@@ -13,9 +13,9 @@ import torch
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.evals.suite import result_of, write_result
-from saelab.evals.supervised.command import SUITE
 from saelab.evals.supervised.contenders import form_candidates
-from saelab.evals.supervised.suite import judge_task
+from saelab.evals.supervised.judge import judge_task
+from saelab.evals.supervised.suite import SUITE
 from saelab.evals.supervised.task_cache import EVERY_ROW
 from saelab.evals.supervised.tasks import Prompt, Task
 from saelab.model.language_model import LanguageModel

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from saelab.evals.supervised.circuit import circuit_charts, write_circuit_page
+from saelab.evals.supervised.circuit import (
+    Circuit,
+    RoleEffects,
+    circuit_charts,
+    write_circuit_page,
+)
 
 
 def test_a_heat_map_shows_every_head_and_marks_those_of_the_role(tmp_path):
     effects = [[0.0, 0.1], [-0.4, 0.02], [0.3, 0.0]]
-    role = {
-        "name": "reader",
-        "edit": ["io"],
-        "position": "end",
-        "n_prompts": 8,
-        "whole": 0.9,
-        "effects": effects,
-        "heads": [[1, 0], [2, 0]],
-    }
-    circuit = {"roles": [role], "model": "m", "task": "ioi", "clean_metric": 2.0}
+    role = RoleEffects(
+        name="reader",
+        edit=("io",),
+        position="end",
+        n_prompts=8,
+        whole=0.9,
+        effects=effects,
+        heads=((1, 0), (2, 0)),
+    )
+    circuit = Circuit("ioi", "m", 2.0, (role,))
     (chart,) = circuit_charts(circuit)
     heat, outline = chart.series
     assert heat.z is not None

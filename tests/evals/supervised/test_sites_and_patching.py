@@ -7,25 +7,19 @@ import random
 import pytest
 import torch
 
+from saelab.config import to_plain
 from saelab.errors import ArtifactError, ConfigError, ModelError
-from saelab.evals.supervised.checks import (
+from saelab.evals.supervised.circuit import cross_sections_of, find_circuit, find_sites
+from saelab.evals.supervised.contenders import load_supervised, save_supervised
+from saelab.evals.supervised.dictionaries import fit_supervised
+from saelab.evals.supervised.section import (
     base_accuracy,
     coverage,
     cramers_v,
     dependence,
     require_able,
-    require_coverage,
     strong_pairs,
 )
-from saelab.evals.supervised.circuit import (
-    CircuitConfig,
-    cross_sections_of,
-    effects_table,
-    find_circuit,
-    write_circuit,
-)
-from saelab.evals.supervised.contenders import load_supervised, save_supervised
-from saelab.evals.supervised.dictionaries import fit_supervised
 from saelab.evals.supervised.sites import (
     CrossSection,
     PromptSite,
@@ -303,18 +297,12 @@ def test_sites_that_are_not_there_are_refused(tiny_model, task):
 
 
 def test_the_circuit_search_patches_every_head_alone(tiny_model, task, tmp_path):
-    class Bar:
-        done = 0.0
-
-        def update(self, n):
-            self.done += n
-
-    config = CircuitConfig(n_prompts=11, least_effect=0.0)
+    config = {"n_prompts": 11, "least_effect": 0.0}
     # The tiny model answers at random: shift the metric so that its mean is positive.
     shifted = Task(
         **{**vars(task), "metric": lambda logits, prompts: task.metric(logits, prompts) + 5}
     )
-    circuit = find_circuit(tiny_model, shifted, config)
+    circuit = find_circuit(tiny_model, shifted, **config)
     prompts = task.sample(11, "train", 0)
     from saelab.evals.supervised.tasks import counterfactual_pairs
 
@@ -323,18 +311,18 @@ def test_the_circuit_search_patches_every_head_alone(tiny_model, task, tmp_path)
     assert circuit.clean_metric == pytest.approx(clean, rel=1e-4)
     for one in circuit.roles:
         for layer, head in [(0, 0), (1, 3), (2, 2)]:
-            site = PromptSite("z", layer, head, one.role.position)
+            site = PromptSite("z", layer, head, one.position)
             logits = whole_run(tiny_model, prompts, gather(tiny_model, targets, [site]))
             effect = 1 - float(shifted.metric(logits, prompts).mean()) / clean
-            assert float(one.effects[layer, head]) == pytest.approx(effect, abs=1e-4)
+            assert one.effects[layer][head] == pytest.approx(effect, abs=1e-4)
     reader, other = circuit.roles
     assert len(reader.heads) == 3
     assert not set(reader.heads) & set(other.heads)
-    sizes = [abs(float(reader.effects[head])) for head in reader.heads]
+    sizes = [abs(reader.effects[layer][head]) for layer, head in reader.heads]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == pytest.approx(float(reader.effects.abs().max()))
-    write_circuit(tmp_path / "circuit.json", circuit, config)
-    assert read_json(tmp_path / "circuit.json")["circuit"] == effects_table(circuit)
+    assert sizes[0] == pytest.approx(max(abs(effect) for row in reader.effects for effect in row))
+    find_sites(tmp_path / "sites.json", tiny_model, shifted, **config)
+    assert read_json(tmp_path / "sites.circuit.json")["circuit"] == to_plain(circuit)
 
 
 def test_cross_sections_share_key_heads_and_leave_out_empty_ones(tiny_model, task):
@@ -346,14 +334,14 @@ def test_cross_sections_share_key_heads_and_leave_out_empty_ones(tiny_model, tas
 
 def test_checks_of_a_task(tiny_model, task, prompts):
     found = coverage(task, prompts)
-    assert found["word"].fewest == min(
+    assert min(found["word"].values()) == min(
         sum(prompt.labels["word"] == value for prompt in prompts) for value in "0123"
     )
     with pytest.raises(ConfigError, match="values of 'word' have no example among 1 prompts"):
-        require_coverage(task, prompts[:1])
+        coverage(task, prompts[:1])
     accuracy = base_accuracy(tiny_model, task, prompts)
     logits = whole_run(tiny_model, prompts, {})
-    assert accuracy.positive == pytest.approx(
+    assert accuracy["share with a positive metric"] == pytest.approx(
         float((task.metric(logits, prompts) > 0).float().mean())
     )
     with pytest.raises(ModelError, match="prefers the right answer in"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from saelab.evals.supervised.config import SupervisedConfig
 from saelab.evals.supervised.contenders import form_candidates
 from saelab.evals.supervised.scores import spread_over_seeds
 from saelab.evals.supervised.sites import PromptSite, gather
+from saelab.evals.supervised.suite import SupervisedConfig
 from saelab.evals.supervised.task_cache import write_task_caches
 from saelab.training.config import TrainConfig
 from saelab.training.methods import MethodOptions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from saelab.evals.suite import show
-from saelab.evals.supervised.command import SUITE
+from saelab.evals.supervised.suite import SUITE
 from saelab.evals.supervised.toys import OcclusionToy, SplittingToy, toys_result
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.report.draw import draw
@@ -63,7 +63,7 @@ def test_toys():
         SplittingToy(penalty=penalty, ideal=ideal, random=random, ideal_scale=0.5, ideal_bias=1.5)
         for penalty, ideal, random in ((1.0, 100.7, 81.5), (3.0, 102.9, 95.9))
     ]
-    toy = OcclusionToy(share_found={"0.5": {"long": 0.97, "short": 0.68}}, l0=4.0)
+    toy = OcclusionToy(shares={("long", 0.5): 0.97, ("short", 0.5): 0.68}, l0=4.0)
     result = toys_result(splitting, {(1.5, 0.2): toy})
     alts = [draw(chart).alt for chart in result.charts]
     assert "λ 1: 100.70 against 81.50" in alts[0]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from saelab.cache import open_cache
 from saelab.errors import ArtifactError, ConfigError, ModelError
 from saelab.evals.suite import evaluate, run_command
-from saelab.evals.supervised.command import SUITE
-from saelab.evals.supervised.config import SupervisedConfig
 from saelab.evals.supervised.contenders import form_candidates
 from saelab.evals.supervised.sites import CrossSection, PromptSite, write_cross_sections
+from saelab.evals.supervised.suite import SUITE, SupervisedConfig
 from saelab.evals.supervised.task_cache import write_task_caches
+from saelab.formats.lock import writer_lock
 
 
 def judge(planted, tmp_path, names=("identity",), task=None, **settings):
@@ -127,15 +129,15 @@ def test_where_the_supervised_dictionary_fails_nothing_is_judged(planted, tmp_pa
 
 
 def test_the_gate_keeps_dictionaries_from_being_judged(planted, tmp_path, monkeypatch):
-    from saelab.evals.supervised import suite
-    from saelab.evals.supervised.checks import Gate
+    from saelab.evals.supervised import judge as judging
+    from saelab.evals.supervised.judge import Gate
 
-    monkeypatch.setattr(suite, "GATE", Gate(sufficiency=1.5))
+    monkeypatch.setattr(judging, "GATE", Gate(sufficiency=1.5))
     measured, result = judge(planted, tmp_path)
     assert not any(score.contender == "identity" for score in measured.data["scores"])
     notes = " ".join(result.notes)
     assert "fails test 1 here: sufficiency 1.00 (below 1.5)" in notes
-    monkeypatch.setattr(suite, "GATE", Gate(accuracy=1.5))
+    monkeypatch.setattr(judging, "GATE", Gate(accuracy=1.5))
     measured, _ = judge(planted, tmp_path, overwrite=True, judge_anyway=False)
     judged = [score for score in measured.data["scores"] if score.contender == "identity"]
     assert judged and not any(score.edit for score in judged)
@@ -156,3 +158,17 @@ def test_a_result_that_is_there_is_not_replaced_unasked(tmp_path):
         evaluate(SUITE, [], SupervisedConfig(out=tmp_path))
     with pytest.raises(ConfigError, match="exists already: add --overwrite to replace it"):
         run_command(SUITE, ["--find-sites", str(tmp_path / "supervised.json")])
+
+
+@pytest.mark.parametrize("option", ["--find-sites", "--write-cache", "--toys"])
+def test_a_second_writer_is_refused_in_one_line_that_names_the_first(tmp_path, option):
+    target = tmp_path / "out" / "target"
+    arguments = [option, str(target), "--sites", str(tmp_path / "sites.json")]
+    with (
+        writer_lock(target),
+        pytest.raises(
+            ConfigError, match=rf"is being written by process {os.getpid()} on "
+        ) as caught,
+    ):
+        run_command(SUITE, arguments)
+    assert "\n" not in str(caught.value) and not target.exists()
