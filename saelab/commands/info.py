@@ -216,7 +216,7 @@ def _describe_evaluation(file: Path, manifest: dict[str, Any]) -> list[str]:
 
 
 def _describe_comparison(file: Path, manifest: dict[str, Any]) -> list[str]:
-    from saelab.formats.comparison import read_comparison
+    from saelab.formats.evaluation_result import read_comparison
 
     read_comparison(file)
     lines = [f"dictionaries: {len(manifest['dictionaries'])}"]
