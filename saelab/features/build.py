@@ -63,9 +63,7 @@ class StoreSources:
     shards: Shards
     """Codes and text."""
     dictionary: Dictionary
-    """The dictionary."""
     vocabulary: Vocabulary
-    """Text of the tokens."""
     lens: Lens | None
     """The model's way to the logits; None where the dictionary does not write to it."""
     no_lens_because: str
@@ -109,23 +107,6 @@ def write_store(path: Path, sources: StoreSources) -> dict[str, Any]:
         manifest = build.manifest()
         writer.manifest(manifest)
     return manifest
-
-
-def store_id_of(sources: StoreSources, tokens_sha256: str) -> str:
-    """SHA-256 over weights, tokens and everything else that decides a store's content."""
-    build = {
-        name: sources.made_from.get(name)
-        for name in ("model_hash", "model_dtype", "hook_point", "row_rule", "norm_ceiling")
-    }
-    return hash_of(
-        {
-            "weights": sources.made_from["weights_sha256"],
-            "tokens": tokens_sha256,
-            "build": build,
-            "options": sources.options.to_json(),
-            "schema_version": SCHEMA_VERSION,
-        }
-    )
 
 
 class _Build:
@@ -321,6 +302,14 @@ class _Build:
         """What the store says of itself."""
         sources, shards = self._sources, self._shards
         tokens_sha256 = hashlib.sha256(shards.tokens.astype("<u4").tobytes()).hexdigest()
+        decisive = ("model_hash", "model_dtype", "hook_point", "row_rule", "norm_ceiling")
+        content = {
+            "weights": sources.made_from["weights_sha256"],
+            "tokens": tokens_sha256,
+            "build": {name: sources.made_from.get(name) for name in decisive},
+            "options": self._options.to_json(),
+            "schema_version": SCHEMA_VERSION,
+        }
         lens = sources.lens
         manifest = new_manifest(
             KIND,
@@ -329,7 +318,7 @@ class _Build:
             made_from={**sources.made_from, "tokens_sha256": tokens_sha256},
         )
         return manifest | {
-            "store_id": store_id_of(sources, tokens_sha256),
+            "store_id": hash_of(content),
             "asked": dict(sources.asked),
             "dictionary": dict(sources.dictionary_facts),
             "n_features": self._d_sae,

@@ -71,14 +71,7 @@ class SearchHit(NamedTuple):
 
 
 class FeatureStore:
-    """A feature store, open for reading; safe to share between threads.
-
-    Args:
-        path: the SQLite file, or the dictionary folder that holds it.
-
-    Raises:
-        ArtifactError: missing, not a feature store, damaged, or from a newer saelab.
-    """
+    """A feature store, open for reading; safe to share between threads. See `open_features`."""
 
     def __init__(self, path: Path):
         path = Path(path)

@@ -70,15 +70,7 @@ class ReconstructionStatistics:
         self.squared_error.index_add_(0, flat_group, squared_error)
         norm, norm_hat = x.norm(dim=1), hat.norm(dim=1)
         product = (x * hat).sum(dim=1)
-        self._add_sums(norm, norm_hat, product)
-        self._add_to_norm_bins(norm, squared_error.sqrt())
 
-    def _add_sums(
-        self,
-        norm: Float[Tensor, " batch"],
-        norm_hat: Float[Tensor, " batch"],
-        product: Float[Tensor, " batch"],
-    ) -> None:
         def ratio(above: Tensor, below: Tensor) -> Tensor:
             return torch.where(below > 0, above / below.clamp(min=1e-300), 0.0)
 
@@ -93,14 +85,10 @@ class ReconstructionStatistics:
         }
         for name, addition in additions.items():
             self.sums[name] += addition.sum().item()
-
-    def _add_to_norm_bins(
-        self, norm: Float[Tensor, " batch"], error_norm: Float[Tensor, " batch"]
-    ) -> None:
         decades = norm.clamp(min=10.0 ** NORM_DECADES[0]).log10() - NORM_DECADES[0]
         index = (decades * NORM_BINS_PER_DECADE).long().clamp(max=len(self.norm_count) - 1)
         self.norm_count.index_add_(0, index, torch.ones_like(index))
-        self.norm_error.index_add_(0, index, error_norm)
+        self.norm_error.index_add_(0, index, squared_error.sqrt())
 
     @property
     def n_rows(self) -> int:

@@ -205,14 +205,13 @@ def _fraction(config: TextConfig, purpose: str, text: str) -> float:
 
 
 def _check_shape(model: LanguageModel, context: int, batch: int, skip: int) -> None:
-    shortest = 2 if model.bos_id is not None else 1
-    problems = []
-    if context < shortest:
-        problems.append(f"context_length is {context}: expected at least {shortest}")
-    if batch < 1:
-        problems.append(f"batch_contexts is {batch}: expected at least 1")
-    if skip < 0:
-        problems.append(f"skip_contexts is {skip}: expected at least 0")
+    least = {"context_length": (context, 1 if model.bos_id is None else 2)}
+    least |= {"batch_contexts": (batch, 1), "skip_contexts": (skip, 0)}
+    problems = [
+        f"{name} is {value}: expected at least {bound}"
+        for name, (value, bound) in least.items()
+        if value < bound
+    ]
     if problems:
         raise ConfigError(problems)
     if context > model.max_context:

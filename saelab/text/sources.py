@@ -15,6 +15,7 @@ import logging
 import random
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,19 +225,27 @@ def _line_of(file: Path, offset: int) -> str:
     return f"{file}, line {number}"
 
 
-def _row_groups(file: Path, text_field: str) -> int:
-    """How many row groups a parquet file has, after checking that its text can be read."""
+@contextmanager
+def _parquet(file: Path, what: str) -> Iterator[Any]:
+    """A parquet file, and its errors in words."""
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(file) as reader:
-            schema, groups = reader.schema_arrow, reader.num_row_groups
+            yield reader
     except (pyarrow.ArrowException, OSError) as error:
         raise TextError(
-            f"parquet file {file} cannot be read ({first_line(error)}): "
-            "it is damaged or of another type"
+            f"{what} cannot be read ({first_line(error)}): it is damaged or of another type"
         ) from None
+
+
+def _row_groups(file: Path, text_field: str) -> int:
+    """How many row groups a parquet file has, after checking that its text can be read."""
+    import pyarrow
+
+    with _parquet(file, f"parquet file {file}") as reader:
+        schema, groups = reader.schema_arrow, reader.num_row_groups
     if text_field not in schema.names:
         text_of(dict.fromkeys(schema.names), text_field, str(file))
     kind = schema.field(text_field).type
@@ -246,17 +255,8 @@ def _row_groups(file: Path, text_field: str) -> int:
 
 
 def _read_row_group(file: Path, group: int, text_field: str, seed: int) -> Iterator[Document]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(file) as reader:
-            column = reader.read_row_group(group, columns=[text_field]).column(0)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise TextError(
-            f"row group {group} of parquet file {file} cannot be read "
-            f"({first_line(error)}): the file is damaged"
-        ) from None
+    with _parquet(file, f"row group {group} of parquet file {file}") as reader:
+        column = reader.read_row_group(group, columns=[text_field]).column(0)
     for row in shuffled(len(column), seed):
         text = column[row].as_py()
         if text is not None and text.strip():
