@@ -13,7 +13,7 @@ from saelab.cache.config import ModelDtype
 from saelab.cache.token_filter import TokenFilter
 from saelab.config import parse_arguments, to_plain
 from saelab.errors import ConfigError
-from saelab.text.config import TextConfig
+from saelab.text.sources import TextConfig
 
 if TYPE_CHECKING:
     from saelab.dictionary import Dictionary, Site

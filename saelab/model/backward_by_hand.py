@@ -1,19 +1,28 @@
-"""The backward pass of causal attention by hand, for a CPU and half precision.
+"""Backward passes by hand where autograd is slow: causal attention, and RMS norms.
 
-PyTorch's fused attention takes six times as long backward as forward in bfloat16 (SmolLM2-135M,
-contexts of 256 tokens); as five batched products it takes half of that. The forward pass stays
-PyTorch's, to the bit. At contexts of 1,024 tokens both ways take about the same time.
+PyTorch's fused attention takes six times as long backward as forward in bfloat16 on a CPU
+(SmolLM2-135M, contexts of 256 tokens); as five batched products it takes half of that. At contexts
+of 1,024 tokens both ways take about the same time.
+
+Autograd goes through Hugging Face's RMS norm as a dozen operations on float32 copies of the
+residual stream, and keeps two of them. The closed form, on pieces that stay in a core's cache,
+takes half the time and keeps nothing but the input.
+
+The forward passes stay PyTorch's and the module's, to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -24,6 +33,10 @@ QUERY_ROWS = (128, 256)
 half and more need not be computed."""
 SCORE_ELEMENTS = 1 << 22
 """Attention scores held at once (8 MB in bfloat16), if one context has no more."""
+NORM_ROWS = 256
+"""Rows taken at once, so that their float32 copies stay in the cache."""
+NORM_AGREEMENT = 1e-4
+"""Largest relative error per row of a recognised norm's gradient, in float32."""
 
 
 class AttentionByHand(TorchFunctionMode):
@@ -157,3 +170,103 @@ def _gradients_at_once(
         by_key[:, :end] += torch.bmm(by_scores.transpose(1, 2), queries)
         by_value[:, :end] += torch.bmm(weights.view_as(by_scores).transpose(1, 2), wanted)
     return by_query, by_key.to(key.dtype).view_as(key), by_value.to(value.dtype).view_as(value)
+
+
+def rms_norm_gradient(
+    x: Float[Tensor, "*rows width"],
+    weight: Float[Tensor, " width"],
+    epsilon: float,
+    gradient: Float[Tensor, "*rows width"],
+) -> Float[Tensor, "*rows width"]:
+    """Gradient of y = w·x·r, r = (mean(x²) + ε)^−½, with respect to x.
+
+    With t = w·g it is r·t − x·r³·mean(t·x), in float32 or the dtype of x, whichever is finer.
+
+    Args:
+        x: input of the norm.
+        weight: w, one per entry.
+        epsilon: ε.
+        gradient: g, of the loss with respect to y.
+    """
+    width = x.shape[-1]
+    fine = torch.promote_types(x.dtype, torch.float32)
+    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    scale = weight.to(fine)
+    for part, wanted, out in zip(
+        x.reshape(-1, width).split(NORM_ROWS),
+        gradient.reshape(-1, width).split(NORM_ROWS),
+        result.view(-1, width).split(NORM_ROWS),
+        strict=True,
+    ):
+        fine_x, t = part.to(fine), wanted.to(fine) * scale
+        length = torch.linalg.vector_norm(fine_x, dim=-1, keepdim=True)
+        r = length.square_().div_(width).add_(epsilon).rsqrt_()
+        along = (t * fine_x).mean(dim=-1, keepdim=True).mul_(r.pow(3))
+        out.copy_(t.mul_(r).addcmul_(fine_x, along, value=-1))
+    return result
+
+
+def rms_epsilon(module: nn.Module) -> float | None:
+    """The ε of an RMS norm y = w·x·r; None for any other module.
+
+    The name only says where to look: a copy with random weights must have the closed-form gradient,
+    which a norm with gain 1 + w or with its mean taken off has not.
+    """
+    if not type(module).__name__.endswith("RMSNorm") or "forward" in vars(module):
+        return None
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    state = [(name, tensor.dim()) for name, tensor in module.state_dict().items()]
+    if not isinstance(epsilon, float) or state != [("weight", 1)]:
+        return None
+    return epsilon if _has_closed_form(module, epsilon) else None
+
+
+@contextmanager
+def closed_form(module: nn.Module, epsilon: float) -> Iterator[None]:
+    """Within, the module records `rms_norm_gradient` for its backward pass.
+
+    Args:
+        module: a norm with a frozen weight.
+        epsilon: what `rms_epsilon` says.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        return _RmsNorm.apply(x, module, epsilon)
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Module, epsilon: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.epsilon = module.weight, epsilon
+        return type(module).forward(module, x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return rms_norm_gradient(x, ctx.weight, ctx.epsilon, gradients[0]), None, None
+
+
+def _has_closed_form(module: nn.Module, epsilon: float) -> bool:
+    probe: Any = copy.deepcopy(module).to("cpu", torch.float32)
+    sample = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    width = int(probe.weight.shape[0])
+    probe.weight.data = 1 + sample(width)
+    # Some rows are of the size of √ε, where it counts.
+    x = sample(4, 3, width) * torch.tensor([epsilon**0.5, 0.1, 1.0, 30.0])[:, None, None]
+    wanted = sample(4, 3, width)
+    with torch.enable_grad():
+        x.requires_grad_(True)
+        try:
+            (expected,) = torch.autograd.grad(probe(x), x, wanted)
+        except (RuntimeError, TypeError):
+            return False
+    by_hand = rms_norm_gradient(x.detach(), probe.weight.detach(), epsilon, wanted)
+    error = (by_hand - expected).norm(dim=-1) / expected.norm(dim=-1)
+    return bool((error < NORM_AGREEMENT).all())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from saelab.model.gradients import loss_gradients
+from saelab.model import gradients
 from saelab.model.language_model import load_language_model
 
 SEVERAL = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
@@ -87,7 +87,7 @@ def test_gradients_by_autograd_alone_are_the_same(folder):
 
 
 def test_gradients_without_lean_backward_are_the_same(folder, monkeypatch):
-    monkeypatch.setattr(loss_gradients, "PROBE_AGREEMENT", 0)
+    monkeypatch.setattr(gradients, "PROBE_AGREEMENT", 0)
     model = load_language_model(str(folder), dtype="float64", device="cpu")
     assert agree(model, folder, SEVERAL)
     assert model._loss_gradients._lean is None
@@ -99,7 +99,7 @@ def test_an_architecture_that_changes_activations_in_place_is_left_to_autograd(
     def refuse(self):
         raise RuntimeError("modified by an inplace operation")
 
-    monkeypatch.setattr(loss_gradients.LeanBackward, "active", refuse)
+    monkeypatch.setattr(gradients.LeanBackward, "active", refuse)
     model = load_language_model(str(tiny_model_folder), dtype="float64", device="cpu")
     with caplog.at_level("INFO", logger="saelab"):
         assert agree(model, tiny_model_folder, SEVERAL)
@@ -110,7 +110,7 @@ def test_an_architecture_that_changes_activations_in_place_is_left_to_autograd(
 def test_gradients_do_not_depend_on_contexts_per_pass(exact, monkeypatch, pass_bytes):
     tokens = some_tokens(exact, contexts=5)
     expected = exact.capture_with_gradients(tokens, SEVERAL)
-    monkeypatch.setattr(loss_gradients, "PASS_BYTES", pass_bytes)
+    monkeypatch.setattr(gradients, "PASS_BYTES", pass_bytes)
     found = exact.capture_with_gradients(tokens, SEVERAL)
     for name in SEVERAL:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-12)

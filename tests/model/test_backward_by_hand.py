@@ -8,11 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from saelab.model import token_loss
-from saelab.model.gradients import attention_backward, norm_backward
-from saelab.model.gradients.attention_backward import AttentionByHand, attention_gradients
-from saelab.model.gradients.norm_backward import closed_form, rms_epsilon, rms_norm_gradient
-from saelab.model.token_loss import next_token_loss, next_token_loss_gradient
+from saelab.model import backward_by_hand, gradients
+from saelab.model.backward_by_hand import (
+    AttentionByHand,
+    attention_gradients,
+    closed_form,
+    rms_epsilon,
+    rms_norm_gradient,
+)
+from saelab.model.gradients import next_token_loss, next_token_loss_gradient
 
 
 def sampler(seed=0, dtype=torch.float64):
@@ -40,7 +44,7 @@ def head_of(d_model, d_vocab, *, bias, dtype=torch.float64):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("chunk_rows", [1, 4, 1000])
 def test_loss_gradient_equals_autograd(bias, chunk_rows, monkeypatch):
-    monkeypatch.setattr(token_loss, "HEAD_CHUNK_ELEMENTS", 50 * chunk_rows)
+    monkeypatch.setattr(gradients, "HEAD_CHUNK_ELEMENTS", 50 * chunk_rows)
     head, hidden = head_of(8, 50, bias=bias), sampler()(3, 7, 8)
     tokens = torch.randint(0, 50, (3, 7), generator=torch.Generator().manual_seed(0))
     (expected,) = autograd_of(
@@ -103,8 +107,8 @@ def test_attention_gradients_equal_autograd(batch, key_heads, shared, seq, width
     wanted = sample(batch, key_heads * shared, seq, widths[1])
     expected = autograd_of(lambda *x: literal_attention(*x, 0.3), query, key, value, wanted=wanted)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_backward, "QUERY_ROWS", (rows, 2 * rows))
-        patch.setattr(attention_backward, "SCORE_ELEMENTS", held)
+        patch.setattr(backward_by_hand, "QUERY_ROWS", (rows, 2 * rows))
+        patch.setattr(backward_by_hand, "SCORE_ELEMENTS", held)
         found = attention_gradients(query, key, value, wanted, 0.3)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
@@ -125,9 +129,9 @@ def attention_and_gradients(inputs, **options):
 def test_attention_in_bfloat16_keeps_its_values_and_is_as_exact_as_pytorch(monkeypatch):
     inputs = heads_of(torch.bfloat16)
     used = []
-    by_hand = attention_backward.attention_gradients
+    by_hand = backward_by_hand.attention_gradients
     monkeypatch.setattr(
-        attention_backward,
+        backward_by_hand,
         "attention_gradients",
         lambda *args: used.append(1) or by_hand(*args),
     )
@@ -152,7 +156,7 @@ def test_attention_in_bfloat16_keeps_its_values_and_is_as_exact_as_pytorch(monke
     ],
 )
 def test_other_attention_is_left_to_pytorch(dtype, options, monkeypatch):
-    monkeypatch.setattr(attention_backward, "attention_gradients", None)
+    monkeypatch.setattr(backward_by_hand, "attention_gradients", None)
     inputs = heads_of(dtype, seq=20, key_heads=4)
     plain = attention_and_gradients(inputs, **options)
     with AttentionByHand():
@@ -243,6 +247,6 @@ def test_only_rms_norms_are_recognised():
 
 
 def test_a_wrong_closed_form_is_found_out(monkeypatch):
-    right = norm_backward.rms_norm_gradient
-    monkeypatch.setattr(norm_backward, "rms_norm_gradient", lambda *args: 1.001 * right(*args))
+    right = backward_by_hand.rms_norm_gradient
+    monkeypatch.setattr(backward_by_hand, "rms_norm_gradient", lambda *args: 1.001 * right(*args))
     assert rms_epsilon(llama_norm()) is None
