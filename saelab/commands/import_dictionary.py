@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from saelab.dictionary.importers.proof import Proof
 
 PROGRAM = "saelab import"
+NO_TEXT = "none"
+"""Source of the text until the user names one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class ImportCommand:
     """Hook points it reads. None given: what the source records."""
     writes: tuple[str, ...] = ()
     """Hook points it writes. None given: what the source records, or what it reads."""
-    text: TextConfig | None = None
+    text: TextConfig = field(default_factory=lambda: TextConfig(source=NO_TEXT))
     """The text it is judged on from now on; give at least --text.source."""
     context_length: int | None = None
     """Tokens in a context. None: what the source records."""
@@ -171,7 +173,9 @@ def _data_settings(command: ImportCommand, foreign: Foreign) -> tuple[Site, dict
     asked = {
         "--model (the language model)": model,
         "--reads, --writes (its hook points)": site,
-        "--text.source (text to judge it on)": command.text,
+        "--text.source (text to judge it on)": None
+        if command.text.source == NO_TEXT
+        else command.text,
         "--context-length (tokens in a context)": context_length,
     }
     missing = [flag for flag, value in asked.items() if value is None]
@@ -226,7 +230,6 @@ def _prove(
         made_from["model"], dtype=command.model_dtype, device=command.device
     )
     require_width(model, site, dictionary, command.source)
-    assert command.text is not None
     settings = (command.text, made_from["context_length"], command.token_filter)
     ceilings = norm_ceilings(model, site, *settings)
     spec = DataSpec(

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from saelab.errors import ArtifactError, ConfigError, did_you_mean
+from saelab.errors import (
+    ArtifactError,
+    ConfigError,
+    SaelabError,
+    did_you_mean,
+    out_of_memory,
+)
 
 from . import (
     batchtopk,
@@ -89,4 +95,20 @@ def read_foreign(source: Source, format_name: str | None = None) -> Iterator[For
         raise ConfigError(
             f"format: {format_name!r} is unknown; {did_you_mean(format_name, FORMATS)}"
         )
-    return FORMATS[format_name or recognise(source)].read(source)
+    return _read(source, format_name or recognise(source))
+
+
+def _read(source: Source, format_name: str) -> Iterator[Foreign]:
+    try:
+        yield from FORMATS[format_name].read(source)
+    except SaelabError:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error) is not None:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise ArtifactError(
+            f"{source.name} cannot be read as {FORMATS[format_name].title} ({reason}): its "
+            "settings or tensors are not those of this format; get it again or give another "
+            "--format"
+        ) from error

@@ -65,7 +65,8 @@ def _layers(path: Path, config: dict[str, Any]) -> dict[int, Path]:
         ArtifactError: layers are missing, or lie in other repositories.
     """
     if path.is_file():
-        return {int(LAYER.fullmatch(path.name)[1]) if LAYER.fullmatch(path.name) else 0: path}
+        named = LAYER.fullmatch(path.name)
+        return {int(named[1]) if named else 0: path}
     listed = config.get("transcoders")
     if listed and any(str(each).startswith("hf://") for each in listed):
         raise ArtifactError(

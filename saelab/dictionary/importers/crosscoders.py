@@ -68,6 +68,7 @@ def _science_file(path: Path) -> Path | None:
 
 def _read_science(source: Source) -> Iterator[Foreign]:
     path = _science_file(source.path) or source.path
+    path = path / "model.safetensors" if path.is_dir() else path
     config = peek_config(path.parent / "config.json")
     weights = {name.rpartition(COMPILED)[2]: held for name, held in load_weights(path).items()}
     names = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
@@ -193,6 +194,7 @@ def _weights_file(path: Path) -> Path | None:
 
 def _read_weights(source: Source) -> Iterator[Foreign]:
     path = _weights_file(source.path) or source.path
+    path = path / "cc_weights.pt" if path.is_dir() else path
     config_path = path.parent / "cfg.json"
     if path.with_name(f"{path.stem}_cfg.json").is_file():
         config_path = path.with_name(f"{path.stem}_cfg.json")
@@ -207,15 +209,16 @@ def _read_weights(source: Source) -> Iterator[Foreign]:
         "b_dec": b_dec.flatten(),
         "b_in": torch.zeros(b_dec.numel()),
     }
-    hook_points = config.get("hook_points")
-    one_model = isinstance(hook_points, list) and len(hook_points) == len(encoder)
+    listed = config.get("hook_points")
+    hook_points = tuple(listed) if isinstance(listed, list) else ()
+    site = Site(hook_points, hook_points) if len(hook_points) == len(encoder) else None
     notes = (
         "its activations were multiplied by a factor for each model (√d over the mean norm) that "
         "its files do not hold: without it codes are too large or too small",
     )
     yield Foreign(
         dictionary=build(path, "relu", **tensors),
-        site=Site(tuple(hook_points), tuple(hook_points)) if one_model else None,
+        site=site,
         conventions={
             "orientation": "activations side by side",
             "input bias": "none",
@@ -225,7 +228,7 @@ def _read_weights(source: Source) -> Iterator[Foreign]:
             "hook point": str(config.get("hook_point", "given by the user")),
         },
         origin={"context_length": config["seq_len"]} if config.get("seq_len") else {},
-        notes=notes if one_model else (*notes, UNNAMED.format(len(encoder))),
+        notes=notes if site else (*notes, UNNAMED.format(len(encoder))),
         files=tuple(each for each in (path, config_path) if each.is_file()),
     )
 

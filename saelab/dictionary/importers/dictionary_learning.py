@@ -92,15 +92,14 @@ def _read_one(path: Path, config_path: Path, name: str) -> Foreign:
     tensors = renamed(weights, path, names)
     scaled = {name: tensors[name] * norm_factor for name in BIASES if name in tensors}
     tensors |= scaled
-    extra, notes = {}, ()
-    k = trainer.get("k") or weights.get("k")
-    if architecture in ("topk", "batchtopk") and k is None:
-        raise ArtifactError(f"neither {config_path} nor {path} holds k: get them again")
+    extra: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+    k = int(trainer.get("k") or weights.get("k") or 0)
     if architecture == "topk":
-        extra = {"k": int(k)}
+        extra = {"k": k}
     elif architecture == "batchtopk":
         threshold = float(weights.get("threshold", -1.0)) * norm_factor
-        architecture, extra, notes = batch_top_k(int(k), threshold, tensors["W_enc"].shape[1])
+        architecture, extra, notes = batch_top_k(k, threshold, tensors["W_enc"].shape[1])
     if not subtracts:
         extra["b_in"] = torch.zeros_like(tensors["b_dec"])
     buffer = config.get("buffer") or {}
