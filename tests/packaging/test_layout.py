@@ -124,7 +124,13 @@ def test_files_are_short_start_with_what_they_are_and_unpickle_nothing(path):
     assert len(text.splitlines()) <= 500
     assert ast.get_docstring(ast.parse(text)), "no module docstring"
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
-    assert not re.search(r"\bpickle\b|torch\.load\(|allow_pickle", text)
+    if relative(path) == "saelab/dictionary/importers/foreign.py":
+        # Files of others can be pickles: tensors alone are read from them.
+        text = re.sub(r"torch\.load\([^()]*weights_only=True[^()]*\)", "", text)
+        text = text.replace("allow_pickle=False", "")
+        assert not re.search(r"torch\.load\(|pickle\.loads?\(|allow_pickle", text)
+    else:
+        assert not re.search(r"\bpickle\b|torch\.load\(|allow_pickle", text)
 
 
 def test_every_module_can_be_imported_first():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from saelab.dictionary.site import Site
-from saelab.errors import ArtifactError
+from saelab.errors import ArtifactError, ConfigError
 
 from .foreign import (
     Foreign,
@@ -159,11 +159,17 @@ def _origin(
 
 
 def reference(source: Source, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and reconstruction by dictionary_learning itself."""
+    """Codes and reconstruction by dictionary_learning itself.
+
+    Raises:
+        ConfigError: a backup of training, which dictionary_learning does not load.
+    """
     import dictionary_learning.utils as library  # type: ignore[import-not-found]
 
     ((path, config),) = _files(source.path)
     trainer = load_config(config)["trainer"]
+    if "ae" in load_weights(path):
+        raise ConfigError("check: dictionary_learning loads no backups: leave --check away")
     loader = getattr(library, trainer["dict_class"]).from_pretrained
     options = {"normalize_decoder": False} if trainer["dict_class"] == "AutoEncoder" else {}
     dictionary = loader(str(path), **options)

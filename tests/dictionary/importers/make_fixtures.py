@@ -4,9 +4,10 @@
 
 Each case is a folder in `fixtures/`: a dictionary with random weights as its library saves it, and
 `expected.safetensors` with rows x, the library's dense codes and its reconstruction of them. Cases
-of `circuit-tracer` and `overcomplete` also need those libraries, installed without what they depend
-on (circuit-tracer 0.5.0, overcomplete 0.3.0). Where a library does not install, the case is written
-in its documented layout, and a README in its folder says so.
+of `circuit-tracer` and `overcomplete` also need those libraries (circuit-tracer 0.5.0, overcomplete
+0.3.0), installed without what they depend on; for overcomplete, empty modules in place of
+torchvision, cv2, skimage and matplotlib will do. Where a library does not install, the case is
+written in its documented layout (`layouts.py`), and a README in its folder says so.
 """
 
 from __future__ import annotations

