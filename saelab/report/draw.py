@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from html import escape
 from itertools import pairwise
 from typing import Any
 
@@ -10,10 +11,11 @@ import plotly.graph_objects as go
 
 from saelab.formats.chart import Axis, Chart, ReferenceLine, Series
 
-from .figure import Figure, log_axis, new_plot
-from .line_styles import GREY, LineStyle, line_style, name_lines
+from .figure import BLUE, ORANGE, Figure, log_axis, new_plot
+from .line_styles import GREY, LineStyle, line_style, name_lines, short_name
 
-MOST_STYLES = 12
+LEGEND_CHARACTERS = 76
+"""Characters of names that fit beside one another above a plot of half a page."""
 MANY_POINTS = 200
 MOST_WRITTEN = 144
 """Cells of a heat map that are written into it."""
@@ -28,10 +30,12 @@ def draw(chart: Chart) -> Figure:
         **_axis(chart, "y"),
     )
     plot.update_layout(height=chart.height, barmode="stack" if chart.stacked else "group")
-    named = len(chart.series) > 1 and not chart.named_ends
-    if named:
+    if len(chart.series) > 1 and not chart.named_ends:
         legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
-        plot.update_layout(showlegend=True, legend=legend, margin_t=56)
+        written = sum(len(series.name) + 8 for series in chart.series)
+        more = 20 * (written // (LEGEND_CHARACTERS * (2 if chart.wide else 1)))
+        plot.update_layout(showlegend=True, legend=legend, margin_t=56 + more)
+        plot.update_layout(height=chart.height + more)
     for index, series in enumerate(chart.series):
         _add(plot, chart, series, _style(series, index))
     for line in chart.lines:
@@ -49,6 +53,13 @@ def draw(chart: Chart) -> Figure:
     )
 
 
+def _shown(values: list[Any] | None) -> list[Any] | None:
+    """Values as plotly takes them: it reads some HTML, so the signs of text are escaped."""
+    if values is None:
+        return None
+    return [escape(v, quote=False) if isinstance(v, str) else v for v in values]
+
+
 def _values(chart: Chart, axis: str) -> list[float | int]:
     given: list[Any] = [value for series in chart.series for value in getattr(series, axis)]
     grown = {series.axis for series in chart.series if series.mark == "bars"} or {"y"}
@@ -61,6 +72,10 @@ def _values(chart: Chart, axis: str) -> list[float | int]:
 def _axis(chart: Chart, name: str) -> dict[str, Any]:
     axis: Axis = getattr(chart, name)
     values = _values(chart, name)
+    marked = [value for series in chart.series for value in getattr(series, name)]
+    if marked and all(isinstance(value, str) for value in marked):
+        # Names may be written as numbers, such as the index of a feature.
+        return {"type": "category"}
     if axis.log:
         limits = [value for value in (axis.low, axis.high) if value]
         return log_axis([float(value) for value in (*values, *limits) if value > 0])
@@ -75,9 +90,7 @@ def _axis(chart: Chart, name: str) -> dict[str, Any]:
 
 
 def _style(series: Series, index: int) -> LineStyle:
-    names = [str(number) for number in range(MOST_STYLES)]
-    chosen = index if series.style is None else series.style
-    style = line_style(str(chosen % MOST_STYLES), names)
+    style = line_style(index if series.style is None else series.style)
     return LineStyle(style.colour, "dash" if series.dashed else style.dash, style.marker)
 
 
@@ -99,11 +112,16 @@ def _hover(chart: Chart, series: Series) -> dict[str, Any]:
     }
     label = "%{hovertext}<br>" if series.labels else ""
     return {
-        "name": series.name,
-        "hovertext": series.labels,
+        "name": escape(series.name, quote=False),
+        "hovertext": _shown(series.labels),
         "hovertemplate": f"{label}{chart.x.title}: %{{x{formats['x']}}}<br>{chart.y.title}: "
-        f"%{{y{formats['y']}}}<extra>{series.name}</extra>",
+        f"%{{y{formats['y']}}}<extra>{_harmless(series.name)}</extra>",
     }
+
+
+def _harmless(name: str) -> str:
+    """A name inside plotly's hover template."""
+    return escape(name, quote=False).replace("{", "(").replace("}", ")")
 
 
 def _add_heat_map(plot: go.Figure, chart: Chart, series: Series, _: LineStyle) -> None:
@@ -114,8 +132,8 @@ def _add_heat_map(plot: go.Figure, chart: Chart, series: Series, _: LineStyle) -
     blue = [[0, "rgba(47,129,196,0)"], [1, "rgba(47,129,196,0.7)"]]
     both = [[0, "rgba(196,106,27,0.7)"], [0.5, "rgba(128,128,128,0)"], blue[1]]
     plot.add_heatmap(
-        x=series.x,
-        y=series.y,
+        x=_shown(series.x),
+        y=_shown(series.y),
         z=cells,
         colorscale=both if signed else blue,
         zmid=0 if signed else None,
@@ -136,7 +154,7 @@ def _add_heat_map(plot: go.Figure, chart: Chart, series: Series, _: LineStyle) -
 def _add_violin(plot: go.Figure, chart: Chart, series: Series, style: LineStyle) -> None:
     plot.add_violin(
         y=series.y,
-        name=series.name,
+        name=escape(series.name, quote=False),
         line_color=style.colour,
         box_visible=True,
         meanline_visible=True,
@@ -148,15 +166,19 @@ def _add_violin(plot: go.Figure, chart: Chart, series: Series, style: LineStyle)
 
 def _add_bars(plot: go.Figure, chart: Chart, series: Series, style: LineStyle) -> None:
     across = series.axis == "x"
+    values: list[Any] = series.x if across else series.y
+    # Bars to both sides of zero: their sides differ in colour as well.
+    two_sided = across and len(chart.series) == 1 and min(values, default=0) < 0
+    colours = [BLUE if value >= 0 else ORANGE for value in values] if two_sided else style.colour
     plot.add_bar(
-        x=series.x,
-        y=series.y,
+        x=_shown(series.x),
+        y=_shown(series.y),
         orientation="h" if across else "v",
         marker={
-            "color": style.colour,
+            "color": colours,
             "pattern": {"shape": "/" if series.dashed else "", "fillmode": "replace"},
         },
-        text=series.text,
+        text=_shown(series.text),
         textposition="inside" if chart.stacked else "outside",
         cliponaxis=False,
         **_error(series, style, "error_x" if across else "error_y"),
@@ -175,12 +197,12 @@ def _add_points(plot: go.Figure, chart: Chart, series: Series, style: LineStyle)
         largest = max(series.weights) or 1
         marker |= {"size": [4 + 14 * (weight / largest) ** 0.5 for weight in series.weights]}
     plot.add_scatter(
-        x=series.x,
-        y=series.y,
+        x=_shown(series.x),
+        y=_shown(series.y),
         mode=modes.get(series.mark, "lines+markers") + ("+text" if series.text else ""),
         line=style.line() | ({"shape": "hv"} if series.mark == "steps" else {}),
         marker=marker,
-        text=series.text,
+        text=_shown(series.text),
         textposition="top center",
         fill=("tonexty" if plot.data else "tozeroy") if series.filled else None,
         **_error(series, style, "error_y"),
@@ -196,7 +218,7 @@ def _add_histogram(plot: go.Figure, chart: Chart, series: Series, style: LineSty
         x=[(low + high) / 2 for low, high in bins],
         y=series.y,
         width=[high - low for low, high in bins],
-        name=series.name,
+        name=escape(series.name, quote=False),
         marker={"color": style.colour, "line": {"width": 1, "color": "rgba(128,128,128,0.4)"}},
         customdata=bins,
         hovertemplate=f"{chart.x.title}: %{{customdata[0]:.4g}} to %{{customdata[1]:.4g}}<br>"
@@ -237,15 +259,19 @@ def _add_line(plot: go.Figure, chart: Chart, line: ReferenceLine) -> None:
     )
     # Unlike shapes, annotations stand at the logarithm on a logarithmic axis.
     log = getattr(chart, along).log
+    values = _values(chart, along)
+    # Beside a vertical line, on the side with more room, and one below the other.
+    right = along == "y" or 2 * line.value > max(values) + min(values)
+    below = 0 if along == "y" else [other for other in chart.lines if other.axis == "x"].index(line)
     plot.add_annotation(
-        text=line.label,
+        text=escape(line.label, quote=False),
         font={"size": 11},
         showarrow=False,
-        xanchor="right" if along == "y" else "left",
+        xanchor="right" if right else "left",
         yanchor="bottom" if along == "y" else "top",
         **{
             along: math.log10(line.value) if log else line.value,
-            across: 1,
+            across: 1 - 0.08 * below,
             f"{across}ref": "paper",
         },
     )
@@ -262,7 +288,8 @@ def _name_ends(plot: go.Figure, chart: Chart) -> None:
             if isinstance(y, int | float) and (y > 0 or not log)
         ]
         if points:
-            ends.append((str(index), *points[-1]))
+            name = escape(short_name(series.name), quote=False)
+            ends.append((name, _style(series, index), *points[-1]))
     if not ends:
         return
     values = _values(chart, "y")
@@ -273,16 +300,5 @@ def _name_ends(plot: go.Figure, chart: Chart) -> None:
         low = min(values) - margin if chart.y.low is None else chart.y.low
         high = max(values) + margin if chart.y.high is None else chart.y.high
         plot.update_yaxes(range=[low, high])
-    edge: Any = max(x for _, x, _ in ends)
-    labels = {str(index): series.name for index, series in enumerate(chart.series)}
-    styles = {str(index): _style(series, index) for index, series in enumerate(chart.series)}
-    name_lines(
-        plot,
-        ends,
-        list(labels),
-        edge=edge,
-        y_range=(low, high),
-        labels=labels,
-        styles=styles,
-        log=log,
-    )
+    edge: Any = max(x for _, _, x, _ in ends)
+    name_lines(plot, ends, edge=edge, y_range=(low, high), log=log)

@@ -177,7 +177,7 @@ def test_the_page_can_be_used_by_keyboard_and_read_aloud():
 
 
 def test_both_themes_give_text_and_series_enough_contrast():
-    from saelab.report.style import STYLE
+    from saelab.report.page import STYLE
 
     def luminance(colour: str) -> float:
         parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
