@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import streamlit as st
 
@@ -37,12 +37,11 @@ STYLE = (
 )
 
 
-@dataclass(frozen=True)
-class PageEntry:
+class PageEntry(NamedTuple):
     """A page of the dashboard."""
 
     name: str
-    """Its file beside the script that Streamlit runs, and its address."""
+    """Its address, and its file beside the script that Streamlit runs."""
     title: str
     """What the navigation calls it."""
     icon: str
@@ -74,23 +73,22 @@ def run_app() -> None:
     """One run of the app: configure, draw what surrounds the page, then the page."""
     st.set_page_config(page_title="saelab", page_icon=ICON, layout="wide")
     pages = [
-        st.Page(
-            page.file,
-            title=page.title,
-            icon=page.icon,
-            url_path=page.name,
-            default=page.name == "home",
-        )
-        for page in PAGES
+        st.Page(p.file, title=p.title, icon=p.icon, url_path=p.name, default=p.name == "home")
+        for p in PAGES
     ]
     page = st.navigation(pages, position="hidden")
     st.html(f"<style>{STYLE}</style>")
     url_state.confirm()
     problem = address_problem()
     with st.sidebar:
-        draw_navigation(with_params=problem is None)
+        # The links keep the chosen dictionary in the address.
+        params = {} if problem else link_params()
+        st.markdown("**saelab**")
+        for entry in PAGES:
+            if entry.listed:
+                st.page_link(entry.file, label=entry.title, icon=entry.icon, query_params=params)
         if problem is None:
-            draw_pickers()
+            _draw_pickers()
     if problem is None:
         page.run()
     else:
@@ -98,54 +96,31 @@ def run_app() -> None:
         st.page_link(PAGES[0].file, label="Go to Home", query_params={})
 
 
-def draw_navigation(*, with_params: bool) -> None:
-    """Links to the pages; they keep the chosen dictionary in the address."""
-    params = link_params() if with_params else {}
-    st.markdown("**saelab**")
-    for page in PAGES:
-        if page.listed:
-            st.page_link(page.file, label=page.title, icon=page.icon, query_params=params)
-
-
-def draw_pickers() -> None:
+def _draw_pickers() -> None:
     """Choose the run and the dictionary; the choice lives in the address."""
     index = run_index()
-    first = default_run(index)
-    if first is None:
+    run, entry = chosen_run(), chosen_dictionary()
+    first, fallback = default_run(index), default_dictionary(run)
+    if run is None or first is None:
         return
     ids = [run.id for run in index.runs]
     url_state.bind("pick_run", "run", first.id, url_state.one_of(*ids))
-    st.selectbox("Run", ids, key="pick_run", on_change=_run_picked)
-    run = chosen_run()
-    fallback = default_dictionary(run)
-    if run is None or fallback is None:
+    # A chosen run starts at its first dictionary, and features of another mean nothing there.
+    st.selectbox("Run", ids, key="pick_run", on_change=_picked, args=(["run"],))
+    if entry is None or fallback is None:
         return
     names = [entry.name for entry in run.dictionaries]
     url_state.bind("pick_sae", "sae", fallback.name, url_state.one_of(*names))
-    st.selectbox("Dictionary", names, key="pick_sae", on_change=_dictionary_picked)
-    entry = chosen_dictionary()
-    if entry is not None:
-        _draw_facts(entry.facts, entry.hook_point, entry.store_path is not None)
+    st.selectbox("Dictionary", names, key="pick_sae", on_change=_picked, args=(["run", "sae"],))
+    size = entry.facts.get("d_sae")
+    facts = [
+        entry.facts.get("method"),
+        f"{size:,} features" if size else None,
+        entry.hook_point,
+        None if entry.store_path else "no feature store",
+    ]
+    st.caption(plain(" · ".join(str(fact) for fact in facts if fact)))
 
 
-def _draw_facts(facts: dict[str, object], hook_point: str | None, has_store: bool) -> None:
-    parts = [str(facts[key]) for key in ("method",) if facts.get(key)]
-    if facts.get("d_sae"):
-        parts.append(f"{facts['d_sae']:,} features")
-    if hook_point:
-        parts.append(hook_point)
-    if not has_store:
-        parts.append("no feature store")
-    if parts:
-        st.caption(plain(" · ".join(parts)))
-
-
-def _run_picked() -> None:
-    """A chosen run starts at its own first dictionary, and features of another mean nothing."""
-    params = {"run": st.session_state["pick_run"]}
-    st.query_params.from_dict(params)
-
-
-def _dictionary_picked() -> None:
-    kept = {"run": st.session_state["pick_run"], "sae": st.session_state["pick_sae"]}
-    st.query_params.from_dict(kept)
+def _picked(params: list[str]) -> None:
+    st.query_params.from_dict({param: st.session_state[f"pick_{param}"] for param in params})

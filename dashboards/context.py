@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import streamlit as st
 
@@ -16,7 +16,7 @@ from saelab.features.schema import LABEL_FILE
 from saelab.features.staleness import is_stale
 
 from .command import DEFAULT_ROOTS, ROOTS_VARIABLE
-from .run_index import DictionaryEntry, RunEntry, RunIndex, scan
+from .run_index import DictionaryEntry, RunEntry, RunIndex, once_per_state, scan
 from .widgets.page_parts import FEATURE_PAGE, plain, show_problem
 
 SECONDS_BETWEEN_SCANS = 5
@@ -33,9 +33,7 @@ def run_index() -> RunIndex:
     return _scan(tuple(roots_given()))
 
 
-@st.cache_resource(ttl=SECONDS_BETWEEN_SCANS, show_spinner=False, max_entries=4)
-def _scan(roots: tuple[Path, ...]) -> RunIndex:
-    return scan(roots)
+_scan = st.cache_resource(scan, ttl=SECONDS_BETWEEN_SCANS, show_spinner=False, max_entries=4)
 
 
 def default_run(index: RunIndex) -> RunEntry | None:
@@ -93,13 +91,8 @@ def require_dictionary() -> DictionaryEntry:
     return entry
 
 
-def require_store(entry: DictionaryEntry | None = None) -> FeatureStore:
-    """The open feature store of a dictionary; where there is none, the page says so and ends.
-
-    Args:
-        entry: the dictionary; None for the chosen one.
-    """
-    entry = entry or require_dictionary()
+def require_store(entry: DictionaryEntry) -> FeatureStore:
+    """The open feature store of a dictionary; where there is none, the page says so and ends."""
     if entry.store_path is None:
         where = entry.folder or "the dictionary's folder"
         _stop(
@@ -112,22 +105,10 @@ def require_store(entry: DictionaryEntry | None = None) -> FeatureStore:
         _stop(str(error))
 
 
-def open_store(path: Path) -> FeatureStore:
-    """A feature store, opened once for each state of its file and shared by all sessions.
+open_store = once_per_state(32)(FeatureStore)
+"""A feature store, opened once for each state of its file and shared by all sessions.
 
-    Raises:
-        ArtifactError: the file is missing, damaged, foreign or from a newer saelab.
-    """
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
-    return _open(path, state.st_mtime_ns, state.st_size)
-
-
-@st.cache_resource(max_entries=32, show_spinner=False)
-def _open(path: Path, modified: int, size: int) -> FeatureStore:  # noqa: ARG001 - the cache's key
-    return FeatureStore(path)
+Raises ArtifactError where the file is missing, damaged, foreign or from a newer saelab."""
 
 
 def open_labels(store: FeatureStore) -> LabelBook:
@@ -140,6 +121,11 @@ def open_labels(store: FeatureStore) -> LabelBook:
     if path.is_symlink():
         raise ArtifactError(f"{path} is a link: labels are read and written only beside the store")
     return LabelBook(path, store.manifest["made_from"]["dictionary_hash"], store.n_features)
+
+
+def label_texts(store: FeatureStore) -> dict[int, str]:
+    """The newest label of every feature that has one."""
+    return {feature: label.text for feature, label in open_labels(store).latest().items()}
 
 
 def staleness_of(store: FeatureStore, entry: DictionaryEntry) -> str | None:
@@ -171,6 +157,33 @@ def feature_link(
     st.page_link(
         FEATURE_PAGE, label=plain(text), query_params=link_params(dictionary, f=str(feature))
     )
+
+
+def show_features(
+    columns: dict[str, list[Any]], entry: DictionaryEntry, key: str, alt: str, **options: Any
+) -> None:
+    """A table with a feature in each row; choosing a row opens the feature.
+
+    Args:
+        columns: by title; "feature" holds the features.
+        entry: their dictionary.
+        key: unique on the page.
+        alt: what the table shows, for those who cannot see it.
+        options: further settings of `st.dataframe`.
+    """
+    event: Any = st.dataframe(
+        columns,
+        hide_index=True,
+        key=key,
+        on_select="rerun",
+        selection_mode="single-row",
+        alt=alt,
+        **options,
+    )
+    rows = event["selection"]["rows"] if event else []
+    if rows:
+        feature = columns["feature"][rows[0]]
+        st.switch_page(FEATURE_PAGE, query_params=link_params(entry, f=str(feature)))
 
 
 def _stop(sentence: str) -> NoReturn:

@@ -6,7 +6,7 @@ value on Back and leaks foreign parameters, so it is not used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import streamlit as st
@@ -56,6 +56,92 @@ def publish(param: str, value: Any, default: Any) -> None:
         st.query_params[param] = text
 
 
+def widget(
+    make: Callable[..., Any],
+    label: str,
+    *arguments: Any,
+    key: str,
+    param: str,
+    default: Any,
+    parse: Callable[[str], Any] = str,
+    **options: Any,
+) -> Any:
+    """Make a widget whose value is in the address, and return the value.
+
+    Args:
+        make: the widget, such as `st.text_input` or that of a column.
+        label: its label.
+        arguments: what follows the label.
+        key: see `bind`, as `param`, `default` and `parse`.
+        param: the parameter of the address.
+        default: its value where the address says nothing.
+        parse: from text to its value.
+        options: further settings of the widget.
+    """
+    bind(key, param, default, parse)
+    value = make(label, *arguments, key=key, **options)
+    publish(param, value, default)
+    return value
+
+
+def choice(
+    make: Callable[..., Any],
+    label: str,
+    options: Sequence[Any] | Mapping[Any, str],
+    *,
+    key: str,
+    param: str,
+    default: Any = None,
+    **more: Any,
+) -> Any:
+    """Make a widget that takes one of several values, and return the value.
+
+    Args:
+        make: the widget.
+        label: its label.
+        options: the values, or by value how it is shown.
+        key: see `widget`, as `param`.
+        param: the parameter of the address.
+        default: None: the first option.
+        more: further settings of the widget.
+    """
+    if isinstance(options, Mapping):
+        more["format_func"] = options.__getitem__
+    values = list(options)
+    if st.session_state.get(key) not in [None, *values]:
+        del st.session_state[key]
+    first = values[0] if default is None else default
+    parse = {str(value): value for value in values}.__getitem__
+    chosen = widget(make, label, values, key=key, param=param, default=first, parse=parse, **more)
+    return first if chosen is None else chosen
+
+
+def several(
+    label: str, options: Sequence[str], *, key: str, param: str, default: list[str], **more: Any
+) -> list[str]:
+    """Make a box that takes several of the options, and return those chosen.
+
+    Args:
+        label: its label.
+        options: the values; none holds a comma.
+        key: see `widget`, as `param`.
+        param: the parameter of the address.
+        default: what is chosen where the address says nothing.
+        more: further settings of the box, such as `max_selections`.
+    """
+    if any(value not in options for value in st.session_state.get(key, [])):
+        del st.session_state[key]
+
+    def parse(text: str) -> list[str]:
+        known = [value for value in text.split(",") if value in options]
+        return known[: more.get("max_selections")] or default
+
+    bind(key, param, default, parse)
+    chosen = st.multiselect(label, options, key=key, **more)
+    publish(param, ",".join(chosen), ",".join(default))
+    return chosen
+
+
 def confirm() -> None:
     """Tell the browser the address that this run was asked for.
 
@@ -85,6 +171,18 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise ValueError(text)
     return int(text)
+
+
+def within(low: float | int, high: float | int) -> Callable[[str], Any]:
+    """A parser of numbers of the bounds' type between them."""
+
+    def parse(text: str) -> Any:
+        value = type(low)(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
 
 
 def flag(text: str) -> bool:

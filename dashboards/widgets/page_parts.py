@@ -13,7 +13,11 @@ from typing import Any
 import streamlit as st
 
 from saelab.errors import SaelabError
+from saelab.formats.chart import Chart
+from saelab.report.draw import draw
 from saelab.report.figure import Figure
+
+from .token_html import short
 
 logger = logging.getLogger(__name__)
 
@@ -65,22 +69,21 @@ def format_number(value: Any) -> str:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, int) or abs(value) >= 10_000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else short(value)
 
 
-def show_figure(figure: Figure, key: str, *, on_select: str | None = None) -> list[Any]:
+def show_figure(shown: Figure | Chart, key: str, *, selectable: bool = False) -> list[Any]:
     """A chart with its title, definition, sentence for those who cannot see it, and numbers.
 
     Args:
-        figure: as drawn by a pure function.
+        shown: a figure, or what it shows as data.
         key: unique on the page.
-        on_select: "points" to make points selectable.
+        selectable: whether points can be selected.
 
     Returns:
         The `customdata` of the points selected; empty where nothing is.
     """
+    figure = draw(shown) if isinstance(shown, Chart) else shown
     st.markdown(f"##### {plain(figure.title)}")
     # The reports style text by the page's CSS, which does not reach a chart here.
     ink = {"color": DARK_INK if st.context.theme.type == "dark" else LIGHT_INK}
@@ -91,10 +94,10 @@ def show_figure(figure: Figure, key: str, *, on_select: str | None = None) -> li
     options: dict[str, Any] = {
         "key": key,
         "alt": figure.alt,
-        "config": {"displayModeBar": on_select is not None, "displaylogo": False},
+        "config": {"displayModeBar": selectable, "displaylogo": False},
     }
     selected: list[Any] = []
-    if on_select:
+    if selectable:
         figure.plot.update_layout(dragmode="pan", clickmode="event+select")
         event: Any = st.plotly_chart(
             figure.plot, on_select="rerun", selection_mode="points", **options
@@ -112,25 +115,14 @@ def show_figure(figure: Figure, key: str, *, on_select: str | None = None) -> li
 
 def show_figures(figures: Sequence[Figure], key: str) -> None:
     """Figures in two columns, wide ones across both."""
-    waiting: list[tuple[int, Figure]] = []
-
-    def show_waiting() -> None:
-        for column, (place, figure) in zip(st.columns(2), waiting, strict=False):
-            with column:
-                show_figure(figure, f"{key}_{place}")
-        waiting.clear()
-
-    for place, figure in enumerate(figures):
+    columns: list[Any] = []
+    for index, figure in enumerate(figures):
         if figure.wide:
-            if waiting:
-                show_waiting()
-            show_figure(figure, f"{key}_{place}")
-            continue
-        waiting.append((place, figure))
-        if len(waiting) == 2:
-            show_waiting()
-    if waiting:
-        show_waiting()
+            columns = []
+        elif not columns:
+            columns = list(st.columns(2))
+        with st.container() if figure.wide else columns.pop(0):
+            show_figure(figure, f"{key}_{index}")
 
 
 def download_table(name: str, columns: dict[str, list[Any]], key: str) -> None:

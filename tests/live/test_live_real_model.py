@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from saelab.dictionary import Dictionary
-from saelab.live.edits import FeatureEdit
+from saelab.live.edits import FeatureEdit, next_token_shift
 from saelab.live.lock import FairLock
 from saelab.live.session import BASELINE, STEERED, LiveSession, SharedModel
-from saelab.live.shift import next_token_shift
 
 from .conftest import save_for
 

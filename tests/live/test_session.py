@@ -8,10 +8,9 @@ import torch
 
 from saelab.dictionary.reference import reference_codes
 from saelab.errors import ArtifactError, ConfigError, ModelError
-from saelab.live.edits import FeatureEdit
+from saelab.live.edits import FeatureEdit, next_token_shift
 from saelab.live.lock import FairLock
 from saelab.live.session import BASELINE, STEERED, LiveSession, SharedModel
-from saelab.live.shift import next_token_shift
 
 from .conftest import GPT2_HOOK, HOOK, random_dictionary, save_for
 
@@ -133,7 +132,8 @@ def test_attribution_is_the_slope_of_scaling_a_features_part(double_model, tmp_p
     latent, sums = found.by_feature()
     assert sums.sum() == pytest.approx(found.pair.sum())
     assert found.by_position().sum() == pytest.approx(found.pair.sum())
-    assert sum(found.track(int(latent[0]))) == pytest.approx(sums[0])
+    pairs = reading.latent == latent[0]
+    assert found.pair[pairs].sum() == pytest.approx(sums[0])
 
 
 def collected(steps):
