@@ -1,8 +1,6 @@
-"""What stands around every page: the navigation, the pickers, and the way to each page."""
+"""What surrounds every page: the navigation, the pickers, and the list of pages."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import streamlit as st
 
@@ -37,80 +35,62 @@ STYLE = (
 )
 
 
-class PageEntry(NamedTuple):
-    """A page of the dashboard."""
-
-    name: str
-    """Its address, and its file beside the script that Streamlit runs."""
-    title: str
-    """What the navigation calls it."""
-    icon: str
-    """Sign beside the title, from the icons that come with Streamlit."""
-    listed: bool = True
-    """False for a page that needs more than a dictionary to show, such as a feature."""
-
-    @property
-    def file(self) -> str:
-        """Path of its file from the app's."""
-        return f"{self.name}.py"
-
-
-PAGES = (
-    PageEntry("home", "Home", ":material/home:"),
-    PageEntry("explore", "Explore", ":material/table_rows:"),
-    PageEntry("feature", "Feature", ":material/lightbulb:", listed=False),
-    PageEntry("map", "Map", ":material/scatter_plot:"),
-    PageEntry("prompt", "Prompt", ":material/chat:"),
-    PageEntry("steer", "Steer", ":material/tune:"),
-    PageEntry("compare", "Compare", ":material/compare_arrows:"),
-    PageEntry("training", "Training", ":material/show_chart:"),
-    PageEntry("evals", "Evals", ":material/fact_check:"),
-)
-"""In the order of the navigation."""
+PAGES = {
+    "home": ("Home", ":material/home:"),
+    "explore": ("Explore", ":material/table_rows:"),
+    "feature": ("Feature", ":material/lightbulb:"),
+    "map": ("Map", ":material/scatter_plot:"),
+    "prompt": ("Prompt", ":material/chat:"),
+    "steer": ("Steer", ":material/tune:"),
+    "compare": ("Compare", ":material/compare_arrows:"),
+    "training": ("Training", ":material/show_chart:"),
+    "evals": ("Evals", ":material/fact_check:"),
+}
+"""In the order of the navigation: by name of its file and address, title and icon of each page."""
 
 
 def run_app() -> None:
     """One run of the app: configure, draw what surrounds the page, then the page."""
     st.set_page_config(page_title="saelab", page_icon=ICON, layout="wide")
     pages = [
-        st.Page(p.file, title=p.title, icon=p.icon, url_path=p.name, default=p.name == "home")
-        for p in PAGES
+        st.Page(f"{name}.py", title=title, icon=icon, url_path=name, default=name == "home")
+        for name, (title, icon) in PAGES.items()
     ]
     page = st.navigation(pages, position="hidden")
     st.html(f"<style>{STYLE}</style>")
-    url_state.confirm()
+    url_state.begin(page.title.lower())
     problem = address_problem()
     with st.sidebar:
         # The links keep the chosen dictionary in the address.
         params = {} if problem else link_params()
         st.markdown("**saelab**")
-        for entry in PAGES:
-            if entry.listed:
-                st.page_link(entry.file, label=entry.title, icon=entry.icon, query_params=params)
+        for name, (title, icon) in PAGES.items():
+            # That page needs more than a dictionary to show.
+            if name != "feature":
+                st.page_link(f"{name}.py", label=title, icon=icon, query_params=params)
         if problem is None:
             _draw_pickers()
     if problem is None:
         page.run()
     else:
         show_problem(problem)
-        st.page_link(PAGES[0].file, label="Go to Home", query_params={})
+        st.page_link("home.py", label="Go to Home", query_params={})
 
 
 def _draw_pickers() -> None:
-    """Choose the run and the dictionary; the choice lives in the address."""
     index = run_index()
     run, entry = chosen_run(), chosen_dictionary()
     first, fallback = default_run(index), default_dictionary(run)
     if run is None or first is None:
         return
     ids = [run.id for run in index.runs]
-    url_state.bind("pick_run", "run", first.id, url_state.one_of(*ids))
+    url_state.bind("pick_run", "run", first.id, {name: name for name in ids}.__getitem__)
     # A chosen run starts at its first dictionary, and features of another mean nothing there.
     st.selectbox("Run", ids, key="pick_run", on_change=_picked, args=(["run"],))
     if entry is None or fallback is None:
         return
     names = [entry.name for entry in run.dictionaries]
-    url_state.bind("pick_sae", "sae", fallback.name, url_state.one_of(*names))
+    url_state.bind("pick_sae", "sae", fallback.name, {name: name for name in names}.__getitem__)
     st.selectbox("Dictionary", names, key="pick_sae", on_change=_picked, args=(["run", "sae"],))
     size = entry.facts.get("d_sae")
     facts = [

@@ -22,33 +22,30 @@ from .widgets.page_parts import FEATURE_PAGE, plain, show_problem
 SECONDS_BETWEEN_SCANS = 5
 
 
-def roots_given() -> list[Path]:
-    """The folders that `saelab dashboard` was given."""
-    text = os.environ.get(ROOTS_VARIABLE)
-    return list(DEFAULT_ROOTS) if text is None else [Path(path) for path in json.loads(text)]
-
-
 def run_index() -> RunIndex:
     """What lies below the folders given, scanned again every few seconds."""
-    return _scan(tuple(roots_given()))
+    given = os.environ.get(ROOTS_VARIABLE)
+    return _scan(DEFAULT_ROOTS if given is None else tuple(map(Path, json.loads(given))))
 
 
-_scan = st.cache_resource(scan, ttl=SECONDS_BETWEEN_SCANS, show_spinner=False, max_entries=4)
+@st.cache_resource(ttl=SECONDS_BETWEEN_SCANS, show_spinner=False, max_entries=4)
+def _scan(roots: tuple[Path, ...]) -> RunIndex:
+    return scan(roots)
 
 
 def default_run(index: RunIndex) -> RunEntry | None:
     """The newest run with a feature store, else with dictionaries, else any."""
-    with_store = [run for run in index.runs if any(d.store_path for d in run.dictionaries)]
-    with_dictionaries = [run for run in index.runs if run.dictionaries]
-    return next(iter([*with_store, *with_dictionaries, *index.runs]), None)
+    return max(
+        index.runs,
+        key=lambda run: (any(d.store_path for d in run.dictionaries), bool(run.dictionaries)),
+        default=None,
+    )
 
 
 def default_dictionary(run: RunEntry | None) -> DictionaryEntry | None:
     """The first dictionary of a run with a feature store, else any."""
-    if run is None:
-        return None
-    with_store = [entry for entry in run.dictionaries if entry.store_path]
-    return next(iter([*with_store, *run.dictionaries]), None)
+    entries = () if run is None else run.dictionaries
+    return max(entries, key=lambda entry: entry.store_path is not None, default=None)
 
 
 def chosen_run() -> RunEntry | None:
@@ -140,7 +137,6 @@ def link_params(dictionary: DictionaryEntry | None = None, **more: str) -> dict[
 
     Args:
         dictionary: the one the address names; None for the chosen one.
-        more: further parameters.
     """
     entry = dictionary or chosen_dictionary()
     if entry is None:
@@ -166,10 +162,6 @@ def show_features(
 
     Args:
         columns: by title; "feature" holds the features.
-        entry: their dictionary.
-        key: unique on the page.
-        alt: what the table shows, for those who cannot see it.
-        options: further settings of `st.dataframe`.
     """
     event: Any = st.dataframe(
         columns,

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import numpy as np
 import streamlit as st
@@ -19,12 +21,13 @@ from jaxtyping import Int
 from saelab.errors import ArtifactError, ModelError
 from saelab.features.reader import FeatureStore
 from saelab.live.reading import FeatureNumbers, Reading
+from saelab.report.page import Html
 
 from . import url_state
 from .context import label_texts, link_params, staleness_of
 from .run_index import DictionaryEntry
 from .widgets.feature_table import about
-from .widgets.html_tables import feature_href, link, page_table
+from .widgets.html_tables import page_table
 from .widgets.page_parts import download_table, show_note, show_problem
 from .widgets.token_html import visible_text
 
@@ -57,7 +60,7 @@ class LivePage:
 
     def href(self, feature: int) -> str:
         """Address of a feature's page."""
-        return feature_href(link_params(self.entry, f=str(feature)))
+        return "feature?" + urlencode(link_params(self.entry, f=str(feature)))
 
     def label(self, feature: int) -> str:
         """The newest label of a feature, or the tokens at which its strongest examples peak."""
@@ -70,18 +73,19 @@ class LivePage:
 
     def read(self, text: str) -> Reading:
         """The active features of a text; read once, whatever the sliders say."""
-        with self.spinner("Reading"):
-            return _read(self.key, text, self.session)
+        return self._ask("Reading", "read", text)
 
     def attribute(self, text: str, target: int, quantity: Quantity) -> Attribution:
         """Attributions to a next token."""
-        with self.spinner("Taking gradients"):
-            return _attribute(self.key, text, target, quantity, self.session)
+        return self._ask("Taking gradients", "attribute", text, target, quantity)
 
     def next_tokens(self, text: str) -> list[tuple[int, str, float]]:
         """The twenty likeliest next tokens."""
-        with self.spinner("Asking for the next token"):
-            return _next_tokens(self.key, text, self.session)
+        return self._ask("Asking for the next token", "next_tokens", text, 20)
+
+    def _ask(self, doing: str, method: str, *arguments: Any) -> Any:
+        with self.spinner(doing):
+            return _answer(self.key, method, arguments, self.session)
 
     def spinner(self, doing: str) -> AbstractContextManager[None]:
         """A spinner that says whether others are before us."""
@@ -152,24 +156,13 @@ def _shared_model(name: str, dtype: str) -> SharedModel:
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)
-def _read(key: tuple[str, str], text: str, _session: Any) -> Any:  # noqa: ARG001
-    return _session.read(text, MAX_TOKENS)
-
-
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _attribute(
-    key: tuple[str, str],  # noqa: ARG001
-    text: str,
-    target: int,
-    quantity: Any,
-    _session: Any,
+def _answer(
+    key: tuple[str, str],  # noqa: ARG001 - part of the cache's key
+    method: str,
+    arguments: tuple[Any, ...],
+    _session: LiveSession,
 ) -> Any:
-    return _session.attribute(text, target, quantity, MAX_TOKENS)
-
-
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _next_tokens(key: tuple[str, str], text: str, _session: Any) -> Any:  # noqa: ARG001
-    return _session.next_tokens(text, 20, MAX_TOKENS)
+    return getattr(_session, method)(*arguments, MAX_TOKENS)
 
 
 def text_box(label: str, key: str, param: str, default: str, *, height: int = 110) -> str:
@@ -187,7 +180,6 @@ def density_ceiling() -> float:
         st.select_slider,
         "Density ceiling",
         {ceiling: f"{100 * ceiling:g} %" for ceiling in CEILINGS},
-        key="prompt_ceiling",
         param="dens",
         default=1.0,
         help="Features active on a larger share of the store's tokens are hidden (log scale).",
@@ -215,17 +207,12 @@ def show_feature_table(
     """Features with links and numbers; all of them, and a file, on request.
 
     Args:
-        page: whose features.
-        caption: what they are.
-        latent: the features, in order.
         columns: by title, a number or text for each feature.
-        key: unique on the page.
-        name: of the file; None: the key.
     """
     labels = [visible_text(page.label(feature)) for feature in latent.tolist()]
     columns = columns | {"label or top tokens": labels}
     rows = [
-        [link(feature, page.href(feature)), *values]
+        [Html(f'<a href="{escape(page.href(feature))}">{feature}</a>'), *values]
         for feature, *values in zip(latent[:MOST_ROWS].tolist(), *columns.values(), strict=False)
     ]
     cut = f"the first {MOST_ROWS} of " if len(latent) > MOST_ROWS else ""

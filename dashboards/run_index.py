@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from saelab.errors import ArtifactError, SaelabError
 from saelab.features.schema import STORE_FILE
+from saelab.formats.comparison import COMPARISON_FILE
 from saelab.formats.files import read_json
 from saelab.formats.manifest import read_manifest
 from saelab.formats.run import RUN_FILE, RUN_KIND
@@ -80,6 +81,8 @@ class RunIndex:
     runs: tuple[RunEntry, ...]
     problems: tuple[str, ...] = ()
     """Folders that could not be read, in words."""
+    comparisons: dict[str, Path] = field(default_factory=dict)
+    """Files of comparisons of methods, by the folder given and the path below it."""
 
     def run(self, run_id: str | None) -> RunEntry | None:
         """The run of this id; any other text finds nothing."""
@@ -100,6 +103,7 @@ def scan(roots: Sequence[Path]) -> RunIndex:
     runs: list[RunEntry] = []
     problems: list[str] = []
     prefixes: list[str] = []
+    comparisons: dict[str, Path] = {}
     for root in roots:
         root = Path(root).resolve()
         name = root.name or "root"
@@ -115,17 +119,23 @@ def scan(roots: Sequence[Path]) -> RunIndex:
                 "`saelab train`"
             )
         else:
-            runs += _runs_below(root, prefix, problems)
+            runs += _runs_below(root, prefix, problems, comparisons)
     runs.sort(key=lambda run: run.created, reverse=True)
-    return RunIndex(roots=tuple(roots), runs=tuple(runs), problems=tuple(problems))
+    return RunIndex(
+        roots=tuple(roots), runs=tuple(runs), problems=tuple(problems), comparisons=comparisons
+    )
 
 
-def _runs_below(root: Path, prefix: str, problems: list[str]) -> list[RunEntry]:
+def _runs_below(
+    root: Path, prefix: str, problems: list[str], comparisons: dict[str, Path]
+) -> list[RunEntry]:
     """Every run in a folder, each with the dictionaries that lie nearest to it."""
     run_folders: list[Path] = []
     dictionary_folders: list[Path] = []
     stores: list[Path] = []
-    for folder, names in walk(root, problems):
+    for folder, names in _walk(root, problems):
+        if COMPARISON_FILE in names:
+            comparisons[_run_id(folder, root, prefix)] = folder / COMPARISON_FILE
         if RUN_FILE in names:
             run_folders.append(folder)
         if {"saelab.json", "cfg.json"} & names:
@@ -156,7 +166,7 @@ def _runs_below(root: Path, prefix: str, problems: list[str]) -> list[RunEntry]:
     ]
 
 
-def walk(root: Path, problems: list[str]) -> Iterator[tuple[Path, set[str]]]:
+def _walk(root: Path, problems: list[str]) -> Iterator[tuple[Path, set[str]]]:
     """Folders with the names of the plain files in them; links are neither followed nor listed."""
 
     def note(error: OSError) -> None:
@@ -178,33 +188,34 @@ def _run_id(folder: Path, root: Path, prefix: str) -> str:
 
 
 def _run(folder: Path, run_id: str, dictionaries: tuple[DictionaryEntry, ...]) -> RunEntry:
-    metrics = folder / "metrics.jsonl"
-    status, created, problem = "unknown", "", None
-    manifest_path = folder / RUN_FILE
-    if manifest_path.is_file():
+    facts: dict[str, Any] = {}
+    if (folder / RUN_FILE).is_file():
         try:
-            manifest = _run_manifest(manifest_path)
-            status = str(manifest.get("status", "unknown"))
-            created = str(manifest.get("created", ""))
+            manifest = _run_manifest(folder / RUN_FILE)
+            facts = {key: str(manifest[key]) for key in ("status", "created") if key in manifest}
         except SaelabError as error:
-            problem = str(error)
+            facts = {"problem": str(error)}
     return RunEntry(
         id=run_id,
         folder=folder,
-        status=status,
-        created=created,
-        problem=problem,
-        metrics_path=metrics if metrics.is_file() and not metrics.is_symlink() else None,
+        metrics_path=plain_file(folder / "metrics.jsonl"),
         dictionaries=dictionaries,
+        **facts,
     )
+
+
+def plain_file(path: Path) -> Path | None:
+    """The path of a file; None where there is none, or a link that may lead elsewhere."""
+    return path if path.is_file() and not path.is_symlink() else None
 
 
 def _dictionary(folder: Path, owner: Path, run_id: str) -> DictionaryEntry:
     below = folder.relative_to(owner)
     if below.parts[:1] == ("dictionaries",):
         below = below.relative_to("dictionaries")
-    store, evals = folder / STORE_FILE, folder / "evals"
+    evals = folder / "evals"
     results = [] if evals.is_symlink() else sorted(evals.glob("*.json"))
+    facts: dict[str, Any]
     try:
         facts = _facts(folder)
     except SaelabError as error:
@@ -213,8 +224,8 @@ def _dictionary(folder: Path, owner: Path, run_id: str) -> DictionaryEntry:
         run_id=run_id,
         name=folder.name if below == Path() else below.as_posix(),
         folder=folder,
-        store_path=store if store.is_file() and not store.is_symlink() else None,
-        evaluations={path.stem: path for path in results if not path.is_symlink()},
+        store_path=plain_file(folder / STORE_FILE),
+        evaluations={path.stem: path for path in results if plain_file(path)},
         **facts,
     )
 
@@ -228,12 +239,9 @@ def _bare_store(store: Path, owner: Path, run_id: str) -> DictionaryEntry:
 
 
 def once_per_state(most: int) -> Callable[[Callable[[Path], Value]], Callable[[Path], Value]]:
-    """Decorate a reader of files: each is read once for each state of its file.
+    """Decorate a reader: each file is read once for each state of it; `most` files are kept.
 
     The decorated reader raises ArtifactError where there is no such file.
-
-    Args:
-        most: what was read last is kept, so many files of it.
     """
 
     def decorate(reader: Callable[[Path], Value]) -> Callable[[Path], Value]:

@@ -13,7 +13,7 @@ import streamlit as st
 
 Value = TypeVar("Value")
 
-_SEEN = "address_seen"
+_SEEN, _PAGE = "address_seen", "address_page"
 
 
 def read(param: str, default: Value, parse: Callable[[str], Value] = str) -> Value:
@@ -32,7 +32,6 @@ def bind(widget_key: str, param: str, default: Any, parse: Callable[[str], Any] 
 
     Args:
         widget_key: the `key` of the widget; one parameter belongs to one widget of a page.
-        param: the parameter of the address.
         default: the widget's value where the address says nothing.
         parse: from text to the widget's value; a ValueError or KeyError gives the default.
     """
@@ -60,24 +59,26 @@ def widget(
     make: Callable[..., Any],
     label: str,
     *arguments: Any,
-    key: str,
     param: str,
     default: Any,
-    parse: Callable[[str], Any] = str,
+    parse: Callable[[str], Any] | None = None,
     **options: Any,
 ) -> Any:
     """Make a widget whose value is in the address, and return the value.
 
     Args:
         make: the widget, such as `st.text_input` or that of a column.
-        label: its label.
-        arguments: what follows the label.
-        key: see `bind`, as `param`, `default` and `parse`.
-        param: the parameter of the address.
+        label: its label; `arguments` and `options` are its further settings.
+        param: the parameter of the address, one for each widget of a page.
         default: its value where the address says nothing.
-        parse: from text to its value.
-        options: further settings of the widget.
+        parse: from text to its value; None: a flag or a text, as the default is, or a number
+            between the two arguments.
     """
+    if parse is None:
+        parse = within(*arguments) if arguments else str
+    if isinstance(default, bool):
+        parse = {"True": True, "False": False}.__getitem__
+    key = widget_key(param)
     bind(key, param, default, parse)
     value = make(label, *arguments, key=key, **options)
     publish(param, value, default)
@@ -89,46 +90,33 @@ def choice(
     label: str,
     options: Sequence[Any] | Mapping[Any, str],
     *,
-    key: str,
     param: str,
     default: Any = None,
     **more: Any,
 ) -> Any:
-    """Make a widget that takes one of several values, and return the value.
+    """The same for a widget that takes one of several values.
 
     Args:
-        make: the widget.
-        label: its label.
+        make: see `widget`, as what is not named here.
         options: the values, or by value how it is shown.
-        key: see `widget`, as `param`.
-        param: the parameter of the address.
         default: None: the first option.
-        more: further settings of the widget.
     """
     if isinstance(options, Mapping):
         more["format_func"] = options.__getitem__
-    values = list(options)
+    values, key = list(options), widget_key(param)
     if st.session_state.get(key) not in [None, *values]:
         del st.session_state[key]
     first = values[0] if default is None else default
     parse = {str(value): value for value in values}.__getitem__
-    chosen = widget(make, label, values, key=key, param=param, default=first, parse=parse, **more)
+    chosen = widget(make, label, values, param=param, default=first, parse=parse, **more)
     return first if chosen is None else chosen
 
 
 def several(
-    label: str, options: Sequence[str], *, key: str, param: str, default: list[str], **more: Any
+    label: str, options: Sequence[str], *, param: str, default: list[str], **more: Any
 ) -> list[str]:
-    """Make a box that takes several of the options, and return those chosen.
-
-    Args:
-        label: its label.
-        options: the values; none holds a comma.
-        key: see `widget`, as `param`.
-        param: the parameter of the address.
-        default: what is chosen where the address says nothing.
-        more: further settings of the box, such as `max_selections`.
-    """
+    """The same for a box that takes several of the options; no option holds a comma."""
+    key = widget_key(param)
     if any(value not in options for value in st.session_state.get(key, [])):
         del st.session_state[key]
 
@@ -142,28 +130,23 @@ def several(
     return chosen
 
 
-def confirm() -> None:
-    """Tell the browser the address that this run was asked for.
+def widget_key(param: str) -> str:
+    """The `key` of the widget that holds a parameter on this page."""
+    return f"{st.session_state.get(_PAGE, '')}_{param}"
+
+
+def begin(page: str) -> None:
+    """Begin a run of a page: tell the browser the address that this run was asked for.
 
     A link to the page it stands on runs the script with new parameters and leaves the browser's
     address as it was; said once more, the browser takes it over, and makes an entry for Back only
     if it is another address.
     """
+    st.session_state[_PAGE] = page
     for param in st.query_params:
         st.query_params[param] = st.query_params.get_all(param)
         return
     st.query_params.clear()
-
-
-def one_of(*allowed: str) -> Callable[[str], str]:
-    """A parser that takes these words only."""
-
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise ValueError(text)
-        return text
-
-    return parse
 
 
 def count(text: str) -> int:
@@ -183,11 +166,6 @@ def within(low: float | int, high: float | int) -> Callable[[str], Any]:
         return value
 
     return parse
-
-
-def flag(text: str) -> bool:
-    """A parser of "True" and "False", as `publish` writes them."""
-    return {"True": True, "False": False}[text]
 
 
 def _seen() -> dict[str, str | None]:

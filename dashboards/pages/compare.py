@@ -51,17 +51,15 @@ def _draw_second_picker(first: DictionaryEntry) -> DictionaryEntry | None:
         return None
     st.markdown(f"First: **{plain(_name(first))}** (chosen at the left)")
     names = [_name(entry) for entry in rest]
-    chosen = url_state.choice(st.selectbox, "Second", names, key="compare_with", param="with")
+    chosen = url_state.choice(st.selectbox, "Second", names, param="with")
     return rest[names.index(chosen)]
 
 
 def _name(entry: DictionaryEntry) -> str:
-    """A dictionary's name among those of all runs."""
     return f"{entry.run_id}{SEPARATOR}{entry.name}"
 
 
 def _show_numbers(first: DictionaryEntry, second: DictionaryEntry) -> None:
-    """What is known of both, side by side, and where they lie among all of their runs."""
     pair = (first, second)
     rows = [(what, *(entry.facts.get(key) for entry in pair)) for what, key in FACTS.items()]
     rows.append(("hook point", first.hook_point, second.hook_point))
@@ -108,7 +106,6 @@ def _metrics(path: Path) -> dict[str, float | int | None]:
 
 
 def _show_densities(first: DictionaryEntry, second: DictionaryEntry) -> None:
-    """How often their features are active, where both have stores."""
     stores = {_name(e): open_store(e.store_path) for e in (first, second) if e.store_path}
     if not stores:
         show_note("Neither has a feature store, so densities are unknown: run `saelab features`.")
@@ -122,7 +119,6 @@ def _show_densities(first: DictionaryEntry, second: DictionaryEntry) -> None:
 
 
 def _show_matches(first: DictionaryEntry, second: DictionaryEntry) -> None:
-    """Which features have a counterpart, both ways, and which only one of them has."""
     st.header("Matched features")
     if first.folder is None or second.folder is None:
         show_note("Matching reads decoder rows, and a feature store alone has none.")
@@ -143,9 +139,7 @@ def _show_matches(first: DictionaryEntry, second: DictionaryEntry) -> None:
         f"{len(matches.mutual()):,} pairs are each other's nearest feature. A feature counts as "
         f"shared from a cosine of {SHARED_FROM}."
     )
-    view = url_state.choice(
-        st.segmented_control, "Show", VIEWS, key="compare_view", param="view", required=True
-    )
+    view = url_state.choice(st.segmented_control, "Show", VIEWS, param="view", required=True)
     if view == VIEWS[2]:
         _show_pairs(second, first, matches.backward, matches.backward_cosine, view)
     else:
@@ -271,19 +265,16 @@ def match(
             f"the decoders have width {first.shape[1]} and {second.shape[1]}: only dictionaries of "
             "activations of one width can be compared"
         )
-    forward = np.zeros(len(first), dtype=np.int64)
-    forward_cosine = np.zeros(len(first))
+    parts = []
     backward = np.zeros(len(second), dtype=np.int64)
     backward_cosine = np.full(len(second), -np.inf)
     for start in range(0, len(first), CHUNK_ROWS):
         cosines = first[start : start + CHUNK_ROWS] @ second.T
-        rows = slice(start, start + len(cosines))
-        forward[rows] = cosines.argmax(axis=1)
-        forward_cosine[rows] = cosines.max(axis=1)
-        best, nearest = cosines.max(axis=0), cosines.argmax(axis=0)
-        better = best > backward_cosine
-        backward[better] = nearest[better] + start
-        backward_cosine[better] = best[better]
+        parts.append((cosines.argmax(axis=1), cosines.max(axis=1)))
+        better = cosines.max(axis=0) > backward_cosine
+        backward[better] = cosines.argmax(axis=0)[better] + start
+        backward_cosine = np.maximum(backward_cosine, cosines.max(axis=0))
+    forward, forward_cosine = map(np.concatenate, zip(*parts, strict=True))
     return Matches(forward, forward_cosine, backward, backward_cosine)
 
 

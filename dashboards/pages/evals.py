@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __package__ = "saelab.dashboards.pages"
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from saelab.report.page import unit_text
 from saelab.report.result_page import settings_rows
 
 from .. import url_state
-from ..context import SECONDS_BETWEEN_SCANS, chosen_dictionary, roots_given
-from ..run_index import DictionaryEntry, once_per_state, walk
+from ..context import chosen_dictionary, run_index
+from ..run_index import DictionaryEntry, once_per_state, plain_file
 from ..widgets.html_tables import page_table
 from ..widgets.page_parts import plain, run_page, show_figures, show_note, show_problem
 
@@ -32,7 +32,7 @@ def render() -> None:
     st.title("Evals")
     entry = chosen_dictionary()
     results = {} if entry is None else dict(entry.evaluations)
-    comparisons = _comparisons(tuple(roots_given()))
+    comparisons = run_index().comparisons
     # Core, which says what a dictionary is worth, comes first.
     suites = sorted(results, key=lambda suite: (suite != "core", suite))
     options = [*suites, *(COMPARE + name for name in comparisons)]
@@ -52,7 +52,6 @@ def render() -> None:
         st.radio,
         "Evaluation",
         {name: plain(name.replace("_", " ")) for name in options},
-        key="evals_suite",
         param="suite",
         horizontal=True,
     )
@@ -60,21 +59,6 @@ def render() -> None:
         _draw_result(comparisons[choice.removeprefix(COMPARE)], None)
     elif entry is not None:
         _draw_result(results[choice], entry)
-
-
-def find_comparisons(roots: Sequence[Path]) -> dict[str, Path]:
-    """Files of comparisons by name: the folder given, and the path below it."""
-    return {
-        "/".join([root.name, *folder.relative_to(root).parts]): folder / COMPARISON_FILE
-        for root in (Path(root).resolve() for root in roots)
-        for folder, names in walk(root, [])
-        if COMPARISON_FILE in names
-    }
-
-
-_comparisons = st.cache_resource(
-    find_comparisons, ttl=SECONDS_BETWEEN_SCANS, show_spinner=False, max_entries=4
-)
 
 
 @once_per_state(64)
@@ -88,7 +72,6 @@ def _draw_result(path: Path, entry: DictionaryEntry | None) -> None:
     """Where a result is from, its charts and tables, every number with its definition.
 
     Args:
-        path: its file.
         entry: the dictionary it should be about; None where it is about several.
     """
     result = _result(path)
@@ -125,22 +108,15 @@ def _draw_result(path: Path, entry: DictionaryEntry | None) -> None:
 def _origin(result: EvaluationResult) -> str:
     origin = result.made_from
     where = f" at {origin['hook_point']} of {origin['model']}" if "hook_point" in origin else ""
-    made = f", {result.created.replace('T', ' ')[:16]} UTC" if result.created else ""
-    seed = f", seed {result.seed}" if result.seed is not None else ""
-    about = f"Suite {result.suite} on {result.dictionary_name}{where}{made}{seed}."
-    return f"{about} {result.subtitle}".strip()
+    where += f", {result.created.replace('T', ' ')[:16]} UTC" if result.created else ""
+    where += f", seed {result.seed}" if result.seed is not None else ""
+    return f"Suite {result.suite} on {result.dictionary_name}{where}. {result.subtitle}".strip()
 
 
 def _draw_metrics(result: EvaluationResult) -> None:
-    """Every number of a result with unit and definition, by group."""
     st.subheader("Every number and its definition")
     query = url_state.widget(
-        st.text_input,
-        "Find a number",
-        key="evals_find",
-        param="find",
-        default="",
-        placeholder="a word of its name",
+        st.text_input, "Find a number", param="find", default="", placeholder="a word of its name"
     )
     wanted = query.strip().casefold()
     metrics = [
@@ -157,14 +133,13 @@ def _draw_metrics(result: EvaluationResult) -> None:
 
 
 def _draw_files(path: Path, result: EvaluationResult) -> None:
-    """The files beside the result, to take away; the rows of each as a table."""
     for items, name in result.item_files.items():
-        file = path.with_name(name)
-        if file.suffix == ".parquet" and file.is_file() and not file.is_symlink():
+        file = plain_file(path.with_name(name))
+        if file and file.suffix == ".parquet":
             with st.expander(f"Rows: {plain(items)}"):
                 _draw_rows(file, items)
-    report = path.with_suffix(".html")
-    files = [path, *([report] if report.is_file() and not report.is_symlink() else [])]
+    report = plain_file(path.with_suffix(".html"))
+    files = [path] if report is None else [path, report]
     for column, file in zip(st.columns(4), files, strict=False):
         _offer(column.download_button, f"Download {plain(file.name)}", file)
 

@@ -49,12 +49,10 @@ def render() -> None:
 
 
 def _draw_filter() -> FeatureFilter:
-    """The boxes above the table; what they hold is in the address."""
     search, show, sort, direction = st.columns([4, 2, 2, 1.4], vertical_alignment="bottom")
     query = url_state.widget(
         search.text_input,
         "Search",
-        key="explore_query",
         param="q",
         default="",
         on_change=_query_changed,
@@ -65,16 +63,9 @@ def _draw_filter() -> FeatureFilter:
     sorts = [BEST_MATCH, *SORTS] if query.strip() else list(SORTS)
     return FeatureFilter(
         query=query,
-        show=url_state.choice(show.selectbox, "Show", SHOWN, key="explore_show", param="show"),
-        sort=url_state.choice(sort.selectbox, "Sort by", sorts, key="explore_sort", param="sort"),
-        descending=url_state.widget(
-            direction.toggle,
-            "Largest first",
-            key="explore_desc",
-            param="desc",
-            default=False,
-            parse=url_state.flag,
-        ),
+        show=url_state.choice(show.selectbox, "Show", SHOWN, param="show"),
+        sort=url_state.choice(sort.selectbox, "Sort by", sorts, param="sort"),
+        descending=url_state.widget(direction.toggle, "Largest first", param="desc", default=False),
         log_density=_draw_density_range(),
     )
 
@@ -86,7 +77,6 @@ def _query_changed() -> None:
 
 
 def _draw_density_range() -> tuple[float, float]:
-    """The densities let through, as log10."""
     url_state.bind("explore_density", "density", FULL_RANGE, _parse_range)
     bounds: Any = st.slider(
         "Density, log10",
@@ -139,7 +129,6 @@ def _show_table(
 
 
 def _column_formats() -> dict[str, Any]:
-    """How the columns are written, and what they mean."""
     number = st.column_config.NumberColumn
     return {
         "feature": number(format="%d", width="small", pinned=True),

@@ -15,16 +15,7 @@ from saelab.features.labels import MAX_LABEL_WORDS, Label, LabelBook
 from saelab.features.reader import FeatureStore
 from saelab.features.records import Example, FeatureRecord
 
-from .. import url_state
-from ..context import (
-    feature_link,
-    label_texts,
-    link_params,
-    open_labels,
-    require_dictionary,
-    require_store,
-    staleness_of,
-)
+from .. import context, url_state
 from ..run_index import DictionaryEntry
 from ..widgets.feature_html import (
     NEIGHBOUR_LISTS,
@@ -40,14 +31,7 @@ from ..widgets.feature_html import (
 )
 from ..widgets.feature_table import about
 from ..widgets.figures import activation_histogram, logit_histogram
-from ..widgets.page_parts import (
-    FEATURE_PAGE,
-    plain,
-    run_page,
-    show_figure,
-    show_note,
-    show_problem,
-)
+from ..widgets.page_parts import FEATURE_PAGE, plain, run_page, show_figure, show_note, show_problem
 
 LISTS = {
     "Top": "Contexts with the highest maxima, one window for each context, no two alike. The "
@@ -66,13 +50,13 @@ AUTHOR_KEY = "label_author"
 
 def render() -> None:
     """Draw the page."""
-    entry = require_dictionary()
-    store = require_store(entry)
+    entry = context.require_dictionary()
+    store = context.require_store(entry)
     feature = _chosen_feature(store)
     if feature is None:
         return
     record = store.feature(feature)
-    book = open_labels(store)
+    book = context.open_labels(store)
     _show_head(entry, store, record, book)
     if record.n_active == 0:
         show_note(
@@ -99,14 +83,13 @@ def _chosen_feature(store: FeatureStore) -> int | None:
         f"The address asks for feature {given!r}; this dictionary has features 0 to "
         f"{store.n_features - 1:,}."
     )
-    st.page_link(FEATURE_PAGE, label="Open feature 0", query_params=link_params(f="0"))
+    st.page_link(FEATURE_PAGE, label="Open feature 0", query_params=context.link_params(f="0"))
     return None
 
 
 def _show_head(
     entry: DictionaryEntry, store: FeatureStore, record: FeatureRecord, book: LabelBook
 ) -> None:
-    """Title, label, flags, and the links to other features and out of the app."""
     st.title(plain(f"Feature {record.id}"))
     labels = book.of(record.id)
     if labels:
@@ -116,7 +99,7 @@ def _show_head(
         st.caption(plain(f"No label yet. Strongest on {tokens}" if tokens else "No label yet."))
     badges = " ".join(f":orange-badge[{flag}]" for flag in record.flags)
     st.markdown(f":blue-badge[{plain(entry.name)}] {badges}")
-    stale = staleness_of(store, entry)
+    stale = context.staleness_of(store, entry)
     if stale:
         show_problem(stale)
     feature, last = record.id, store.n_features - 1
@@ -130,11 +113,11 @@ def _show_head(
                 FEATURE_PAGE,
                 label=label,
                 disabled=not 0 <= target <= last,
-                query_params=link_params(entry, f=str(min(max(target, 0), last))),
+                query_params=context.link_params(entry, f=str(min(max(target, 0), last))),
             )
-        st.page_link("explore.py", label="All features", query_params=link_params(entry))
+        st.page_link("explore.py", label="All features", query_params=context.link_params(entry))
         for page, label in (("prompt.py", "Try text"), ("steer.py", "Steer")):
-            st.page_link(page, label=label, query_params=link_params(entry, f=str(feature)))
+            st.page_link(page, label=label, query_params=context.link_params(entry, f=str(feature)))
         with st.popover("Share"):
             _show_sharing(entry, store, feature, labels)
         # A box with the feature's number; another number opens that feature.
@@ -150,10 +133,9 @@ def _show_head(
 def _show_sharing(
     entry: DictionaryEntry, store: FeatureStore, feature: int, labels: Sequence[Label]
 ) -> None:
-    """The address to copy, and the files to download."""
     st.markdown("Address of this page")
     base = (st.context.url or "").split("?")[0]
-    params = urlencode(link_params(entry, f=str(feature)))
+    params = urlencode(context.link_params(entry, f=str(feature)))
     st.code(f"{base}?{params}", language=None, wrap_lines=True)
     for title, content, kind, mime, note in (
         (
@@ -176,7 +158,6 @@ def _show_sharing(
 
 
 def _show_charts(record: FeatureRecord, store: FeatureStore) -> None:
-    """How strong it is, and what it does to the logits."""
     left, middle, right = st.columns(3)
     with left:
         linear = st.session_state.get("feature_linear", False)
@@ -202,18 +183,17 @@ def _show_examples(entry: DictionaryEntry, feature: int, maximum: float) -> None
     """Draw the chosen list; changing it draws nothing else again."""
     st.header("Examples")
     chosen, window, view = _draw_controls()
-    record = require_store(entry).feature(feature, WINDOWS[window])
+    record = context.require_store(entry).feature(feature, WINDOWS[window])
     st.caption(plain(LISTS[chosen]))
-    if chosen == "Top":
-        _show_list(record.top_examples, maximum, view)
+    lists = {"Top": record.top_examples, "Random": record.random_positives}
+    if chosen in lists:
+        _show_list(lists[chosen], maximum, view)
     elif chosen == "Quantiles":
         if not record.quantile_groups:
             show_note("Too few contexts to divide into strata.")
         for index, group in enumerate(record.quantile_groups):
             st.markdown(f"**{plain(group_heading(group, highest=index == 0))}**")
             _show_list(group.examples, maximum, view, with_legend=index == 0)
-    elif chosen == "Random":
-        _show_list(record.random_positives, maximum, view)
     else:
         st.markdown("**Where a neighbour is active**")
         _show_list(record.near_misses, maximum, view)
@@ -222,17 +202,13 @@ def _show_examples(entry: DictionaryEntry, feature: int, maximum: float) -> None
 
 
 def _draw_controls() -> tuple[str, str, ExampleView]:
-    """Which list, how wide, and how it is shown."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         control = st.segmented_control
-        chosen = url_state.choice(
-            control, "List", list(LISTS), key="feature_tab", param="tab", required=True
-        )
+        chosen = url_state.choice(control, "List", list(LISTS), param="tab", required=True)
         window = url_state.choice(
             control,
             "Tokens on either side",
             list(WINDOWS),
-            key="feature_window",
             param="window",
             default="±24",
             required=True,
@@ -263,9 +239,8 @@ def _show_list(
 
 
 def _show_neighbours(record: FeatureRecord, store: FeatureStore) -> None:
-    """Four lists of links side by side, each with its definition."""
     st.header("Neighbours")
-    table, labels = store.table(), label_texts(store)
+    table, labels = store.table(), context.label_texts(store)
     lists = NEIGHBOUR_LISTS.items()
     for column, (title, (definition, field)) in zip(st.columns(4), lists, strict=True):
         with column:
@@ -277,11 +252,11 @@ def _show_neighbours(record: FeatureRecord, store: FeatureStore) -> None:
             for near in neighbours[:MOST_NEIGHBOURS]:
                 both = "" if near.n_both is None else f" on {near.n_both:,} tokens"
                 words = about(table, labels, near.feature)
-                feature_link(near.feature, f"{near.feature} · {near.value:.2f}{both} · {words}")
+                words = f"{near.feature} · {near.value:.2f}{both} · {words}"
+                context.feature_link(near.feature, words)
 
 
 def _show_labels(feature: int, book: LabelBook) -> None:
-    """The labels with who wrote them, and boxes to write a label and a note."""
     st.header("Label and notes")
     for label in book.of(feature):
         text, remove = st.columns([6, 1], vertical_alignment="center")
@@ -314,7 +289,6 @@ def _show_labels(feature: int, book: LabelBook) -> None:
 
 
 def _show_label(label: Label) -> None:
-    """A label with its origin."""
     score = "" if label.score is None else f", score {label.score:.2g}"
     st.markdown(f"**{plain(label.text)}**")
     st.caption(plain(f"{label.author}, {label.method}{score}, {label.created[:10]}"))

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 __package__ = "saelab.dashboards.pages"
 
-from typing import Any
 from urllib.parse import urlencode
 
 import streamlit as st
 
-from ..context import (
-    chosen_dictionary,
-    feature_link,
-    label_texts,
-    link_params,
-    open_store,
-    run_index,
-)
+from .. import context
 from ..run_index import DictionaryEntry, RunEntry
 from ..widgets.feature_table import about, curated_features
 from ..widgets.page_parts import plain, run_page, show_note, show_problem
 
+FACTS = {"method": "method", "features": "d_sae", "L0": "l0", "FVU": "fvu", "dead": "dead"}
 HOW_TO_READ = """
 A **dictionary** (sparse autoencoder) writes every activation of the language model as a sum of a
 few **features**. A feature's page answers three questions.
@@ -40,10 +33,10 @@ Judge a feature by its random examples before believing its top ones.
 def render() -> None:
     """Draw the page."""
     st.title("saelab")
-    index = run_index()
+    index = context.run_index()
     for problem in index.problems:
         show_problem(problem)
-    entry = chosen_dictionary()
+    entry = context.chosen_dictionary()
     if not index.runs:
         show_note(
             "Nothing to show yet: no run, dictionary or feature store lies below "
@@ -75,9 +68,19 @@ def _show_run(run: RunEntry, key: str, opened: bool) -> None:
         if not run.dictionaries:
             show_note("No dictionary is saved yet; the Training page shows how far the run is.")
             return
-        number = st.column_config.NumberColumn
+        entries, number = run.dictionaries, st.column_config.NumberColumn
+        columns = {
+            "dictionary": [entry.name for entry in entries],
+            "open": [
+                f"/explore?{urlencode(context.link_params(entry))}" if entry.store_path else ""
+                for entry in entries
+            ],
+            **{title: [entry.facts.get(key) for entry in entries] for title, key in FACTS.items()},
+            "evaluations": [", ".join(entry.evaluations) for entry in entries],
+            "hook point": [entry.hook_point for entry in entries],
+        }
         st.dataframe(
-            _run_table(run),
+            columns,
             hide_index=True,
             key=key,
             alt=f"Dictionaries of {run.id} with method, size, L0, FVU and dead features",
@@ -95,28 +98,11 @@ def _show_run(run: RunEntry, key: str, opened: bool) -> None:
         )
 
 
-def _run_table(run: RunEntry) -> dict[str, list[Any]]:
-    """The numbers of a run's dictionaries, by column."""
-    entries = run.dictionaries
-    facts = {"method": "method", "features": "d_sae", "L0": "l0", "FVU": "fvu", "dead": "dead"}
-    return {
-        "dictionary": [entry.name for entry in entries],
-        "open": [
-            f"/explore?{urlencode(link_params(entry))}" if entry.store_path else ""
-            for entry in entries
-        ],
-        **{title: [entry.facts.get(key) for entry in entries] for title, key in facts.items()},
-        "evaluations": [", ".join(entry.evaluations) for entry in entries],
-        "hook point": [entry.hook_point for entry in entries],
-    }
-
-
 def _show_curated(entry: DictionaryEntry) -> None:
-    """Features to begin with, each with its label or top tokens."""
     if entry.store_path is None:
         return
-    store = open_store(entry.store_path)
-    table, labels = store.table(), label_texts(store)
+    store = context.open_store(entry.store_path)
+    table, labels = store.table(), context.label_texts(store)
     groups = curated_features(store)
     st.header("Features to begin with")
     st.caption(
@@ -135,7 +121,7 @@ def _show_curated(entry: DictionaryEntry) -> None:
             for feature in group.features:
                 left, right = st.columns([2, 5], vertical_alignment="center")
                 with left:
-                    feature_link(feature)
+                    context.feature_link(feature)
                 right.markdown(plain(about(table, labels, feature)))
 
 

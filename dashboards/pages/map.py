@@ -62,17 +62,11 @@ def render() -> None:
 def _draw_controls() -> tuple[str, str]:
     left, right = st.columns([1, 3], vertical_alignment="bottom")
     colour = url_state.choice(
-        left.segmented_control,
-        "Colour by",
-        ("density", "label"),
-        key="map_colour",
-        param="colour",
-        required=True,
+        left.segmented_control, "Colour by", ("density", "label"), param="colour", required=True
     )
     query = url_state.widget(
         right.text_input,
         "Show only",
-        key="map_query",
         param="q",
         default="",
         placeholder="a word in top tokens, promoted tokens, labels",
@@ -88,7 +82,7 @@ def _map_method(described: dict[str, Any]) -> str:
     explained = described.get("explained")
     if isinstance(explained, list | tuple) and len(explained) == 2:
         shares = " and ".join(f"{100 * float(share):.1f} %" for share in explained)
-        return f"{method} ({shares} of the variance)"
+        method += f" ({shares} of the variance)"
     return method
 
 

@@ -14,22 +14,21 @@ from saelab.features.token_text import Vocabulary
 from saelab.live.reading import SORTS, FeatureUse, Reading, feature_use, ranked, relative
 from saelab.report.page import Html
 
-from .. import url_state
+from .. import live, url_state
 from ..context import require_dictionary, require_store
-from ..live import (
-    MOST_ROWS,
-    LivePage,
-    density_ceiling,
-    open_live_page,
-    say_what_was_cut,
-    show_feature_table,
-    text_box,
-)
-from ..widgets.html_tables import chip, page_table, short_label
+from ..widgets.html_tables import chip, page_table
 from ..widgets.page_parts import format_number, plain, run_page, show_note
 from ..widgets.prompt_attribution import draw_attribution
 from ..widgets.prompt_contrast import draw_contrast
-from ..widgets.token_html import legend, short, token_row, tokens_page, visible, visible_text
+from ..widgets.token_html import (
+    legend,
+    short,
+    short_label,
+    token_row,
+    tokens_page,
+    visible,
+    visible_text,
+)
 
 MODES = {
     "read": "Read a text",
@@ -53,15 +52,9 @@ def render() -> None:
     store = require_store(entry)
     st.title("Prompt")
     mode = url_state.choice(
-        st.radio,
-        "What to do",
-        MODES,
-        key="prompt_mode",
-        param="mode",
-        horizontal=True,
-        label_visibility="collapsed",
+        st.radio, "What to do", MODES, param="mode", horizontal=True, label_visibility="collapsed"
     )
-    page = open_live_page(entry, store)
+    page = live.open_live_page(entry, store)
     {"read": _draw_reading, "contrast": draw_contrast, "attribute": draw_attribution}[mode](page)
     st.caption(
         plain(
@@ -71,26 +64,24 @@ def render() -> None:
     )
 
 
-def _draw_reading(page: LivePage) -> None:
-    """Text box, controls, the text with one feature highlighted, and two tables."""
-    text = text_box("Text", "prompt_text", "text", EXAMPLE_TEXT)
+def _draw_reading(page: live.LivePage) -> None:
+    text = live.text_box("Text", "prompt_text", "text", EXAMPLE_TEXT)
     left, right = st.columns([3, 2])
     sort = url_state.choice(
         left.radio,
         "Sort by",
         SORT_NAMES,
-        key="prompt_order",
         param="order",
         horizontal=True,
         help=" ".join(f"{name}: {plain(SORTS[key])}." for key, name in SORT_NAMES.items()),
     )
     with right:
-        ceiling = density_ceiling()
+        ceiling = live.density_ceiling()
     if not text.strip():
         show_note("Type a text to see its active features.")
         return
     reading = page.read(text)
-    say_what_was_cut(reading)
+    live.say_what_was_cut(reading)
     whole = pieced(reading, page.store.vocabulary)
     use = feature_use(whole)
     order = ranked(use.latent, use.peak, page.numbers, sort, ceiling)
@@ -120,16 +111,15 @@ def _draw_reading(page: LivePage) -> None:
         "tokens": use.n_positions[order].tolist(),
         "at the token": [visible_text(whole.tokens[index]) for index in use.peak_position[order]],
     }
-    show_feature_table(
+    live.show_feature_table(
         page, "Active in this text", latent, columns, "prompt_features", name="features_of_a_text"
     )
 
 
 def _draw_highlight(
-    page: LivePage, whole: Reading, use: FeatureUse, order: Int[np.ndarray, " kept"]
+    page: live.LivePage, whole: Reading, use: FeatureUse, order: Int[np.ndarray, " kept"]
 ) -> None:
-    """The text with one feature's activations."""
-    features = use.latent[order][:MOST_ROWS].tolist()
+    features = use.latent[order][: live.MOST_ROWS].tolist()
     wanted = url_state.read("f", features[0], url_state.count)
     if wanted in use.latent and wanted not in features:
         features.append(wanted)
@@ -140,7 +130,6 @@ def _draw_highlight(
         st.selectbox,
         "Highlight",
         names,
-        key="prompt_highlight",
         param="hl",
         default=wanted if wanted in features else features[0],
     )
@@ -150,8 +139,7 @@ def _draw_highlight(
     st.html(tokens_page([legend(maximum, with_anchor=False), row]))
 
 
-def _draw_tokens(page: LivePage, whole: Reading, sort: str, ceiling: float) -> None:
-    """Every token with its first features, as links."""
+def _draw_tokens(page: live.LivePage, whole: Reading, sort: str, ceiling: float) -> None:
     rows = []
     for index, text in enumerate(whole.tokens):
         part = whole.at(index)
@@ -177,7 +165,7 @@ def _draw_tokens(page: LivePage, whole: Reading, sort: str, ceiling: float) -> N
     )
 
 
-def _chip(page: LivePage, feature: int, value: float) -> str:
+def _chip(page: live.LivePage, feature: int, value: float) -> str:
     maximum = float(page.numbers.maximum[feature])
     share = f" · {100 * value / maximum:.0f} %" if maximum > 0 else " · new"
     density = format_number(float(page.numbers.density[feature]))

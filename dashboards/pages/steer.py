@@ -4,9 +4,8 @@ from __future__ import annotations
 
 __package__ = "saelab.dashboards.pages"
 
-from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import streamlit as st
@@ -37,8 +36,7 @@ STYLE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EditChoice:
+class EditChoice(NamedTuple):
     """What a person chose to do to one feature."""
 
     feature: int
@@ -47,8 +45,7 @@ class EditChoice:
     """In multiples of the feature's maximum."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SteerSettings:
+class SteerSettings(NamedTuple):
     """Everything that decides what a run writes."""
 
     dictionary: tuple[str, str]
@@ -61,8 +58,7 @@ class SteerSettings:
     """Whether features are edited from the text's last token on only."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SteerResult:
+class SteerResult(NamedTuple):
     """What a run wrote, kept while the page is open."""
 
     settings: SteerSettings
@@ -94,7 +90,6 @@ def render() -> None:
 
 
 def _draw_edits(page: LivePage) -> tuple[EditChoice, ...]:
-    """A row of controls for each edited feature."""
     count = url_state.read("n", 1, url_state.within(1, MOST_EDITS))
     fallback = _default_feature(page)
     edits = tuple(_draw_edit(page, number, fallback) for number in range(1, count + 1))
@@ -125,26 +120,22 @@ def _draw_edit(page: LivePage, number: int, fallback: int) -> EditChoice:
     st.session_state[key] = min(st.session_state[key], last)
     feature = int(feature_box.number_input("Feature", 0, last, step=1, key=key))
     url_state.publish(f"f{number}", feature, default)
-    kind = url_state.choice(
-        kind_box.selectbox, "Do", KINDS, key=f"steer_kind_{number}", param=f"k{number}"
-    )
+    kind = url_state.choice(kind_box.selectbox, "Do", KINDS, param=f"k{number}")
     strength = url_state.widget(
         strength_box.slider,
         "Strength, in multiples of its maximum",
         -STRENGTH_BOUND,
         STRENGTH_BOUND,
         step=0.25,
-        key=f"steer_strength_{number}",
         param=f"s{number}",
         default=1.0,
-        parse=url_state.within(-STRENGTH_BOUND, STRENGTH_BOUND),
         disabled=kind == "ablate",
     )
     with about:
         feature_link(feature, f"Feature {feature}: {page.label(feature)}", page.entry)
         maximum = float(page.numbers.maximum[feature])
         st.caption(plain(f"its maximum in the store: {format_number(maximum)}"))
-    return EditChoice(feature=feature, kind=kind, strength=float(strength))
+    return EditChoice(feature, kind, float(strength))
 
 
 def _default_feature(page: LivePage) -> int:
@@ -160,18 +151,9 @@ def _default_feature(page: LivePage) -> int:
 
 
 def _draw_settings(page: LivePage, text: str, edits: tuple[EditChoice, ...]) -> SteerSettings:
-    """Length, temperature, seed, and where the edits begin."""
     length, warmth, seed_box, end = st.columns([2, 2, 1, 2], vertical_alignment="bottom")
     n_tokens = url_state.widget(
-        length.slider,
-        "Tokens to write",
-        5,
-        80,
-        step=5,
-        key="steer_length",
-        param="len",
-        default=40,
-        parse=url_state.within(5, 80),
+        length.slider, "Tokens to write", 5, 80, step=5, param="len", default=40
     )
     temperature = url_state.widget(
         warmth.slider,
@@ -179,41 +161,21 @@ def _draw_settings(page: LivePage, text: str, edits: tuple[EditChoice, ...]) -> 
         0.0,
         2.0,
         step=0.1,
-        key="steer_temperature",
         param="temp",
         default=0.8,
-        parse=url_state.within(0.0, 2.0),
         help="Logits are divided by it before drawing; 0 takes the likeliest token.",
     )
     seed = url_state.widget(
-        seed_box.number_input,
-        "Seed",
-        0,
-        999_999_999,
-        step=1,
-        key="steer_seed",
-        param="seed",
-        default=0,
-        parse=url_state.count,
+        seed_box.number_input, "Seed", 0, 999_999_999, step=1, param="seed", default=0
     )
     from_end = url_state.widget(
         end.toggle,
         "Edit only from the text's end on",
-        key="steer_end",
         param="end",
         default=False,
-        parse=url_state.flag,
         help="Off: features are edited at every token of the text that counts, too.",
     )
-    return SteerSettings(
-        dictionary=page.key,
-        text=text,
-        edits=edits,
-        n_tokens=int(n_tokens),
-        temperature=float(temperature),
-        seed=int(seed),
-        from_end=from_end,
-    )
+    return SteerSettings(page.key, text, edits, n_tokens, temperature, int(seed), from_end)
 
 
 def _write(page: LivePage, settings: SteerSettings) -> SteerResult:
@@ -225,13 +187,9 @@ def _write(page: LivePage, settings: SteerSettings) -> SteerResult:
     from saelab.live.edits import FeatureEdit, next_token_shift
     from saelab.live.session import BASELINE, STEERED
 
+    maximum, model = page.numbers.maximum, page.session.model
     edits = [
-        FeatureEdit(
-            feature=edit.feature,
-            kind=edit.kind,
-            strength=edit.strength,
-            maximum=float(page.numbers.maximum[edit.feature]),
-        )
+        FeatureEdit(**edit._asdict(), maximum=float(maximum[edit.feature]))
         for edit in settings.edits
     ]
     steps = page.session.steer(
@@ -257,11 +215,11 @@ def _write(page: LivePage, settings: SteerSettings) -> SteerResult:
                 over[version] = over[version] or bool(step.finished[version])
                 if not over[version]:
                     written[version].append(int(step.tokens[version]))
-                texts[version] = page.session.text_of(written[version]) + ENDED * over[version]
+                texts[version] = model.text_of(written[version]) + ENDED * over[version]
                 boxes[version].html(_written_html(settings.text, texts[version]))
     growing.empty()
     assert shift is not None
-    return SteerResult(settings=settings, texts=(texts[0], texts[1]), shift=shift)
+    return SteerResult(settings, (texts[0], texts[1]), shift)
 
 
 def _written_html(prompt: str, written: str) -> str:
@@ -274,7 +232,6 @@ def _written_html(prompt: str, written: str) -> str:
 
 
 def _draw_result(page: LivePage, result: SteerResult, now: SteerSettings) -> None:
-    """Both texts side by side, and how the next token's distribution moved."""
     if result.settings != now:
         show_note("The settings have changed since this was written: press Write again.")
     titles = ("**As the model is**", f"**Steered**: {plain(_described(result.settings.edits))}")
@@ -295,14 +252,13 @@ def _draw_result(page: LivePage, result: SteerResult, now: SteerSettings) -> Non
     )
     if shift.gaining or shift.losing:
         gaining, losing = (
-            [(page.session.token_strings([row[0]])[0], *row[1:]) for row in rows]
+            [(page.session.model.token_strings([row[0]])[0], *row[1:]) for row in rows]
             for rows in (shift.gaining, shift.losing)
         )
         show_figure(probability_shift(gaining, losing, shift.kl), "steer_shift")
 
 
 def _described(edits: tuple[EditChoice, ...]) -> str:
-    """The edits in words."""
     words = {
         "add": "{0:+g} × maximum of feature {1}",
         "clamp": "feature {1} held at {0:g} × its maximum",
@@ -312,7 +268,6 @@ def _described(edits: tuple[EditChoice, ...]) -> str:
 
 
 def _draw_definitions() -> None:
-    """What the words on this page mean."""
     from saelab.live.edits import DEFINITIONS, SHIFT_DEFINITION
 
     with st.expander("What exactly is done"):
@@ -323,8 +278,8 @@ def _draw_definitions() -> None:
                 "Edits act at every position that counts under the dictionary's token filter, in "
                 "the text and in what is written; all codes are those before any edit. Both "
                 "versions are drawn with the same random numbers, so they differ only where the "
-                f"edits change what is likely. {SHIFT_DEFINITION}{ENDED} marks a text that the model "
-                "ended."
+                f"edits change what is likely. {SHIFT_DEFINITION}{ENDED} marks a text that the "
+                "model ended."
             )
         )
 

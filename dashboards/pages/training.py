@@ -53,13 +53,12 @@ def _choose_runs(logged: list[RunEntry]) -> list[RunEntry]:
     # The default follows the picker in the sidebar.
     if st.session_state.get("training_follows") != default:
         st.session_state["training_follows"] = default
-        st.session_state.pop("training_runs", None)
-    ids = url_state.several("Runs", list(by_id), key="training_runs", param="runs", default=default)
+        st.session_state.pop(url_state.widget_key("runs"), None)
+    ids = url_state.several("Runs", list(by_id), param="runs", default=default)
     return [by_id[run_id] for run_id in ids]
 
 
 def _is_going(run: RunEntry) -> bool:
-    """Whether the log of a run may grow."""
     if run.metrics_path is None or run.status == "complete":
         return False
     try:
@@ -76,7 +75,15 @@ def _draw_curves(runs: list[RunEntry]) -> None:
         return
     names = _choose_dictionaries(list(curves))
     numbers, scale, x_scale = _choose_numbers(curves)
-    _say_how_far(runs, curves)
+    ends = [curve.tokens[-1] for by_number in curves.values() for curve in by_number.values()]
+    going = [run.id for run in runs if _is_going(run)]
+    watched = f" Watching {', '.join(going)}, looking every {SECONDS_BETWEEN_LOOKS} s."
+    st.caption(
+        plain(
+            f"{len(curves)} dictionaries, up to {max(ends, default=0):,} tokens."
+            + (watched if going else "")
+        )
+    )
     if not names or not numbers:
         show_note("Choose a dictionary and a number to draw.")
         return
@@ -126,7 +133,6 @@ def _choose_dictionaries(known: list[str]) -> list[str]:
     return url_state.several(
         "Dictionaries",
         known,
-        key="training_lines",
         param="lines",
         default=list(dict.fromkeys([*chosen, *known]))[:FIRST_LINES],
         max_selections=MOST_LINES,
@@ -141,34 +147,13 @@ def _choose_numbers(curves: dict[str, dict[str, Curve]]) -> tuple[list[str], Any
         numbers = url_state.several(
             "Numbers",
             known,
-            key="training_numbers",
             param="show",
             default=[number for number in SHOWN_FIRST if number in known],
             format_func=lambda number: kind_of(number).title,
         )
-    scale = url_state.choice(
-        middle.selectbox, "Vertical scale", SCALES, key="training_scale", param="scale"
-    )
-    log_x = url_state.widget(
-        right.toggle,
-        "Log tokens",
-        key="training_logx",
-        param="logx",
-        default=False,
-        parse=url_state.flag,
-    )
+    scale = url_state.choice(middle.selectbox, "Vertical scale", SCALES, param="scale")
+    log_x = url_state.widget(right.toggle, "Log tokens", param="logx", default=False)
     return numbers, scale, "log" if log_x else "linear"
-
-
-def _say_how_far(runs: list[RunEntry], curves: dict[str, dict[str, Curve]]) -> None:
-    ends = [curve.tokens[-1] for by_number in curves.values() for curve in by_number.values()]
-    going = [run.id for run in runs if _is_going(run)]
-    watched = (
-        f" Watching {', '.join(going)}, looking every {SECONDS_BETWEEN_LOOKS} s." if going else ""
-    )
-    st.caption(
-        plain(f"{len(curves)} dictionaries, up to {max(ends, default=0):,} tokens.{watched}")
-    )
 
 
 if __name__ == "__main__":

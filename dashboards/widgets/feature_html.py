@@ -110,27 +110,24 @@ def number_strip(record: FeatureRecord) -> str:
 
 def logit_tables(lens: LogitLens, most: int = 10) -> str:
     """The tokens a feature promotes and suppresses, with signs, so that colour is not alone."""
-    lists = (
-        ("+ Promoted tokens", lens.top, "up"),
-        ("− Suppressed tokens", lens.bottom, "down"),
-    )
+    lists = (("+ Promoted tokens", lens.top, "up"), ("− Suppressed tokens", lens.bottom, "down"))
     tables = [
         page_table(
             caption,
             ["token", "logit"],
             [
-                [Html(f'<bdi class="token">{visible(score.text)}</bdi>'), _signed(score.value)]
+                [
+                    Html(f'<bdi class="token">{visible(score.text)}</bdi>'),
+                    Html(f'<span class="value">{score.value:+.3g}</span>'.replace("-", "−")),
+                ]
                 for score in scores[:most]
             ],
             kind,
         )
         for caption, scores, kind in lists
     ]
-    return f'<div style="{PAIR_STYLE}">{"".join(tables)}</div>'
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3g}".replace("-", "−")
+    style = "display:grid;grid-template-columns:1fr 1fr;gap:1.2rem"
+    return f'<div style="{style}">{"".join(tables)}</div>'
 
 
 def examples_html(
@@ -210,14 +207,7 @@ def provenance_table(name: str, store: FeatureStore) -> str:
 
 
 def feature_html(name: str, store: FeatureStore, feature: int, labels: Sequence[Label] = ()) -> str:
-    """A feature's page as one self-contained HTML file, for both themes.
-
-    Args:
-        name: of the dictionary.
-        store: the open store.
-        feature: the feature.
-        labels: what people call it, newest first.
-    """
+    """A feature's page as one self-contained HTML file, for both themes."""
     record = store.feature(feature)
     title = f"{name} · feature {feature}"
     label = f"<p><b>{escape(labels[0].text)}</b></p>" if labels else ""
@@ -335,7 +325,6 @@ figure{margin:1rem 0}figcaption{font-size:.85rem;color:light-dark(#55606c,#a7b0b
 svg{width:100%;height:auto}svg text{fill:light-dark(#55606c,#a7b0ba);font-size:11px}
 svg line{stroke:light-dark(#9aa3ad,#596472)}
 """
-PAIR_STYLE = "display:grid;grid-template-columns:1fr 1fr;gap:1.2rem"
 STRIP_STYLE = (
     ".saelab-strip{display:grid;grid-template-columns:repeat(auto-fit,minmax(7.6rem,1fr));"
     "gap:.6rem;padding:0!important;"

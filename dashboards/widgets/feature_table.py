@@ -63,11 +63,6 @@ def select_features(
 ) -> tuple[Int[np.ndarray, " chosen"], dict[int, str]]:
     """The features that a filter lets through, in its order.
 
-    Args:
-        store: the open feature store.
-        labels: newest label by feature.
-        wanted: the filter.
-
     Returns:
         Their indices, and for a search where each was hit.
     """
@@ -180,12 +175,7 @@ def curated_features(store: FeatureStore) -> list[CuratedGroup]:
 
 
 def curated_groups(table: Mapping[str, Any], per_group: int = PER_GROUP) -> list[CuratedGroup]:
-    """Groups of features to begin with; a feature appears once, an empty group not at all.
-
-    Args:
-        table: the columns of a feature store, by feature.
-        per_group: features at most in each group.
-    """
+    """Groups of features to begin with; a feature appears once, an empty group not at all."""
     seen = table["n_sequences"] >= FEWEST_CONTEXTS
     if seen.sum() < 10 * per_group:
         seen = table["n_sequences"] >= FEWEST_CONTEXTS_OF_A_SMALL_STORE
@@ -248,11 +238,7 @@ def clean_token_scores(top_tokens: Any) -> Float[np.ndarray, " features"]:
 
 
 def _best(
-    score: Any,
-    allowed: Bool[np.ndarray, " features"],
-    most: int,
-    taken: set[int],
-    top_tokens: Any,
+    score: Any, allowed: Bool[np.ndarray, " features"], most: int, taken: set[int], top_tokens: Any
 ) -> list[int]:
     """The highest scores; of features that peak on the same token, only the first is taken."""
     scores = np.where(allowed & np.isfinite(score), score, np.nan)

@@ -14,7 +14,7 @@ from saelab.formats.chart import Axis, Chart, Number, ReferenceLine, Series
 from saelab.report.figure import ORANGE, Figure, log_axis, new_plot
 from saelab.report.line_styles import GREY
 
-from .token_html import short, visible_text
+from .token_html import short, short_label, visible_text
 
 CHART_HEIGHT = 280
 MARKED_LEVELS = (0.5, 0.9, 0.99)
@@ -97,19 +97,15 @@ def _fullest(histogram: Histogram) -> str:
 
 
 def density_histogram(densities: Mapping[str, Any], n_tokens: Mapping[str, int]) -> Chart:
-    """Features by log density, for one dictionary or several.
-
-    Args:
-        densities: by dictionary, the density of every feature.
-        n_tokens: by dictionary, the tokens counted.
-    """
+    """Features by log density, for one dictionary or several."""
     active = {name: values[values > 0] for name, values in _arrays(densities).items()}
     lowest = min((values.min() for values in active.values() if values.size), default=1e-6)
     low = math.floor(math.log10(lowest))
     edges = np.logspace(low, 0, max(1, -low) * 5 + 1)
+    silent = {name: len(densities[name]) - values.size for name, values in active.items()}
     sentences = [
-        f"{name}: {len(densities[name]):,} features, {len(densities[name]) - values.size:,} never "
-        f"active on {n_tokens.get(name, 0):,} tokens, median density of the others "
+        f"{name}: {len(densities[name]):,} features, {silent[name]:,} never active on "
+        f"{n_tokens.get(name, 0):,} tokens, median density of the others "
         f"{short(float(np.median(values)) if values.size else None)}"
         for name, values in active.items()
     ]
@@ -118,15 +114,12 @@ def density_histogram(densities: Mapping[str, Any], n_tokens: Mapping[str, int])
         title="How often features are active",
         caption="Features by density: tokens on which the feature is active over tokens counted, "
         "in bins equal in log10. Features that were never active are not drawn: "
-        + ", ".join(
-            f"{len(densities[name]) - values.size:,} of {name}" for name, values in active.items()
-        )
+        + ", ".join(f"{number:,} of {name}" for name, number in silent.items())
         + ".",
         summary="Histogram of feature density. " + "; ".join(sentences) + ".",
         x=Axis(title="density (fraction of tokens, log)", log=True),
         y=Axis(title="features", low=0),
         series=_binned(active, edges),
-        height=CHART_HEIGHT + 20,
     )
 
 
@@ -226,11 +219,7 @@ def signed_bars(
     """Horizontal bars to both sides of zero, the first row on top; the sign is written out.
 
     Args:
-        name: key of the chart.
-        title: heading.
         axis: what the bars measure, with its unit.
-        caption: definition.
-        rows: name and value of each bar.
         positive: what a bar to the right means, for the sentence.
         negative: what a bar to the left means.
         marks: what has a bar.
@@ -280,11 +269,12 @@ def probability_shift(
 
 def _across(columns: Mapping[str, list[Number]], names: Sequence[str], **parts: Any) -> Chart:
     """Horizontal bars, a group for each name; equal names are numbered to stay apart."""
-    shown: list[Any] = []
-    for name in map(visible_text, names):
-        fitting = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-        equal = sum(known == fitting for known in shown)
-        shown.append(f"{fitting} ({equal + 1})" if equal else fitting)
+    fitting = [short_label(visible_text(name), LONGEST_NAME) for name in names]
+    repeats = [fitting[:index].count(name) for index, name in enumerate(fitting)]
+    shown: list[Any] = [
+        f"{name} ({number + 1})" if number else name
+        for name, number in zip(fitting, repeats, strict=True)
+    ]
     signed = len(columns) == 1
     return Chart(
         **parts,
@@ -319,9 +309,8 @@ def feature_map(
 
     Args:
         table: columns "id", "map_x", "map_y" and "density" of the features shown.
-        hover: text shown at a point.
         labelled: colours the points by whether a feature has a label; None: by log10 of density.
-        method: how the coordinates were found, for the caption.
+        method: how the coordinates were computed, for the caption.
     """
     plot = new_plot(
         "map axis 1 (no unit)", "map axis 2 (no unit)", x_axis={"showgrid": False}, showgrid=False
@@ -365,8 +354,9 @@ def feature_map(
         name="feature_map",
         title="Map of decoder directions",
         plot=plot,
-        caption=f"Each point is a feature at its {method}; near points tend to have similar "
-        f"decoder rows, distances have no unit. Coloured by {colour}. Click a point to open it.",
+        caption=f"Each point is a feature, placed by its {method}; near points tend to have "
+        f"similar decoder rows, distances have no unit. Coloured by {colour}. Click a point to "
+        "open it.",
         alt=f"Scatter plot of {len(hover):,} features by decoder direction, coloured by {colour}; "
         f"densities of active features: {span}.",
         data={

@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
-from urllib.parse import urlencode
 
-from saelab.report.page import Html, html_table
-
-SHOWN_LABEL = 60
-"""Characters of a label that a table shows."""
-
-
-def feature_href(params: Mapping[str, str]) -> str:
-    """Address of the feature page, from any page of the dashboard."""
-    return "feature?" + urlencode(params)
-
-
-def short_label(text: str, most: int = SHOWN_LABEL) -> str:
-    """A label that fits into a row."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def link(text: object, href: str) -> Html:
-    """A cell that is a link."""
-    return Html(f'<a href="{escape(href)}">{escape(str(text))}</a>')
+from saelab.report.page import html_table
 
 
 def chip(feature: int, href: str, label: str, text: str, hint: str) -> str:
-    """A link to a feature that is active at a token.
-
-    Args:
-        feature: its index.
-        href: address of its page.
-        label: a few characters of what it stands for.
-        text: its activation.
-        hint: shown on hovering, and read out.
-    """
+    """A link to a feature that is active at a token."""
     return (
         f'<a class="chip" href="{escape(href)}" title="{escape(hint)}"><b>{feature}</b> '
         f"<bdi>{escape(label)}</bdi> <small>{escape(text)}</small></a> "
@@ -62,6 +35,7 @@ STYLE = (
     ".saelab-table th,.saelab-table td{padding:.22rem .9rem .22rem 0;text-align:left;"
     "vertical-align:top;border-bottom:1px solid light-dark(#d5dae0,#3a424c);"
     "overflow-wrap:anywhere}"
+    ".saelab-table thead th,.saelab-table .value{overflow-wrap:normal;white-space:nowrap}"
     ".saelab-table thead th{font-size:.8rem;font-weight:600;color:light-dark(#55606c,#a7b0ba)}"
     ".saelab-table .number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}"
     ".saelab-table .defined th[scope=row]{min-width:12rem}"

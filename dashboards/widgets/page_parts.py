@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 FEATURE_PAGE = "feature.py"
 MOST_TABLE_ROWS = 300
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 LIGHT_INK, DARK_INK = "#3d4650", "#c9d0d7"
 _ADDRESS = re.compile(r"://|www\.|@.", re.IGNORECASE)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>$:&^=])")
@@ -49,7 +50,7 @@ def run_page(render: Callable[[], None]) -> None:
 def plain(text: str) -> str:
     """Any text made safe for Streamlit's markdown: shown as it is, never interpreted."""
     # Addresses become links even when escaped; an invisible joiner inside keeps them text.
-    unlinked = _ADDRESS.sub(lambda found: f"{found[0][:-1]}\u2060{found[0][-1]}", text)
+    unlinked = _ADDRESS.sub(lambda match: f"{match[0][:-1]}\u2060{match[0][-1]}", text)
     return _MARKDOWN.sub(r"\\\1", " ".join(unlinked.split()))
 
 
@@ -75,11 +76,6 @@ def format_number(value: Any) -> str:
 def show_figure(shown: Figure | Chart, key: str, *, selectable: bool = False) -> list[Any]:
     """A chart with its title, definition, sentence for those who cannot see it, and numbers.
 
-    Args:
-        shown: a figure, or what it shows as data.
-        key: unique on the page.
-        selectable: whether points can be selected.
-
     Returns:
         The `customdata` of the points selected; empty where nothing is.
     """
@@ -91,26 +87,22 @@ def show_figure(shown: Figure | Chart, key: str, *, selectable: bool = False) ->
     figure.plot.update_xaxes(title_font=ink, tickfont=ink)
     figure.plot.update_yaxes(title_font=ink, tickfont=ink)
     figure.plot.update_annotations(font=ink)
-    options: dict[str, Any] = {
-        "key": key,
-        "alt": figure.alt,
-        "config": {"displayModeBar": selectable, "displaylogo": False},
-    }
-    selected: list[Any] = []
     if selectable:
         figure.plot.update_layout(dragmode="pan", clickmode="event+select")
-        event: Any = st.plotly_chart(
-            figure.plot, on_select="rerun", selection_mode="points", **options
-        )
-        points = event.get("selection", {}).get("points", []) if event else []
-        selected = [point.get("customdata") for point in points]
-    else:
-        st.plotly_chart(figure.plot, **options)
+    event: Any = st.plotly_chart(
+        figure.plot,
+        key=key,
+        alt=figure.alt,
+        config={"displayModeBar": selectable, "displaylogo": False},
+        on_select="rerun" if selectable else "ignore",
+        selection_mode="points",
+    )
     st.caption(plain(figure.caption))
     if figure.data:
         with st.expander("Data"):
             download_table(figure.name, figure.data, f"{key}_data")
-    return selected
+    points = event.get("selection", {}).get("points", []) if selectable and event else []
+    return [point.get("customdata") for point in points]
 
 
 def show_figures(figures: Sequence[Figure], key: str) -> None:
@@ -148,11 +140,7 @@ def csv_text(columns: dict[str, list[Any]]) -> str:
     writer = csv.writer(out)
     writer.writerow(columns)
     for row in zip(*columns.values(), strict=True):
-        writer.writerow([_cell(value) for value in row])
+        writer.writerow(
+            f"'{v}" if isinstance(v, str) and v.startswith(FORMULA_SIGNS) else v for v in row
+        )
     return out.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
-    return value

@@ -13,9 +13,8 @@ from jaxtyping import Float, Int
 from .. import url_state
 from ..live import LivePage, say_what_was_cut, show_feature_table, text_box
 from .figures import repr_token, signed_bars
-from .html_tables import short_label
 from .page_parts import plain, show_figure, show_note
-from .token_html import visible_text
+from .token_html import short_label, visible_text
 
 if TYPE_CHECKING:
     from saelab.live.attribution import Attribution
@@ -42,7 +41,10 @@ def draw_attribution(page: LivePage) -> None:
         return
     result = page.attribute(text, target, quantity)
     say_what_was_cut(result.reading)
-    token, measured = repr_token(page.session.token_strings([target])[0]), QUANTITIES[quantity]
+    token, measured = (
+        repr_token(page.session.model.token_strings([target])[0]),
+        QUANTITIES[quantity],
+    )
     total = float(result.pair.sum()) + result.bias + result.error + result.left_out
     st.markdown(
         plain(
@@ -107,27 +109,16 @@ def _choose(page: LivePage, text: str) -> tuple[int | None, Quantity]:
     if given not in known:
         # A number in the address may be no token.
         with suppress(IndexError, OverflowError, TypeError):
-            known[given] = repr_token(page.session.token_strings([given])[0])
+            known[given] = repr_token(page.session.model.token_strings([given])[0])
     target: int | None = url_state.choice(
-        left.selectbox,
-        "Next token",
-        {**known, TYPED: "another, typed"},
-        key="attribution_next",
-        param="next",
+        left.selectbox, "Next token", {**known, TYPED: "another, typed"}, param="next"
     )
     if target == TYPED:
         typed = url_state.widget(
-            middle.text_input,
-            "Token",
-            key="attribution_typed",
-            param="typed",
-            default="",
-            max_chars=40,
+            middle.text_input, "Token", param="typed", default="", max_chars=40
         )
         target = page.session.token_of(typed) if typed else None
-    quantity = url_state.choice(
-        right.radio, "Of its", QUANTITIES, key="attribution_of", param="of", horizontal=True
-    )
+    quantity = url_state.choice(right.radio, "Of its", QUANTITIES, param="of", horizontal=True)
     return target, quantity
 
 

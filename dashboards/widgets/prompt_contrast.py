@@ -10,8 +10,8 @@ from saelab.live.contrast import DEFINITION, Contrast, contrast
 from .. import url_state
 from ..live import LivePage, density_ceiling, show_feature_table, text_box
 from .figures import signed_bars
-from .html_tables import short_label
 from .page_parts import plain, show_figure, show_note
+from .token_html import short_label
 
 MOST_TEXTS = 40
 MOST_BARS = 10
@@ -29,16 +29,15 @@ def draw_contrast(page: LivePage) -> None:
     with right:
         b = _texts("Set B", "contrast_b", "b", EXAMPLE_B)
     order_box, ceiling_box = st.columns([3, 2])
-    order = url_state.choice(
-        order_box.radio, "Sort by", ORDERS, key="contrast_order", param="by", horizontal=True
-    )
+    order = url_state.choice(order_box.radio, "Sort by", ORDERS, param="by", horizontal=True)
     with ceiling_box:
         ceiling = density_ceiling()
     if not a or not b:
         show_note("Give both sets at least one text.")
         return
-    readings = [[page.read(text) for text in texts] for texts in (a, b)]
-    _show(page, contrast(*readings, page.store.n_features), order, ceiling, (len(a), len(b)))
+    in_a, in_b = ([page.read(text) for text in texts] for texts in (a, b))
+    sets = contrast(in_a, in_b, page.store.n_features)
+    _show(page, sets, order, ceiling, (len(a), len(b)))
 
 
 def _texts(label: str, key: str, param: str, default: str) -> list[str]:

@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Sequence
 from html import escape
 
+SHOWN_LABEL = 60
+"""Characters of a label that a table shows."""
 STEPS = 20
 ORANGE_RGB = (232, 119, 34)
 LIGHT_PAGE, DARK_PAGE = (255, 255, 255), (20, 23, 27)
@@ -78,6 +80,11 @@ def short(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "undefined"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.3g}"
+
+
+def short_label(text: str, most: int = SHOWN_LABEL) -> str:
+    """A label that fits into a row."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def token_row(

@@ -60,8 +60,6 @@ def attribute(
     """Attribute a derivative to the pairs of a reading.
 
     Args:
-        dictionary: whose codes the reading holds.
-        reading: of the text that the activations are from.
         activations: at the hook point.
         gradients: of the chosen quantity with respect to them.
         value: the quantity itself.

@@ -58,11 +58,6 @@ class FeatureEdit:
         if problems:
             raise ConfigError(problems)
 
-    @property
-    def amount(self) -> float:
-        """Strength in the units of the codes."""
-        return self.strength * self.maximum
-
 
 @torch.no_grad()
 def apply_edits(
@@ -86,7 +81,7 @@ def apply_edits(
     rows = x[where].to(dictionary.W_dec.dtype)
     features = torch.tensor([edit.feature for edit in edits], device=x.device)
     codes = dictionary.encode(rows).to_dense()[:, features]
-    amounts = codes.new_tensor([edit.amount for edit in edits])
+    amounts = codes.new_tensor([edit.strength * edit.maximum for edit in edits])
     added = torch.tensor([edit.kind == "add" for edit in edits], device=x.device)
     ablated = torch.tensor([edit.kind == "ablate" for edit in edits], device=x.device)
     change = torch.where(ablated, -codes, torch.where(added, amounts, amounts - codes))

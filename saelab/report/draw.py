@@ -1,10 +1,11 @@
-"""From a chart as data to a plot: the one place that knows plotly's marks."""
+"""From a chart as data to a plot: only this module knows plotly's marks."""
 
 from __future__ import annotations
 
 import math
 from html import escape
 from itertools import pairwise
+from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
@@ -12,32 +13,38 @@ import plotly.graph_objects as go
 from saelab.formats.chart import Axis, Chart, ReferenceLine, Series
 
 from .figure import BLUE, ORANGE, Figure, log_axis, new_plot
-from .line_styles import GREY, LineStyle, line_style, name_lines, short_name
+from .line_styles import GREY, LineStyle, line_style, short_name, spread_apart
 
+LABEL_PIXELS = 16
+"""Height that the name of a line takes."""
 LEGEND_CHARACTERS = 76
 """Characters of names that fit beside one another above a plot of half a page."""
 MANY_POINTS = 200
+NAME_CHARACTERS = 16
+"""Characters of a name in a line below a horizontal axis."""
 MOST_WRITTEN = 144
 """Cells of a heat map that are written into it."""
 
 
 def draw(chart: Chart) -> Figure:
     """The plot of a chart with its caption, alternative text and data table."""
-    plot = new_plot(
-        chart.x.title,
-        chart.y.title,
-        x_axis=_axis(chart, "x"),
-        **_axis(chart, "y"),
-    )
+    plot = new_plot(chart.x.title, chart.y.title, x_axis=_axis(chart, "x"), **_axis(chart, "y"))
     plot.update_layout(height=chart.height, barmode="stack" if chart.stacked else "group")
     if len(chart.series) > 1 and not chart.named_ends:
-        legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+        legend = {"orientation": "h", "xref": "container", "x": 0, "yref": "container", "y": 1}
         written = sum(len(series.name) + 8 for series in chart.series)
         more = 20 * (written // (LEGEND_CHARACTERS * (2 if chart.wide else 1)))
         plot.update_layout(showlegend=True, legend=legend, margin_t=56 + more)
         plot.update_layout(height=chart.height + more)
+    marks = {
+        "heat map": _add_heat_map,
+        "violin": _add_violin,
+        "histogram": _add_histogram,
+        "bars": _add_bars,
+    }
     for index, series in enumerate(chart.series):
-        _add(plot, chart, series, _style(series, index))
+        add = marks.get(series.mark, _add_points)
+        add(plot, chart, series, _style(series, index))
     for line in chart.lines:
         _add_line(plot, chart, line)
     if chart.named_ends:
@@ -74,11 +81,19 @@ def _axis(chart: Chart, name: str) -> dict[str, Any]:
     values = _values(chart, name)
     marked = [value for series in chart.series for value in getattr(series, name)]
     if marked and all(isinstance(value, str) for value in marked):
-        # Names may be written as numbers, such as the index of a feature.
-        return {"type": "category"}
+        # Names may be written as numbers, such as the index of a feature; long ones are wrapped.
+        names = list(dict.fromkeys(marked))
+        wrapped = names if name == "y" else ["\n".join(wrap(n, NAME_CHARACTERS)) for n in names]
+        texts = [escape(text, quote=False).replace("\n", "<br>") for text in wrapped]
+        return {"type": "category", "tickvals": _shown(names), "ticktext": texts}
     if axis.log:
         limits = [value for value in (axis.low, axis.high) if value]
-        return log_axis([float(value) for value in (*values, *limits) if value > 0])
+        ticks = log_axis([float(value) for value in (*values, *limits) if value > 0])
+        if name == "y" and any(series.mark == "histogram" for series in chart.series):
+            # Counts: half a one is no tick.
+            whole = [index for index, tick in enumerate(ticks["tickvals"]) if tick % 1 == 0]
+            ticks |= {key: [ticks[key][i] for i in whole] for key in ("tickvals", "ticktext")}
+        return ticks
     low, high = axis.low, axis.high
     written = [s for s in chart.series if s.mark == "bars" and s.text and s.axis == name]
     if written and values and not chart.stacked:
@@ -86,22 +101,14 @@ def _axis(chart: Chart, name: str) -> dict[str, Any]:
         margin = 0.18 * (max(*values, 0) - min(*values, 0)) or 0.1
         low = (min(values) - margin if min(values) < 0 else 0) if low is None else low
         high = (max(values) + margin if max(values) > 0 else 0) if high is None else high
+    if low == 0 and high is None:
+        return {"rangemode": "tozero"}
     return {} if low is None and high is None else {"range": [low, high]}
 
 
 def _style(series: Series, index: int) -> LineStyle:
     style = line_style(index if series.style is None else series.style)
     return LineStyle(style.colour, "dash" if series.dashed else style.dash, style.marker)
-
-
-def _add(plot: go.Figure, chart: Chart, series: Series, style: LineStyle) -> None:
-    marks = {
-        "heat map": _add_heat_map,
-        "violin": _add_violin,
-        "histogram": _add_histogram,
-        "bars": _add_bars,
-    }
-    marks.get(series.mark, _add_points)(plot, chart, series, style)
 
 
 def _hover(chart: Chart, series: Series) -> dict[str, Any]:
@@ -200,7 +207,11 @@ def _add_points(plot: go.Figure, chart: Chart, series: Series, style: LineStyle)
         x=_shown(series.x),
         y=_shown(series.y),
         mode=modes.get(series.mark, "lines+markers") + ("+text" if series.text else ""),
-        line=style.line() | ({"shape": "hv"} if series.mark == "steps" else {}),
+        line={
+            "color": style.colour,
+            "dash": style.dash,
+            "shape": "hv" if series.mark == "steps" else "linear",
+        },
         marker=marker,
         text=_shown(series.text),
         textposition="top center",
@@ -262,7 +273,11 @@ def _add_line(plot: go.Figure, chart: Chart, line: ReferenceLine) -> None:
     values = _values(chart, along)
     # Beside a vertical line, on the side with more room, and one below the other.
     right = along == "y" or 2 * line.value > max(values) + min(values)
-    below = 0 if along == "y" else [other for other in chart.lines if other.axis == "x"].index(line)
+    below = (
+        0
+        if along == "y"
+        else [upright for upright in chart.lines if upright.axis == "x"].index(line)
+    )
     plot.add_annotation(
         text=escape(line.label, quote=False),
         font={"size": 11},
@@ -278,9 +293,9 @@ def _add_line(plot: go.Figure, chart: Chart, line: ReferenceLine) -> None:
 
 
 def _name_ends(plot: go.Figure, chart: Chart) -> None:
-    """Names beside the last points; the vertical range is fixed for it."""
+    """Names at the right edge, joined to the last points; the vertical range is fixed for it."""
     log = chart.y.log
-    ends = []
+    ends: list[Any] = []
     for index, series in enumerate(chart.series):
         points: list[Any] = [
             (x, math.log10(y) if log else y)
@@ -292,13 +307,37 @@ def _name_ends(plot: go.Figure, chart: Chart) -> None:
             ends.append((name, _style(series, index), *points[-1]))
     if not ends:
         return
-    values = _values(chart, "y")
-    if log:
-        low, high = log_axis([float(value) for value in values if value > 0])["range"]
-    else:
+    layout: Any = plot.layout
+    if not log:
+        values = _values(chart, "y")
         margin = 0.06 * (max(values) - min(values)) or 0.05
         low = min(values) - margin if chart.y.low is None else chart.y.low
         high = max(values) + margin if chart.y.high is None else chart.y.high
         plot.update_yaxes(range=[low, high])
-    edge: Any = max(x for _, _, x, _ in ends)
-    name_lines(plot, ends, edge=edge, y_range=(low, high), log=log)
+    low, high = layout.yaxis.range
+    gap = LABEL_PIXELS / (layout.height - layout.margin.t - layout.margin.b) * (high - low)
+    heights = spread_apart([y for *_, y in ends], gap, low, high)
+    edge = max(x for _, _, x, _ in ends)
+    for (name, style, x, y), height in zip(ends, heights, strict=True):
+        plot.add_scatter(
+            x=[x, edge],
+            y=[10**y, 10**height] if log else [y, height],
+            mode="lines+markers",
+            line={"color": style.colour, "width": 0.75},
+            marker=style.points(8) | {"size": [0, 8]},
+            opacity=0.7,
+            cliponaxis=False,
+            hoverinfo="skip",
+        )
+        plot.add_annotation(
+            xref="paper",
+            x=1,
+            xshift=8,
+            y=height,
+            text=name,
+            showarrow=False,
+            xanchor="left",
+            yanchor="middle",
+            font={"size": 12},
+        )
+    plot.update_layout(margin={"r": 22 + 7 * max(len(name) for name, *_ in ends)})

@@ -1,4 +1,4 @@
-"""Up to twelve lines that can be told apart, with their names beside their ends.
+"""Up to twelve lines that can be told apart, and where the names beside their ends go.
 
 Six colours, each with a solid and a dashed line, and a marker of its own for each of the twelve:
 none of the three is needed to tell two lines apart if the other two are not seen. All colours keep
@@ -8,10 +8,7 @@ none of the three is needed to tell two lines apart if the other two are not see
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import plotly.graph_objects as go
+from typing import Any, NamedTuple
 
 from saelab.formats.chart import Number
 
@@ -35,21 +32,14 @@ MARKERS = (
     "x",
 )
 LONGEST_NAME = 26
-LABEL_PIXELS = 16
-"""Height that the name of a line takes."""
 
 
-@dataclass(frozen=True)
-class LineStyle:
+class LineStyle(NamedTuple):
     """How a line and its points are drawn."""
 
     colour: str
     dash: str
     marker: str
-
-    def line(self, width: int = 2) -> dict[str, Any]:
-        """The line, as plotly takes it."""
-        return {"color": self.colour, "dash": self.dash, "width": width}
 
     def points(self, size: int = 9) -> dict[str, Any]:
         """The markers, as plotly takes them."""
@@ -62,7 +52,7 @@ class LineStyle:
 
 
 def line_style(index: int) -> LineStyle:
-    """The style of a number; styles repeat after as many as there are markers."""
+    """The style of an index; styles repeat after twelve."""
     index %= len(MARKERS)
     return LineStyle(COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS)], MARKERS[index])
 
@@ -95,50 +85,3 @@ def spread_apart(
     for rank, (index, start) in enumerate(zip(order, starts, strict=True)):
         heights[index] = min(max(start, low), max(top, low)) + rank * gap
     return heights
-
-
-def name_lines(
-    plot: go.Figure,
-    ends: Sequence[tuple[str, LineStyle, Any, Any]],
-    *,
-    edge: Any,
-    y_range: tuple[Number, Number],
-    log: bool,
-) -> None:
-    """Write each line's name at the right edge of the plot, joined to its last point.
-
-    Args:
-        plot: with fixed ranges and a height; its right margin is widened.
-        ends: name, style, x and y of the last point of each line.
-        edge: the largest x of the plot, in the units of x.
-        y_range: of the vertical axis.
-        log: whether that axis is logarithmic; heights and range are logarithms then.
-    """
-    layout: Any = plot.layout
-    inner = layout.height - layout.margin.t - layout.margin.b
-    gap = LABEL_PIXELS / inner * (y_range[1] - y_range[0])
-    for (name, style, x, y), height in zip(
-        ends, spread_apart([y for *_, y in ends], gap, *y_range), strict=True
-    ):
-        plot.add_scatter(
-            x=[x, edge],
-            y=[10**y, 10**height] if log else [y, height],
-            mode="lines+markers",
-            line={"color": style.colour, "width": 0.75},
-            marker=style.points(8) | {"size": [0, 8]},
-            opacity=0.7,
-            cliponaxis=False,
-            hoverinfo="skip",
-        )
-        plot.add_annotation(
-            xref="paper",
-            x=1,
-            xshift=8,
-            y=height,
-            text=name,
-            showarrow=False,
-            xanchor="left",
-            yanchor="middle",
-            font={"size": 12},
-        )
-    plot.update_layout(margin={"r": 22 + 7 * max(len(name) for name, *_ in ends)})

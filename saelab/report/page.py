@@ -133,46 +133,17 @@ class Report:
         self._blocks.append(html_table(caption, columns, rows, kind="defined"))
         return self
 
-    def add_figure(
-        self,
-        plot: go.Figure,
-        caption: str,
-        alt: str,
-        *,
-        title: str,
-        data: dict[str, list[Any]] | None = None,
-        wide: bool = False,
-    ) -> Report:
-        """Add a plot.
-
-        Args:
-            plot: with axis titles and units.
-            caption: the definition of what is drawn.
-            alt: a sentence with the numbers a reader would take from the plot.
-            title: heading above it.
-            data: the drawn numbers by column title, shown on request beneath the plot.
-            wide: whether it takes the whole width of the page rather than half of it.
-        """
-        index, kind = len(self._plots), ' class="wide"' if wide else ""
-        self._plots.append(plot)
-        self._blocks.append(
-            f'<figure{kind} aria-labelledby="title-{index}">'
-            f'<h3 id="title-{index}">{escape(title)}</h3>'
-            f'<div class="plot" id="plot-{index}" role="img" aria-label="{escape(alt)}"></div>'
-            f"<figcaption>{escape(caption)}</figcaption>{_data_table(title, data or {})}</figure>"
-        )
-        return self
-
     def add_figures(self, figures: Sequence[Figure]) -> Report:
-        """Add figures as a suite draws them."""
+        """Add plots with their captions, alternative texts and, on request, their numbers."""
         for figure in figures:
-            self.add_figure(
-                figure.plot,
-                figure.caption,
-                figure.alt,
-                title=figure.title,
-                data=figure.data,
-                wide=figure.wide,
+            index, kind = len(self._plots), ' class="wide"' if figure.wide else ""
+            self._plots.append(figure.plot)
+            self._blocks.append(
+                f'<figure{kind} aria-labelledby="title-{index}">'
+                f'<h3 id="title-{index}">{escape(figure.title)}</h3>'
+                f'<div class="plot" id="plot-{index}" role="img" aria-label="{escape(figure.alt)}">'
+                f"</div><figcaption>{escape(figure.caption)}</figcaption>"
+                f"{_data_table(figure.title, figure.data)}</figure>"
             )
         return self
 

@@ -97,13 +97,16 @@ def test_density_histogram_counts_every_feature(store):
 
 
 def test_bars_of_both_signs_differ_in_colour_and_equal_names_stay_apart():
-    rows = [("5", 2.0), ("<b>", 1.0), ("<b>", -1.0)]
+    rows = [("5", 2.0), ("<b>", 1.0), ("<b>", -1.0), ("<b>", -2.0)]
     figure = draw(bars_of(rows))
     [bars] = figure.plot.data
-    assert list(bars.y) == ["5", "&lt;b&gt;", "&lt;b&gt; (2)"]
+    assert list(bars.y) == ["5", "&lt;b&gt;", "&lt;b&gt; (2)", "&lt;b&gt; (3)"]
     assert figure.plot.layout.yaxis.type == "category"
     assert bars.marker.color[0] == bars.marker.color[1] != bars.marker.color[2]
-    assert figure.alt == "Bars. 2 go up, most of all 5 +2, <b> +1. 1 go down, most of all <b> -1."
+    assert (
+        figure.alt
+        == "Bars. 2 go up, most of all 5 +2, <b> +1. 2 go down, most of all <b> -1, <b> -2."
+    )
 
 
 def test_map_splits_silent_from_active():

@@ -95,7 +95,7 @@ def test_explore_searches_filters_and_sorts_by_the_address(open_page):
 
 def test_explore_writes_its_boxes_to_the_address_and_back_restores_them(open_page):
     app = open_page("explore", **FIRST)
-    app.text_input(key="explore_query").input("dog").run()
+    app.text_input(key="explore_q").input("dog").run()
     assert param(app, "q") == "dog"
     app.selectbox(key="explore_sort").select("density").run()
     assert param(app, "sort") == "density"
@@ -103,7 +103,7 @@ def test_explore_writes_its_boxes_to_the_address_and_back_restores_them(open_pag
     del app.query_params["q"]
     app.query_params["sort"] = "index"
     app.run()
-    assert app.text_input(key="explore_query").value == ""
+    assert app.text_input(key="explore_q").value == ""
     assert app.selectbox(key="explore_sort").value == "index"
     assert "q" not in app.query_params
 

@@ -27,7 +27,7 @@ HOSTILE = [
 
 def dense_codes(session, tokens):
     """Codes by the float64 reference of what the model holds, all positions."""
-    model = session._model
+    model = session.model
     x = model.capture(torch.tensor(tokens)[None], [HOOK])[HOOK][0]
     return reference_codes(session.saved.dictionary, x.float())
 
@@ -207,7 +207,7 @@ def test_shift_against_literal_float64(session):
 
 def test_generation_ends_where_all_versions_ended(session, monkeypatch):
     (base, _), _ = steer(session, [], temperature=0)
-    monkeypatch.setattr(session._model, "end_ids", frozenset({base[2]}))
+    monkeypatch.setattr(session.model, "end_ids", frozenset({base[2]}))
     (shorter, _), steps = steer(session, [], temperature=0)
     stop = base.index(base[2])
     assert shorter == base[: stop + 1]
