@@ -34,8 +34,8 @@ def draw(chart: Chart) -> Figure:
         legend = {"orientation": "h", "xref": "container", "x": 0, "yref": "container", "y": 1}
         written = sum(len(series.name) + 8 for series in chart.series)
         more = 20 * (written // (LEGEND_CHARACTERS * (2 if chart.wide else 1)))
-        plot.update_layout(showlegend=True, legend=legend, margin_t=56 + more)
-        plot.update_layout(height=chart.height + more)
+        plot.update_layout(showlegend=True, legend=legend, legend_yanchor="top")
+        plot.update_layout(margin_t=56 + more, height=chart.height + more)
     marks = {
         "heat map": _add_heat_map,
         "violin": _add_violin,
