@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from saelab.errors import ArtifactError, SaelabError
 from saelab.features.schema import STORE_FILE
-from saelab.formats.comparison import COMPARISON_FILE
+from saelab.formats.evaluation_result import COMPARISON_FILE
 from saelab.formats.files import read_json
 from saelab.formats.manifest import read_manifest
 from saelab.formats.run import RUN_FILE, RUN_KIND
