@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from saelab.cache import HarvestConfig
+from saelab.cache.config import HarvestConfig
 from saelab.dictionary.error_rows import ErrorComponent
 from saelab.dictionary.site import Site
 from saelab.errors import ConfigError, did_you_mean

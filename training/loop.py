@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from saelab.cache import ActivationBatch, RowStatistics
+from saelab.cache.batch import ActivationBatch, RowStatistics
 from saelab.errors import ActivationError, Stopped
 from saelab.formats.run_log import RunLog
 from saelab.interrupts import StopRequest, stop_on_signals

@@ -14,14 +14,11 @@ from typing import Any
 
 import torch
 
-from saelab.cache import (
-    ActivationCache,
-    CacheStream,
-    ErrorStream,
-    ModelStream,
-    open_cache,
-)
 from saelab.cache.aligned import AlignedCaches, open_caches
+from saelab.cache.cache_stream import CacheStream
+from saelab.cache.error_stream import ErrorStream
+from saelab.cache.model_stream import ModelStream
+from saelab.cache.reader import ActivationCache, open_cache
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.dictionary.error_rows import ErrorRows

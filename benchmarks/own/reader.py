@@ -14,9 +14,11 @@ from types import SimpleNamespace
 
 import torch
 
-from saelab.cache import ActivationCache, CacheStream, HarvestConfig, open_cache
+from saelab.cache.cache_stream import CacheStream
+from saelab.cache.config import HarvestConfig
 from saelab.cache.harvest import Calibration, Rows
 from saelab.cache.hook_folder import HookFolder, start_manifest
+from saelab.cache.reader import ActivationCache, open_cache
 from saelab.errors import SaelabError
 
 BATCHES = 128

@@ -24,8 +24,7 @@ from protocol import (
 )
 from torch import Tensor
 
-from saelab.cache import ActivationBatch, RowStatistics
-from saelab.cache.batch import RowSums
+from saelab.cache.batch import ActivationBatch, RowStatistics, RowSums
 from saelab.formats.manifest import library_versions
 from saelab.stats.metrics import mean_l0
 from saelab.training.config import TrainConfig

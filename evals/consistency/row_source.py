@@ -86,8 +86,9 @@ def _text_passes(dictionaries: Sequence[SavedDictionary], config: ConsistencyCon
 def _planted_passes(
     dictionaries: Sequence[SavedDictionary], config: ConsistencyConfig, device: torch.device
 ) -> list[Pass]:
-    from saelab.synthetic import PlantedConfig, PlantedSource, truth_of
-    from saelab.synthetic.generator import HELD_OUT
+    from saelab.synthetic.config import PlantedConfig
+    from saelab.synthetic.generator import HELD_OUT, PlantedSource
+    from saelab.synthetic.truth import truth_of
 
     by_truth: dict[PlantedConfig, list[SavedDictionary]] = {}
     for saved in dictionaries:

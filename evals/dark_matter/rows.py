@@ -18,8 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.cache import open_cache
-from saelab.cache.reader import ActivationCache
+from saelab.cache.reader import ActivationCache, open_cache
 from saelab.config import from_plain
 from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataSpec, held_out_batches, select

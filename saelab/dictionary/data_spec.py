@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.cache import RowSelection, TokenFilter, select_rows
+from saelab.cache.config import TokenFilter
+from saelab.cache.rows import RowSelection, select_rows
 from saelab.config import from_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.model.language_model import LanguageModel

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from saelab.cache import TokenFilter
+from saelab.cache.config import TokenFilter
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.text.contexts import TextConfig

@@ -6,7 +6,9 @@ import shutil
 import pytest
 import torch
 
-from saelab.cache import CacheStream, ErrorStream, open_cache
+from saelab.cache.cache_stream import CacheStream
+from saelab.cache.error_stream import ErrorStream
+from saelab.cache.reader import open_cache
 from saelab.dictionary import load_dictionary
 from saelab.dictionary.data_spec import data_spec_of
 from saelab.dictionary.decomposition import ErrorProbe, decompose, save_probe

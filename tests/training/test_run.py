@@ -235,7 +235,7 @@ def test_a_cache_of_another_model_or_hook_point_is_refused(run_config):
 
 
 def test_not_finite_activations_stop_training_and_leave_the_checkpoint(run_config, monkeypatch):
-    from saelab.cache import CacheStream
+    from saelab.cache.cache_stream import CacheStream
 
     next_batch = CacheStream.next_batch
     seen = []
