@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelab.sparse.world import current_world
+
 from .config import DictionarySpec, OptimizerConfig
 from .interface import DictionarySettings, Method, StepOutput, TrainingBatch
 from .methods import METHODS, MethodOptions
-from .world import current_world
 
 
 def learning_rate_factor(step: int, n_steps: int, config: OptimizerConfig) -> float:

@@ -13,7 +13,7 @@ from saelab.dictionary import ARCHITECTURES, Dictionary, SavedDictionary
 from saelab.dictionary.architectures import normalised_rows
 from saelab.errors import ActivationError
 from saelab.progress import progress_bar
-from saelab.sparse import SparseCodes, pre_activation_chunks
+from saelab.sparse import PreActivations, SparseCodes
 from saelab.stats.metrics import SparsityStatistics
 from saelab.stats.moments import Moments
 
@@ -74,7 +74,7 @@ class ActivityStatistics:
         gate = ARCHITECTURES[dictionary.architecture].gate
         row_scale = dictionary.row_scale(rows)
         inputs = normalised_rows(rows, row_scale) - dictionary.input_bias
-        for part, chunk in pre_activation_chunks(inputs, dictionary.W_enc, bias):
+        for part, chunk in PreActivations(inputs, dictionary.W_enc, bias).chunks():
             self._moments.update(chunk)
             self._largest = torch.maximum(self._largest, chunk.amax(dim=0))
             codes = SparseCodes.from_mask(*gate(dictionary, chunk))

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelab.errors import ActivationError, ConfigError, did_you_mean
-from saelab.sparse import SparseCodes, pre_activation_chunks, top_k
+from saelab.sparse import PreActivations, SparseCodes, top_k
 from saelab.sparse.kernels import combine_latents
 
 INPUT_NORMALISATIONS = ("none", "constant_norm_rescale")
@@ -203,7 +203,7 @@ class Dictionary(nn.Module):
         inputs = normalised_rows(x, row_scale) - self.input_bias
         parts = [
             SparseCodes.from_mask(*gate(self, chunk))
-            for _, chunk in pre_activation_chunks(inputs, self.W_enc, bias)
+            for _, chunk in PreActivations(inputs, self.W_enc, bias).chunks()
         ]
         return replace(_stack(parts, self.d_sae, inputs), row_scale=row_scale)
 

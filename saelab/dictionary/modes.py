@@ -21,8 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import ArtifactError
-from saelab.sparse import SparseCodes
-from saelab.sparse.selection import select_boosted_top_k
+from saelab.sparse import PreActivations, SparseCodes, select_boosted_top_k
 
 from .architectures import Dictionary
 from .storage import SavedDictionary
@@ -85,7 +84,8 @@ class InferenceModes:
         d = self.dictionary
         x, gradients = x.to(d.W_enc.dtype), gradients.to(d.W_enc.dtype)
         boost = self.beta * self._scaled(gradients)
-        chosen = select_boosted_top_k(x - d.input_bias, d.W_enc, d.b_enc, d.k, boost, d.W_dec)
+        pre = PreActivations(x - d.input_bias, d.W_enc, d.b_enc)
+        chosen = select_boosted_top_k(pre, d.k, boost, d.W_dec)
         return chosen.keep(chosen.value > 0)
 
     def threshold(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:

@@ -10,24 +10,17 @@ from .above import BatchTop, LatentTop, select_above, select_batch_top, select_l
 from .autoencode import autoencode, decode_selected, encode_selected
 from .codes import SparseCodes
 from .kernels import TransposedPairs
-from .selection import (
-    gather_selection,
-    pre_activation_chunks,
-    select_boosted_top_k,
-    select_top_k,
-    top_k,
-)
+from .selection import PreActivations, select_boosted_top_k, select_top_k, top_k
 
 __all__ = [
     "BatchTop",
     "LatentTop",
+    "PreActivations",
     "SparseCodes",
     "TransposedPairs",
     "autoencode",
     "decode_selected",
     "encode_selected",
-    "gather_selection",
-    "pre_activation_chunks",
     "select_above",
     "select_batch_top",
     "select_boosted_top_k",

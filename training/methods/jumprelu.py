@@ -13,20 +13,20 @@ be worth its penalty; from there λ is controlled to reach L0 = k.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saelab.config import Within
 from saelab.dictionary import Dictionary
 from saelab.dictionary.architectures import error_of
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
-from ..options import SparsityOptions, outside
+from ..options import SparsityOptions
 from ..parts.bases import PenalisedMethod
 from ..parts.straight_through import jump, step
 
@@ -37,30 +37,16 @@ THRESHOLD_QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 class JumpReLUOptions(SparsityOptions):
     """Settings of the `jumprelu` method."""
 
-    start_l0_factor: float = 2.0
+    start_l0_factor: Annotated[float, Within(0.1)] = 2.0
     """L0 of the first batch as a multiple of k: the thresholds are set to it once."""
     penalty: Literal["l0", "tanh"] = "l0"
     """What λ weights: the number of active latents, or the sum of tanh(`tanh_scale` · code)."""
-    tanh_scale: float = 1.0
+    tanh_scale: Annotated[float, Within(1e-6)] = 1.0
     """c in tanh(c · code), per unit of normalised activations; for `tanh` only."""
-    bandwidth: float = 0.5
+    bandwidth: Annotated[float, Within(1e-6)] = 0.5
     """Width ε of the kernel, in units of normalised activations: wider is smoother and slower."""
-    threshold_rate: float = 16.0
+    threshold_rate: Annotated[float, Within(1e-6)] = 16.0
     """Learning rate of the thresholds, as a multiple of that of the weights."""
-
-    def problems(self) -> list[str]:
-        """Everything wrong with the settings by themselves."""
-        return [
-            *super().problems(),
-            *(
-                []
-                if self.penalty in ("l0", "tanh")
-                else [f"penalty is {self.penalty!r}; it must be l0 or tanh"]
-            ),
-            *outside("tanh_scale", self.tanh_scale, 1e-6, math.inf),
-            *outside("bandwidth", self.bandwidth, 1e-6, math.inf),
-            *outside("threshold_rate", self.threshold_rate, 1e-6, math.inf),
-        ]
 
 
 class JumpReLU(PenalisedMethod):
@@ -80,12 +66,11 @@ class JumpReLU(PenalisedMethod):
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the penalty, and the auxiliary loss."""
         x, targets, w = batch.inputs, batch.targets, self.weights
-        centred = (x - w.input_bias).detach()
         if batch.step == 0:
-            self._start(centred)
+            self._start(x)
         thresholds = self.threshold()
         floor = (thresholds.detach() - self.bandwidth / 2).clamp_min(0.0)
-        selected = select_above(centred, w.W_enc, w.b_enc, floor, product_dtype=self.product_dtype)
+        selected = select_above(self.pre_activations(x), floor)
         pairs = TransposedPairs.of(selected)
         pre = encode_selected(x, w.W_enc, w.b_enc, w.input_bias, selected, pairs)
         threshold = thresholds[selected.latent]
@@ -103,20 +88,15 @@ class JumpReLU(PenalisedMethod):
         losses |= self.auxiliary.loss(w, x, error)
         return StepOutput(losses, selected.with_value(value.detach()), reconstruction)
 
-    def adjust_gradients(self) -> None:
-        """Keep the decoder's gradient tangent to the unit sphere."""
-        self.weights.remove_radial_gradient()
-
     @torch.no_grad()
     def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
         """Renormalise the decoder, keep thresholds from below zero; count, and control λ."""
-        self.weights.normalise_decoder()
-        self.threshold_over_rate.clamp_min_(0.0)
         super().after_update(batch, output)
+        self.threshold_over_rate.clamp_min_(0.0)
 
     @torch.no_grad()
-    def _start(self, centred: Float[Tensor, "rows d_in"]) -> None:
-        threshold = self.start_threshold(centred)
+    def _start(self, inputs: Float[Tensor, "rows d_in"]) -> None:
+        threshold = self.start_threshold(inputs)
         self.threshold_over_rate.copy_((threshold / self.rate).expand_as(self.threshold_over_rate))
         # With a the projection on the latent's direction, being active is worth a² to it.
         self.controller.start((threshold / self.encoder_scale).square())

@@ -27,8 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saelab.sparse import SparseCodes
-
-from ..world import current_world
+from saelab.sparse.world import current_world
 
 WANTED_UPDATES = 500
 """Updates of a group below which a run counts as short."""
