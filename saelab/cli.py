@@ -49,7 +49,7 @@ COMMANDS: dict[str, Command] = {
         "saelab.commands.planted", "train methods on planted features and score the recovery"
     ),
     "models": Command("saelab.commands.models", "list the language models at hand"),
-    "recipes": Command("saelab.training.recipes_command", "list the shipped training recipes"),
+    "recipes": Command("saelab.training.recipes", "list the shipped training recipes"),
     "info": Command(
         "saelab.commands.info", "say what an artifact is, from what, and whether intact"
     ),

@@ -95,6 +95,15 @@ def to_plain(config: Any) -> Any:
     return config
 
 
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain settings as one dict with dotted names."""
+    flattened: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        flattened |= {prefix + name: value} if inner is None else inner
+    return flattened
+
+
 def from_plain(config_type: type[Config], content: Any, origin: str) -> Config:
     """Build a config from plain values, strictly.
 

@@ -14,7 +14,7 @@ from saelab.errors import ConfigError
 
 from .config import TrainConfig
 from .recipe import WHOLE, in_own_folders, load_recipe, recipe_of, train_parts
-from .recipes_command import find_recipe, shipped_recipes
+from .recipes import find_recipe, shipped_recipes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class TrainCommand:
     resume: bool = False
     """Go on from the newest checkpoint of the run in `--out`."""
     overwrite: bool = False
-    """Delete the run in `--out` and start anew."""
+    """Delete the run in `--out` and start over."""
     print_config: bool = False
     """Print the settings as YAML, a recipe in its own right, and do nothing."""
 
@@ -94,7 +94,7 @@ def show(title: str | None, config: TrainConfig, run: dict[str, Any]) -> None:
     for name, figures in run["dictionaries"].items():
         table.add_row(
             name,
-            f"{figures['fvu']:.4f}",
+            "undefined" if figures["fvu"] is None else f"{figures['fvu']:.4f}",
             f"{figures['l0']:.1f}",
             f"{figures.get('dead_fraction', 0.0):.1%}",
             sparkline(curves.losses[name]),

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from saelab.cache.config import HarvestConfig
 from saelab.config import Within, problems_in
-from saelab.dictionary.error_rows import ErrorComponent
+from saelab.dictionary.decomposition import ErrorComponent
 from saelab.dictionary.site import Site
 from saelab.errors import ConfigError, did_you_mean
 

@@ -14,6 +14,7 @@ from saelab.sparse.world import current_world
 from .config import DictionarySpec, OptimizerConfig
 from .interface import DictionarySettings, Method, StepOutput, TrainingBatch
 from .methods import METHODS, MethodOptions
+from .options import CommonOptions
 
 
 def learning_rate_factor(step: int, n_steps: int, config: OptimizerConfig) -> float:
@@ -31,7 +32,8 @@ class Learner:
     """
 
     def __init__(self, spec: DictionarySpec, method: Method, config: OptimizerConfig, n_steps: int):
-        self.spec, self.method, self.config, self.n_steps = spec, method, config, n_steps
+        self.spec, self.method, self.n_steps = spec, method, n_steps
+        self.config = config
         self._clock = _StepClock(next(method.parameters()).device)
         self.optimizer = torch.optim.Adam(
             method.parameters(),
@@ -67,10 +69,10 @@ class Learner:
             n_steps=n_steps,
             product_dtype=product_dtype,
         )
-        own = getattr(options, spec.method)
-        method = METHODS[spec.method](settings, own)
-        if own.learning_rate is not None:
-            optimizer = replace(optimizer, learning_rate=own.learning_rate)
+        method_options: CommonOptions = getattr(options, spec.method)
+        method = METHODS[spec.method](settings, method_options)
+        if method_options.learning_rate is not None:
+            optimizer = replace(optimizer, learning_rate=method_options.learning_rate)
         return Learner(spec, method.to(device), optimizer, n_steps)
 
     def step(self, batch: TrainingBatch) -> StepOutput:

@@ -18,7 +18,7 @@ from saelab.errors import ConfigError
 from saelab.formats.run import RUN_FILE
 
 from .config import TrainConfig
-from .run import check_activations, train
+from .run import open_fitting_cache, train
 from .run_folder import check_folder
 
 logger = logging.getLogger(__name__)
@@ -151,4 +151,4 @@ def _check_parts(
         raise ConfigError(f"{out} holds no run to resume: leave out --resume to start one")
     for name, config in parts.items():
         check_folder(config, resume=resume and (name in begun or overwrite), overwrite=overwrite)
-        check_activations(config)
+        open_fitting_cache(config, verify=False)

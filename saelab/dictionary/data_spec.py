@@ -23,7 +23,7 @@ from saelab.synthetic.truth import ORIGIN_KEY
 from saelab.text.contexts import TextConfig, context_batches
 
 from . import SavedDictionary
-from .error_rows import ORIGIN_KEY as ERROR_ORIGIN_KEY
+from .decomposition import ORIGIN_KEY as ERROR_ORIGIN_KEY
 
 RECORDED = ("model", "hook_point", "text", "context_length", "row_rule", "norm_ceiling")
 

@@ -1,9 +1,14 @@
 """JumpReLU: each latent has a threshold of its own, learnt through a smoothed jump.
 
 Rajamanoharan et al., 2024, arXiv 2407.14435. With p the pre-activations and θ ≥ 0 the thresholds,
-f = p · 1[p > θ] and the loss is ‖x − x̂‖² + λ · L0, both differentiated in θ through a rectangle
-kernel of bandwidth ε (`straight_through`); or, after Anthropic's January 2025 update,
+f = p · 1[p > θ] and the loss is ‖x − x̂‖² + λ · L0; or, after Anthropic's January 2025 update,
 ‖x − x̂‖² + λ Σ tanh(c f). Decoder rows are held at norm one. Saved as `jumprelu`.
+
+Jump and step have gradients through a rectangle kernel around the threshold (their equations 11 and
+12). With K(u) = 1 for |u| < ½ and 0 elsewhere, and ε the bandwidth,
+
+    jump   f = p · 1[p > θ]      ∂f/∂p := 1[p > θ]     ∂f/∂θ := −(θ/ε) K((p − θ)/ε)
+    step   s = 1[p > θ]          ∂s/∂p := 0            ∂s/∂θ := −(1/ε) K((p − θ)/ε)
 
 Our choices: θ is a parameter itself, not its logarithm, under which Adam hardly moves it, with a
 learning rate of its own; pairs with p ≤ 0 take no part, so all pairs that do are those above
@@ -14,7 +19,7 @@ be worth its penalty; from there λ is controlled to reach L0 = k.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -28,7 +33,6 @@ from saelab.sparse import TransposedPairs, decode_selected, encode_selected, sel
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
 from ..options import SparsityOptions
 from ..parts.bases import PenalisedMethod
-from ..parts.straight_through import jump, step
 
 THRESHOLD_QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
@@ -114,3 +118,43 @@ class JumpReLU(PenalisedMethod):
         """A `jumprelu` dictionary with mean and scale folded in."""
         threshold = self.threshold() / normalisation.code_scale
         return Dictionary("jumprelu", **self.weights.fold(normalisation), threshold=threshold)
+
+
+def _kernel(p: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """K((p − θ)/ε) / ε."""
+    return ((p - threshold).abs() < bandwidth / 2).to(p.dtype) / bandwidth
+
+
+class _Jump(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(p, threshold)
+        ctx.bandwidth = bandwidth
+        return torch.where(p > threshold, p, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        p, threshold = ctx.saved_tensors
+        through = torch.where(p > threshold, gradient, 0.0)
+        return through, -threshold * _kernel(p, threshold, ctx.bandwidth) * gradient, None
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(p, threshold)
+        ctx.bandwidth = bandwidth
+        return (p > threshold).to(p.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        p, threshold = ctx.saved_tensors
+        return None, -_kernel(p, threshold, ctx.bandwidth) * gradient, None
+
+
+jump = _Jump.apply
+"""(p, threshold, bandwidth), all of pairs → p where it exceeds its threshold, else zero."""
+step = _Step.apply
+"""(p, threshold, bandwidth) → one where p exceeds its threshold, else zero."""
