@@ -89,7 +89,7 @@ def show(title: str | None, config: TrainConfig, run: dict[str, Any]) -> None:
     from .curves import sparkline, write_curves
     from .run import FINAL_CHECK_ROWS
 
-    curves = write_curves(config.out)
+    page, losses = write_curves(config.out)
     table = Table("dictionary", "FVU", "L0", "dead", "loss over the run", title=title)
     for name, figures in run["dictionaries"].items():
         table.add_row(
@@ -97,7 +97,7 @@ def show(title: str | None, config: TrainConfig, run: dict[str, Any]) -> None:
             "undefined" if figures["fvu"] is None else f"{figures['fvu']:.4f}",
             f"{figures['l0']:.1f}",
             f"{figures.get('dead_fraction', 0.0):.1%}",
-            sparkline(curves.losses[name]),
+            sparkline(losses[name]),
         )
     Console().print(table)
     print(
@@ -107,4 +107,4 @@ def show(title: str | None, config: TrainConfig, run: dict[str, Any]) -> None:
     excluded = ", ".join(f"{count:,} {reason}" for reason, count in run["excluded"].items())
     print(f"rows left out of training and of every figure: {excluded}")
     print(f"dictionaries: {config.out / 'dictionaries'}")
-    print(f"curves: {curves.page}")
+    print(f"curves: {page}")

@@ -189,32 +189,32 @@ class TrainConfig:
                 for name in ("error_of", "error_probe")
                 if getattr(self, name) is not None
             ]
-        found = []
+        problems = []
         if self.error_of is None:
-            found.append("error_component is given without error_of: name the dictionary")
+            problems.append("error_component is given without error_of: name the dictionary")
         if self.cache is None:
-            found.append(
+            problems.append(
                 "error_component needs a cache, over which the errors' statistics are taken: give "
                 "--cache"
             )
-        found += [
+        problems += [
             f"{name} learns from the loss's gradients with respect to activations, which errors "
             "have none of: leave it out, or train on activations"
             for name in self.methods
             if name in METHODS and METHODS[name].needs_gradients
         ]
-        return found
+        return problems
 
     def _method_problems(self) -> list[str]:
         """What a method cannot do with the shapes and lengths it would be given."""
-        found = [
+        problems = [
             f"{spec.method} with d_sae = {spec.d_sae} and k = {spec.k}: {problem}"
             for spec in self.dictionaries()
             for problem in getattr(self.options, spec.method).problems_with(
                 d_sae=spec.d_sae, k=spec.k, batch_rows=self.batch_rows, n_steps=self.n_steps
             )
         ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(problems))
 
     def methods_that_need_gradients(self) -> list[str]:
         """The methods of this run whose batches must carry gradients."""

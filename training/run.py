@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.dictionary.decomposition import ErrorRows
 from saelab.errors import ArtifactError, ConfigError
-from saelab.formats.files import remedy_when_full
+from saelab.formats.files import hash_of, remedy_when_full
 from saelab.formats.lock import writer_lock
 from saelab.formats.run import DICTIONARIES_FOLDER, RUN_FILE, RunManifest, write_run
 from saelab.formats.run_log import JsonlLog, RunLog, WandbLog, read_log
@@ -42,7 +44,7 @@ from .run_folder import (
     check_folder,
     check_same_origin,
     clear_folder,
-    settings_hash,
+    deciding_settings,
 )
 
 logger = logging.getLogger(__name__)
@@ -187,11 +189,12 @@ class TrainingRun:
         self.stream = open_stream(config)
         self.learners = build_learners(config, self.stream, self.device)
         plain, made_from = to_plain(config), self.stream.provenance()
+        name = hash_of(deciding_settings(plain)) if run is None else run.settings_hash
         self.record: dict[str, Any] = {
             "seed": config.data_seed,
             "config": plain,
             "made_from": made_from,
-            "settings_hash": settings_hash(plain) if run is None else run.settings_hash,
+            "settings_hash": name,
         }
         if run is None:
             # Only now, when all that was asked for is known to exist, is an older run given up.
@@ -202,16 +205,14 @@ class TrainingRun:
 
     def train(self) -> dict[str, Any]:
         """Train to the end and save the dictionaries; the content of run.json."""
-        log = self._open_logs()
-        try:
+        with ExitStack() as stack:
+            logs = [stack.enter_context(closing(log)) for log in self._open_logs()]
             if not (self.out / RUN_FILE).exists():
                 write_run(self.out, "running", **self.record)
             loop = TrainingLoop(
-                self.config, self.stream, self.learners, log, self._save, step=self.step
+                self.config, self.stream, self.learners, logs, self._save, step=self.step
             )
             loop.run()
-        finally:
-            log.close()
         dictionaries = self._finish()
         return write_run(
             self.out,
@@ -221,12 +222,10 @@ class TrainingRun:
             dictionaries=dictionaries,
         )
 
-    def _open_logs(self) -> RunLog:
-        log = JsonlLog(self.out / METRICS_FILE, keep_up_to=self.step)
-        project = self.config.wandb_project
-        if project is None:
-            return log
-        return _BothLogs([log, WandbLog(project, self.out.name, self.record["config"])])
+    def _open_logs(self) -> Iterator[RunLog]:
+        yield JsonlLog(self.out / METRICS_FILE, keep_up_to=self.step)
+        if self.config.wandb_project is not None:
+            yield WandbLog(self.config.wandb_project, self.out.name, self.record["config"])
 
     def _save(self, step: int) -> None:
         states = {learner.spec.name: learner.state() for learner in self.learners}
@@ -251,11 +250,7 @@ class TrainingRun:
         self.step = checkpoint.step
 
     def _check_none_was_lost(self, run: RunManifest) -> None:
-        """A run without a checkpoint must have ended before its first one.
-
-        Raises:
-            ArtifactError: its log goes further than that.
-        """
+        """A run without a checkpoint must have ended before its first one."""
         log = self.out / METRICS_FILE
         lines = read_log(log, skip_damaged=True) if log.exists() else []
         logged = max((line["step"] for line in lines), default=0)
@@ -294,8 +289,8 @@ class TrainingRun:
                 **spec._asdict(),
                 **figures,
                 **method.metrics(),
-                "seconds_per_step": learner.seconds_per_step(),
-                "state_bytes": learner.state_bytes(),
+                "seconds_per_step": learner.clock.seconds_per_step(),
+                "state_bytes": sum(tensor.nbytes for tensor in learner.state().values()),
             }
             _warn(spec, figures)
             # Make room on the device for the next one.
@@ -332,19 +327,6 @@ class TrainingRun:
             seed=spec.seed,
             site=config.site,
         )
-
-
-class _BothLogs:
-    def __init__(self, logs: list[RunLog]):
-        self._logs = logs
-
-    def write(self, step: int, line: Any) -> None:
-        for log in self._logs:
-            log.write(step, line)
-
-    def close(self) -> None:
-        for log in self._logs:
-            log.close()
 
 
 @torch.no_grad()

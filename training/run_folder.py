@@ -28,11 +28,6 @@ COMPARED_BY_HASH = ("cache", "error_of", "error_probe")
 ONLY_WITHOUT_CACHE = ("stream", "stream_pool_rows")
 
 
-def settings_hash(plain: dict[str, Any]) -> str:
-    """A hash of every setting, of a run's as plain values, that decides what is computed."""
-    return hash_of(deciding_settings(plain))
-
-
 def deciding_settings(plain: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what a run computes, flat, with dotted names.
 

@@ -78,16 +78,6 @@ class RowStream:
         """Take nothing."""
 
 
-class NoLog:
-    """Takes the metrics and keeps none."""
-
-    def write(self, step: int, line: Any) -> None:
-        """Drop a line."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
 def train(
     arguments: argparse.Namespace,
     stream: RowStream,
@@ -114,7 +104,7 @@ def train(
     config = change(config)
     learners = build_learners(config, stream, torch.device("cpu"))
     save: Callable[[int], None] = lambda step: None  # noqa: E731, ARG005
-    TrainingLoop(config, stream, learners, NoLog(), save).run()
+    TrainingLoop(config, stream, learners, (), save).run()
     return config, learners[0]
 
 

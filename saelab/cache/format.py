@@ -118,15 +118,9 @@ def new_cache_manifest(
 
     Args:
         made_from: provenance of its rows, which says where and how they were taken.
-        seed: of everything random in it.
-        config: the settings that made it, as plain values.
-        d_in: width of a row.
-        dtype: that rows are kept in.
         text: what the text was, with its content hash.
         bos_rule: how contexts start.
-        n_tokens_requested: tokens asked for; None: all.
         gradient_of: what gradients are of; None: the cache holds none.
-        tokenizer: of the tokens; None: there is none.
         calibration: what set the norm ceiling; None: nothing did.
         resumable: whether what an interrupted run leaves can be gone on with.
     """

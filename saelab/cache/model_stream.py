@@ -1,4 +1,4 @@
-"""Shuffled batches straight from the model, with no cache: a pool that is refilled in place.
+"""Shuffled batches straight from the model, with no cache: a pool that is refilled.
 
 Each batch takes random slots out of the pool and puts freshly harvested rows into the same slots,
 so the cost is that of the rows moved, whatever the size of the pool.

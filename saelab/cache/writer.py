@@ -189,31 +189,21 @@ def _fill(
                 in_shard = 0
             bar.update(len(batch.tokens) * length)
             if stop and done != config.n_contexts:
-                _stop(stop, done - in_shard, config)
+                wanted = "" if config.n_contexts is None else f" of {config.n_contexts}"
+                raise Stopped(
+                    f"stopped by {stop.signal_name} with {done - in_shard}{wanted} contexts saved: "
+                    "go on with the same `saelab cache` command and --resume",
+                    stop.signal_name,
+                )
         if in_shard:
             for folder in behind:
                 folder.commit(in_shard)
 
 
-def _stop(stop: StopRequest, contexts: int, config: HarvestConfig) -> None:
-    wanted = "" if config.n_contexts is None else f" of {config.n_contexts}"
-    raise Stopped(
-        f"stopped by {stop.signal_name} with {contexts}{wanted} contexts saved: go on with the "
-        "same `saelab cache` command and --resume",
-        stop.signal_name,
-    )
-
-
 def _report(folders: dict[str, HookFolder], config: HarvestConfig) -> None:
     for name, folder in folders.items():
-        manifest = folder.manifest
-        _log.info(
-            "%s: %d rows of %d tokens, excluded %s",
-            name,
-            manifest["n_rows"],
-            manifest["n_tokens_processed"],
-            manifest["excluded"],
-        )
+        counts = (folder.manifest[key] for key in ("n_rows", "n_tokens_processed", "excluded"))
+        _log.info("%s: %d rows of %d tokens, excluded %s", name, *counts)
     processed = min(folder.manifest["n_tokens_processed"] for folder in folders.values())
     if config.n_tokens is not None and processed < config.n_tokens:
         _log.warning(

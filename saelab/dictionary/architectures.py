@@ -205,7 +205,7 @@ class Dictionary(nn.Module):
             SparseCodes.from_mask(*gate(self, chunk))
             for _, chunk in PreActivations(inputs, self.W_enc, bias).chunks()
         ]
-        return replace(_stack(parts, self.d_sae, inputs), row_scale=row_scale)
+        return replace(SparseCodes.stacked(parts, self.d_sae, inputs), row_scale=row_scale)
 
     def encode_dense(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Dense codes; memory grows with batch × d_sae."""
@@ -263,7 +263,7 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def with_input_bias_folded(self) -> Dictionary:
-        """The same function with b_in = 0: the encoder's biases take it up, summed in float64."""
+        """The same function with b_in = 0: the encoder's biases absorb it, summed in float64."""
         shift = self.input_bias.double() @ self.W_enc.double()
         shifts = {"b_enc": shift, "b_gate": shift}
         if self.architecture == "gated":
@@ -293,18 +293,3 @@ def normalised_rows(
     if row_scale is None:
         return x
     return x / torch.where(row_scale > 0, row_scale, 1.0).unsqueeze(1)
-
-
-def _stack(parts: list[SparseCodes], d_sae: int, x: Tensor) -> SparseCodes:
-    if not parts:
-        empty = torch.zeros(0, dtype=torch.int64, device=x.device)
-        return SparseCodes(empty.new_zeros(1), empty, x.new_zeros(0), d_sae)
-    counts = torch.cat([part.row_pointer.diff() for part in parts])
-    row_pointer = torch.zeros(counts.shape[0] + 1, dtype=torch.int64, device=counts.device)
-    torch.cumsum(counts, 0, out=row_pointer[1:])
-    return SparseCodes(
-        row_pointer,
-        torch.cat([part.latent for part in parts]),
-        torch.cat([part.value for part in parts]),
-        d_sae,
-    )

@@ -16,6 +16,8 @@ residual lies within rounding of zero; the published code divides 0 by 0 there.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -90,12 +92,9 @@ class PursuitEncoder:
             for rows in self._batches(counts, order)
         ]
         row, latent, value = (torch.cat(column) for column in zip(*parts, strict=True))
-        codes = SparseCodes.from_pairs(row, latent, value.to(x.dtype), x.shape[0], self._d_sae)
-        return SparseCodes(codes.row_pointer, codes.latent, codes.value, self._d_sae, row_scale)
-
-    @property
-    def _d_sae(self) -> int:
-        return self.dictionary.d_sae
+        d_sae = self.dictionary.d_sae
+        codes = SparseCodes.from_pairs(row, latent, value.to(x.dtype), x.shape[0], d_sae)
+        return replace(codes, row_scale=row_scale)
 
     def _batches(self, counts: Tensor, order: Tensor) -> list[Tensor]:
         batches, start = [], 0

@@ -26,9 +26,9 @@ from saelab.formats.files import (
     write_tensors,
 )
 from saelab.formats.manifest import NOT_CONTENT, new_manifest, read_manifest
+from saelab.sparse import SparseCodes
 
-from .architectures import ARCHITECTURES, Dictionary
-from .reference import reference_codes, reference_reconstruction
+from .architectures import ARCHITECTURES, Dictionary, normalised_rows
 from .saelens_config import architecture_names, saelens_can_express, saelens_config
 from .site import Site
 
@@ -42,6 +42,8 @@ HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, SELF_TEST_FILE)
 SELF_TEST_ROWS = 16
 SELF_TEST_TOLERANCE = 1e-9
 """Largest allowed deviation, relative to the largest entry; float64 leaves far less."""
+LATENTS_AT_A_TIME = 8192
+"""Bounds the float64 copy of the weights, whatever the width of the dictionary."""
 
 
 @dataclass(frozen=True)
@@ -307,6 +309,47 @@ def _build(
         )
     except ConfigError as error:
         raise ArtifactError(f"{folder / CONFIG_FILE}: {error}") from None
+
+
+@torch.no_grad()
+def reference_codes(
+    dictionary: Dictionary, x: Float[Tensor, "batch d_in"]
+) -> Float[Tensor, "batch d_sae"]:
+    """Dense float64 codes, written down plainly.
+
+    In double precision two machines agree on which latents are active unless two pre-activations
+    tie to fifteen digits, so a stored answer can be compared tightly anywhere.
+    """
+    x = x.double()
+    inputs = normalised_rows(x, dictionary.row_scale(x)) - dictionary.input_bias.double()
+    columns = [
+        inputs @ dictionary.W_enc[:, start : start + LATENTS_AT_A_TIME].double()
+        for start in range(0, dictionary.d_sae, LATENTS_AT_A_TIME)
+    ]
+    pre_activations = torch.cat(columns, dim=1)
+    if dictionary.architecture != "gated":
+        pre_activations += dictionary.b_enc.double()
+    codes, active = ARCHITECTURES[dictionary.architecture].gate(dictionary, pre_activations)
+    return torch.where(active, codes, 0.0)
+
+
+@torch.no_grad()
+def reference_reconstruction(
+    dictionary: Dictionary,
+    codes: Float[Tensor, "batch d_sae"],
+    x: Float[Tensor, "batch d_in"],
+) -> Float[Tensor, "batch d_out"]:
+    """The float64 reconstruction from the dense float64 codes of `x`."""
+    sparse = SparseCodes.from_dense(codes)
+    rows = [
+        sparse.value[start:stop] @ dictionary.W_dec[sparse.latent[start:stop]].double()
+        for start, stop in zip(
+            sparse.row_pointer[:-1].tolist(), sparse.row_pointer[1:].tolist(), strict=True
+        )
+    ]
+    reconstruction = torch.stack(rows) + dictionary.b_dec.double()
+    row_scale = dictionary.row_scale(x.double())
+    return reconstruction if row_scale is None else reconstruction * row_scale.unsqueeze(1)
 
 
 def _self_test(dictionary: Dictionary, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Encode and decode chosen pairs only, with gradients written by hand on the pairs.
 
 Given which pairs (r, l) are active, `encode_selected` gives their pre-activations
-p = (x − b_dec) W_enc + b_enc and `decode_selected` the sums f W_dec of any values f on them; what
-lies between is ordinary autograd on a vector of pairs, so every gate is a line of a method.
+p = (x − b_dec) W_enc + b_enc and `decode_selected` the sums f W_dec of any values f on them; the
+rest is ordinary autograd on a vector of pairs, so every gate is a line of a method.
 With q = ∂L/∂p on the pairs and G = ∂L/∂(f W_dec),
 
     ∂W_enc = (x − b_dec)ᵀ q     ∂b_enc = Σ_rows q     ∂b_dec = −W_enc ∂b_enc     ∂x = q W_encᵀ

@@ -67,26 +67,22 @@ def write_planted_cache(out: Path, config: PlantedConfig, *, overwrite: bool = F
     """
     folder = Path(out) / HOOK_POINT
     with writer_lock(folder), remedy_when_full("give the same command again with --overwrite"):
-        _write(folder, config, overwrite)
+        exists = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if exists and not overwrite:
+            raise ConfigError(
+                f"{folder} already exists: give --overwrite to replace it, or another folder"
+            )
+        if exists:
+            require_only_cache(folder)
+        needed = config.n_rows * row_bytes(config.d_in, DTYPE, gradients=True)
+        require_free_space(folder, needed, f"a cache of {config.n_rows:,} planted rows")
+        if exists:
+            remove_cache(folder)
+        writing = HookFolder(folder, planted_manifest(config), SHARD_ROWS)
+        writing.save_manifest()
+        _fill(writing, config)
+        writing.finish()
     return folder
-
-
-def _write(folder: Path, config: PlantedConfig, overwrite: bool) -> None:
-    there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if there and not overwrite:
-        raise ConfigError(
-            f"{folder} already exists: give --overwrite to replace it, or another folder"
-        )
-    if there:
-        require_only_cache(folder)
-    needed = config.n_rows * row_bytes(config.d_in, DTYPE, gradients=True)
-    require_free_space(folder, needed, f"a cache of {config.n_rows:,} planted rows")
-    if there:
-        remove_cache(folder)
-    writing = HookFolder(folder, planted_manifest(config), SHARD_ROWS)
-    writing.save_manifest()
-    _fill(writing, config)
-    writing.finish()
 
 
 def planted_manifest(config: PlantedConfig) -> dict[str, Any]:

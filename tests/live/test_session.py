@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from saelab.dictionary.reference import reference_codes
+from saelab.dictionary.storage import reference_codes
 from saelab.errors import ArtifactError, ConfigError, ModelError
 from saelab.live.edits import FeatureEdit
 from saelab.live.lock import FairLock

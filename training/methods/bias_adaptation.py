@@ -54,7 +54,7 @@ from ..parts.firing_bias import (
 from ..parts.weights import TiedWeights, normalise_rows, remove_radial_gradient
 
 MOST_FREQUENT = 0.5
-"""Largest target frequency."""
+"""Largest target frequency: biases are at most 0, so no latent fires much more often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +68,10 @@ class BiasAdaptationOptions(CommonOptions):
     """The auxiliary loss; the paper has none."""
     groups: Annotated[int, Within(1)] = 1
     """Groups of latents, each with its own target frequency."""
-    highest_frequency: float | None = None
+    highest_frequency: Annotated[float | None, Within(0, MOST_FREQUENT, low_open=True)] = None
     """Target activation frequency, as a share of rows, of the first group. None: such that L0 is
     `budget_factor` · k where every latent fires at its target."""
-    lowest_frequency: float | None = None
+    lowest_frequency: Annotated[float | None, Within(0, MOST_FREQUENT, low_open=True)] = None
     """Target of the last group; those between fall geometrically. None: the highest over
     `frequency_ratio`. Of no use with one group."""
     frequency_ratio: Annotated[float, Within(1)] = 100.0
@@ -104,13 +104,6 @@ class BiasAdaptationOptions(CommonOptions):
     def problems(self) -> list[str]:
         """Everything wrong with the settings by themselves."""
         problems = super().problems()
-        for name in ("highest_frequency", "lowest_frequency"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= MOST_FREQUENT:
-                problems.append(
-                    f"{name} is {value}; it must be above 0 and at most {MOST_FREQUENT} (biases "
-                    "are at most 0, so no latent fires much more often), or None"
-                )
         highest, lowest = self.highest_frequency, self.lowest_frequency
         if highest is not None and lowest is not None and lowest > highest:
             problems.append(f"lowest_frequency = {lowest} is above highest_frequency = {highest}")
@@ -214,7 +207,17 @@ class BiasAdaptation(Method):
         self.start = options.start_factor if options.start == "target" else None
         self.centre = options.b_pre == "mean"
         self.weights = TiedWeights(settings.d_in, d_sae, seed=settings.seed)
-        self.biases = FiringBias(d_sae, firing_rule(settings, options))
+        frequencies = options.frequencies(d_sae, settings.k)
+        rule = FiringRule(
+            frequencies=tuple(frequencies),
+            periods=tuple(options.periods(frequencies, settings.batch_rows, settings.n_steps)),
+            dead_below=options.dead_below,
+            gamma_down=options.gamma_down,
+            gamma_up=options.gamma_up,
+            short_run_boost=options.short_run_boost,
+            n_steps=settings.n_steps,
+        )
+        self.biases = FiringBias(d_sae, rule)
         self.auxiliary = Auxiliary(d_sae, settings.k, options.auxiliary, settings.product_dtype)
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
@@ -277,18 +280,3 @@ class BiasAdaptation(Method):
     def metrics(self) -> dict[str, float]:
         """Shares of dead latents, and what the biases have come to."""
         return self.auxiliary.metrics() | self.biases.metrics()
-
-
-def firing_rule(settings: DictionarySettings, options: BiasAdaptationOptions) -> FiringRule:
-    """The rule for a dictionary of this shape in a run this long."""
-    frequencies = options.frequencies(settings.d_sae, settings.k)
-    periods = options.periods(frequencies, settings.batch_rows, settings.n_steps)
-    return FiringRule(
-        frequencies=tuple(frequencies),
-        periods=tuple(periods),
-        dead_below=options.dead_below,
-        gamma_down=options.gamma_down,
-        gamma_up=options.gamma_up,
-        short_run_boost=options.short_run_boost,
-        n_steps=settings.n_steps,
-    )

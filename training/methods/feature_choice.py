@@ -19,13 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.config import Within
-from saelab.dictionary import Dictionary
 from saelab.errors import ConfigError
 from saelab.sparse import SparseCodes, select_above, select_latent_top
 from saelab.sparse.world import current_world
 from saelab.stats.zipf import fit_zipf, zipf_budgets
 
-from ..interface import DictionarySettings, Normalisation, TrainingBatch
+from ..interface import DictionarySettings, TrainingBatch
 from .mutual_choice import NEVER, MutualChoice, MutualChoiceOptions
 
 SILENT = 1e30
@@ -173,20 +172,9 @@ class FeatureChoice(MutualChoice):
         smallest = ratios.topk(count).values[-1] if count else quantiles.new_ones(())
         self.thresholds.copy_(torch.where(self.budgets > 0, quantiles * smallest, SILENT))
 
-    def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
-        """A `jumprelu` dictionary with one threshold per latent.
-
-        Raises:
-            ConfigError: the thresholds were never fitted.
-        """
-        if bool((self.thresholds < 0).any()):
-            raise ConfigError(
-                "the thresholds were never calibrated: call `calibrate` with rows after training"
-            )
-        folded = self.weights.fold(normalisation)
-        return Dictionary(
-            "jumprelu", threshold=self.thresholds / normalisation.code_scale, **folded
-        )
+    def fitted_threshold(self) -> Float[Tensor, "*latents"]:
+        """A threshold for each latent."""
+        return self.thresholds
 
     def metrics(self) -> dict[str, float]:
         """Mutual Choice's, and how the budgets are used."""

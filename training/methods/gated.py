@@ -55,7 +55,7 @@ class Gated(PenalisedMethod):
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the gate's penalty and reconstruction, the auxiliary."""
-        x, targets, w = batch.inputs, batch.targets, self.weights
+        x, w = batch.inputs, self.weights
         if batch.step == 0:
             self.start_biases(x)
         b_gate = w.b_enc
@@ -69,15 +69,12 @@ class Gated(PenalisedMethod):
         value = torch.where(gate > 0, magnitude, 0.0)
         reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
         by_gate = decode_selected(selected, gate, w.W_dec.detach(), pairs) + w.b_dec.detach()
-        error = error_of(targets, reconstruction)
-        losses = {
-            "reconstruction": error.square().mean(),
-            "sparsity": self.controller.weight() * gate.sum() / targets.numel(),
-            "gate_reconstruction": error_of(targets, by_gate).square().mean(),
-        }
-        losses |= self.auxiliary.loss(w, x, error)
+        by_gate_error = error_of(batch.targets, by_gate).square().mean()
         self._watch(gate.detach(), magnitude.detach())
-        return StepOutput(losses, selected.with_value(value.detach()), reconstruction)
+        codes = selected.with_value(value)
+        return self.step_output(
+            batch, codes, reconstruction, gate.sum(), gate_reconstruction=by_gate_error
+        )
 
     @torch.no_grad()
     def _watch(self, gate: Float[Tensor, " pairs"], magnitude: Float[Tensor, " pairs"]) -> None:

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from saelab.config import Within
 from saelab.dictionary import Dictionary
-from saelab.dictionary.architectures import error_of
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
@@ -69,7 +68,7 @@ class JumpReLU(PenalisedMethod):
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the penalty, and the auxiliary loss."""
-        x, targets, w = batch.inputs, batch.targets, self.weights
+        x, w = batch.inputs, self.weights
         if batch.step == 0:
             self._start(x)
         thresholds = self.threshold()
@@ -80,17 +79,11 @@ class JumpReLU(PenalisedMethod):
         threshold = thresholds[selected.latent]
         value = jump(pre, threshold, self.bandwidth)
         reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
-        error = error_of(targets, reconstruction)
         if self.tanh_scale is None:
             penalty = step(pre, threshold, self.bandwidth).sum()
         else:
             penalty = torch.tanh(self.tanh_scale * value).sum()
-        losses = {
-            "reconstruction": error.square().mean(),
-            "sparsity": self.controller.weight() * penalty / targets.numel(),
-        }
-        losses |= self.auxiliary.loss(w, x, error)
-        return StepOutput(losses, selected.with_value(value.detach()), reconstruction)
+        return self.step_output(batch, selected.with_value(value), reconstruction, penalty)
 
     @torch.no_grad()
     def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:

@@ -89,18 +89,23 @@ class MutualChoice(AutoencoderMethod):
         self.threshold.copy_(top.threshold)
 
     def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
-        """A `jumprelu` dictionary whose latents share one threshold.
+        """A `jumprelu` dictionary with what `calibrate` fitted.
 
         Raises:
             ConfigError: the threshold was never fitted.
         """
-        if bool(self.threshold < 0):
+        fitted = self.fitted_threshold()
+        if bool((fitted < 0).any()):
             raise ConfigError(
                 "the threshold was never calibrated: call `calibrate` with rows after training"
             )
         folded = self.weights.fold(normalisation)
-        threshold = (self.threshold / normalisation.code_scale).expand_as(folded["b_enc"]).clone()
+        threshold = (fitted / normalisation.code_scale).expand_as(folded["b_enc"]).clone()
         return Dictionary("jumprelu", threshold=threshold, **folded)
+
+    def fitted_threshold(self) -> Float[Tensor, "*latents"]:
+        """What `calibrate` fitted, in normalised units: one number, or one per latent."""
+        return self.threshold
 
     def metrics(self) -> dict[str, float]:
         """Shares of dead and underused latents, and the threshold, in normalised units."""

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from saelab.config import Within
 from saelab.dictionary import Dictionary
-from saelab.dictionary.architectures import error_of
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
 
 from ..interface import Normalisation, StepOutput, TrainingBatch
@@ -48,22 +47,16 @@ class ReLU(PenalisedMethod):
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the L1 penalty of the codes, and the auxiliary loss."""
-        x, targets, w = batch.inputs, batch.targets, self.weights
+        x, w = batch.inputs, self.weights
         if batch.step == 0:
             self.start_biases(x)
         selected = select_above(self.pre_activations(x), torch.zeros_like(w.b_enc))
         pairs = TransposedPairs.of(selected)
         value = encode_selected(x, w.W_enc, w.b_enc, w.input_bias, selected, pairs).relu()
         reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
-        error = error_of(targets, reconstruction)
         # What the codes are once the decoder's norms are folded in.
-        codes = value * self.decoder_norms()[selected.latent]
-        losses = {
-            "reconstruction": error.square().mean(),
-            "sparsity": self.controller.weight() * codes.sum() / targets.numel(),
-        }
-        losses |= self.auxiliary.loss(w, x, error)
-        return StepOutput(losses, selected.with_value(codes.detach()), reconstruction)
+        codes = selected.with_value(value * self.decoder_norms()[selected.latent])
+        return self.step_output(batch, codes, reconstruction, codes.value.sum())
 
     def decoder_norms(self) -> Float[Tensor, " d_sae"]:
         """Norm of each latent's decoder row."""

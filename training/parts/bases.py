@@ -74,7 +74,9 @@ class AutoencoderMethod(Method):
 
     def pre_activations(self, inputs: Float[Tensor, "batch d_in"]) -> PreActivations:
         """The pre-activations of normalised inputs, to select from."""
-        return self.weights.pre_activations(inputs, self.product_dtype)
+        w = self.weights
+        centred = (inputs - w.input_bias).detach()
+        return PreActivations(centred, w.W_enc, w.b_enc, self.product_dtype)
 
     def reconstruct(self, batch: TrainingBatch, selected: SparseCodes) -> StepOutput:
         """Losses of already selected pairs: reconstruction, and auxiliary where it is wanted."""
@@ -136,6 +138,24 @@ class PenalisedMethod(AutoencoderMethod):
         self.weights.b_enc.copy_(-threshold.expand_as(self.weights.b_enc))
         # (a − f)² + λ f is least at f = a − λ/2, with a the projection on the latent's direction.
         self.controller.start(2 * threshold / self.encoder_scale)
+
+    def step_output(
+        self,
+        batch: TrainingBatch,
+        codes: SparseCodes,
+        reconstruction: Float[Tensor, "batch d_out"],
+        penalty: Float[Tensor, ""],
+        **more: Float[Tensor, ""],
+    ) -> StepOutput:
+        """Reconstruction over variance, the weighted penalty, `more` losses, and the auxiliary."""
+        error = error_of(batch.targets, reconstruction)
+        losses = {
+            "reconstruction": error.square().mean(),
+            "sparsity": self.controller.weight() * penalty / batch.targets.numel(),
+            **more,
+        }
+        losses |= self.auxiliary.loss(self.weights, batch.inputs, error)
+        return StepOutput(losses, codes.with_value(codes.value.detach()), reconstruction)
 
     @torch.no_grad()
     def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelab.dictionary import Dictionary
-from saelab.sparse import PreActivations
 
 from ..interface import Normalisation
 
@@ -57,13 +56,6 @@ class AutoencoderWeights(nn.Module):
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
         """Encoder weights; a gradient through this view arrives at `encoder_rows`."""
         return self.encoder_rows.T
-
-    def pre_activations(
-        self, inputs: Float[Tensor, "batch d_in"], product_dtype: torch.dtype | None
-    ) -> PreActivations:
-        """The pre-activations of normalised inputs, to select from."""
-        centred = inputs - self.input_bias
-        return PreActivations(centred.detach(), self.W_enc, self.b_enc, product_dtype)
 
     @torch.no_grad()
     def fold(self, normalisation: Normalisation) -> dict[str, Any]:
