@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from saelab.cache.config import ModelDtype
-from saelab.cache.token_filter import TokenFilter
+from saelab.cache.config import TokenFilter
 from saelab.config import parse_arguments, to_plain
 from saelab.errors import ConfigError
 from saelab.text.sources import TextConfig
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from saelab.dictionary.importers.proof import Proof
 
 PROGRAM = "saelab import"
-NO_TEXT = "none"
-"""Source of the text until the user names one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +37,7 @@ class ImportCommand:
     """Folder to write. None: a SAELens folder itself, else a folder of the source's name here."""
     model: str | None = None
     """Language model it belongs to. None: what the source records."""
-    model_dtype: ModelDtype = "float32"
+    model_dtype: Literal["bfloat16", "float32", "float16"] = "float32"
     """Dtype the model computes in."""
     reads: tuple[str, ...] = ()
     """Hook points it reads. None given: what the source records."""

@@ -137,7 +137,7 @@ def _verdict(file: Path, manifest: dict[str, Any]) -> str:
 
 def _describe_cache(file: Path, manifest: dict[str, Any]) -> list[str]:
     from saelab.cache import format as cache_format
-    from saelab.cache import open_cache
+    from saelab.cache.reader import open_cache
 
     require_fields(manifest, {"status": str}, file)
     if manifest["status"] != "complete":
@@ -251,7 +251,7 @@ def _describe_circuit(file: Path, manifest: dict[str, Any]) -> list[str]:
 
 def _describe_quickstart(file: Path, manifest: dict[str, Any]) -> list[str]:
     """A report: its dictionary and its cache must still be those it was made from."""
-    from saelab.cache import open_cache
+    from saelab.cache.reader import open_cache
     from saelab.dictionary import load_dictionary
 
     require_fields(manifest, {"dictionary": str}, file)

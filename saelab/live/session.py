@@ -14,7 +14,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.cache import RowSelection, TokenFilter, select_rows
+from saelab.cache.config import TokenFilter
+from saelab.cache.rows import RowSelection, select_rows
 from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import require_origin, require_width
 from saelab.errors import ConfigError

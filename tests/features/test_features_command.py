@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from saelab.cache.token_filter import TokenFilter
+from saelab.cache.config import TokenFilter
 from saelab.cli import main
 from saelab.commands.features import main as features
 from saelab.commands.info import describe

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saelab.cache import TokenFilter
+from saelab.cache.config import TokenFilter
 from saelab.dictionary import Site
 from saelab.dictionary.data_spec import DataSpec
 from saelab.evals.compare.candidates import Candidate
