@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +11,11 @@ from saelab.errors import ConfigError
 from saelab.formats.files import atomic_path
 from saelab.progress import progress_bar
 
+from .neuronpedia import BATCH_FEATURES, batches, write_dashboard_batches
 from .reader import FeatureStore
-from .records import Example, FeatureRecord, Histogram
+from .records import Example, FeatureRecord
 from .schema import FLAGS
 from .unpacking import split_tokens
-
-BATCH_FEATURES = 128
-"""Features of a JSON file or of a parquet row group."""
-SIGNIFICANT_DIGITS = 6
 
 
 def export_store(
@@ -61,7 +56,7 @@ def export_store(
             _write_feature_table(store, files[0])
             _write_examples(store, files[1])
         else:
-            _write_batches(store, files)
+            write_dashboard_batches(store, files)
     return files
 
 
@@ -109,7 +104,7 @@ def _write_examples(store: FeatureStore, path: Path) -> None:
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
         progress_bar(store.n_features, "exporting", "features") as bar,
     ):
-        for features in _batches(store.n_features):
+        for features in batches(store.n_features):
             rows = [
                 row for feature in features for row in _example_rows(store.feature(feature, None))
             ]
@@ -144,83 +139,3 @@ def _named_examples(record: FeatureRecord) -> Iterator[tuple[str, Example]]:
     for name, examples in lists.items():
         for example in examples:
             yield name, example
-
-
-def _write_batches(store: FeatureStore, files: list[Path]) -> None:
-    made_from = store.manifest["made_from"]
-    layer = re.search(r"\.(\d+)\.", str(made_from.get("hook_point")))
-    head = {
-        "model_id": made_from.get("model"),
-        "layer": int(layer[1]) if layer else None,
-        "sae_set": made_from.get("dictionary"),
-    }
-    with progress_bar(store.n_features, "exporting", "features") as bar:
-        for file, features in zip(files, _batches(store.n_features), strict=True):
-            content = {**head, "features": [_neuronpedia(store, feature) for feature in features]}
-            with atomic_path(file) as temporary:
-                temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-            bar.update(len(features))
-
-
-def _neuronpedia(store: FeatureStore, feature: int) -> dict[str, Any]:
-    """A feature with Neuronpedia's field names; what was not measured is an empty list."""
-    record = store.feature(feature, None)
-    lens = record.logit_lens
-    correlated = record.coactive_pearson
-    tops = record.top_examples
-    # The top examples are a bin of their own there, said to hold no share of the activations.
-    activations = [(tops[-1].value, record.max_act, 0.0, example) for example in tops]
-    for group in record.quantile_groups:
-        activations += [
-            (group.low, group.high, group.share_of_activations, example)
-            for example in group.examples
-        ]
-    unmeasured = ("neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1")
-    unmeasured += ("correlated_neurons_indices", "correlated_neurons_l1")
-    unmeasured += ("correlated_neurons_pearson", "correlated_features_l1", "decoder_weights_dist")
-    return {
-        "feature_index": feature,
-        **{name: [] for name in unmeasured},
-        "correlated_features_indices": [neighbour.feature for neighbour in correlated],
-        "correlated_features_pearson": _rounded([neighbour.value for neighbour in correlated]),
-        "neg_str": [score.text for score in lens.bottom] if lens else [],
-        "neg_values": _rounded([score.value for score in lens.bottom] if lens else []),
-        "pos_str": [score.text for score in lens.top] if lens else [],
-        "pos_values": _rounded([score.value for score in lens.top] if lens else []),
-        "frac_nonzero": record.density,
-        **_bars("freq", record.histogram),
-        **_bars("logits", lens.histogram if lens else None),
-        "n_prompts_total": store.n_sequences,
-        "n_tokens_in_prompt": store.manifest["context_length"],
-        "dataset": store.manifest["made_from"].get("text", {}).get("source", ""),
-        "activations": [
-            {
-                "bin_min": low,
-                "bin_max": high,
-                "bin_contains": share,
-                "tokens": list(example.texts),
-                "values": _rounded(example.activations.tolist()),
-            }
-            for low, high, share, example in activations
-        ],
-    }
-
-
-def _bars(name: str, histogram: Histogram | None) -> dict[str, list[Any]]:
-    """A histogram as bar middles and heights, which is how that layout stores one."""
-    if histogram is None:
-        return {f"{name}_hist_data_bar_heights": [], f"{name}_hist_data_bar_values": []}
-    middles = [(low + high) / 2 for low, high in pairwise(histogram.edges.tolist())]
-    return {
-        f"{name}_hist_data_bar_heights": histogram.counts.tolist(),
-        f"{name}_hist_data_bar_values": _rounded(middles),
-    }
-
-
-def _rounded(values: list[float]) -> list[float]:
-    return [float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in values]
-
-
-def _batches(n_features: int) -> Iterator[range]:
-    for start in range(0, n_features, BATCH_FEATURES):
-        yield range(start, min(start + BATCH_FEATURES, n_features))
