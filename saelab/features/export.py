@@ -11,9 +11,9 @@ from saelab.errors import ConfigError
 from saelab.formats.files import atomic_path
 from saelab.progress import progress_bar
 
-from .neuronpedia import BATCH_FEATURES, batches, write_dashboard_batches
+from .neuronpedia import batches, write_dashboard_batches
 from .reader import FeatureStore
-from .records import Example, FeatureRecord
+from .records import FeatureRecord
 from .schema import FLAGS
 from .unpacking import split_tokens
 
@@ -42,14 +42,11 @@ def export_store(
         ConfigError: files that exist and may not be replaced.
     """
     with FeatureStore(store_path) as store:
-        names = {
-            "parquet": ["features.parquet", "examples.parquet"],
-            "neuronpedia-json": [
-                f"batch-{index}.json" for index in range(-(-store.n_features // BATCH_FEATURES))
-            ],
-        }[kind]
+        names = ["features.parquet", "examples.parquet"]
+        if kind == "neuronpedia-json":
+            names = [f"batch-{index}.json" for index, _ in enumerate(batches(store.n_features))]
         files = [out / name for name in names]
-        existing = [str(file) for file in files if file.exists()]
+        existing = [file for file in files if file.exists()]
         if existing and not overwrite:
             raise ConfigError(f"{existing[0]} exists already: add --overwrite to replace it")
         if kind == "parquet":
@@ -66,14 +63,12 @@ def _write_feature_table(store: FeatureStore, path: Path) -> None:
     import pyarrow.parquet as pq
 
     table = store.table()
-    columns: dict[str, Any] = {
-        name: values for name, values in table.items() if values.dtype != object and name != "flags"
-    }
-    columns |= {flag: store.flag(flag) for flag in FLAGS}
+    tokens = {name: table.pop(name) for name in ("top_tokens", "promoted_tokens")}
+    del table["flags"]
+    columns = table | {flag: store.flag(flag) for flag in FLAGS}
     arrays = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
-    for name in ("top_tokens", "promoted_tokens"):
-        lists = [list(split_tokens(text)) for text in table[name]]
-        arrays[name] = pa.array(lists, pa.list_(pa.string()))
+    for name, texts in tokens.items():
+        arrays[name] = pa.array([list(split_tokens(text)) for text in texts], pa.list_(pa.string()))
     metadata = {"saelab.formats.manifest": json.dumps(store.manifest)}
     with atomic_path(path) as temporary:
         pq.write_table(
@@ -113,29 +108,24 @@ def _write_examples(store: FeatureStore, path: Path) -> None:
 
 
 def _example_rows(record: FeatureRecord) -> Iterator[dict[str, Any]]:
-    for name, example in _named_examples(record):
-        yield {
-            "feature": record.id,
-            "list": name,
-            "sequence": example.sequence,
-            "anchor": example.anchor,
-            "value": example.value,
-            "other_feature": example.other_feature,
-            "tokens": list(example.texts),
-            "activations": example.activations,
-        }
-
-
-def _named_examples(record: FeatureRecord) -> Iterator[tuple[str, Example]]:
     """Every example with the name of its list; strata are counted from the highest."""
-    lists = {"top": record.top_examples}
-    for index, group in enumerate(record.quantile_groups):
-        lists[f"stratum {index}"] = group.examples
-    lists |= {
+    strata = enumerate(record.quantile_groups)
+    lists = {
+        "top": record.top_examples,
+        **{f"stratum {index}": group.examples for index, group in strata},
         "random positive": record.random_positives,
         "near miss": record.near_misses,
         "random silent": record.random_silent,
     }
     for name, examples in lists.items():
         for example in examples:
-            yield name, example
+            yield {
+                "feature": record.id,
+                "list": name,
+                "sequence": example.sequence,
+                "anchor": example.anchor,
+                "value": example.value,
+                "other_feature": example.other_feature,
+                "tokens": list(example.texts),
+                "activations": example.activations,
+            }

@@ -307,14 +307,15 @@ def _dashboard_feature(store: FeatureStore, feature: int) -> dict[str, Any]:
 def _feature_fields(record: FeatureRecord) -> dict[str, Any]:
     """What both layouts say of a feature, by Neuronpedia's names."""
     lens, correlated = record.logit_lens, record.coactive_pearson
+    top, bottom = (lens.top, lens.bottom) if lens else ((), ())
     return {
         **{name: [] for name in UNMEASURED},
         "correlated_features_indices": [near.feature for near in correlated],
         "correlated_features_pearson": _rounded(near.value for near in correlated),
-        "neg_str": [score.text for score in lens.bottom] if lens else [],
-        "neg_values": _rounded(score.value for score in lens.bottom) if lens else [],
-        "pos_str": [score.text for score in lens.top] if lens else [],
-        "pos_values": _rounded(score.value for score in lens.top) if lens else [],
+        "neg_str": [score.text for score in bottom],
+        "neg_values": _rounded(score.value for score in bottom),
+        "pos_str": [score.text for score in top],
+        "pos_values": _rounded(score.value for score in top),
         "frac_nonzero": record.density or 0.0,
         **_bars("freq", record.histogram),
         **_bars("logits", lens.histogram if lens else None),
@@ -333,12 +334,10 @@ def _binned_examples(record: FeatureRecord) -> Iterator[Binned]:
 
 def _bars(name: str, histogram: Histogram | None) -> dict[str, list[Any]]:
     """A histogram as bar middles and heights, which is how that layout stores one."""
-    if histogram is None:
-        return {f"{name}_hist_data_bar_heights": [], f"{name}_hist_data_bar_values": []}
-    middles = [(low + high) / 2 for low, high in pairwise(histogram.edges.tolist())]
+    edges = [] if histogram is None else histogram.edges.tolist()
     return {
-        f"{name}_hist_data_bar_heights": histogram.counts.tolist(),
-        f"{name}_hist_data_bar_values": _rounded(middles),
+        f"{name}_hist_data_bar_heights": [] if histogram is None else histogram.counts.tolist(),
+        f"{name}_hist_data_bar_values": _rounded((low + high) / 2 for low, high in pairwise(edges)),
     }
 
 
