@@ -15,12 +15,13 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 @pytest.fixture
 def source_of() -> Callable[[str], Source]:
-    """A function that gives the source of a case: its folder, or the only folder in it."""
+    """A function that gives the source of a case: a folder `source`, the only one, or its own."""
 
     def find(case: str) -> Source:
         folder = FIXTURES / case
         nested = [path for path in folder.iterdir() if path.is_dir()]
-        return resolve(str(nested[0] if len(nested) == 1 else folder))
+        named = [path for path in folder.rglob("source") if path.is_dir()]
+        return resolve(str((named or (nested if len(nested) == 1 else [folder]))[0]))
 
     return find
 

@@ -132,7 +132,7 @@ def test_the_likely_cause_of_a_bad_reconstruction_is_named(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_info_of_a_foreign_source_names_its_format_and_the_command(case, capsys):
+def test_info_of_a_foreign_source_names_its_format_and_the_command(case, source_of, capsys):
     path = source_of(case).path
     assert main(["info", str(path)]) == 0
     said = capsys.readouterr().out
