@@ -23,10 +23,9 @@ from saelab.formats.files import atomic_path, write_bytes
 from saelab.progress import progress_bar
 
 from .labels import Label, LabelBook
-from .reader import FeatureStore
+from .reader import FeatureStore, is_stale
 from .records import Example, FeatureRecord, Histogram
 from .schema import LABEL_FILE, STORE_FILE
-from .staleness import is_stale
 
 if TYPE_CHECKING:
     from saelab.dictionary.storage import SavedDictionary
