@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from saelab.formats.run_log import read_log
-from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, new_plot
+from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, Figure, new_plot
 from saelab.report.page import Report
 from saelab.report.training_figures import CURVE_KINDS
 
@@ -51,13 +51,16 @@ def write_curves(run: Path) -> Curves:
         }
         curves = {name: points for name, points in curves.items() if points}
         if curves:
-            report.add_figure(
-                _plot(curves, kind.axis, kind.scale),
-                kind.caption,
-                "; ".join(f"{name} ends at {points[-1][1]:.4g}" for name, points in curves.items()),
+            ends = [f"{name} ends at {points[-1][1]:.4g}" for name, points in curves.items()]
+            figure = Figure(
+                name=key,
                 title=kind.title,
+                plot=_plot(curves, kind.axis, kind.scale),
+                caption=kind.caption,
+                alt="; ".join(ends),
                 data=_columns(curves, kind.axis),
             )
+            report.add_figures([figure])
     page = report.write(run / PAGE_FILE)
     losses = {name: [line["loss"] for line in of_name[name] if "loss" in line] for name in names}
     return Curves(losses, page)
