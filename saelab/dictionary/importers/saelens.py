@@ -6,8 +6,9 @@ format too. Training checkpoints keep the scale of their activations beside the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -17,9 +18,11 @@ from saelab.dictionary.site import Site
 from saelab.dictionary.storage import MANIFEST_FILE, load_dictionary
 from saelab.errors import ArtifactError
 
-from .foreign import Foreign, Format, Source, in_raw_units, load_config
+from .foreign import Foreign, Format, Source, in_raw_units, load_config, load_weights, take
 
 SCALE_FILE = "activation_scaler.json"
+SPARSITY_FILE = "sparsity.safetensors"
+"""log10(f + 1e-10) of each latent's share f of the last training tokens on which it fired."""
 
 
 def matches(path: Path) -> bool:
@@ -34,7 +37,8 @@ def read(source: Source) -> Iterator[Foreign]:
         raise ArtifactError(
             f"{folder} is a dictionary of saelab's already: every command takes it as it is"
         )
-    saved, settings = load_dictionary(folder), settings_of(load_config(folder / CONFIG_FILE))
+    config = load_config(folder / CONFIG_FILE)
+    saved, settings = load_dictionary(folder), settings_of(config)
     normalisation = settings["normalize_activations"]
     conventions = {
         "orientation": "as it is",
@@ -42,7 +46,7 @@ def read(source: Source) -> Iterator[Foreign]:
         "selection": str(settings["architecture"])
         + (", by h · ‖W_dec‖" if settings.get("rescale_acts_by_decoder_norm") else ""),
         "scale": str(normalisation),
-        "hook point": "as recorded",
+        "hook point": _hook_point(config, settings),
     }
     notes, dictionary = [], saved.dictionary
     scale = _training_scale(folder)
@@ -56,7 +60,7 @@ def read(source: Source) -> Iterator[Foreign]:
     origin = {
         "context_length": settings.get("context_size"),
         "prepend_bos": settings.get("prepend_bos"),
-        "reported_l0": settings.get("l0"),
+        **_reported(folder, settings),
     }
     site = saved.manifest.get("site")
     yield Foreign(
@@ -69,6 +73,25 @@ def read(source: Source) -> Iterator[Foreign]:
         files=(folder / CONFIG_FILE, folder / WEIGHTS_FILE),
         in_place=scale is None,
     )
+
+
+def _hook_point(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    recorded = {**config, **(config.get("metadata") or {})}.get("hook_name")
+    if recorded is None or recorded == settings["hook_name"]:
+        return "as recorded"
+    return f"output of the module {recorded}"
+
+
+def _reported(folder: Path, settings: Mapping[str, Any]) -> dict[str, float | None]:
+    """L0 and dead share as the settings say them, else as they were counted in training."""
+    path = folder / SPARSITY_FILE
+    if settings.get("l0") is not None or not path.is_file():
+        return {"reported_l0": settings.get("l0")}
+    frequency = 10 ** take(load_weights(path), path, "sparsity")["sparsity"].double()
+    return {
+        "reported_l0": float(frequency.sum()),
+        "reported_dead_fraction": float((frequency < 1e-9).double().mean()),
+    }
 
 
 def _training_scale(folder: Path) -> float | None:
