@@ -11,9 +11,8 @@ import streamlit as st
 
 from saelab.errors import ArtifactError
 from saelab.features.labels import LabelBook
-from saelab.features.reader import FeatureStore
+from saelab.features.reader import FeatureStore, is_stale
 from saelab.features.schema import LABEL_FILE
-from saelab.features.staleness import is_stale
 
 from .command import DEFAULT_ROOTS, ROOTS_VARIABLE
 from .run_index import DictionaryEntry, RunEntry, RunIndex, scan

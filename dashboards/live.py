@@ -28,7 +28,7 @@ from .widgets.page_parts import show_problem
 if TYPE_CHECKING:
     from saelab.live.attribution import Attribution
     from saelab.live.session import LiveSession, SharedModel
-    from saelab.model.gradients.logit_gradients import Quantity
+    from saelab.model.gradients import Quantity
 
 PLANTED = "planted:"
 MAX_TOKENS = 256

@@ -309,8 +309,9 @@ def _evaluate_together(
     path = suite.folder(config) / f"{suite.stem}.json"
     if path.exists() and not getattr(config, "overwrite", False):
         raise ConfigError(f"{path} exists already: {REPLACE}")
-    (measured,) = suite.measure(folders, [path.parent], config)
-    return write_result(suite, measured, result_of(suite, measured, config), page=page)
+    with writer_lock(path):
+        (measured,) = suite.measure(folders, [path.parent], config)
+        return write_result(suite, measured, result_of(suite, measured, config), page=page)
 
 
 def _kept(

@@ -1,7 +1,7 @@
 """Train sparse autoencoders on language-model activations, judge them, read their features.
 
-What a notebook needs is here and imported on first use: `import saelab` itself loads neither torch
-nor transformer_lens. Everything else is found by its folder.
+What a notebook needs, loaded on first use: `import saelab` itself loads neither torch nor
+transformer_lens. The rest is in the folders.
 
     load_language_model   a model with hook points         open_cache      activations on disk
     train                 dictionaries from activations    load_dictionary a saved dictionary

@@ -26,42 +26,30 @@ class Command(NamedTuple):
     """What `saelab --help` says of it."""
 
 
+# Name, module inside saelab, summary.
+_TABLE = """
+quickstart commands.quickstart      cache, train and judge a first SAE, offline
+cache      commands.cache           write a language model's activations to disk
+synthetic  commands.synthetic       write an activation cache of planted features with known answers
+import     commands.import_dictionary open a dictionary that another library saved
+train      training.command         train dictionaries on a cache, or on the stream
+eval       evals.command            judge saved dictionaries
+report     commands.report          write the page of an evaluation result again
+compare    evals.compare.command    compare training methods in one report
+features   commands.features        read every feature of a run's dictionaries into a store
+dashboard  dashboards.command       browse runs, features and results in the web browser, offline
+planted    commands.planted         train methods on planted features and score the recovery
+export     commands.export          write a dictionary in another library's format
+push       commands.push            upload a dictionary to the Hugging Face Hub
+pull       commands.pull            fetch a dictionary from the Hugging Face Hub
+models     commands.models          list the language models at hand
+recipes    training.recipes_command list the shipped training recipes
+info       commands.info            say what an artifact is, from what, and whether intact
+completion commands.completion      print a completion script for bash or zsh
+"""
 COMMANDS: dict[str, Command] = {
-    "quickstart": Command(
-        "saelab.commands.quickstart", "cache, train and judge a first SAE, offline"
-    ),
-    "cache": Command("saelab.commands.cache", "write a language model's activations to disk"),
-    "synthetic": Command(
-        "saelab.commands.synthetic",
-        "write an activation cache of planted features with known answers",
-    ),
-    "import": Command(
-        "saelab.commands.import_dictionary", "open a dictionary that another library saved"
-    ),
-    "train": Command("saelab.training.command", "train dictionaries on a cache, or on the stream"),
-    "eval": Command("saelab.evals.command", "judge saved dictionaries"),
-    "report": Command("saelab.commands.report", "write the page of an evaluation result again"),
-    "compare": Command("saelab.evals.compare.command", "compare training methods in one report"),
-    "features": Command(
-        "saelab.commands.features", "read every feature of a run's dictionaries into a store"
-    ),
-    "dashboard": Command(
-        "saelab.dashboards.command", "browse runs, features and results in the web browser, offline"
-    ),
-    "planted": Command(
-        "saelab.commands.planted", "train methods on planted features and score the recovery"
-    ),
-    "export": Command("saelab.commands.export", "write a dictionary in another library's format"),
-    "push": Command("saelab.commands.push", "upload a dictionary to the Hugging Face Hub"),
-    "pull": Command("saelab.commands.pull", "fetch a dictionary from the Hugging Face Hub"),
-    "models": Command("saelab.commands.models", "list the language models at hand"),
-    "recipes": Command("saelab.training.recipes_command", "list the shipped training recipes"),
-    "info": Command(
-        "saelab.commands.info", "say what an artifact is, from what, and whether intact"
-    ),
-    "completion": Command(
-        "saelab.commands.completion", "print a completion script for bash or zsh"
-    ),
+    name: Command(f"saelab.{module}", summary)
+    for name, module, summary in (line.split(None, 2) for line in _TABLE.strip().splitlines())
 }
 
 EXIT_ERROR = 2
@@ -112,13 +100,10 @@ def usage() -> str:
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: saelab COMMAND [OPTIONS]",
-            "",
-            "Train sparse autoencoders on language-model activations and judge them.",
-            "",
+            "usage: saelab COMMAND [OPTIONS]\n",
+            "Train sparse autoencoders on language-model activations and judge them.\n",
             *lines,
-            "",
-            "`saelab COMMAND --help` explains a command; `--debug` anywhere shows tracebacks.",
+            "\n`saelab COMMAND --help` explains a command; `--debug` anywhere shows tracebacks.",
         ]
     )
 
@@ -142,8 +127,8 @@ def _file_problem(error: OSError) -> str:
     """What the system says of a file, such as a file where a folder is needed, or a full disk."""
     if error.strerror is None:
         return str(error)
-    where = "" if error.filename is None else f" {error.filename}"
-    return f"cannot use{where or ' a file'}: {error.strerror} (`--debug` shows where it happened)"
+    file = "a file" if error.filename is None else error.filename
+    return f"cannot use {file}: {error.strerror} (`--debug` shows where it happened)"
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ def from_plain(config_type: type[Config], content: Any, origin: str) -> Config:
         try:
             config = TypeAdapter(config_type).validate_python(content)
         except ValidationError as error:
-            found = [_describe(problem, config_type, origin) for problem in error.errors()]
-            problems += [problem for problem in found if problem not in problems]
-            # A failing part hides what is wrong around it: put its defaults there and look again.
+            described = [_describe(problem, config_type, origin) for problem in error.errors()]
+            problems += [problem for problem in described if problem not in problems]
+            # A failing part hides what is wrong around it: give it its defaults and check again.
             smaller = _without_failing_parts(content, [p["loc"] for p in error.errors()])
             if smaller == content:
                 raise ConfigError(problems) from None
@@ -110,7 +110,7 @@ def parse_arguments(
     program: str,
     default: Config | None = None,
 ) -> Config:
-    """Read a config from command-line words, starting from `default` or the fields' own.
+    """Read a config from command-line words, starting from `default` or the fields' defaults.
 
     `--help` prints the fields with their docstrings and exits.
 
@@ -140,23 +140,23 @@ def option_strings(config_type: Any, prefix: str = "--") -> list[str]:
     """Every command-line option of a config, as `parse_arguments` spells it."""
     import tyro
 
-    found: list[str] = []
+    options: list[str] = []
     hints = typing.get_type_hints(config_type)
     marked = typing.get_type_hints(config_type, include_extras=True)
     (positional,) = typing.get_args(tyro.conf.Positional[int])[1:]
     for field in dataclasses.fields(config_type):
         nested = _dataclasses_in(hints[field.name])
         if field.metadata.get("flatten"):
-            found += option_strings(nested[0], prefix)
+            options += option_strings(nested[0], prefix)
         elif nested:
             # Of several alternatives, the options are those of the one that is the default.
             chosen = type(field.default_factory()) if len(nested) > 1 else nested[0]  # type: ignore[misc]
-            found += option_strings(chosen, f"{prefix}{_dashed(field.name)}.")
+            options += option_strings(chosen, f"{prefix}{_dashed(field.name)}.")
         elif positional not in getattr(marked[field.name], "__metadata__", ()):
             # A flag that is on by default is spelt as what turns it off.
             negation = "no-" if hints[field.name] is bool and field.default is True else ""
-            found.append(f"{prefix}{negation}{_dashed(field.name)}")
-    return found
+            options.append(f"{prefix}{negation}{_dashed(field.name)}")
+    return options
 
 
 def _dashed(name: str) -> str:
@@ -183,16 +183,10 @@ def _one_line(complaint: str, program: str) -> str:
 
 def _forbid_unknown_keys(config_type: Any, setting: Any) -> None:
     """Make unknown keys errors for pydantic, in a dataclass and in every one inside it."""
-    for nested in (config_type, *_nested_dataclasses(config_type)):
-        nested.__pydantic_config__ = setting
-
-
-def _nested_dataclasses(config_type: Any) -> list[Any]:
-    found: list[Any] = []
+    config_type.__pydantic_config__ = setting
     for hint in typing.get_type_hints(config_type).values():
         for nested in _dataclasses_in(hint):
-            found += [nested, *_nested_dataclasses(nested)]
-    return found
+            _forbid_unknown_keys(nested, setting)
 
 
 def _dataclasses_in(hint: Any) -> list[Any]:
@@ -204,12 +198,12 @@ def _dataclasses_in(hint: Any) -> list[Any]:
     ]
 
 
-def _without_failing_parts(content: Any, places: Sequence[tuple[int | str, ...]]) -> Any:
-    """A copy without the innermost nested settings that each of the places lies in."""
+def _without_failing_parts(content: Any, locations: Sequence[tuple[int | str, ...]]) -> Any:
+    """A copy without the innermost nested settings that each of the locations is in."""
     content = copy.deepcopy(content)
-    for place in places:
+    for location in locations:
         owner, key, inner = None, None, content
-        for part in place:
+        for part in location:
             if not isinstance(inner, dict) or not isinstance(inner.get(part), dict):
                 break
             owner, key, inner = inner, part, inner[part]
@@ -220,20 +214,20 @@ def _without_failing_parts(content: Any, places: Sequence[tuple[int | str, ...]]
 
 def _describe(problem: Any, config_type: Any, origin: str) -> str:
     path = [str(part) for part in problem["loc"]]
-    where = ".".join(path)
+    field = ".".join(path)
     if problem["type"] == "unexpected_keyword_argument":
         known = _field_names(config_type, path[:-1])
-        return f"{origin}: unknown field {where!r}; {did_you_mean(path[-1], known)}"
+        return f"{origin}: unknown field {field!r}; {did_you_mean(path[-1], known)}"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     shown = f" (got {given!r})" if not isinstance(given, dict) else ""
-    return f"{origin}: {where or 'settings'}: {message}{shown}"
+    return f"{origin}: {field or 'settings'}: {message}{shown}"
 
 
 def _field_names(config_type: Any, path: list[str]) -> list[str]:
     for part in path:
-        options = _dataclasses_in(typing.get_type_hints(config_type).get(part))
-        if not options:
+        nested = _dataclasses_in(typing.get_type_hints(config_type).get(part))
+        if not nested:
             return []
-        config_type = options[0]
+        config_type = nested[0]
     return [field.name for field in dataclasses.fields(config_type)]

@@ -34,7 +34,7 @@ class TextError(SaelabError):
 
 
 class ArtifactError(SaelabError):
-    """A file of ours that is missing, damaged, foreign, or from a newer version."""
+    """A file of saelab's that is missing, damaged, foreign, or from a newer version."""
 
 
 class ActivationError(SaelabError):
@@ -59,7 +59,7 @@ class Stopped(SaelabError):
 def out_of_memory(error: BaseException) -> ResourceError | None:
     """What to tell a user whose command ran out of memory; None for any other error.
 
-    Torch is not imported for it: on a GPU its error has a class of its own, on the CPU a message.
+    Torch is not imported for it: on a GPU its error has a special class, on the CPU only a message.
     """
     text = str(error)
     by_torch = isinstance(error, RuntimeError) and (
@@ -74,6 +74,12 @@ def out_of_memory(error: BaseException) -> ResourceError | None:
         f"out of memory on {where} ({reason}): lower the batch (--batch-rows, --batch-contexts), "
         "the width (--d-sae) or the number of dictionaries at once, or use another --device"
     )
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's text, or else its class, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def did_you_mean(given: str, known: Iterable[str], limit: int = 3) -> str:

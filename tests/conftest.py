@@ -6,6 +6,7 @@ own from the folder.
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ TINY_TEXT = [
     "congress shall meet in the winter and speak of the treasury",
 ]
 """What the tiny tokenizer's merges are learnt from."""
+WORDS = ("king", "queen", "mill", "river", "boat", "corn", "salt", "congress", "winter", "war")
 
 
 def write_tiny_tokenizer(folder: Path, *, bos: bool = True) -> None:
@@ -113,3 +115,15 @@ def tiny_gpt2(tiny_gpt2_folder):
     from saelab.model.language_model import load_language_model
 
     return load_language_model(str(tiny_gpt2_folder), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def model_text(tmp_path_factory):
+    """A text file of many short documents, half of them held out."""
+    from saelab.text.contexts import TextConfig
+
+    folder = tmp_path_factory.mktemp("text")
+    generator = random.Random(0)
+    documents = [" ".join(generator.choices(WORDS, k=30)) for _ in range(80)]
+    (folder / "text.txt").write_text("\n<|endoftext|>\n".join(documents))
+    return TextConfig(source=str(folder / "text.txt"), held_out_fraction=0.5)

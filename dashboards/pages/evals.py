@@ -11,8 +11,12 @@ from typing import Any
 
 import streamlit as st
 
-from saelab.formats.comparison import COMPARISON_FILE, read_comparison
-from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
+from saelab.formats.evaluation_result import (
+    COMPARISON_FILE,
+    EvaluationResult,
+    read_comparison,
+    read_evaluation_result,
+)
 from saelab.report.draw import draw
 from saelab.report.page import format_value, unit_text
 

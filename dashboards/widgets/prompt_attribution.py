@@ -18,7 +18,7 @@ from .token_html import visible_text
 
 if TYPE_CHECKING:
     from saelab.live.attribution import Attribution
-    from saelab.model.gradients.logit_gradients import Quantity
+    from saelab.model.gradients import Quantity
 
 QUANTITIES: dict[Quantity, str] = {"logit": "logit", "log_probability": "log-probability (nats)"}
 MOST_BARS = 10

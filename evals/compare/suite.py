@@ -15,8 +15,12 @@ from typing import Any
 
 from saelab.config import to_plain
 from saelab.errors import ConfigError
-from saelab.formats.comparison import COMPARISON_FILE, COMPARISON_KIND, write_comparison
-from saelab.formats.evaluation_result import EvaluationResult
+from saelab.formats.evaluation_result import (
+    COMPARISON_FILE,
+    COMPARISON_KIND,
+    EvaluationResult,
+    write_comparison,
+)
 from saelab.formats.files import sha256_of
 from saelab.formats.lock import writer_lock
 from saelab.formats.manifest import read_manifest

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.formats.evaluation_result import Better, EvaluationResult
-from saelab.stats.metric_definitions import METRICS
+from saelab.stats.metric_definitions import METRICS, define
 
 from ..suite import Definition, Measurement, Suite, evaluate
 from .charts import core_charts, core_tables
@@ -28,8 +28,6 @@ BETTER: dict[str, Better] = {
 
 def definitions(facts: Mapping[str, Any]) -> list[Definition]:
     """Every shared metric, with the facts of a measurement filled in."""
-    from saelab.stats.metrics import define
-
     return [
         Definition(
             name=name,

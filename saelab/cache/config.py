@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from saelab.errors import ConfigError
-from saelab.text.config import TextConfig
+from saelab.text.sources import TextConfig
 
 from .token_filter import TokenFilter
 

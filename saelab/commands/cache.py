@@ -26,7 +26,7 @@ class CacheCommand:
     resume: bool = False
     """Go on with an interrupted cache."""
     overwrite: bool = False
-    """Delete what is there and start anew."""
+    """Delete what is there and start over."""
 
 
 CONFIG = CacheCommand

@@ -43,7 +43,7 @@ complete -o filenames -F _saelab saelab
 
 
 def options_of(module: ModuleType) -> list[str]:
-    """The options a command's module offers: its own list, or those of its CONFIG."""
+    """The options a command's module offers: its list, or those of its CONFIG."""
     if hasattr(module, "completion_options"):
         return module.completion_options()
     return option_strings(module.CONFIG)

@@ -21,7 +21,8 @@ PROGRAM = "saelab features"
 class FeaturesCommand:
     """Build the feature store of dictionaries, `features.sqlite` in each dictionary's folder.
 
-    A stopped build goes on where it was when the same command is given again.
+    A stopped build goes on where it was when the same command is given again; stores that are
+    complete are kept.
     """
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
@@ -40,33 +41,33 @@ CONFIG = FeaturesCommand
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command with the words after `saelab features`.
-
-    Raises:
-        SaelabError: whatever the user can put right.
-    """
+    """Run the command with the words after `saelab features`."""
     command = parse_arguments(FeaturesCommand, arguments, program=PROGRAM)
-    from saelab.features.pipeline import build_features, dictionary_folders
+    from saelab.features.pipeline import build_features, dictionary_folders, made_otherwise
 
     folders = dictionary_folders(command.paths)
-    existing = [folder for folder in folders if (folder / STORE_FILE).exists()]
-    if existing and not command.overwrite and command.export is None:
-        raise ConfigError(
-            [
-                f"{folder / STORE_FILE} exists already: add --overwrite to replace it"
-                for folder in existing
-            ]
-        )
-    wanted = [folder for folder in folders if command.overwrite or folder not in existing]
-    if wanted:
-        build_features(wanted, command.config)
+    complete = [folder for folder in folders if (folder / STORE_FILE).exists()]
+    if command.overwrite:
+        complete = []
+    elif command.export is None:
+        reasons = {folder: made_otherwise(folder, command.config) for folder in complete}
+        problems = [
+            f"{folder / STORE_FILE} exists already: add --overwrite to replace it ({reason})"
+            for folder, reason in reasons.items()
+            if reason
+        ]
+        if problems:
+            raise ConfigError(problems)
+    if len(complete) < len(folders):
+        build_features(folders, command.config, complete=complete)
     if command.export is not None:
         from saelab.features.export import export_store
 
         kind, out = command.export
         for folder in folders:
-            place = out if len(folders) == 1 else out / folder.resolve().name
-            for file in export_store(folder / STORE_FILE, kind, place, overwrite=command.overwrite):
+            target = out if len(folders) == 1 else out / folder.resolve().name
+            store = folder / STORE_FILE
+            for file in export_store(store, kind, target, overwrite=command.overwrite):
                 print(f"exported: {file}")
     show(folders)
 

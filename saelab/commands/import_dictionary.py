@@ -13,7 +13,7 @@ from saelab.cache.config import ModelDtype
 from saelab.cache.token_filter import TokenFilter
 from saelab.config import parse_arguments, to_plain
 from saelab.errors import ConfigError
-from saelab.text.config import TextConfig
+from saelab.text.sources import TextConfig
 
 if TYPE_CHECKING:
     from saelab.dictionary import Dictionary, Site
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from saelab.dictionary.importers.proof import Proof
 
 PROGRAM = "saelab import"
+NO_TEXT = "none"
+"""Source of the text until the user names one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,9 @@ def _folder_of(command: ImportCommand, source: Source, foreign: Foreign) -> Path
     """
     from saelab.dictionary.storage import MANIFEST_FILE
 
-    in_place = foreign.in_place and command.out is None and not command.processed_weights
+    # What lies in the Hub's cache is not ours to write to.
+    local = Path(source.name).expanduser().exists()
+    in_place = foreign.in_place and local and not (command.out or command.processed_weights)
     default = source.path if in_place else Path(source.path.stem or source.path.name)
     folder = (command.out or default) / foreign.name
     if (folder / MANIFEST_FILE).exists() and not command.overwrite:

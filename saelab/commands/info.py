@@ -14,9 +14,10 @@ import tyro
 
 from saelab.config import parse_arguments
 from saelab.errors import ArtifactError
-from saelab.features.schema import LABEL_FILE
-from saelab.formats.evaluation_result import read_evaluation_result
-from saelab.formats.files import read_json, sha256_of
+from saelab.features.reader import FeatureStore, is_stale
+from saelab.features.schema import FLAGS, LABEL_FILE
+from saelab.formats.evaluation_result import read_comparison, read_evaluation_result
+from saelab.formats.files import is_sealed_tensors, read_json, sha256_of
 from saelab.formats.kinds import KINDS, Kind
 from saelab.formats.manifest import (
     SEAL,
@@ -55,16 +56,18 @@ def describe(path: Path) -> list[str]:
     """The lines that `saelab info` prints.
 
     Raises:
-        ArtifactError: nothing of ours is there, it is damaged, or from a newer saelab.
+        ArtifactError: the path holds no artifact of saelab, or a damaged or a newer one.
     """
     file, kind = _find(path)
+    title = kind.name.replace("_", " ")
     if not kind.has_manifest:
-        return [_words(kind.name), f"path: {file}", *DESCRIBERS[kind.name](file, {})]
-    manifest = _store_manifest(file) if file.suffix == ".sqlite" else read_manifest(file, kind.name)
-    lines = [
-        f"{_words(kind.name)} (schema version {manifest['schema_version']})",
-        f"path: {file.parent}",
-    ]
+        return [title, f"path: {file}", *DESCRIBERS[kind.name](file)]
+    if file.suffix == ".sqlite":
+        with FeatureStore(file) as store:
+            manifest = store.manifest
+    else:
+        manifest = read_manifest(file, kind.name)
+    lines = [f"{title} (schema version {manifest['schema_version']})", f"path: {file.parent}"]
     # The checkpoint's file only points to the newest checkpoint of a run, which has all this.
     if kind.name != "checkpoint":
         fields = {"created": str, "library_versions": dict, "made_from": dict}
@@ -73,10 +76,6 @@ def describe(path: Path) -> list[str]:
         lines.append(f"created: {manifest['created']} with {versions}")
         lines += [f"{key}: {_short(value)}" for key, value in manifest["made_from"].items()]
     return lines + DESCRIBERS[kind.name](file, manifest)
-
-
-def _words(kind: str) -> str:
-    return kind.replace("_", " ")
 
 
 def _find(path: Path) -> tuple[Path, Kind]:
@@ -127,36 +126,31 @@ def _kind_of(file: Path) -> Kind | None:
     return None
 
 
-def _verdict(kind: str, manifest: dict[str, Any], *unchecked: str) -> str:
+def _verdict(file: Path, manifest: dict[str, Any]) -> str:
     """The last line: what is intact, or what was not checked."""
     if not is_sealed(manifest):
         return NOT_CHECKED
-    if unchecked:
+    if unchecked := check_item_files(manifest, file):
         return f"not checked: {', '.join(unchecked)}; the rest has the SHA-256 it was written with"
-    return f"intact: {KINDS[kind].intact}"
+    return f"intact: {KINDS[manifest['kind']].intact}"
 
 
 def _describe_cache(file: Path, manifest: dict[str, Any]) -> list[str]:
+    from saelab.cache import format as cache_format
     from saelab.cache import open_cache
-    from saelab.cache.format import (
-        how_to_finish,
-        read_cache_manifest,
-        shard_entries,
-        verify_shards,
-    )
 
     require_fields(manifest, {"status": str}, file)
     if manifest["status"] != "complete":
-        entries = shard_entries(read_cache_manifest(file), file)
-        verify_shards(file.parent, entries)
-        rows = sum(e.rows for e in entries)
+        entries = cache_format.shard_entries(cache_format.read_cache_manifest(file), file)
+        cache_format.verify_shards(file.parent, entries)
+        rows = sum(entry.rows for entry in entries)
         checked = (
             f"intact so far: {len(entries)} shards with {rows:,} rows, and the manifest, have the "
             "SHA-256 they were written with"
         )
         return [
             checked if is_sealed(manifest) else NOT_CHECKED,
-            f"unfinished ({manifest['status']}): {how_to_finish(manifest)}",
+            f"unfinished ({manifest['status']}): {cache_format.how_to_finish(manifest)}",
         ]
     cache = open_cache(file.parent, verify=True)
     return [
@@ -194,7 +188,7 @@ def _describe_run(file: Path, manifest: dict[str, Any]) -> list[str]:
     for name, figures in run.dictionaries().items():
         lines.append(f"{name}: FVU {_short(figures.fvu)}, L0 {_short(figures.l0)}")
         describe(figures.folder)
-    return [*lines, _verdict("training_run", manifest)]
+    return [*lines, _verdict(file, manifest)]
 
 
 def _describe_checkpoint(file: Path, manifest: dict[str, Any]) -> list[str]:
@@ -202,7 +196,7 @@ def _describe_checkpoint(file: Path, manifest: dict[str, Any]) -> list[str]:
     saved = file.parent / manifest["file"]
     if not saved.is_file() or sha256_of(saved) != manifest["sha256"]:
         raise ArtifactError(f"{saved} is missing or not the file that was saved: it was damaged")
-    return [f"steps taken: {manifest['step']}", _verdict("checkpoint", manifest)]
+    return [f"steps taken: {manifest['step']}", _verdict(file, manifest)]
 
 
 def _describe_evaluation(file: Path, manifest: dict[str, Any]) -> list[str]:
@@ -211,13 +205,11 @@ def _describe_evaluation(file: Path, manifest: dict[str, Any]) -> list[str]:
         f"suite: {result.suite}",
         f"dictionary: {result.dictionary_name} ({result.dictionary_hash})",
         *(f"{metric.name}: {_short(metric.value)}" for metric in result.metrics),
-        _verdict("evaluation_result", manifest, *check_item_files(manifest, file)),
+        _verdict(file, manifest),
     ]
 
 
 def _describe_comparison(file: Path, manifest: dict[str, Any]) -> list[str]:
-    from saelab.formats.comparison import read_comparison
-
     read_comparison(file)
     lines = [f"dictionaries: {len(manifest['dictionaries'])}"]
     for row in manifest["rows"]:
@@ -227,26 +219,19 @@ def _describe_comparison(file: Path, manifest: dict[str, Any]) -> list[str]:
             f"{row['label']}, {row['d_sae']:,} latents, k {_short(row.get('k'))}: "
             f"FVU {_short(mean)}, {len(row['seeds'])} seeds"
         )
-    return [*lines, _verdict("comparison", manifest, *check_item_files(manifest, file))]
+    return [*lines, _verdict(file, manifest)]
 
 
 def _describe_family(file: Path, manifest: dict[str, Any]) -> list[str]:
     require_fields(manifest, {"dictionaries": list, "notes": list}, file)
-    names = [str(one.get("name")) for one in manifest["dictionaries"] if isinstance(one, dict)]
-    unchecked = check_item_files(manifest, file)
-    return [
-        f"dictionaries: {', '.join(names)}",
-        *map(str, manifest["notes"]),
-        _verdict("dark_matter_family", manifest, *unchecked),
-    ]
+    entries = [entry for entry in manifest["dictionaries"] if isinstance(entry, dict)]
+    names = ", ".join(str(entry.get("name")) for entry in entries)
+    return [f"dictionaries: {names}", *map(str, manifest["notes"]), _verdict(file, manifest)]
 
 
 def _describe_score_card(file: Path, manifest: dict[str, Any]) -> list[str]:
     require_fields(manifest, {"entries": list}, file)
-    return [
-        f"ways of training: {len(manifest['entries'])}",
-        _verdict("recovery_score_card", manifest),
-    ]
+    return [f"ways of training: {len(manifest['entries'])}", _verdict(file, manifest)]
 
 
 def _describe_sites(file: Path, manifest: dict[str, Any]) -> list[str]:
@@ -261,7 +246,7 @@ def _describe_sites(file: Path, manifest: dict[str, Any]) -> list[str]:
 def _describe_circuit(file: Path, manifest: dict[str, Any]) -> list[str]:
     require_fields(manifest, {"circuit": dict}, file)
     roles = manifest["circuit"].get("roles", [])
-    return [f"roles: {len(roles)}", _verdict("supervised_circuit", manifest)]
+    return [f"roles: {len(roles)}", _verdict(file, manifest)]
 
 
 def _describe_quickstart(file: Path, manifest: dict[str, Any]) -> list[str]:
@@ -271,17 +256,17 @@ def _describe_quickstart(file: Path, manifest: dict[str, Any]) -> list[str]:
 
     require_fields(manifest, {"dictionary": str}, file)
     name = Path(manifest["dictionary"]).name
-    found = {
+    hashes = {
         "dictionary": load_dictionary(file.parent / "train" / "dictionaries" / name).content_hash,
         "cache": open_cache(file.parent / "cache", verify=True).content_hash,
     }
-    for part, content_hash in found.items():
+    for part, content_hash in hashes.items():
         if manifest["made_from"].get(f"{part}_hash") != content_hash:
-            raise ArtifactError(f"{file} was made from another {part} than lies beside it now")
+            raise ArtifactError(f"{file} was made from another {part} than the one beside it now")
     known = (*new_manifest("quickstart_report", seed=0, config={}, made_from={}), SEAL)
     return [
         *(f"{key}: {_short(value)}" for key, value in manifest.items() if key not in known),
-        _verdict("quickstart_report", manifest),
+        _verdict(file, manifest),
     ]
 
 
@@ -289,24 +274,13 @@ def _describe_quickstart_state(file: Path, manifest: dict[str, Any]) -> list[str
     require_fields(manifest, {"finished": list}, file)
     return [
         f"finished: {', '.join(map(str, manifest['finished'])) or 'nothing'}",
-        _verdict("quickstart_state", manifest),
+        _verdict(file, manifest),
         "unfinished: continue with `saelab quickstart … --resume`",
     ]
 
 
-def _store_manifest(path: Path) -> dict[str, Any]:
-    from saelab.features.reader import FeatureStore
-
-    with FeatureStore(path) as store:
-        return store.manifest
-
-
 def _describe_store(file: Path, manifest: dict[str, Any]) -> list[str]:
     """A feature store: its tables, every feature, and whether it still fits its dictionary."""
-    from saelab.features.reader import FeatureStore
-    from saelab.features.schema import FLAGS
-    from saelab.features.staleness import is_stale
-
     with FeatureStore(file) as store:
         store.verify()
         for feature in range(store.n_features):
@@ -318,13 +292,12 @@ def _describe_store(file: Path, manifest: dict[str, Any]) -> list[str]:
         f"tokens counted: {manifest['n_tokens']:,} in {manifest['n_sequences']:,} contexts",
         f"logit lens: {manifest['logit_lens']}",
         f"store id: {manifest['store_id']}",
-        _verdict("feature_store", manifest),
+        _verdict(file, manifest),
         "of the dictionary beside it" if stale is None else stale,
     ]
 
 
-def _describe_labels(file: Path, manifest: dict[str, Any]) -> list[str]:
-    del manifest
+def _describe_labels(file: Path) -> list[str]:
     try:
         with closing(sqlite3.connect(f"file:{file.resolve()}?mode=ro", uri=True)) as connection:
             (state,) = connection.execute("PRAGMA integrity_check").fetchone()
@@ -336,10 +309,9 @@ def _describe_labels(file: Path, manifest: dict[str, Any]) -> list[str]:
     return [f"labels: {count:,}", "not checked: people add to it; the database is consistent"]
 
 
-def _describe_shards(file: Path, manifest: dict[str, Any]) -> list[str]:
+def _describe_shards(file: Path) -> list[str]:
     from saelab.features.shards import check_shard
 
-    del manifest
     shards = sorted(file.glob("shard-*.safetensors")) if file.is_dir() else [file]
     for shard in shards:
         check_shard(shard)
@@ -350,21 +322,18 @@ def _describe_shards(file: Path, manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def _describe_probe(file: Path, manifest: dict[str, Any]) -> list[str]:
+def _describe_probe(file: Path) -> list[str]:
     from saelab.dictionary.decomposition import load_probe
-    from saelab.formats.files import is_sealed_tensors
 
-    del manifest
     width = len(load_probe(file).bias)
     checked = f"intact: {KINDS['error_probe'].intact}"
     return [f"width: {width}", checked if is_sealed_tensors(file) else NOT_CHECKED]
 
 
-def _describe_rows(file: Path, manifest: dict[str, Any]) -> list[str]:
+def _describe_rows(file: Path) -> list[str]:
     """A parquet file: some result beside it must name its hash."""
     from pyarrow import ArrowException, parquet
 
-    del manifest
     try:
         table = parquet.ParquetFile(file).metadata
     except (ArrowException, OSError) as error:
@@ -380,8 +349,7 @@ def _describe_rows(file: Path, manifest: dict[str, Any]) -> list[str]:
     return [*lines, "not checked: no result beside it names it"]
 
 
-def _describe_log(file: Path, manifest: dict[str, Any]) -> list[str]:
-    del manifest
+def _describe_log(file: Path) -> list[str]:
     history = read_history(file)
     return [
         f"dictionaries: {', '.join(history.dictionaries)}",
@@ -390,7 +358,8 @@ def _describe_log(file: Path, manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-DESCRIBERS: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
+# Files without a manifest are described by their path alone.
+DESCRIBERS: dict[str, Callable[..., list[str]]] = {
     "activation_cache": _describe_cache,
     "dictionary": _describe_dictionary,
     "training_run": _describe_run,

@@ -1,4 +1,4 @@
-"""`saelab models`: the language models that can be named here and now."""
+"""`saelab models`: the language models that load without a network."""
 
 from __future__ import annotations
 

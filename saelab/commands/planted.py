@@ -1,7 +1,7 @@
 """`saelab planted [PRESET…]`: plant features, train every method on them, score what they recover.
 
 It runs the sub-commands a person would type, `synthetic`, `train` with the recipe `planted` and
-`eval recovery`, one preset after another; the score cards stand side by side in its folder.
+`eval recovery`, one preset after another; the score cards are side by side in its folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PlantedCommand:
     presets: tyro.conf.Positional[tuple[str, ...]] = tuple(PRESETS)
     """Presets of `saelab synthetic`, one after another."""
     out: Path = Path("runs/planted")
-    """Folder for everything; each preset has its own in it."""
+    """Folder for everything; each preset gets a folder in it."""
     methods: tuple[str, ...] = ()
     """Training methods. None given: all that the recipe `planted` names."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -43,16 +43,13 @@ class PlantedCommand:
     resume: bool = False
     """Go on with what an interrupted call left in the folder."""
     overwrite: bool = False
-    """Delete what an earlier call made and start anew."""
+    """Delete what an earlier call made and start over."""
 
     def __post_init__(self) -> None:
-        problems = []
-        for name in ("presets", "seeds"):
-            if not getattr(self, name):
-                problems.append(f"{name} is empty; give at least one")
-        for name in ("n_steps", "threads"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} is {getattr(self, name)}; it must be at least 1")
+        empty = [name for name in ("presets", "seeds") if not getattr(self, name)]
+        low = [name for name in ("n_steps", "threads") if getattr(self, name) < 1]
+        problems = [f"{name} is empty; give at least one" for name in empty]
+        problems += [f"{name} is {getattr(self, name)}; it must be at least 1" for name in low]
         if self.resume and self.overwrite:
             problems.append("--resume and --overwrite exclude each other: give one of them")
         if problems:
@@ -68,11 +65,7 @@ def completion_values() -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the stages of every preset.
-
-    Raises:
-        SaelabError: whatever the user can put right.
-    """
+    """Run the stages of every preset."""
     command = parse_arguments(PlantedCommand, arguments, program="saelab planted")
     planted = {name: find_preset(name) for name in command.presets}
     existing = [name for name in planted if (command.out / name).exists()]
@@ -100,13 +93,12 @@ def _run_preset(command: PlantedCommand, name: str, config: PlantedConfig) -> No
         words = ["synthetic", name, str(cache), "--seed", str(command.planted_seed)]
         _run([*words, *(["--overwrite"] if cache.exists() else [])])
     run = folder / "train"
+    k, d_sae = _mean_l0(config), LATENTS_PER_FEATURE[name] * config.n_features
     words = ["train", RECIPE, "--cache", str(cache), "--out", str(run)]
-    words += ["--d-sae", str(LATENTS_PER_FEATURE[name] * config.n_features)]
-    words += ["--k", str(_mean_l0(config))]
+    words += ["--d-sae", str(d_sae), "--k", str(k), "--seeds", *map(str, command.seeds)]
     words += ["--n-tokens", str(command.n_steps * BATCH_ROWS), "--batch-rows", str(BATCH_ROWS)]
-    words += ["--seeds", *map(str, command.seeds)]
-    if _mean_l0(config) * BATCH_ROWS < LATENTS_PER_FEATURE[name] * config.n_features:
-        # A batch has fewer active pairs than there are latents: not each can have one of its own.
+    if k * BATCH_ROWS < d_sae:
+        # A batch has fewer active pairs than there are latents: some get none.
         words += ["--options.feature-choice.smallest-budget", "0"]
     if command.methods:
         words += ["--methods", *command.methods]

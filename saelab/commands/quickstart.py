@@ -2,13 +2,18 @@
 
 It runs the same sub-commands a person would type, and gathers their figures in `report.json`. An
 interrupted quickstart goes on where it stopped when it is started again with --resume.
+`quickstart.json` is written before anything else is, so a folder without one was not made by it and
+is never resumed in or deleted from.
 """
 
 from __future__ import annotations
 
+import resource
 import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,38 +22,21 @@ from saelab.cli import run_command
 from saelab.config import parse_arguments, to_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.features.schema import STORE_FILE
-from saelab.formats.files import remedy_when_full
+from saelab.formats.files import TEMPORARY_SUFFIX, remedy_when_full
 from saelab.formats.lock import writer_lock
-from saelab.formats.manifest import new_manifest, write_manifest
+from saelab.formats.manifest import new_manifest, read_manifest, require_fields, write_manifest
 from saelab.formats.run import RUN_FILE, read_run
 
-from .quickstart_folder import (
-    CACHE_FOLDER,
-    REPORT_FILE,
-    STAGES,
-    TRAIN_FOLDER,
-    QuickstartFolder,
-    prepare,
-)
-
 KIND = "quickstart_report"
-SHOWN = (
-    "fvu",
-    "explained_variance",
-    "l0",
-    "loss_recovered_zero",
-    "loss_recovered_mean",
-    "kl",
-    "dead_fraction",
-)
-SHOWN_OF_THE_RUN = (
-    "seconds_cache",
-    "seconds_train",
-    "seconds_eval",
-    "seconds_features",
-    "seconds_total",
-    "peak_memory_gb",
-)
+STATE_KIND = "quickstart_state"
+STATE_FILE = "quickstart.json"
+REPORT_FILE = "report.json"
+CACHE_FOLDER = "cache"
+TRAIN_FOLDER = "train"
+STAGES = ("cache", "train", "eval", "features")
+SHOWN = ("fvu", "explained_variance", "l0", "loss_recovered_zero", "loss_recovered_mean")
+SHOWN += ("kl", "dead_fraction")
+SHOWN_OF_THE_RUN = (*(f"seconds_{name}" for name in (*STAGES, "total")), "peak_memory_gb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +60,11 @@ class QuickstartCommand:
     resume: bool = False
     """Go on with an interrupted quickstart."""
     overwrite: bool = False
-    """Delete what an earlier quickstart made in the folder and start anew."""
+    """Delete what an earlier quickstart made in the folder and start over."""
 
     def __post_init__(self) -> None:
-        least = {
-            "cache_tokens": 8192,
-            "train_tokens": 4096,
-            "d_sae": 1,
-            "k": 1,
-            "eval_tokens": 4096,
-            "feature_tokens": 4096,
-        }
+        least = {"cache_tokens": 8192, "train_tokens": 4096, "d_sae": 1, "k": 1}
+        least |= {"eval_tokens": 4096, "feature_tokens": 4096}
         problems = [
             f"{name} is {getattr(self, name)}; it must be at least {value}"
             for name, value in least.items()
@@ -141,37 +123,20 @@ def _words(command: QuickstartCommand, name: str) -> list[str]:
     if name == "cache":
         # The embedded text has 237 long documents: a window of each shows more of them.
         window = "2048" if command.cache_tokens <= 400_000 else "None"
-        return [
-            "cache",
-            str(cache),
-            *("--n-tokens", str(command.cache_tokens)),
-            *("--text.max-tokens-per-document", window),
-        ]
+        n_tokens = ("--n-tokens", str(command.cache_tokens))
+        return ["cache", str(cache), *n_tokens, "--text.max-tokens-per-document", window]
     if name == "train":
-        return [
-            "train",
-            "quickstart",
-            *("--cache", str(cache)),
-            *("--out", str(train)),
-            *("--n-tokens", str(command.train_tokens)),
-            *("--d-sae", str(command.d_sae)),
-            *("--k", str(command.k)),
-        ]
+        settings = {"cache": cache, "out": train, "n-tokens": command.train_tokens}
+        settings |= {"d-sae": command.d_sae, "k": command.k}
+        options = (word for key, value in settings.items() for word in (f"--{key}", str(value)))
+        return ["train", "quickstart", *options]
+    folder = str(_dictionary_folder(command))
     if name == "features":
-        return [
-            "features",
-            str(_dictionary_folder(command)),
-            *("--n-tokens", str(command.feature_tokens)),
-            "--overwrite",
-        ]
-    return [
-        "eval",
-        "core",
-        str(_dictionary_folder(command)),
-        *("--n-tokens", str(command.eval_tokens)),
-        *("--n-loss-tokens", str(command.eval_tokens // 4)),
-        "--overwrite",
-    ]
+        n_tokens = ("--n-tokens", str(command.feature_tokens))
+        return ["features", folder, *n_tokens, "--overwrite"]
+    n_tokens = ("--n-tokens", str(command.eval_tokens))
+    n_loss_tokens = ("--n-loss-tokens", str(command.eval_tokens // 4))
+    return ["eval", "core", folder, *n_tokens, *n_loss_tokens, "--overwrite"]
 
 
 def _dictionary_folder(command: QuickstartCommand) -> Path:
@@ -206,13 +171,7 @@ def _report(command: QuickstartCommand, stages: QuickstartFolder) -> dict[str, A
         "n_tokens_trained": saved.manifest["config"]["n_tokens"],
         "d_sae": saved.dictionary.d_sae,
         "k": saved.dictionary.k,
-        "fvu": result.value("fvu"),
-        "explained_variance": result.value("explained_variance"),
-        "l0": result.value("l0_mean"),
-        "loss_recovered_zero": result.value("loss_recovered_zero"),
-        "loss_recovered_mean": result.value("loss_recovered_mean"),
-        "kl": result.value("kl"),
-        "dead_fraction": result.value("dead_fraction"),
+        **{name: result.value("l0_mean" if name == "l0" else name) for name in SHOWN},
         **{f"seconds_{name}": round(stages.seconds[name], 1) for name in STAGES},
         "seconds_total": round(sum(stages.seconds.values()), 1),
         "peak_memory_gb": round(stages.state["peak_memory_gb"], 2),
@@ -241,7 +200,10 @@ def _show(command: QuickstartCommand, report: dict[str, Any]) -> None:
     print(f"features     {report['features']}")
     print(f"curves       {command.out / TRAIN_FOLDER / 'training.html'}")
     print(f"report       {command.out / REPORT_FILE}")
-    saelab = _as_typed()
+    # By its path where its name is not known to the shell.
+    started = Path(sys.argv[0])
+    known = shutil.which("saelab") or started.name != "saelab"
+    saelab = "saelab" if known else str(started)
     print("\nNext:")
     print(f"  {saelab} dashboard {command.out}")
     print(f"  {saelab} info {folder}")
@@ -249,8 +211,108 @@ def _show(command: QuickstartCommand, report: dict[str, Any]) -> None:
     print(f"  {saelab} eval core runs/sweep/dictionaries/*")
 
 
-def _as_typed() -> str:
-    """How this command can be typed again: by its name, or by its path where that is not known."""
-    started = Path(sys.argv[0])
-    known = shutil.which("saelab")
-    return "saelab" if known or started.name != "saelab" else str(started)
+class QuickstartFolder:
+    """A quickstart's folder, opened by `prepare`.
+
+    `state` has the settings, the finished stages, the seconds spent in each stage (interrupted
+    attempts included), and the peak memory in GB of the hungriest attempt.
+    """
+
+    def __init__(self, out: Path, state: dict[str, Any]):
+        self.out = out
+        self.state = state
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each stage so far."""
+        return self.state["seconds"]
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the seconds of a stage, and take it for finished when nothing was raised."""
+        start = time.monotonic()
+        try:
+            yield
+            self.state["finished"].append(name)
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+            self.state["peak_memory_gb"] = max(self.state["peak_memory_gb"], _peak_memory_gb())
+            self.save()
+
+    def save(self) -> None:
+        """Write the state to disk."""
+        write_manifest(self.out / STATE_FILE, self.state)
+
+
+def prepare(
+    out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool
+) -> QuickstartFolder:
+    """Open the folder, new or again.
+
+    Raises:
+        ConfigError: it is in use, is not a quickstart's, or was started with other settings.
+        ArtifactError: its state is damaged.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; quickstart makes a folder: give another --out")
+    state = new_manifest(STATE_KIND, seed=0, config=settings, made_from={})
+    state |= {"finished": [], "seconds": {}, "peak_memory_gb": 0.0}
+    fresh = QuickstartFolder(out, state)
+    entries = {path.name for path in out.iterdir()} if out.exists() else set()
+    entries = {name for name in entries if not name.endswith(TEMPORARY_SUFFIX)}
+    # A first stage that failed at once leaves only the state: nothing that could be lost.
+    if entries <= {STATE_FILE}:
+        fresh.save()
+        return fresh
+    if not (resume or overwrite):
+        raise ConfigError(
+            f"{out} already exists: give --resume to go on with it, --overwrite to start over, "
+            "or another --out"
+        )
+    if STATE_FILE not in entries:
+        raise ConfigError(
+            f"{out} was not made by quickstart (it has no {STATE_FILE}): give another --out"
+        )
+    if resume:
+        return QuickstartFolder(out, _state_to_resume(out, settings))
+    foreign = sorted(entries - {STATE_FILE, REPORT_FILE, CACHE_FOLDER, TRAIN_FOLDER})
+    if foreign:
+        raise ConfigError(
+            f"{out} also holds {foreign[0]!r}, which quickstart did not make: it is left alone; "
+            "give another --out, or move that away"
+        )
+    # The state first: a kill in between must not leave stages that are named finished and are not.
+    fresh.save()
+    (out / REPORT_FILE).unlink(missing_ok=True)
+    for name in (TRAIN_FOLDER, CACHE_FOLDER):
+        if (out / name).exists():
+            shutil.rmtree(out / name)
+    return fresh
+
+
+def _peak_memory_gb() -> float:
+    """The most resident memory this process has held, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def _state_to_resume(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    path = out / STATE_FILE
+    state = read_manifest(path, STATE_KIND)
+    require_fields(
+        state, {"config": dict, "finished": list, "seconds": dict, "peak_memory_gb": float}, path
+    )
+    require_fields(state["seconds"], dict.fromkeys(state["finished"], float), path)
+    if not set(state["seconds"]) <= set(STAGES):
+        raise ArtifactError(f"{path} names stages that quickstart does not have: it was edited")
+    differing = [
+        f"{name} was {state['config'].get(name)}, is {value}"
+        for name, value in settings.items()
+        if state["config"].get(name) != value
+    ]
+    if differing:
+        raise ConfigError(
+            f"{out} was started with other settings ({'; '.join(differing)}): resume with the "
+            "same, or start over with --overwrite"
+        )
+    return state

@@ -50,11 +50,7 @@ def completion_values() -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the cache, and print what is in it and what to type next.
-
-    Raises:
-        SaelabError: whatever the user can put right.
-    """
+    """Write the cache, and print what is in it and what to type next."""
     command = parse_command(arguments)
     if command.preset is None or command.out is None:
         missing = "folder" if command.preset else "preset"

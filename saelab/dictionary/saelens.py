@@ -38,7 +38,14 @@ SKIP = {"transcoder": "skip_transcoder", "jumprelu_transcoder": "jumprelu_skip_t
 """The same with an affine skip."""
 WITH_ONE_THRESHOLD = ("batchtopk", "matryoshka_batchtopk")
 """Training checkpoints that hold a scalar `topk_threshold`."""
+NOT_EXPRESSIBLE = {
+    "temporal": "predicts part of each row from the tokens before it",
+    "matching_pursuit": "finds its codes one after the other, by matching pursuit",
+    "abstopk": "keeps the largest magnitudes with their signs, and codes here are not negative",
+}
+"""Architectures of SAELens that no architecture here expresses, and why."""
 AVERAGE_ONLY = "expected_average_only_in"
+WHITENING = "covariance_whitening"
 CENTRED_WEIGHTS = "center_writing_weights"
 """The option of the model's loading under which everything written to the residual is centred."""
 WRITTEN_TO_RESIDUAL = (
@@ -170,6 +177,11 @@ def read_saelens(
     settings = settings_of(config)
     theirs = settings["architecture"]
     names = _names_to_read()
+    if theirs in NOT_EXPRESSIBLE:
+        raise ArtifactError(
+            f"{folder} is of SAELens' architecture {theirs!r}, which {NOT_EXPRESSIBLE[theirs]}: it "
+            "cannot be used here"
+        )
     if theirs not in names:
         raise ArtifactError(
             f"{folder / CONFIG_FILE} names the architecture {theirs!r}; "
@@ -279,6 +291,12 @@ def _normalisation(settings: Mapping[str, Any], folder: Path) -> str:
             AVERAGE_ONLY,
         )
         normalisation = "none"
+    if normalisation == WHITENING:
+        raise ArtifactError(
+            f"{folder / CONFIG_FILE} asks for {WHITENING}, which SAELens does not apply when it "
+            "loads, and whose statistics are not in these files: save it for inference there first "
+            "(save_inference_model), which folds them in"
+        )
     kwargs = settings.get("model_from_pretrained_kwargs") or {}
     written = str(settings.get("hook_name", "")).endswith(WRITTEN_TO_RESIDUAL)
     if normalisation == "none" and kwargs.get(CENTRED_WEIGHTS) and written:

@@ -97,6 +97,8 @@ class Site:
 
 def hook_point_of(module: str) -> str | None:
     """TransformerLens' name of a Hugging Face module's output, from the module's path."""
+    if module.split(".")[-1] in ("embed_tokens", "embed_in", "wte"):
+        return "hook_embed"
     layer = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)(?:\.(\w+))?$", module)
     if layer is None:
         return None

@@ -235,7 +235,7 @@ def load_dictionary(folder: Path, device: str = "cpu") -> SavedDictionary:
         2
     """
     foreign = (folder / CONFIG_FILE).is_file() and not (folder / MANIFEST_FILE).exists()
-    manifest = _foreign_manifest(folder) if foreign else _read_dictionary_manifest(folder)
+    manifest = foreign_manifest(folder) if foreign else _read_dictionary_manifest(folder)
     if not foreign:
         for name, expected in manifest["files"].items():
             _check_file(folder / name, expected)
@@ -267,8 +267,12 @@ def site_of(manifest: Mapping[str, Any], folder: Path) -> Site | None:
         ) from None
 
 
-def _foreign_manifest(folder: Path) -> dict[str, Any]:
-    """What our manifest would say of a folder that SAELens wrote, as far as that says it."""
+def foreign_manifest(folder: Path) -> dict[str, Any]:
+    """What our manifest would say of a folder that SAELens wrote, as far as that says it.
+
+    Raises:
+        ArtifactError: the folder is one of ours, cut short.
+    """
     settings = settings_of(read_json(folder / CONFIG_FILE))
     if settings.get("training_library") == TRAINING_LIBRARY:
         raise ArtifactError(

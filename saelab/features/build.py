@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,22 @@ from saelab.model.logit_lens import Lens
 from saelab.progress import progress_bar
 from saelab.stats.cosines import most_similar, principal_map, unit_rows
 
-from .coactivation import LatentSums, RowCodes, TogetherSums, coactivation_arrays, row_codes
+from .coactivation import LatentSums, RowCodes, coactivation_arrays, row_codes
 from .config import StoreOptions
-from .examples import RangeExamples, SilentContexts, TextKeys, TopPlaces, no_examples, text_keys
-from .logit_lens import logit_chunks
-from .schema import DEFINITIONS, FLAGS, KIND, QUANTILE_LEVELS, SCHEMA_VERSION
+from .examples import RangeExamples, SilentContexts, TextKeys, TopRows, no_examples
+from .schema import (
+    DEFINITIONS,
+    FLAGS,
+    KIND,
+    QUANTILE_LEVELS,
+    SCHEMA_VERSION,
+    StoreWriter,
+    store_writer,
+)
 from .shards import Pairs, Shards
-from .statistics import histogram_of, quantiles_of, range_moments
+from .statistics import histogram_of, logit_chunks, quantiles_of, range_moments
 from .token_text import Vocabulary
 from .unpacking import join_tokens
-from .writer import StoreWriter, store_writer
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +50,8 @@ RANGE_LATENTS = 512
 """Latents of a range, at most."""
 PART_PAIRS = 40_000_000
 """Codes held row by row for co-activation: 12 bytes each."""
+MOMENT_COLUMNS = ("mean_act", "std_act", "skewness", "kurtosis")
+LOGIT_COLUMNS = ("logit_min", "logit_max", "logit_skewness", "logit_kurtosis")
 STAGES = 4
 """Times each latent is counted by the progress bar: neighbours, logits, examples, co-activation."""
 
@@ -55,9 +63,7 @@ class StoreSources:
     shards: Shards
     """Codes and text."""
     dictionary: Dictionary
-    """The dictionary."""
     vocabulary: Vocabulary
-    """Text of the tokens."""
     lens: Lens | None
     """The model's way to the logits; None where the dictionary does not write to it."""
     no_lens_because: str
@@ -66,6 +72,8 @@ class StoreSources:
     """Name, architecture, method, … for the page."""
     made_from: Mapping[str, Any]
     """Names and hashes of everything; with `dictionary_hash` and `weights_sha256`."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """Settings as the command was given them, by which the same command knows its store again."""
     options: StoreOptions = field(default_factory=StoreOptions)
     """What to store."""
 
@@ -101,23 +109,6 @@ def write_store(path: Path, sources: StoreSources) -> dict[str, Any]:
     return manifest
 
 
-def store_id_of(sources: StoreSources, tokens_sha256: str) -> str:
-    """SHA-256 over weights, tokens and everything else that decides a store's content."""
-    build = {
-        name: sources.made_from.get(name)
-        for name in ("model_hash", "model_dtype", "hook_point", "row_rule", "norm_ceiling")
-    }
-    return hash_of(
-        {
-            "weights": sources.made_from["weights_sha256"],
-            "tokens": tokens_sha256,
-            "build": build,
-            "options": sources.options.to_json(),
-            "schema_version": SCHEMA_VERSION,
-        }
-    )
-
-
 class _Build:
     """The state of one build: the columns of table `feature` as they become known."""
 
@@ -126,13 +117,11 @@ class _Build:
         self._shards = sources.shards
         self._options = sources.options
         self._d_sae = sources.dictionary.d_sae
-        self._keys: TextKeys = text_keys(sources.shards.tokens, sources.options)
+        self._keys = TextKeys(sources.shards.tokens, sources.options)
         self._map: dict[str, Any] = {}
-        self.token_dtype = "<u2" if self._largest_token() < 1 << 16 else "<u4"
+        largest_token = int(sources.shards.tokens.max(initial=0))
+        self.token_dtype = "<u2" if largest_token < 1 << 16 else "<u4"
         self.columns: dict[str, Any] = self._first_columns()
-
-    def _largest_token(self) -> int:
-        return int(self._shards.tokens.max(initial=0))
 
     def _first_columns(self) -> dict[str, Any]:
         """What is known without the codes, and the columns that the passes fill."""
@@ -147,8 +136,7 @@ class _Build:
         undefined = np.full(d_sae, np.nan)
         bias = getattr(dictionary, "b_enc", getattr(dictionary, "b_gate", None))
         threshold = getattr(dictionary, "threshold", None)
-        empty = ("mean_act", "std_act", "skewness", "kurtosis", "logit_max", "logit_min")
-        empty += ("logit_skewness", "logit_kurtosis")
+        empty = (*MOMENT_COLUMNS, *LOGIT_COLUMNS)
         return {
             "id": np.arange(d_sae),
             "n_active": counts,
@@ -177,7 +165,10 @@ class _Build:
         blocks = (most_similar(unit_rows(vectors.float()), None, n) for vectors in sides)
         for (part, *decoder), (_, *encoder) in zip(*blocks, strict=True):
             names = ("decoder_cosine", "decoder_feature", "encoder_cosine", "encoder_feature")
-            arrays = dict(zip(names, map(_array, (*decoder, *encoder)), strict=True))
+            arrays = {
+                name: tensor.cpu().numpy()
+                for name, tensor in zip(names, (*decoder, *encoder), strict=True)
+            }
             for name in ("decoder_cosine", "encoder_cosine"):
                 arrays[name] = arrays[name].clip(-1.0, 1.0)
             nearest.append(arrays["decoder_feature"])
@@ -203,12 +194,9 @@ class _Build:
         for chunk in logit_chunks(self._sources.dictionary.W_dec, lens, self._options.n_logits):
             writer.packed("logits", enumerate(chunk, start=feature))
             for arrays in chunk:
-                self.columns["logit_min"][feature], self.columns["logit_max"][feature] = arrays[
-                    "ends"
-                ]
-                _, _, skewness, kurtosis = arrays["moments"]
-                self.columns["logit_skewness"][feature] = skewness
-                self.columns["logit_kurtosis"][feature] = kurtosis
+                numbers = (*arrays["ends"], *arrays["moments"][2:])
+                for name, number in zip(LOGIT_COLUMNS, numbers, strict=True):
+                    self.columns[name][feature] = number
                 self.columns["promoted_tokens"][feature] = join_tokens(
                     text(token) for token in arrays["top_token"].tolist()
                 )
@@ -217,11 +205,11 @@ class _Build:
 
     def examples(
         self, writer: StoreWriter, advance: Callable[[int], Any]
-    ) -> tuple[LatentSums, TopPlaces]:
+    ) -> tuple[LatentSums, TopRows]:
         """First pass over the codes: numbers and examples."""
         n_top = self._options.n_top
         total, squares = np.zeros(self._d_sae), np.zeros(self._d_sae)
-        tops = TopPlaces(
+        tops = TopRows(
             np.full((self._d_sae, n_top), -1), np.zeros((self._d_sae, n_top), np.float32)
         )
         for start, end in self._shards.ranges(RANGE_PAIRS, RANGE_LATENTS):
@@ -232,26 +220,28 @@ class _Build:
             spread = np.nan_to_num(moments.std) ** 2 + np.nan_to_num(moments.mean) ** 2
             total[start:end] = counts * np.nan_to_num(moments.mean)
             squares[start:end] = counts * spread
-            for name in ("mean", "std"):
-                self.columns[f"{name}_act"][start:end] = getattr(moments, name)
-            self.columns["skewness"][start:end] = moments.skewness
-            self.columns["kurtosis"][start:end] = moments.kurtosis
+            for name, values in zip(MOMENT_COLUMNS, moments, strict=True):
+                self.columns[name][start:end] = values
             self.columns["n_sequences"][start:end] = chosen.n_sequences
             statistics, examples = [], []
             for latent in range(end - start):
-                active = counts[latent] > 0
+                if not counts[latent]:
+                    statistics.append(dict.fromkeys(("quantiles", "histogram"), np.zeros(0)))
+                    examples.append(no_examples())
+                    continue
                 rising = chosen.rising(latent)
-                statistics.append(_statistics(rising))
-                examples.append(chosen.packed(latent) if active else no_examples())
-                if active:
-                    self._note_top(start + latent, pairs, chosen.top(latent), tops)
+                statistics.append(
+                    {"quantiles": quantiles_of(rising), "histogram": histogram_of(rising)}
+                )
+                examples.append(chosen.packed(latent))
+                self._note_top(start + latent, pairs, chosen.top(latent), tops)
             writer.packed("statistics", enumerate(statistics, start=start))
             writer.packed("examples", enumerate(examples, start=start))
             advance(end - start)
         return LatentSums(self._shards.n_tokens, self._shards.n_active, total, squares), tops
 
     def _note_top(
-        self, feature: int, pairs: Pairs, top: Integer[np.ndarray, " examples"], tops: TopPlaces
+        self, feature: int, pairs: Pairs, top: Integer[np.ndarray, " examples"], tops: TopRows
     ) -> None:
         rows = pairs.row[top].astype(np.int64)
         tops.row[feature, : len(top)] = rows
@@ -283,7 +273,7 @@ class _Build:
         advance: Callable[[int], Any],
         neighbours: Integer[np.ndarray, "d_sae n"],
         sums: LatentSums,
-        tops: TopPlaces,
+        tops: TopRows,
     ) -> None:
         """Second pass over the codes: silent contexts and co-activation."""
         options = self._options
@@ -292,31 +282,18 @@ class _Build:
         only = row_codes(self._shards, *parts[0]) if len(parts) == 1 else None
         for start, end in self._shards.ranges(RANGE_PAIRS, RANGE_LATENTS):
             pairs = self._shards.pairs(start, end)
-            rows = [
-                pairs.row[pairs.pointer[latent] : pairs.pointer[latent + 1]]
-                for latent in range(end - start)
-            ]
+            rows = enumerate(np.split(pairs.row, pairs.pointer[1:-1]), start=start)
             writer.packed(
                 "silent",
-                (
-                    (start + latent, silent.arrays(row, neighbours[start + latent]))
-                    for latent, row in enumerate(rows)
-                ),
+                ((latent, silent.arrays(row, neighbours[latent])) for latent, row in rows),
             )
-            codes = (
-                (row_codes(self._shards, *part) for part in parts) if only is None else iter([only])
-            )
-            found = _together(pairs, codes, self._d_sae)
+            codes = iter([only]) if only else (row_codes(self._shards, *part) for part in parts)
+            together = enumerate(_together(pairs, codes), start=start)
             writer.packed(
                 "coactivation",
                 (
-                    (
-                        start + latent,
-                        coactivation_arrays(
-                            both, products, start + latent, sums, options.n_neighbours
-                        ),
-                    )
-                    for latent, (both, products) in enumerate(found)
+                    (latent, coactivation_arrays(*with_each, latent, sums, options.n_neighbours))
+                    for latent, with_each in together
                 ),
             )
             advance(end - start)
@@ -325,16 +302,24 @@ class _Build:
         """What the store says of itself."""
         sources, shards = self._sources, self._shards
         tokens_sha256 = hashlib.sha256(shards.tokens.astype("<u4").tobytes()).hexdigest()
+        decisive = ("model_hash", "model_dtype", "hook_point", "row_rule", "norm_ceiling")
+        content = {
+            "weights": sources.made_from["weights_sha256"],
+            "tokens": tokens_sha256,
+            "build": {name: sources.made_from.get(name) for name in decisive},
+            "options": self._options.to_json(),
+            "schema_version": SCHEMA_VERSION,
+        }
         lens = sources.lens
         manifest = new_manifest(
             KIND,
-            SCHEMA_VERSION,
             seed=self._options.seed,
             config=self._options.to_json(),
             made_from={**sources.made_from, "tokens_sha256": tokens_sha256},
         )
         return manifest | {
-            "store_id": store_id_of(sources, tokens_sha256),
+            "store_id": hash_of(content),
+            "asked": dict(sources.asked),
             "dictionary": dict(sources.dictionary_facts),
             "n_features": self._d_sae,
             "n_tokens": shards.n_tokens,
@@ -356,37 +341,20 @@ class _Build:
         }
 
 
-def _statistics(rising: Float[np.ndarray, " active"]) -> dict[str, np.ndarray]:
-    """The arrays of table `statistics` of one latent."""
-    if not len(rising):
-        return {"quantiles": np.zeros(0), "histogram": np.zeros(0)}
-    return {"quantiles": quantiles_of(rising), "histogram": histogram_of(rising)}
-
-
 def _together(
-    pairs: Pairs, parts: Iterator[RowCodes], d_sae: int
-) -> Iterator[tuple[Integer[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]]]:
+    pairs: Pairs, parts: Iterator[RowCodes]
+) -> Iterable[tuple[Integer[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]]]:
     """Counts and products of each latent of a range with all, summed over the parts of the text."""
-    n_latents = len(pairs.pointer) - 1
-    first = TogetherSums(pairs, next(parts), d_sae)
-    second = next(parts, None)
-    if second is None:
-        yield from (first.of(latent) for latent in range(n_latents))
-        return
-    summed = [first.of(latent) for latent in range(n_latents)]
-    while second is not None:
-        more = TogetherSums(pairs, second, d_sae)
-        for latent, (both, products) in enumerate(summed):
-            more_both, more_products = more.of(latent)
-            both += more_both
-            products += more_products
-        second = next(parts, None)
-    yield from summed
+
+    def sums_in(codes: RowCodes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return (codes.together(*pairs.of(latent)) for latent in range(len(pairs.pointer) - 1))
+
+    summed: Iterable[tuple[np.ndarray, np.ndarray]] = sums_in(next(parts))
+    for codes in parts:
+        together = zip(summed, sums_in(codes), strict=True)
+        summed = [(both + more, products + m) for (both, products), (more, m) in together]
+    return summed
 
 
 def _numbers(tensor: torch.Tensor) -> Float[np.ndarray, " d_sae"]:
     return tensor.detach().cpu().double().numpy()
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.cpu().numpy()

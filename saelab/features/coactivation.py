@@ -14,7 +14,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Integer
 
-from .shards import Pairs, ShardPairs, Shards
+from .shards import ShardPairs, Shards, indices_of_runs, order_by
 
 BLOCK = 8
 """Codes of a block: 64 bytes of latents."""
@@ -30,6 +30,8 @@ class RowCodes:
     `d_sae`, which does not exist, with code 0.
     """
 
+    d_sae: int
+    """Number of latents."""
     first_row: int
     """The first row these are of."""
     pointer: Integer[np.ndarray, " rows_plus_one"]
@@ -39,35 +41,63 @@ class RowCodes:
     value: Float[np.ndarray, "blocks block"]
     """Codes, float32."""
 
+    def together(
+        self, row: Integer[np.ndarray, " active"], activation: Float[np.ndarray, " active"]
+    ) -> tuple[Integer[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]]:
+        """Of a latent f, the rows with both and Σ a_f·a_g with every latent g.
+
+        Args:
+            row: where f is active, rising; rows of other codes are left out.
+            activation: a_f there.
+        """
+        end_row = self.first_row + len(self.pointer) - 1
+        inside = slice(*np.searchsorted(row, [self.first_row, end_row]))
+        rows = row[inside].astype(np.int64) - self.first_row
+        activation = activation[inside].astype(np.float64)
+        begins = self.pointer[rows]
+        lengths = self.pointer[rows + 1] - begins
+        # One bin more than there are latents, for what fills up the blocks.
+        both = np.zeros(self.d_sae + 1, np.int64)
+        products = np.zeros(self.d_sae + 1)
+        for part in _parts(lengths):
+            blocks = indices_of_runs(begins[part], lengths[part])
+            latents = self.latent[blocks].reshape(-1)
+            factor = np.repeat(activation[part], lengths[part])
+            weights = self.value[blocks] * factor[:, None]
+            both += np.bincount(latents, minlength=self.d_sae + 1)
+            products += np.bincount(latents, weights.reshape(-1), minlength=self.d_sae + 1)
+        return both[:-1], products[:-1]
+
 
 def row_codes(shards: Shards, first: int, end: int) -> RowCodes:
     """The codes of the shards from `first` to before `end`."""
-    found = [_shard_codes(shard, shards.d_sae) for shard in shards.every_shard(first, end)]
-    blocks = np.concatenate([part.pointer[1:] - part.pointer[:-1] for part in found])
+    parts = [_shard_codes(shard, shards.d_sae) for shard in shards.every_shard(first, end)]
+    blocks = np.concatenate([np.diff(part.pointer) for part in parts])
     return RowCodes(
-        found[0].first_row,
+        shards.d_sae,
+        parts[0].first_row,
         np.concatenate([[0], np.cumsum(blocks)]),
-        np.concatenate([part.latent for part in found]),
-        np.concatenate([part.value for part in found]),
+        np.concatenate([part.latent for part in parts]),
+        np.concatenate([part.value for part in parts]),
     )
 
 
 def _shard_codes(shard: ShardPairs, d_sae: int) -> RowCodes:
     local = shard.pairs.row.astype(np.int64) - shard.first_row
-    order = np.sort((local << 32) | np.arange(len(local))) & 0xFFFFFFFF
+    order = order_by(local)
     counts = np.bincount(local, minlength=shard.n_rows)
     pointer = np.concatenate([[0], np.cumsum(-(-counts // BLOCK))])
     # Each code moves by what the rows before it were filled up with.
     before = np.cumsum(counts) - counts
-    places = np.arange(len(local)) + np.repeat(pointer[:-1] * BLOCK - before, counts)
+    slots = np.arange(len(local)) + np.repeat(pointer[:-1] * BLOCK - before, counts)
     latent = np.full(pointer[-1] * BLOCK, d_sae)
     value = np.zeros(pointer[-1] * BLOCK, np.float32)
-    latent[places] = shard.pairs.latents()[order]
-    value[places] = shard.pairs.activation[order]
+    latent[slots] = shard.pairs.latents()[order]
+    value[slots] = shard.pairs.activation[order]
     latents, values = (
         rearrange(x, "(block slot) -> block slot", slot=BLOCK) for x in (latent, value)
     )
-    return RowCodes(shard.first_row, pointer, latents, values)
+    return RowCodes(d_sae, shard.first_row, pointer, latents, values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,43 +114,6 @@ class LatentSums:
     """Σ a²."""
 
 
-class TogetherSums:
-    """Rows with both and Σ a_f·a_g of one latent f with every latent g.
-
-    Args:
-        pairs: of a range of latents, f among them.
-        codes: of the rows to sum over.
-        d_sae: number of latents.
-    """
-
-    def __init__(self, pairs: Pairs, codes: RowCodes, d_sae: int):
-        self._pairs = pairs
-        self._codes = codes
-        self._d_sae = d_sae
-        self._end_row = codes.first_row + len(codes.pointer) - 1
-
-    def of(self, latent: int) -> tuple[Integer[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]]:
-        """Counts and sums of products for the latent at this place of the range."""
-        start, end = self._pairs.pointer[latent], self._pairs.pointer[latent + 1]
-        row = self._pairs.row[start:end]
-        first, last = np.searchsorted(row, [self._codes.first_row, self._end_row])
-        rows = row[first:last].astype(np.int64) - self._codes.first_row
-        activation = self._pairs.activation[start:end][first:last].astype(np.float64)
-        begins = self._codes.pointer[rows]
-        lengths = self._codes.pointer[rows + 1] - begins
-        # One bin more than there are latents, for what fills up the blocks.
-        both = np.zeros(self._d_sae + 1, np.int64)
-        products = np.zeros(self._d_sae + 1)
-        for part in _parts(lengths):
-            blocks = _blocks(begins[part], lengths[part])
-            latents = self._codes.latent[blocks].reshape(-1)
-            factor = np.repeat(activation[part], lengths[part])
-            weights = self._codes.value[blocks] * factor[:, None]
-            both += np.bincount(latents, minlength=self._d_sae + 1)
-            products += np.bincount(latents, weights.reshape(-1), minlength=self._d_sae + 1)
-        return both[:-1], products[:-1]
-
-
 def _parts(lengths: Integer[np.ndarray, " rows"]) -> Iterator[slice]:
     """Slices of the rows that hold about `GATHERED_BLOCKS` blocks each."""
     ends = np.cumsum(lengths)
@@ -128,58 +121,8 @@ def _parts(lengths: Integer[np.ndarray, " rows"]) -> Iterator[slice]:
     while start < len(lengths):
         before = int(ends[start - 1]) if start else 0
         end = int(np.searchsorted(ends, before + GATHERED_BLOCKS, side="right"))
-        end = max(end, start + 1)
-        yield slice(start, end)
+        yield slice(start, end := max(end, start + 1))
         start = end
-
-
-def _blocks(
-    begins: Integer[np.ndarray, " rows"], lengths: Integer[np.ndarray, " rows"]
-) -> Integer[np.ndarray, " blocks"]:
-    """Every block of the rows, row by row."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(begins - (ends - lengths), lengths)
-
-
-def jaccard(
-    both: Integer[np.ndarray, " d_sae"], latent: int, sums: LatentSums
-) -> Float[np.ndarray, " d_sae"]:
-    """Rows with both over rows with either; 0 where neither is ever active."""
-    either = sums.count[latent] + sums.count - both
-    return both / np.maximum(either, 1)
-
-
-def pearson(
-    products: Float[np.ndarray, " d_sae"], latent: int, sums: LatentSums
-) -> Float[np.ndarray, " d_sae"]:
-    """Correlation of the codes over all rows, zeros included; 0 where one never varies."""
-    n = float(sums.n_tokens)
-    covariance = n * products - sums.total[latent] * sums.total
-    spread = n * sums.squares - sums.total**2
-    # Rounding may leave a constant code a spread of some last digits.
-    varies = spread > 1e-12 * n * sums.squares
-    if not varies[latent]:
-        return np.zeros(len(products))
-    scale = np.sqrt(np.where(varies, spread, np.inf) * spread[latent])
-    return np.clip(covariance / scale, -1.0, 1.0)
-
-
-def strongest(
-    values: Float[np.ndarray, " d_sae"],
-    both: Integer[np.ndarray, " d_sae"],
-    latent: int,
-    n: int,
-) -> Integer[np.ndarray, " chosen"]:
-    """Latents of the highest values among those ever active together with this one, falling."""
-    partners = both > 0
-    partners[latent] = False
-    partners &= values > 0
-    candidates = np.flatnonzero(partners)
-    found = values[candidates]
-    if len(candidates) > n:
-        keep = np.argpartition(-found, n)[:n]
-        candidates, found = candidates[keep], found[keep]
-    return candidates[np.lexsort((candidates, -found))]
 
 
 def coactivation_arrays(
@@ -189,14 +132,39 @@ def coactivation_arrays(
     sums: LatentSums,
     n: int,
 ) -> dict[str, np.ndarray]:
-    """The arrays of table `coactivation` of one latent."""
+    """The arrays of table `coactivation` of one latent: the n highest of each measure, falling.
+
+    Args:
+        both: rows with this latent and each other.
+        products: Σ of the products of their codes.
+        latent: the latent.
+        sums: of every latent.
+        n: entries of each list; only latents ever active together with this one are in it.
+    """
+    either = sums.count[latent] + sums.count - both
+    pearson = _pearson(products, latent, sums)
     arrays: dict[str, np.ndarray] = {}
-    measures = {"jaccard": jaccard(both, latent, sums), "pearson": pearson(products, latent, sums)}
-    for name, values in measures.items():
-        chosen = strongest(values, both, latent, n)
-        arrays |= {
-            f"{name}_feature": chosen,
-            name: values[chosen],
-            f"{name}_both": both[chosen],
-        }
+    for name, values in {"jaccard": both / np.maximum(either, 1), "pearson": pearson}.items():
+        partners = (both > 0) & (values > 0)
+        partners[latent] = False
+        chosen = np.flatnonzero(partners)
+        if len(chosen) > n:
+            chosen = chosen[np.argpartition(-values[chosen], n)[:n]]
+        chosen = chosen[np.lexsort((chosen, -values[chosen]))]
+        arrays |= {f"{name}_feature": chosen, name: values[chosen], f"{name}_both": both[chosen]}
     return arrays
+
+
+def _pearson(
+    products: Float[np.ndarray, " d_sae"], latent: int, sums: LatentSums
+) -> Float[np.ndarray, " d_sae"]:
+    """Correlation of the codes over all rows, zeros included; 0 where either never varies."""
+    n = float(sums.n_tokens)
+    covariance = n * products - sums.total[latent] * sums.total
+    spread = n * sums.squares - sums.total**2
+    # Rounding may leave a constant code a spread of some last digits.
+    varies = spread > 1e-12 * n * sums.squares
+    if not varies[latent]:
+        return np.zeros(len(products))
+    scale = np.sqrt(np.where(varies, spread, np.inf) * spread[latent])
+    return np.clip(covariance / scale, -1.0, 1.0)

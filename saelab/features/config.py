@@ -41,19 +41,15 @@ class StoreOptions:
     """Decides which examples are drawn."""
 
     def __post_init__(self) -> None:
-        lowest = {"n_strata": 1, "n_top": 1, "n_neighbours": 1, "n_logits": 1}
+        lowest = dict.fromkeys(("n_strata", "n_top", "n_neighbours", "n_logits"), 1)
         counts = ("n_per_stratum", "n_random", "n_near_misses", "n_random_silent", "same_window")
-        lowest |= dict.fromkeys(counts, 0)
-        problems = [
-            f"{name}: {value} is below {bound}"
-            for name, bound in lowest.items()
-            if (value := getattr(self, name)) < bound
-        ]
-        problems += [
-            f"{name}: {value} is above 1,000, more than a page can show"
-            for name in lowest
-            if (value := getattr(self, name)) > 1000
-        ]
+        problems = []
+        for name, bound in (lowest | dict.fromkeys(counts, 0)).items():
+            value = getattr(self, name)
+            if value < bound:
+                problems.append(f"{name}: {value} is below {bound}")
+            elif value > 1000:
+                problems.append(f"{name}: {value} is above 1,000, more than a page can show")
         if not 0 <= self.rare_below < self.dense_above <= 1:
             problems.append(
                 f"rare_below: {self.rare_below} and dense_above: {self.dense_above} must satisfy "
@@ -71,8 +67,8 @@ class StoreOptions:
 class FeaturesConfig:
     """Which text features are read on, and how much of it.
 
-    Text, context length, token filter and norm ceiling are the dictionary's own unless settings put
-    something in their place, so that a density here means what it meant in training.
+    Text, context length, token filter and norm ceiling are those the dictionary recorded unless
+    settings replace them, so that a density here means what it meant in training.
     """
 
     n_tokens: int = DEFAULT_TOKENS
@@ -83,13 +79,13 @@ class FeaturesConfig:
     batch_contexts: int = 8
     """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
     text_source: str | None = None
-    """Text in place of the dictionary's own (a source that `saelab.text` reads). None: its own."""
+    """Text to read (a source that `saelab.text` reads). None: the one the dictionary recorded."""
     text_field: str | None = None
     """Field that holds the text in `text_source`. None: as the dictionary recorded it."""
     context_length: int | None = None
     """Tokens in a context. None: as in training."""
     model: str | None = None
-    """Where the dictionary's language model lies, if not under its recorded name. None: there."""
+    """Folder or name of the language model. None: the name the dictionary recorded."""
     model_dtype: Literal["bfloat16", "float32", "float16"] | None = None
     """Dtype the model computes in. None: as in training."""
     device: str = "auto"

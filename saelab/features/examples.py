@@ -1,7 +1,7 @@
 """Which contexts are shown for a latent: top examples, strata of the sequence maxima, random ones.
 
 A context is represented by its largest activation (the sequence maximum; the first position where
-several are equal). Beside them stand contexts in which a latent is silent: those that a decoder
+several are equal). There are also contexts in which a latent is silent: those that a decoder
 neighbour is strongest in and this latent does not touch, and random ones. Drawing is by a fixed
 random number of each context or position, the same for every latent: a uniform sample for each
 latent, whatever its index and whatever was built with it.
@@ -14,53 +14,44 @@ from itertools import pairwise
 
 import numpy as np
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float, Integer
 
 from saelab.stats.seeds import random_words, splitmix64
 
 from .config import StoreOptions
-from .schema import check_context_length
-from .shards import Pairs
+from .schema import LAYOUTS, check_context_length
+from .shards import Pairs, indices_of_runs
 
 
-@dataclass(frozen=True, eq=False)
 class TextKeys:
-    """What drawing and comparing examples needs to know of a text."""
+    """What drawing and comparing examples needs to know of a text.
 
-    context_length: int
-    """Tokens in a context."""
-    position_draw: Integer[np.ndarray, " positions"]
-    """A random number of every position."""
-    context_draw: Integer[np.ndarray, " contexts"]
-    """A random number of every context."""
-    window_hash: Integer[np.ndarray, " positions"]
-    """Hash of the tokens around every position."""
-
-
-def text_keys(
-    tokens: Integer[np.ndarray, "contexts context_length"], options: StoreOptions
-) -> TextKeys:
-    """The keys of a text.
+    Args:
+        tokens: the text.
+        options: with the seed, and the width of the windows compared.
 
     Raises:
         ConfigError: contexts too long for the file's positions.
     """
-    contexts, length = tokens.shape
-    check_context_length(length)
-    return TextKeys(
-        context_length=length,
-        position_draw=random_words(contexts * length, 2 * options.seed),
-        context_draw=random_words(contexts, 2 * options.seed + 1),
-        window_hash=rearrange(
-            _window_hashes(tokens, options.same_window), "context position -> (context position)"
-        ),
-    )
+
+    def __init__(
+        self, tokens: Integer[np.ndarray, "contexts context_length"], options: StoreOptions
+    ):
+        contexts, length = tokens.shape
+        check_context_length(length)
+        self.context_length = length
+        self.position_draw = random_words(contexts * length, 2 * options.seed)
+        """A random number of every position."""
+        self.context_draw = random_words(contexts, 2 * options.seed + 1)
+        """A random number of every context."""
+        self.window_hash = _window_hashes(tokens, options.same_window).reshape(-1)
+        """Hash of the tokens around every position."""
 
 
 def _window_hashes(
     tokens: Integer[np.ndarray, "contexts context_length"], radius: int
 ) -> Integer[np.ndarray, "contexts context_length"]:
-    """Hash of each position's window; places outside the context count as a token of their own."""
+    """Hash of each position's window; what is outside the context counts as a token apart."""
     contexts, length = tokens.shape
     padded = np.zeros((contexts, length + 2 * radius), np.uint64)
     padded[:, radius : radius + length] = tokens.astype(np.uint64) + np.uint64(1)
@@ -93,11 +84,11 @@ class RangeExamples:
         self._stretch_start = np.append(np.flatnonzero(is_first), len(latent))
         stretch = np.cumsum(is_first) - 1
         self._order = _falling_order(pairs, latent)
-        peak_place = np.full(len(self._stretch_start) - 1, -1, np.int64)
-        # The last write stays, so from the back each stretch ends with its highest place.
-        peak_place[stretch[self._order][::-1]] = np.arange(len(latent))[::-1]
+        peak_index = np.full(len(self._stretch_start) - 1, -1, np.int64)
+        # The last write stays, so from the back each stretch ends with its highest pair.
+        peak_index[stretch[self._order][::-1]] = np.arange(len(latent))[::-1]
         is_peak = np.zeros(len(latent), bool)
-        is_peak[peak_place] = True
+        is_peak[peak_index] = True
         self._peaks = self._order[is_peak]
         """Pair of each stretch's maximum, by latent, falling."""
         self._stretch = stretch
@@ -132,10 +123,8 @@ class RangeExamples:
         lists = [self.top(latent), *self._drawn(peaks, sizes), self._positives(latent)]
         chosen = np.concatenate(lists)
         starts = self._stretch_start[self._stretch[chosen]]
-        ends = self._stretch_start[self._stretch[chosen] + 1]
-        lengths = ends - starts
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        places = np.repeat(starts, lengths) + within
+        lengths = self._stretch_start[self._stretch[chosen] + 1] - starts
+        shown = indices_of_runs(starts, lengths)
         return {
             "stratum_low": low,
             "stratum_high": high,
@@ -146,8 +135,8 @@ class RangeExamples:
             "sequence": self._context[chosen],
             "anchor": self._position[chosen],
             "n_active": lengths,
-            "position": self._position[places],
-            "activation": self._pairs.activation[places],
+            "position": self._position[shown],
+            "activation": self._pairs.activation[shown],
         }
 
     def _latent_peaks(self, latent: int) -> Integer[np.ndarray, " contexts"]:
@@ -159,11 +148,10 @@ class RangeExamples:
         """Pairs drawn from each stratum, falling within it; strata come from the highest down."""
         draws = self._keys.context_draw[self._context[peaks]]
         bounds = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-        drawn = []
-        for start, end in pairwise(bounds):
-            places = smallest(draws[start:end], self._options.n_per_stratum)
-            drawn.append(peaks[start:end][places])
-        return drawn
+        return [
+            peaks[start:end][smallest(draws[start:end], self._options.n_per_stratum)]
+            for start, end in pairwise(bounds)
+        ]
 
     def _positives(self, latent: int) -> Integer[np.ndarray, " examples"]:
         """Pairs drawn uniformly from all of a latent, in the order of the text."""
@@ -174,10 +162,7 @@ class RangeExamples:
 
 def no_examples() -> dict[str, np.ndarray]:
     """The arrays of table `examples` of a latent that is never active: no strata, empty lists."""
-    nothing = np.zeros(0)
-    names = ("stratum_low", "stratum_high", "stratum_sequences", "stratum_activations")
-    names += ("stratum_mass", "sequence", "anchor", "n_active", "position", "activation")
-    return {**dict.fromkeys(names, nothing), "list_sizes": np.zeros(2)}
+    return {**dict.fromkeys(LAYOUTS["examples"], np.zeros(0)), "list_sizes": np.zeros(2)}
 
 
 def strata_of(
@@ -217,7 +202,7 @@ def _shares(
 
 
 def smallest(draws: Integer[np.ndarray, " entries"], count: int) -> Integer[np.ndarray, " chosen"]:
-    """Places of the smallest draws, in rising order of place."""
+    """Indices of the smallest draws, rising."""
     if len(draws) <= count:
         return np.arange(len(draws))
     return np.sort(np.argpartition(draws, count)[:count])
@@ -226,22 +211,22 @@ def smallest(draws: Integer[np.ndarray, " entries"], count: int) -> Integer[np.n
 def _falling_order(
     pairs: Pairs, latent: Integer[np.ndarray, " pairs"]
 ) -> Integer[np.ndarray, " pairs"]:
-    """Places of the pairs by latent, then by falling activation, then by row.
+    """Indices of the pairs by latent, then by falling activation, then by row.
 
-    Bit patterns of positive floats rise with their value, so latent, complemented pattern and place
+    Bit patterns of positive floats rise with their value, so latent, complemented pattern and index
     make one key of 63 bits, and the sort moves nothing else.
     """
-    place_bits = max(1, len(latent) - 1).bit_length()
+    index_bits = max(1, len(latent) - 1).bit_length()
     latent_bits = max(1, len(pairs.pointer) - 2).bit_length()
-    if 31 + place_bits + latent_bits > 63:
+    if 31 + index_bits + latent_bits > 63:
         return np.lexsort((pairs.row, -pairs.activation, latent))
     pattern = pairs.activation.view(np.uint32).astype(np.int64)
-    key = (latent << 31 | (0x7FFFFFFF - pattern)) << place_bits
-    return np.sort(key | np.arange(len(latent))) & ((1 << place_bits) - 1)
+    key = (latent << 31 | (0x7FFFFFFF - pattern)) << index_bits
+    return np.sort(key | np.arange(len(latent))) & ((1 << index_bits) - 1)
 
 
 @dataclass(frozen=True, eq=False)
-class TopPlaces:
+class TopRows:
     """The top examples of every latent, padded."""
 
     row: Integer[np.ndarray, "d_sae n_top"]
@@ -260,7 +245,7 @@ class SilentContexts:
         n_random: random contexts, at most.
     """
 
-    def __init__(self, tops: TopPlaces, keys: TextKeys, n_near: int, n_random: int):
+    def __init__(self, tops: TopRows, keys: TextKeys, n_near: int, n_random: int):
         self._tops = tops
         self._keys = keys
         self._n_near = n_near
@@ -280,14 +265,11 @@ class SilentContexts:
         contexts = (row // np.uint32(self._keys.context_length)).astype(np.int64)
         # One scratch array for all latents: clearing what was set costs less than a fresh one.
         self._active[contexts] = True
-        near = self._near(neighbours, self._active)
-        random = self._random(self._active)
+        arrays = self._near(neighbours) | self._random()
         self._active[contexts] = False
-        return {**near, **random}
+        return arrays
 
-    def _near(
-        self, neighbours: Integer[np.ndarray, " neighbours"], active: Bool[np.ndarray, " contexts"]
-    ) -> dict[str, np.ndarray]:
+    def _near(self, neighbours: Integer[np.ndarray, " neighbours"]) -> dict[str, np.ndarray]:
         length = self._keys.context_length
         # Rank by rank over the neighbours: each neighbour's best, then each one's second best.
         by_rank = "neighbour rank -> (rank neighbour)"
@@ -295,9 +277,9 @@ class SilentContexts:
         values = rearrange(self._tops.activation[neighbours], by_rank)
         others = repeat(neighbours, "neighbour -> (rank neighbour)", rank=self._tops.row.shape[1])
         contexts = rows // length
-        usable = (rows >= 0) & ~active[contexts]
+        usable = (rows >= 0) & ~self._active[contexts]
         rows, values, others = rows[usable], values[usable], others[usable]
-        _, first = np.unique(rows // length, return_index=True)
+        _, first = np.unique(contexts[usable], return_index=True)
         chosen = np.sort(first)[: self._n_near]
         return {
             "near_sequence": rows[chosen] // length,
@@ -306,15 +288,17 @@ class SilentContexts:
             "near_activation": values[chosen],
         }
 
-    def _random(self, active: Bool[np.ndarray, " contexts"]) -> dict[str, np.ndarray]:
+    def _random(self) -> dict[str, np.ndarray]:
         """The silent contexts that are drawn first, each with a position drawn in it."""
         length = self._keys.context_length
-        found = np.zeros(0, np.int64)
+        chosen = np.zeros(0, np.int64)
         step = max(64, 4 * self._n_random)
         for start in range(0, len(self._drawn_order), step):
             candidates = self._drawn_order[start : start + step]
-            found = np.concatenate([found, candidates[~active[candidates]]])[: self._n_random]
-            if len(found) == self._n_random:
+            chosen = np.concatenate([chosen, candidates[~self._active[candidates]]])[
+                : self._n_random
+            ]
+            if len(chosen) == self._n_random:
                 break
-        anchors = self._keys.context_draw[found] % np.uint64(length)
-        return {"random_sequence": found, "random_anchor": anchors}
+        anchors = self._keys.context_draw[chosen] % np.uint64(length)
+        return {"random_sequence": chosen, "random_anchor": anchors}

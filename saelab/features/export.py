@@ -14,13 +14,19 @@ from saelab.formats.files import atomic_path
 from saelab.progress import progress_bar
 
 from .reader import FeatureStore
-from .records import Example, FeatureRecord, Histogram
+from .records import FeatureRecord, Histogram
 from .schema import FLAGS
 from .unpacking import split_tokens
 
 BATCH_FEATURES = 128
 """Features of a JSON file or of a parquet row group."""
 SIGNIFICANT_DIGITS = 6
+UNMEASURED = (
+    *("neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1"),
+    *("correlated_neurons_indices", "correlated_neurons_l1", "correlated_neurons_pearson"),
+    *("correlated_features_l1", "decoder_weights_dist"),
+)
+"""Fields of Neuronpedia's that a store has no numbers for."""
 
 
 def export_store(
@@ -47,14 +53,11 @@ def export_store(
         ConfigError: files that exist and may not be replaced.
     """
     with FeatureStore(store_path) as store:
-        names = {
-            "parquet": ["features.parquet", "examples.parquet"],
-            "neuronpedia-json": [
-                f"batch-{index}.json" for index in range(-(-store.n_features // BATCH_FEATURES))
-            ],
-        }[kind]
+        names = ["features.parquet", "examples.parquet"]
+        if kind == "neuronpedia-json":
+            names = [f"batch-{index}.json" for index, _ in enumerate(_batches(store.n_features))]
         files = [out / name for name in names]
-        existing = [str(file) for file in files if file.exists()]
+        existing = [file for file in files if file.exists()]
         if existing and not overwrite:
             raise ConfigError(f"{existing[0]} exists already: add --overwrite to replace it")
         if kind == "parquet":
@@ -71,14 +74,12 @@ def _write_feature_table(store: FeatureStore, path: Path) -> None:
     import pyarrow.parquet as pq
 
     table = store.table()
-    columns: dict[str, Any] = {
-        name: values for name, values in table.items() if values.dtype != object and name != "flags"
-    }
-    columns |= {flag: store.flag(flag) for flag in FLAGS}
+    tokens = {name: table.pop(name) for name in ("top_tokens", "promoted_tokens")}
+    del table["flags"]
+    columns = table | {flag: store.flag(flag) for flag in FLAGS}
     arrays = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
-    for name in ("top_tokens", "promoted_tokens"):
-        lists = [list(split_tokens(text)) for text in table[name]]
-        arrays[name] = pa.array(lists, pa.list_(pa.string()))
+    for name, texts in tokens.items():
+        arrays[name] = pa.array([list(split_tokens(text)) for text in texts], pa.list_(pa.string()))
     metadata = {"saelab.formats.manifest": json.dumps(store.manifest)}
     with atomic_path(path) as temporary:
         pq.write_table(
@@ -118,32 +119,27 @@ def _write_examples(store: FeatureStore, path: Path) -> None:
 
 
 def _example_rows(record: FeatureRecord) -> Iterator[dict[str, Any]]:
-    for name, example in _named_examples(record):
-        yield {
-            "feature": record.id,
-            "list": name,
-            "sequence": example.sequence,
-            "anchor": example.anchor,
-            "value": example.value,
-            "other_feature": example.other_feature,
-            "tokens": list(example.texts),
-            "activations": example.activations,
-        }
-
-
-def _named_examples(record: FeatureRecord) -> Iterator[tuple[str, Example]]:
     """Every example with the name of its list; strata are counted from the highest."""
-    lists = {"top": record.top_examples}
-    for index, group in enumerate(record.quantile_groups):
-        lists[f"stratum {index}"] = group.examples
-    lists |= {
+    strata = enumerate(record.quantile_groups)
+    lists = {
+        "top": record.top_examples,
+        **{f"stratum {index}": group.examples for index, group in strata},
         "random positive": record.random_positives,
         "near miss": record.near_misses,
         "random silent": record.random_silent,
     }
     for name, examples in lists.items():
         for example in examples:
-            yield name, example
+            yield {
+                "feature": record.id,
+                "list": name,
+                "sequence": example.sequence,
+                "anchor": example.anchor,
+                "value": example.value,
+                "other_feature": example.other_feature,
+                "tokens": list(example.texts),
+                "activations": example.activations,
+            }
 
 
 def _write_batches(store: FeatureStore, files: list[Path]) -> None:
@@ -168,25 +164,23 @@ def _neuronpedia(store: FeatureStore, feature: int) -> dict[str, Any]:
     lens = record.logit_lens
     correlated = record.coactive_pearson
     tops = record.top_examples
-    # The top examples are a bin of their own there, said to hold no share of the activations.
+    # Neuronpedia puts the top examples in a separate bin, which holds no share of the activations.
     activations = [(tops[-1].value, record.max_act, 0.0, example) for example in tops]
     for group in record.quantile_groups:
         activations += [
             (group.low, group.high, group.share_of_activations, example)
             for example in group.examples
         ]
-    unmeasured = ("neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1")
-    unmeasured += ("correlated_neurons_indices", "correlated_neurons_l1")
-    unmeasured += ("correlated_neurons_pearson", "correlated_features_l1", "decoder_weights_dist")
+    top, bottom = (lens.top, lens.bottom) if lens else ((), ())
     return {
         "feature_index": feature,
-        **{name: [] for name in unmeasured},
+        **{name: [] for name in UNMEASURED},
         "correlated_features_indices": [neighbour.feature for neighbour in correlated],
         "correlated_features_pearson": _rounded([neighbour.value for neighbour in correlated]),
-        "neg_str": [score.text for score in lens.bottom] if lens else [],
-        "neg_values": _rounded([score.value for score in lens.bottom] if lens else []),
-        "pos_str": [score.text for score in lens.top] if lens else [],
-        "pos_values": _rounded([score.value for score in lens.top] if lens else []),
+        "neg_str": [score.text for score in bottom],
+        "neg_values": _rounded([score.value for score in bottom]),
+        "pos_str": [score.text for score in top],
+        "pos_values": _rounded([score.value for score in top]),
         "frac_nonzero": record.density,
         **_bars("freq", record.histogram),
         **_bars("logits", lens.histogram if lens else None),
@@ -208,12 +202,10 @@ def _neuronpedia(store: FeatureStore, feature: int) -> dict[str, Any]:
 
 def _bars(name: str, histogram: Histogram | None) -> dict[str, list[Any]]:
     """A histogram as bar middles and heights, which is how that layout stores one."""
-    if histogram is None:
-        return {f"{name}_hist_data_bar_heights": [], f"{name}_hist_data_bar_values": []}
-    middles = [(low + high) / 2 for low, high in pairwise(histogram.edges.tolist())]
+    edges = [] if histogram is None else histogram.edges.tolist()
     return {
-        f"{name}_hist_data_bar_heights": histogram.counts.tolist(),
-        f"{name}_hist_data_bar_values": _rounded(middles),
+        f"{name}_hist_data_bar_heights": [] if histogram is None else histogram.counts.tolist(),
+        f"{name}_hist_data_bar_values": _rounded([(a + b) / 2 for a, b in pairwise(edges)]),
     }
 
 

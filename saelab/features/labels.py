@@ -1,6 +1,6 @@
 """Labels and notes: what people and explainers say of features, apart from the immutable store.
 
-They lie in a small SQLite database of their own beside the store and belong to a dictionary by its
+They are in a separate small SQLite database beside the store and belong to a dictionary by its
 content hash: a store built again on other text keeps them, a dictionary trained again does not
 inherit them.
 """
@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +47,6 @@ class Label:
     id: int
     """Names the label in its database."""
     feature: int
-    """The feature."""
     text: str
     """At most 20 words on one line."""
     author: str
@@ -65,9 +64,7 @@ class Note:
     """Free text about a feature."""
 
     feature: int
-    """The feature."""
     text: str
-    """The note."""
     author: str
     """Who wrote it last."""
     created: str
@@ -116,15 +113,15 @@ class LabelBook:
             problems.append(f"score {score} is not a finite number")
         if problems:
             raise ConfigError(problems)
-        created = _now()
+        values = (feature, text, author, method, score, _now())
         with self._connected() as connection:
             cursor = connection.execute(
                 "INSERT INTO label (dictionary, feature, text, author, method, score, created) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (self._dictionary, feature, text, author, method, score, created),
+                (self._dictionary, *values),
             )
         assert cursor.lastrowid is not None
-        return Label(cursor.lastrowid, feature, text, author, method, score, created)
+        return Label(cursor.lastrowid, *values)
 
     def delete(self, label_id: int) -> None:
         """Remove a label; one that is gone already is no error."""
@@ -148,8 +145,8 @@ class LabelBook:
         wanted = query.strip().casefold()
         if not wanted:
             return []
-        found = self._labels("ORDER BY id DESC")
-        return [label for label in found if wanted in label.text.casefold()][:limit]
+        labels = self._labels("ORDER BY id DESC")
+        return [label for label in labels if wanted in label.text.casefold()][:limit]
 
     def write_note(self, feature: int, text: str, *, author: str) -> None:
         """Replace the note of a feature; blank text removes it.
@@ -175,52 +172,41 @@ class LabelBook:
 
     def note(self, feature: int) -> Note | None:
         """The note of a feature; None where there is none."""
-        rows = self._rows(
-            "SELECT feature, text, author, created FROM note WHERE dictionary = ? AND feature = ?",
-            (feature,),
-        )
-        return Note(*rows[0]) if rows else None
+        return next(iter(self._notes("AND feature = ?", (feature,))), None)
 
     def notes(self) -> dict[int, Note]:
         """Feature -> note, of all that have one."""
-        rows = self._rows(
-            "SELECT feature, text, author, created FROM note WHERE dictionary = ? ORDER BY feature"
-        )
-        return {row[0]: Note(*row) for row in rows}
+        return {note.feature: note for note in self._notes("ORDER BY feature")}
+
+    def _notes(self, rest: str, values: tuple[Any, ...] = ()) -> list[Note]:
+        columns = "feature, text, author, created"
+        return [Note(*row) for row in self._rows(f"{columns} FROM note", rest, values)]
 
     def _labels(self, rest: str, values: tuple[Any, ...] = ()) -> list[Label]:
-        rows = self._rows(
-            "SELECT id, feature, text, author, method, score, created FROM label "
-            f"WHERE dictionary = ? {rest}",
-            values,
-        )
-        return [Label(*row) for row in rows]
+        columns = "id, feature, text, author, method, score, created"
+        return [Label(*row) for row in self._rows(f"{columns} FROM label", rest, values)]
 
-    def _rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    def _rows(self, columns: str, rest: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         if not self.path.exists():
             return []
+        sql = f"SELECT {columns} WHERE dictionary = ? {rest}"
         with self._connected() as connection:
             return connection.execute(sql, (self._dictionary, *values)).fetchall()
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         """A connection for one transaction; several servers may write to the same file."""
-        with self._lock:
-            connection = None
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                connection = sqlite3.connect(self.path, timeout=10)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock, closing(sqlite3.connect(self.path, timeout=10)) as connection:
                 self._prepare(connection)
                 with connection:
                     yield connection
-            except sqlite3.Error as error:
-                raise ArtifactError(
-                    f"labels in {self.path} cannot be read or written ({error}): check that it is "
-                    "saelab's file and that it may be written, or move it away"
-                ) from None
-            finally:
-                if connection is not None:
-                    connection.close()
+        except sqlite3.Error as error:
+            raise ArtifactError(
+                f"labels in {self.path} cannot be read or written ({error}): check that it is "
+                "saelab's file and that it may be written, or move it away"
+            ) from None
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from saelab.config import to_plain
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import remove_leftovers
 from saelab.formats.lock import writer_lock
+from saelab.formats.run import RUN_FILE
 from saelab.model.language_model import LanguageModel, load_language_model
 from saelab.text.contexts import describe_text
 
 from .build import StoreSources, write_store
 from .config import FeaturesConfig
-from .schema import STORE_FILE
+from .reader import DICTIONARY_FILE, FeatureStore, is_stale
+from .schema import FLAGS, STORE_FILE
 from .shards import Shards
 from .text_pass import discard, read_text, subjects_of
 from .token_text import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-RUN_FILE = "run.json"
-DICTIONARY_FILE = "saelab.json"
 
 
 def dictionary_folders(paths: Sequence[Path]) -> list[Path]:
@@ -60,12 +60,15 @@ def dictionary_folders(paths: Sequence[Path]) -> list[Path]:
     return folders
 
 
-def build_features(folders: Sequence[Path], config: FeaturesConfig) -> list[Path]:
+def build_features(
+    folders: Sequence[Path], config: FeaturesConfig, *, complete: Collection[Path] = ()
+) -> list[Path]:
     """Build the store of every dictionary; those that read the same rows share the model's pass.
 
     Args:
         folders: saved dictionaries.
         config: text and settings.
+        complete: those of the folders whose stores an earlier build completed: they are kept.
 
     Returns:
         The stores, in the order of the folders.
@@ -83,17 +86,23 @@ def build_features(folders: Sequence[Path], config: FeaturesConfig) -> list[Path
     with ExitStack() as locks:
         for folder in folders:
             locks.enter_context(writer_lock(folder / STORE_FILE))
-        _build_groups(groups, config)
+        _build_groups(groups, config, complete)
     return [folder / STORE_FILE for folder in folders]
 
 
-def _build_groups(groups: dict[DataSpec, list[SavedDictionary]], config: FeaturesConfig) -> None:
+def _build_groups(
+    groups: dict[DataSpec, list[SavedDictionary]],
+    config: FeaturesConfig,
+    complete: Collection[Path],
+) -> None:
     models: dict[tuple[str, str], LanguageModel] = {}
     for spec, dictionaries in groups.items():
+        if all(saved.folder in complete for saved in dictionaries):
+            continue
         name, dtype = key = spec.model, spec.model_dtype
         if key not in models:
             models = {key: load_language_model(name, dtype=dtype, device=config.device)}
-        _build_group(models[key], spec, dictionaries, config)
+        _build_group(models[key], spec, dictionaries, config, complete)
 
 
 def _build_group(
@@ -101,11 +110,15 @@ def _build_group(
     spec: DataSpec,
     dictionaries: Sequence[SavedDictionary],
     config: FeaturesConfig,
+    complete: Collection[Path],
 ) -> None:
     for saved in dictionaries:
         check_fit(model, spec, saved)
         saved.dictionary.to(model.device)
+    # All of them, because how many read the text together decides where a shard ends.
     subjects = subjects_of(dictionaries, spec, model, config)
+    discard([subject for subject in subjects if subject.saved.folder in complete])
+    subjects = [subject for subject in subjects if subject.saved.folder not in complete]
     shards = read_text(model, spec, subjects, config)
     vocabulary = Vocabulary(model.token_bytes())
     for subject, codes in zip(subjects, shards, strict=True):
@@ -157,8 +170,27 @@ def _sources(
             "row_rule": saved.token_filter,
             "norm_ceiling": spec.norm_ceiling,
         },
+        asked=_asked(config),
         options=config.store,
     )
+
+
+def made_otherwise(folder: Path, config: FeaturesConfig) -> str:
+    """Why the store of a dictionary is not what these settings make; empty where it is."""
+    with FeatureStore(folder) as store:
+        asked, now = store.manifest.get("asked"), _asked(config)
+        stale = is_stale(store, folder)
+    if asked is None or stale:
+        return stale or "it does not say with which settings it was made"
+    different = [name for name in now if asked.get(name) != now[name]]
+    return "; ".join(f"{name} was {asked.get(name)}, is {now[name]}" for name in different)
+
+
+def _asked(config: FeaturesConfig) -> dict[str, Any]:
+    """The settings by which a command knows its stores again: all that decide their content."""
+    plain = to_plain(config)
+    del plain["batch_contexts"], plain["device"]
+    return plain | plain.pop("store")
 
 
 def _no_lens_because(model: LanguageModel, written: Sequence[str], width: int) -> str:
@@ -181,8 +213,5 @@ def _no_lens_because(model: LanguageModel, written: Sequence[str], width: int) -
 
 def store_summary(path: Path) -> dict[str, Any]:
     """The manifest of a store and how many features carry each flag, for a table."""
-    from .reader import FeatureStore
-    from .schema import FLAGS
-
     with FeatureStore(path) as store:
         return {**store.manifest, **{name: int(store.flag(name).sum()) for name in FLAGS}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,34 +15,32 @@ import numpy as np
 from jaxtyping import Bool, Integer, Shaped
 
 from saelab.errors import ArtifactError, ConfigError
+from saelab.formats.files import read_json
 from saelab.formats.manifest import check_manifest, require_fields
 
 from .records import Example, FeatureRecord
-from .schema import FLAGS, KIND, STORE_FILE, TABLES_HASH, hash_of_tables, unpack
+from .schema import FLAGS, KIND, LAYOUTS, STORE_FILE, TABLES_HASH, hash_of_tables, unpack
 from .token_text import Vocabulary
-from .unpacking import PackedFeature, record_of, split_tokens
-from .windows import Context, Windows
+from .unpacking import Context, PackedFeature, Windows, record_of, split_tokens
 
 DEFAULT_WINDOW = 24
 """Tokens shown on either side of an example's anchor."""
-PACKED_TABLES = ("statistics", "examples", "silent", "logits", "neighbours", "coactivation")
+PACKED_TABLES = tuple(LAYOUTS)
 COLUMN_DTYPES: dict[str, type] = {
     **dict.fromkeys(("id", "n_active", "n_sequences", "flags"), np.int64),
     **dict.fromkeys(("top_tokens", "promoted_tokens"), object),
 }
 """Types of the columns of `feature` that are not float64."""
-NEEDED = {
-    "store_id": str,
-    "n_features": int,
-    "n_tokens": int,
-    "n_sequences": int,
-    "context_length": int,
-    "token_dtype": str,
+NEEDED: dict[str, type] = {
+    **dict.fromkeys(("store_id", "token_dtype"), str),
+    **dict.fromkeys(("n_features", "n_tokens", "n_sequences", "context_length"), int),
+    **dict.fromkeys(("made_from", "config"), dict),
     "quantile_levels": list,
     "has_logit_lens": bool,
-    "made_from": dict,
-    "config": dict,
 }
+# In the dictionary's folder; named again because `saelab.dictionary` loads torch.
+DICTIONARY_FILE = "saelab.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
 
 
 def open_features(path: Path) -> FeatureStore:
@@ -63,10 +61,9 @@ def open_features(path: Path) -> FeatureStore:
 
 
 class SearchHit(NamedTuple):
-    """A feature that a search found."""
+    """A feature that matches a search."""
 
     feature: int
-    """The feature."""
     field: str
     """Where: "top_tokens" or "promoted_tokens"."""
     tokens: tuple[str, ...]
@@ -74,14 +71,7 @@ class SearchHit(NamedTuple):
 
 
 class FeatureStore:
-    """A feature store, open for reading; safe to share between threads.
-
-    Args:
-        path: the SQLite file, or the dictionary folder that holds it.
-
-    Raises:
-        ArtifactError: nothing there, not a feature store, damaged, or from a newer saelab.
-    """
+    """A feature store, open for reading; safe to share between threads. See `open_features`."""
 
     def __init__(self, path: Path):
         path = Path(path)
@@ -112,8 +102,8 @@ class FeatureStore:
         if expected is None:
             return
         with self._guarded():
-            found = hash_of_tables(self._connection)
-        if found != expected:
+            changed = hash_of_tables(self._connection) != expected
+        if changed:
             raise ArtifactError(
                 f"{self.path} was changed since it was built (the SHA-256 of its tables differs): "
                 "build it again with `saelab features … --overwrite`"
@@ -149,13 +139,10 @@ class FeatureStore:
         if window is not None and window < 0:
             raise ConfigError(f"window {window} is negative: give tokens on either side, or None")
         packed = self._packed(feature)
+        examples, silent = packed.arrays["examples"], packed.arrays["silent"]
         needed = np.unique(
             np.concatenate(
-                [
-                    packed.arrays["examples"]["sequence"],
-                    packed.arrays["silent"]["near_sequence"],
-                    packed.arrays["silent"]["random_sequence"],
-                ]
+                [examples["sequence"], silent["near_sequence"], silent["random_sequence"]]
             )
         )
         windows = Windows(self._contexts(needed.tolist()), self.vocabulary, window)
@@ -164,7 +151,7 @@ class FeatureStore:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The text of every token."""
-        lengths, content = self._one("SELECT lengths, bytes FROM vocabulary", "vocabulary")
+        lengths, content = self._single_row("SELECT lengths, bytes FROM vocabulary", "vocabulary")
         return Vocabulary.from_arrays(np.frombuffer(lengths, "<u4"), content)
 
     @cached_property
@@ -204,26 +191,26 @@ class FeatureStore:
         """Features whose top or promoted tokens hold every word of the query.
 
         Words match from their start; a query without letters or digits, such as a bracket or an
-        emoji, is looked for as it stands. Labels are searched by `labels.LabelBook.search`.
+        emoji, is searched for unchanged. Labels are searched by `labels.LabelBook.search`.
         """
         words = "".join(char if char.isalnum() else " " for char in query).split()
-        hits: dict[tuple[int, str], SearchHit] = {}
+        hits: list[SearchHit] = []
         for field in ("top_tokens", "promoted_tokens"):
             if words:
-                match = " AND ".join(f'{field} : "{word}"*' for word in words)
+                wanted = " AND ".join(f'{field} : "{word}"*' for word in words)
                 sql = (
                     f"SELECT rowid, {field} FROM search WHERE search MATCH ? "
                     "ORDER BY rank, rowid LIMIT ?"
                 )
-                found = self._all(sql, (match, limit))
-            elif query.strip():
+            elif wanted := query.strip():
                 sql = f"SELECT id, {field} FROM feature WHERE instr({field}, ?) LIMIT ?"
-                found = self._all(sql, (query.strip(), limit))
             else:
-                found = []
-            for feature, text in found:
-                hits[feature, field] = SearchHit(feature, field, split_tokens(text))
-        return list(hits.values())
+                return []
+            hits += [
+                SearchHit(feature, field, split_tokens(text))
+                for feature, text in self._all(sql, (wanted, limit))
+            ]
+        return hits
 
     def tokens(self, sequence: int) -> Integer[np.ndarray, " context"]:
         """Token ids of one context.
@@ -236,11 +223,7 @@ class FeatureStore:
     def context_pieces(self, sequence: int) -> Example:
         """One context as text with no feature's activations: every activation is 0."""
         windows = Windows({sequence: self._context(sequence)}, self.vocabulary, None)
-        return windows.example(sequence, 0, np.zeros(0, np.int64), np.zeros(0, np.float32), 0.0)
-
-    def token_texts(self, token_ids: Iterable[int]) -> list[str]:
-        """Text of single tokens."""
-        return [self.vocabulary.text(int(token_id)) for token_id in token_ids]
+        return windows.example(sequence, 0)
 
     def _context(self, sequence: int) -> Context:
         if not 0 <= sequence < self.n_sequences:
@@ -253,12 +236,10 @@ class FeatureStore:
         if not sequences:
             return {}
         marks = ",".join("?" * len(sequences))
-        found = self._all(
-            f"SELECT id, tokens, counted FROM sequence WHERE id IN ({marks})", tuple(sequences)
-        )
+        sql = f"SELECT id, tokens, counted FROM sequence WHERE id IN ({marks})"
         dtype = self.manifest["token_dtype"]
         contexts = {}
-        for sequence, tokens, counted in found:
+        for sequence, tokens, counted in self._all(sql, tuple(sequences)):
             ids = np.frombuffer(tokens, dtype).astype(np.int64)
             bits = np.unpackbits(np.frombuffer(counted, np.uint8), count=len(ids)).astype(bool)
             contexts[sequence] = Context(ids, bits)
@@ -271,31 +252,24 @@ class FeatureStore:
         return contexts
 
     def _packed(self, feature: int) -> PackedFeature:
-        columns = ", ".join(f"{table}.data" for table in PACKED_TABLES)
+        blobs = ", ".join(f"{table}.data AS {table}" for table in PACKED_TABLES)
         joins = " ".join(
             f"LEFT JOIN {table} ON {table}.feature = feature.id" for table in PACKED_TABLES
         )
-        row = self._one(
-            f"SELECT {columns}, feature.* FROM feature {joins} WHERE feature.id = ?",
-            f"feature {feature}",
-            (feature,),
-        )
-        blobs, scalars = row[: len(PACKED_TABLES)], row[len(PACKED_TABLES) :]
+        sql = f"SELECT feature.*, {blobs} FROM feature {joins} WHERE feature.id = ?"
+        columns = dict(self._single_row(sql, f"feature {feature}", (feature,)))
         origin = f"{self.path}, feature {feature}"
         arrays = {}
-        for table, blob in zip(PACKED_TABLES, blobs, strict=True):
+        for table in PACKED_TABLES:
+            blob = columns.pop(table)
             if blob is not None:
                 arrays[table] = unpack(table, blob, origin)
             elif table != "logits":
                 raise ArtifactError(f"{origin}: its {table} are missing: build the store again")
-        return PackedFeature(dict(zip(self._columns, scalars, strict=True)), arrays, origin)
-
-    @cached_property
-    def _columns(self) -> list[str]:
-        return [row[1] for row in self._all("PRAGMA table_info(feature)")]
+        return PackedFeature(columns, arrays, origin)
 
     def _read_manifest(self) -> dict[str, Any]:
-        (content,) = self._one("SELECT content FROM manifest", "manifest")
+        (content,) = self._single_row("SELECT content FROM manifest", "manifest")
         try:
             manifest = json.loads(content)
         except (TypeError, ValueError):
@@ -303,7 +277,7 @@ class FeatureStore:
         check_manifest(manifest, self.path, KIND)
         return require_fields(manifest, NEEDED, self.path)
 
-    def _one(self, sql: str, what: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+    def _single_row(self, sql: str, what: str, values: tuple[Any, ...] = ()) -> sqlite3.Row:
         rows = self._all(sql, values)
         if len(rows) != 1:
             raise ArtifactError(
@@ -312,7 +286,7 @@ class FeatureStore:
             )
         return rows[0]
 
-    def _all(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    def _all(self, sql: str, values: tuple[Any, ...] = ()) -> list[sqlite3.Row]:
         with self._guarded():
             return self._connection.execute(sql, values).fetchall()
 
@@ -335,8 +309,55 @@ def _open(path: Path) -> sqlite3.Connection:
             f"{path} does not exist: build it with `saelab features` on the dictionary's folder"
         )
     try:
-        return sqlite3.connect(
+        connection = sqlite3.connect(
             f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False
         )
     except sqlite3.Error as error:
         raise ArtifactError(f"{path} cannot be opened ({error}): check its permissions") from None
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def is_stale(store: FeatureStore, dictionary: Path) -> str | None:
+    """Compare a store with the dictionary it is beside.
+
+    Args:
+        store: the store.
+        dictionary: the dictionary's folder.
+
+    Returns:
+        None where they belong together; else a sentence that says what differs and what to do.
+    """
+    made_from = store.manifest["made_from"]
+    remedy = f"build it again with `saelab features {dictionary} --overwrite`"
+    try:
+        manifest = read_json(dictionary / DICTIONARY_FILE)
+        content_hash, weights = manifest["content_hash"], manifest["files"][WEIGHTS_FILE]
+    except ArtifactError as error:
+        return f"The dictionary of these features cannot be read: {error}."
+    except (KeyError, TypeError):
+        return (
+            "The dictionary of these features cannot be read: its "
+            f"{DICTIONARY_FILE} names no hashes."
+        )
+    if weights != made_from.get("weights_sha256"):
+        return (
+            f"These features were built from a different checkpoint: the weights in {dictionary} "
+            f"have SHA-256 {_short(weights)}, those the features were read with had "
+            f"{_short(made_from.get('weights_sha256'))}; {remedy}."
+        )
+    if content_hash != made_from.get("dictionary_hash"):
+        return (
+            f"The dictionary in {dictionary} was saved again with other settings since these "
+            f"features were built, though with the same weights; {remedy}."
+        )
+    if store.manifest["schema_version"] < 2:
+        return (
+            "These features were built by an earlier saelab, which listed a feature's top tokens "
+            f"in a wrong order; {remedy}."
+        )
+    return None
+
+
+def _short(content_hash: Any) -> str:
+    return f"{str(content_hash)[:12]}…"

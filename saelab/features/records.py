@@ -63,9 +63,7 @@ class Histogram:
     """Counts in bins of equal width; an inner edge belongs to the bin above it."""
 
     edges: Float[np.ndarray, " bins_plus_one"]
-    """Edges of the bins."""
     counts: Integer[np.ndarray, " bins"]
-    """Entries of each bin."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,6 @@ class Moments:
     """Moments of a distribution, computed in float64; None where undefined."""
 
     mean: float | None
-    """Mean."""
     standard_deviation: float | None
     """Square root of the mean squared deviation."""
     skewness: float | None
@@ -87,11 +84,8 @@ class TokenScore:
     """A token and what the feature adds to its logit, per unit of activation."""
 
     token_id: int
-    """The token."""
     text: str
-    """Its text."""
     value: float
-    """The logit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +97,8 @@ class LogitLens:
     bottom: tuple[TokenScore, ...]
     """Tokens it suppresses most, rising."""
     histogram: Histogram
-    """Over the whole vocabulary."""
+    """Over the whole vocabulary, as are the moments."""
     moments: Moments
-    """Over the whole vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +106,6 @@ class Neighbour:
     """Another feature and how near it is."""
 
     feature: int
-    """The other feature."""
     value: float
     """Cosine, Jaccard index or Pearson correlation, as the list it is in says."""
     n_both: int | None = None
@@ -125,15 +117,12 @@ class FeatureRecord:
     """Everything the store knows of a feature."""
 
     id: int
-    """Index of the latent."""
     n_active: int
     """Counted tokens on which it is active."""
     n_tokens: int
-    """Tokens counted."""
     density: float | None
     """`n_active` / `n_tokens`; None where no token was counted."""
     n_sequences: int
-    """Contexts in which it is active."""
     max_act: float
     """Largest activation; 0 if never active."""
     moments: Moments
@@ -153,7 +142,7 @@ class FeatureRecord:
     threshold: float | None
     """Its threshold, in a JumpReLU dictionary."""
     map_xy: tuple[float, float] | None
-    """Its place on the 2-D map of decoder directions."""
+    """Its coordinates on the 2-D map of decoder directions."""
     top_examples: tuple[Example, ...]
     """Contexts with the highest maxima, one window each, no two alike."""
     quantile_groups: tuple[QuantileGroup, ...]

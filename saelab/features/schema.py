@@ -1,24 +1,32 @@
-"""The feature store's file: one SQLite database, its tables, and how its arrays are packed.
+"""The feature store's file: a SQLite database, its tables, how they are packed and written.
 
 Scalars of a feature are columns of `feature`, so any SQLite client can query them. What a page
-shows beside them lies in one packed blob per feature and table: each a list of little-endian
-arrays in a fixed order (`LAYOUTS`), their lengths in front. Examples are stored as places in the
-text (sequence, position, activations), and the text itself as token ids, so the file is complete,
-small, and can show any context in full.
+shows beside them is in one packed blob per feature and table: each a list of little-endian
+arrays in a fixed order (`LAYOUTS`), their lengths in front. Examples are stored as sequence,
+positions and activations, and the text itself as token ids, so the file is complete, small, and
+can show any context in full.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Integer, Shaped
 
 from saelab.errors import ArtifactError, ConfigError
+from saelab.formats.files import atomic_path
 from saelab.formats.kinds import KINDS
+from saelab.formats.manifest import seal
+
+from .token_text import Vocabulary
 
 KIND = "feature_store"
 SCHEMA_VERSION = KINDS[KIND].schema_version
@@ -64,12 +72,6 @@ CREATE TABLE feature (
     top_tokens TEXT NOT NULL,
     promoted_tokens TEXT NOT NULL
 );
-CREATE TABLE statistics (feature INTEGER PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE examples (feature INTEGER PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE silent (feature INTEGER PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE logits (feature INTEGER PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE neighbours (feature INTEGER PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE coactivation (feature INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE sequence (id INTEGER PRIMARY KEY, tokens BLOB NOT NULL, counted BLOB NOT NULL);
 CREATE TABLE vocabulary (lengths BLOB NOT NULL, bytes BLOB NOT NULL);
 CREATE VIRTUAL TABLE search USING fts5(
@@ -87,7 +89,7 @@ LAYOUTS: dict[str, dict[str, str]] = {
     },
     "examples": {
         # Strata, from the highest down: lower edge (in it), upper edge (not in it, but for the
-        # first), and what lies between.
+        # first), and what is in it.
         "stratum_low": "<f8",
         "stratum_high": "<f8",
         "stratum_sequences": "<u4",
@@ -141,7 +143,9 @@ LAYOUTS: dict[str, dict[str, str]] = {
 }
 """Arrays of each packed table, in order, with their types."""
 
-
+TABLES += "".join(
+    f"CREATE TABLE {name} (feature INTEGER PRIMARY KEY, data BLOB NOT NULL);\n" for name in LAYOUTS
+)
 TABLES_HASH = "tables_sha256"
 """Key, in the store's manifest, of the hash of everything else in the file."""
 
@@ -206,19 +210,104 @@ def unpack(kind: str, data: bytes, origin: str) -> dict[str, Shaped[np.ndarray, 
     layout = LAYOUTS[kind]
     try:
         lengths = struct.unpack_from(f"<{len(layout)}I", data)
-        place = 4 * len(layout)
+        offset = 4 * len(layout)
         arrays = {}
         for (name, dtype), length in zip(layout.items(), lengths, strict=True):
-            arrays[name] = np.frombuffer(data, dtype, length, place)
-            place += arrays[name].nbytes
-        if place != len(data):
-            raise ValueError(f"{len(data) - place} bytes too many")
+            arrays[name] = np.frombuffer(data, dtype, length, offset)
+            offset += arrays[name].nbytes
+        if offset != len(data):
+            raise ValueError(f"{len(data) - offset} bytes too many")
     except (struct.error, ValueError) as error:
         raise ArtifactError(
             f"{origin}: its {kind} cannot be read ({error}): the file was damaged; build it again "
             "with `saelab features … --overwrite`"
         ) from None
     return arrays
+
+
+@contextmanager
+def store_writer(path: Path) -> Iterator[StoreWriter]:
+    """A writer whose file becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        temporary.unlink(missing_ok=True)
+        with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            # Nobody reads the file before it is complete and flushed, so it needs no journal.
+            connection.execute("PRAGMA page_size = 8192")
+            connection.execute("PRAGMA journal_mode = OFF")
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.executescript(TABLES)
+            connection.execute("BEGIN")
+            yield StoreWriter(connection)
+            connection.execute("COMMIT")
+
+
+class StoreWriter:
+    """Fills the tables of a store."""
+
+    def __init__(self, connection: sqlite3.Connection):
+        self._connection = connection
+
+    def packed(
+        self, kind: str, entries: Iterable[tuple[int, Mapping[str, Shaped[np.ndarray, " _"]]]]
+    ) -> None:
+        """Add the blobs of some features to table `kind`."""
+        self._connection.executemany(
+            f"INSERT INTO {kind} VALUES (?, ?)",
+            ((feature, pack(kind, arrays)) for feature, arrays in entries),
+        )
+
+    def features(self, columns: Mapping[str, Iterable[Any]]) -> None:
+        """Fill table `feature` and its search index; a number that is NaN becomes NULL."""
+        names = list(columns)
+        marks = ", ".join("?" * len(names))
+        rows = zip(*(_plain(values) for values in columns.values()), strict=True)
+        self._connection.executemany(
+            f"INSERT INTO feature ({', '.join(names)}) VALUES ({marks})", rows
+        )
+        self._connection.execute("INSERT INTO search(search) VALUES ('rebuild')")
+
+    def text(
+        self,
+        tokens: Integer[np.ndarray, "contexts context_length"],
+        counted: Bool[np.ndarray, "contexts context_length"],
+        token_dtype: str,
+    ) -> None:
+        """Fill table `sequence`."""
+        bits = np.packbits(counted, axis=1)
+        self._connection.executemany(
+            "INSERT INTO sequence VALUES (?, ?, ?)",
+            (
+                (index, ids.astype(token_dtype).tobytes(), bits[index].tobytes())
+                for index, ids in enumerate(tokens)
+            ),
+        )
+
+    def vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Fill table `vocabulary`."""
+        lengths, content = vocabulary.to_arrays()
+        self._connection.execute(
+            "INSERT INTO vocabulary VALUES (?, ?)", (lengths.astype("<u4").tobytes(), content)
+        )
+
+    def manifest(self, content: Mapping[str, Any]) -> None:
+        """Fill table `manifest`, last: it holds the hash of everything else, and of itself."""
+        # The search index writes its last pages when the transaction ends.
+        self._connection.execute("COMMIT")
+        self._connection.execute("BEGIN")
+        sealed = seal({**content, TABLES_HASH: hash_of_tables(self._connection)})
+        text = json.dumps(sealed, allow_nan=False)
+        self._connection.execute("INSERT INTO manifest VALUES (?)", (text,))
+
+
+def _plain(values: Iterable[Any]) -> list[Any]:
+    """Python values that SQLite takes."""
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    return [None if value != value else value for value in values]
 
 
 DEFINITIONS = {

@@ -9,6 +9,7 @@ the text. A row is the position in the whole text: context × context_length + p
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,6 @@ class ShardText:
     first_context: int
     """Index of the first of them in the text."""
     tokens: Integer[np.ndarray, "contexts context_length"]
-    """Token ids."""
     counted: Bool[np.ndarray, "contexts context_length"]
     """Which positions are rows."""
     excluded: dict[str, int]
@@ -47,7 +47,7 @@ class Pairs:
     pointer: Integer[np.ndarray, " latents_plus_one"]
     """Where each latent's pairs begin; the last entry is the number of pairs."""
     row: Integer[np.ndarray, " pairs"]
-    """Place in the text."""
+    """Position in the whole text."""
     activation: Float[np.ndarray, " pairs"]
     """The code, float32."""
 
@@ -55,16 +55,20 @@ class Pairs:
         """Each pair's latent, counted from the first of these."""
         return np.repeat(np.arange(len(self.pointer) - 1), np.diff(self.pointer))
 
+    def of(
+        self, latent: int
+    ) -> tuple[Integer[np.ndarray, " active"], Float[np.ndarray, " active"]]:
+        """Rows and codes of the latent of this index."""
+        part = slice(self.pointer[latent], self.pointer[latent + 1])
+        return self.row[part], self.activation[part]
+
 
 class ShardPairs(NamedTuple):
-    """The pairs of one shard."""
+    """All pairs of one shard, whose text has `n_rows` positions from `first_row` on."""
 
     first_row: int
-    """The first position of its text."""
     n_rows: int
-    """Positions of its text."""
     pairs: Pairs
-    """All its pairs; rows are those of the whole text."""
 
 
 def write_shard(
@@ -100,8 +104,7 @@ def write_shard(
         )
     kept = activation > 0
     row, latent, activation = row[kept], latent[kept], activation[kept]
-    # Latent and place in one number: plain integers sort several times as fast as with places.
-    order = np.sort((latent.astype(np.int64) << 32) | np.arange(len(latent))) & 0xFFFFFFFF
+    order = order_by(latent.astype(np.int64))
     counts = np.bincount(latent, minlength=d_sae)
     first_row = first_context * context_length
     tensors = {
@@ -126,8 +129,8 @@ def shard_contexts(path: Path, build: str, first_context: int) -> int | None:
         metadata, contexts = check_shard(path)
     except ArtifactError:
         return None
-    found = metadata.get("build"), metadata.get("first_context")
-    return contexts if found == (build, str(first_context)) else None
+    written = metadata.get("build"), metadata.get("first_context")
+    return contexts if written == (build, str(first_context)) else None
 
 
 def check_shard(path: Path) -> tuple[dict[str, str], int]:
@@ -168,8 +171,9 @@ class Shards:
         self._paths = list(paths)
         self._files: list[Any] = [safe_open(path, framework="numpy") for path in self._paths]
         self._pointers = [file.get_tensor("pointer") for file in self._files]
-        tokens = [file.get_tensor("tokens") for file in self._files]
-        counted = [file.get_tensor("counted") for file in self._files]
+        tokens, counted = (
+            [file.get_tensor(name) for file in self._files] for name in ("tokens", "counted")
+        )
         self._rows = [part.size for part in tokens]
         self.tokens: Integer[np.ndarray, "contexts context_length"] = np.concatenate(tokens)
         """Token ids of the whole text."""
@@ -180,11 +184,11 @@ class Shards:
         )
         """Positive codes of each latent."""
 
-        self.excluded: dict[str, int] = {}
-        """Positions that are no rows, by reason."""
+        excluded: Counter[str] = Counter()
         for file in self._files:
-            for reason, count in json.loads(file.metadata()["excluded"]).items():
-                self.excluded[reason] = self.excluded.get(reason, 0) + count
+            excluded.update(json.loads(file.metadata()["excluded"]))
+        self.excluded: dict[str, int] = dict(excluded)
+        """Positions that are no rows, by reason."""
 
     @property
     def context_length(self) -> int:
@@ -234,8 +238,24 @@ class Shards:
                 f"latents {start} to {end - 1} have {len(latent):,} activations, more than one "
                 "sort takes: ask for fewer tokens"
             )
-        order = np.sort((latent << 32) | np.arange(len(latent))) & 0xFFFFFFFF
+        order = order_by(latent)
         return Pairs(pointer, np.concatenate(rows)[order], np.concatenate(activations)[order])
+
+
+def order_by(key: Integer[np.ndarray, " pairs"]) -> Integer[np.ndarray, " pairs"]:
+    """Indices by a key of 31 bits, equal keys in order; fewer than 2³² of them.
+
+    Key and index in one number: plain integers sort several times as fast as with an argsort.
+    """
+    return np.sort((key << 32) | np.arange(len(key))) & 0xFFFFFFFF
+
+
+def indices_of_runs(
+    begins: Integer[np.ndarray, " runs"], lengths: Integer[np.ndarray, " runs"]
+) -> Integer[np.ndarray, " indices"]:
+    """Every index of some runs of consecutive ones, run by run."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(begins - (ends - lengths), lengths)
 
 
 def _stretches(

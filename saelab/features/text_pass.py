@@ -53,6 +53,8 @@ class Subject:
     """Where its shards go."""
     build: str
     """Hash of everything that decides its codes."""
+    shard_contexts: int
+    """Contexts of a shard."""
     pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     """Codes of the unfinished shard: rows, latents, activations of each batch."""
 
@@ -87,6 +89,7 @@ def subjects_of(
                     "shard_contexts": shard,
                 }
             ),
+            shard,
         )
         for saved in dictionaries
     ]
@@ -108,7 +111,7 @@ def read_text(
         ResourceError: the disk is full.
     """
     check_context_length(spec.context_length)
-    per_shard = _shard_contexts(len(subjects), spec.context_length)
+    per_shard = subjects[0].shard_contexts
     wanted = -(-config.n_tokens // spec.context_length)
     done = _finished_shards(subjects, per_shard)
     contexts = islice(

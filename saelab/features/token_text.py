@@ -1,7 +1,7 @@
 """Token ids as text that can be shown, whatever the script.
 
 Tokens are bytes, and one character may take several of them. A token whose bytes are whole
-characters is a piece of its own; in a run of tokens that are not, as many are merged into one
+characters is a piece by itself; in a run of tokens that are not, as many are merged into one
 piece as it takes to reach the end of a character.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, takewhile
 
 import numpy as np
 from jaxtyping import Integer
@@ -58,52 +59,38 @@ class Vocabulary:
     def pieces(self, token_ids: Sequence[int]) -> Pieces:
         """A stretch of tokens, cut into pieces."""
         try:
-            found = list(map(self._texts.__getitem__, token_ids))
+            whole = list(map(self._texts.__getitem__, token_ids))
         except IndexError:
-            found = [self.text(i) if i >= len(self._texts) else self._texts[i] for i in token_ids]
-        if None in found:
-            return self._merged(token_ids, found)
-        return Pieces(
-            tuple(text for text in found if text is not None), tuple(range(len(found) + 1))
-        )
+            whole = [self.text(i) if i >= len(self._texts) else self._texts[i] for i in token_ids]
+        texts: list[str] = [text for text in whole if text is not None]
+        if len(texts) == len(whole):
+            return Pieces(tuple(texts), tuple(range(len(whole) + 1)))
+        texts, starts, index = [], [], 0
+        while index < len(whole):
+            starts.append(index)
+            text = whole[index]
+            taken = 1
+            if text is None:
+                fragments = takewhile(lambda i: whole[i] is None, range(index, len(whole)))
+                taken, text = _first_piece([self._bytes[token_ids[i]] for i in fragments])
+            texts.append(text)
+            index += taken
+        return Pieces(tuple(texts), (*starts, len(whole)))
 
     def is_fragment(self, token_id: int) -> bool:
         """Whether a token's bytes are not whole characters."""
         return 0 <= token_id < len(self._texts) and self._texts[token_id] is None
 
-    def _merged(self, token_ids: Sequence[int], found: Sequence[str | None]) -> Pieces:
-        texts: list[str] = []
-        starts: list[int] = []
-        index = 0
-        while index < len(found):
-            text = found[index]
-            starts.append(index)
-            if text is not None:
-                texts.append(text)
-                index += 1
-                continue
-            run = index
-            while run < len(found) and found[run] is None:
-                run += 1
-            taken, joined = self._first_piece(
-                [self._bytes[token_ids[i]] for i in range(index, run)]
-            )
-            texts.append(joined)
-            index += taken
-        return Pieces(tuple(texts), (*starts, len(found)))
 
-    @staticmethod
-    def _first_piece(fragments: list[bytes]) -> tuple[int, str]:
-        """How many fragments the first piece takes, and its text."""
-        joined = b""
-        for taken, fragment in enumerate(fragments, start=1):
-            joined += fragment
-            whole = _whole(joined)
-            if whole is not None:
-                return taken, whole
-            if not _may_continue(joined):
-                break
-        return 1, fragments[0].decode("utf-8", "replace")
+def _first_piece(fragments: list[bytes]) -> tuple[int, str]:
+    """How many fragments the first piece takes, and its text."""
+    for taken, joined in enumerate(accumulate(fragments), start=1):
+        whole = _whole(joined)
+        if whole is not None:
+            return taken, whole
+        if not _may_continue(joined):
+            break
+    return 1, fragments[0].decode("utf-8", "replace")
 
 
 def _whole(content: bytes) -> str | None:

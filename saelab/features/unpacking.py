@@ -1,4 +1,4 @@
-"""From a feature's row and blobs to its record."""
+"""From a feature's row and blobs to its record; examples as windows of text around an anchor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 
 from saelab.errors import ArtifactError
 
@@ -21,11 +21,106 @@ from .records import (
     TokenScore,
 )
 from .schema import FLAGS, N_BINS
-from .windows import Windows
+from .token_text import Vocabulary
 
 Arrays = Mapping[str, Shaped[np.ndarray, " entries"]]
 TOKEN_SEPARATOR = "\x1f"
 """Between the tokens of the text columns: a control character, which no search is for."""
+
+
+COLUMNS = (
+    *("id", "n_active", "density", "n_sequences", "max_act"),
+    *("decoder_norm", "encoder_norm", "encoder_bias", "threshold"),
+)
+"""Columns of `feature` that a record holds as they are."""
+NOWHERE = np.zeros(0, np.int64)
+SILENT = np.zeros(0, np.float32)
+
+
+class Context(NamedTuple):
+    """A context of the store's text."""
+
+    tokens: Integer[np.ndarray, " context"]
+    """Token ids."""
+    counted: Bool[np.ndarray, " context"]
+    """Which positions are rows."""
+
+
+class Windows:
+    """Makes examples of one width from contexts."""
+
+    def __init__(self, contexts: Mapping[int, Context], vocabulary: Vocabulary, window: int | None):
+        self._contexts = contexts
+        self.vocabulary = vocabulary
+        self._window = window
+
+    def example(
+        self,
+        sequence: int,
+        anchor: int,
+        positions: Integer[np.ndarray, " active"] = NOWHERE,
+        activations: Float[np.ndarray, " active"] = SILENT,
+        value: float = 0.0,
+        *,
+        other_feature: int | None = None,
+        other_value: float | None = None,
+    ) -> Example:
+        """The window around position `anchor` of a context.
+
+        Args:
+            sequence: the context.
+            anchor: position the example is about.
+            positions: where in the context the feature is active; nowhere where left out.
+            activations: how much.
+            value: activation at the anchor.
+            other_feature: in a near miss, the feature active there.
+            other_value: and how much.
+        """
+        tokens, counted = self._contexts[sequence]
+        start, end = self._bounds(tokens, anchor)
+        ids = tokens[start:end].tolist()
+        pieces = self.vocabulary.pieces(ids)
+        dense = np.zeros(len(tokens), np.float32)
+        dense[positions] = activations
+        dense, mask = dense[start:end], counted[start:end]
+        starts = np.array(pieces.starts[:-1])
+        if len(starts) < len(ids):
+            dense = np.maximum.reduceat(dense, starts)
+            mask = np.logical_or.reduceat(mask, starts)
+            bounds = zip(pieces.starts[:-1], pieces.starts[1:], strict=True)
+            token_ids = tuple(tuple(ids[a:b]) for a, b in bounds)
+        else:
+            token_ids = tuple(zip(ids, strict=True))
+        return Example(
+            sequence=sequence,
+            texts=pieces.texts,
+            token_ids=token_ids,
+            positions=starts + start,
+            activations=dense,
+            counted=mask,
+            anchor=int(np.searchsorted(starts, anchor - start, side="right")) - 1,
+            value=value,
+            other_feature=other_feature,
+            other_value=other_value,
+        )
+
+    def _bounds(self, tokens: Integer[np.ndarray, " context"], anchor: int) -> tuple[int, int]:
+        """First and end position, moved outwards past fragments so that no character is cut."""
+        if self._window is None:
+            return 0, len(tokens)
+        start = max(0, anchor - self._window)
+        end = min(len(tokens), anchor + self._window + 1)
+        is_fragment = self.vocabulary.is_fragment
+
+        def cuts(position: int) -> bool:
+            inside = 0 < position < len(tokens)
+            return inside and all(is_fragment(int(tokens[position - i])) for i in (0, 1))
+
+        while cuts(start):
+            start -= 1
+        while cuts(end):
+            end += 1
+        return start, end
 
 
 class PackedFeature(NamedTuple):
@@ -57,33 +152,30 @@ def record_of(packed: PackedFeature, windows: Windows, manifest: dict[str, Any])
 def _record_of(packed: PackedFeature, windows: Windows, manifest: dict[str, Any]) -> FeatureRecord:
     row, arrays = packed.scalars, packed.arrays
     statistics, neighbours = arrays["statistics"], arrays["neighbours"]
-    coactivation = arrays["coactivation"]
+    coactivation, silent = arrays["coactivation"], arrays["silent"]
     lists = list(_example_lists(arrays["examples"], windows))
     top, *drawn, positives = lists
     active = row["n_active"] > 0
     return FeatureRecord(
-        id=row["id"],
-        n_active=row["n_active"],
+        **{name: row[name] for name in COLUMNS},
         n_tokens=manifest["n_tokens"],
-        density=row["density"],
-        n_sequences=row["n_sequences"],
-        max_act=row["max_act"],
         moments=Moments(row["mean_act"], row["std_act"], row["skewness"], row["kurtosis"]),
         quantiles=tuple(
             zip(manifest["quantile_levels"], statistics["quantiles"].tolist(), strict=False)
         ),
         histogram=_histogram(0.0, row["max_act"], statistics["histogram"]) if active else None,
         flags=tuple(name for name, bit in FLAGS.items() if row["flags"] & bit),
-        decoder_norm=row["decoder_norm"],
-        encoder_norm=row["encoder_norm"],
-        encoder_bias=row["encoder_bias"],
-        threshold=row["threshold"],
         map_xy=None if row["map_x"] is None else (row["map_x"], row["map_y"]),
         top_examples=top,
         quantile_groups=tuple(_groups(arrays["examples"], drawn, row)),
         random_positives=positives,
-        near_misses=tuple(_near_misses(arrays["silent"], windows)),
-        random_silent=tuple(_random_silent(arrays["silent"], windows)),
+        near_misses=tuple(
+            windows.example(sequence, anchor, other_feature=feature, other_value=value)
+            for sequence, anchor, feature, value in _rows_of(
+                silent, "near", "feature", "activation"
+            )
+        ),
+        random_silent=tuple(windows.example(*row) for row in _rows_of(silent, "random")),
         logit_lens=_logit_lens(arrays["logits"], windows) if "logits" in arrays else None,
         decoder_neighbours=_pairs(neighbours["decoder_feature"], neighbours["decoder_cosine"]),
         encoder_neighbours=_pairs(neighbours["encoder_feature"], neighbours["encoder_cosine"]),
@@ -115,15 +207,17 @@ def _example_lists(arrays: Arrays, windows: Windows) -> Iterator[tuple[Example, 
     sequences, anchors = arrays["sequence"].tolist(), arrays["anchor"].tolist()
     positions = arrays["position"].astype(np.int64)
     activations = arrays["activation"]
-    place = 0
+    first = 0
     for size in arrays["list_sizes"].tolist():
         examples = []
-        for index in range(place, place + size):
+        for index in range(first, first + size):
             window = slice(begins[index], ends[index])
-            where, values = positions[window], activations[window]
-            value = float(values[np.searchsorted(where, anchors[index])])
-            examples.append(windows.example(sequences[index], anchors[index], where, values, value))
-        place += size
+            active, values = positions[window], activations[window]
+            value = float(values[np.searchsorted(active, anchors[index])])
+            examples.append(
+                windows.example(sequences[index], anchors[index], active, values, value)
+            )
+        first += size
         yield tuple(examples)
 
 
@@ -144,23 +238,10 @@ def _groups(
         )
 
 
-def _near_misses(arrays: Arrays, windows: Windows) -> Iterator[Example]:
-    nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    names = ("near_sequence", "near_anchor", "near_feature", "near_activation")
-    for sequence, anchor, other, value in zip(
-        *(arrays[name].tolist() for name in names), strict=True
-    ):
-        yield windows.example(
-            sequence, anchor, *nothing, 0.0, other_feature=other, other_value=value
-        )
-
-
-def _random_silent(arrays: Arrays, windows: Windows) -> Iterator[Example]:
-    nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    for sequence, anchor in zip(
-        arrays["random_sequence"].tolist(), arrays["random_anchor"].tolist(), strict=True
-    ):
-        yield windows.example(sequence, anchor, *nothing, 0.0)
+def _rows_of(arrays: Arrays, prefix: str, *more: str) -> Iterator[tuple[Any, ...]]:
+    """Sequence, anchor and more of each silent context of a kind."""
+    names = ("sequence", "anchor", *more)
+    return zip(*(arrays[f"{prefix}_{name}"].tolist() for name in names), strict=True)
 
 
 def _logit_lens(arrays: Arrays, windows: Windows) -> LogitLens:
@@ -178,7 +259,7 @@ def _scores(
     tokens: Shaped[np.ndarray, " entries"], values: Shaped[np.ndarray, " entries"], windows: Windows
 ) -> tuple[TokenScore, ...]:
     pairs = zip(tokens.tolist(), values.tolist(), strict=True)
-    return tuple(TokenScore(token, windows.token_text(token), value) for token, value in pairs)
+    return tuple(TokenScore(token, windows.vocabulary.text(token), value) for token, value in pairs)
 
 
 def _histogram(low: float, high: float, counts: Shaped[np.ndarray, " bins"]) -> Histogram:

@@ -51,7 +51,7 @@ class Series:
     text: list[str] | None = None
     """By bar or point, text written beside it."""
     weights: list[Number] | None = None
-    """By point, how much it stands for: the area of its marker."""
+    """By point, how much it weighs: the area of its marker."""
     style: int | None = None
     """Index of its colour, dash and marker; None: its index in the chart."""
     dashed: bool = False
@@ -67,7 +67,7 @@ class ReferenceLine:
     """A straight line across the chart, such as a chance level."""
 
     value: Number
-    """Where it stands."""
+    """Value on the axis."""
     label: str
     """What it is."""
     axis: Literal["x", "y"] = "y"
@@ -95,7 +95,7 @@ class Chart:
     lines: tuple[ReferenceLine, ...] = ()
     """Lines across it."""
     stacked: bool = False
-    """Whether bars stand on one another."""
+    """Whether bars are stacked."""
     colour: str = ""
     """What the colours of a heat map measure, with the unit."""
     named_ends: bool = False
@@ -105,7 +105,7 @@ class Chart:
     wide: bool = False
     """Whether it takes the whole width of a page."""
     section: str = "Charts"
-    """Heading of the page under which it stands."""
+    """Heading of the page that it is under."""
 
     def table(self) -> dict[str, list[Any]]:
         """The drawn numbers by column title.
@@ -117,29 +117,19 @@ class Chart:
             {'L0': [16, 32], 'FVU': [0.2, 0.1]}
         """
         columns: dict[str, list[Any]] = {}
-        several = len(self.series) > 1
-        rows = [row for series in self.series for row in self._rows(series)]
-        titles = ["series"] if several else []
-        for title in dict.fromkeys(key for row in rows for key in row):
-            titles.append(title)
-        names = [series.name for series in self.series for _ in self._rows(series)]
-        if several:
-            columns["series"] = names
-        for title in titles[several:]:
-            columns[title] = [row.get(title) for row in rows]
+        rows = [(series.name, row) for series in self.series for row in self._rows(series)]
+        if len(self.series) > 1:
+            columns["series"] = [name for name, _ in rows]
+        for title in dict.fromkeys(key for _, row in rows for key in row):
+            columns[title] = [row.get(title) for _, row in rows]
         return columns
 
     def alternative_text(self) -> str:
         """A sentence for those who cannot see the chart."""
         if self.summary:
             return self.summary
-        kinds = {
-            "bars": "Bars",
-            "histogram": "Histogram",
-            "heat map": "Heat map",
-            "violin": "Violins",
-            "dots": "Points",
-        }
+        kinds = {"bars": "Bars", "histogram": "Histogram", "heat map": "Heat map"}
+        kinds |= {"violin": "Violins", "dots": "Points"}
         kind = kinds.get(self.series[0].mark, "Lines") if self.series else "Empty chart"
         parts = [part for part in map(_in_words, self.series) if part]
         return f"{kind} of {self.y.title} against {self.x.title}: {'; '.join(parts)}."

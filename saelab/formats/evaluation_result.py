@@ -1,8 +1,10 @@
-"""The file in which an evaluation suite reports on one dictionary.
+"""The file in which an evaluation suite reports on one dictionary, and that of `saelab compare`.
 
 One JSON per suite and dictionary: what was measured, on what, every number with its unit and its
 definition, charts and tables as plain data (a report or a dashboard draws them without knowing the
-suite), and the names of the per-item files beside it. Readers need neither torch nor the suite.
+suite), and the names of the per-item files beside it. A comparison has every field of a result, so
+that it is drawn as any other, and beside them the numbers by dictionary and by row that its tables
+show as text. Readers need neither torch nor the suite.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ from saelab.config import from_plain, to_plain
 from saelab.errors import ArtifactError, ConfigError
 
 from .chart import Chart
-from .manifest import new_manifest, read_manifest, write_manifest
+from .manifest import new_manifest, read_manifest, require_fields, write_manifest
 
 Better = Literal["lower", "higher", "neither"]
 
 EVALUATION_RESULT_KIND = "evaluation_result"
-EVALUATION_RESULT_SCHEMA_VERSION = 2
 """Version 1 had no charts, tables and headings; its numbers are read, its charts are gone."""
+COMPARISON_KIND = "comparison"
+COMPARISON_FILE = "compare.json"
 METRIC_KEYS = {"name", "value", "unit", "definition"}
-PAGE_FIELDS = ("title", "subtitle", "headline", "charts", "tables", "notes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class MeasuredMetric:
     definition: str
     """How the number was computed, in words."""
     group: str = "Numbers"
-    """Heading under which it stands."""
+    """Heading that it is under."""
     better: Better = "neither"
     """Which direction is the better one."""
     source: str = ""
@@ -58,13 +60,34 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
     """Cells: text, numbers, or None."""
     section: str = "Tables"
-    """Heading of the page under which it stands; "In short": at its top."""
+    """Heading of the page that it is under; "In short": at its top."""
     note: str = ""
     """Paragraph above it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
+class ResultPage:
+    """What only the page of a result shows."""
+
+    title: str = ""
+    """Heading of its page; empty: made of suite and dictionary."""
+    subtitle: str = ""
+    """Sentence under the heading: what was evaluated on what."""
+    headline: tuple[str, ...] = ()
+    """Names of the metrics that matter most."""
+    charts: tuple[Chart, ...] = ()
+    """Its charts, in reading order."""
+    tables: tuple[Table, ...] = ()
+    """Its tables, in reading order."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know, in sentences."""
+
+
+PAGE_FIELDS = tuple(page_field.name for page_field in fields(ResultPage))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult(ResultPage):
     """What one suite found out about one dictionary."""
 
     suite: str
@@ -81,18 +104,6 @@ class EvaluationResult:
     """The numbers, in reading order."""
     asked: dict[str, Any] = field(default_factory=dict)
     """Settings as the command was given them, by which the same command knows its result again."""
-    title: str = ""
-    """Heading of its page; empty: made of suite and dictionary."""
-    subtitle: str = ""
-    """Sentence under the heading: what was evaluated on what."""
-    headline: tuple[str, ...] = ()
-    """Names of the metrics that matter most."""
-    charts: tuple[Chart, ...] = ()
-    """Its charts, in reading order."""
-    tables: tuple[Table, ...] = ()
-    """Its tables, in reading order."""
-    notes: tuple[str, ...] = ()
-    """What a reader should know, in sentences."""
     item_files: dict[str, str] = field(default_factory=dict)
     """By what the rows are ("features"), the name of the file beside this one."""
     seed: int | None = None
@@ -125,21 +136,12 @@ def write_evaluation_result(path: Path, result: EvaluationResult) -> EvaluationR
     """
     manifest = new_manifest(
         EVALUATION_RESULT_KIND,
-        EVALUATION_RESULT_SCHEMA_VERSION,
         seed=result.seed,
         config=result.settings,
         made_from=result.made_from,
     )
-    content = {
-        **{key: value for key, value in manifest.items() if key != "config"},
-        "suite": result.suite,
-        "dictionary": {"name": result.dictionary_name, "hash": result.dictionary_hash},
-        "settings": result.settings,
-        "asked": to_plain(result.asked),
-        "metrics": [asdict(metric) for metric in result.metrics],
-        **{name: to_plain(getattr(result, name)) for name in PAGE_FIELDS},
-        "item_files": result.item_files,
-    }
+    del manifest["config"]
+    content = manifest | _content_of(result) | {"asked": to_plain(result.asked)}
     written = check_evaluation_result(content, path)
     write_manifest(path, content)
     return written
@@ -151,7 +153,7 @@ def read_evaluation_result(path: Path) -> EvaluationResult:
     Raises:
         ArtifactError: missing, damaged, of another kind, or from a newer saelab.
     """
-    content = read_manifest(path, EVALUATION_RESULT_KIND, EVALUATION_RESULT_SCHEMA_VERSION)
+    content = read_manifest(path, EVALUATION_RESULT_KIND)
     result = check_evaluation_result(content, path)
     for items, name in result.item_files.items():
         if Path(name).name != name:
@@ -161,15 +163,64 @@ def read_evaluation_result(path: Path) -> EvaluationResult:
     return result
 
 
+def write_comparison(path: Path, result: EvaluationResult, more: dict[str, Any]) -> None:
+    """Write a comparison, atomically.
+
+    Args:
+        path: where.
+        result: what is shown.
+        more: numbers for machines: definitions, dictionaries, rows.
+
+    Raises:
+        ArtifactError: a number is NaN or infinite.
+    """
+    manifest = new_manifest(
+        COMPARISON_KIND, seed=None, config=result.settings, made_from=result.made_from
+    )
+    content = manifest | _content_of(result) | more
+    check_evaluation_result(content, path)
+    write_manifest(path, content)
+
+
+def read_comparison(path: Path) -> tuple[EvaluationResult, dict[str, Any]]:
+    """Read and check a comparison: what is shown, and the file's whole content.
+
+    Raises:
+        ArtifactError: missing, damaged, of another kind, from a newer saelab, or from one that
+            stored no charts.
+    """
+    content = read_manifest(path, COMPARISON_KIND)
+    if content["schema_version"] == 1:
+        raise ArtifactError(
+            f"{path} was written by an older saelab, which stored no charts: make it again with "
+            f"`saelab compare RUN … --out {path.parent}`, which uses the evaluations that are there"
+        )
+    needed = {"dictionaries": list, "definitions": dict, "rows": list, "charts": list}
+    require_fields(content, needed, path)
+    for index, row in enumerate(content["rows"]):
+        require_fields({f"row {index}": row}, {f"row {index}": dict}, path)
+        require_fields(row, {"label": str, "d_sae": int, "seeds": list, "values": dict}, path)
+    return check_evaluation_result(content, path), content
+
+
+def _content_of(result: EvaluationResult) -> dict[str, Any]:
+    return {
+        "suite": result.suite,
+        "dictionary": {"name": result.dictionary_name, "hash": result.dictionary_hash},
+        "settings": result.settings,
+        "metrics": [asdict(metric) for metric in result.metrics],
+        **{name: to_plain(getattr(result, name)) for name in PAGE_FIELDS},
+        "item_files": result.item_files,
+    }
+
+
 def check_evaluation_result(content: dict[str, Any], path: Path) -> EvaluationResult:
     """Turn parsed JSON into a result, trusting nothing; `path` is named in errors.
 
     Raises:
         ArtifactError: with every problem found.
     """
-    problems = _shape_problems(content)
-    if not problems:
-        problems = _metric_problems(content["metrics"])
+    problems = _shape_problems(content) or _metric_problems(content["metrics"])
     if problems:
         raise ArtifactError(
             f"{path} is not a usable evaluation result: {'; '.join(problems)}; evaluate again with "
@@ -191,69 +242,46 @@ def check_evaluation_result(content: dict[str, Any], path: Path) -> EvaluationRe
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Page:
-    """The fields of a result that only a page shows."""
-
-    title: str = ""
-    subtitle: str = ""
-    headline: tuple[str, ...] = ()
-    charts: tuple[Chart, ...] = ()
-    tables: tuple[Table, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
 def _page_of(content: dict[str, Any], path: Path) -> dict[str, Any]:
     given = {name: content[name] for name in PAGE_FIELDS if name in content}
     try:
-        page = from_plain(_Page, given, str(path))
+        page = from_plain(ResultPage, given, str(path))
     except ConfigError as error:
         raise ArtifactError(
             f"{path} is not a usable evaluation result: {error}; evaluate again with --overwrite"
         ) from None
-    found = {name: getattr(page, name) for name in PAGE_FIELDS}
+    shown = {name: getattr(page, name) for name in PAGE_FIELDS}
     if content.get("schema_version") == 1:
         suite = content["suite"].replace("_", "-")
-        found["notes"] = (
+        shown["notes"] = (
             "This result was written by an older saelab, which stored no charts: `saelab eval "
             f"{suite} FOLDER --overwrite` measures it again and draws them.",
         )
-    return found
+    return shown
 
 
 def _shape_problems(content: dict[str, Any]) -> list[str]:
-    expected = {
-        "suite": str,
-        "dictionary": dict,
-        "settings": dict,
-        "made_from": dict,
-        "metrics": list,
-        "item_files": dict,
-    }
+    types = {"suite": str, "metrics": list}
+    types |= dict.fromkeys(("dictionary", "settings", "made_from", "item_files"), dict)
     problems = [
-        f"{key!r} is missing or no {kind.__name__}"
-        for key, kind in expected.items()
-        if not isinstance(content.get(key), kind)
+        f"{key!r} is missing or no {expected.__name__}"
+        for key, expected in types.items()
+        if not isinstance(content.get(key), expected)
     ]
-    if not problems:
-        problems += [
-            f"dictionary {key!r} is missing or no text"
-            for key in ("name", "hash")
-            if not isinstance(content["dictionary"].get(key), str)
-        ]
-        problems += [
-            f"the file of {items!r} is no text"
-            for items, name in content["item_files"].items()
-            if not isinstance(name, str)
-        ]
-    return problems
+    if problems:
+        return problems
+    texts = {f"dictionary {key!r}": content["dictionary"].get(key) for key in ("name", "hash")}
+    texts |= {f"the file of {items!r}": name for items, name in content["item_files"].items()}
+    return [
+        f"{what} is missing or no text" for what, text in texts.items() if not isinstance(text, str)
+    ]
 
 
 def _metric_problems(metrics: list[Any]) -> list[str]:
     problems: list[str] = []
     seen: set[str] = set()
+    known = {field.name for field in fields(MeasuredMetric)}
     for index, metric in enumerate(metrics):
-        known = {field.name for field in fields(MeasuredMetric)}
         if not isinstance(metric, dict) or not METRIC_KEYS <= set(metric) <= known:
             problems.append(f"metric {index} needs exactly name, value, unit and definition")
             continue

@@ -22,8 +22,7 @@ from typing import Any
 from saelab.errors import ArtifactError, ResourceError
 
 TEMPORARY_SUFFIX = ".partial"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-# Libraries report a full disk as errors of their own; these words are all that is left of it.
+# Libraries report a full disk as other errors, in which only these words say so.
 _NO_ROOM_WORDS = re.compile(r"no space left|os error 28|quota exceeded|disk is full", re.IGNORECASE)
 _REMEDY: ContextVar[str] = ContextVar("remedy", default="give the same command again")
 
@@ -64,9 +63,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _means_no_room(error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        return True
-    return bool(_NO_ROOM_WORDS.search(str(error)))
+    by_number = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return by_number or bool(_NO_ROOM_WORDS.search(str(error)))
 
 
 def temporary_name(name: str) -> str:
@@ -78,7 +76,7 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9-]", "-", platform.node())
 
 
-def is_abandoned(temporary: Path) -> bool:
+def _is_abandoned(temporary: Path) -> bool:
     """Whether the process that wrote under a temporary name is known to be dead.
 
     What another machine writes is never known to be; names without a machine are of this one.
@@ -86,18 +84,13 @@ def is_abandoned(temporary: Path) -> bool:
     host, _, process = temporary.stem.rpartition(".")[2].rpartition("-")
     if not process.isdecimal() or (host and host != _host()):
         return False
-    return not process_is_alive(int(process))
-
-
-def process_is_alive(process: int) -> bool:
-    """Whether a process of this machine is running."""
     try:
-        os.kill(process, 0)
+        os.kill(int(process), 0)
     except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
         return True
-    return True
+    except OSError:
+        return False
+    return False
 
 
 def _flush_folder(folder: Path) -> None:
@@ -253,7 +246,7 @@ def require_free_space(folder: Path, needed: int, what: str) -> None:
     """Refuse to start work that cannot fit on the disk.
 
     Raises:
-        ResourceError: fewer than `needed` bytes (plus 5 %) are free where `folder` lies.
+        ResourceError: fewer than `needed` bytes (plus 5 %) are free on the disk of `folder`.
     """
     existing = folder
     while not existing.exists():
@@ -271,7 +264,7 @@ def remove_leftovers(folder: Path) -> None:
     if not folder.is_dir():
         return
     for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
-        if not is_abandoned(leftover):
+        if not _is_abandoned(leftover):
             continue
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)

@@ -44,7 +44,7 @@ def writer_lock(target: Path) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            # While it is still held: whoever opened the file meanwhile sees that it is gone.
+            # While it is still held: who has opened the file by now sees that it is gone.
             lock_file(target).unlink(missing_ok=True)
             os.close(descriptor)
         # A refused start leaves nothing; a folder in use is not empty.
@@ -111,10 +111,8 @@ def _holder() -> dict[str, str | int]:
 
 def _words(holder: bytes) -> str:
     try:
-        who = json.loads(holder)
-        return (
-            f"process {who['process']} on {who['host']} (`{who['command']}`, since "
-            f"{who['started']})"
+        return "process {process} on {host} (`{command}`, since {started})".format(
+            **json.loads(holder)
         )
     except (ValueError, KeyError, TypeError):
         return "another process"

@@ -25,19 +25,19 @@ SEAL = "self_hash"
 ITEM_HASHES = "item_hashes"
 """Key of the SHA-256 of each file that `item_files` names."""
 NOT_CONTENT = ("created", "library_versions", "content_hash", SEAL)
-"""Facts about the writing: artifacts that differ only here have the same content hash."""
+"""Facts about the writing: artifacts that differ only in these have the same content hash."""
 RECORDED_LIBRARIES = ("saelab", "torch", "transformer-lens", "transformers", "safetensors")
 
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that numbers can depend on, and of Python."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in RECORDED_LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def new_manifest(

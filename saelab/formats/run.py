@@ -26,7 +26,6 @@ class TrainedDictionary:
     """What a run says of one of its dictionaries."""
 
     folder: Path
-    """Where it lies."""
     fvu: float | int | None
     """On the rows after the last ones trained on; None where not recorded."""
     l0: float | int | None
@@ -42,13 +41,11 @@ class RunManifest:
     """A run, as its `run.json` describes it."""
 
     folder: Path
-    """The run's folder."""
     status: str
     """"complete", or "running" until it is."""
     settings_hash: str
     """Names the run in its checkpoints; empty where not recorded."""
     config: dict[str, Any]
-    """Its settings."""
     made_from: dict[str, Any]
     """Provenance of its activations."""
     created: str
@@ -70,7 +67,7 @@ class RunManifest:
         """The dictionaries of a complete run by name.
 
         Raises:
-            ArtifactError: they are not listed as a run lists them, or lie outside the run.
+            ArtifactError: they are not listed as a run lists them, or are outside the run.
         """
         require_fields(self.content, {"dictionaries": dict}, self.path)
         listed = self.content["dictionaries"]
@@ -79,8 +76,7 @@ class RunManifest:
 
     def _dictionary(self, figures: dict[str, Any]) -> TrainedDictionary:
         path = self.path
-        measured = {"fvu": NUMBER_OR_NONE, "l0": NUMBER_OR_NONE}
-        require_fields(figures, {"folder": str, **measured}, path)
+        require_fields(figures, {"folder": str, "fvu": NUMBER_OR_NONE, "l0": NUMBER_OR_NONE}, path)
         folder = self.folder / figures["folder"]
         if not folder.resolve().is_relative_to(self.folder.resolve()):
             raise ArtifactError(
@@ -133,8 +129,7 @@ def read_run(folder: Path) -> RunManifest:
     """
     path = folder / RUN_FILE
     content = read_manifest(path, RUN_KIND)
-    require_fields(content, {"status": str}, path)
-    optional = {"settings_hash": "", "config": {}, "made_from": {}, "created": ""}
-    fields: dict[str, Any] = {key: content.get(key, empty) for key, empty in optional.items()}
-    require_fields(fields, {key: type(empty) for key, empty in optional.items()}, path)
-    return RunManifest(folder=folder, status=content["status"], content=content, **fields)
+    types = {"status": str, "settings_hash": str, "config": dict, "made_from": dict, "created": str}
+    optional = {name: kind() for name, kind in types.items() if name != "status"}
+    known = require_fields({**optional, **content}, types, path)
+    return RunManifest(folder=folder, content=content, **{name: known[name] for name in types})

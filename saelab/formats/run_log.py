@@ -1,8 +1,6 @@
 """Metrics of a run: written while it is under way, and read back as curves.
 
-They go to a JSONL file always, to Weights & Biases on request.
-
-The only module that imports wandb, and only when asked to.
+They go to a JSONL file always, to Weights & Biases on request; wandb is imported only then.
 """
 
 from __future__ import annotations
@@ -100,34 +98,33 @@ def read_log(path: Path, *, skip_damaged: bool = False) -> list[dict[str, Any]]:
     parsed: list[dict[str, Any]] = []
     damaged: list[int] = []
     for number, line in enumerate(lines, start=1):
+        problem, content = "", None
         try:
             content = json.loads(line.decode())
-        except (ValueError, RecursionError) as error:
-            damaged.append(number)
-            if isinstance(error, UnicodeDecodeError) and not skip_damaged:
-                raise ArtifactError(
-                    f"{path} is not a log of training metrics: line {number} is no text"
-                ) from None
-            if number < len(lines) and not skip_damaged:
-                raise ArtifactError(f"{path}, line {number}, is not JSON: it was damaged") from None
-            continue
-        usable = isinstance(content, dict) and (not skip_damaged or _has_step(content))
-        if usable:
-            parsed.append(content)
-        elif skip_damaged:
-            damaged.append(number)
+        except UnicodeDecodeError:
+            problem = f"{path} is not a log of training metrics: line {number} is no text"
+        except (ValueError, RecursionError):
+            if number < len(lines):
+                problem = f"{path}, line {number}, is not JSON: it was damaged"
         else:
-            raise ArtifactError(
-                f"{path}, line {number}, is no JSON object: the file is not a log of metrics"
-            )
+            if not isinstance(content, dict):
+                problem = (
+                    f"{path}, line {number}, is no JSON object: the file is not a log of metrics"
+                )
+        if problem and not skip_damaged:
+            raise ArtifactError(problem)
+        if isinstance(content, dict) and (not skip_damaged or _has_step(content)):
+            parsed.append(content)
+        else:
+            damaged.append(number)
     if skip_damaged and set(damaged) - {len(lines)}:
         logger.warning("%s: damaged lines are left out (%s)", path, ", ".join(map(str, damaged)))
     return parsed
 
 
 def _has_step(line: dict[str, Any]) -> bool:
-    kinds = {"step": int, "dictionary": str, "tokens": int}
-    return all(isinstance(line.get(name), kind) for name, kind in kinds.items())
+    types = {"step": int, "dictionary": str, "tokens": int}
+    return all(isinstance(line.get(name), kind) for name, kind in types.items())
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ class TrainingHistory:
 
     @property
     def dictionaries(self) -> list[str]:
-        """Names of the dictionaries."""
+        """Their names."""
         return list(self.curves)
 
     @property
@@ -178,7 +175,11 @@ def read_history(path: Path) -> TrainingHistory:
         ) from None
     curves: dict[str, dict[str, Curve]] = {}
     for number, line in enumerate(lines, start=1):
-        _check(line, path, number)
+        if not (isinstance(line.get("dictionary"), str) and isinstance(line.get("tokens"), int)):
+            raise ArtifactError(
+                f"{path}, line {number}, is not a line of training metrics (it names no dictionary "
+                "and tokens): the file is of something else, or was edited"
+            )
         of_dictionary = curves.setdefault(line["dictionary"], {})
         for key, value in line.items():
             if key not in NOT_CURVES and _is_number(value):
@@ -186,15 +187,6 @@ def read_history(path: Path) -> TrainingHistory:
                 curve.tokens.append(line["tokens"])
                 curve.values.append(value)
     return TrainingHistory(curves)
-
-
-def _check(line: dict[str, Any], path: Path, number: int) -> None:
-    known = isinstance(line.get("dictionary"), str) and isinstance(line.get("tokens"), int)
-    if not known:
-        raise ArtifactError(
-            f"{path}, line {number}, is not a line of training metrics (it names no dictionary and "
-            "tokens): the file is of something else, or was edited"
-        )
 
 
 def _is_number(value: Any) -> bool:

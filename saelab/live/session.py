@@ -19,7 +19,7 @@ from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import require_origin, require_width
 from saelab.errors import ConfigError
 from saelab.model.generation import GeneratedTokens
-from saelab.model.gradients.logit_gradients import Quantity
+from saelab.model.gradients import Quantity
 from saelab.model.language_model import LanguageModel
 
 from .attribution import Attribution, attribute

@@ -1,10 +1,19 @@
-"""Which device a setting means."""
+"""Which device a setting means, and whether it can compute in bfloat16 at speed."""
 
 from __future__ import annotations
+
+import logging
+from functools import cache
+from pathlib import Path
 
 import torch
 
 from saelab.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "avx10_2", "bf16", "svebf16"}
+"""Names of the CPU features that multiply bfloat16, on x86 and on ARM."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -26,3 +35,28 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(
             f"device {name!r} cannot be used here ({reason}): choose auto, cpu or cuda"
         ) from None
+
+
+@cache
+def warn_if_bfloat16_is_slow() -> None:
+    """Log, once, that this CPU has no bfloat16 instructions; the dtype stays what was asked for."""
+    features = cpu_features()
+    if features and not features & BFLOAT16_INSTRUCTIONS:
+        logger.warning(
+            "this CPU has no bfloat16 instructions: the model takes up to 60 times as long as in "
+            "float32; give --model-dtype float32 (the same for the cache and all that is made of "
+            "it, which record the dtype)"
+        )
+
+
+def cpu_features() -> set[str]:
+    """Names of the CPU's instruction sets; empty where neither torch nor the system lists them."""
+    # Not in every torch that saelab runs with.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    names = {name for name, value in capabilities.items() if value is True}
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return names
+    flags = (line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "feat")))
+    return names.union(*map(str.split, flags))

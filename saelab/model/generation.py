@@ -19,7 +19,7 @@ from .patched_runs import new_key_cache
 
 Edit = Callable[[Tensor, Tensor, int], Tensor]
 """From activations [versions seq d_in], their tokens [versions seq] and the position of the first
-of them, to what takes their place."""
+of them, to their replacement."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +53,7 @@ def generate_tokens(
     that do not differ in their logits write the same text, and differences are the edit's.
 
     Args:
-        forward: the model.
-        prompt: tokens to start from, on the model's device.
-        hook_point: TransformerLens name.
-        edit: replaces the activations there; sees every position once.
-        n_versions: rows that are written side by side.
-        n_tokens: most tokens to write; fewer where all versions end.
-        temperature: that logits are divided by; 0 takes the likeliest token.
-        seed: of the random numbers.
+        forward: the model; the rest is as in `LanguageModel.generate`, the prompt on its device.
         end_ids: tokens that end a version.
     """
     noise = torch.Generator().manual_seed(seed)
@@ -85,7 +78,7 @@ def generate_tokens(
         chosen = chosen.to(written.device)[:, None]
         written = torch.cat([written, chosen], dim=1)
         if past is not None and past.get_seq_length() != written.shape[1] - 1:
-            # The model passed the cache over: read the whole text again for every token.
+            # The model ignored the cache: read the whole text again for every token.
             past = None
         unread, first = (written, 0) if past is None else (chosen, written.shape[1] - 1)
 

@@ -1,6 +1,6 @@
 """One forward pass with functions at hook points, by the cheaper of two routes.
 
-The TransformerLens bridge knows every hook point but runs its own attention and hundreds of hooks.
+The TransformerLens bridge knows every hook point but runs a slower attention and hundreds of hooks.
 A plain copy of the Hugging Face model, sharing the weights, has the same tensors at the inputs and
 outputs of its modules and runs as fast as the library does. A hook point is served by the plain
 route once a short probe has shown that both give the same tensor there; else by the bridge.
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -32,13 +33,23 @@ PROBE_AGREEMENT = 0.05
 """Largest median relative error per row between the routes; bfloat16 noise is about 0.01."""
 
 
+def keeping(captured: dict[str, Tensor], names: Sequence[str]) -> dict[str, Visit]:
+    """Visits that put a copy of each activation into `captured`."""
+
+    def keep(name: str, x: Tensor) -> None:
+        # A copy, because some architectures add to a tensor in place later on.
+        captured[name] = x.clone()
+
+    return {name: partial(keep, name) for name in names}
+
+
 class _EverythingSeen(Exception):
     """Raised inside the forward pass to stop it: the last hook point asked for has fired."""
 
 
 @dataclass(frozen=True)
-class _Site:
-    """A place in the plain model: the input or the output of one module."""
+class ModuleSide:
+    """The input or the output of a module of the plain model."""
 
     module: nn.Module
     is_input: bool
@@ -61,10 +72,8 @@ class HookedForward:
         self.bridge = bridge
         self.plain: Any = plain
         self._twins = twins
-        self._sites: dict[str, _Site | None] = {}
+        self._sites: dict[str, ModuleSide | None] = {}
         self._widths: dict[str, int | None] = {}
-        self._names: list[str] | None = None
-        self._tuples: bool | None = None
         self.starts: dict[int, bool] = {}
         config = bridge.cfg
         device = next(plain.parameters()).device
@@ -81,12 +90,10 @@ class HookedForward:
 
     def names(self) -> list[str]:
         """Every hook point with one row per token, in the order of the forward pass's modules."""
-        if self._names is None:
-            known = list(self._points)
-            shapes = {name: tensor.shape for name, tensor in self._probe(known).items()}
-            self._widths = {name: self._width_of(shapes.get(name)) for name in known}
-            self._names = [name for name in known if self._widths[name] is not None]
-        return list(self._names)
+        if self._widths.keys() != self._points.keys():
+            probed = self._probe(list(self._points))
+            self._widths = {name: self._width_of(probed.get(name)) for name in self._points}
+        return [name for name in self._points if self._widths[name] is not None]
 
     def width_at(self, name: str) -> int:
         """Entries per token at a hook point (heads flattened).
@@ -101,8 +108,7 @@ class HookedForward:
                 f"(blocks are 0 to {self.bridge.cfg.n_layers - 1})"
             )
         if name not in self._widths:
-            tensor = self._probe([name]).get(name)
-            self._widths[name] = self._width_of(None if tensor is None else tensor.shape)
+            self._widths[name] = self._width_of(self._probe([name]).get(name))
         width = self._widths[name]
         if width is None:
             raise ModelError(
@@ -176,14 +182,24 @@ class HookedForward:
                 if plain:
                     pairs = [(sites[name], visit) for name, visit in wrapped.items()]
                     if stop_at_head:
-                        return self._run_to_head(tokens, pairs)
+                        head = ModuleSide(self.plain.get_output_embeddings(), is_input=True)
+                        return self._read_until(tokens, head, pairs)
                     return self._run_plain(tokens, pairs, past)
                 return self._run_bridge(tokens, wrapped)
             except _EverythingSeen:
                 return None
 
+    def capture(
+        self, tokens: Int[Tensor, "batch seq"], names: Sequence[str], past: Any = None
+    ) -> dict[str, Float[Tensor, "batch seq _"]]:
+        """Activations at hook points, from one pass that stops at the last of them."""
+        captured: dict[str, Tensor] = {}
+        if names:
+            self.run(tokens, keeping(captured, names), stop_when_seen=True, past=past)
+        return {name: captured[name] for name in names}
+
     def first_block(self, names: Iterable[str]) -> int | None:
-        """The block that all hook points lie in or behind; None for the embeddings."""
+        """The block that all hook points are in or after; None for the embeddings."""
         blocks = [self._block(name) for name in names]
         return None if None in blocks else min(block for block in blocks if block is not None)
 
@@ -192,20 +208,19 @@ class HookedForward:
         original = getattr(self.bridge.blocks[index], "original_component", None)
         return self._twins.get(id(original))
 
+    @cached_property
     @torch.no_grad()
     def blocks_return_tuples(self) -> bool:
         """Whether the plain model's blocks give a tuple with the residual stream first."""
-        if self._tuples is None:
-            given: list[Any] = []
-            block = self.block_module(0)
-            assert block is not None
-            handle = block.register_forward_hook(lambda module, args, output: given.append(output))  # noqa: ARG005
-            try:
-                self._run_plain(self.probe_tokens, [])
-            finally:
-                handle.remove()
-            self._tuples = isinstance(given[0], tuple)
-        return self._tuples
+        given: list[Any] = []
+        block = self.block_module(0)
+        assert block is not None
+        handle = block.register_forward_hook(lambda module, args, output: given.append(output))  # noqa: ARG005
+        try:
+            self._run_plain(self.probe_tokens, [])
+        finally:
+            handle.remove()
+        return isinstance(given[0], tuple)
 
     def final_norm(self) -> nn.Module | None:
         """The plain model's last norm; None where it has none."""
@@ -226,9 +241,9 @@ class HookedForward:
         if plain and module is not None:
             module = self._twins.get(id(module.original_component))
         if module is not None:
-            return _attached(_Site(module, is_input=True), _leaf)
+            return attached(ModuleSide(module, is_input=True), _leaf)
         model = self.plain if plain else self.bridge.original_model
-        return _attached(_Site(model.get_input_embeddings(), is_input=False), _leaf)
+        return attached(ModuleSide(model.get_input_embeddings(), is_input=False), _leaf)
 
     def ends_before_head(self, names: Iterable[str]) -> bool:
         """Whether a pass that is stopped at the head, on the plain route, meets all hook points."""
@@ -238,24 +253,28 @@ class HookedForward:
             site is not None and (site.is_input or site.module is not head) for site in sites
         )
 
-    def _run_to_head(self, tokens: Tensor, visits: Iterable[tuple[_Site | None, Visit]]) -> Tensor:
-        """What the plain model's head reads."""
+    def _read_until(
+        self,
+        tokens: Tensor,
+        site: ModuleSide,
+        visits: Iterable[tuple[ModuleSide | None, Visit]] = (),
+    ) -> Tensor | None:
+        """The plain model's activation at a site, where the pass is stopped."""
         read: list[Tensor] = []
 
         def stop(x: Tensor) -> None:
             read.append(x)
             raise _EverythingSeen
 
-        head = _Site(self.plain.get_output_embeddings(), is_input=True)
         with suppress(_EverythingSeen):
-            self._run_plain(tokens, [*visits, (head, stop)])
-        return read[0]
+            self._run_plain(tokens, [*visits, (site, stop)])
+        return read[0] if read else None
 
     @torch.no_grad()
     def linear_head(self) -> nn.Linear | None:
         """The plain model's head, if it is a linear layer and its output is the logits.
 
-        A probe puts other numbers in place of its output: a cap, a scale or a cut would show.
+        A probe replaces its output by other numbers: a cap, a scale or a cut would show.
         """
         head = self.plain.get_output_embeddings()
         if type(head) is not nn.Linear:
@@ -267,7 +286,10 @@ class HookedForward:
             put.append(torch.linspace(-300, 300, x.numel()).to(x).reshape(x.shape))
             return put[-1]
 
-        sites = [(_Site(head, is_input=True), read.append), (_Site(head, is_input=False), replace)]
+        sites = [
+            (ModuleSide(head, is_input=True), read.append),
+            (ModuleSide(head, is_input=False), replace),
+        ]
         logits = self._run_plain(self.probe_tokens, sites)
         if len(read) != 1 or read[0].shape[:2] != self.probe_tokens.shape or read[0].dim() != 3:
             return None
@@ -275,18 +297,18 @@ class HookedForward:
         return head if torch.equal(linear, written[0]) and torch.equal(logits, put[0]) else None
 
     def _run_plain(
-        self, tokens: Tensor, visits: Iterable[tuple[_Site | None, Visit]], past: Any = None
+        self, tokens: Tensor, visits: Iterable[tuple[ModuleSide | None, Visit]], past: Any = None
     ) -> Tensor:
         """The plain model with forward hooks on its modules."""
         with ExitStack() as stack:
             for site, visit in visits:
                 assert site is not None
-                stack.enter_context(_attached(site, visit))
+                stack.enter_context(attached(site, visit))
             cache = {"use_cache": False} if past is None else {"past_key_values": past}
             return self.plain(input_ids=tokens, **cache).logits
 
     def _run_bridge(self, tokens: Tensor, visits: Mapping[str, Visit]) -> Tensor:
-        """The bridge with its own hooks."""
+        """The bridge, with TransformerLens hooks."""
         hooks = [
             (self._points[name].name, lambda x, hook, visit=visit: visit(x))  # noqa: ARG005
             for name, visit in visits.items()
@@ -296,8 +318,8 @@ class HookedForward:
             warnings.filterwarnings("ignore", message="A forward hook edited hook_scale")
             return self.bridge(tokens, return_type="logits")
 
-    def _site(self, name: str) -> _Site | None:
-        """The plain model's place for a hook point, if a probe shows that it is the same."""
+    def _site(self, name: str) -> ModuleSide | None:
+        """The plain model's site of a hook point, if a probe shows that it is the same."""
         if name not in self._sites:
             site = self._candidate(name)
             if site is not None and not self._agrees(name, site):
@@ -306,7 +328,7 @@ class HookedForward:
             self._sites[name] = site
         return self._sites[name]
 
-    def _candidate(self, name: str) -> _Site | None:
+    def _candidate(self, name: str) -> ModuleSide | None:
         """The plain module whose input or output should be the hook point's tensor."""
         path, _, side = str(self._points[name].name).rpartition(".")
         if side not in ("hook_in", "hook_out"):
@@ -315,55 +337,47 @@ class HookedForward:
         for part in path.split("."):
             component = component[int(part)] if part.isdigit() else getattr(component, part)
         module = self._twins.get(id(getattr(component, "original_component", None)))
-        return None if module is None else _Site(module=module, is_input=side == "hook_in")
+        return None if module is None else ModuleSide(module=module, is_input=side == "hook_in")
 
     @torch.no_grad()
-    def _agrees(self, name: str, site: _Site) -> bool:
+    def _agrees(self, name: str, site: ModuleSide) -> bool:
         """Whether both routes give the same rows on the probe, up to rounding."""
         expected = self._probe([name]).get(name)
-        found: list[Tensor] = []
-
-        def keep(x: Tensor) -> None:
-            found.append(x.flatten(2).float())
-            raise _EverythingSeen
-
-        with suppress(_EverythingSeen):
-            self._run_plain(self.probe_tokens, [(site, keep)])
-        if expected is None or not found or expected.flatten(2).shape != found[0].shape:
+        plain = self._read_until(self.probe_tokens, site)
+        if expected is None or plain is None:
             return False
-        reference = expected.flatten(2).float()
-        error = (found[0] - reference).norm(dim=-1) / reference.norm(dim=-1).clamp_min(1e-30)
+        x, reference = (tensor.flatten(2).float() for tensor in (plain, expected))
+        if x.shape != reference.shape:
+            return False
+        error = (x - reference).norm(dim=-1) / reference.norm(dim=-1).clamp_min(1e-30)
         return bool(error.median() < PROBE_AGREEMENT)
 
     @torch.no_grad()
     def _probe(self, names: Sequence[str]) -> dict[str, Tensor]:
         """The bridge's tensors at hook points for the probe tokens, where they fire."""
-        found: dict[str, Tensor] = {}
+        probed: dict[str, Tensor] = {}
         stop_early = len(names) == 1
 
-        def keep(x: Any, hook: Any, name: str) -> None:  # noqa: ARG001
+        def keep(name: str, x: Any, hook: Any) -> None:  # noqa: ARG001
             if isinstance(x, Tensor):
-                found[name] = x if stop_early else x[..., :0].new_empty(x.shape, device="meta")
+                probed[name] = x if stop_early else x[..., :0].new_empty(x.shape, device="meta")
             if stop_early:
                 raise _EverythingSeen
 
-        hooks = [
-            (self._points[name].name, lambda x, hook, name=name: keep(x, hook, name))
-            for name in names
-        ]
+        hooks = [(self._points[name].name, partial(keep, name)) for name in names]
         with suppress(_EverythingSeen), self.bridge.hooks(fwd_hooks=hooks):
             self.bridge(self.probe_tokens, return_type=None)
-        return found
+        return probed
 
-    def _width_of(self, shape: torch.Size | None) -> int | None:
+    def _width_of(self, x: Tensor | None) -> int | None:
         """Entries per token of a tensor of the probe; None where it has no row per token."""
-        if shape is None or len(shape) not in (3, 4) or shape[:2] != self.probe_tokens.shape:
+        if x is None or x.dim() not in (3, 4) or x.shape[:2] != self.probe_tokens.shape:
             return None
-        return int(shape[2:].numel())
+        return int(x.shape[2:].numel())
 
 
 def _fires(bridge: Any, name: str, point: Any) -> bool:
-    """Whether a hook there can fire: some points are behind switches that stay off here."""
+    """Whether a hook there can fire: some points are behind switches that saelab leaves off."""
     try:
         bridge.check_hooks_to_add(point, name, lambda x, hook: x)  # noqa: ARG005
     except ValueError:
@@ -372,8 +386,8 @@ def _fires(bridge: Any, name: str, point: Any) -> bool:
 
 
 @contextmanager
-def _attached(site: _Site, visit: Visit) -> Iterator[None]:
-    """Call `visit` with the module's input or output, and put its replacement in place."""
+def attached(site: ModuleSide, visit: Visit) -> Iterator[None]:
+    """Call `visit` with the module's input or output, and put in what it returns."""
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
         if args:

@@ -11,20 +11,19 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.errors import ModelError
+from saelab.errors import ModelError, first_line
 
-from .devices import resolve_device
+from .devices import resolve_device, warn_if_bfloat16_is_slow
 from .generation import Edit, GeneratedTokens, generate_tokens
-from .gradients.logit_gradients import Quantity, next_token_gradients
-from .gradients.loss_gradients import LossGradients
-from .hooked_forward import HookedForward
+from .gradients import LossGradients, Quantity, next_token_gradients, next_token_loss
+from .hooked_forward import HookedForward, Visit, keeping
 from .logit_lens import Lens, lens_of
 from .model_files import (
     ModelFiles,
@@ -35,34 +34,25 @@ from .model_files import (
 )
 from .patched_runs import PatchedRuns, run_last_position
 from .token_bytes import token_bytes
-from .token_loss import next_token_loss
 
 __all__ = ["LanguageModel", "ModelOutput", "list_models", "load_language_model"]
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
+DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float32", "float16", "float64")}
 DOCUMENT_SEPARATOR = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a full forward pass gives.
-
-    Attributes:
-        logits: [batch seq d_vocab] in the model's dtype.
-        loss: [batch seq-1], next-token loss in nats, float32: entry i is about token i + 1.
-        activations: hook point -> [batch seq d_in], those asked for.
-    """
+    """What a full forward pass gives."""
 
     logits: Float[Tensor, "batch seq d_vocab"]
+    """In the model's dtype."""
     loss: Float[Tensor, "batch seq-1"]
+    """Next-token loss in nats, float32: entry i is about token i + 1."""
     activations: dict[str, Tensor] = field(default_factory=dict)
+    """Hook point -> [batch seq d_in], those asked for."""
 
 
 def load_language_model(
@@ -88,15 +78,17 @@ def load_language_model(
     """
     if dtype not in DTYPES:
         raise ModelError(f"model dtype {dtype!r} is unknown: expected one of {', '.join(DTYPES)}")
-    where = resolve_device(device)
+    resolved = resolve_device(device)
+    if dtype == "bfloat16" and resolved.type == "cpu":
+        warn_if_bfloat16_is_slow()
     files = resolve_model(name)
-    model, tokenizer = load_hugging_face(files, DTYPES[dtype], where)
+    model, tokenizer = load_hugging_face(files, DTYPES[dtype], resolved)
     # The bridge rewires the model it is given; the copy keeps the library's own forward pass
     # and, through the memo, the very same weights.
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     plain = copy.deepcopy(model, shared)
     twins = dict(zip(map(id, model.modules()), plain.modules(), strict=True))
-    bridge = _boot_bridge(files, model, copy.deepcopy(tokenizer), DTYPES[dtype], where)
+    bridge = _boot_bridge(files, model, copy.deepcopy(tokenizer), DTYPES[dtype], resolved)
     return LanguageModel(files, tokenizer, HookedForward(bridge, plain, twins))
 
 
@@ -126,26 +118,22 @@ class LanguageModel:
         self._forward = forward
         weights = next(forward.plain.parameters())
         config = forward.bridge.cfg
+        heads = ("n_heads", "n_key_value_heads", "d_head")
+        n_heads, key_heads, d_head = (int(getattr(config, name, 0) or 0) for name in heads)
         self.name: str = files.name
         self.n_layers: int = int(config.n_layers)
         self.d_model: int = int(config.d_model)
-        self.n_heads: int = int(getattr(config, "n_heads", 0) or 0)
-        key_heads = getattr(config, "n_key_value_heads", None)
-        self.n_key_value_heads: int = int(key_heads or self.n_heads)
-        self.d_head: int = int(getattr(config, "d_head", 0) or 0)
+        self.n_heads: int = n_heads
+        self.n_key_value_heads: int = key_heads or n_heads
+        self.d_head: int = d_head
         self.d_vocab: int = int(forward.plain.get_output_embeddings().weight.shape[0])
         self.max_context: int = int(config.n_ctx)
         self.dtype: torch.dtype = weights.dtype
         self.device: torch.device = weights.device
         self.bos_id: int | None = tokenizer.bos_token_id
         self.separator_id: int | None = _separator_id(tokenizer)
-        self.special_ids: frozenset[int] = frozenset(
-            [
-                *tokenizer.all_special_ids,
-                *(id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special),
-            ]
-        )
-
+        added = (id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special)
+        self.special_ids: frozenset[int] = frozenset([*tokenizer.all_special_ids, *added])
         ends = {tokenizer.eos_token_id, self.separator_id} - {None}
         self.end_ids: frozenset[int] = frozenset(ends)
 
@@ -178,13 +166,8 @@ class LanguageModel:
         """
         if not texts:
             return []
-        encoded = self._tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
+        off = dict.fromkeys(("add_special_tokens", "return_attention_mask", "verbose"), False)
+        encoded = self._tokenizer(list(texts), split_special_tokens=True, **off)
         return [list(ids) for ids in encoded["input_ids"]]
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
@@ -225,12 +208,7 @@ class LanguageModel:
         Raises:
             ModelError: unknown hook point, too long a context, or a token outside the vocabulary.
         """
-        tokens = self._checked(tokens)
-        kept: dict[str, Tensor] = {}
-        if hook_points:
-            visits = {name: _keeping(kept, name) for name in hook_points}
-            self._forward.run(tokens, visits, stop_when_seen=True)
-        return {name: kept[name] for name in hook_points}
+        return self._forward.capture(self._checked(tokens), hook_points)
 
     def capture_with_gradients(
         self, tokens: Int[Tensor, "batch seq"], hook_points: Sequence[str]
@@ -274,14 +252,12 @@ class LanguageModel:
                 that reads it; or a replacement of another shape.
         """
         tokens = self._checked(tokens)
-        visits = {
-            name: (lambda x, name=name, change=change: self._replaced(name, x, change))
-            for name, change in (splice or {}).items()
-        }
-        for name in visits:
+        visits: dict[str, Visit] = {}
+        for name, change in (splice or {}).items():
             self.require_spliceable(name)
+            visits[name] = partial(_replaced, name, change)
         kept: dict[str, Tensor] = {}
-        visits |= {name: _keeping(kept, name) for name in capture}
+        visits |= keeping(kept, capture)
         logits = self._forward.run(tokens, visits)
         assert logits is not None
         return ModelOutput(logits, next_token_loss(logits, tokens), kept)
@@ -314,9 +290,7 @@ class LanguageModel:
             )
 
         def add(x: Tensor) -> Tensor:
-            return self._replaced(
-                hook_point, x, lambda x: x.float() + additions.to(x.device)[:, None]
-            )
+            return (x.float() + additions.to(x.device)[:, None]).to(x.dtype)
 
         return run_last_position(self._forward, tokens, hook_point, add, len(additions))
 
@@ -405,7 +379,7 @@ class LanguageModel:
     ) -> PatchedRuns:
         """Right-padded prompts made ready to be run many times with activations replaced.
 
-        What no replacement can change is computed here, once: all before `first_position`, and
+        What no replacement can change is computed once: all before `first_position`, and
         the blocks below the first hook point. Queries and keys (`attn.hook_q`, `attn.hook_k`) are
         those before any rotation by position, so that a value means the same at every position.
 
@@ -438,15 +412,6 @@ class LanguageModel:
                 "residual stream; splice at hook_resid_pre, hook_attn_out or hook_resid_post"
             )
 
-    def _replaced(self, name: str, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-        new = change(x)
-        if new.shape != x.shape:
-            raise ModelError(
-                f"the splice at {name!r} returned shape {tuple(new.shape)} for an activation of "
-                f"shape {tuple(x.shape)}: return the same shape"
-            )
-        return new.to(dtype=x.dtype, device=x.device)
-
     def _checked(self, tokens: Tensor) -> Tensor:
         """Tokens on the model's device, if it can read them."""
         if tokens.shape[1] > self.max_context:
@@ -462,12 +427,14 @@ class LanguageModel:
         return tokens.to(self.device, torch.int64)
 
 
-def _keeping(kept: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
-    def keep(x: Tensor) -> None:
-        # A copy, because some architectures add to a tensor in place later on.
-        kept[name] = x.clone()
-
-    return keep
+def _replaced(name: str, change: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    new = change(x)
+    if new.shape != x.shape:
+        raise ModelError(
+            f"the splice at {name!r} returned shape {tuple(new.shape)} for an activation of "
+            f"shape {tuple(x.shape)}: return the same shape"
+        )
+    return new.to(dtype=x.dtype, device=x.device)
 
 
 def _separator_id(tokenizer: Any) -> int | None:
@@ -490,6 +457,6 @@ def _boot_bridge(
     except Exception as error:
         raise ModelError(
             f"model {files.name!r} ({type(model).__name__}) is not supported by transformer_lens "
-            f"({str(error).strip().splitlines()[0][:200]})"
+            f"({first_line(error)})"
         ) from error
     return bridge.eval()

@@ -1,7 +1,7 @@
 """The way from the residual stream to the logits: final norm's gain, then the unembedding.
 
-Models are held with their raw weights, so nothing has folded the norm into the unembedding: whoever
-looks through the unembedding alone forgets the gain.
+Models are held with their raw weights, so nothing has folded the norm into the unembedding: the
+unembedding alone would leave out the gain.
 """
 
 from __future__ import annotations

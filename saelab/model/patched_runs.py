@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from .hooked_forward import HookedForward, Visit
+from .hooked_forward import HookedForward, ModuleSide, Visit, attached
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,7 @@ largest logit, in float32; eight bits of mantissa leave 0.03."""
 class PatchedRuns:
     """Runs of one batch of right-padded prompts that share what no patch can change.
 
-    Args:
-        forward: the model.
-        tokens: [batch seq]; what follows a prompt's last token is padding, of any id.
-        end: position of each prompt's logits.
-        hook_points: every hook point that a run may patch.
-        first_position: no patch comes before this position.
+    Made by `LanguageModel.prepare_patches`, which explains the arguments.
 
     Attributes:
         first_position: where the activations that a change sees begin; 0 where the model cannot go
@@ -72,19 +67,10 @@ class PatchedRuns:
 
     def _entering(self, blocks: Sequence[int]) -> dict[int, Tensor]:
         """The residual stream that enters each of some blocks in the clean run."""
-        found: dict[int, Tensor] = {}
-
-        def keep(block: int, x: Tensor) -> None:
-            found[block] = x.clone()
-
-        visits = {
-            f"blocks.{block}.hook_resid_pre": (lambda x, block=block: keep(block, x))
-            for block in blocks
-        }
-        if visits:
-            self._forward.run(self._tokens, visits, stop_when_seen=True, past=self._past)
-            self._rewind()
-        return found
+        names = {f"blocks.{block}.hook_resid_pre": block for block in blocks}
+        captured = self._forward.capture(self._tokens, list(names), past=self._past)
+        self._rewind()
+        return {names[name]: residual for name, residual in captured.items()}
 
     def logits(self, changes: Mapping[str, Change]) -> Float[Tensor, "batch d_vocab"]:
         """Logits at each prompt's end with activations replaced.
@@ -131,13 +117,11 @@ def new_key_cache(forward: HookedForward) -> Any | None:
 def keys_before(
     forward: HookedForward, tokens: Int[Tensor, "batch seq"], position: int
 ) -> Any | None:
-    """A cache of the keys of all positions before one; None where there are none or no cache.
+    """A cache of the keys of all earlier positions; None where there are none or no cache.
 
     Some models pass a cache over, so it is looked at after the run.
     """
-    if position < 1 or tokens.shape[1] <= position:
-        return None
-    past = new_key_cache(forward)
+    past = new_key_cache(forward) if 1 <= position < tokens.shape[1] else None
     if past is None:
         return None
     forward.run(tokens[:, :position], {}, past=past)
@@ -159,10 +143,10 @@ def run_last_position(
 
     Args:
         forward: the model.
-        tokens: the one context.
+        tokens: the context.
         name: hook point.
-        visit: sees the activation [variants 1 d_in] of the last position and returns what takes
-            its place.
+        visit: sees the activation [variants 1 d_in] of the last position and returns its
+            replacement.
         n_variants: rows of the batch.
     """
     past = keys_before(forward, tokens, tokens.shape[1] - 1) if forward.is_plain(name) else None
@@ -185,7 +169,7 @@ def can_start_at(forward: HookedForward, block: int) -> bool:
     """Whether a pass that begins with a block, and computes logits at one position only, gives
     the logits of a whole one; tried once per model on a few short contexts.
 
-    A start skips every block before it, so one that works stands for the earlier ones.
+    A start skips every block before it, so where one works, earlier ones do too.
     """
     known = forward.starts
     if any(works and proven >= block for proven, works in known.items()):
@@ -200,14 +184,13 @@ def can_start_at(forward: HookedForward, block: int) -> bool:
 def _probe_start(forward: HookedForward, block: int) -> bool:
     tokens = forward.probe_tokens
     name = f"blocks.{block}.hook_resid_pre"
-    if any(forward.block_module(index) is None for index in range(block + 1)):
+    modules = [forward.block_module(index) for index in range(block + 1)]
+    if None in modules or not forward.is_plain(name):
         return False
-    if not forward.is_plain(name):
-        return False
-    found: list[Tensor] = []
-    whole = forward.run(tokens, {name: lambda x: found.append(x.clone())})
+    residuals: list[Tensor] = []
+    whole = forward.run(tokens, {name: lambda x: residuals.append(x.clone())})
     end = torch.tensor([0, tokens.shape[1] - 1, 1], device=tokens.device)
-    with started_at(forward, block, found[0]), _head_at(forward.plain, end):
+    with started_at(forward, block, residuals[0]), _head_at(forward.plain, end):
         short = forward.run(tokens, {})
     assert whole is not None
     assert short is not None
@@ -222,30 +205,24 @@ def _probe_start(forward: HookedForward, block: int) -> bool:
 def started_at(
     forward: HookedForward, block: int, residual: Float[Tensor, "batch seq d_model"]
 ) -> Iterator[None]:
-    """Let passes of the plain model skip the blocks before one, which then reads `residual`.
+    """Let passes of the plain model skip the blocks before `block`, which then reads `residual`.
 
-    The skipped modules stay in their places, because models number keys and masks by them.
+    The skipped modules stay in the model, because models number keys and masks by them.
     """
-
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
-        if args:
-            return (residual.clone(), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": residual.clone()}
 
     skipped = [forward.block_module(index) for index in range(block)]
     first = forward.block_module(block)
     assert first is not None
-    handle = first.register_forward_pre_hook(enter, with_kwargs=True)
     shells = [module for module in skipped if module is not None]
-    as_tuple = forward.blocks_return_tuples()
+    as_tuple = forward.blocks_return_tuples
     try:
         for module in shells:
             module.__dict__["forward"] = _pass_tuple_on if as_tuple else _pass_on
-        yield
+        with attached(ModuleSide(first, is_input=True), lambda x: residual.clone()):  # noqa: ARG005
+            yield
     finally:
         for module in shells:
             module.__dict__.pop("forward", None)
-        handle.remove()
 
 
 def _pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG001
@@ -256,17 +233,11 @@ def _pass_tuple_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Te
     return (hidden_states,)
 
 
-@contextmanager
-def _head_at(plain: Any, positions: Int[Tensor, " batch"]) -> Iterator[None]:
+def _head_at(plain: Any, positions: Int[Tensor, " batch"]) -> AbstractContextManager[None]:
     """Let the head read one position of each row; most of a short run's work is its head."""
 
-    def pick(module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ARG001
-        x = args[0]
+    def pick(x: Tensor) -> Tensor:
         rows = torch.arange(len(x), device=x.device)
-        return (x[rows, positions.to(x.device)][:, None], *args[1:])
+        return x[rows, positions.to(x.device)][:, None]
 
-    handle = plain.get_output_embeddings().register_forward_pre_hook(pick)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return attached(ModuleSide(plain.get_output_embeddings(), is_input=True), pick)

@@ -1,6 +1,6 @@
 """The bytes that each token of a tokenizer stands for.
 
-A token's own text loses bytes that are no whole character: an emoji or a letter of another script
+The text of a token loses bytes that are no whole character: an emoji or a letter of some scripts
 often takes several tokens. As bytes, neighbouring tokens can be joined again.
 """
 
@@ -22,14 +22,13 @@ def token_bytes(tokenizer: Any, n_tokens: int) -> list[bytes]:
     pieces = tokenizer.convert_ids_to_tokens(list(range(min(n_tokens, len(tokenizer)))))
     added = tokenizer.added_tokens_decoder
     alphabet = _byte_alphabet() if _is_byte_level(tokenizer) else None
-    found = [
+    content = [
         str(added[id_]).encode() if id_ in added else _piece_bytes(piece, alphabet)
         for id_, piece in enumerate(pieces)
     ]
-    numbers = range(len(found), n_tokens)
+    content += [None] * (n_tokens - len(content))
     return [
-        f"[token {id_}]".encode() if content is None else content
-        for id_, content in enumerate([*found, *([None] * len(numbers))])
+        f"[token {id_}]".encode() if piece is None else piece for id_, piece in enumerate(content)
     ]
 
 

@@ -1,4 +1,4 @@
-"""One-to-one matching: as many rows as possible get a column of their own, of largest total score.
+"""One-to-one matching: as many rows as possible get a column each, of largest total score.
 
 Where the matrix of scores fits, scipy's exact assignment decides. Where it would not, cosines of
 two sets of directions are matched by Bertsekas' auction (1988, "The auction algorithm: a
@@ -33,7 +33,7 @@ PATIENCE = 10
 
 
 def best_assignment(score: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
-    """Give every row a column of its own so that the sum of their scores is the largest possible.
+    """Match every row to another column so that the sum of their scores is the largest possible.
 
     Args:
         score: finite, [rows, columns].
@@ -56,7 +56,7 @@ def best_assignment(score: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
 def match_one_to_one(
     rows: Float[Tensor, "n d_in"], columns: Float[Tensor, "m d_in"]
 ) -> tuple[Int[Tensor, " n"], float]:
-    """Give as many rows as possible a partner of their own, of the largest total cosine.
+    """Match as many rows as possible to a partner each, of the largest total cosine.
 
     Args:
         rows: unit rows.
@@ -64,7 +64,7 @@ def match_one_to_one(
 
     Returns:
         The index in `columns` of each row's partner, -1 for those left over where there are fewer;
-        and a bound on how far their mean cosine lies below the best possible: 0 where it is exact.
+        and a bound on how far their mean cosine is below the best possible: 0 where it is exact.
     """
     if len(rows) * len(columns) > EXACT_ENTRIES:
         return auction(rows, columns)
@@ -84,7 +84,7 @@ def auction(
     Args:
         rows: unit rows.
         columns: unit rows.
-        tolerance: how far the mean cosine of the matched may lie below the best possible, unless
+        tolerance: how far the mean cosine of the matched may be below the best possible, unless
             it had to be doubled.
         kept_columns: best columns remembered of each row; memory and speed, not the result.
     """
@@ -110,14 +110,13 @@ class _Auction:
     def __init__(self, rows: Tensor, columns: Tensor, kept: int, tolerance: float):
         n, m = rows.shape[0], columns.shape[0]
         self._rows, self._columns, self.tolerance = rows, columns, tolerance
-        whole = {"dtype": torch.int64, "device": rows.device}
-        exact = {"dtype": torch.float64, "device": rows.device}
-        self.column_of = torch.full((n,), -1, **whole)
-        self._row_of = torch.full((m,), -1, **whole)
-        self._price = torch.zeros(m, **exact)
-        self._column = torch.zeros(n, kept, **whole)
-        self._cosine = torch.zeros(n, kept, **exact)
-        self._ceiling = torch.zeros(n, **exact)
+        self.column_of = torch.full((n,), -1, device=rows.device)
+        self._row_of = torch.full((m,), -1, device=rows.device)
+        self._column = torch.zeros(n, kept, dtype=torch.int64, device=rows.device)
+        self._price, self._cosine, self._ceiling = (
+            torch.zeros(*shape, dtype=torch.float64, device=rows.device)
+            for shape in ((m,), (n, kept), (n,))
+        )
         if m:
             self._look_up(torch.arange(n, device=rows.device))
 
@@ -126,7 +125,7 @@ class _Auction:
         return (self.column_of < 0).nonzero().flatten()
 
     def bid(self, rows: Int[Tensor, " bidders"]) -> None:
-        """One round: the highest bid of each column wins it, from whoever had it."""
+        """One round: the highest bid of each column wins it from the row that had it."""
         gain, choice = self._best_two(rows)
         stale = gain[:, -1] < self._ceiling[rows]
         if bool(stale.any()):

@@ -7,6 +7,7 @@ of a score, so that ratios and differences are paired.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class Estimate:
 
     def to_json(self) -> dict[str, float | int | None]:
         """As plain JSON values."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+        return dict(vars(self))
 
 
 UNDEFINED = Estimate(value=None, low=None, high=None)
@@ -72,14 +73,11 @@ class Bootstrap:
         means = filled.sum(0) / known.sum(0)
         resampled = (self._shares @ filled) / (self._shares @ known.double())
         of = score if score is not None else lambda means: means[..., 0]
-        value = float(of(means))
-        spread = of(resampled)
-        spread = spread[spread.isfinite()]
-        if not torch.isfinite(torch.tensor(value)):
+        value, scores = float(of(means)), of(resampled)
+        if not math.isfinite(value):
             return UNDEFINED
-        if len(spread) == 0:
-            return Estimate(value=value, low=None, high=None)
-        low, high = quantiles(spread, ENDS)
+        scores = scores[scores.isfinite()]
+        low, high = quantiles(scores, ENDS) if len(scores) else (None, None)
         return Estimate(value=value, low=low, high=high)
 
 

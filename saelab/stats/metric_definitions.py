@@ -7,6 +7,8 @@ The arithmetic is in `metrics.py`.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +37,70 @@ _PREDICTED = (
 )
 _ROWS = "over the {n_rows} evaluated rows"
 _KEPT = "excluded rows keep their original activation in every condition"
+_QUANTILES = "\n".join(
+    f"l0_q{percent:02d} | latents per row | {percent} % quantile of L0: the smallest value that at "
+    f"least {percent} % of the {{n_rows}} evaluated rows do not exceed."
+    for percent in (5, 25, 50, 75, 95)
+)
+
+# A line at the margin begins a heading or a metric: name | unit | definition.
+_TABLE = f"""
+[Reconstruction]
+fvu | 1 | Fraction of variance unexplained: sum of |x - reconstruction|^2 divided by the sum of
+    |x - mean|^2, both {_ROWS}, pooled over dimensions; mean is the
+    per-dimension mean of the same rows.
+explained_variance | 1 | 1 - FVU: variance explained against the mean of the evaluated rows (not
+    against zero, not a mean of per-token ratios).
+cosine_similarity | 1 | Mean {_ROWS} of the cosine between x and its reconstruction; a row where
+    either is the zero vector counts as 0.
+l2_ratio | 1 | Mean over the evaluated rows with |x| > 0 of |reconstruction| / |x| (a mean of
+    ratios); below 1 means shrinkage.
+l2_ratio_of_means | 1 | Mean of |reconstruction| divided by the mean of |x|, both {_ROWS} (a ratio
+    of means).
+relative_reconstruction_bias | 1 | Mean of |reconstruction|^2 divided by the mean of
+    <x, reconstruction>, both {_ROWS}; 1 is unbiased, below 1 means shrinkage.
+mean_squared_error | squared activation units per row | Mean {_ROWS} of |x - reconstruction|^2,
+    summed over dimensions.
+[Sparsity]
+l0_mean | latents per row | Mean {_ROWS} of L0, the number of positive codes of a row.
+l0_std | latents per row | Population standard deviation of L0 {_ROWS}.
+{_QUANTILES}
+dead_fraction | 1 | Fraction of the latents without a positive code on any of the {{n_rows}}
+    evaluated rows (tokens); it falls as more text is evaluated.
+dense_fraction | 1 | Fraction of the latents with density above 0.1; density is the fraction of the
+    {{n_rows}} evaluated rows on which a latent's code is positive.
+[Effect on the model]
+loss_clean | nats per token | Next-token cross-entropy of the untouched model, {_PREDICTED}.
+loss_spliced | nats per token | Next-token cross-entropy with the reconstruction in place of the
+    activation, {_PREDICTED}; {_KEPT}.
+loss_zero_ablation | nats per token | Next-token cross-entropy with the activation replaced by zero,
+    {_PREDICTED}; {_KEPT}.
+loss_mean_ablation | nats per token | Next-token cross-entropy with the activation replaced by
+    {{mean_source}}, {_PREDICTED}; {_KEPT}.
+loss_recovered_zero | 1 | (loss_zero_ablation - loss_spliced) / (loss_zero_ablation - loss_clean): 1
+    is as good as the untouched model, 0 as bad as zero ablation; null where the two agree to 1e-6
+    nats.
+loss_recovered_mean | 1 | (loss_mean_ablation - loss_spliced) / (loss_mean_ablation - loss_clean): 1
+    is as good as the untouched model, 0 as bad as mean ablation; null where the two agree to 1e-6
+    nats.
+kl | nats per token | KL(clean || spliced): Kullback-Leibler divergence from the next-token
+    distribution of the untouched model to that of the spliced model, {_PREDICTED}.
+[What was counted]
+n_contexts | contexts | Contexts of held-out text whose activations were evaluated.
+n_tokens | tokens | Tokens in those contexts; each gives one activation row.
+n_rows | rows | Rows evaluated: n_tokens less the excluded rows below.
+n_excluded_bos | rows | Rows excluded because they are the first of a context or a BOS token.
+n_excluded_separator | rows | Rows excluded because their token is a separator or special.
+n_excluded_position | rows | Rows excluded because of their position in the context.
+n_excluded_norm | rows | Rows excluded because their norm is above the ceiling recorded with the
+    dictionary ({{norm_ceiling}}).
+n_loss_contexts | contexts | Contexts on which losses and KL were measured: the first of the
+    evaluated ones.
+n_loss_positions | tokens | Predicted positions over which losses and KL are averaged.
+n_loss_rows_replaced | rows | Activation rows replaced in the spliced and ablated runs.
+n_loss_rows_kept | rows | Activation rows that kept their original value in the spliced and ablated
+    runs: {{loss_excluded}}.
+"""
 
 MODES_GROUP = "Inference modes"
 """Group of the numbers that only dictionaries trained with `gradient_topk` have."""
@@ -54,223 +120,22 @@ _MODE_WARNINGS = {
     "gradient_shuffled": " What remains here of a difference from plain top-k is not due to the "
     "row's own next tokens.",
 }
-_MODE_NUMBERS = {
-    "l0_mean": (
-        "latents per row",
-        "mean L0, the number of positive codes, over the {n_mode_rows} evaluated rows of the "
-        "contexts on which losses are measured.",
-    ),
-    "fvu": (
-        "1",
-        "sum of |x - reconstruction|^2 divided by the sum of |x - mean|^2 over the {n_mode_rows} "
-        "evaluated rows of the contexts on which losses are measured.",
-    ),
-    "loss_spliced": (
-        "nats per token",
-        "next-token cross-entropy with the mode's reconstruction in place of the activation, "
-        f"{_PREDICTED}; {_KEPT}.",
-    ),
-    "loss_recovered_zero": (
-        "1",
-        "(loss_zero_ablation - loss_spliced) / (loss_zero_ablation - loss_clean), with the mode's "
-        "loss_spliced; null where ablation costs less than 1e-6 nats.",
-    ),
-    "loss_recovered_mean": (
-        "1",
-        "(loss_mean_ablation - loss_spliced) / (loss_mean_ablation - loss_clean), with the mode's "
-        "loss_spliced; null where ablation costs less than 1e-6 nats.",
-    ),
-    "kl": (
-        "nats per token",
-        "KL(clean || spliced) with the mode's reconstruction in place of the activation, "
-        f"{_PREDICTED}.",
-    ),
-}
+_MODE_ROWS = "over the {n_mode_rows} evaluated rows of the contexts on which losses are measured"
+_MODE_TABLE = f"""
+l0_mean | latents per row | mean L0, the number of positive codes, {_MODE_ROWS}.
+fvu | 1 | sum of |x - reconstruction|^2 divided by the sum of |x - mean|^2 {_MODE_ROWS}.
+loss_spliced | nats per token | next-token cross-entropy with the mode's reconstruction in place of
+    the activation, {_PREDICTED}; {_KEPT}.
+loss_recovered_zero | 1 | (loss_zero_ablation - loss_spliced) / (loss_zero_ablation - loss_clean),
+    with the mode's loss_spliced; null where ablation costs less than 1e-6 nats.
+loss_recovered_mean | 1 | (loss_mean_ablation - loss_spliced) / (loss_mean_ablation - loss_clean),
+    with the mode's loss_spliced; null where ablation costs less than 1e-6 nats.
+kl | nats per token | KL(clean || spliced) with the mode's reconstruction in place of the
+    activation, {_PREDICTED}.
+"""
 INFERENCE_MODES = tuple(_MODES)
 """The modes of a dictionary trained with `gradient_topk`, as metrics name them; the last is a
 control."""
-
-_TABLE: dict[str, list[tuple[str, str, str]]] = {
-    "Reconstruction": [
-        (
-            "fvu",
-            "1",
-            "Fraction of variance unexplained: sum of |x - reconstruction|^2 divided by the sum of "
-            f"|x - mean|^2, both {_ROWS}, pooled over dimensions; mean is the per-dimension mean "
-            "of "
-            "the same rows.",
-        ),
-        (
-            "explained_variance",
-            "1",
-            "1 - FVU: variance explained against the mean of the evaluated rows (not against zero, "
-            "not a mean of per-token ratios).",
-        ),
-        (
-            "cosine_similarity",
-            "1",
-            f"Mean {_ROWS} of the cosine between x and its reconstruction; a row where either is "
-            "the zero vector counts as 0.",
-        ),
-        (
-            "l2_ratio",
-            "1",
-            "Mean over the evaluated rows with |x| > 0 of |reconstruction| / |x| (a mean of "
-            "ratios); below 1 means shrinkage.",
-        ),
-        (
-            "l2_ratio_of_means",
-            "1",
-            f"Mean of |reconstruction| divided by the mean of |x|, both {_ROWS} (a ratio of "
-            "means).",
-        ),
-        (
-            "relative_reconstruction_bias",
-            "1",
-            "Mean of |reconstruction|^2 divided by the mean of <x, reconstruction>, both "
-            f"{_ROWS}; 1 is unbiased, below 1 means shrinkage.",
-        ),
-        (
-            "mean_squared_error",
-            "squared activation units per row",
-            f"Mean {_ROWS} of |x - reconstruction|^2, summed over dimensions.",
-        ),
-    ],
-    "Sparsity": [
-        (
-            "l0_mean",
-            "latents per row",
-            f"Mean {_ROWS} of L0, the number of positive codes of a row.",
-        ),
-        ("l0_std", "latents per row", f"Population standard deviation of L0 {_ROWS}."),
-        *(
-            (
-                f"l0_q{percent:02d}",
-                "latents per row",
-                f"{percent} % quantile of L0: the smallest value that at least {percent} % of the "
-                "{n_rows} evaluated rows do not exceed.",
-            )
-            for percent in (5, 25, 50, 75, 95)
-        ),
-        (
-            "dead_fraction",
-            "1",
-            "Fraction of the latents without a positive code on any of the {n_rows} evaluated "
-            "rows (tokens); it falls as more text is evaluated.",
-        ),
-        (
-            "dense_fraction",
-            "1",
-            "Fraction of the latents with density above 0.1; density is the fraction of the "
-            "{n_rows} evaluated rows on which a latent's code is positive.",
-        ),
-    ],
-    "Effect on the model": [
-        (
-            "loss_clean",
-            "nats per token",
-            f"Next-token cross-entropy of the untouched model, {_PREDICTED}.",
-        ),
-        (
-            "loss_spliced",
-            "nats per token",
-            "Next-token cross-entropy with the reconstruction in place of the activation, "
-            f"{_PREDICTED}; "
-            f"{_KEPT}.",
-        ),
-        (
-            "loss_zero_ablation",
-            "nats per token",
-            f"Next-token cross-entropy with the activation replaced by zero, {_PREDICTED}; "
-            f"{_KEPT}.",
-        ),
-        (
-            "loss_mean_ablation",
-            "nats per token",
-            "Next-token cross-entropy with the activation replaced by {mean_source}, "
-            f"{_PREDICTED}; {_KEPT}.",
-        ),
-        (
-            "loss_recovered_zero",
-            "1",
-            "(loss_zero_ablation - loss_spliced) / (loss_zero_ablation - loss_clean): 1 is as "
-            "good as "
-            "the untouched model, 0 as bad as zero ablation; null where the two agree to 1e-6 "
-            "nats.",
-        ),
-        (
-            "loss_recovered_mean",
-            "1",
-            "(loss_mean_ablation - loss_spliced) / (loss_mean_ablation - loss_clean): 1 is as "
-            "good as "
-            "the untouched model, 0 as bad as mean ablation; null where the two agree to 1e-6 "
-            "nats.",
-        ),
-        (
-            "kl",
-            "nats per token",
-            "KL(clean || spliced): Kullback-Leibler divergence from the next-token distribution "
-            "of the "
-            f"untouched model to that of the spliced model, {_PREDICTED}.",
-        ),
-    ],
-    "What was counted": [
-        ("n_contexts", "contexts", "Contexts of held-out text whose activations were evaluated."),
-        ("n_tokens", "tokens", "Tokens in those contexts; each gives one activation row."),
-        ("n_rows", "rows", "Rows evaluated: n_tokens less the excluded rows below."),
-        (
-            "n_excluded_bos",
-            "rows",
-            "Rows excluded because they are the first of a context or a BOS token.",
-        ),
-        (
-            "n_excluded_separator",
-            "rows",
-            "Rows excluded because their token is a separator or special.",
-        ),
-        ("n_excluded_position", "rows", "Rows excluded because of their position in the context."),
-        (
-            "n_excluded_norm",
-            "rows",
-            "Rows excluded because their norm is above the ceiling recorded with the dictionary "
-            "({norm_ceiling}).",
-        ),
-        (
-            "n_loss_contexts",
-            "contexts",
-            "Contexts on which losses and KL were measured: the first of the evaluated ones.",
-        ),
-        (
-            "n_loss_positions",
-            "tokens",
-            "Predicted positions over which losses and KL are averaged.",
-        ),
-        (
-            "n_loss_rows_replaced",
-            "rows",
-            "Activation rows replaced in the spliced and ablated runs.",
-        ),
-        (
-            "n_loss_rows_kept",
-            "rows",
-            "Activation rows that kept their original value in the spliced and ablated runs: "
-            "{loss_excluded}.",
-        ),
-    ],
-    MODES_GROUP: [
-        *(
-            (f"mode_{mode}_{name}", unit, f"{what}: {text}{_MODE_WARNINGS.get(mode, '')}")
-            for mode, what in _MODES.items()
-            for name, (unit, text) in _MODE_NUMBERS.items()
-        ),
-        (
-            "mode_n_rows",
-            "rows",
-            "Rows on which the modes' L0 and FVU were measured; the same are replaced in the "
-            "spliced runs.",
-        ),
-    ],
-}
 
 _BETTER: dict[str, Better] = {
     **dict.fromkeys(("fvu", "mean_squared_error", "dead_fraction", "loss_spliced", "kl"), "lower"),
@@ -286,10 +151,39 @@ def _better(name: str) -> Better:
     return _BETTER.get(name, "neither")
 
 
+def _entries(table: str) -> Iterator[list[str]]:
+    """Heading, name, unit and definition of each metric of a table."""
+    heading = ""
+    for entry in re.split(r"\n(?! )", table.strip()):
+        if entry.startswith("["):
+            heading = entry.strip("[]")
+        else:
+            yield [heading, *" ".join(entry.split()).split(" | ", 2)]
+
+
+_ENTRIES = [
+    *_entries(_TABLE),
+    *(
+        [
+            MODES_GROUP,
+            f"mode_{mode}_{name}",
+            unit,
+            f"{what}: {text}{_MODE_WARNINGS.get(mode, '')}",
+        ]
+        for mode, what in _MODES.items()
+        for _, name, unit, text in _entries(_MODE_TABLE)
+    ),
+    [
+        MODES_GROUP,
+        "mode_n_rows",
+        "rows",
+        "Rows on which the modes' L0 and FVU were measured; the same are replaced in the spliced "
+        "runs.",
+    ],
+]
 METRICS: dict[str, Metric] = {
     name: Metric(name=name, group=group, unit=unit, definition=definition, better=_better(name))
-    for group, entries in _TABLE.items()
-    for name, unit, definition in entries
+    for group, name, unit, definition in _ENTRIES
 }
 
 

@@ -2,10 +2,12 @@
 
 Training, the evaluation suites and the dashboard all call these. Half of the mean squared norm of a
 residual stream is its mean vector, so variances are accumulated about running means (`Moments`) and
-never as a difference of large sums. What each name means is in `metric_definitions.py`.
+never as a difference of large sums. What each name means is in `metric_definitions`.
 """
 
 from __future__ import annotations
+
+from collections import defaultdict
 
 import torch
 from einops import rearrange
@@ -15,26 +17,7 @@ from torch import Tensor
 from saelab.errors import ActivationError
 from saelab.sparse import SparseCodes
 
-from .metric_definitions import METRICS, Metric, define
 from .moments import Moments
-
-__all__ = [
-    "DENSE_DENSITY",
-    "L0_QUANTILES",
-    "METRICS",
-    "Metric",
-    "Moments",
-    "ReconstructionStatistics",
-    "SparsityStatistics",
-    "UndefinedMetricError",
-    "batch_fvu",
-    "define",
-    "density_histogram",
-    "fvu",
-    "kl_divergence",
-    "loss_recovered",
-    "mean_l0",
-]
 
 
 class UndefinedMetricError(ActivationError):
@@ -62,9 +45,7 @@ class ReconstructionStatistics:
         n_bins = (NORM_DECADES[1] - NORM_DECADES[0]) * NORM_BINS_PER_DECADE
         self.norm_count = torch.zeros(n_bins, dtype=torch.int64, device=device)
         self.norm_error = torch.zeros(n_bins, dtype=torch.float64, device=device)
-        self.sums: dict[str, float] = dict.fromkeys(
-            ("cosine", "ratio", "nonzero", "norm", "norm_hat", "square_hat", "product"), 0.0
-        )
+        self.sums: dict[str, float] = defaultdict(float)
 
     def update(
         self,
@@ -83,25 +64,13 @@ class ReconstructionStatistics:
             return
         require_finite(x, "activations")
         require_finite(hat, "the reconstruction")
-        flat_group = (
-            torch.zeros(len(x), dtype=torch.int64, device=x.device)
-            if group is None
-            else group.flatten().to(x.device)
-        )
+        flat_group = (torch.zeros(len(x)) if group is None else group.flatten()).to(x.device).long()
         self.moments.update(x, flat_group)
         squared_error = (x - hat).square().sum(dim=1)
         self.squared_error.index_add_(0, flat_group, squared_error)
         norm, norm_hat = x.norm(dim=1), hat.norm(dim=1)
         product = (x * hat).sum(dim=1)
-        self._add_sums(norm, norm_hat, product)
-        self._add_to_norm_bins(norm, squared_error.sqrt())
 
-    def _add_sums(
-        self,
-        norm: Float[Tensor, " batch"],
-        norm_hat: Float[Tensor, " batch"],
-        product: Float[Tensor, " batch"],
-    ) -> None:
         def ratio(above: Tensor, below: Tensor) -> Tensor:
             return torch.where(below > 0, above / below.clamp(min=1e-300), 0.0)
 
@@ -116,14 +85,10 @@ class ReconstructionStatistics:
         }
         for name, addition in additions.items():
             self.sums[name] += addition.sum().item()
-
-    def _add_to_norm_bins(
-        self, norm: Float[Tensor, " batch"], error_norm: Float[Tensor, " batch"]
-    ) -> None:
         decades = norm.clamp(min=10.0 ** NORM_DECADES[0]).log10() - NORM_DECADES[0]
         index = (decades * NORM_BINS_PER_DECADE).long().clamp(max=len(self.norm_count) - 1)
         self.norm_count.index_add_(0, index, torch.ones_like(index))
-        self.norm_error.index_add_(0, index, error_norm)
+        self.norm_error.index_add_(0, index, squared_error.sqrt())
 
     @property
     def n_rows(self) -> int:
@@ -158,7 +123,10 @@ class ReconstructionStatistics:
             "cosine_similarity": sums["cosine"] / n_rows,
             "l2_ratio": sums["ratio"] / sums["nonzero"],
             "l2_ratio_of_means": sums["norm_hat"] / sums["norm"],
-            "relative_reconstruction_bias": _divide(sums["square_hat"], sums["product"]),
+            # 0 where every reconstruction is the zero vector.
+            "relative_reconstruction_bias": (
+                sums["square_hat"] / sums["product"] if sums["product"] else 0.0
+            ),
         }
 
     def fvu_by_group(self) -> list[float | None]:
@@ -298,13 +266,13 @@ def kl_divergence(
     # 4 MB at a time: what fits the cache is about twice as fast as a whole batch.
     rows_at_once = max(1, (1 << 20) // width)
     parts = [torch.zeros(0, dtype=torch.float64, device=clean_logits.device)]
-    for clean, other in zip(
+    for clean, changed in zip(
         rearrange(clean_logits, "... vocab -> (...) vocab").split(rows_at_once),
         rearrange(other_logits, "... vocab -> (...) vocab").split(rows_at_once),
         strict=True,
     ):
         log_p = clean.float().log_softmax(dim=-1)
-        log_ratio = other.float().log_softmax(dim=-1).sub_(log_p).neg_()
+        log_ratio = changed.float().log_softmax(dim=-1).sub_(log_p).neg_()
         parts.append(log_p.exp_().mul_(log_ratio).sum(dim=-1, dtype=torch.float64))
     return torch.cat(parts).reshape(clean_logits.shape[:-1])
 
@@ -341,8 +309,3 @@ def require_finite(values: Shaped[Tensor, "*shape"], what: str) -> None:
             f"{what} holds {bad} values of {values.numel()} that are NaN or infinite: "
             "no metric is defined on them"
         )
-
-
-def _divide(above: float, below: float) -> float:
-    """A quotient, 0 where the denominator is 0 because every reconstruction is the zero vector."""
-    return above / below if below else 0.0

@@ -20,7 +20,7 @@ class Moments:
     Args:
         d_in: width of the rows.
         n_groups: groups that rows fall into.
-        device: where the sums lie.
+        device: of the sums.
 
     Example:
         >>> moments = Moments(2)

@@ -136,10 +136,10 @@ def _minimum(function: Callable[[float], float], grid: Floats, values: Floats) -
     bounds = (float(grid[max(best - 1, 0)]), float(grid[min(best + 1, len(grid) - 1)]))
     if bounds[0] == bounds[1]:
         return bounds[0]
-    found: Any = minimize_scalar(
+    minimum: Any = minimize_scalar(
         function, bounds=bounds, method="bounded", options={"xatol": 1e-9 * max(bounds[1], 1e-6)}
     )
-    return float(found.x) if found.fun <= values[best] else float(grid[best])
+    return float(minimum.x) if minimum.fun <= values[best] else float(grid[best])
 
 
 def _edge(excess: Callable[[float], float], start: float, end: float) -> float:

@@ -1,6 +1,6 @@
 """Integers mixed to pseudo-random ones, and generators seeded by what they are for.
 
-Everything here is a fixed function of its arguments, the same on every machine and in every
+Each is a fixed function of its arguments, the same on every machine and in every
 release: orders of rows, splits and samples of saved results depend on it bit by bit.
 """
 
@@ -29,7 +29,7 @@ def splitmix64(values: Words) -> Words:
 
 
 def murmur64(values: Words) -> Words:
-    """MurmurHash3's finalizer with shifts of 32 bits; what the order of shuffled rows stands on."""
+    """MurmurHash3's finalizer with shifts of 32 bits; the order of shuffled rows is made of it."""
     with np.errstate(over="ignore"):
         return _mixed(values, _MURMUR, 32)
 
@@ -60,7 +60,7 @@ def keyed_uniforms(keys: Words, seed: int) -> Float[np.ndarray, " keys"]:
 
 
 def seeded_generator(*purpose: Any) -> torch.Generator:
-    """A generator of its own for each purpose, such as ("steering", "prompts", seed).
+    """A separate generator for each purpose, such as ("steering", "prompts", seed).
 
     No draw then depends on how much another drew, nor on a training with the same seed.
     """

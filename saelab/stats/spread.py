@@ -49,7 +49,7 @@ def spread_of(values: Iterable[float | None]) -> Spread:
 
 
 def t_quantile(degrees_of_freedom: int | float, level: float = 0.95) -> float:
-    """The two-sided quantile of Student's t: within ± it lies a share `level`.
+    """The two-sided quantile of Student's t: within ± it is a share `level`.
 
     Example:
         >>> round(t_quantile(25), 4)

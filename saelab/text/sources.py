@@ -1,8 +1,10 @@
-"""Documents out of local files: plain text, JSONL and parquet, in a seeded order.
+"""Settings of the text, and documents out of local files: plain text, JSONL, parquet.
 
 Memory stays bounded whatever the size: text and JSONL files are indexed by byte offsets and read
 one document at a time in shuffled order; parquet files are read one row group at a time, row
 groups shuffled and documents shuffled within each.
+
+This module imports no torch, so that a command line can show the settings' help at once.
 """
 
 from __future__ import annotations
@@ -13,15 +15,17 @@ import logging
 import random
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saelab.errors import TextError, did_you_mean
+from saelab.errors import ConfigError, TextError, did_you_mean, first_line
 from saelab.formats.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
+EMBEDDED_TEXT = "sotu"
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 PARQUET_SUFFIXES = (".parquet",)
@@ -31,9 +35,44 @@ LONGEST_DOCUMENT = 1 << 20
 """Bytes after which a text file's document ends at the next line end."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Which text is read and how it is divided."""
+
+    source: str = EMBEDDED_TEXT
+    """"sotu" (embedded), a .txt/.jsonl/.parquet file, a folder of them, or a `datasets` name,
+    with ":config" behind it where the dataset has several."""
+    text_field: str = "text"
+    """Field or column that holds the text, in JSONL, parquet and `datasets`."""
+    held_out_fraction: float = 0.1
+    """Fraction of the documents that training never sees."""
+    seed: int = 0
+    """Decides the order of documents, which are held out, and where windows begin."""
+    max_tokens_per_document: int | None = None
+    """Tokens taken from one document at most, as one window; None takes whole documents."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.source.strip():
+            problems.append("text source is empty: give 'sotu', a file, a folder or a dataset name")
+        if not self.text_field:
+            problems.append("text_field is empty: name the field that holds the text")
+        if not 0 <= self.held_out_fraction < 1:
+            problems.append(
+                f"held_out_fraction is {self.held_out_fraction}: expected at least 0 and below 1"
+            )
+        if self.max_tokens_per_document is not None and self.max_tokens_per_document < 1:
+            problems.append(
+                f"max_tokens_per_document is {self.max_tokens_per_document}: expected at least 1, "
+                "or none for whole documents"
+            )
+        if problems:
+            raise ConfigError(problems)
+
+
 @dataclass(frozen=True)
 class Document:
-    """One text, and what it is called where it came from."""
+    """A text, and what it is called where it came from."""
 
     id: str
     text: str
@@ -71,8 +110,8 @@ def text_files(path: Path) -> list[Path]:
     ]
     full = [file for file in files if file.stat().st_size > 0]
     if not full:
-        found = f"{len(files)} empty ones" if files else "none"
-        raise TextError(f"no text found in folder {path}: expected files {kinds}, found {found}")
+        held = f"{len(files)} empty ones" if files else "none"
+        raise TextError(f"no text found in folder {path}: expected files {kinds}, found {held}")
     if len(full) < len(files):
         logger.warning("%s: %d empty files are left out", path, len(files) - len(full))
     return full
@@ -84,22 +123,25 @@ def read_files(files: Sequence[Path], text_field: str, seed: int) -> Iterator[Do
     Raises:
         TextError: a file that cannot be read, or a record without the text field.
     """
-    spans = _Spans()
+    spans = array("q")  # file, first byte, end of each document: 24 bytes a document
     units: list[tuple[int, int]] = []  # (file, row group) of parquet files
     for index, file in enumerate(files):
         suffix = file.suffix.lower()
         if suffix in PARQUET_SUFFIXES:
             units += [(index, group) for group in range(_row_groups(file, text_field))]
         else:
-            spans.add_file(index, file, whole_lines=suffix in JSONL_SUFFIXES)
-    for position in shuffled(len(spans) + len(units), seed):
-        if position < len(spans):
-            index, start, stop = spans[position]
+            for start, stop in _spans_of(file, whole_lines=suffix in JSONL_SUFFIXES):
+                if start < stop:
+                    spans.extend((index, start, stop))
+    n_spans = len(spans) // 3
+    for position in shuffled(n_spans + len(units), seed):
+        if position < n_spans:
+            index, start, stop = spans[3 * position : 3 * position + 3]
             document = _read_span(files[index], start, stop, text_field)
             if document is not None:
                 yield document
         else:
-            index, group = units[position - len(spans)]
+            index, group = units[position - n_spans]
             yield from _read_row_group(files[index], group, text_field, seed + position)
 
 
@@ -128,41 +170,22 @@ def text_of(record: dict[str, Any], text_field: str, where: str) -> str | None:
     return text
 
 
-class _Spans:
-    """Byte ranges of documents in files, 24 bytes each."""
-
-    def __init__(self) -> None:
-        self._file, self._start, self._stop = array("q"), array("q"), array("q")
-
-    def __len__(self) -> int:
-        return len(self._file)
-
-    def __getitem__(self, position: int) -> tuple[int, int, int]:
-        return self._file[position], self._start[position], self._stop[position]
-
-    def add_file(self, index: int, file: Path, *, whole_lines: bool) -> None:
-        """Index a JSONL file (one document a line) or a text file (see `text.py`)."""
-        start = offset = 0
-        with file.open("rb") as handle:
-            for line in handle:
-                end = offset + len(line)
-                if whole_lines:
-                    self._add(index, offset, end)
-                elif line.strip() == SEPARATOR_LINE:
-                    self._add(index, start, offset)
-                    start = end
-                elif end - start > LONGEST_DOCUMENT:
-                    self._add(index, start, end)
-                    start = end
-                offset = end
-        if not whole_lines:
-            self._add(index, start, offset)
-
-    def _add(self, index: int, start: int, stop: int) -> None:
-        if stop > start:
-            self._file.append(index)
-            self._start.append(start)
-            self._stop.append(stop)
+def _spans_of(file: Path, *, whole_lines: bool) -> Iterator[tuple[int, int]]:
+    """First byte and end of the documents of a JSONL file (a line each) or of a text file."""
+    start = end = 0
+    with file.open("rb") as handle:
+        for line in handle:
+            line_start, end = end, end + len(line)
+            if whole_lines:
+                yield line_start, end
+            elif line.strip() == SEPARATOR_LINE:
+                yield start, line_start
+                start = end
+            elif end - start > LONGEST_DOCUMENT:
+                yield start, end
+                start = end
+    if not whole_lines:
+        yield start, end
 
 
 def _read_span(file: Path, start: int, stop: int, text_field: str) -> Document | None:
@@ -179,7 +202,6 @@ def _read_span(file: Path, start: int, stop: int, text_field: str) -> Document |
     if not text.strip():
         return None
     if file.suffix.lower() in JSONL_SUFFIXES:
-        where = f"{file}, byte {start}"
         try:
             record = json.loads(text)
         except json.JSONDecodeError as error:
@@ -188,35 +210,42 @@ def _read_span(file: Path, start: int, stop: int, text_field: str) -> Document |
             ) from None
         if not isinstance(record, dict):
             raise TextError(f"{_line_of(file, start)} is not a JSON object")
-        if text_field not in record:
-            where = _line_of(file, start)
-        found = text_of(record, text_field, where)
-        if found is None or not found.strip():
+        known = text_field in record
+        text = text_of(
+            record, text_field, f"{file}, byte {start}" if known else _line_of(file, start)
+        )
+        if text is None or not text.strip():
             return None
-        text = found
     return Document(id=f"{file.name}@{start}", text=text)
 
 
 def _line_of(file: Path, offset: int) -> str:
-    """Name a byte offset as a line, for a message."""
     with file.open("rb") as handle:
         number = handle.read(offset).count(b"\n") + 1
     return f"{file}, line {number}"
 
 
-def _row_groups(file: Path, text_field: str) -> int:
-    """How many row groups a parquet file has, after checking that its text can be read."""
+@contextmanager
+def _parquet(file: Path, what: str) -> Iterator[Any]:
+    """A parquet file, and its errors in words."""
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(file) as reader:
-            schema, groups = reader.schema_arrow, reader.num_row_groups
+            yield reader
     except (pyarrow.ArrowException, OSError) as error:
         raise TextError(
-            f"parquet file {file} cannot be read ({str(error).splitlines()[0][:120]}): "
-            "it is damaged or of another type"
+            f"{what} cannot be read ({first_line(error)}): it is damaged or of another type"
         ) from None
+
+
+def _row_groups(file: Path, text_field: str) -> int:
+    """How many row groups a parquet file has, after checking that its text can be read."""
+    import pyarrow
+
+    with _parquet(file, f"parquet file {file}") as reader:
+        schema, groups = reader.schema_arrow, reader.num_row_groups
     if text_field not in schema.names:
         text_of(dict.fromkeys(schema.names), text_field, str(file))
     kind = schema.field(text_field).type
@@ -226,18 +255,8 @@ def _row_groups(file: Path, text_field: str) -> int:
 
 
 def _read_row_group(file: Path, group: int, text_field: str, seed: int) -> Iterator[Document]:
-    """The documents of one row group, shuffled."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(file) as reader:
-            column = reader.read_row_group(group, columns=[text_field]).column(0)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise TextError(
-            f"row group {group} of parquet file {file} cannot be read "
-            f"({str(error).splitlines()[0][:120]}): the file is damaged"
-        ) from None
+    with _parquet(file, f"row group {group} of parquet file {file}") as reader:
+        column = reader.read_row_group(group, columns=[text_field]).column(0)
     for row in shuffled(len(column), seed):
         text = column[row].as_py()
         if text is not None and text.strip():

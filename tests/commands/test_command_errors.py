@@ -97,7 +97,7 @@ def test_completion_offers_the_options_of_every_suite(capsys):
 
 
 def test_quickstart_checks_its_folder_before_it_touches_it(tmp_path, capsys, monkeypatch):
-    from saelab.commands.quickstart_folder import STATE_FILE, prepare
+    from saelab.commands.quickstart import STATE_FILE, prepare
 
     def refused(*words):
         assert main(["quickstart", "--out", str(out), *words]) == 2
@@ -134,7 +134,7 @@ def test_quickstart_checks_its_folder_before_it_touches_it(tmp_path, capsys, mon
 
 
 def test_seconds_of_an_interrupted_stage_accumulate(tmp_path):
-    from saelab.commands.quickstart_folder import prepare
+    from saelab.commands.quickstart import prepare
 
     out, settings = tmp_path / "q", {"k": 32}
     folder = prepare(out, settings, resume=False, overwrite=False)

@@ -11,11 +11,12 @@ from toy_store import decoder
 
 from saelab.errors import ArtifactError
 from saelab.formats.chart import Axis, Chart, Series
-from saelab.formats.comparison import read_comparison, write_comparison
 from saelab.formats.evaluation_result import (
     EvaluationResult,
     MeasuredMetric,
     Table,
+    read_comparison,
+    write_comparison,
     write_evaluation_result,
 )
 from saelab.formats.manifest import seal

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
 from saelab.cache import TokenFilter
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
-from saelab.text.contexts import TextConfig
-
-WORDS = ("king", "queen", "mill", "river", "boat", "corn", "salt", "congress", "winter", "war")
-
-
-@pytest.fixture(scope="session")
-def model_text(tmp_path_factory):
-    """A text file of many short documents, half of them held out."""
-    folder = tmp_path_factory.mktemp("text")
-    generator = random.Random(0)
-    documents = [" ".join(generator.choices(WORDS, k=30)) for _ in range(80)]
-    (folder / "text.txt").write_text("\n<|endoftext|>\n".join(documents))
-    return TextConfig(source=str(folder / "text.txt"), held_out_fraction=0.5)
 
 
 @pytest.fixture

@@ -25,8 +25,9 @@ from saelab.features import pipeline, text_pass
 from saelab.features.config import FeaturesConfig
 from saelab.features.pipeline import build_features, dictionary_folders
 from saelab.features.reader import FeatureStore
-from saelab.features.writer import StoreWriter
+from saelab.features.schema import StoreWriter
 from saelab.formats.lock import writer_lock
+from saelab.formats.manifest import seal
 from saelab.text.contexts import TextConfig, context_batches
 
 LENGTH = 16
@@ -162,6 +163,49 @@ def test_a_killed_pass_goes_on_and_gives_the_same_store(run, tiny_model_folder, 
             assert (store.store_id, store.table()["mean_act"].tolist()) == expected
 
 
+def test_killed_after_the_first_store_the_same_command_goes_on(
+    run, tiny_model, text_file, monkeypatch
+):
+    # A shard is smaller where two dictionaries read together, and half of one is read again.
+    monkeypatch.setattr(text_pass, "LEAST_SHARD_TOKENS", 16)
+    monkeypatch.setattr(text_pass, "BUFFERED_TOKENS", 64)
+    words = ["features", str(run), "--n-tokens", "320", "--device", "cpu"]
+    first, second = (folder / "features.sqlite" for folder in dictionary_folders([run]))
+    assert main(words) == 0
+    with FeatureStore(second) as store:
+        expected = store.manifest["tables_sha256"]
+    second.unlink()
+    write = pipeline.write_store
+
+    def killed_at_the_second(path, sources):
+        if path == second:
+            raise KeyboardInterrupt
+        return write(path, sources)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_store", killed_at_the_second)
+        assert main([*words, "--overwrite"]) == 130
+    finished = first.read_bytes()
+    (first.parent / text_pass.WORK_FOLDER).mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(text_pass, "write_shard", None)  # the text is not read a second time
+        assert main([*words, "--batch-contexts", "2"]) == 0
+    assert first.read_bytes() == finished
+    assert not (first.parent / text_pass.WORK_FOLDER).exists()
+    with FeatureStore(second) as store:
+        assert store.manifest["tables_sha256"] == expected
+    assert main(words) == 0
+    save(first.parent, tiny_model, text_file, 5)
+    with pytest.raises(ConfigError, match="built from a different checkpoint"):
+        features(words[1:])
+    with closing(sqlite3.connect(second)) as connection, connection:
+        (content,) = connection.execute("SELECT content FROM manifest").fetchone()
+        older = {name: value for name, value in json.loads(content).items() if name != "asked"}
+        connection.execute("UPDATE manifest SET content = ?", (json.dumps(seal(older)),))
+    with pytest.raises(ConfigError, match="does not say with which settings it was made"):
+        features([str(second.parent), *words[2:]])
+
+
 def test_shards_of_another_build_are_not_used(run, monkeypatch):
     folder = dictionary_folders([run])[0]
     work = folder / text_pass.WORK_FOLDER
@@ -261,8 +305,10 @@ def test_all_the_text_there_is_and_the_held_out_part(run):
 def test_existing_stores_are_kept_unless_told(run, capsys):
     folder = dictionary_folders([run])[0]
     features([str(folder), "--n-tokens", "50", "--device", "cpu"])
-    with pytest.raises(ConfigError, match="exists already: add --overwrite"):
-        features([str(folder), "--n-tokens", "50"])
+    with pytest.raises(ConfigError, match=r"already: add --overwrite .*n_tokens was 50, is 9"):
+        features([str(folder), "--n-tokens", "90"])
+    with pytest.raises(ConfigError, match=r"already: add --overwrite .*n_top was 20, is 3"):
+        features([str(folder), "--n-tokens", "50", "--n-top", "3"])
     features([str(folder), "--n-tokens", "90", "--device", "cpu", "--overwrite"])
     with FeatureStore(folder) as store:
         assert store.n_sequences == 6

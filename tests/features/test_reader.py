@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.features.reader import FeatureStore
-from saelab.features.staleness import is_stale
+from saelab.features.reader import FeatureStore, is_stale
 from saelab.formats.files import write_json
 
 KINGS, SCRIPTS, EMOJIS = 2, 4, 6
@@ -167,7 +166,7 @@ def test_reading_needs_no_heavy_library(tiny_store_path):
     program = (
         "import sys; from pathlib import Path\n"
         "from saelab.features.reader import FeatureStore\n"
-        "import saelab.features.labels, saelab.features.staleness\n"
+        "import saelab.features.labels, saelab.features.reader\n"
         "store = FeatureStore(Path(sys.argv[1])); store.feature(2); store.table()\n"
         "print([m for m in ('torch', 'transformers', 'transformer_lens', 'pyarrow') "
         "if m in sys.modules])"

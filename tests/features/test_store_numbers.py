@@ -12,7 +12,7 @@ import torch
 from saelab.errors import ConfigError
 from saelab.features.build import write_store
 from saelab.features.config import StoreOptions
-from saelab.features.examples import text_keys
+from saelab.features.examples import TextKeys
 from saelab.features.reader import FeatureStore
 from saelab.features.schema import N_BINS, QUANTILE_LEVELS
 from saelab.features.unpacking import split_tokens
@@ -116,7 +116,7 @@ def test_top_tokens_are_listed_from_the_strongest_each_once(toy, tmp_path):
 
 def test_contexts_too_long_for_the_file_are_refused():
     with pytest.raises(ConfigError, match=r"contexts of 65536 tokens do not fit.*65535 or less"):
-        text_keys(np.zeros((1, 65536), np.int64), StoreOptions())
+        TextKeys(np.zeros((1, 65536), np.int64), StoreOptions())
 
 
 def test_examples_show_every_activation_of_their_context(toy, records):

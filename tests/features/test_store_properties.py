@@ -14,7 +14,7 @@ from saelab.errors import ConfigError
 from saelab.features import build, coactivation
 from saelab.features.build import StoreSources, write_store
 from saelab.features.config import FeaturesConfig, StoreOptions
-from saelab.features.examples import RangeExamples, strata_of, text_keys
+from saelab.features.examples import RangeExamples, TextKeys, strata_of
 from saelab.features.reader import FeatureStore
 from saelab.features.shards import Shards, ShardText, write_shard
 from saelab.features.statistics import histogram_of, quantiles_of
@@ -229,7 +229,7 @@ def test_random_positives_are_uniform_over_active_tokens(tmp_path):
     n_seeds = 400
     for seed in range(n_seeds):
         options = StoreOptions(n_random=1, seed=seed)
-        chosen = RangeExamples(pairs, text_keys(tokens, options), options).packed(0)
+        chosen = RangeExamples(pairs, TextKeys(tokens, options), options).packed(0)
         last = chosen["sequence"][-1] * LENGTH + chosen["anchor"][-1]
         hits[int(last)] += 1
     share = hits[codes[:, 0] > 0] / n_seeds

@@ -65,7 +65,7 @@ def evaluation_result(folder):
 
 
 def comparison(folder):
-    from saelab.formats.comparison import write_comparison
+    from saelab.formats.evaluation_result import write_comparison
 
     result = EvaluationResult(
         suite="compare",

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from saelab.errors import ConfigError, ModelError
-from saelab.model import token_loss
-from saelab.model.gradients import loss_gradients
+from saelab.model import devices, gradients
 from saelab.model.language_model import load_language_model, next_token_loss
 
 MIDDLE = "blocks.1.hook_resid_post"
@@ -227,8 +226,8 @@ def test_gradient_through_the_bridge(exact_gpt2):
 def test_gradients_do_not_depend_on_the_grouping(exact, monkeypatch):
     tokens = some_tokens(exact, contexts=5)
     whole = exact.capture_with_gradients(tokens, [MIDDLE])[MIDDLE]
-    monkeypatch.setattr(loss_gradients, "PASS_BYTES", 1)
-    monkeypatch.setattr(token_loss, "HEAD_CHUNK_ELEMENTS", 5 * exact.d_vocab)
+    monkeypatch.setattr(gradients, "PASS_BYTES", 1)
+    monkeypatch.setattr(gradients, "HEAD_CHUNK_ELEMENTS", 5 * exact.d_vocab)
     torch.testing.assert_close(
         exact.capture_with_gradients(tokens, [MIDDLE])[MIDDLE], whole, rtol=1e-10, atol=1e-12
     )
@@ -250,7 +249,7 @@ def test_loss_and_logits_equal_hugging_face(tiny_model_folder, tiny_model):
 def test_loss_does_not_depend_on_the_chunks(monkeypatch):
     logits, tokens = torch.randn(3, 9, 50).bfloat16(), torch.randint(0, 50, (3, 9))
     whole = next_token_loss(logits, tokens)
-    monkeypatch.setattr(token_loss, "LOSS_CHUNK_ELEMENTS", 7 * 50)
+    monkeypatch.setattr(gradients, "LOSS_CHUNK_ELEMENTS", 7 * 50)
     assert torch.equal(next_token_loss(logits, tokens), whole)
     assert whole.dtype == torch.float32
 
@@ -456,3 +455,28 @@ def test_capture_is_as_fast_as_the_bare_model(embedded):
     pairs = [(timed(bare), timed(lambda: embedded.capture(tokens, [name]))) for _ in range(12)]
     ours, theirs = min(b for _, b in pairs), min(a for a, _ in pairs)
     assert ours < 1.5 * theirs, (ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("features", "dtype", "warnings"),
+    [
+        ({"avx2"}, "bfloat16", 1),
+        ({"avx2"}, "float32", 0),
+        ({"avx2", "avx512_bf16"}, "bfloat16", 0),
+        (set(), "bfloat16", 0),
+    ],
+)
+def test_bfloat16_on_a_cpu_without_it_is_said_once(
+    tiny_model_folder, monkeypatch, caplog, features, dtype, warnings
+):
+    monkeypatch.setattr(devices, "cpu_features", lambda: features)
+    devices.warn_if_bfloat16_is_slow.cache_clear()
+    for _ in range(2):
+        model = load_language_model(str(tiny_model_folder), dtype=dtype, device="cpu")
+        assert model.dtype == getattr(torch, dtype)
+    said = [record for record in caplog.records if "--model-dtype float32" in record.message]
+    assert len(said) == warnings
+
+
+def test_cpu_features_are_those_of_this_machine():
+    assert devices.cpu_features() & {"sse2", "asimd", "neon"}

@@ -12,17 +12,16 @@ from hypothesis import strategies as st
 
 from saelab.errors import ActivationError
 from saelab.sparse import SparseCodes
+from saelab.stats.metric_definitions import METRICS, define
 from saelab.stats.metrics import (
-    METRICS,
-    Moments,
     ReconstructionStatistics,
     SparsityStatistics,
-    define,
     density_histogram,
     fvu,
     kl_divergence,
     loss_recovered,
 )
+from saelab.stats.moments import Moments
 
 D_IN, D_SAE = 6, 20
 

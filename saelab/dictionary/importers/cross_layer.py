@@ -35,9 +35,9 @@ def require_dense_size(path: Path, n_layers: int, d_model: int, d_sae: int) -> N
     size = 2 * 4 * n_layers**2 * d_model * d_sae
     if size > DENSE_LIMIT:
         raise ArtifactError(
-            f"{path} is a cross-layer transcoder of {n_layers} layers with {d_sae:,} latents each: "
-            f"as the dense matrices that saelab works with it takes {size / 1e9:.0f} GB, more than "
-            f"the {DENSE_LIMIT / 1e9:.0f} GB allowed; import a transcoder of a single layer instead"
+            f"{path} has {n_layers} layers with {d_sae:,} latents each: as the dense matrices that "
+            f"saelab works with, zeros between its blocks, it takes {size / 1e9:.0f} GB, more than "
+            f"the {DENSE_LIMIT / 1e9:.0f} GB allowed; import a dictionary of a single layer instead"
         )
 
 

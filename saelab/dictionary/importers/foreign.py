@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,26 +109,59 @@ def load_weights(path: Path) -> dict[str, Any]:
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a table.
+    """A JSON or YAML file that holds a table.
 
     Raises:
-        ArtifactError: it is missing or holds something else.
+        ArtifactError: it is missing, damaged or holds something else.
     """
+    from saelab.config import read_yaml
     from saelab.formats.files import read_json
 
-    content = read_json(path)
+    try:
+        is_yaml = path.suffix in (".yaml", ".yml") and path.is_file()
+        content = read_yaml(path) if is_yaml else read_json(path)
+    except ConfigError as error:
+        raise ArtifactError(str(error)) from None
     if not isinstance(content, dict):
         raise ArtifactError(f"{path} holds no table of settings: get it again")
     return content
 
 
 def peek_config(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a table, for recognising a format; empty where it does not."""
+    """A JSON or YAML file that holds a table, for recognising a format; else empty."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return load_config(path)
+    except (ArtifactError, OSError):
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+def single_file(path: Path, *suffixes: str) -> Path | None:
+    """A file with one of some suffixes: the path itself, or the only one in a folder."""
+    if path.is_file():
+        return path if path.suffix in suffixes else None
+    files = [each for each in path.glob("*") if each.suffix in suffixes and each.is_file()]
+    return files[0] if len(files) == 1 else None
+
+
+def peek_shapes(path: Path | None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a weights file, for recognising a format; its tensors are not read.
+
+    What is no tensor has the shape (). A file that cannot be read without running it has none.
+    """
+    from safetensors import safe_open
+
+    if path is None or not path.is_file():
+        return {}
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                names = list(file.keys())
+                return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:
+        return {}
+    table = content if isinstance(content, dict) else {}
+    return {str(name): tuple(getattr(value, "shape", ())) for name, value in table.items()}
 
 
 def take(
@@ -163,24 +195,6 @@ def take(
     return taken
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in a safetensors file, from its first bytes.
-
-    Raises:
-        ArtifactError: the file is missing or damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing: get the whole dictionary again")
-    try:
-        with safe_open(str(path), framework="np") as file:
-            names = file.keys()
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a readable safetensors file ({error})") from None
-
-
 def require_shapes(
     tensors: Mapping[str, Tensor], path: Path, shapes: Mapping[str, Sequence[int]]
 ) -> None:
@@ -200,6 +214,45 @@ def require_shapes(
 def names_of(source: Source) -> str:
     """The name a source was asked for by and its whole path, which some formats' meaning is in."""
     return f"{source.name} {source.path.absolute().as_posix()}"
+
+
+def renamed(weights: Mapping[str, Any], path: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors by saelab's names; weights of linear layers (`encoder.weight`) are transposed.
+
+    Args:
+        weights: as `load_weights` gives them.
+        path: where they are from, for messages.
+        names: saelab's name -> the file's.
+
+    Raises:
+        ArtifactError: one is missing or no tensor of numbers.
+    """
+    taken = take(weights, path, *names.values())
+    return {
+        ours: taken[theirs].T if theirs.endswith(".weight") else taken[theirs]
+        for ours, theirs in names.items()
+    }
+
+
+def batch_top_k(
+    k: int, threshold: float | None, d_sae: int
+) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """What a dictionary becomes that kept k latents per row on average over a whole batch.
+
+    Args:
+        threshold: what its training estimated for use on single rows; None or negative: nothing.
+
+    Returns:
+        Architecture, its k or threshold, and notes.
+    """
+    if threshold is not None and threshold >= 0:
+        return "jumprelu", {"threshold": full_threshold(threshold, d_sae)}, ()
+    note = (
+        f"its training kept the largest {k} codes per row of a whole batch, and its file holds no "
+        f"threshold that was estimated: each row keeps its own {k} largest here, so codes differ "
+        "from its authors', which depend on the batch"
+    )
+    return "topk", {"k": int(k)}, (note,)
 
 
 def build(path: Path, architecture: str, **tensors: Any) -> Dictionary:

@@ -29,9 +29,9 @@ from .foreign import (
     load_weights,
     names_of,
     peek_config,
+    peek_shapes,
     require_shapes,
     take,
-    tensor_shapes,
 )
 from .gemma_scope import CONVENTIONS, TRAINING
 
@@ -137,7 +137,7 @@ def _layer_files(folder: Path) -> list[Path]:
 
 
 def _cross_layer(folder: Path, files: list[Path]) -> tuple[Any, Site]:
-    shapes = tensor_shapes(files[0])
+    shapes = peek_shapes(files[0])
     shape = shapes.get("w_dec", ())
     if len(shape) != 3 or shape[1] != len(files):
         raise ArtifactError(

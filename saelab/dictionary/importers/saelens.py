@@ -13,16 +13,26 @@ from typing import Any
 from torch import Tensor
 
 from saelab.dictionary.architectures import Dictionary
-from saelab.dictionary.saelens import AVERAGE_ONLY, CONFIG_FILE, WEIGHTS_FILE, settings_of
+from saelab.dictionary.saelens import (
+    AVERAGE_ONLY,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    WITH_ONE_THRESHOLD,
+    read_saelens,
+    settings_of,
+    with_unit_decoder,
+)
 from saelab.dictionary.site import Site
-from saelab.dictionary.storage import MANIFEST_FILE, load_dictionary
-from saelab.errors import ArtifactError
+from saelab.dictionary.storage import MANIFEST_FILE, foreign_manifest
+from saelab.errors import ArtifactError, ConfigError
 
 from .foreign import Foreign, Format, Source, in_raw_units, load_config, load_weights, take
 
 SCALE_FILE = "activation_scaler.json"
 SPARSITY_FILE = "sparsity.safetensors"
 """log10(f + 1e-10) of each latent's share f of the last training tokens on which it fired."""
+OVERRIDES = ("normalize_activations", "model_from_pretrained_kwargs")
+"""What SAELens' registry may put in place of a folder's own settings."""
 
 
 def matches(path: Path) -> bool:
@@ -37,22 +47,28 @@ def read(source: Source) -> Iterator[Foreign]:
         raise ArtifactError(
             f"{folder} is a dictionary of saelab's already: every command takes it as it is"
         )
-    config = load_config(folder / CONFIG_FILE)
-    saved, settings = load_dictionary(folder), settings_of(config)
+    overrides = {name: source.hints[name] for name in OVERRIDES if name in source.hints}
+    config = {**load_config(folder / CONFIG_FILE), **overrides}
+    scale = _training_scale(folder)
+    if scale is None and settings_of(config)["normalize_activations"] == AVERAGE_ONLY:
+        scale = source.hints.get("norm_scaling_factor")
+    settings, site = settings_of(config), foreign_manifest(folder).get("site")
     normalisation = settings["normalize_activations"]
+    if scale is not None:
+        config |= {"normalize_activations": "none"}
+    dictionary, notes = read_saelens(config, load_weights(folder / WEIGHTS_FILE), folder), []
     conventions = {
         "orientation": "as it is",
-        "input bias": "b_dec is subtracted" if saved.dictionary.b_in is None else "none",
+        "input bias": "b_dec is subtracted" if dictionary.b_in is None else "none",
         "selection": str(settings["architecture"])
         + (", by h · ‖W_dec‖" if settings.get("rescale_acts_by_decoder_norm") else ""),
         "scale": str(normalisation),
         "hook point": _hook_point(config, settings),
     }
-    notes, dictionary = [], saved.dictionary
-    scale = _training_scale(folder)
     if scale is not None:
-        dictionary = _unscaled(dictionary, scale)
-        conventions["scale"] = f"{scale:.6g}, of the checkpoint, folded in"
+        by_norm = settings.get("rescale_acts_by_decoder_norm")
+        dictionary = _unscaled(dictionary, scale, unit_decoder=bool(by_norm))
+        conventions["scale"] = f"{scale:.6g}, of the checkpoint or its registry, folded in"
     elif normalisation == AVERAGE_ONLY:
         notes.append(
             f"{AVERAGE_ONLY} has no effect in SAELens after training: nothing is scaled here either"
@@ -62,7 +78,6 @@ def read(source: Source) -> Iterator[Foreign]:
         "prepend_bos": settings.get("prepend_bos"),
         **_reported(folder, settings),
     }
-    site = saved.manifest.get("site")
     yield Foreign(
         dictionary=dictionary,
         site=None if site is None else Site.from_json(site),
@@ -71,14 +86,15 @@ def read(source: Source) -> Iterator[Foreign]:
         origin={name: value for name, value in origin.items() if value is not None},
         notes=tuple(notes),
         files=(folder / CONFIG_FILE, folder / WEIGHTS_FILE),
-        in_place=scale is None,
+        in_place=scale is None and not overrides,
     )
 
 
 def _hook_point(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     recorded = {**config, **(config.get("metadata") or {})}.get("hook_name")
     if recorded is None or recorded == settings["hook_name"]:
-        return "as recorded"
+        heads = ", heads side by side" if "hook_z" in str(recorded) else ""
+        return f"as recorded{heads}"
     return f"output of the module {recorded}"
 
 
@@ -108,8 +124,14 @@ def _training_scale(folder: Path) -> float | None:
     return None if scale is None else float(scale)
 
 
-def _unscaled(dictionary: Dictionary, scale: float) -> Dictionary:
+def _unscaled(dictionary: Dictionary, scale: float, unit_decoder: bool) -> Dictionary:
+    """For raw activations; codes by h · ‖W_dec‖ are then in raw units too, thresholds with them."""
     tensors = in_raw_units(dictionary.tensors(), scale)
+    if unit_decoder:
+        norm = tensors["W_dec"].norm(dim=1)
+        tensors |= with_unit_decoder(tensors)
+        if "threshold" in tensors:
+            tensors["threshold"] = tensors["threshold"] * norm
     return Dictionary(
         dictionary.architecture,
         k=dictionary.k or None,
@@ -119,12 +141,19 @@ def _unscaled(dictionary: Dictionary, scale: float) -> Dictionary:
 
 
 def reference(source: Source, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and reconstruction by SAELens itself."""
+    """Codes and reconstruction by SAELens itself.
+
+    Raises:
+        ConfigError: a checkpoint of training, which SAELens does not run on raw activations.
+    """
     from sae_lens import SAE  # type: ignore[import-not-found]
 
+    settings = settings_of(load_config(source.path / CONFIG_FILE))
+    if (source.path / SCALE_FILE).is_file() or settings["architecture"] in WITH_ONE_THRESHOLD:
+        raise ConfigError("check: SAELens runs no checkpoints of training: leave --check away")
     sae = SAE.load_from_disk(str(source.path), device="cpu")
-    codes = sae.encode(x)
-    return codes.detach(), sae(x).detach()
+    heads = x[:, None] if sae.cfg.reshape_activations == "hook_z" else x
+    return sae.encode(heads).detach(), sae(heads).detach().flatten(1)
 
 
 FORMAT = Format("SAELens 6 and before (decoderesearch)", matches, read, reference)

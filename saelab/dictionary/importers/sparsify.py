@@ -17,7 +17,7 @@ from saelab.errors import ArtifactError
 
 from .foreign import Foreign, Format, Source, build, load_config, load_weights, peek_config, take
 
-CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+CONFIG, WEIGHTS, RUN_CONFIG = "cfg.json", "sae.safetensors", "config.json"
 
 
 def matches(path: Path) -> bool:
@@ -41,6 +41,11 @@ def read(source: Source) -> Iterator[Foreign]:
 
 def _read_one(folder: Path, name: str) -> Foreign:
     config, path = load_config(folder / CONFIG), folder / WEIGHTS
+    if "n_targets" in config or "n_sources" in config:
+        raise ArtifactError(
+            f"{folder} is a cross-layer transcoder of clt-training, whose layers lie in several "
+            "folders: it cannot be imported"
+        )
     weights = take(
         load_weights(path),
         path,
@@ -67,7 +72,8 @@ def _read_one(folder: Path, name: str) -> Foreign:
         k=config.get("k"),
         **extra,
     )
-    module = folder.name if not folder.name.startswith("seed") else folder.parent.name
+    hooked = folder.parent if folder.name.startswith("seed") else folder
+    module, run = hooked.name, peek_config(hooked.parent / RUN_CONFIG)
     hook_point = hook_point_of(module)
     if transcodes and hook_point is not None and hook_point.endswith("hook_mlp_out"):
         site = Site((hook_point.replace("hook_mlp_out", "mlp.hook_in"),), (hook_point,))
@@ -83,6 +89,8 @@ def _read_one(folder: Path, name: str) -> Foreign:
             "selection": f"{config.get('k')} largest after ReLU",
             "hook point": f"output of the module {module}",
         },
+        model=run.get("model"),
+        origin={"context_length": run["ctx_len"]} if run.get("ctx_len") else {},
         files=(folder / CONFIG, path),
     )
 

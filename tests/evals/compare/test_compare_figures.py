@@ -146,7 +146,7 @@ def test_a_method_has_the_same_style_in_every_chart(charts):
 
 
 def test_charts_survive_the_file(charts, tmp_path):
-    from saelab.formats.comparison import read_comparison, write_comparison
+    from saelab.formats.evaluation_result import read_comparison, write_comparison
 
     empty = {"dictionaries": [], "definitions": {}, "rows": []}
     drawn = tuple(charts.values())

@@ -11,7 +11,7 @@ from saelab.cli import main as cli
 from saelab.errors import ArtifactError, ConfigError
 from saelab.evals.compare.config import CompareConfig
 from saelab.evals.compare.suite import run_compare
-from saelab.formats.comparison import read_comparison
+from saelab.formats.evaluation_result import read_comparison
 from saelab.formats.files import read_json
 from saelab.formats.manifest import write_manifest
 

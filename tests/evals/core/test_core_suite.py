@@ -18,8 +18,7 @@ from saelab.evals.core.config import CoreConfig
 from saelab.evals.core.suite import SUITE, run_core
 from saelab.evals.suite import run_command
 from saelab.formats.evaluation_result import read_evaluation_result
-from saelab.stats.metric_definitions import MODES_GROUP
-from saelab.stats.metrics import METRICS
+from saelab.stats.metric_definitions import METRICS, MODES_GROUP
 from saelab.text.contexts import TextConfig, context_batches
 
 HOOK = "blocks.1.hook_resid_post"

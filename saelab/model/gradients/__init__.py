@@ -1,1 +1,0 @@
-"""Gradients with respect to activations, by hand where autograd is slow."""

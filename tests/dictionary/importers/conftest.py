@@ -1,0 +1,39 @@
+"""Fixtures of the importers' tests: dictionaries of other libraries, where they are and copied."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from saelab.dictionary.importers import Source, resolve
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture
+def source_of() -> Callable[[str], Source]:
+    """A function that gives the source of a case: its folder, or the only folder in it."""
+
+    def find(case: str) -> Source:
+        folder = FIXTURES / case
+        nested = [path for path in folder.iterdir() if path.is_dir()]
+        return resolve(str(nested[0] if len(nested) == 1 else folder))
+
+    return find
+
+
+@pytest.fixture
+def copied(tmp_path, source_of) -> Callable[[str], Path]:
+    """A function that copies the source of a case to a folder that a test may change."""
+
+    def copy(case: str) -> Path:
+        source = source_of(case).path
+        folder = tmp_path / source.name
+        shutil.copytree(source, folder)
+        (folder / "expected.safetensors").unlink(missing_ok=True)
+        return folder
+
+    return copy
