@@ -100,9 +100,10 @@ def _hook_point(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 
 def _reported(folder: Path, settings: Mapping[str, Any]) -> dict[str, float | None]:
     """L0 and dead share as the settings say them, else as they were counted in training."""
-    path = folder / SPARSITY_FILE
+    path, dead = folder / SPARSITY_FILE, settings.get("num_dead_features")
     if settings.get("l0") is not None or not path.is_file():
-        return {"reported_l0": settings.get("l0")}
+        share = None if dead is None else dead / settings["d_sae"]
+        return {"reported_l0": settings.get("l0"), "reported_dead_fraction": share}
     frequency = 10 ** take(load_weights(path), path, "sparsity")["sparsity"].double()
     return {
         "reported_l0": float(frequency.sum()),
