@@ -15,6 +15,9 @@ from saelab.errors import ConfigError
 from saelab.text.sources import TextConfig
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
     from saelab.dictionary import Dictionary, Site
     from saelab.dictionary.importers import Foreign, Source
     from saelab.dictionary.importers.proof import Proof
@@ -135,10 +138,7 @@ def _keep(
     if command.check:
         record["check"] = _check(source, format_name, dictionary)
     if command.unproved:
-        import torch
-
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(16, dictionary.d_in, generator=generator)
+        rows = _firing_rows(dictionary, 16)
         made_from["norm_ceiling"] = None
     else:
         proof, rows, proved_on = _prove(command, dictionary, site, made_from, foreign)
@@ -269,14 +269,12 @@ def _check(source: Source, format_name: str, dictionary: Dictionary) -> dict[str
     Raises:
         ConfigError: the format has no such check, or the library is not installed.
     """
-    import torch
-
     from saelab.dictionary.importers import FORMATS
 
     reference = FORMATS[format_name].reference
     if reference is None:
         raise ConfigError(f"check: {FORMATS[format_name].title} cannot be run here; leave it away")
-    x = torch.randn(64, dictionary.d_in, generator=torch.Generator().manual_seed(0))
+    x = _firing_rows(dictionary, 64)
     try:
         codes, reconstruction = reference(source, x)
     except ImportError as error:
@@ -292,6 +290,24 @@ def _check(source: Source, format_name: str, dictionary: Dictionary) -> dict[str
         name: float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
         for name, (ours, theirs) in pairs.items()
     }
+
+
+def _firing_rows(dictionary: Dictionary, n_rows: int) -> Float[Tensor, "rows d_in"]:
+    """Random rows about the input bias, as large as it takes for latents to fire.
+
+    The thresholds of a dictionary of raw activations can be far above what rows of unit variance
+    reach, and where no latent fires, nothing would be compared.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(n_rows, dictionary.d_in, generator=generator)
+    rows = noise
+    for power in range(20):
+        rows = dictionary.input_bias.cpu() + 2**power * noise
+        if float(dictionary.encode(rows).l0().double().mean()) >= 1:
+            break
+    return rows
 
 
 def _report(folder: Path, dictionary: Dictionary, site: Site, record: dict[str, Any]) -> None:

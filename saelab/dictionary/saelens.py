@@ -22,7 +22,7 @@ from torch import Tensor
 from saelab.errors import ArtifactError, ConfigError
 
 from .architectures import ARCHITECTURES, INPUT_NORMALISATIONS, Dictionary
-from .site import Site
+from .site import Site, hook_point_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,9 @@ WRITTEN_TO_RESIDUAL = (
     "hook_attn_out",
     "hook_mlp_out",
 )
+HOOK_NAMES = ("hook_name", "hook_name_out")
+HUGGING_FACE = "AutoModelForCausalLM"
+"""The class of model whose hook points are named by its modules, such as `model.layers.12`."""
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 TRAINING_LIBRARY = "saelab"
@@ -131,11 +134,20 @@ def saelens_config(
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`cfg.json` of any version as one flat table: settings, and what it says of its origin."""
+    """`cfg.json` of any version as one flat table: settings, and what it says of its origin.
+
+    Hook points are in TransformerLens' names; None where those of Hugging Face's module have none.
+    """
     nested = config.get("metadata")
     settings = {**(nested if isinstance(nested, Mapping) else {}), **config}
     if "hook_name" not in settings and "hook_point" in settings:
         settings["hook_name"] = settings["hook_point"]
+    recorded = {name: settings[name] for name in HOOK_NAMES if settings.get(name)}
+    points = {name: hook_point_of(recorded[name]) for name in recorded}
+    if settings.get("model_class_name") != HUGGING_FACE:
+        points = {name: point or recorded[name] for name, point in points.items()}
+    # Half a site would be another one.
+    settings |= dict.fromkeys(points) if None in points.values() else points
     activation = settings.get("activation_fn_str") or settings.get("activation_fn")
     if activation == "topk":
         settings["architecture"] = "topk"
@@ -232,7 +244,13 @@ def _float32(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     wrong = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
     if wrong:
         raise ArtifactError(f"{folder / WEIGHTS_FILE}: tensors {wrong} are not floating point")
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    # W_enc is brought into the order of a Dictionary before it is widened: half the bytes to move.
+    return {
+        name: tensor.T.contiguous().float().T
+        if name == "W_enc" and tensor.ndim == 2
+        else tensor.float()
+        for name, tensor in tensors.items()
+    }
 
 
 def _drop_scaling_factor(tensors: dict[str, Tensor], folder: Path) -> None:

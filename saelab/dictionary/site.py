@@ -6,6 +6,7 @@ crosscoder reads and writes several, whose activations stand side by side in the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,3 +93,16 @@ class Site:
         if not isinstance(reads, list) or not isinstance(writes, list):
             raise ConfigError(f"the site {content!r} must hold two lists of hook points")
         return cls(tuple(reads), tuple(writes))
+
+
+def hook_point_of(module: str) -> str | None:
+    """TransformerLens' name of a Hugging Face module's output, from the module's path."""
+    if module.split(".")[-1] in ("embed_tokens", "embed_in", "wte"):
+        return "hook_embed"
+    layer = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)(?:\.(\w+))?$", module)
+    if layer is None:
+        return None
+    ends = {None: "hook_resid_post", "mlp": "hook_mlp_out"}
+    ends |= dict.fromkeys(("attn", "self_attn", "attention"), "hook_attn_out")
+    end = ends.get(layer[2])
+    return None if end is None else f"blocks.{layer[1]}.{end}"

@@ -6,8 +6,9 @@ format too. Training checkpoints keep the scale of their activations beside the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -25,9 +26,11 @@ from saelab.dictionary.site import Site
 from saelab.dictionary.storage import MANIFEST_FILE, foreign_manifest
 from saelab.errors import ArtifactError, ConfigError
 
-from .foreign import Foreign, Format, Source, in_raw_units, load_config, load_weights
+from .foreign import Foreign, Format, Source, in_raw_units, load_config, load_weights, take
 
 SCALE_FILE = "activation_scaler.json"
+SPARSITY_FILE = "sparsity.safetensors"
+"""log10(f + 1e-10) of each latent's share f of the last training tokens on which it fired."""
 OVERRIDES = ("normalize_activations", "model_from_pretrained_kwargs")
 """What SAELens' registry may put in place of a folder's own settings."""
 
@@ -60,8 +63,7 @@ def read(source: Source) -> Iterator[Foreign]:
         "selection": str(settings["architecture"])
         + (", by h · ‖W_dec‖" if settings.get("rescale_acts_by_decoder_norm") else ""),
         "scale": str(normalisation),
-        "hook point": "as recorded"
-        + (", heads side by side" if "hook_z" in str(settings.get("hook_name")) else ""),
+        "hook point": _hook_point(config, settings),
     }
     if scale is not None:
         by_norm = settings.get("rescale_acts_by_decoder_norm")
@@ -74,7 +76,7 @@ def read(source: Source) -> Iterator[Foreign]:
     origin = {
         "context_length": settings.get("context_size"),
         "prepend_bos": settings.get("prepend_bos"),
-        "reported_l0": settings.get("l0"),
+        **_reported(folder, settings),
     }
     yield Foreign(
         dictionary=dictionary,
@@ -86,6 +88,27 @@ def read(source: Source) -> Iterator[Foreign]:
         files=(folder / CONFIG_FILE, folder / WEIGHTS_FILE),
         in_place=scale is None and not overrides,
     )
+
+
+def _hook_point(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    recorded = {**config, **(config.get("metadata") or {})}.get("hook_name")
+    if recorded is None or recorded == settings["hook_name"]:
+        heads = ", heads side by side" if "hook_z" in str(recorded) else ""
+        return f"as recorded{heads}"
+    return f"output of the module {recorded}"
+
+
+def _reported(folder: Path, settings: Mapping[str, Any]) -> dict[str, float | None]:
+    """L0 and dead share as the settings say them, else as they were counted in training."""
+    path, dead = folder / SPARSITY_FILE, settings.get("num_dead_features")
+    if settings.get("l0") is not None or not path.is_file():
+        share = None if dead is None else dead / settings["d_sae"]
+        return {"reported_l0": settings.get("l0"), "reported_dead_fraction": share}
+    frequency = 10 ** take(load_weights(path), path, "sparsity")["sparsity"].double()
+    return {
+        "reported_l0": float(frequency.sum()),
+        "reported_dead_fraction": float((frequency < 1e-9).double().mean()),
+    }
 
 
 def _training_scale(folder: Path) -> float | None:

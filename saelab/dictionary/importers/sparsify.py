@@ -6,14 +6,13 @@ f keeps the k largest of relu(W x' + b), with x' = x − b_dec for an autoencode
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from saelab.dictionary.site import Site
+from saelab.dictionary.site import Site, hook_point_of
 from saelab.errors import ArtifactError
 
 from .foreign import Foreign, Format, Source, build, load_config, load_weights, peek_config, take
@@ -94,19 +93,6 @@ def _read_one(folder: Path, name: str) -> Foreign:
         origin={"context_length": run["ctx_len"]} if run.get("ctx_len") else {},
         files=(folder / CONFIG, path),
     )
-
-
-def hook_point_of(module: str) -> str | None:
-    """TransformerLens' name of a Hugging Face module's output, from the module's path."""
-    if module.split(".")[-1] in ("embed_tokens", "embed_in", "wte"):
-        return "hook_embed"
-    layer = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)(?:\.(\w+))?$", module)
-    if layer is None:
-        return None
-    ends = {None: "hook_resid_post", "mlp": "hook_mlp_out"}
-    ends |= dict.fromkeys(("attn", "self_attn", "attention"), "hook_attn_out")
-    end = ends.get(layer[2])
-    return None if end is None else f"blocks.{layer[1]}.{end}"
 
 
 def reference(source: Source, x: Tensor) -> tuple[Tensor, Tensor]:
