@@ -72,8 +72,7 @@ def attribute(
     parts = torch.from_numpy(reading.value) * scale[position]
     pair = parts * (g[position] * rows).sum(1)
     counted = torch.from_numpy(reading.counted)
-    bias_rows = scale[:, None] * dictionary.b_dec.double().cpu()
-    bias = float((g * bias_rows)[counted].sum())
+    bias = float((g * dictionary.baseline(x))[counted].sum())
     whole = (g * x).sum(1)
     error = float(whole[counted].sum()) - float(pair.sum()) - bias
     return Attribution(reading, pair.numpy(), bias, error, float(whole[~counted].sum()), value)
