@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saelab.cache.config import DataOverrides
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import DataOverrides, DataSpec, check_fit, data_spec_of
+from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of
 from saelab.errors import ConfigError
 from saelab.model.language_model import LanguageModel, load_language_model
 from saelab.text.contexts import describe_text

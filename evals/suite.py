@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import tyro
 
+from saelab.cache.config import DataOverrides
 from saelab.config import parse_arguments, to_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.chart import Chart
@@ -40,24 +41,12 @@ REPLACE = "add --overwrite to replace it"
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutConfig:
+class HeldOutConfig(DataOverrides):
     """Settings of every suite that reads held-out text: what is put in place of what a dictionary
     recorded, and where the results go."""
 
     batch_contexts: int = 4
     """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
-    text_source: str | None = None
-    """Text in place of the dictionary's own (a source that `saelab.text` reads). None: its own."""
-    text_field: str | None = None
-    """Field that holds the text in `text_source`. None: as the dictionary recorded it."""
-    context_length: int | None = None
-    """Tokens in a context. None: as in training."""
-    model: str | None = None
-    """Where the dictionary's language model lies, if not under its recorded name. None: there."""
-    model_dtype: Literal["bfloat16", "float32", "float16"] | None = None
-    """Dtype the model computes in. None: as in training."""
-    device: str = "auto"
-    """Device of model and dictionary: `auto`, `cpu`, `cuda`."""
     out: Path | None = None
     """Folder for the results, one in it for each of several. None: `evals` in each dictionary."""
     overwrite: bool = False

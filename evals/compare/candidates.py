@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from saelab.cache.config import DataOverrides
 from saelab.dictionary import load_dictionary
-from saelab.dictionary.data_spec import DataOverrides, DataSpec, data_spec_of
+from saelab.dictionary.data_spec import DataSpec, data_spec_of
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.manifest import require_fields
 from saelab.formats.run import NUMBER_OR_NONE, RUN_FILE, TrainedDictionary, read_run

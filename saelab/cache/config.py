@@ -51,6 +51,24 @@ class TokenFilter:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataOverrides:
+    """What stands in for what a dictionary recorded of its data; None: what it recorded."""
+
+    text_source: str | None = None
+    """Text in place of the dictionary's own (a source that `saelab.text` reads). None: its own."""
+    text_field: str | None = None
+    """Field that holds the text in `text_source`. None: as the dictionary recorded it."""
+    context_length: int | None = None
+    """Tokens in a context. None: as in training."""
+    model: str | None = None
+    """Where the dictionary's language model lies, if not under its recorded name. None: there."""
+    model_dtype: Literal["bfloat16", "float32", "float16"] | None = None
+    """Dtype the model computes in. None: as in training."""
+    device: str = "auto"
+    """Device of model and dictionary: `auto`, `cpu`, `cuda`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class HarvestConfig:
     """What to harvest: a model's activations at some hook points over some text."""
 

@@ -5,7 +5,6 @@ Dictionaries of the same data spec are evaluated in one pass over the text.
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.cache.config import TokenFilter
+from saelab.cache.config import DataOverrides, TokenFilter
 from saelab.cache.rows import select_rows
 from saelab.config import from_plain
 from saelab.errors import ArtifactError, ConfigError
@@ -66,31 +65,6 @@ class DataSpec:
         if len(self.norm_ceilings) == 1:
             return self.norm_ceilings[0]
         return dict(zip(self.site.hook_points, self.norm_ceilings, strict=True))
-
-
-@typing.runtime_checkable
-class DataOverrides(typing.Protocol):
-    """What a suite's settings may put in place of what a dictionary recorded; None: nothing."""
-
-    @property
-    def text_source(self) -> str | None:
-        """Text in place of the dictionary's own."""
-
-    @property
-    def text_field(self) -> str | None:
-        """Field that holds the text."""
-
-    @property
-    def context_length(self) -> int | None:
-        """Tokens in a context."""
-
-    @property
-    def model(self) -> str | None:
-        """Where the language model lies."""
-
-    @property
-    def model_dtype(self) -> str | None:
-        """Dtype the model computes in."""
 
 
 def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from saelab.cache.config import DataOverrides
 from saelab.config import to_plain
 from saelab.errors import ConfigError
 
@@ -64,7 +65,7 @@ class StoreOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeaturesConfig:
+class FeaturesConfig(DataOverrides):
     """Which text features are read on, and how much of it.
 
     Text, context length, token filter and norm ceiling are those the dictionary recorded unless
@@ -78,18 +79,6 @@ class FeaturesConfig:
     features show in long text only."""
     batch_contexts: int = 8
     """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
-    text_source: str | None = None
-    """Text to read (a source that `saelab.text` reads). None: the one the dictionary recorded."""
-    text_field: str | None = None
-    """Field that holds the text in `text_source`. None: as the dictionary recorded it."""
-    context_length: int | None = None
-    """Tokens in a context. None: as in training."""
-    model: str | None = None
-    """Folder or name of the language model. None: the name the dictionary recorded."""
-    model_dtype: Literal["bfloat16", "float32", "float16"] | None = None
-    """Dtype the model computes in. None: as in training."""
-    device: str = "auto"
-    """Device of model and dictionary: `auto`, `cpu`, `cuda`."""
     store: StoreOptions = field(default_factory=StoreOptions, metadata={"flatten": True})
     """What is stored of each feature."""
 

@@ -96,7 +96,7 @@ def test_gradients_of_a_next_token_are_finite_differences(double_model, quantity
         assert slope == pytest.approx(float((gradient * direction).sum()), rel=1e-5, abs=1e-8)
 
 
-@pytest.mark.parametrize("normalisation", ["none", "constant_norm_rescale"])
+@pytest.mark.parametrize("normalisation", ["none", "constant_norm_rescale", "layer_norm", "center"])
 def test_attribution_is_the_slope_of_scaling_a_features_part(double_model, tmp_path, normalisation):
     dictionary = random_dictionary(input_normalisation=normalisation)
     live = LiveSession(
@@ -108,7 +108,8 @@ def test_attribution_is_the_slope_of_scaling_a_features_part(double_model, tmp_p
     reading = found.reading
     tokens = torch.tensor(reading.ids)[None]
     x = double_model.capture(tokens, [GPT2_HOOK])[GPT2_HOOK][0]
-    scale = torch.ones(len(x)) if normalisation == "none" else x.norm(dim=1) / 32**0.5
+    scales = {"constant_norm_rescale": x.norm(dim=1) / 32**0.5, "layer_norm": x.std(dim=1)}
+    scale = scales.get(normalisation, torch.ones(len(x)))
     decoder = dictionary.W_dec.double()
     for pair in range(0, len(reading.latent), 7):
         position, latent = reading.position[pair], reading.latent[pair]
