@@ -1,8 +1,6 @@
-"""What stands around every page: the navigation, the pickers, and the way to each page."""
+"""What surrounds every page: the navigation, the pickers, and the list of pages."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import streamlit as st
 
@@ -37,115 +35,72 @@ STYLE = (
 )
 
 
-@dataclass(frozen=True)
-class PageEntry:
-    """A page of the dashboard."""
-
-    name: str
-    """Its file beside the script that Streamlit runs, and its address."""
-    title: str
-    """What the navigation calls it."""
-    icon: str
-    """Sign beside the title, from the icons that come with Streamlit."""
-    listed: bool = True
-    """False for a page that needs more than a dictionary to show, such as a feature."""
-
-    @property
-    def file(self) -> str:
-        """Path of its file from the app's."""
-        return f"{self.name}.py"
-
-
-PAGES = (
-    PageEntry("home", "Home", ":material/home:"),
-    PageEntry("explore", "Explore", ":material/table_rows:"),
-    PageEntry("feature", "Feature", ":material/lightbulb:", listed=False),
-    PageEntry("map", "Map", ":material/scatter_plot:"),
-    PageEntry("prompt", "Prompt", ":material/chat:"),
-    PageEntry("steer", "Steer", ":material/tune:"),
-    PageEntry("compare", "Compare", ":material/compare_arrows:"),
-    PageEntry("training", "Training", ":material/show_chart:"),
-    PageEntry("evals", "Evals", ":material/fact_check:"),
-)
-"""In the order of the navigation."""
+PAGES = {
+    "home": ("Home", ":material/home:"),
+    "explore": ("Explore", ":material/table_rows:"),
+    "feature": ("Feature", ":material/lightbulb:"),
+    "map": ("Map", ":material/scatter_plot:"),
+    "prompt": ("Prompt", ":material/chat:"),
+    "steer": ("Steer", ":material/tune:"),
+    "compare": ("Compare", ":material/compare_arrows:"),
+    "training": ("Training", ":material/show_chart:"),
+    "evals": ("Evals", ":material/fact_check:"),
+}
+"""In the order of the navigation: by name of its file and address, title and icon of each page."""
 
 
 def run_app() -> None:
     """One run of the app: configure, draw what surrounds the page, then the page."""
     st.set_page_config(page_title="saelab", page_icon=ICON, layout="wide")
     pages = [
-        st.Page(
-            page.file,
-            title=page.title,
-            icon=page.icon,
-            url_path=page.name,
-            default=page.name == "home",
-        )
-        for page in PAGES
+        st.Page(f"{name}.py", title=title, icon=icon, url_path=name, default=name == "home")
+        for name, (title, icon) in PAGES.items()
     ]
     page = st.navigation(pages, position="hidden")
     st.html(f"<style>{STYLE}</style>")
-    url_state.confirm()
+    url_state.begin(page.title.lower())
     problem = address_problem()
     with st.sidebar:
-        draw_navigation(with_params=problem is None)
+        # The links keep the chosen dictionary in the address.
+        params = {} if problem else link_params()
+        st.markdown("**saelab**")
+        for name, (title, icon) in PAGES.items():
+            # That page needs more than a dictionary to show.
+            if name != "feature":
+                st.page_link(f"{name}.py", label=title, icon=icon, query_params=params)
         if problem is None:
-            draw_pickers()
+            _draw_pickers()
     if problem is None:
         page.run()
     else:
         show_problem(problem)
-        st.page_link(PAGES[0].file, label="Go to Home", query_params={})
+        st.page_link("home.py", label="Go to Home", query_params={})
 
 
-def draw_navigation(*, with_params: bool) -> None:
-    """Links to the pages; they keep the chosen dictionary in the address."""
-    params = link_params() if with_params else {}
-    st.markdown("**saelab**")
-    for page in PAGES:
-        if page.listed:
-            st.page_link(page.file, label=page.title, icon=page.icon, query_params=params)
-
-
-def draw_pickers() -> None:
-    """Choose the run and the dictionary; the choice lives in the address."""
+def _draw_pickers() -> None:
     index = run_index()
-    first = default_run(index)
-    if first is None:
+    run, entry = chosen_run(), chosen_dictionary()
+    first, fallback = default_run(index), default_dictionary(run)
+    if run is None or first is None:
         return
     ids = [run.id for run in index.runs]
-    url_state.bind("pick_run", "run", first.id, url_state.one_of(*ids))
-    st.selectbox("Run", ids, key="pick_run", on_change=_run_picked)
-    run = chosen_run()
-    fallback = default_dictionary(run)
-    if run is None or fallback is None:
+    url_state.bind("pick_run", "run", first.id, {name: name for name in ids}.__getitem__)
+    # A chosen run starts at its first dictionary, and features of another mean nothing there.
+    st.selectbox("Run", ids, key="pick_run", on_change=_picked, args=(["run"],))
+    if entry is None or fallback is None:
         return
     names = [entry.name for entry in run.dictionaries]
-    url_state.bind("pick_sae", "sae", fallback.name, url_state.one_of(*names))
-    st.selectbox("Dictionary", names, key="pick_sae", on_change=_dictionary_picked)
-    entry = chosen_dictionary()
-    if entry is not None:
-        _draw_facts(entry.facts, entry.hook_point, entry.store_path is not None)
+    url_state.bind("pick_sae", "sae", fallback.name, {name: name for name in names}.__getitem__)
+    st.selectbox("Dictionary", names, key="pick_sae", on_change=_picked, args=(["run", "sae"],))
+    size = entry.facts.get("d_sae")
+    facts = [
+        entry.facts.get("method"),
+        f"{size:,} features" if size else None,
+        entry.hook_point,
+        None if entry.store_path else "no feature store",
+    ]
+    st.caption(plain(" · ".join(str(fact) for fact in facts if fact)))
 
 
-def _draw_facts(facts: dict[str, object], hook_point: str | None, has_store: bool) -> None:
-    parts = [str(facts[key]) for key in ("method",) if facts.get(key)]
-    if facts.get("d_sae"):
-        parts.append(f"{facts['d_sae']:,} features")
-    if hook_point:
-        parts.append(hook_point)
-    if not has_store:
-        parts.append("no feature store")
-    if parts:
-        st.caption(plain(" · ".join(parts)))
-
-
-def _run_picked() -> None:
-    """A chosen run starts at its own first dictionary, and features of another mean nothing."""
-    params = {"run": st.session_state["pick_run"]}
-    st.query_params.from_dict(params)
-
-
-def _dictionary_picked() -> None:
-    kept = {"run": st.session_state["pick_run"], "sae": st.session_state["pick_sae"]}
-    st.query_params.from_dict(kept)
+def _picked(params: list[str]) -> None:
+    st.query_params.from_dict({param: st.session_state[f"pick_{param}"] for param in params})

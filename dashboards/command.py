@@ -57,8 +57,7 @@ CONFIG = DashboardCommand
 def main(arguments: Sequence[str]) -> None:
     """Serve until interrupted."""
     command = parse_arguments(DashboardCommand, arguments, program="saelab dashboard")
-    port = command.port or free_port()
-    require_free_port(port)
+    port = usable_port(command.port)
     os.environ[ROOTS_VARIABLE] = json.dumps([str(path.resolve()) for path in command.runs])
     names = ", ".join(str(path) for path in command.runs)
     print(f"saelab dashboard of {names}: http://{ADDRESS}:{port}  (stop with Ctrl-C)", flush=True)
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def serve(port: int) -> None:
-    """Run Streamlit in this process, on this machine's own address, until it is stopped."""
+    """Run Streamlit in this process, on this machine's loopback address, until it is stopped."""
     _end_on_signals()
     from streamlit.web import bootstrap
 
@@ -79,13 +78,13 @@ def serve(port: int) -> None:
 def _end_on_signals() -> None:
     """End the process on Ctrl-C and SIGTERM; called before any thread is started.
 
-    Streamlit's own handlers ask its server to stop, which one that is just starting may never do.
+    Streamlit's handlers ask its server to stop, which a server that is starting may never do.
     Nothing is lost by ending at once: labels are written in transactions.
     """
     if not hasattr(signal, "sigwait"):
         return
     wanted = {signal.SIGINT, signal.SIGTERM}
-    # Threads inherit the mask, so that these signals wait for the one thread that asks for them.
+    # Threads inherit the mask, so these signals wait for the thread that asks for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
 
     def end() -> None:
@@ -108,6 +107,8 @@ def server_options(port: int) -> dict[str, Any]:
         "server.port": port,
         "server.headless": True,
         "server.fileWatcherType": "none",
+        # Otherwise a page shows the words that describe its constants.
+        "runner.magicEnabled": False,
         "server.runOnSave": False,
         "server.enableStaticServing": False,
         "server.maxUploadSize": 1,
@@ -121,30 +122,21 @@ def server_options(port: int) -> dict[str, Any]:
         "logger.hideWelcomeMessage": True,
         "theme.baseFontSize": 15,
         "theme.headingFontSizes": ["1.9rem", "1.35rem", "1.15rem", "1.05rem", "1rem", "1rem"],
-        "theme.light.primaryColor": "#0b62ab",
-        "theme.light.backgroundColor": "#ffffff",
-        "theme.light.secondaryBackgroundColor": "#f1f4f7",
-        "theme.light.textColor": "#1b1f24",
-        "theme.light.linkColor": "#0b62ab",
-        "theme.dark.primaryColor": "#4f9fe0",
-        "theme.dark.backgroundColor": "#14171b",
-        "theme.dark.secondaryBackgroundColor": "#1f242b",
-        "theme.dark.textColor": "#e8eaed",
-        "theme.dark.linkColor": "#7ab8ee",
     }
+    for part, light, dark in (
+        ("primaryColor", "#0b62ab", "#4f9fe0"),
+        ("backgroundColor", "#ffffff", "#14171b"),
+        ("secondaryBackgroundColor", "#f1f4f7", "#1f242b"),
+        ("textColor", "#1b1f24", "#e8eaed"),
+        ("linkColor", "#0b62ab", "#7ab8ee"),
+    ):
+        options |= {f"theme.light.{part}": light, f"theme.dark.{part}": dark}
     # The command line spells a dot as an underscore, and so does the function that reads flags.
     return {name.replace(".", "_"): value for name, value in options.items()}
 
 
-def free_port() -> int:
-    """A port that nothing listens on just now."""
-    with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
-        return probe.getsockname()[1]
-
-
-def require_free_port(port: int) -> None:
-    """Refuse a port that is taken, before anything heavy is loaded.
+def usable_port(port: int = 0) -> int:
+    """This port, or any for 0, on which nothing listens; checked before anything heavy is loaded.
 
     Raises:
         ResourceError: something listens there, or the system keeps the port for itself.
@@ -158,3 +150,4 @@ def require_free_port(port: int) -> None:
                 f"port {port} of {ADDRESS} cannot be used ({error.strerror}): give another --port, "
                 "or --port 0 for any free one"
             ) from error
+        return probe.getsockname()[1]

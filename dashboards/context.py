@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import streamlit as st
 
@@ -15,21 +15,16 @@ from saelab.features.reader import FeatureStore, is_stale
 from saelab.features.schema import LABEL_FILE
 
 from .command import DEFAULT_ROOTS, ROOTS_VARIABLE
-from .run_index import DictionaryEntry, RunEntry, RunIndex, scan
+from .run_index import DictionaryEntry, RunEntry, RunIndex, once_per_state, scan
 from .widgets.page_parts import FEATURE_PAGE, plain, show_problem
 
 SECONDS_BETWEEN_SCANS = 5
 
 
-def roots_given() -> list[Path]:
-    """The folders that `saelab dashboard` was given."""
-    text = os.environ.get(ROOTS_VARIABLE)
-    return list(DEFAULT_ROOTS) if text is None else [Path(path) for path in json.loads(text)]
-
-
 def run_index() -> RunIndex:
     """What lies below the folders given, scanned again every few seconds."""
-    return _scan(tuple(roots_given()))
+    given = os.environ.get(ROOTS_VARIABLE)
+    return _scan(DEFAULT_ROOTS if given is None else tuple(map(Path, json.loads(given))))
 
 
 @st.cache_resource(ttl=SECONDS_BETWEEN_SCANS, show_spinner=False, max_entries=4)
@@ -39,17 +34,17 @@ def _scan(roots: tuple[Path, ...]) -> RunIndex:
 
 def default_run(index: RunIndex) -> RunEntry | None:
     """The newest run with a feature store, else with dictionaries, else any."""
-    with_store = [run for run in index.runs if any(d.store_path for d in run.dictionaries)]
-    with_dictionaries = [run for run in index.runs if run.dictionaries]
-    return next(iter([*with_store, *with_dictionaries, *index.runs]), None)
+    return max(
+        index.runs,
+        key=lambda run: (any(d.store_path for d in run.dictionaries), bool(run.dictionaries)),
+        default=None,
+    )
 
 
 def default_dictionary(run: RunEntry | None) -> DictionaryEntry | None:
     """The first dictionary of a run with a feature store, else any."""
-    if run is None:
-        return None
-    with_store = [entry for entry in run.dictionaries if entry.store_path]
-    return next(iter([*with_store, *run.dictionaries]), None)
+    entries = () if run is None else run.dictionaries
+    return max(entries, key=lambda entry: entry.store_path is not None, default=None)
 
 
 def chosen_run() -> RunEntry | None:
@@ -92,13 +87,8 @@ def require_dictionary() -> DictionaryEntry:
     return entry
 
 
-def require_store(entry: DictionaryEntry | None = None) -> FeatureStore:
-    """The open feature store of a dictionary; where there is none, the page says so and ends.
-
-    Args:
-        entry: the dictionary; None for the chosen one.
-    """
-    entry = entry or require_dictionary()
+def require_store(entry: DictionaryEntry) -> FeatureStore:
+    """The open feature store of a dictionary; where there is none, the page says so and ends."""
     if entry.store_path is None:
         where = entry.folder or "the dictionary's folder"
         _stop(
@@ -111,22 +101,10 @@ def require_store(entry: DictionaryEntry | None = None) -> FeatureStore:
         _stop(str(error))
 
 
-def open_store(path: Path) -> FeatureStore:
-    """A feature store, opened once for each state of its file and shared by all sessions.
+open_store = once_per_state(32)(FeatureStore)
+"""A feature store, opened once for each state of its file and shared by all sessions.
 
-    Raises:
-        ArtifactError: the file is missing, damaged, foreign or from a newer saelab.
-    """
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
-    return _open(path, state.st_mtime_ns, state.st_size)
-
-
-@st.cache_resource(max_entries=32, show_spinner=False)
-def _open(path: Path, modified: int, size: int) -> FeatureStore:  # noqa: ARG001 - the cache's key
-    return FeatureStore(path)
+Raises ArtifactError where the file is missing, damaged, foreign or from a newer saelab."""
 
 
 def open_labels(store: FeatureStore) -> LabelBook:
@@ -141,6 +119,11 @@ def open_labels(store: FeatureStore) -> LabelBook:
     return LabelBook(path, store.manifest["made_from"]["dictionary_hash"], store.n_features)
 
 
+def label_texts(store: FeatureStore) -> dict[int, str]:
+    """The newest label of every feature that has one."""
+    return {feature: label.text for feature, label in open_labels(store).latest().items()}
+
+
 def staleness_of(store: FeatureStore, entry: DictionaryEntry) -> str | None:
     """A sentence if a store was built from another dictionary than the one on disk."""
     if entry.folder is None or (entry.content_hash is None and entry.problem is None):
@@ -153,7 +136,6 @@ def link_params(dictionary: DictionaryEntry | None = None, **more: str) -> dict[
 
     Args:
         dictionary: the one the address names; None for the chosen one.
-        more: further parameters.
     """
     entry = dictionary or chosen_dictionary()
     if entry is None:
@@ -170,6 +152,29 @@ def feature_link(
     st.page_link(
         FEATURE_PAGE, label=plain(text), query_params=link_params(dictionary, f=str(feature))
     )
+
+
+def show_features(
+    columns: dict[str, list[Any]], entry: DictionaryEntry, key: str, alt: str, **options: Any
+) -> None:
+    """A table with a feature in each row; choosing a row opens the feature.
+
+    Args:
+        columns: by title; "feature" holds the features.
+    """
+    event: Any = st.dataframe(
+        columns,
+        hide_index=True,
+        key=key,
+        on_select="rerun",
+        selection_mode="single-row",
+        alt=alt,
+        **options,
+    )
+    rows = event["selection"]["rows"] if event else []
+    if rows:
+        feature = columns["feature"][rows[0]]
+        st.switch_page(FEATURE_PAGE, query_params=link_params(entry, f=str(feature)))
 
 
 def _stop(sentence: str) -> NoReturn:

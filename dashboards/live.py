@@ -1,29 +1,35 @@
-"""The live model behind the Prompt and Steer pages: loaded once, shared by all, one pass at a time.
+"""The live model behind the Prompt and Steer pages, and the parts that these pages share.
 
-Torch and the model are imported only when a page needs them. Nothing is downloaded: a model that is
-not on this machine is refused in words.
+The model is loaded once, shared by all, and runs one pass at a time. Torch and the model are
+imported only when a page needs them. Nothing is downloaded: a model that is not on this machine is
+refused in words.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import numpy as np
 import streamlit as st
+from jaxtyping import Int
 
 from saelab.errors import ArtifactError, ModelError
 from saelab.features.reader import FeatureStore
-from saelab.features.unpacking import split_tokens
-from saelab.live.ranking import FeatureNumbers
-from saelab.live.reading import Reading
+from saelab.live.reading import FeatureNumbers, Reading
+from saelab.report.page import Html
 
-from .context import link_params, open_labels, staleness_of
+from . import url_state
+from .context import label_texts, link_params, staleness_of
 from .run_index import DictionaryEntry
-from .widgets.html_tables import feature_href
-from .widgets.page_parts import show_problem
+from .widgets.feature_table import about
+from .widgets.html_tables import page_table
+from .widgets.page_parts import download_table, show_note, show_problem
+from .widgets.token_html import visible_text
 
 if TYPE_CHECKING:
     from saelab.live.attribution import Attribution
@@ -35,6 +41,11 @@ MAX_TOKENS = 256
 """Tokens of a text that are read; the rest is cut off, and the page says so."""
 MAX_CHARACTERS = 4000
 """Characters that a text box takes."""
+MOST_ROWS = 40
+"""Features that a table on a page lists; its file has all."""
+MOST_TOKENS = 4
+CEILINGS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Densities that the slider offers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +60,11 @@ class LivePage:
 
     def href(self, feature: int) -> str:
         """Address of a feature's page."""
-        return feature_href(link_params(self.entry, f=str(feature)))
+        return "feature?" + urlencode(link_params(self.entry, f=str(feature)))
 
     def label(self, feature: int) -> str:
         """The newest label of a feature, or the tokens at which its strongest examples peak."""
-        known = self.labels.get(feature)
-        if known:
-            return known
-        return " ".join(split_tokens(self.store.table()["top_tokens"][feature])[:4]).strip()
+        return about(self.store.table(), self.labels, feature, MOST_TOKENS)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -65,18 +73,19 @@ class LivePage:
 
     def read(self, text: str) -> Reading:
         """The active features of a text; read once, whatever the sliders say."""
-        with self.spinner("Reading"):
-            return _read(self.key, text, self.session)
+        return self._ask("Reading", "read", text)
 
     def attribute(self, text: str, target: int, quantity: Quantity) -> Attribution:
         """Attributions to a next token."""
-        with self.spinner("Taking gradients"):
-            return _attribute(self.key, text, target, quantity, self.session)
+        return self._ask("Taking gradients", "attribute", text, target, quantity)
 
     def next_tokens(self, text: str) -> list[tuple[int, str, float]]:
         """The twenty likeliest next tokens."""
-        with self.spinner("Asking for the next token"):
-            return _next_tokens(self.key, text, self.session)
+        return self._ask("Asking for the next token", "next_tokens", text, 20)
+
+    def _ask(self, doing: str, method: str, *arguments: Any) -> Any:
+        with self.spinner(doing):
+            return _answer(self.key, method, arguments, self.session)
 
     def spinner(self, doing: str) -> AbstractContextManager[None]:
         """A spinner that says whether others are before us."""
@@ -117,8 +126,7 @@ def open_live_page(entry: DictionaryEntry, store: FeatureStore) -> LivePage:
         show_problem(warning)
     table = store.table()
     numbers = FeatureNumbers(np.nan_to_num(table["density"]), np.nan_to_num(table["max_act"]))
-    labels = {feature: label.text for feature, label in open_labels(store).latest().items()}
-    return LivePage(entry, store, session, numbers, labels)
+    return LivePage(entry, store, session, numbers, label_texts(store))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -148,21 +156,66 @@ def _shared_model(name: str, dtype: str) -> SharedModel:
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)
-def _read(key: tuple[str, str], text: str, _session: Any) -> Any:  # noqa: ARG001
-    return _session.read(text, MAX_TOKENS)
-
-
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _attribute(
-    key: tuple[str, str],  # noqa: ARG001
-    text: str,
-    target: int,
-    quantity: Any,
-    _session: Any,
+def _answer(
+    key: tuple[str, str],  # noqa: ARG001 - part of the cache's key
+    method: str,
+    arguments: tuple[Any, ...],
+    _session: LiveSession,
 ) -> Any:
-    return _session.attribute(text, target, quantity, MAX_TOKENS)
+    return getattr(_session, method)(*arguments, MAX_TOKENS)
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _next_tokens(key: tuple[str, str], text: str, _session: Any) -> Any:  # noqa: ARG001
-    return _session.next_tokens(text, 20, MAX_TOKENS)
+def text_box(label: str, key: str, param: str, default: str, *, height: int = 110) -> str:
+    """A text area whose content is in the address."""
+    url_state.bind(key, param, default)
+    st.session_state[key] = st.session_state[key][:MAX_CHARACTERS]
+    text = st.text_area(label, key=key, max_chars=MAX_CHARACTERS, height=height)
+    url_state.publish(param, text, default)
+    return text
+
+
+def density_ceiling() -> float:
+    """The slider of the largest density shown."""
+    return url_state.choice(
+        st.select_slider,
+        "Density ceiling",
+        {ceiling: f"{100 * ceiling:g} %" for ceiling in CEILINGS},
+        param="dens",
+        default=1.0,
+        help="Features active on a larger share of the store's tokens are hidden (log scale).",
+    )
+
+
+def say_what_was_cut(reading: Reading) -> None:
+    """Say that a text was too long."""
+    if reading.n_cut:
+        show_note(
+            f"The text is long: its first {len(reading.ids)} tokens are read, {reading.n_cut:,} "
+            "are left out."
+        )
+
+
+def show_feature_table(
+    page: LivePage,
+    caption: str,
+    latent: Int[np.ndarray, " features"],
+    columns: dict[str, list[Any]],
+    key: str,
+    *,
+    name: str | None = None,
+) -> None:
+    """Features with links and numbers; all of them, and a file, on request.
+
+    Args:
+        columns: by title, a number or text for each feature.
+    """
+    labels = [visible_text(page.label(feature)) for feature in latent.tolist()]
+    columns = columns | {"label or top tokens": labels}
+    rows = [
+        [Html(f'<a href="{escape(page.href(feature))}">{feature}</a>'), *values]
+        for feature, *values in zip(latent[:MOST_ROWS].tolist(), *columns.values(), strict=False)
+    ]
+    cut = f"the first {MOST_ROWS} of " if len(latent) > MOST_ROWS else ""
+    st.html(page_table(f"{caption}: {cut}{len(latent):,} features", ["feature", *columns], rows))
+    with st.expander("All of them, and a file"):
+        download_table(name or key, {"feature": latent.tolist(), **columns}, key)

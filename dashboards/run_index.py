@@ -8,17 +8,22 @@ given on the command line can be reached.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, wraps
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from threading import RLock
+from typing import Any, TypeVar
 
 from saelab.errors import ArtifactError, SaelabError
 from saelab.features.schema import STORE_FILE
+from saelab.formats.evaluation_result import COMPARISON_FILE
 from saelab.formats.files import read_json
 from saelab.formats.manifest import read_manifest
 from saelab.formats.run import RUN_FILE, RUN_KIND
+
+Value = TypeVar("Value")
 
 DEEPEST = 8
 """Folders below the one given that are looked into."""
@@ -53,7 +58,7 @@ class RunEntry:
     """A training run, or a folder with dictionaries of unknown origin."""
 
     id: str
-    """What addresses call it: the folder given, and the way from there."""
+    """What addresses call it: the folder given, and the path below it."""
     folder: Path
     status: str = "unknown"
     created: str = ""
@@ -70,12 +75,14 @@ class RunEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class RunIndex:
-    """Everything found below the folders given."""
+    """Everything that lies below the folders given."""
 
     roots: tuple[Path, ...]
     runs: tuple[RunEntry, ...]
     problems: tuple[str, ...] = ()
     """Folders that could not be read, in words."""
+    comparisons: dict[str, Path] = field(default_factory=dict)
+    """Files of comparisons of methods, by the folder given and the path below it."""
 
     def run(self, run_id: str | None) -> RunEntry | None:
         """The run of this id; any other text finds nothing."""
@@ -95,10 +102,14 @@ def scan(roots: Sequence[Path]) -> RunIndex:
     """
     runs: list[RunEntry] = []
     problems: list[str] = []
-    taken: set[str] = set()
+    prefixes: list[str] = []
+    comparisons: dict[str, Path] = {}
     for root in roots:
         root = Path(root).resolve()
-        prefix = _unused(root.name or "root", taken)
+        name = root.name or "root"
+        numbered = (f"{name}~{number}" for number in count(2))
+        prefix = next(p for p in chain([name], numbered) if p not in prefixes)
+        prefixes.append(prefix)
         if root.is_file():
             store = DictionaryEntry(run_id=prefix, name=root.stem, store_path=root)
             runs.append(RunEntry(id=prefix, folder=root.parent, dictionaries=(store,)))
@@ -108,26 +119,23 @@ def scan(roots: Sequence[Path]) -> RunIndex:
                 "`saelab train`"
             )
         else:
-            runs += _runs_below(root, prefix, problems)
+            runs += _runs_below(root, prefix, problems, comparisons)
     runs.sort(key=lambda run: run.created, reverse=True)
-    return RunIndex(roots=tuple(roots), runs=tuple(runs), problems=tuple(problems))
+    return RunIndex(
+        roots=tuple(roots), runs=tuple(runs), problems=tuple(problems), comparisons=comparisons
+    )
 
 
-def _unused(name: str, taken: set[str]) -> str:
-    candidate, number = name, 1
-    while candidate in taken:
-        number += 1
-        candidate = f"{name}~{number}"
-    taken.add(candidate)
-    return candidate
-
-
-def _runs_below(root: Path, prefix: str, problems: list[str]) -> list[RunEntry]:
+def _runs_below(
+    root: Path, prefix: str, problems: list[str], comparisons: dict[str, Path]
+) -> list[RunEntry]:
     """Every run in a folder, each with the dictionaries that lie nearest to it."""
     run_folders: list[Path] = []
     dictionary_folders: list[Path] = []
     stores: list[Path] = []
-    for folder, names in walk(root, problems):
+    for folder, names in _walk(root, problems):
+        if COMPARISON_FILE in names:
+            comparisons[_run_id(folder, root, prefix)] = folder / COMPARISON_FILE
         if RUN_FILE in names:
             run_folders.append(folder)
         if {"saelab.json", "cfg.json"} & names:
@@ -138,33 +146,34 @@ def _runs_below(root: Path, prefix: str, problems: list[str]) -> list[RunEntry]:
             stores += [
                 folder / name
                 for name in names
-                if name.endswith(".sqlite") and name != STORE_FILE and not _is_labels(name)
+                if name.endswith(".sqlite")
+                and name != STORE_FILE
+                and not name.endswith("labels.sqlite")
             ]
     entries: dict[Path, list[DictionaryEntry]] = {folder: [] for folder in run_folders}
-    for folder in dictionary_folders:
-        owner = _nearest(folder, run_folders, root)
-        entries.setdefault(owner, []).append(_dictionary(folder, owner, _id(owner, root, prefix)))
-    for store in stores:
-        owner = _nearest(store.parent, run_folders, root)
-        entries.setdefault(owner, []).append(_bare_store(store, owner, _id(owner, root, prefix)))
+    for path in [*dictionary_folders, *stores]:
+        folder = path.parent if path in stores else path
+        # The run folder that is nearest above, else the folder given.
+        above = [run for run in run_folders if run == folder or run in folder.parents]
+        owner = max(above, key=lambda run: len(run.parts), default=root)
+        entry = (_bare_store if path in stores else _dictionary)(
+            path, owner, _run_id(owner, root, prefix)
+        )
+        entries.setdefault(owner, []).append(entry)
     return [
-        _run(folder, _id(folder, root, prefix), tuple(sorted(found, key=lambda e: e.name)))
-        for folder, found in entries.items()
+        _run(folder, _run_id(folder, root, prefix), tuple(sorted(members, key=lambda e: e.name)))
+        for folder, members in entries.items()
     ]
 
 
-def _is_labels(name: str) -> bool:
-    return name.endswith("labels.sqlite")
-
-
-def walk(root: Path, problems: list[str]) -> Iterator[tuple[Path, set[str]]]:
+def _walk(root: Path, problems: list[str]) -> Iterator[tuple[Path, set[str]]]:
     """Folders with the names of the plain files in them; links are neither followed nor listed."""
 
     def note(error: OSError) -> None:
         problems.append(f"{error.filename} cannot be read: {error.strerror}")
 
-    for place, folders, files in os.walk(root, onerror=note, followlinks=False):
-        folder = Path(place)
+    for path, folders, files in os.walk(root, onerror=note, followlinks=False):
+        folder = Path(path)
         depth = len(folder.relative_to(root).parts)
         folders[:] = sorted(
             name
@@ -174,124 +183,118 @@ def walk(root: Path, problems: list[str]) -> Iterator[tuple[Path, set[str]]]:
         yield folder, {name for name in files if not (folder / name).is_symlink()}
 
 
-def _nearest(folder: Path, run_folders: Sequence[Path], root: Path) -> Path:
-    """The run folder that is nearest above, else the folder given."""
-    above = [run for run in run_folders if run == folder or run in folder.parents]
-    return max(above, key=lambda run: len(run.parts), default=root)
-
-
-def _id(folder: Path, root: Path, prefix: str) -> str:
-    way = folder.relative_to(root).as_posix()
-    return prefix if way == "." else f"{prefix}/{way}"
+def _run_id(folder: Path, root: Path, prefix: str) -> str:
+    return "/".join([prefix, *folder.relative_to(root).parts])
 
 
 def _run(folder: Path, run_id: str, dictionaries: tuple[DictionaryEntry, ...]) -> RunEntry:
-    metrics = folder / "metrics.jsonl"
-    status, created, problem = "unknown", "", None
-    manifest_path = folder / RUN_FILE
-    if manifest_path.is_file():
+    facts: dict[str, Any] = {}
+    if (folder / RUN_FILE).is_file():
         try:
-            manifest = _manifest(manifest_path, RUN_KIND)
-            status = str(manifest.get("status", "unknown"))
-            created = str(manifest.get("created", ""))
+            manifest = _run_manifest(folder / RUN_FILE)
+            facts = {key: str(manifest[key]) for key in ("status", "created") if key in manifest}
         except SaelabError as error:
-            problem = str(error)
+            facts = {"problem": str(error)}
     return RunEntry(
         id=run_id,
         folder=folder,
-        status=status,
-        created=created,
-        problem=problem,
-        metrics_path=metrics if metrics.is_file() and not metrics.is_symlink() else None,
+        metrics_path=plain_file(folder / "metrics.jsonl"),
         dictionaries=dictionaries,
+        **facts,
     )
 
 
-def _dictionary_name(folder: Path, owner: Path) -> str:
-    way = folder.relative_to(owner)
-    if way.parts[:1] == ("dictionaries",):
-        way = way.relative_to("dictionaries")
-    return folder.name if way == Path() else way.as_posix()
+def plain_file(path: Path) -> Path | None:
+    """The path of a file; None where there is none, or a link that may lead elsewhere."""
+    return path if path.is_file() and not path.is_symlink() else None
 
 
 def _dictionary(folder: Path, owner: Path, run_id: str) -> DictionaryEntry:
-    name = _dictionary_name(folder, owner)
-    store = folder / STORE_FILE
-    store_path = store if store.is_file() and not store.is_symlink() else None
-    evaluations = {path.stem: path for path in _json_files(folder / "evals")}
+    below = folder.relative_to(owner)
+    if below.parts[:1] == ("dictionaries",):
+        below = below.relative_to("dictionaries")
+    evals = folder / "evals"
+    results = [] if evals.is_symlink() else sorted(evals.glob("*.json"))
+    facts: dict[str, Any]
     try:
         facts = _facts(folder)
     except SaelabError as error:
-        return DictionaryEntry(
-            run_id=run_id,
-            name=name,
-            folder=folder,
-            problem=str(error),
-            store_path=store_path,
-            evaluations=evaluations,
-        )
+        facts = {"problem": str(error)}
     return DictionaryEntry(
         run_id=run_id,
-        name=name,
+        name=folder.name if below == Path() else below.as_posix(),
         folder=folder,
-        store_path=store_path,
-        evaluations=evaluations,
+        store_path=plain_file(folder / STORE_FILE),
+        evaluations={path.stem: path for path in results if plain_file(path)},
         **facts,
     )
 
 
 def _bare_store(store: Path, owner: Path, run_id: str) -> DictionaryEntry:
-    name = store.stem if store.name != STORE_FILE else store.parent.name
-    way = store.parent.relative_to(owner).as_posix()
-    if store.name == STORE_FILE and way != ".":
-        name = way
+    name = store.stem
+    if store.name == STORE_FILE:
+        below = store.parent.relative_to(owner).as_posix()
+        name = store.parent.name if below == "." else below
     return DictionaryEntry(run_id=run_id, name=name, store_path=store)
 
 
-def _json_files(folder: Path) -> list[Path]:
-    if not folder.is_dir() or folder.is_symlink():
-        return []
-    return sorted(path for path in folder.glob("*.json") if not path.is_symlink())
+def once_per_state(most: int) -> Callable[[Callable[[Path], Value]], Callable[[Path], Value]]:
+    """Decorate a reader: each file is read once for each state of it; `most` files are kept.
+
+    The decorated reader raises ArtifactError where there is no such file.
+    """
+
+    def decorate(reader: Callable[[Path], Value]) -> Callable[[Path], Value]:
+        lock = RLock()
+
+        @lru_cache(maxsize=most)
+        def read(path: Path, modified: int, size: int) -> Value:  # noqa: ARG001 - part of the key
+            return reader(path)
+
+        @wraps(reader)
+        def current(path: Path) -> Value:
+            try:
+                state = path.stat()
+            except OSError as error:
+                raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+            with lock:
+                return read(path, state.st_mtime_ns, state.st_size)
+
+        return current
+
+    return decorate
 
 
-def _manifest(path: Path, kind: str) -> dict[str, Any]:
-    """A manifest, parsed and checked once for each state of its file."""
-    return _read_once(path, kind, *_state(path))
+@once_per_state(512)
+def _run_manifest(path: Path) -> dict[str, Any]:
+    return read_manifest(path, RUN_KIND)
 
 
-def _state(path: Path) -> tuple[int, int]:
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
-    return state.st_mtime_ns, state.st_size
+@once_per_state(4096)
+def _dictionary_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_manifest(path, "dictionary")
+    # The mean activation is the bulk of a manifest, and no page shows it.
+    _part(manifest, "made_from").pop("mean", None)
+    return manifest
 
 
-@lru_cache(maxsize=4096)
-def _read_once(path: Path, kind: str | None, modified: int, size: int) -> Any:  # noqa: ARG001 - part of the key
-    content = read_json(path) if kind is None else read_manifest(path, kind)
-    if isinstance(content, dict) and isinstance(content.get("made_from"), dict):
-        # The mean activation is the bulk of a manifest, and no page shows it.
-        content["made_from"].pop("mean", None)
-    return content
+_shape = once_per_state(4096)(read_json)
+
+
+def _part(content: dict[str, Any], key: str) -> dict[str, Any]:
+    part = content.get(key)
+    return part if isinstance(part, dict) else {}
 
 
 def _facts(folder: Path) -> dict[str, Any]:
     """What is known of a dictionary without reading its weights."""
-    shape_path = folder / "cfg.json"
-    shape = _read_once(shape_path, None, *_state(shape_path))
+    shape = _shape(folder / "cfg.json")
     if not isinstance(shape, dict):
-        raise ArtifactError(f"{shape_path} holds no object: it was damaged or edited")
-    metadata = shape.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
-    config: dict[str, Any] = {}
-    made_from: dict[str, Any] = {}
-    content_hash = None
-    if (folder / "saelab.json").exists():
-        manifest = _manifest(folder / "saelab.json", "dictionary")
-        config = manifest["config"] if isinstance(manifest.get("config"), dict) else {}
-        made_from = manifest["made_from"] if isinstance(manifest.get("made_from"), dict) else {}
-        content_hash = manifest.get("content_hash")
+        raise ArtifactError(f"{folder / 'cfg.json'} holds no object: it was damaged or edited")
+    path = folder / "saelab.json"
+    manifest = _dictionary_manifest(path) if path.exists() else {}
+    config, made_from = _part(manifest, "config"), _part(manifest, "made_from")
+    metadata = _part(shape, "metadata")
     return {
         "facts": {
             "method": config.get("method"),
@@ -305,5 +308,5 @@ def _facts(folder: Path) -> dict[str, Any]:
         },
         "model": made_from.get("model") or metadata.get("model_name"),
         "hook_point": made_from.get("hook_point") or metadata.get("hook_name"),
-        "content_hash": content_hash,
+        "content_hash": manifest.get("content_hash"),
     }

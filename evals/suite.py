@@ -59,8 +59,7 @@ class HeldOutConfig:
     device: str = "auto"
     """Device of model and dictionary: `auto`, `cpu`, `cuda`."""
     out: Path | None = None
-    """Folder for the results; one folder per dictionary in it where there are several.
-    None: the folder `evals` in each dictionary."""
+    """Folder for the results, one in it for each of several. None: `evals` in each dictionary."""
     overwrite: bool = False
     """Replace an existing result."""
 
@@ -101,8 +100,7 @@ class Measurement:
     written: tuple[str, ...] = ()
     """Per-item tables that were written row by row into `out`: by what the rows are."""
     suite: Suite[Any] | None = None
-    """The suite that defines it, where it is not the one that runs: what several dictionaries
-    show together."""
+    """The suite that defines it, where another one runs: what dictionaries show together."""
     seed: int | None = None
     """Seed of everything random; None: the setting `seed`, where there is one."""
     title: str = ""
@@ -124,8 +122,7 @@ class Suite(Generic[ConfigT]):
     Config: type[ConfigT]
     """Settings: a frozen dataclass; `out: Path | None` and `overwrite: bool` are the runner's."""
     measure: Callable[[Sequence[Path], Sequence[Path], Any], Iterable[Measurement]]
-    """(dictionary folders, result folder of each, settings) -> measurements, one per result.
-    Checks everything that can be wrong before the first long pass."""
+    """(dictionary folders, result folder of each, settings) -> a measurement for each result."""
     definitions: Callable[[Mapping[str, Any]], Sequence[Definition]]
     """Facts of a measurement -> what its numbers mean, in reading order."""
     charts: Callable[[Mapping[str, Any]], Sequence[Chart]] = lambda _: ()
@@ -135,8 +132,7 @@ class Suite(Generic[ConfigT]):
     headline: tuple[str, ...] = ()
     """Names of the numbers that matter most."""
     shown: Mapping[str, str] = field(default_factory=dict)
-    """Columns of the terminal's table: by number, its heading. Empty: the first table of each
-    result is printed in its place."""
+    """Headings of the terminal's table, by number. Empty: each result's first table is printed."""
     needs_dictionaries: bool = True
     """Whether it refuses to run without any."""
     jointly: bool = False

@@ -14,7 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .cache import HarvestConfig, open_cache, write_caches
+    from .cache.config import HarvestConfig
+    from .cache.reader import open_cache
+    from .cache.writer import write_caches
     from .dictionary import Dictionary, load_dictionary, save_dictionary
     from .errors import SaelabError
     from .features.reader import open_features
@@ -24,19 +26,19 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "Dictionary": "dictionary",
-    "HarvestConfig": "cache",
+    "HarvestConfig": "cache.config",
     "SaelabError": "errors",
     "SparseCodes": "sparse",
     "TrainConfig": "training.config",
     "evaluate": "evals.command",
     "load_dictionary": "dictionary",
     "load_language_model": "model.language_model",
-    "open_cache": "cache",
+    "open_cache": "cache.reader",
     "open_features": "features.reader",
     "read_evaluation_result": "formats.evaluation_result",
     "save_dictionary": "dictionary",
     "train": "training.run",
-    "write_caches": "cache",
+    "write_caches": "cache.writer",
 }
 
 __all__ = [

@@ -43,7 +43,7 @@ export     commands.export          write a dictionary in another library's form
 push       commands.push            upload a dictionary to the Hugging Face Hub
 pull       commands.pull            fetch a dictionary from the Hugging Face Hub
 models     commands.models          list the language models at hand
-recipes    training.recipes_command list the shipped training recipes
+recipes    training.recipes         list the shipped training recipes
 info       commands.info            say what an artifact is, from what, and whether intact
 completion commands.completion      print a completion script for bash or zsh
 """

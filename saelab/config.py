@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import io
+import math
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,63 @@ from typing import Any, TypeVar
 from .errors import ConfigError, did_you_mean
 
 Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """Limits of a number, or of each in a tuple: `rate: Annotated[float, Within(0, 1)]`."""
+
+    low: float | int = -math.inf
+    """The least that is allowed; just above it where `low_open`."""
+    high: float | int = math.inf
+    """The most that is allowed; just below it where `high_open`."""
+    low_open: bool = False
+    high_open: bool = False
+
+    def admits(self, value: float | int) -> bool:
+        """Whether a number is finite and within the limits."""
+        above = self.low < value or (value == self.low and not self.low_open)
+        below = value < self.high or (value == self.high and not self.high_open)
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"{'above' if self.low_open else 'at least'} {self.low:g}, finite"
+        if not self.low_open and not self.high_open:
+            return f"between {self.low:g} and {self.high:g}"
+        lower = f"{'above' if self.low_open else 'at least'} {self.low:g}"
+        return f"{lower} and {'below' if self.high_open else 'at most'} {self.high:g}"
+
+
+def problems_in(config: Any) -> list[str]:
+    """What the types of a config's fields forbid: limits, and words that are no alternative."""
+    problems = []
+    for name, allowed in _allowed_values(type(config)).items():
+        value = getattr(config, name)
+        if isinstance(allowed, tuple):
+            if value not in allowed:
+                problems.append(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}")
+        elif isinstance(value, tuple):
+            problems += [
+                f"{name} contains {item}; it must be {allowed}"
+                for item in value
+                if not allowed.admits(item)
+            ]
+        elif value is not None and not allowed.admits(value):
+            problems.append(f"{name} is {value}; it must be {allowed}")
+    return problems
+
+
+@functools.cache
+def _allowed_values(config_type: type) -> dict[str, Within | tuple[Any, ...]]:
+    allowed: dict[str, Within | tuple[Any, ...]] = {}
+    for name, hint in typing.get_type_hints(config_type, include_extras=True).items():
+        if typing.get_origin(hint) is typing.Literal:
+            allowed[name] = typing.get_args(hint)
+        for extra in getattr(hint, "__metadata__", ()):
+            if isinstance(extra, Within):
+                allowed[name] = extra
+    return allowed
 
 
 def to_plain(config: Any) -> Any:
@@ -34,6 +93,15 @@ def to_plain(config: Any) -> Any:
     if isinstance(config, Path):
         return str(config)
     return config
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain settings as one dict with dotted names."""
+    flattened: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        flattened |= {prefix + name: value} if inner is None else inner
+    return flattened
 
 
 def from_plain(config_type: type[Config], content: Any, origin: str) -> Config:

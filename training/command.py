@@ -14,7 +14,7 @@ from saelab.errors import ConfigError
 
 from .config import TrainConfig
 from .recipe import WHOLE, in_own_folders, load_recipe, recipe_of, train_parts
-from .recipes_command import find_recipe, shipped_recipes
+from .recipes import find_recipe, shipped_recipes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class TrainCommand:
     resume: bool = False
     """Go on from the newest checkpoint of the run in `--out`."""
     overwrite: bool = False
-    """Delete the run in `--out` and start anew."""
+    """Delete the run in `--out` and start over."""
     print_config: bool = False
     """Print the settings as YAML, a recipe in its own right, and do nothing."""
 
@@ -89,15 +89,15 @@ def show(title: str | None, config: TrainConfig, run: dict[str, Any]) -> None:
     from .curves import sparkline, write_curves
     from .run import FINAL_CHECK_ROWS
 
-    curves = write_curves(config.out)
+    page, losses = write_curves(config.out)
     table = Table("dictionary", "FVU", "L0", "dead", "loss over the run", title=title)
     for name, figures in run["dictionaries"].items():
         table.add_row(
             name,
-            f"{figures['fvu']:.4f}",
+            "undefined" if figures["fvu"] is None else f"{figures['fvu']:.4f}",
             f"{figures['l0']:.1f}",
             f"{figures.get('dead_fraction', 0.0):.1%}",
-            sparkline(curves.losses[name]),
+            sparkline(losses[name]),
         )
     Console().print(table)
     print(
@@ -107,4 +107,4 @@ def show(title: str | None, config: TrainConfig, run: dict[str, Any]) -> None:
     excluded = ", ".join(f"{count:,} {reason}" for reason, count in run["excluded"].items())
     print(f"rows left out of training and of every figure: {excluded}")
     print(f"dictionaries: {config.out / 'dictionaries'}")
-    print(f"curves: {curves.page}")
+    print(f"curves: {page}")

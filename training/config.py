@@ -7,13 +7,13 @@ is read once and shared.
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from saelab.cache import HarvestConfig
-from saelab.dictionary.error_rows import ErrorComponent
+from saelab.cache.config import HarvestConfig
+from saelab.config import Within, problems_in
+from saelab.dictionary.decomposition import ErrorComponent
 from saelab.dictionary.site import Site
 from saelab.errors import ConfigError, did_you_mean
 
@@ -24,36 +24,26 @@ from .methods import METHODS, MethodOptions
 class OptimizerConfig:
     """Adam, its schedule and the clipping before it."""
 
-    learning_rate: float = 3e-3
+    learning_rate: Annotated[float, Within(0, low_open=True)] = 3e-3
     """Peak learning rate, for activations normalised to unit variance."""
-    beta1: float = 0.9
+    beta1: Annotated[float, Within(0, 1, high_open=True)] = 0.9
     """Decay of Adam's mean of gradients."""
-    beta2: float = 0.99
+    beta2: Annotated[float, Within(0, 1, high_open=True)] = 0.99
     """Decay of Adam's mean of squared gradients."""
-    warmup_fraction: float = 0.0
+    warmup_fraction: Annotated[float, Within(0, 1)] = 0.0
     """Share of the steps over which the rate rises linearly from zero."""
-    decay_fraction: float = 0.2
+    decay_fraction: Annotated[float, Within(0, 1)] = 0.2
     """Share of the steps, at the end, over which the rate falls linearly to zero."""
-    clip_norm: float | None = 1.0
+    clip_norm: Annotated[float | None, Within(0, low_open=True)] = 1.0
     """Largest norm of a dictionary's whole gradient; None does not clip."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if not 0 < self.learning_rate < math.inf:
-            problems.append(f"learning_rate is {self.learning_rate}; it must be positive, finite")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        for name in ("warmup_fraction", "decay_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                problems.append(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
+        problems = problems_in(self)
         if self.warmup_fraction + self.decay_fraction > 1:
             problems.append(
                 f"warmup_fraction + decay_fraction is "
                 f"{self.warmup_fraction + self.decay_fraction}; it must be at most 1"
             )
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            problems.append(f"clip_norm is {self.clip_norm}; it must be positive, or None")
         if problems:
             raise ConfigError(problems)
 
@@ -98,23 +88,23 @@ class TrainConfig:
     """File of its probe. None: the one that `saelab eval dark-matter` left in its folder."""
     stream: HarvestConfig = field(default_factory=HarvestConfig)
     """What to stream where there is no cache; ignored with one."""
-    stream_pool_rows: int = 131_072
+    stream_pool_rows: Annotated[int, Within(1)] = 131_072
     """Rows of the shuffling pool while streaming without a cache."""
     methods: tuple[str, ...] = ("topk",)
     """Training methods."""
-    d_sae: tuple[int, ...] = (4608,)
+    d_sae: Annotated[tuple[int, ...], Within(1)] = (4608,)
     """Widths: numbers of latents."""
-    k: tuple[int, ...] = (32,)
+    k: Annotated[tuple[int, ...], Within(1)] = (32,)
     """Target mean numbers of active latents per token."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of initial weights. The order of the data follows `data_seed`."""
     data_seed: int = 0
     """Seed of the order in which rows are read."""
-    n_tokens: int = 1_000_000
+    n_tokens: Annotated[int, Within(1)] = 1_000_000
     """Rows to train on, repeats included; rounded up to whole batches."""
-    batch_rows: int = 2048
+    batch_rows: Annotated[int, Within(2)] = 2048
     """Rows in one step."""
-    calibration_rows: int = 65_536
+    calibration_rows: Annotated[int, Within(1)] = 65_536
     """Rows, read after training, that methods with thresholds fit them to."""
     product_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the encoder's dense product. Weights, codes and gradients are float32 always."""
@@ -124,9 +114,9 @@ class TrainConfig:
     """Optimizer, schedule and clipping; the same for every dictionary of the run."""
     options: MethodOptions = field(default_factory=MethodOptions)
     """Settings of each method."""
-    log_every_steps: int = 20
+    log_every_steps: Annotated[int, Within(1)] = 20
     """Steps between lines of metrics."""
-    checkpoint_every_steps: int = 200
+    checkpoint_every_steps: Annotated[int, Within(1)] = 200
     """Steps between checkpoints. A signal to stop saves one too."""
     verify: bool = False
     """Check every byte of the cache first. Otherwise sizes, times and a sample are checked."""
@@ -134,7 +124,7 @@ class TrainConfig:
     """Weights & Biases project to log to as well. None: no network is touched."""
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = problems_in(self)
         for name in ("methods", "d_sae", "k", "seeds"):
             values = getattr(self, name)
             if not values:
@@ -146,20 +136,6 @@ class TrainConfig:
             for name in self.methods
             if name not in METHODS
         ]
-        positive = ("n_tokens", "log_every_steps", "checkpoint_every_steps")
-        problems += [
-            f"{name} is {getattr(self, name)}; it must be at least 1"
-            for name in (*positive, "stream_pool_rows", "calibration_rows")
-            if getattr(self, name) < 1
-        ]
-        if self.batch_rows < 2:
-            problems.append(f"batch_rows is {self.batch_rows}; it must be at least 2")
-        for name in ("d_sae", "k"):
-            problems += [
-                f"{name} contains {value}; it must be at least 1"
-                for value in getattr(self, name)
-                if value < 1
-            ]
         problems += [
             f"k = {k} is more than d_sae = {d_sae}: a token cannot have more active latents "
             "than there are"
@@ -213,32 +189,32 @@ class TrainConfig:
                 for name in ("error_of", "error_probe")
                 if getattr(self, name) is not None
             ]
-        found = []
+        problems = []
         if self.error_of is None:
-            found.append("error_component is given without error_of: name the dictionary")
+            problems.append("error_component is given without error_of: name the dictionary")
         if self.cache is None:
-            found.append(
+            problems.append(
                 "error_component needs a cache, over which the errors' statistics are taken: give "
                 "--cache"
             )
-        found += [
+        problems += [
             f"{name} learns from the loss's gradients with respect to activations, which errors "
             "have none of: leave it out, or train on activations"
             for name in self.methods
             if name in METHODS and METHODS[name].needs_gradients
         ]
-        return found
+        return problems
 
     def _method_problems(self) -> list[str]:
         """What a method cannot do with the shapes and lengths it would be given."""
-        found = [
+        problems = [
             f"{spec.method} with d_sae = {spec.d_sae} and k = {spec.k}: {problem}"
             for spec in self.dictionaries()
             for problem in getattr(self.options, spec.method).problems_with(
                 d_sae=spec.d_sae, k=spec.k, batch_rows=self.batch_rows, n_steps=self.n_steps
             )
         ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(problems))
 
     def methods_that_need_gradients(self) -> list[str]:
         """The methods of this run whose batches must carry gradients."""

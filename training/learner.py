@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelab.sparse.world import current_world
+
 from .config import DictionarySpec, OptimizerConfig
 from .interface import DictionarySettings, Method, StepOutput, TrainingBatch
 from .methods import METHODS, MethodOptions
-from .world import current_world
+from .options import CommonOptions
 
 
 def learning_rate_factor(step: int, n_steps: int, config: OptimizerConfig) -> float:
@@ -30,8 +32,9 @@ class Learner:
     """
 
     def __init__(self, spec: DictionarySpec, method: Method, config: OptimizerConfig, n_steps: int):
-        self.spec, self.method, self.config, self.n_steps = spec, method, config, n_steps
-        self._clock = _StepClock(next(method.parameters()).device)
+        self.spec, self.method, self.n_steps = spec, method, n_steps
+        self.config = config
+        self.clock = StepClock(next(method.parameters()).device)
         self.optimizer = torch.optim.Adam(
             method.parameters(),
             lr=config.learning_rate,
@@ -66,15 +69,15 @@ class Learner:
             n_steps=n_steps,
             product_dtype=product_dtype,
         )
-        own = getattr(options, spec.method)
-        method = METHODS[spec.method](settings, own)
-        if own.learning_rate is not None:
-            optimizer = replace(optimizer, learning_rate=own.learning_rate)
+        method_options: CommonOptions = getattr(options, spec.method)
+        method = METHODS[spec.method](settings, method_options)
+        if method_options.learning_rate is not None:
+            optimizer = replace(optimizer, learning_rate=method_options.learning_rate)
         return Learner(spec, method.to(device), optimizer, n_steps)
 
     def step(self, batch: TrainingBatch) -> StepOutput:
         """Take one step on a batch of normalised activations."""
-        self._clock.start()
+        self.clock.start()
         factor = learning_rate_factor(batch.step, self.n_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * factor
@@ -88,26 +91,13 @@ class Learner:
         self.optimizer.step()
         with torch.no_grad():
             self.method.after_update(batch, output)
-        self._clock.stop()
+        self.clock.stop()
         return output
-
-    def seconds_per_step(self) -> float | None:
-        """Mean time of the steps taken in this process; None where there were none.
-
-        On a GPU the time is the device's own, and asking for it waits for the device.
-        """
-        return self._clock.seconds_per_step()
-
-    def state_bytes(self) -> int:
-        """Memory that this dictionary holds between steps: parameters, moments, statistics."""
-        return sum(tensor.nbytes for tensor in self.state().values())
 
     def first_not_finite(self) -> str | None:
         """The name of a parameter that holds NaN or infinities, or None."""
-        for name, parameter in self.method.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                return name
-        return None
+        parameters = self.method.named_parameters()
+        return next((name for name, p in parameters if not bool(p.isfinite().all())), None)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, as named tensors."""
@@ -119,12 +109,9 @@ class Learner:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on exactly where `state` was taken."""
-        method_state = {
-            name.removeprefix("method."): tensor
-            for name, tensor in state.items()
-            if name.startswith("method.")
-        }
-        self.method.load_state_dict(method_state)
+        prefix = "method."
+        of_method = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+        self.method.load_state_dict({n.removeprefix(prefix): t for n, t in of_method.items()})
         for name, parameter in self.method.named_parameters():
             prefix = f"optimizer.{name}."
             moments = {
@@ -137,7 +124,7 @@ class Learner:
             }
 
 
-class _StepClock:
+class StepClock:
     """How long steps take: on a GPU by events in its queue, since launching is not computing."""
 
     PENDING = 256
@@ -150,6 +137,7 @@ class _StepClock:
         self._events: list[tuple[Any, Any]] = []
 
     def start(self) -> None:
+        """Begin a step."""
         if self._event is None:
             self._started = time.monotonic()
             return
@@ -160,6 +148,7 @@ class _StepClock:
         self._events.append(pair)
 
     def stop(self) -> None:
+        """End it."""
         self._steps += 1
         if self._event is None:
             self._seconds += time.monotonic() - self._started
@@ -167,6 +156,7 @@ class _StepClock:
             self._events[-1][1].record()
 
     def seconds_per_step(self) -> float | None:
+        """Mean time of the steps; None where there were none. Waits for the device."""
         self._read(len(self._events))
         return self._seconds / self._steps if self._steps else None
 

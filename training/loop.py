@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import NoReturn
 
 import torch
 
-from saelab.cache import ActivationBatch, RowStatistics
+from saelab.cache.batch import RowStatistics
+from saelab.cache.cache_stream import CacheStream, ErrorStream
+from saelab.cache.model_stream import ModelStream
 from saelab.errors import ActivationError, Stopped
 from saelab.formats.run_log import RunLog
 from saelab.interrupts import StopRequest, stop_on_signals
@@ -24,7 +26,6 @@ from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes
 from saelab.stats.metrics import batch_fvu, mean_l0
 
-from .checkpoint import StreamState
 from .config import TrainConfig
 from .interface import Normalisation, StepOutput, TrainingBatch
 from .learner import Learner, synchronise
@@ -35,45 +36,8 @@ DENSITY_QUANTILES = {"density_q10": 0.1, "density_q50": 0.5, "density_q90": 0.9}
 """Logged quantiles of the latents' densities, by name."""
 
 
-@runtime_checkable
-class ActivationStream(Protocol):
-    """An endless source of shuffled rows, saved and restored exactly."""
-
-    @property
-    def d_in(self) -> int:
-        """Width of a row."""
-        ...
-
-    @property
-    def statistics(self) -> RowStatistics:
-        """Mean and variance of the rows."""
-        ...
-
-    @property
-    def target_statistics(self) -> RowStatistics | None:
-        """Those of what is written, where that is not what is read."""
-        ...
-
-    @property
-    def excluded(self) -> dict[str, int]:
-        """Rows left out so far, by reason."""
-        ...
-
-    def provenance(self) -> dict[str, Any]:
-        """What a dictionary trained on it was made from."""
-        ...
-
-    def next_batch(self) -> ActivationBatch:
-        """The next rows."""
-        ...
-
-    def state(self) -> StreamState:
-        """All that `restore` needs."""
-        ...
-
-    def restore(self, state: StreamState) -> None:
-        """Go on where `state` was taken."""
-        ...
+ActivationStream = CacheStream | ErrorStream | ModelStream
+"""Endless sources of shuffled rows with one interface, saved and restored exactly."""
 
 
 class TrainingLoop:
@@ -83,7 +47,7 @@ class TrainingLoop:
         config: of the run.
         stream: of activations, positioned where the run stands.
         learners: one for each dictionary, in the same state.
-        log: takes the metrics.
+        logs: take the metrics.
         save: writes a checkpoint of the run after the given number of steps.
         step: steps taken already.
     """
@@ -93,12 +57,12 @@ class TrainingLoop:
         config: TrainConfig,
         stream: ActivationStream,
         learners: list[Learner],
-        log: RunLog,
+        logs: Sequence[RunLog],
         save: Callable[[int], None],
         *,
         step: int = 0,
     ):
-        self.config, self.stream, self.learners, self.log = config, stream, learners, log
+        self.config, self.stream, self.learners, self.logs = config, stream, learners, logs
         self.save, self.step = save, step
         self.device = next(learners[0].method.parameters()).device
         self.normalisation = normalisation_of(stream, self.device)
@@ -153,17 +117,15 @@ class TrainingLoop:
         shown = []
         for learner, output in zip(self.learners, outputs, strict=True):
             self._check_finite(learner, output)
-            line = step_figures(self._batch, output)
-            line |= learner.method.metrics()
-            self.log.write(
-                self.step,
-                {
-                    "dictionary": learner.spec.name,
-                    "tokens": self.step * self.config.batch_rows,
-                    **line,
-                    "tokens_per_second": 1 / seconds_per_row if seconds_per_row else None,
-                },
-            )
+            line = {
+                "dictionary": learner.spec.name,
+                "tokens": self.step * self.config.batch_rows,
+                **step_figures(self._batch, output),
+                **learner.method.metrics(),
+                "tokens_per_second": 1 / seconds_per_row if seconds_per_row else None,
+            }
+            for log in self.logs:
+                log.write(self.step, line)
             shown.append("FVU undefined" if line["fvu"] is None else f"FVU {line['fvu']:.3f}")
         return ", ".join(shown[:4]) + ("" if len(shown) <= 4 else ", …")
 
@@ -172,21 +134,20 @@ class TrainingLoop:
         for learner in self.learners:
             broken = learner.first_not_finite()
             if broken is not None:
-                raise ActivationError(
-                    f"{learner.spec.name}: {broken} is not finite after step {self.step}; "
-                    "the last checkpoint is untouched: start over with a lower "
-                    "--optimizer.learning-rate"
-                )
+                self._give_up(learner, f"{broken} is not finite after step {self.step}")
         self.save(self.step)
 
     def _check_finite(self, learner: Learner, output: StepOutput) -> None:
         for name, loss in output.losses.items():
-            if not math.isfinite(float(loss.detach())):
-                raise ActivationError(
-                    f"{learner.spec.name}: the {name} loss is {float(loss.detach())} at step "
-                    f"{self.step}; the last checkpoint is untouched: start over with a lower "
-                    "--optimizer.learning-rate"
-                )
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                self._give_up(learner, f"the {name} loss is {value} at step {self.step}")
+
+    def _give_up(self, learner: Learner, reason: str) -> NoReturn:
+        raise ActivationError(
+            f"{learner.spec.name}: {reason}; the last checkpoint is untouched: start over with a "
+            "lower --optimizer.learning-rate"
+        )
 
     def _stop_if_asked(self, stop: StopRequest, last: bool) -> None:
         if stop and not last:

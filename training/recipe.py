@@ -1,8 +1,8 @@
 """Recipes as files: the settings of one run, or of several parts that are trained in turn.
 
-A recipe with `parts` names runs that share everything but what each part puts in its place, such as
-dictionaries at several hook points. Each part is an ordinary run in a folder of its own. All are
-checked before the first is trained, so that a missing hook point shows at once.
+A recipe with `parts` names runs that share everything but what each part replaces, such as the
+hook point. Each part is an ordinary run in its folder. All are checked before the first is trained,
+so that a missing hook point shows at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from saelab.errors import ConfigError
 from saelab.formats.run import RUN_FILE
 
 from .config import TrainConfig
-from .run import check_activations, train
+from .run import open_fitting_cache, train
 from .run_folder import check_folder
 
 logger = logging.getLogger(__name__)
@@ -47,17 +47,17 @@ def load_recipe(path: Path) -> dict[str, TrainConfig]:
     problems = _problems_with_parts(parts, str(path))
     if problems:
         raise ConfigError(problems)
-    found: dict[str, TrainConfig] = {}
+    configs: dict[str, TrainConfig] = {}
     settings: dict[str, Any] = {name: changes or {} for name, changes in parts.items()}
     for name, changes in settings.items():
         origin = f"{path}, part {name}"
         try:
-            found[name] = from_plain(TrainConfig, _merged(shared, changes), origin)
+            configs[name] = from_plain(TrainConfig, _merged(shared, changes), origin)
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return found
+    return configs
 
 
 def in_own_folders(parts: dict[str, TrainConfig]) -> dict[str, TrainConfig]:
@@ -111,24 +111,24 @@ def train_parts(
 def _problems_with_parts(parts: Any, origin: str) -> list[str]:
     if not isinstance(parts, dict) or not parts:
         return [f"{origin}: parts must map the name of each part to its settings (got {parts!r})"]
-    found = []
+    problems = []
     for name, changes in parts.items():
         if not isinstance(name, str) or not PART_NAME.fullmatch(name):
-            found.append(
+            problems.append(
                 f"{origin}: the part {name!r} cannot be a folder's name: use letters, digits, "
                 "'_', '.' and '-'"
             )
         if changes is not None and not isinstance(changes, dict):
-            found.append(f"{origin}: the part {name!r} must hold settings (got {changes!r})")
+            problems.append(f"{origin}: the part {name!r} must hold settings (got {changes!r})")
         elif changes and "out" in changes:
-            found.append(
+            problems.append(
                 f"{origin}: the part {name!r} names an out of its own; a part lies in out/{name}"
             )
-    return found
+    return problems
 
 
 def _merged(shared: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Settings with some put in their place, inside nested settings too."""
+    """Settings with some replaced, inside nested settings too."""
     merged = dict(shared)
     for key, value in changes.items():
         inner = merged.get(key)
@@ -151,4 +151,4 @@ def _check_parts(
         raise ConfigError(f"{out} holds no run to resume: leave out --resume to start one")
     for name, config in parts.items():
         check_folder(config, resume=resume and (name in begun or overwrite), overwrite=overwrite)
-        check_activations(config)
+        open_fitting_cache(config, verify=False)

@@ -9,29 +9,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from saelab.cache import (
-    ActivationCache,
-    CacheStream,
-    ErrorStream,
-    ModelStream,
-    open_cache,
-)
 from saelab.cache.aligned import AlignedCaches, open_caches
+from saelab.cache.cache_stream import CacheStream, ErrorStream
+from saelab.cache.model_stream import ModelStream
+from saelab.cache.reader import ActivationCache, open_cache
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
-from saelab.dictionary.error_rows import ErrorRows
+from saelab.dictionary.decomposition import ErrorRows
 from saelab.errors import ArtifactError, ConfigError
-from saelab.formats.files import remedy_when_full
+from saelab.formats.files import hash_of, remedy_when_full
 from saelab.formats.lock import writer_lock
-from saelab.formats.run import DICTIONARIES_FOLDER, RunManifest, read_run, write_run
+from saelab.formats.run import DICTIONARIES_FOLDER, RUN_FILE, RunManifest, write_run
 from saelab.formats.run_log import JsonlLog, RunLog, WandbLog, read_log
 from saelab.model.devices import resolve_device
-from saelab.stats.metrics import fvu, mean_l0
+from saelab.stats.metrics import batch_fvu, mean_l0
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import DictionarySpec, TrainConfig
@@ -43,7 +44,7 @@ from .run_folder import (
     check_folder,
     check_same_origin,
     clear_folder,
-    settings_hash,
+    deciding_settings,
 )
 
 logger = logging.getLogger(__name__)
@@ -75,61 +76,11 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         ['topk-d32-k4-s0']
     """
     with writer_lock(config.out), remedy_when_full("go on with --resume"):
-        if check_folder(config, resume=resume, overwrite=overwrite):
-            run = read_run(config.out)
-            if run.complete:
-                logger.info("%s is complete: nothing to resume", config.out)
-                return run.content
-            return _train(config, run)
-        return _train(config, None)
-
-
-def _train(config: TrainConfig, run: RunManifest | None) -> dict[str, Any]:
-    """Train a new run, or go on with one."""
-    device = resolve_device(config.device)
-    stream = open_stream(config)
-    learners = build_learners(config, stream, device)
-    made_from, plain = stream.provenance(), to_plain(config)
-    name = settings_hash(config) if run is None else run.settings_hash
-    if run is None:
-        # Only now, when all that was asked for is known to exist, is an older run given up.
-        clear_folder(config)
-        step = 0
-    else:
-        check_same_origin(run, made_from)
-        step = _restore(config, run, stream, learners)
-    log = _open_logs(config, step)
-    try:
-        if run is None:
-            write_run(
-                config.out,
-                "running",
-                seed=config.data_seed,
-                config=plain,
-                made_from=made_from,
-                settings_hash=name,
-            )
-        TrainingLoop(
-            config,
-            stream,
-            learners,
-            log,
-            lambda steps: _save(config, name, stream, learners, steps),
-            step=step,
-        ).run()
-    finally:
-        log.close()
-    dictionaries = _finish(config, stream, learners)
-    return write_run(
-        config.out,
-        "complete",
-        seed=config.data_seed,
-        config=plain,
-        made_from=made_from,
-        settings_hash=name,
-        excluded=stream.excluded,
-        dictionaries=dictionaries,
-    )
+        run = check_folder(config, resume=resume, overwrite=overwrite)
+        if run is not None and run.complete:
+            logger.info("%s is complete: nothing to resume", config.out)
+            return run.content
+        return TrainingRun(config, run).train()
 
 
 def open_stream(config: TrainConfig) -> ActivationStream:
@@ -139,38 +90,47 @@ def open_stream(config: TrainConfig) -> ActivationStream:
         ConfigError: the cache is of another model or hook point than the config names, or holds
             fewer rows than one batch.
     """
-    if config.cache is None:
-        return _open_model_stream(config)
-    cache = _open_caches(config, verify=config.verify or None)
-    _check_cache(config, cache)
+    seed, batch_rows = config.data_seed, config.batch_rows
     with_gradients = bool(config.methods_that_need_gradients())
-    stream = CacheStream(cache, config.batch_rows, config.data_seed, with_gradients=with_gradients)
+    if config.cache is None:
+        from saelab.model.language_model import load_language_model
+
+        harvest = replace(
+            config.stream,
+            model=config.model or config.stream.model,
+            hook_points=(config.hook_point or config.stream.hook_points[0],),
+            gradients=with_gradients,
+        )
+        model = load_language_model(harvest.model, dtype=harvest.model_dtype, device=harvest.device)
+        return ModelStream(model, harvest, batch_rows, seed, config.stream_pool_rows)
+    cache = open_fitting_cache(config, verify=config.verify or None)
+    assert cache is not None
+    stream = CacheStream(cache, batch_rows, seed, with_gradients=with_gradients)
     if config.error_component is None:
         return stream
     assert config.error_of is not None
-    return ErrorStream(
-        stream, ErrorRows.load(config.error_of, config.error_probe, config.error_component)
-    )
+    rows = ErrorRows.load(config.error_of, config.error_probe, config.error_component)
+    return ErrorStream(stream, rows)
 
 
-def check_activations(config: TrainConfig) -> None:
-    """Check that the cache a run needs is there and fits, without reading its rows.
+def open_fitting_cache(
+    config: TrainConfig, *, verify: bool | None
+) -> ActivationCache | AlignedCaches | None:
+    """The cache that a run reads, once it is known to fit; None where it reads none.
+
+    Args:
+        config: of the run.
+        verify: as `open_cache` takes it.
 
     Raises:
-        SaelabError: in the words that `open_stream` would use.
+        SaelabError: in the words of what does not fit.
     """
-    if config.cache is not None:
-        _check_cache(config, _open_caches(config, verify=False))
-
-
-def _open_caches(config: TrainConfig, *, verify: bool | None) -> ActivationCache | AlignedCaches:
-    assert config.cache is not None
-    if config.site is not None:
-        return open_caches(config.cache, config.site, verify=verify)
-    return open_cache(config.cache, config.hook_point, verify=verify)
-
-
-def _check_cache(config: TrainConfig, cache: ActivationCache | AlignedCaches) -> None:
+    if config.cache is None:
+        return None
+    if config.site is None:
+        cache = open_cache(config.cache, config.hook_point, verify=verify)
+    else:
+        cache = open_caches(config.cache, config.site, verify=verify)
     if config.model is not None and cache.model_name != config.model:
         raise ConfigError(
             f"the cache {config.cache} is of model {cache.model_name!r}; the settings name "
@@ -187,23 +147,7 @@ def _check_cache(config: TrainConfig, cache: ActivationCache | AlignedCaches) ->
             f"the method {wants_gradients[0]} learns from gradients and the cache {config.cache} "
             "holds none: make one with `saelab cache OUT --gradients`, or leave the method out"
         )
-
-
-def _open_model_stream(config: TrainConfig) -> ActivationStream:
-    import dataclasses
-
-    from saelab.model.language_model import load_language_model
-
-    harvest = config.stream
-    hook_point = config.hook_point or harvest.hook_points[0]
-    harvest = dataclasses.replace(
-        harvest,
-        model=config.model or harvest.model,
-        hook_points=(hook_point,),
-        gradients=bool(config.methods_that_need_gradients()),
-    )
-    model = load_language_model(harvest.model, dtype=harvest.model_dtype, device=harvest.device)
-    return ModelStream(model, harvest, config.batch_rows, config.data_seed, config.stream_pool_rows)
+    return cache
 
 
 def build_learners(
@@ -228,161 +172,191 @@ def build_learners(
     ]
 
 
-def _open_logs(config: TrainConfig, step: int) -> RunLog:
-    log = JsonlLog(config.out / METRICS_FILE, keep_up_to=step)
-    if config.wandb_project is None:
-        return log
-    return _BothLogs([log, WandbLog(config.wandb_project, config.out.name, to_plain(config))])
+class TrainingRun:
+    """A run in its folder: its stream and its learners, where the folder says that they stand.
 
-
-class _BothLogs:
-    def __init__(self, logs: list[RunLog]):
-        self._logs = logs
-
-    def write(self, step: int, line: Any) -> None:
-        for log in self._logs:
-            log.write(step, line)
-
-    def close(self) -> None:
-        for log in self._logs:
-            log.close()
-
-
-def _save(
-    config: TrainConfig,
-    run_hash: str,
-    stream: ActivationStream,
-    learners: list[Learner],
-    step: int,
-) -> None:
-    save_checkpoint(
-        config.out / CHECKPOINT_FOLDER,
-        Checkpoint(
-            step,
-            run_hash,
-            stream.state(),
-            {learner.spec.name: learner.state() for learner in learners},
-        ),
-    )
-
-
-def _restore(
-    config: TrainConfig, run: RunManifest, stream: ActivationStream, learners: list[Learner]
-) -> int:
-    checkpoint = load_checkpoint(config.out / CHECKPOINT_FOLDER, run.settings_hash)
-    if checkpoint is None:
-        _check_none_was_lost(config, run)
-        return 0
-    names = [learner.spec.name for learner in learners]
-    if set(checkpoint.learners) != set(names):
-        raise ArtifactError(
-            f"the checkpoint in {config.out} holds {sorted(checkpoint.learners)}; the settings "
-            f"describe {sorted(names)}"
-        )
-    stream.restore(checkpoint.stream)
-    for learner in learners:
-        learner.restore(checkpoint.learners[learner.spec.name])
-    return checkpoint.step
-
-
-def _check_none_was_lost(config: TrainConfig, run: RunManifest) -> None:
-    """A run without a checkpoint must have ended before its first one.
+    Args:
+        config: of the run.
+        run: what the folder holds of it; None: a new run.
 
     Raises:
-        ArtifactError: its log goes further than that.
+        SaelabError: what it needs is missing, or the run cannot be gone on with.
     """
-    path = config.out / METRICS_FILE
-    logged = [line["step"] for line in read_log(path, skip_damaged=True)] if path.exists() else []
-    first = run.config.get("checkpoint_every_steps", config.checkpoint_every_steps)
-    if max(logged, default=0) > first:
-        raise ArtifactError(
-            f"{config.out} has trained {max(logged)} steps and its checkpoint is missing: restore "
-            f"{CHECKPOINT_FOLDER}/ from a copy, or start over with --overwrite"
+
+    def __init__(self, config: TrainConfig, run: RunManifest | None):
+        self.config, self.out, self.step = config, config.out, 0
+        self.device = resolve_device(config.device)
+        self.stream = open_stream(config)
+        self.learners = build_learners(config, self.stream, self.device)
+        plain, made_from = to_plain(config), self.stream.provenance()
+        name = hash_of(deciding_settings(plain)) if run is None else run.settings_hash
+        self.record: dict[str, Any] = {
+            "seed": config.data_seed,
+            "config": plain,
+            "made_from": made_from,
+            "settings_hash": name,
+        }
+        if run is None:
+            # Only now, when all that was asked for is known to exist, is an older run given up.
+            clear_folder(self.out)
+        else:
+            check_same_origin(run, made_from)
+            self._restore(run)
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end and save the dictionaries; the content of run.json."""
+        with ExitStack() as stack:
+            logs = [stack.enter_context(closing(log)) for log in self._open_logs()]
+            if not (self.out / RUN_FILE).exists():
+                write_run(self.out, "running", **self.record)
+            loop = TrainingLoop(
+                self.config, self.stream, self.learners, logs, self._save, step=self.step
+            )
+            loop.run()
+        dictionaries = self._finish()
+        return write_run(
+            self.out,
+            "complete",
+            **self.record,
+            excluded=self.stream.excluded,
+            dictionaries=dictionaries,
         )
-    logger.warning("%s has no checkpoint yet: training starts at step 0", config.out)
 
+    def _open_logs(self) -> Iterator[RunLog]:
+        yield JsonlLog(self.out / METRICS_FILE, keep_up_to=self.step)
+        if self.config.wandb_project is not None:
+            yield WandbLog(self.config.wandb_project, self.out.name, self.record["config"])
 
-def _finish(
-    config: TrainConfig, stream: ActivationStream, learners: list[Learner]
-) -> dict[str, dict[str, Any]]:
-    """Save every dictionary and measure it on the stream's next rows."""
-    device = next(learners[0].method.parameters()).device
-    normalisation = normalisation_of(stream, device)
-    batches = [stream.next_batch() for _ in range(-(-FINAL_CHECK_ROWS // config.batch_rows))]
-    rows = torch.cat([batch.activations for batch in batches])
-    targets = [batch.targets for batch in batches if batch.targets is not None]
-    for_calibration = None
-    if any(learner.method.needs_calibration for learner in learners):
-        n_batches = -(-config.calibration_rows // config.batch_rows)
-        raw = torch.cat([stream.next_batch().activations for _ in range(n_batches)])
-        for_calibration = normalisation.apply(raw.to(device))
-    results = {}
-    for learner in learners:
-        spec = learner.spec
-        method = learner.method
-        if for_calibration is not None and method.needs_calibration:
-            method.calibrate(for_calibration)
-        dictionary = method.to_dictionary(normalisation)
-        wanted = torch.cat(targets) if targets else rows
-        figures = _measure(dictionary, rows.to(device), wanted.to(device))
-        folder = Path(DICTIONARIES_FOLDER) / spec.name
+    def _save(self, step: int) -> None:
+        states = {learner.spec.name: learner.state() for learner in self.learners}
+        name = self.record["settings_hash"]
+        checkpoint = Checkpoint(step, name, self.stream.state(), states)
+        save_checkpoint(self.out / CHECKPOINT_FOLDER, checkpoint)
+
+    def _restore(self, run: RunManifest) -> None:
+        checkpoint = load_checkpoint(self.out / CHECKPOINT_FOLDER, run.settings_hash)
+        if checkpoint is None:
+            self._check_none_was_lost(run)
+            return
+        names = [learner.spec.name for learner in self.learners]
+        if set(checkpoint.learners) != set(names):
+            raise ArtifactError(
+                f"the checkpoint in {self.out} holds {sorted(checkpoint.learners)}; the settings "
+                f"describe {sorted(names)}"
+            )
+        self.stream.restore(checkpoint.stream)
+        for learner in self.learners:
+            learner.restore(checkpoint.learners[learner.spec.name])
+        self.step = checkpoint.step
+
+    def _check_none_was_lost(self, run: RunManifest) -> None:
+        """A run without a checkpoint must have ended before its first one."""
+        log = self.out / METRICS_FILE
+        lines = read_log(log, skip_damaged=True) if log.exists() else []
+        logged = max((line["step"] for line in lines), default=0)
+        every = run.config.get("checkpoint_every_steps", self.config.checkpoint_every_steps)
+        if logged > every:
+            raise ArtifactError(
+                f"{self.out} has trained {logged} steps and its checkpoint is missing: restore "
+                f"{CHECKPOINT_FOLDER}/ from a copy, or start over with --overwrite"
+            )
+        logger.warning("%s has no checkpoint yet: training starts at step 0", self.out)
+
+    def _finish(self) -> dict[str, dict[str, Any]]:
+        """Save every dictionary and measure it on the stream's next rows."""
+        config, stream = self.config, self.stream
+        normalisation = normalisation_of(stream, self.device)
+        batches = [stream.next_batch() for _ in range(-(-FINAL_CHECK_ROWS // config.batch_rows))]
+        rows = torch.cat([batch.activations for batch in batches])
+        written = [batch.targets for batch in batches if batch.targets is not None]
+        targets = torch.cat(written) if written else rows
+        for_calibration = None
+        if any(learner.method.needs_calibration for learner in self.learners):
+            n_batches = -(-config.calibration_rows // config.batch_rows)
+            raw = torch.cat([stream.next_batch().activations for _ in range(n_batches)])
+            for_calibration = normalisation.apply(raw.to(self.device))
+        results = {}
+        for learner in self.learners:
+            method, spec = learner.method, learner.spec
+            if for_calibration is not None and method.needs_calibration:
+                method.calibrate(for_calibration)
+            dictionary = method.to_dictionary(normalisation)
+            figures = _measure(dictionary, rows.to(self.device), targets.to(self.device))
+            inference = method.inference_settings(normalisation)
+            self._save_dictionary(learner, dictionary, rows, figures, inference)
+            results[spec.name] = {
+                "folder": str(Path(DICTIONARIES_FOLDER) / spec.name),
+                **spec._asdict(),
+                **figures,
+                **method.metrics(),
+                "seconds_per_step": learner.clock.seconds_per_step(),
+                "state_bytes": sum(tensor.nbytes for tensor in learner.state().values()),
+            }
+            _warn(spec, figures)
+            # Make room on the device for the next one.
+            method.cpu()
+        return results
+
+    def _save_dictionary(
+        self,
+        learner: Learner,
+        dictionary: Dictionary,
+        rows: Float[Tensor, "rows d_in"],
+        figures: dict[str, float | None],
+        inference: dict[str, float],
+    ) -> None:
+        spec, config, plain = learner.spec, self.config, self.record["config"]
         save_dictionary(
-            config.out / folder,
+            self.out / DICTIONARIES_FOLDER / spec.name,
             dictionary.cpu(),
             self_test_inputs=rows,
             training={
                 "method": spec.method,
-                "options": to_plain(getattr(config.options, spec.method)),
-                "optimizer": to_plain(config.optimizer),
+                "options": plain["options"][spec.method],
+                "optimizer": plain["optimizer"],
                 "n_tokens": config.n_steps * config.batch_rows,
                 "batch_rows": config.batch_rows,
                 "product_dtype": config.product_dtype,
                 "target_l0": spec.k,
                 "measured_l0": figures["l0"],
                 "fvu_on_training_rows": figures["fvu"],
-                **method.metrics(),
-                "inference": method.inference_settings(normalisation),
+                **learner.method.metrics(),
+                "inference": inference,
             },
-            made_from=stream.provenance() | _recorded_mean(stream),
+            made_from=self.record["made_from"] | self._recorded_mean(),
             seed=spec.seed,
             site=config.site,
         )
-        results[spec.name] = {
-            "folder": str(folder),
-            **spec._asdict(),
-            **figures,
-            **method.metrics(),
-            "seconds_per_step": learner.seconds_per_step(),
-            "state_bytes": learner.state_bytes(),
-        }
-        _warn_of_missed_target(spec, figures["l0"])
-        # Make room on the device for the next one.
-        method.cpu()
-    return results
+
+    def _recorded_mean(self) -> dict[str, list[float]]:
+        """The mean of what is written, which mean ablation puts in its place."""
+        if self.stream.target_statistics is not None:
+            return {"target_mean": self.stream.target_statistics.mean.tolist()}
+        return {"mean": self.stream.statistics.mean.tolist()}
 
 
-def _recorded_mean(stream: ActivationStream) -> dict[str, list[float]]:
-    """The mean of what is written, which mean ablation puts in its place."""
-    if stream.target_statistics is not None:
-        return {"target_mean": stream.target_statistics.mean.tolist()}
-    return {"mean": stream.statistics.mean.tolist()}
+@torch.no_grad()
+def _measure(
+    dictionary: Dictionary, rows: Float[Tensor, "rows d_in"], targets: Float[Tensor, "rows d_out"]
+) -> dict[str, float | None]:
+    codes = dictionary.encode(rows)
+    return {"fvu": batch_fvu(targets, dictionary.decode(codes)), "l0": mean_l0(codes)}
 
 
-def _warn_of_missed_target(spec: DictionarySpec, measured_l0: float) -> None:
-    if abs(measured_l0 - spec.k) > TARGET_L0_TOLERANCE * spec.k:
+def _warn(spec: DictionarySpec, figures: dict[str, float | None]) -> None:
+    """Say what is odd about a finished dictionary; no reason to lose it."""
+    l0 = figures["l0"]
+    if l0 is not None and abs(l0 - spec.k) > TARGET_L0_TOLERANCE * spec.k:
         logger.warning(
             "%s: L0 is %.1f, not the %d asked for; everything is saved, and comparisons use the "
             "measured L0",
             spec.name,
-            measured_l0,
+            l0,
             spec.k,
         )
-
-
-@torch.no_grad()
-def _measure(dictionary: Dictionary, rows: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-    codes = dictionary.encode(rows)
-    return {
-        "fvu": fvu(targets, dictionary.decode(codes)),
-        "l0": mean_l0(codes),
-    }
+    if figures["fvu"] is None:
+        logger.warning(
+            "%s: the rows that FVU is measured on are all equal, so it is undefined and recorded "
+            "as null; everything is saved",
+            spec.name,
+        )

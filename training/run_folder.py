@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from saelab.config import to_plain
+from saelab.config import flat, to_plain
 from saelab.dictionary.storage import CONFIG_FILE, MANIFEST_FILE, SELF_TEST_FILE, WEIGHTS_FILE
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import TEMPORARY_SUFFIX, hash_of, remove_leftovers
@@ -28,11 +28,6 @@ COMPARED_BY_HASH = ("cache", "error_of", "error_probe")
 ONLY_WITHOUT_CACHE = ("stream", "stream_pool_rows")
 
 
-def settings_hash(config: TrainConfig) -> str:
-    """A hash of every setting that decides what a run computes."""
-    return hash_of(deciding_settings(to_plain(config)))
-
-
 def deciding_settings(plain: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what a run computes, flat, with dotted names.
 
@@ -44,24 +39,14 @@ def deciding_settings(plain: dict[str, Any]) -> dict[str, Any]:
         unread |= set(ONLY_WITHOUT_CACHE)
     kept = {key: value for key, value in plain.items() if key not in unread}
     kept["options"] = {name: plain["options"].get(name, {}) for name in plain["methods"]}
-    return _flat(kept)
+    return flat(kept)
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def check_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> bool:
+def check_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> RunManifest | None:
     """Make sure that `config.out` is free, or is to be resumed or replaced; touch nothing.
 
     Returns:
-        Whether there is a run to resume.
+        The run to resume, or None.
 
     Raises:
         ConfigError: the folder is in use, is not a run, or is a run with other settings.
@@ -73,35 +58,37 @@ def check_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> bool:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file, not a folder: give another --out")
     exists = (out / RUN_FILE).exists()
-    foreign = [] if exists and resume else _foreign_entries(out)
+    if exists and resume:
+        run = read_run(out)
+        _check_same_settings(run, to_plain(config))
+        return run
+    foreign = _foreign_entries(out)
     if foreign:
         raise ConfigError(
             f"{out} holds files that are not of a saelab run ({', '.join(foreign[:3])}): "
             "give another --out"
         )
-    if resume and not exists:
+    if resume:
         raise ConfigError(f"{out} holds no run to resume: leave out --resume to start one")
-    if exists and not resume and not overwrite:
+    if exists and not overwrite:
         raise ConfigError(
             f"{out} already holds a run: give --resume to go on with it, --overwrite to delete it, "
             "or another --out"
         )
-    if exists and resume:
-        _check_same_settings(read_run(out), config)
-    return exists and resume
+    return None
 
 
-def clear_folder(config: TrainConfig) -> None:
-    """Delete what an earlier run wrote in `config.out`; `check_folder` has allowed it.
+def clear_folder(out: Path) -> None:
+    """Delete what an earlier run wrote in its folder; `check_folder` has allowed it.
 
     What people and other commands left beside a dictionary stays: labels, evaluation results and
     feature stores name the dictionary they are of.
     """
-    if not config.out.exists():
+    if not out.exists():
         return
-    remove_leftovers(config.out)
+    remove_leftovers(out)
     for name in OWN_ENTRIES:
-        entry = config.out / name
+        entry = out / name
         if name == DICTIONARIES_FOLDER:
             _clear_dictionaries(entry)
         elif entry.is_dir():
@@ -130,18 +117,18 @@ def _foreign_entries(out: Path) -> list[str]:
     )
 
 
-def _check_same_settings(run: RunManifest, config: TrainConfig) -> None:
+def _check_same_settings(run: RunManifest, plain: dict[str, Any]) -> None:
     if not {"methods", "options"} <= set(run.config) or not run.settings_hash:
         raise ArtifactError(
             f"{run.path} lacks fields of a run's record: start over with --overwrite"
         )
-    old, new = deciding_settings(run.config), deciding_settings(to_plain(config))
+    old, new = deciding_settings(run.config), deciding_settings(plain)
     # A setting that a newer saelab added had its default before.
-    defaults = _flat(to_plain(TrainConfig()))
+    defaults = flat(to_plain(TrainConfig()))
     differing = sorted(key for key in old | new if old.get(key, defaults.get(key)) != new.get(key))
     if differing:
         raise ConfigError(
-            f"{config.out} was started with other settings ({', '.join(differing)} differ): resume "
+            f"{run.folder} was started with other settings ({', '.join(differing)} differ): resume "
             "with the same recipe and options, or give another --out"
         )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from saelab.cache import HarvestConfig
+from saelab.cache.config import HarvestConfig
 from saelab.model.model_files import resolve_model
 
 BLOCK = 12

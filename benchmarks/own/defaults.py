@@ -57,15 +57,15 @@ def main() -> None:
     rows = load_rows(arguments.rows)
     steps = -(-arguments.passes * len(rows) // arguments.batch)
     statistics = RowSums.of(rows).statistics(None)
-    found = {}
+    scores = {}
     for name, variant in VARIANTS.items():
         stream = RowStream(training_batches(arguments), statistics)
         _, learner = train(arguments, stream, steps, lambda config, v=variant: changed(config, v))
         normalisation = normalisation_of(stream, torch.device("cpu"))
         dictionary = learner.method.to_dictionary(normalisation)
         fvu = held_out_fvu(dictionary, arguments.held_out)
-        found[name] = {"fvu": fvu, **learner.method.metrics()}
-    print(json.dumps(found))
+        scores[name] = {"fvu": fvu, **learner.method.metrics()}
+    print(json.dumps(scores))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from own.bare_passes import BARE_PASSES, HOOK_POINT
-from saelab.cache import HarvestConfig, write_caches
+from saelab.cache.config import HarvestConfig
+from saelab.cache.writer import write_caches
 from saelab.model.language_model import load_language_model
 
 BATCH_TOKENS = HarvestConfig().batch_contexts * HarvestConfig().context_length

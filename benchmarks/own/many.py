@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from saelab.cache import HarvestConfig
+from saelab.cache.config import HarvestConfig
 from saelab.text.contexts import TextConfig
 from saelab.training.config import TrainConfig
 from saelab.training.run import train

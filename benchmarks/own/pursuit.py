@@ -30,11 +30,11 @@ def literal(
 ) -> torch.Tensor:
     """Dense codes of every row, in the dtype that everything is computed in."""
     latents, signal = latents.to(dtype), signal.to(dtype)
-    found = [
+    parts = [
         _literal_batch(latents, *part)
         for part in zip(signal.split(LITERAL_BATCH), counts.split(LITERAL_BATCH), strict=True)
     ]
-    return torch.cat(found)
+    return torch.cat(parts)
 
 
 def _literal_batch(
@@ -87,7 +87,7 @@ def main() -> None:
     dictionary, rows = planted(arguments.d_in, arguments.d_sae, arguments.l0)
     rows = rows[: arguments.rows]
     counts = torch.full((arguments.rows,), arguments.l0)
-    found = torch.zeros(0)
+    dense = torch.zeros(0)
     start = time.perf_counter()
     if arguments.how == "saelab":
         encoder = PursuitEncoder(dictionary)
@@ -95,13 +95,13 @@ def main() -> None:
         prepared = time.perf_counter()
         codes = encoder.encode(rows, counts)
         seconds = time.perf_counter() - prepared
-        found = codes.to_dense()
+        dense = codes.to_dense()
     else:
         dtype = torch.float64 if arguments.how == "literal64" else torch.float32
         signal = rows - dictionary.b_dec
         literal(dictionary.W_dec, signal[-WARM_ROWS:], counts[-WARM_ROWS:], dtype)
         prepared = time.perf_counter()
-        found = literal(dictionary.W_dec, signal, counts, dtype)
+        dense = literal(dictionary.W_dec, signal, counts, dtype)
         seconds = time.perf_counter() - prepared
     result = {
         "seconds": seconds,
@@ -111,12 +111,12 @@ def main() -> None:
     exact = arguments.codes / f"exact-{arguments.d_sae}.safetensors"
     if arguments.how == "literal64":
         arguments.codes.mkdir(parents=True, exist_ok=True)
-        save_file({"codes": found.contiguous()}, exact)
+        save_file({"codes": dense.contiguous()}, exact)
     else:
         expected = load_file(exact)["codes"]
-        found = found[: len(expected)].double()
-        result["rows_with_other_latents"] = int(((found > 0) != (expected > 0)).any(1).sum())
-        result["largest_difference"] = float((found - expected).abs().max())
+        dense = dense[: len(expected)].double()
+        result["rows_with_other_latents"] = int(((dense > 0) != (expected > 0)).any(1).sum())
+        result["largest_difference"] = float((dense - expected).abs().max())
         result["rows_compared"] = len(expected)
     print(json.dumps(result))
 

@@ -12,13 +12,10 @@ from pathlib import Path
 
 import torch
 
-from saelab.cache import (
-    ActivationCache,
-    HarvestConfig,
-    open_cache,
-    select_rows,
-    write_caches,
-)
+from saelab.cache.config import HarvestConfig
+from saelab.cache.reader import ActivationCache, open_cache
+from saelab.cache.rows import select_rows
+from saelab.cache.writer import write_caches
 from saelab.formats.files import hash_of, sha256_of, write_tensors
 from saelab.model.language_model import load_language_model
 from saelab.text.contexts import context_batches

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from protocol import held_out_fvu, load_rows
 
-from saelab.cache import open_cache
+from saelab.cache.reader import open_cache
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.evals.core.config import CoreConfig
 from saelab.evals.core.suite import run_core

@@ -14,9 +14,11 @@ from types import SimpleNamespace
 
 import torch
 
-from saelab.cache import ActivationCache, CacheStream, HarvestConfig, open_cache
-from saelab.cache.harvest import Calibration, Rows
-from saelab.cache.hook_folder import HookFolder, start_manifest
+from saelab.cache.cache_stream import CacheStream
+from saelab.cache.config import HarvestConfig
+from saelab.cache.harvest import Calibration, Harvest, Rows
+from saelab.cache.hook_folder import HookFolder
+from saelab.cache.reader import ActivationCache, open_cache
 from saelab.errors import SaelabError
 
 BATCHES = 128
@@ -31,9 +33,18 @@ def pool(folder: Path, n_rows: int, d_in: int) -> ActivationCache:
     config = HarvestConfig(n_tokens=n_rows)
     rows_per_shard = config.shard_contexts * config.context_length
     # What the manifest says of a model; no model is needed to write rows that come from none.
-    model = SimpleNamespace(content_hash="", bos_id=None, separator_id=None, special_ids=[])
+    model = SimpleNamespace(
+        name=config.model,
+        max_context=config.context_length,
+        dtype=f"torch.{config.model_dtype}",
+        width_at=lambda _: d_in,
+        content_hash="",
+        bos_id=None,
+        separator_id=None,
+        special_ids=[],
+    )
     calibration = Calibration(contexts=0, rows=0, median_norm=0.0, mean_norm=0.0, norm_ceiling=None)
-    manifest = start_manifest(model, config, config.hook_points[0], d_in, calibration)
+    manifest = Harvest(model, config).new_manifest(config.hook_points[0], calibration)
     writer = HookFolder(folder, manifest, config.shard_contexts)
     generator = torch.Generator().manual_seed(0)
     for start in range(0, n_rows, rows_per_shard):

@@ -24,8 +24,7 @@ from protocol import (
 )
 from torch import Tensor
 
-from saelab.cache import ActivationBatch, RowStatistics
-from saelab.cache.batch import RowSums
+from saelab.cache.batch import ActivationBatch, RowStatistics, RowSums
 from saelab.formats.manifest import library_versions
 from saelab.stats.metrics import mean_l0
 from saelab.training.config import TrainConfig
@@ -79,16 +78,6 @@ class RowStream:
         """Take nothing."""
 
 
-class NoLog:
-    """Takes the metrics and keeps none."""
-
-    def write(self, step: int, line: Any) -> None:
-        """Drop a line."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
 def train(
     arguments: argparse.Namespace,
     stream: RowStream,
@@ -115,7 +104,7 @@ def train(
     config = change(config)
     learners = build_learners(config, stream, torch.device("cpu"))
     save: Callable[[int], None] = lambda step: None  # noqa: E731, ARG005
-    TrainingLoop(config, stream, learners, NoLog(), save).run()
+    TrainingLoop(config, stream, learners, (), save).run()
     return config, learners[0]
 
 

@@ -1,7 +1,7 @@
 """sae-dashboard's feature data, built for one batch of features of a prepared SAE.
 
 Everything for a batch of features costs the same whichever features they are: the activations are
-encoded anew for every batch, then each feature is taken in turn. So one batch is timed. The
+encoded again for every batch, then each feature is taken in turn. So one batch is timed. The
 language model is replaced by its stored activations and costs nothing.
 """
 
@@ -64,9 +64,9 @@ def main() -> None:
             minibatch_size_features=arguments.features,
         )
         start = time.perf_counter()
-        found = SaeVisRunner(config).run(sae, model, inputs["tokens"])  # type: ignore[arg-type]
+        vis_data = SaeVisRunner(config).run(sae, model, inputs["tokens"])  # type: ignore[arg-type]
         seconds = time.perf_counter() - start
-    built = len(found.feature_data_dict)
+    built = len(vis_data.feature_data_dict)
     result = {"seconds": seconds, "features": built, "features_per_second": built / seconds}
     print(json.dumps(result))
 

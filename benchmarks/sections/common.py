@@ -176,8 +176,8 @@ def _cpu_info(field_name: str) -> str | None:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return None
-    found = (line.split(":", 1)[1].strip() for line in lines if line.startswith(field_name))
-    return next(found, None)
+    values = (line.split(":", 1)[1].strip() for line in lines if line.startswith(field_name))
+    return next(values, None)
 
 
 def _cpu_model() -> str:

@@ -27,7 +27,7 @@ def measure(settings: Settings) -> SectionResult:
         raise BenchmarkError("the rows are missing: run the quality section first")
     settings.progress("defaults: training every variant")
     # fmt: off
-    found = run_contestant(
+    scores = run_contestant(
         own_python(), "own.defaults", "--rows", rows, "--held-out", data / "held_out.safetensors",
         "--d-sae", task.d_sae, "--k", task.k, "--batch", task.batch,
         "--passes", PASSES, "--threads", settings.threads,
@@ -39,7 +39,7 @@ def measure(settings: Settings) -> SectionResult:
         columns=["variant", "held-out FVU", "dead"],
         rows=[
             [name, f"{figures['fvu']:.4f}", f"{figures['dead_fraction']:.2%}"]
-            for name, figures in found.items()
+            for name, figures in scores.items()
         ],
-        raw=found,
+        raw=scores,
     )

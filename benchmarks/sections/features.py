@@ -76,10 +76,10 @@ def _beside_peer(
         "--threads", settings.threads,
     )
     # fmt: on
-    own = partial(run_contestant, own_python(), "own.features", "same", *options)
-    runs = in_turn({"saelab": own, PEER: peer}, settings, "features")
+    ours = partial(run_contestant, own_python(), "own.features", "same", *options)
+    runs = in_turn({"saelab": ours, PEER: peer}, settings, "features")
     result.raw["same"] = runs
-    rates = {name: median_of(found, "features_per_second") for name, found in runs.items()}
+    rates = {name: median_of(results, "features_per_second") for name, results in runs.items()}
     result.rows += [
         [f"{name}, features per second", f"{rate:,.1f}"] for name, rate in rates.items()
     ]

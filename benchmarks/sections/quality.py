@@ -65,21 +65,21 @@ def measure(settings: Settings) -> SectionResult:
     data = settings.work / ("quality_quick" if settings.quick else "quality")
     settings.progress("quality: harvesting rows")
     # fmt: off
-    found = run_contestant(
+    stored = run_contestant(
         own_python(), "own.quality_rows", "--tokens", task.tokens, "--threads", settings.threads,
         "--held-out-tokens", task.held_out_tokens, "--out", data,
     )
     # fmt: on
-    steps = -(-PASSES * found["rows"] // task.batch)
+    steps = -(-PASSES * stored["rows"] // task.batch)
     reports = {
-        name: _train(settings, task, data, steps, found["hash"], name, *how)
+        name: _train(settings, task, data, steps, stored["hash"], name, *how)
         for name, how in _contestants(settings).items()
     }
     settings.progress("quality: scoring all")
     scores = _score(settings, task, data, list(reports))
     result = SectionResult(
         title="Quality on the same rows, steps, width and k",
-        notes=[*NOTES, _setting_note(task, steps, found)],
+        notes=[*NOTES, _setting_note(task, steps, stored)],
         columns=[*COLUMNS],
         raw={"reports": reports, "scores": scores},
     )
@@ -91,7 +91,7 @@ def measure(settings: Settings) -> SectionResult:
 
 
 def _contestants(settings: Settings) -> dict[str, tuple[Path, str, list[str | int]]]:
-    own = {
+    ours = {
         f"saelab-seed{seed}": (own_python(), "own.saelab_topk", ["--seed", seed])
         for seed in (OWN_SEEDS[:1] if settings.quick else OWN_SEEDS)
     }
@@ -99,7 +99,7 @@ def _contestants(settings: Settings) -> dict[str, tuple[Path, str, list[str | in
     if "dictionary-learning" in peers:
         python, module, _ = peers["dictionary-learning"]
         peers["dictionary-learning-lr1e-3"] = (python, module, ["--lr", "1e-3"])
-    return own | peers
+    return ours | peers
 
 
 def _train(
@@ -152,11 +152,11 @@ def _score(
 
 
 def _check_conversion(name: str, report: dict[str, Any], score: dict[str, float]) -> None:
-    own, ours = report["fvu_own_forward"], score["fvu_stored_rows"]
-    if abs(own - ours) > 1e-3 * ours:
+    theirs, ours = report["fvu_own_forward"], score["fvu_stored_rows"]
+    if abs(theirs - ours) > 1e-3 * ours:
         raise BenchmarkError(
-            f"{name}: its own forward finds FVU {own:.5f}, its converted weights {ours:.5f}; the "
-            "conversion in its module is wrong"
+            f"{name}: its own forward finds FVU {theirs:.5f}, its converted weights {ours:.5f}; "
+            "the conversion in its module is wrong"
         )
 
 
@@ -174,18 +174,18 @@ def _row(name: str, report: dict[str, Any], score: dict[str, float]) -> list[str
     ]
 
 
-def _setting_note(task: Task, steps: int, found: dict[str, Any]) -> str:
+def _setting_note(task: Task, steps: int, stored: dict[str, Any]) -> str:
     return (
-        f"smollm2-135m, blocks.12.hook_resid_post, {found['rows']:,} rows (massive ones excluded), "
-        f"{task.d_sae:,} latents, k {task.k}, batch {task.batch:,}, {steps:,} steps."
+        f"smollm2-135m, blocks.12.hook_resid_post, {stored['rows']:,} rows (massive ones "
+        f"excluded), {task.d_sae:,} latents, k {task.k}, batch {task.batch:,}, {steps:,} steps."
     )
 
 
 def _checks(scores: dict[str, dict[str, float]]) -> list[Check]:
     """The worst of our seeds against every peer, in FVU and in loss recovered."""
-    own = [score for name, score in scores.items() if name.startswith("saelab")]
-    fvu = max(score["fvu"] for score in own)
-    recovered = min(score["loss_recovered_mean"] for score in own)
+    ours = [score for name, score in scores.items() if name.startswith("saelab")]
+    fvu = max(score["fvu"] for score in ours)
+    recovered = min(score["loss_recovered_mean"] for score in ours)
     checks = []
     for name, score in scores.items():
         if name.startswith("saelab"):

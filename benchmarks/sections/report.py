@@ -21,9 +21,9 @@ def write_section(folder: Path, name: str, result: SectionResult, facts: dict[st
 def write_page(folder: Path, order: list[str]) -> Path:
     """Write the page of all sections that have a JSON in the folder, in this order."""
     sections = [folder / f"{name}.json" for name in order]
-    found = [json.loads(path.read_text()) for path in sections if path.is_file()]
+    results = [json.loads(path.read_text()) for path in sections if path.is_file()]
     parts = ["# Benchmark results", "Made by `make bench`; do not edit."]
-    parts += [section_text(section) for section in found]
+    parts += [section_text(section) for section in results]
     page = folder / PAGE
     page.write_text("\n\n".join(parts) + "\n")
     return page

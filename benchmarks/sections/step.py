@@ -63,13 +63,13 @@ def _contestants(size: tuple[int, int, int, int], settings: Settings) -> dict[st
         "--rows", _rows(settings.work, d_in),
     ]
     # fmt: on
-    own = partial(run_contestant, own_python())
+    ours = partial(run_contestant, own_python())
     peer = partial(run_contestant, settings.peers_python)
     contestants: dict[str, Any] = {}
     for dtype, name in PRODUCTS.items():
-        contestants[name] = partial(own, "own.product", *options, "--dtype", dtype)
+        contestants[name] = partial(ours, "own.product", *options, "--dtype", dtype)
     for dtype, name in OWN.items():
-        contestants[name] = partial(own, "own.saelab_topk", *options, "--product-dtype", dtype)
+        contestants[name] = partial(ours, "own.saelab_topk", *options, "--product-dtype", dtype)
     for name in settings.peers:
         contestants[name] = partial(peer, PEERS[name], *options)
     return contestants

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __package__ = "saelab.dashboards.pages"
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,14 @@ from saelab.formats.evaluation_result import (
     read_evaluation_result,
 )
 from saelab.report.draw import draw
-from saelab.report.page import format_value, unit_text
+from saelab.report.page import unit_text
+from saelab.report.result_page import settings_rows
 
 from .. import url_state
-from ..context import SECONDS_BETWEEN_SCANS, chosen_dictionary, roots_given
-from ..run_index import DictionaryEntry, walk
-from ..widgets.html_tables import plain_table
-from ..widgets.page_parts import (
-    plain,
-    run_page,
-    show_figures,
-    show_note,
-    show_problem,
-)
+from ..context import chosen_dictionary, run_index
+from ..run_index import DictionaryEntry, once_per_state, plain_file
+from ..widgets.html_tables import page_table
+from ..widgets.page_parts import plain, run_page, show_figures, show_note, show_problem
 
 COMPARE = "comparison "
 MOST_ROWS = 300
@@ -40,9 +35,11 @@ def render() -> None:
     """Draw the page."""
     st.title("Evals")
     entry = chosen_dictionary()
-    found = {} if entry is None else dict(entry.evaluations)
-    comparisons = _comparisons(tuple(roots_given()))
-    options = [*sorted(found, key=_order), *(COMPARE + name for name in comparisons)]
+    results = {} if entry is None else dict(entry.evaluations)
+    comparisons = run_index().comparisons
+    # Core, which says what a dictionary is worth, comes first.
+    suites = sorted(results, key=lambda suite: (suite != "core", suite))
+    options = [*suites, *(COMPARE + name for name in comparisons)]
     if not options:
         where = "RUN" if entry is None or entry.folder is None else str(entry.folder)
         show_note(
@@ -50,63 +47,38 @@ def render() -> None:
             f"make one with `saelab eval core {where}`, then reload this page."
         )
         return
-    if not found and entry is not None:
+    if not results and entry is not None:
         show_note(
             f"{entry.name} has no evaluation yet: `saelab eval core {entry.folder or 'RUN'}` makes "
             "the first. Comparisons of methods are below."
         )
-    choice = _choose(options)
-    if choice.startswith(COMPARE):
-        draw_result(comparisons[choice.removeprefix(COMPARE)], None)
-    elif entry is not None:
-        draw_result(found[choice], entry)
-
-
-def _order(suite: str) -> tuple[bool, str]:
-    """Core, which says what a dictionary is worth, comes first."""
-    return suite != "core", suite
-
-
-def _choose(options: list[str]) -> str:
-    if st.session_state.get("evals_suite") not in [None, *options]:
-        del st.session_state["evals_suite"]
-    url_state.bind("evals_suite", "suite", options[0], url_state.one_of(*options))
-    choice = st.radio(
+    choice = url_state.choice(
+        st.radio,
         "Evaluation",
-        options,
-        key="evals_suite",
+        {name: plain(name.replace("_", " ")) for name in options},
+        param="suite",
         horizontal=True,
-        format_func=lambda name: plain(name.replace("_", " ")),
     )
-    url_state.publish("suite", choice, options[0])
-    return choice
+    if choice.startswith(COMPARE):
+        _draw_result(comparisons[choice.removeprefix(COMPARE)], None)
+    elif entry is not None:
+        _draw_result(results[choice], entry)
 
 
-@st.cache_resource(ttl=SECONDS_BETWEEN_SCANS, show_spinner=False, max_entries=4)
-def _comparisons(roots: tuple[Path, ...]) -> dict[str, Path]:
-    return find_comparisons(roots)
+@once_per_state(64)
+def _result(path: Path) -> EvaluationResult:
+    return (
+        read_comparison(path)[0] if path.name == COMPARISON_FILE else read_evaluation_result(path)
+    )
 
 
-def find_comparisons(roots: Sequence[Path]) -> dict[str, Path]:
-    """Files of comparisons by name: the folder given, and the way from there."""
-    named = {}
-    for root in (Path(root).resolve() for root in roots):
-        for folder, names in walk(root, []):
-            if COMPARISON_FILE in names:
-                way = folder.relative_to(root).as_posix()
-                name = root.name if way == "." else f"{root.name}/{way}"
-                named[name] = folder / COMPARISON_FILE
-    return named
-
-
-def draw_result(path: Path, entry: DictionaryEntry | None) -> None:
-    """One result: where it is from, its charts and tables, every number with its definition.
+def _draw_result(path: Path, entry: DictionaryEntry | None) -> None:
+    """Where a result is from, its charts and tables, every number with its definition.
 
     Args:
-        path: its file.
         entry: the dictionary it should be about; None where it is about several.
     """
-    result = _read(path)
+    result = _result(path)
     known = None if entry is None else entry.content_hash
     if known is not None and result.dictionary_hash != known:
         show_problem(
@@ -128,49 +100,28 @@ def draw_result(path: Path, entry: DictionaryEntry | None) -> None:
     for section, tables in groupby(result.tables, lambda table: table.section):
         st.subheader(section)
         for table in tables:
-            rows = [[format_value(cell) for cell in row] for row in table.rows]
-            numeric = range(1, len(table.columns)) if _is_numeric(table.rows) else []
-            st.html(plain_table(table.title, table.columns, rows, numeric=numeric))
+            st.html(page_table(table.title, table.columns, table.rows))
     if result.metrics:
-        draw_metrics(result)
-    draw_settings(result)
-    draw_files(path, result)
-
-
-def _is_numeric(rows: Sequence[Sequence[Any]]) -> bool:
-    return any(isinstance(cell, int | float) for row in rows for cell in row[1:])
-
-
-def _read(path: Path) -> EvaluationResult:
-    try:
-        state = path.stat()
-    except OSError:
-        return read_evaluation_result(path)
-    return _parsed(path, state.st_mtime_ns, state.st_size)
-
-
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _parsed(path: Path, modified: int, size: int) -> EvaluationResult:  # noqa: ARG001
-    return (
-        read_comparison(path)[0] if path.name == COMPARISON_FILE else read_evaluation_result(path)
-    )
+        _draw_metrics(result)
+    with st.expander("Settings and origin"):
+        for title, content in (("Settings", result.settings), ("Made from", result.made_from)):
+            st.html(page_table(title, ["name", "value"], settings_rows(content)))
+    _draw_files(path, result)
 
 
 def _origin(result: EvaluationResult) -> str:
     origin = result.made_from
     where = f" at {origin['hook_point']} of {origin['model']}" if "hook_point" in origin else ""
-    made = f", {result.created.replace('T', ' ')[:16]} UTC" if result.created else ""
-    seed = f", seed {result.seed}" if result.seed is not None else ""
-    about = f"Suite {result.suite} on {result.dictionary_name}{where}{made}{seed}."
-    return f"{about} {result.subtitle}".strip()
+    where += f", {result.created.replace('T', ' ')[:16]} UTC" if result.created else ""
+    where += f", seed {result.seed}" if result.seed is not None else ""
+    return f"Suite {result.suite} on {result.dictionary_name}{where}. {result.subtitle}".strip()
 
 
-def draw_metrics(result: EvaluationResult) -> None:
-    """Every number of a result with unit and definition, by group."""
+def _draw_metrics(result: EvaluationResult) -> None:
     st.subheader("Every number and its definition")
-    url_state.bind("evals_find", "find", "")
-    query = st.text_input("Find a number", key="evals_find", placeholder="a word of its name")
-    url_state.publish("find", query, "")
+    query = url_state.widget(
+        st.text_input, "Find a number", param="find", default="", placeholder="a word of its name"
+    )
     wanted = query.strip().casefold()
     metrics = [
         metric
@@ -180,43 +131,26 @@ def draw_metrics(result: EvaluationResult) -> None:
     ]
     if not metrics:
         show_note("No number has this word in its name or definition.")
-
     for name, members in groupby(metrics, lambda metric: metric.group):
-        rows = [[m.name, format_value(m.value), unit_text(m.unit), m.definition] for m in members]
-        st.html(plain_table(name, ["number", "value", "unit", "definition"], rows, numeric=[1]))
+        rows = [[m.name, m.value, unit_text(m.unit), m.definition] for m in members]
+        st.html(page_table(name, ["number", "value", "unit", "definition"], rows, "defined"))
 
 
-def draw_settings(result: EvaluationResult) -> None:
-    """What decided the numbers."""
-    with st.expander("Settings and origin"):
-        for title, content in (("Settings", result.settings), ("Made from", result.made_from)):
-            rows = [[str(name), _setting(value)] for name, value in content.items()]
-            st.html(plain_table(title, ["name", "value"], rows, numeric=[]))
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    return format_value(value) if not isinstance(value, list) else ", ".join(map(str, value))
-
-
-def draw_files(path: Path, result: EvaluationResult) -> None:
-    """The files beside the result, to take away; the rows of each as a table."""
+def _draw_files(path: Path, result: EvaluationResult) -> None:
     for items, name in result.item_files.items():
-        file = path.with_name(name)
-        if file.suffix == ".parquet" and file.is_file() and not file.is_symlink():
+        file = plain_file(path.with_name(name))
+        if file and file.suffix == ".parquet":
             with st.expander(f"Rows: {plain(items)}"):
                 _draw_rows(file, items)
-    report = path.with_suffix(".html")
-    files = [path, *([report] if report.is_file() and not report.is_symlink() else [])]
+    report = plain_file(path.with_suffix(".html"))
+    files = [path] if report is None else [path, report]
     for column, file in zip(st.columns(4), files, strict=False):
-        column.download_button(
-            f"Download {plain(file.name)}",
-            lambda file=file: file.read_bytes(),
-            file_name=file.name,
-            key=f"evals_file_{file.suffix}",
-            on_click="ignore",
-        )
+        _offer(column.download_button, f"Download {plain(file.name)}", file)
+
+
+def _offer(button: Callable[..., Any], label: str, file: Path) -> None:
+    key = f"evals_file_{file.name}"
+    button(label, file.read_bytes, file_name=file.name, key=key, on_click="ignore")
 
 
 def _draw_rows(file: Path, items: str) -> None:
@@ -234,13 +168,7 @@ def _draw_rows(file: Path, items: str) -> None:
         key=f"evals_rows_{items}",
     )
     st.caption(f"The first {min(MOST_ROWS, table.num_rows):,} of {table.num_rows:,} rows.")
-    st.download_button(
-        "Download all rows (parquet)",
-        file.read_bytes,
-        file_name=file.name,
-        key=f"evals_rows_file_{items}",
-        on_click="ignore",
-    )
+    _offer(st.download_button, "Download all rows (parquet)", file)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import streamlit as st
 from saelab.features.reader import FeatureStore
 
 from .. import url_state
-from ..context import link_params, open_labels, require_dictionary, require_store
+from ..context import label_texts, require_dictionary, require_store, show_features
+from ..run_index import DictionaryEntry
 from ..widgets.feature_table import (
     BEST_MATCH,
     LOWEST_LOG_DENSITY,
@@ -23,14 +24,7 @@ from ..widgets.feature_table import (
     table_columns,
 )
 from ..widgets.figures import density_histogram
-from ..widgets.page_parts import (
-    FEATURE_PAGE,
-    csv_text,
-    plain,
-    run_page,
-    show_figure,
-    show_note,
-)
+from ..widgets.page_parts import csv_text, plain, run_page, show_figure, show_note
 
 MOST_ROWS = 1000
 FULL_RANGE = (LOWEST_LOG_DENSITY, 0.0)
@@ -47,81 +41,57 @@ def render() -> None:
             "Choose a row by the box at its left to open the feature."
         )
     )
-    labels = {feature: label.text for feature, label in open_labels(store).latest().items()}
-    wanted = draw_filter()
-    chosen, found = select_features(store, labels, wanted)
-    show_table(store, labels, chosen.tolist(), found, wanted.sort)
-    densities = np.nan_to_num(store.table()["density"]).tolist()
+    _show_table(entry, store, label_texts(store), _draw_filter())
+    densities = np.nan_to_num(store.table()["density"])
     show_figure(
         density_histogram({entry.name: densities}, {entry.name: store.n_tokens}), "densities"
     )
 
 
-def draw_filter() -> FeatureFilter:
-    """The boxes above the table; what they hold is in the address."""
+def _draw_filter() -> FeatureFilter:
     search, show, sort, direction = st.columns([4, 2, 2, 1.4], vertical_alignment="bottom")
-    with search:
-        url_state.bind("explore_query", "q", "")
-        query = st.text_input(
-            "Search",
-            key="explore_query",
-            on_change=_query_changed,
-            placeholder="a word in top tokens, promoted tokens or labels",
-            help="Features whose top tokens, promoted tokens or label hold every word, from its "
-            "start. Signs such as ( are looked for as they stand.",
-        )
-        url_state.publish("q", query, "")
-    with show:
-        url_state.bind("explore_show", "show", "all", url_state.one_of(*SHOWN))
-        shown = st.selectbox("Show", SHOWN, key="explore_show")
-        url_state.publish("show", shown, "all")
-    first = BEST_MATCH if query.strip() else "index"
+    query = url_state.widget(
+        search.text_input,
+        "Search",
+        param="q",
+        default="",
+        on_change=_query_changed,
+        placeholder="a word in top tokens, promoted tokens or labels",
+        help="Features whose top tokens, promoted tokens or label hold every word, from its "
+        "start. Signs such as ( are looked for as they stand.",
+    )
     sorts = [BEST_MATCH, *SORTS] if query.strip() else list(SORTS)
-    with sort:
-        if st.session_state.get("explore_sort") not in [None, *sorts]:
-            del st.session_state["explore_sort"]
-        url_state.bind("explore_sort", "sort", first, url_state.one_of(*sorts))
-        order = st.selectbox("Sort by", sorts, key="explore_sort")
-        url_state.publish("sort", order, first)
-    with direction:
-        url_state.bind("explore_desc", "desc", False, url_state.flag)
-        descending = st.toggle("Largest first", key="explore_desc")
-        url_state.publish("desc", descending, False)
     return FeatureFilter(
         query=query,
-        show=shown,
-        sort=order,
-        descending=descending,
-        log_density=draw_density_range(),
+        show=url_state.choice(show.selectbox, "Show", SHOWN, param="show"),
+        sort=url_state.choice(sort.selectbox, "Sort by", sorts, param="sort"),
+        descending=url_state.widget(direction.toggle, "Largest first", param="desc", default=False),
+        log_density=_draw_density_range(),
     )
 
 
 def _query_changed() -> None:
     """A new search starts in the order of its best matches."""
     st.session_state.pop("explore_sort", None)
-    if "sort" in st.query_params:
-        del st.query_params["sort"]
+    st.query_params.pop("sort", None)
 
 
-def draw_density_range() -> tuple[float, float]:
-    """The densities let through, as log10."""
-    url_state.bind("explore_density", "density", FULL_RANGE, parse_range)
+def _draw_density_range() -> tuple[float, float]:
+    url_state.bind("explore_density", "density", FULL_RANGE, _parse_range)
     bounds: Any = st.slider(
         "Density, log10",
-        LOWEST_LOG_DENSITY,
-        0.0,
+        *FULL_RANGE,
         step=0.25,
         key="explore_density",
         help="log10 of the share of tokens on which a feature is active: −3 is one token in a "
         "thousand. The full range also shows features that were never active.",
     )
-    low, high = bounds
-    text = f"{low:g}:{high:g}"
-    url_state.publish("density", text, f"{FULL_RANGE[0]:g}:{FULL_RANGE[1]:g}")
-    return float(low), float(high)
+    low, high = map(float, bounds)
+    url_state.publish("density", f"{low:g}:{high:g}", f"{FULL_RANGE[0]:g}:{FULL_RANGE[1]:g}")
+    return low, high
 
 
-def parse_range(text: str) -> tuple[float, float]:
+def _parse_range(text: str) -> tuple[float, float]:
     """Two numbers with a colon between them, inside the slider's range and in order."""
     low, _, high = text.partition(":")
     bounds = float(low), float(high)
@@ -130,46 +100,35 @@ def parse_range(text: str) -> tuple[float, float]:
     return bounds
 
 
-def show_table(
-    store: FeatureStore,
-    labels: dict[int, str],
-    chosen: list[int],
-    found: dict[int, str],
-    sort: str,
+def _show_table(
+    entry: DictionaryEntry, store: FeatureStore, labels: dict[int, str], wanted: FeatureFilter
 ) -> None:
-    """The table; choosing a row opens the feature."""
+    features, hits = select_features(store, labels, wanted)
+    chosen = features.tolist()
     if not chosen:
         show_note("No feature matches: take out a word, or widen the filters.")
         return
-    columns = table_columns(store, labels, chosen[:MOST_ROWS], found, sort)
-    event: Any = st.dataframe(
-        columns,
-        hide_index=True,
+    show_features(
+        table_columns(store, labels, chosen[:MOST_ROWS], hits, wanted.sort),
+        entry,
+        "explore_table",
+        f"Table of {len(chosen):,} features with their tokens, density and activations",
         height=min(560, 38 + 35 * min(len(chosen), MOST_ROWS)),
-        key="explore_table",
-        on_select="rerun",
-        selection_mode="single-row",
-        alt=f"Table of {len(chosen):,} features with their tokens, density and activations",
-        column_config=column_formats(),
+        column_config=_column_formats(),
     )
     cut = f", of which the first {MOST_ROWS:,} are shown" if len(chosen) > MOST_ROWS else ""
     count, download = st.columns([5, 1], vertical_alignment="center")
     count.caption(f"{len(chosen):,} of {store.n_features:,} features{cut}.")
     download.download_button(
         "Download CSV",
-        lambda: csv_text(table_columns(store, labels, chosen, found, sort)),
+        lambda: csv_text(table_columns(store, labels, chosen, hits, wanted.sort)),
         file_name="features.csv",
         mime="text/csv",
         on_click="ignore",
     )
-    rows = event["selection"]["rows"] if event else []
-    if rows:
-        feature = columns["feature"][rows[0]]
-        st.switch_page(FEATURE_PAGE, query_params=link_params(f=str(feature)))
 
 
-def column_formats() -> dict[str, Any]:
-    """How the columns are written, and what they mean."""
+def _column_formats() -> dict[str, Any]:
     number = st.column_config.NumberColumn
     return {
         "feature": number(format="%d", width="small", pinned=True),

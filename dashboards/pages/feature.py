@@ -5,7 +5,7 @@ from __future__ import annotations
 __package__ = "saelab.dashboards.pages"
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import urlencode
 
 import streamlit as st
@@ -13,67 +13,67 @@ import streamlit as st
 from saelab.errors import SaelabError
 from saelab.features.labels import MAX_LABEL_WORDS, Label, LabelBook
 from saelab.features.reader import FeatureStore
-from saelab.features.records import Example, FeatureRecord, Neighbour
+from saelab.features.records import Example, FeatureRecord
 
-from .. import url_state
-from ..context import (
-    feature_link,
-    link_params,
-    open_labels,
-    require_dictionary,
-    require_store,
-    staleness_of,
-)
+from .. import context, url_state
 from ..run_index import DictionaryEntry
-from ..widgets.export import feature_html, feature_json
 from ..widgets.feature_html import (
+    NEIGHBOUR_LISTS,
     ExampleView,
     distinct,
     examples_html,
+    feature_html,
+    feature_json,
     group_heading,
     logit_tables,
     number_strip,
-    numbers_of,
+    provenance_table,
 )
-from ..widgets.feature_table import tokens_text
+from ..widgets.feature_table import about
 from ..widgets.figures import activation_histogram, logit_histogram
-from ..widgets.page_parts import (
-    FEATURE_PAGE,
-    plain,
-    run_page,
-    show_figure,
-    show_note,
-    show_problem,
-)
+from ..widgets.page_parts import FEATURE_PAGE, plain, run_page, show_figure, show_note, show_problem
 
-PROVENANCE = ("model", "hook_point", "text", "text_split", "context_length", "model_dtype")
+LISTS = {
+    "Top": "Contexts with the highest maxima, one window for each context, no two alike. The "
+    "strongest examples flatter a feature: compare them with the random ones.",
+    "Quantiles": "Contexts drawn from strata of equally many contexts, from the strongest down; a "
+    "stratum holds its lower edge and not its upper one, but for the highest.",
+    "Random": "Tokens drawn uniformly from all on which the feature is active: an unbiased sample, "
+    "which the top examples are not.",
+    "Near misses": "Contexts in which the feature is silent: first where a feature with a similar "
+    "decoder row is active, then any.",
+}
+WINDOWS: dict[str, int | None] = {"±8": 8, "±24": 24, "full": None}
+MOST_NEIGHBOURS = 8
+AUTHOR_KEY = "label_author"
 
 
 def render() -> None:
     """Draw the page."""
-    entry = require_dictionary()
-    store = require_store(entry)
-    feature = chosen_feature(store)
+    entry = context.require_dictionary()
+    store = context.require_store(entry)
+    feature = _chosen_feature(store)
     if feature is None:
         return
     record = store.feature(feature)
-    book = open_labels(store)
-    show_head(entry, store, record, book)
+    book = context.open_labels(store)
+    _show_head(entry, store, record, book)
     if record.n_active == 0:
         show_note(
             f"Feature {feature} was never active on the {store.n_tokens:,} tokens counted. What "
             "its weights alone say is below."
         )
-    st.html(number_strip(numbers_of(record)))
-    show_charts(record, store)
+    st.html(number_strip(record))
+    _show_charts(record, store)
     if record.n_active:
-        show_examples(entry, feature, record.max_act)
-    show_neighbours(record, store, book)
-    show_labels(record.id, book)
-    show_provenance(entry, store)
+        _show_examples(entry, feature, record.max_act)
+    _show_neighbours(record, store)
+    _show_labels(feature, book)
+    with st.expander("Provenance"):
+        st.html(provenance_table(entry.name, store))
 
 
-def chosen_feature(store: FeatureStore) -> int | None:
+def _chosen_feature(store: FeatureStore) -> int | None:
     """The feature of the address, checked; a sentence where there is no such feature."""
     given = st.query_params.get("f")
     feature = url_state.read("f", 0 if given is None else -1, url_state.count)
@@ -83,36 +83,25 @@ def chosen_feature(store: FeatureStore) -> int | None:
         f"The address asks for feature {given!r}; this dictionary has features 0 to "
         f"{store.n_features - 1:,}."
     )
-    st.page_link(FEATURE_PAGE, label="Open feature 0", query_params=link_params(f="0"))
+    st.page_link(FEATURE_PAGE, label="Open feature 0", query_params=context.link_params(f="0"))
     return None
 
 
-def show_head(
+def _show_head(
     entry: DictionaryEntry, store: FeatureStore, record: FeatureRecord, book: LabelBook
 ) -> None:
-    """Title, label, flags, and the ways to other features and out of the app."""
     st.title(plain(f"Feature {record.id}"))
     labels = book.of(record.id)
     if labels:
-        newest = labels[0]
-        score = "" if newest.score is None else f", score {newest.score:.2g}"
-        st.markdown(f"**{plain(newest.text)}**")
-        st.caption(plain(f"{newest.author}, {newest.method}{score}"))
+        _show_label(labels[0])
     else:
         tokens = ", ".join(repr(text) for text in record.top_tokens[:5])
         st.caption(plain(f"No label yet. Strongest on {tokens}" if tokens else "No label yet."))
     badges = " ".join(f":orange-badge[{flag}]" for flag in record.flags)
     st.markdown(f":blue-badge[{plain(entry.name)}] {badges}")
-    stale = staleness_of(store, entry)
+    stale = context.staleness_of(store, entry)
     if stale:
         show_problem(stale)
-    show_ways(entry, store, record, book)
-
-
-def show_ways(
-    entry: DictionaryEntry, store: FeatureStore, record: FeatureRecord, book: LabelBook
-) -> None:
-    """Previous, next and other features as real links; jump, copy, export."""
     feature, last = record.id, store.n_features - 1
     with st.container(horizontal=True, vertical_alignment="center"):
         for label, target in (
@@ -124,66 +113,57 @@ def show_ways(
                 FEATURE_PAGE,
                 label=label,
                 disabled=not 0 <= target <= last,
-                query_params=link_params(entry, f=str(min(max(target, 0), last))),
+                query_params=context.link_params(entry, f=str(min(max(target, 0), last))),
             )
-        for page, label in (
-            ("explore", "All features"),
-            ("prompt", "Try text"),
-            ("steer", "Steer"),
-        ):
-            params = link_params(entry) if page == "explore" else link_params(entry, f=str(feature))
-            st.page_link(f"{page}.py", label=label, query_params=params)
+        st.page_link("explore.py", label="All features", query_params=context.link_params(entry))
+        for page, label in (("prompt.py", "Try text"), ("steer.py", "Steer")):
+            st.page_link(page, label=label, query_params=context.link_params(entry, f=str(feature)))
         with st.popover("Share"):
-            show_sharing(entry, store, record, book)
-        draw_jump(feature, last)
+            _show_sharing(entry, store, feature, labels)
+        # A box with the feature's number; another number opens that feature.
+        url_state.bind("feature_number", "f", feature, url_state.count)
+        number = st.number_input(
+            "Feature number", 0, last, key="feature_number", label_visibility="collapsed", width=130
+        )
+        if number != feature:
+            url_state.publish("f", number, None)
+            st.rerun()
 
 
-def draw_jump(feature: int, last: int) -> None:
-    """A box with the feature's number; another number opens that feature."""
-    url_state.bind("feature_number", "f", feature, url_state.count)
-    number = st.number_input(
-        "Feature number", 0, last, key="feature_number", label_visibility="collapsed", width=130
-    )
-    if number != feature:
-        url_state.publish("f", number, None)
-        st.rerun()
-
-
-def show_sharing(
-    entry: DictionaryEntry, store: FeatureStore, record: FeatureRecord, book: LabelBook
+def _show_sharing(
+    entry: DictionaryEntry, store: FeatureStore, feature: int, labels: Sequence[Label]
 ) -> None:
-    """The address to copy, and the files to download."""
     st.markdown("Address of this page")
     base = (st.context.url or "").split("?")[0]
-    st.code(
-        f"{base}?{urlencode(link_params(entry, f=str(record.id)))}", language=None, wrap_lines=True
-    )
-    name = f"{entry.name.replace('/', '_')}_feature_{record.id}"
-    st.download_button(
-        "Page as HTML",
-        lambda: feature_html(entry.name, store, record.id, book.of(record.id)),
-        file_name=f"{name}.html",
-        mime="text/html",
-        on_click="ignore",
-        help="One file without scripts that opens anywhere, offline.",
-    )
-    st.download_button(
-        "Data as JSON",
-        lambda: feature_json(entry.name, store, record.id, book.of(record.id)),
-        file_name=f"{name}.json",
-        mime="application/json",
-        on_click="ignore",
-    )
+    params = urlencode(context.link_params(entry, f=str(feature)))
+    st.code(f"{base}?{params}", language=None, wrap_lines=True)
+    for title, content, kind, mime, note in (
+        (
+            "Page as HTML",
+            feature_html,
+            "html",
+            "text/html",
+            "One file without scripts that opens anywhere, offline.",
+        ),
+        ("Data as JSON", feature_json, "json", "application/json", None),
+    ):
+        st.download_button(
+            title,
+            lambda content=content: content(entry.name, store, feature, labels),
+            file_name=f"{entry.name.replace('/', '_')}_feature_{feature}.{kind}",
+            mime=mime,
+            on_click="ignore",
+            help=note,
+        )
 
 
-def show_charts(record: FeatureRecord, store: FeatureStore) -> None:
-    """How strong it is, and what it does to the logits."""
+def _show_charts(record: FeatureRecord, store: FeatureStore) -> None:
     left, middle, right = st.columns(3)
     with left:
         linear = st.session_state.get("feature_linear", False)
-        figure = activation_histogram(record, log_counts=not linear)
-        if figure is not None:
-            show_figure(figure, "activations")
+        chart = activation_histogram(record, log_counts=not linear)
+        if chart is not None:
+            show_figure(chart, "activations")
             st.toggle("Linear counts", key="feature_linear")
     lens = record.logit_lens
     with middle:
@@ -198,108 +178,57 @@ def show_charts(record: FeatureRecord, store: FeatureStore) -> None:
             st.caption(plain(store.manifest.get("logit_lens") or ""))
 
 
-def show_provenance(entry: DictionaryEntry, store: FeatureStore) -> None:
-    """What the numbers were counted on."""
-    with st.expander("Provenance"):
-        manifest = store.manifest
-        origin = manifest["made_from"]
-        facts = {
-            "dictionary": entry.name,
-            "dictionary hash": origin.get("dictionary_hash"),
-            **{key.replace("_", " "): origin.get(key) for key in PROVENANCE},
-            "tokens counted": f"{store.n_tokens:,}",
-            "tokens left out": manifest.get("excluded"),
-            "contexts": f"{store.n_sequences:,}",
-            "rows that count": origin.get("row_rule"),
-            "built": manifest.get("created"),
-            "with": manifest.get("library_versions"),
-            "store": store.store_id,
-        }
-        st.table(
-            {"what": list(facts), "value": [fact_text(value) for value in facts.values()]},
-            hide_index=True,
-        )
-
-
-def fact_text(value: object) -> str:
-    """A fact of the manifest as text that markdown leaves alone."""
-    if isinstance(value, dict):
-        text = ", ".join(f"{key} {fact_text(part)}" for key, part in value.items())
-    else:
-        text = "not recorded" if value is None else str(value)
-    return plain(text) if not isinstance(value, dict) else text
-
-
-LISTS = {
-    "Top": "Contexts with the highest maxima, one window for each context, no two alike. The "
-    "strongest examples flatter a feature: compare them with the random ones.",
-    "Quantiles": "Contexts drawn from strata of equally many contexts, from the strongest down; a "
-    "stratum holds its lower edge and not its upper one, but for the highest.",
-    "Random": "Tokens drawn uniformly from all on which the feature is active: an unbiased sample, "
-    "which the top examples are not.",
-    "Near misses": "Contexts in which the feature is silent: first where a feature with a similar "
-    "decoder row is active, then any.",
-}
-WINDOWS: dict[str, int | None] = {"±8": 8, "±24": 24, "full": None}
-
-
 @st.fragment
-def show_examples(entry: DictionaryEntry, feature: int, maximum: float) -> None:
+def _show_examples(entry: DictionaryEntry, feature: int, maximum: float) -> None:
     """Draw the chosen list; changing it draws nothing else again."""
     st.header("Examples")
-    chosen, window, view = draw_controls()
-    record = require_store(entry).feature(feature, WINDOWS[window])
+    chosen, window, view = _draw_controls()
+    record = context.require_store(entry).feature(feature, WINDOWS[window])
     st.caption(plain(LISTS[chosen]))
-    if chosen == "Top":
-        show_list(record.top_examples, maximum, view)
+    lists = {"Top": record.top_examples, "Random": record.random_positives}
+    if chosen in lists:
+        _show_list(lists[chosen], maximum, view)
     elif chosen == "Quantiles":
-        show_groups(record, maximum, view)
-    elif chosen == "Random":
-        show_list(record.random_positives, maximum, view)
+        if not record.quantile_groups:
+            show_note("Too few contexts to divide into strata.")
+        for index, group in enumerate(record.quantile_groups):
+            st.markdown(f"**{plain(group_heading(group, highest=index == 0))}**")
+            _show_list(group.examples, maximum, view, with_legend=index == 0)
     else:
         st.markdown("**Where a neighbour is active**")
-        show_list(record.near_misses, maximum, view)
+        _show_list(record.near_misses, maximum, view)
         st.markdown("**Any context without it**")
-        show_list(record.random_silent, maximum, view)
+        _show_list(record.random_silent, maximum, view)
 
 
-def draw_controls() -> tuple[str, str, ExampleView]:
-    """Which list, how wide, and how it is shown."""
+def _draw_controls() -> tuple[str, str, ExampleView]:
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        url_state.bind("feature_tab", "tab", "Top", url_state.one_of(*LISTS))
-        chosen = st.segmented_control("List", list(LISTS), key="feature_tab", required=True)
-        url_state.publish("tab", chosen, "Top")
-        url_state.bind("feature_window", "window", "±24", url_state.one_of(*WINDOWS))
-        window = st.segmented_control(
-            "Tokens on either side", list(WINDOWS), key="feature_window", required=True
+        control = st.segmented_control
+        chosen = url_state.choice(control, "List", list(LISTS), param="tab", required=True)
+        window = url_state.choice(
+            control,
+            "Tokens on either side",
+            list(WINDOWS),
+            param="window",
+            default="±24",
+            required=True,
         )
-        url_state.publish("window", window, "±24")
         values = st.toggle("Show values", key="feature_values", help="Print the activations.")
         repeats = st.toggle(
             "Hide repeats", value=True, key="feature_repeats", help="Leave out equal windows."
         )
-        own = st.toggle(
+        own_scale = st.toggle(
             "Own scale",
             key="feature_own_scale",
             help="Colour each example from 0 to its own maximum instead of the feature's.",
         )
-    view = ExampleView(show_values=values, hide_repeats=repeats, own_scale=own)
-    return chosen or "Top", window or "±24", view
+    view = ExampleView(show_values=values, hide_repeats=repeats, own_scale=own_scale)
+    return chosen, window, view
 
 
-def show_groups(record: FeatureRecord, maximum: float, view: ExampleView) -> None:
-    """The strata, each under its range."""
-    if not record.quantile_groups:
-        show_note("Too few contexts to divide into strata.")
-    for place, group in enumerate(record.quantile_groups):
-        st.markdown(f"**{plain(group_heading(group, highest=place == 0))}**")
-        show_list(group.examples, maximum, view, with_legend=place == 0)
-
-
-def show_list(
+def _show_list(
     examples: Sequence[Example], maximum: float, view: ExampleView, *, with_legend: bool = True
 ) -> None:
-    """One list as one block of HTML."""
     if not examples:
         show_note("There are none.")
         return
@@ -309,73 +238,48 @@ def show_list(
         st.caption(f"{hidden} repeated windows are hidden.")
 
 
-MOST_NEIGHBOURS = 8
-MOST_TOKENS = 4
-
-
-def show_neighbours(record: FeatureRecord, store: FeatureStore, book: LabelBook) -> None:
-    """Four lists side by side, each with its definition."""
+def _show_neighbours(record: FeatureRecord, store: FeatureStore) -> None:
     st.header("Neighbours")
-    labels = {feature: label.text for feature, label in book.latest().items()}
-    lists = (
-        ("Decoder", "cosine of decoder rows: what it writes", record.decoder_neighbours),
-        ("Encoder", "cosine of encoder columns: what it reads", record.encoder_neighbours),
-        (
-            "Active together",
-            "Jaccard index: tokens with both over tokens with either",
-            record.coactive_jaccard,
-        ),
-        (
-            "Correlated",
-            "Pearson correlation of activations over all tokens counted",
-            record.coactive_pearson,
-        ),
-    )
-    for column, (title, definition, neighbours) in zip(st.columns(4), lists, strict=True):
+    table, labels = store.table(), context.label_texts(store)
+    lists = NEIGHBOUR_LISTS.items()
+    for column, (title, (definition, field)) in zip(st.columns(4), lists, strict=True):
         with column:
             st.markdown(f"##### {title}")
             st.caption(plain(definition))
-            show_links(neighbours, store, labels)
+            neighbours = getattr(record, field)
+            if not neighbours:
+                st.caption("none")
+            for near in neighbours[:MOST_NEIGHBOURS]:
+                both = "" if near.n_both is None else f" on {near.n_both:,} tokens"
+                words = about(table, labels, near.feature)
+                words = f"{near.feature} · {near.value:.2f}{both} · {words}"
+                context.feature_link(near.feature, words)
 
 
-def show_links(
-    neighbours: Sequence[Neighbour], store: FeatureStore, labels: dict[int, str]
-) -> None:
-    """Links to the nearest features, with their value and what they are about."""
-    if not neighbours:
-        st.caption("none")
-    tokens = store.table()["top_tokens"]
-    for neighbour in neighbours[:MOST_NEIGHBOURS]:
-        about = labels.get(neighbour.feature) or tokens_text(tokens[neighbour.feature], MOST_TOKENS)
-        both = "" if neighbour.n_both is None else f" on {neighbour.n_both:,} tokens"
-        feature_link(
-            neighbour.feature, f"{neighbour.feature} · {neighbour.value:.2f}{both} · {about}"
-        )
-
-
-AUTHOR_KEY = "label_author"
-
-
-def show_labels(feature: int, book: LabelBook) -> None:
-    """The labels with who wrote them, and boxes to write a label and a note."""
+def _show_labels(feature: int, book: LabelBook) -> None:
     st.header("Label and notes")
     for label in book.of(feature):
-        show_label(label, book)
+        text, remove = st.columns([6, 1], vertical_alignment="center")
+        with text:
+            _show_label(label)
+        if remove.button("Remove", key=f"remove_{label.id}"):
+            _save(lambda label=label: book.delete(label.id), None)
     note = book.note(feature)
     if note is not None:
         st.markdown(plain(note.text))
         st.caption(plain(f"note by {note.author}, {note.created[:10]}"))
+    known_author = str(st.session_state.get(AUTHOR_KEY, ""))
     left, right = st.columns(2)
     with left, st.form(f"label_{feature}", clear_on_submit=True):
-        text = st.text_input(f"New label, at most {MAX_LABEL_WORDS} words", key=f"text_{feature}")
-        author = st.text_input("Your name", value=_author(), key=f"label_by_{feature}")
+        words = st.text_input(f"New label, at most {MAX_LABEL_WORDS} words", key=f"text_{feature}")
+        author = st.text_input("Your name", value=known_author, key=f"label_by_{feature}")
         if st.form_submit_button("Save label"):
-            _save(lambda: book.add(feature, text, author=author), author)
+            _save(lambda: book.add(feature, words, author=author), author)
     with right, st.form(f"note_{feature}"):
         body = st.text_area(
             "Note", value=note.text if note else "", key=f"note_text_{feature}", height=90
         )
-        writer = st.text_input("Your name", value=_author(), key=f"note_by_{feature}")
+        writer = st.text_input("Your name", value=known_author, key=f"note_by_{feature}")
         if st.form_submit_button("Save note"):
             _save(lambda: book.write_note(feature, body, author=writer), writer)
     st.caption(
@@ -384,22 +288,13 @@ def show_labels(feature: int, book: LabelBook) -> None:
     )
 
 
-def show_label(label: Label, book: LabelBook) -> None:
-    """One label with its origin and a way to remove it."""
+def _show_label(label: Label) -> None:
     score = "" if label.score is None else f", score {label.score:.2g}"
-    text, remove = st.columns([6, 1], vertical_alignment="center")
-    with text:
-        st.markdown(f"**{plain(label.text)}**")
-        st.caption(plain(f"{label.author}, {label.method}{score}, {label.created[:10]}"))
-    if remove.button("Remove", key=f"remove_{label.id}"):
-        _save(lambda: book.delete(label.id), None)
+    st.markdown(f"**{plain(label.text)}**")
+    st.caption(plain(f"{label.author}, {label.method}{score}, {label.created[:10]}"))
 
 
-def _author() -> str:
-    return str(st.session_state.get(AUTHOR_KEY, ""))
-
-
-def _save(write, author: str | None) -> None:
+def _save(write: Callable[[], object], author: str | None) -> None:
     try:
         write()
     except SaelabError as error:

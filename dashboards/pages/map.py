@@ -4,26 +4,17 @@ from __future__ import annotations
 
 __package__ = "saelab.dashboards.pages"
 
+from html import escape
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
-from saelab.features.reader import FeatureStore
-
 from .. import url_state
-from ..context import feature_link, link_params, open_labels, require_dictionary, require_store
-from ..widgets.feature_table import tokens_text
+from ..context import feature_link, label_texts, link_params, require_dictionary, require_store
+from ..widgets.feature_table import about, search_features
 from ..widgets.figures import feature_map
-from ..widgets.page_parts import (
-    FEATURE_PAGE,
-    run_page,
-    show_figure,
-    show_note,
-)
-
-COLOURS = ("density", "label")
-MOST_TOKENS = 5
+from ..widgets.page_parts import FEATURE_PAGE, run_page, show_figure, show_note
 
 
 def render() -> None:
@@ -31,94 +22,68 @@ def render() -> None:
     entry = require_dictionary()
     store = require_store(entry)
     st.title("Map")
-    table = store.table()
-    placed = np.flatnonzero(np.isfinite(table["map_x"]) & np.isfinite(table["map_y"]))
-    if not len(placed):
+    table, labels = store.table(), label_texts(store)
+    shown = np.isfinite(table["map_x"]) & np.isfinite(table["map_y"])
+    if not shown.any():
         show_note("This store has no map: build it again with `saelab features`.")
         return
-    labels = {feature: label.text for feature, label in open_labels(store).latest().items()}
-    colour, query = draw_controls()
-    chosen = highlighted(store, labels, query)
+    colour, query = _draw_controls()
     if query.strip():
-        st.caption(f"{len(chosen):,} features match the search; the others are left out.")
-        placed = np.array([feature for feature in placed.tolist() if feature in chosen], dtype=int)
-    if not len(placed):
+        hits = search_features(store, labels, query)
+        st.caption(f"{len(hits):,} features match the search; the others are left out.")
+        shown &= np.isin(table["id"], list(hits))
+    if not shown.any():
         show_note("No feature matches: take out a word.")
         return
-    ids = placed.tolist()
+    part = {name: table[name][shown] for name in ("id", "map_x", "map_y", "density")}
+    ids = part["id"].tolist()
+
+    def described(feature: int) -> str:
+        return about(table, labels, feature) or "silent"
+
     figure = feature_map(
-        ids,
-        table["map_x"][placed].tolist(),
-        table["map_y"][placed].tolist(),
-        np.nan_to_num(table["density"][placed]).tolist(),
-        [hover_text(feature, table, labels) for feature in ids],
+        part,
+        # Plotly reads a few HTML tags, so everything is escaped.
+        [
+            f"<b>feature {feature}</b><br>{escape(described(feature))}"
+            f"<br>density {table['density'][feature]:.2e}"
+            for feature in ids
+        ],
         labelled=[feature in labels for feature in ids] if colour == "label" else None,
-        method=map_method(store.manifest),
+        method=_map_method(store.manifest.get("map") or {}),
     )
-    selected = [int(feature) for feature in show_figure(figure, "map", on_select="points")]
+    selected = [int(feature) for feature in show_figure(figure, "map", selectable=True)]
     if len(selected) == 1:
         st.switch_page(FEATURE_PAGE, query_params=link_params(entry, f=str(selected[0])))
     for feature in selected[:20]:
-        feature_link(feature, f"Feature {feature}: {about(feature, table, labels)}")
+        feature_link(feature, f"Feature {feature}: {described(feature)}")
 
 
-def draw_controls() -> tuple[str, str]:
-    """What colours the points, and which are shown."""
+def _draw_controls() -> tuple[str, str]:
     left, right = st.columns([1, 3], vertical_alignment="bottom")
-    with left:
-        url_state.bind("map_colour", "colour", "density", url_state.one_of(*COLOURS))
-        colour = st.segmented_control("Colour by", COLOURS, key="map_colour", required=True)
-        url_state.publish("colour", colour, "density")
-    with right:
-        url_state.bind("map_query", "q", "")
-        query = st.text_input(
-            "Show only",
-            key="map_query",
-            placeholder="a word in top tokens, promoted tokens, labels",
-        )
-        url_state.publish("q", query, "")
-    return colour or "density", query
-
-
-def highlighted(store: FeatureStore, labels: dict[int, str], query: str) -> set[int]:
-    """The features that a search finds."""
-    if not query.strip():
-        return set()
-    wanted = query.strip().casefold()
-    hits = {hit.feature for hit in store.search(query, limit=5000)}
-    return hits | {feature for feature, text in labels.items() if wanted in text.casefold()}
-
-
-def hover_text(feature: int, table: dict[str, Any], labels: dict[int, str]) -> str:
-    """What a point says: plotly reads a few HTML tags, so everything is escaped."""
-    from html import escape
-
-    density = table["density"][feature]
-    return (
-        f"<b>feature {feature}</b><br>{escape(about(feature, table, labels))}"
-        f"<br>density {density:.2e}"
+    colour = url_state.choice(
+        left.segmented_control, "Colour by", ("density", "label"), param="colour", required=True
     )
+    query = url_state.widget(
+        right.text_input,
+        "Show only",
+        param="q",
+        default="",
+        placeholder="a word in top tokens, promoted tokens, labels",
+    )
+    return colour, query
 
 
-def about(feature: int, table: dict[str, Any], labels: dict[int, str]) -> str:
-    """Label or top tokens of a feature."""
-    return labels.get(feature) or tokens_text(table["top_tokens"][feature], MOST_TOKENS) or "silent"
-
-
-def map_method(manifest: dict[str, Any]) -> str:
-    """How the coordinates were found, in words."""
-    described = manifest.get("map") or {}
+def _map_method(described: dict[str, Any]) -> str:
+    """How the coordinates were computed, as part of a sentence."""
     method = str(described.get("method", "unit decoder row in two dimensions"))
+    if len(method) < 12:
+        method = f"decoder row by {method}"
     explained = described.get("explained")
-    if isinstance(explained, (list, tuple)) and len(explained) == 2:
+    if isinstance(explained, list | tuple) and len(explained) == 2:
         shares = " and ".join(f"{100 * float(share):.1f} %" for share in explained)
-        return f"{plain_method(method)} ({shares} of the variance)"
-    return plain_method(method)
-
-
-def plain_method(method: str) -> str:
-    """The method as part of a sentence."""
-    return f"decoder row by {method}" if len(method) < 12 else method
+        method += f" ({shares} of the variance)"
+    return method
 
 
 if __name__ == "__main__":

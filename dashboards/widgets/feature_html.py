@@ -1,25 +1,47 @@
-"""The parts of a feature's page that are HTML: numbers with definitions, tokens, examples.
+"""A feature's page as HTML: its parts, the whole page as one file, and its numbers as JSON.
 
-Pure functions, shared by the page and by the exported file. Everything that comes from a store is
-escaped here or in `token_html`.
+Pure functions. Everything that comes from a store is escaped. The file has no scripts and no
+outside links; its charts are drawn as SVG rather than with plotly.js, so it has some 100 kB instead
+of 5 MB and also opens where scripts are blocked, as in mail.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
-from saelab.features.records import (
-    Example,
-    FeatureRecord,
-    LogitLens,
-    QuantileGroup,
-    TokenScore,
-)
+import numpy as np
 
-from .figures import short
-from .token_html import example_block, legend, token_row, tokens_page, visible
+from saelab.features.labels import Label
+from saelab.features.reader import FeatureStore
+from saelab.features.records import Example, FeatureRecord, LogitLens, QuantileGroup
+from saelab.formats.chart import Chart
+from saelab.report.page import Html
+
+from .figures import activation_histogram, logit_histogram
+from .html_tables import page_table
+from .token_html import legend, short, token_row, tokens_page, visible, visible_text
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+NEIGHBOUR_LISTS = {
+    "Decoder": ("cosine of decoder rows: what it writes", "decoder_neighbours"),
+    "Encoder": ("cosine of encoder columns: what it reads", "encoder_neighbours"),
+    "Active together": (
+        "Jaccard index: tokens with both over tokens with either",
+        "coactive_jaccard",
+    ),
+    "Correlated": (
+        "Pearson correlation of activations over all tokens counted",
+        "coactive_pearson",
+    ),
+}
+"""By title: the definition, and the field of the record."""
+SVG_SIZE, SVG_LEFT, SVG_BOTTOM = (640, 200), 44, 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +59,10 @@ class ExampleView:
 def numbers_of(record: FeatureRecord) -> list[tuple[str, str, str]]:
     """(name, value, definition) of the numbers at the top of a feature's page."""
     moments = record.moments
-    density = "undefined" if record.density is None else percent(record.density)
     numbers = [
         (
             "Density",
-            density,
+            "undefined" if record.density is None else percent(record.density),
             f"active on {record.n_active:,} of the {record.n_tokens:,} tokens counted; first "
             "tokens and separators are in neither number",
         ),
@@ -73,57 +94,63 @@ def numbers_of(record: FeatureRecord) -> list[tuple[str, str, str]]:
 
 
 def percent(share: float) -> str:
-    """A share in per cent, as small as it may be."""
+    """A share in per cent with three significant digits."""
     return f"{100 * share:.3g} %"
 
 
-def number_strip(numbers: Sequence[tuple[str, str, str]]) -> str:
-    """Numbers side by side, each over its definition."""
+def number_strip(record: FeatureRecord) -> str:
+    """The numbers of a feature side by side, each over its definition."""
     items = "".join(
         f"<div><dt>{escape(name)}</dt><dd><b>{escape(value)}</b><small>{escape(text)}</small></dd>"
         "</div>"
-        for name, value, text in numbers
+        for name, value, text in numbers_of(record)
     )
     return f'<style>{STRIP_STYLE}</style><dl class="saelab-strip">{items}</dl>'
 
 
 def logit_tables(lens: LogitLens, most: int = 10) -> str:
     """The tokens a feature promotes and suppresses, with signs, so that colour is not alone."""
-    return (
-        f'<style>{LOGIT_STYLE}</style><div class="saelab-logits">'
-        + _logit_table("+ Promoted tokens", "up", lens.top[:most])
-        + _logit_table("− Suppressed tokens", "down", lens.bottom[:most])
-        + "</div>"
-    )
-
-
-def _logit_table(caption: str, kind: str, scores: Sequence[TokenScore]) -> str:
-    rows = "".join(
-        f'<tr><td class="t"><bdi>{visible(score.text)}</bdi></td>'
-        f'<td class="v">{_signed(score.value)}</td></tr>'
-        for score in scores
-    )
-    return (
-        f'<table class="{kind}"><caption>{caption}</caption><thead><tr><th scope="col">token</th>'
-        f'<th scope="col">logit</th></tr></thead><tbody>{rows}</tbody></table>'
-    )
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3g}".replace("-", "−")
+    lists = (("+ Promoted tokens", lens.top, "up"), ("− Suppressed tokens", lens.bottom, "down"))
+    tables = [
+        page_table(
+            caption,
+            ["token", "logit"],
+            [
+                [
+                    Html(f'<bdi class="token">{visible(score.text)}</bdi>'),
+                    Html(f'<span class="value">{score.value:+.3g}</span>'.replace("-", "−")),
+                ]
+                for score in scores[:most]
+            ],
+            kind,
+        )
+        for caption, scores, kind in lists
+    ]
+    style = "display:grid;grid-template-columns:1fr 1fr;gap:1.2rem"
+    return f'<div style="{style}">{"".join(tables)}</div>'
 
 
 def examples_html(
     examples: Sequence[Example], maximum: float, view: ExampleView, *, with_legend: bool = True
 ) -> str:
     """A list of examples, the colour scale above it."""
-    parts = [legend(maximum)] if with_legend and not view.own_scale else []
     items = "".join(
-        _example(example, maximum, view) for example in distinct(examples, view.hide_repeats)
+        f'<li class="ex"><div class="meta">{escape(example_facts(example))}</div>'
+        + token_row(
+            example.texts,
+            example.activations.tolist(),
+            float(example.activations.max(initial=0.0)) if view.own_scale else maximum,
+            anchor=example.anchor,
+            show_values=view.show_values,
+            positions=example.positions.tolist(),
+        )
+        + "</li>"
+        for example in distinct(examples, view.hide_repeats)
     )
     if not items:
         return tokens_page(['<p class="meta">None.</p>'])
-    return tokens_page([*parts, f'<ol class="exs">{items}</ol>'])
+    scale = legend(maximum) if with_legend and not view.own_scale else ""
+    return tokens_page([scale, f'<ol class="exs">{items}</ol>'])
 
 
 def distinct(examples: Sequence[Example], hide_repeats: bool) -> Iterator[Example]:
@@ -134,19 +161,6 @@ def distinct(examples: Sequence[Example], hide_repeats: bool) -> Iterator[Exampl
             continue
         seen.add(example.texts)
         yield example
-
-
-def _example(example: Example, maximum: float, view: ExampleView) -> str:
-    own = float(example.activations.max(initial=0.0))
-    row = token_row(
-        example.texts,
-        example.activations.tolist(),
-        own if view.own_scale else maximum,
-        anchor=example.anchor,
-        show_values=view.show_values,
-        positions=example.positions.tolist(),
-    )
-    return example_block(example_facts(example), row)
 
 
 def example_facts(example: Example) -> str:
@@ -172,6 +186,145 @@ def group_heading(group: QuantileGroup, *, highest: bool) -> str:
     )
 
 
+def provenance_table(name: str, store: FeatureStore) -> str:
+    """What the numbers of a store were counted on."""
+    facts = {
+        "dictionary": name,
+        **store.manifest["made_from"],
+        "tokens counted": f"{store.n_tokens:,}",
+        "tokens left out": store.manifest.get("excluded"),
+        "contexts": f"{store.n_sequences:,}",
+        "built": store.manifest.get("created"),
+        "with": store.manifest.get("library_versions"),
+        "store": store.store_id,
+    }
+    facts = {key: "not recorded" if value is None else value for key, value in facts.items()}
+    rows = [
+        [key.replace("_", " "), value if isinstance(value, dict) else visible_text(str(value))]
+        for key, value in facts.items()
+    ]
+    return page_table("What the numbers were counted on", ["what", "value"], rows)
+
+
+def feature_html(name: str, store: FeatureStore, feature: int, labels: Sequence[Label] = ()) -> str:
+    """A feature's page as one self-contained HTML file, for both themes."""
+    record = store.feature(feature)
+    title = f"{name} · feature {feature}"
+    label = f"<p><b>{escape(labels[0].text)}</b></p>" if labels else ""
+    flags = f'<p class="muted">{escape(", ".join(record.flags))}</p>' if record.flags else ""
+    neighbours = [
+        [title, definition, ", ".join(f"{n.feature} ({n.value:.2f})" for n in members) or "none"]
+        for title, (definition, field) in NEIGHBOUR_LISTS.items()
+        for members in [getattr(record, field)]
+    ]
+    parts = [
+        f"<h1>{escape(title)}</h1>{label}{flags}",
+        number_strip(record),
+        *_charts(record),
+        *_example_lists(record),
+        "<h2>Neighbours</h2>",
+        page_table("Nearest features", ["list", "value", "features"], neighbours),
+        "<h2>Provenance</h2>",
+        provenance_table(name, store),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{PAGE_STYLE}</style></head>\n<body><main>"
+        + "\n".join(parts)
+        + "</main></body></html>\n"
+    )
+
+
+def feature_json(name: str, store: FeatureStore, feature: int, labels: Sequence[Label] = ()) -> str:
+    """Every number of a feature's page as JSON, with whole contexts."""
+    content = {
+        "dictionary": name,
+        "store_id": store.store_id,
+        "made_from": store.manifest["made_from"],
+        "labels": [dataclasses.asdict(label) for label in labels],
+        "feature": _as_json(dataclasses.asdict(store.feature(feature, None))),
+    }
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1)
+
+
+def _as_json(value: Any) -> Any:
+    """What is undefined is null."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: _as_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _charts(record: FeatureRecord) -> list[str]:
+    activations, lens = activation_histogram(record), record.logit_lens
+    parts = [] if activations is None else [_figure(activations, "#2f81c4")]
+    if lens is not None:
+        parts += ["<h2>Logits</h2>", logit_tables(lens), _figure(logit_histogram(lens), "#a05fb4")]
+    return parts
+
+
+def _figure(chart: Chart, colour: str) -> str:
+    return (
+        f"<h3>{escape(chart.title)}</h3><figure>{svg_bars(chart, colour)}"
+        f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
+    )
+
+
+def svg_bars(chart: Chart, colour: str) -> str:
+    """A histogram with a logarithmic count axis, as SVG with a title on every bar."""
+    edges, counts = (np.array(values, float) for values in (chart.series[0].x, chart.series[0].y))
+    (width, height), floor = SVG_SIZE, SVG_SIZE[1] - SVG_BOTTOM
+    top = math.log10(counts.max(initial=1) + 1)
+    lefts, wide = np.linspace(SVG_LEFT, width, len(edges), retstep=True)
+    alt = escape(chart.alternative_text())
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{alt}">']
+    for decade in range(math.floor(top) + 1):
+        y = floor * (1 - math.log10(10**decade + 1) / top) + 4
+        parts.append(
+            f'<text x="{SVG_LEFT - 6}" y="{y:.1f}" text-anchor="end">{10**decade:,}</text>'
+        )
+    for x, low, high, count in zip(lefts[:-1], edges[:-1], edges[1:], counts, strict=True):
+        tall = floor * math.log10(count + 1) / top
+        title = escape(f"{short(low)} to {short(high)}: {count:,.0f}")
+        parts.append(
+            f'<rect x="{x:.1f}" y="{floor - tall:.1f}" width="{max(wide - 1, 0.5):.1f}" '
+            f'height="{tall:.1f}" fill="{colour}"><title>{title}</title></rect>'
+        )
+    parts.append(f'<line x1="{SVG_LEFT}" y1="{floor}" x2="{width}" y2="{floor}"/>')
+    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
+        x = SVG_LEFT + share * (width - SVG_LEFT)
+        value = short(edges[0] + share * (edges[-1] - edges[0]))
+        text = escape(f"{value} {chart.x.title}" if anchor == "middle" else value)
+        parts.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="{anchor}">{text}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def _example_lists(record: FeatureRecord) -> list[str]:
+    view, most = ExampleView(), record.max_act
+    parts = ["<h2>Top examples</h2>", examples_html(record.top_examples, most, view)]
+    if record.quantile_groups:
+        parts.append("<h2>Quantiles of the contexts</h2>")
+    for index, group in enumerate(record.quantile_groups):
+        parts.append(f"<h3>{escape(group_heading(group, highest=index == 0))}</h3>")
+        parts.append(examples_html(group.examples, most, view, with_legend=False))
+    parts += ["<h2>Random examples</h2>", examples_html(record.random_positives, most, view)]
+    return [*parts, "<h2>Near misses</h2>", examples_html(record.near_misses, most, view)]
+
+
+PAGE_STYLE = """
+:root{color-scheme:light dark}
+body{margin:0 auto;max-width:68rem;padding:1.5rem;background:light-dark(#fff,#14171b);
+color:light-dark(#1b1f24,#e8eaed);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+h1,h2,h3{line-height:1.25}h2{margin-top:2rem}.muted{color:light-dark(#55606c,#a7b0ba)}
+figure{margin:1rem 0}figcaption{font-size:.85rem;color:light-dark(#55606c,#a7b0ba)}
+svg{width:100%;height:auto}svg text{fill:light-dark(#55606c,#a7b0ba);font-size:11px}
+svg line{stroke:light-dark(#9aa3ad,#596472)}
+"""
 STRIP_STYLE = (
     ".saelab-strip{display:grid;grid-template-columns:repeat(auto-fit,minmax(7.6rem,1fr));"
     "gap:.6rem;padding:0!important;"
@@ -183,16 +336,4 @@ STRIP_STYLE = (
     ".saelab-strip dd{margin:0}.saelab-strip b{font-size:1.35rem;font-weight:600;display:block}"
     ".saelab-strip small{font-size:.75rem;line-height:1.3;color:light-dark(#55606c,#a7b0ba);"
     "display:block}"
-)
-LOGIT_STYLE = (
-    ".saelab-logits{display:grid;grid-template-columns:1fr 1fr;gap:1.2rem;font-size:.9rem}"
-    ".saelab-logits table{border-collapse:collapse;width:100%}"
-    ".saelab-logits caption{text-align:left;font-weight:600;padding-bottom:.2rem}"
-    ".saelab-logits .up caption{color:light-dark(#0b62ab,#7ab8ee)}"
-    ".saelab-logits .down caption{color:light-dark(#9a4d0a,#f0a45c)}"
-    ".saelab-logits th{font-weight:400;font-size:.75rem;color:light-dark(#55606c,#a7b0ba);"
-    "text-align:left}.saelab-logits th:last-child{text-align:right}"
-    ".saelab-logits td{border-top:1px solid light-dark(#e3e7eb,#2c333b);padding:.12rem .2rem}"
-    ".saelab-logits .t{white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace}"
-    ".saelab-logits .v{text-align:right;font-variant-numeric:tabular-nums}"
 )

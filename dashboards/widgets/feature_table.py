@@ -1,15 +1,17 @@
-"""Which features a table shows, in which order, and what its columns hold. No Streamlit here."""
+"""Which features a table shows and in which order, and which are worth a first look."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
-from saelab.features.reader import FeatureStore, SearchHit
+from saelab.features.reader import FeatureStore
 from saelab.features.schema import FLAGS
 from saelab.features.unpacking import split_tokens
 
@@ -31,8 +33,13 @@ SORTS: dict[str, str] = {
 SHOWN = ("all", "active", "labelled", *FLAGS)
 """Words of the filter: every feature, those ever active, those with a label, or with a flag."""
 LOWEST_LOG_DENSITY = -8.0
-TOKENS_IN_TABLE = 8
+TOKENS_IN_TABLE, MOST_ABOUT = 8, 5
 MOST_HITS = 5000
+FEWEST_CONTEXTS = 20
+"""A feature seen in fewer contexts is not recommended: too little to judge it by."""
+FEWEST_CONTEXTS_OF_A_SMALL_STORE = 5
+"""The same, where hardly any feature was seen in more."""
+PER_GROUP = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +63,8 @@ def select_features(
 ) -> tuple[Int[np.ndarray, " chosen"], dict[int, str]]:
     """The features that a filter lets through, in its order.
 
-    Args:
-        store: the open feature store.
-        labels: newest label by feature.
-        wanted: the filter.
-
     Returns:
-        Their indices, and for a search where each was found.
+        Their indices, and for a search where each was hit.
     """
     table = store.table()
     keep = _shown(table, labels, wanted.show)
@@ -70,23 +72,19 @@ def select_features(
     if (low, high) != (LOWEST_LOG_DENSITY, 0.0):
         density = np.nan_to_num(table["density"])
         keep &= (density >= 10.0**low) & (density <= 10.0**high)
-    found: dict[int, str] = {}
+    hits: dict[int, str] = {}
     if wanted.query.strip():
-        found = _found(store.search(wanted.query, limit=MOST_HITS), labels, wanted.query)
-        hit = np.zeros(len(keep), dtype=bool)
-        hit[list(found)] = True
-        keep &= hit
+        hits = search_features(store, labels, wanted.query)
+        keep &= np.isin(table["id"], list(hits))
     chosen = np.flatnonzero(keep)
     if wanted.sort == BEST_MATCH or wanted.sort not in SORTS:
-        rank = {feature: place for place, feature in enumerate(found)}
-        order = np.array(
-            [rank.get(feature, feature) for feature in chosen.tolist()], dtype=np.int64
-        )
-        return chosen[np.argsort(order, kind="stable")], found
+        rank = {feature: index for index, feature in enumerate(hits)}
+        order = [rank.get(feature, feature) for feature in chosen.tolist()]
+        return chosen[np.argsort(np.array(order, dtype=np.int64), kind="stable")], hits
     values = np.asarray(table[SORTS[wanted.sort]], dtype=np.float64)[chosen]
     # Undefined numbers come last in either direction.
     key = np.where(np.isnan(values), np.inf, -values if wanted.descending else values)
-    return chosen[np.argsort(key, kind="stable")], found
+    return chosen[np.argsort(key, kind="stable")], hits
 
 
 def _shown(table: Mapping[str, Any], labels: Mapping[int, str], show: str) -> Any:
@@ -99,15 +97,15 @@ def _shown(table: Mapping[str, Any], labels: Mapping[int, str], show: str) -> An
     return np.ones(len(table["id"]), dtype=bool)
 
 
-def _found(hits: Sequence[SearchHit], labels: Mapping[int, str], query: str) -> dict[int, str]:
-    """Where each feature was found, labels first: a person's words count most."""
+def search_features(store: FeatureStore, labels: Mapping[int, str], query: str) -> dict[int, str]:
+    """Where each feature that a search hits was hit, labels first: a person's words count most."""
     wanted = query.strip().casefold()
     where: dict[int, list[str]] = {}
     for feature, text in labels.items():
         if wanted in text.casefold():
             where.setdefault(feature, []).append("label")
     names = {"top_tokens": "top tokens", "promoted_tokens": "promoted tokens"}
-    for hit in hits:
+    for hit in store.search(query, limit=MOST_HITS):
         where.setdefault(hit.feature, []).append(names.get(hit.field, hit.field))
     return {feature: ", ".join(fields) for feature, fields in where.items()}
 
@@ -116,24 +114,27 @@ def table_columns(
     store: FeatureStore,
     labels: Mapping[int, str],
     features: Sequence[int],
-    found: Mapping[int, str],
+    hits: Mapping[int, str],
     sort: str = "index",
 ) -> dict[str, list[Any]]:
     """The columns of the table, for the features given; numbers begin with the sorted one."""
     table = store.table()
     columns: dict[str, list[Any]] = {"feature": list(features)}
-    if found:
-        columns["found in"] = [found.get(feature, "") for feature in features]
+    if hits:
+        columns["found in"] = [hits.get(feature, "") for feature in features]
     if labels:
         columns["label"] = [labels.get(feature, "") for feature in features]
     columns |= {
-        "top tokens": [tokens_text(table["top_tokens"][feature]) for feature in features],
-        "promoted tokens": [tokens_text(table["promoted_tokens"][feature]) for feature in features],
+        column.replace("_", " "): [tokens_text(table[column][feature]) for feature in features]
+        for column in ("top_tokens", "promoted_tokens")
     }
     titles = [title for title in SORTS if title != "index"]
     for title in sorted(titles, key=lambda title: title != sort):
         columns[title] = [_number(table[SORTS[title]][feature]) for feature in features]
-    columns["flags"] = [flags_text(int(table["flags"][feature])) for feature in features]
+    columns["flags"] = [
+        ", ".join(name for name, bit in FLAGS.items() if bits & bit)
+        for bits in table["flags"][list(features)]
+    ]
     return columns
 
 
@@ -142,12 +143,119 @@ def tokens_text(joined: str, most: int = TOKENS_IN_TABLE) -> str:
     return "  ".join(visible_text(token) for token in split_tokens(joined)[:most])
 
 
-def flags_text(bits: int) -> str:
-    """The flags of a feature by name."""
-    return ", ".join(name for name, bit in FLAGS.items() if bits & bit)
+def about(
+    table: Mapping[str, Any], labels: Mapping[int, str], feature: int, most: int = MOST_ABOUT
+) -> str:
+    """What a feature is about: its label, or the tokens at which its strongest examples peak."""
+    return labels.get(feature) or tokens_text(table["top_tokens"][feature], most)
 
 
 def _number(value: Any) -> float | int | None:
     if isinstance(value, np.integer):
         return int(value)
     return None if np.isnan(value) else float(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CuratedGroup:
+    """A few features that are alike in one respect."""
+
+    title: str
+    """What they have in common."""
+    reason: str
+    """How they were chosen, in words."""
+    features: tuple[int, ...]
+    """From the clearest down."""
+
+
+@lru_cache(maxsize=32)
+def curated_features(store: FeatureStore) -> list[CuratedGroup]:
+    """The curated groups of an open store, chosen once."""
+    return curated_groups(store.table())
+
+
+def curated_groups(table: Mapping[str, Any], per_group: int = PER_GROUP) -> list[CuratedGroup]:
+    """Groups of features to begin with; a feature appears once, an empty group not at all."""
+    seen = table["n_sequences"] >= FEWEST_CONTEXTS
+    if seen.sum() < 10 * per_group:
+        seen = table["n_sequences"] >= FEWEST_CONTEXTS_OF_A_SMALL_STORE
+    common = seen & (table["flags"] == 0)
+    clean = clean_token_scores(table["top_tokens"])
+    taken: set[int] = set()
+    groups = []
+    for title, reason, score, allowed in (
+        (
+            "Speak for a few tokens",
+            "highest kurtosis of what they add to the logits, over the vocabulary",
+            table["logit_kurtosis"],
+            common,
+        ),
+        (
+            "Fire on one word",
+            "the largest share of the different tokens of their top examples is one word, in "
+            "whatever spelling; among equals, the highest kurtosis of activations first",
+            clean + 1e-3 * _rank_share(table["kurtosis"]),
+            common & (clean >= 0.5),
+        ),
+        (
+            "Fire on many different words",
+            "highest density among those whose top examples have ten or more different words, none "
+            "of them in more than a tenth: what they share is in the context",
+            np.where(clean <= 0.1, table["density"], np.nan),
+            common,
+        ),
+        (
+            "Rarely strong",
+            "highest kurtosis of their activations: mostly faint, now and then very strong",
+            table["kurtosis"],
+            common,
+        ),
+        (
+            "Almost always on",
+            "highest density; such features often carry position or a general offset",
+            table["density"],
+            seen,
+        ),
+    ):
+        chosen = _best(score, allowed, per_group, taken, table["top_tokens"])
+        if chosen:
+            taken.update(chosen)
+            groups.append(CuratedGroup(title=title, reason=reason, features=tuple(chosen)))
+    return groups
+
+
+def clean_token_scores(top_tokens: Any) -> Float[np.ndarray, " features"]:
+    """Share of a feature's distinct top tokens that are one word, ignoring case and spaces.
+
+    The store lists each token text once, so a feature with one text scores 1.
+    """
+    scores = np.zeros(len(top_tokens))
+    for feature, joined in enumerate(top_tokens):
+        words = [token.strip().casefold() for token in split_tokens(joined)]
+        if words and any(words):
+            scores[feature] = Counter(words).most_common(1)[0][1] / len(words)
+    return scores
+
+
+def _best(
+    score: Any, allowed: Bool[np.ndarray, " features"], most: int, taken: set[int], top_tokens: Any
+) -> list[int]:
+    """The highest scores; of features that peak on the same token, only the first is taken."""
+    scores = np.where(allowed & np.isfinite(score), score, np.nan)
+    order = np.argsort(-scores, kind="stable")[: np.isfinite(scores).sum()]
+    chosen: list[int] = []
+    peaks: set[str] = set()
+    for feature in order.tolist():
+        peak = "".join(split_tokens(top_tokens[feature])[:1]).strip().casefold()
+        if feature not in taken and peak not in peaks:
+            chosen.append(feature)
+            peaks.add(peak)
+        if len(chosen) == most:
+            break
+    return chosen
+
+
+def _rank_share(values: Any) -> Float[np.ndarray, " features"]:
+    """Rank of each value among all, 0 to 1; undefined ones are lowest."""
+    filled = np.nan_to_num(np.asarray(values, dtype=np.float64), nan=-np.inf)
+    return np.argsort(np.argsort(filled, kind="stable"), kind="stable") / max(1, len(filled) - 1)

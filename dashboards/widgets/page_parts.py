@@ -13,12 +13,17 @@ from typing import Any
 import streamlit as st
 
 from saelab.errors import SaelabError
+from saelab.formats.chart import Chart
+from saelab.report.draw import draw
 from saelab.report.figure import Figure
+
+from .token_html import short
 
 logger = logging.getLogger(__name__)
 
 FEATURE_PAGE = "feature.py"
 MOST_TABLE_ROWS = 300
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 LIGHT_INK, DARK_INK = "#3d4650", "#c9d0d7"
 _ADDRESS = re.compile(r"://|www\.|@.", re.IGNORECASE)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>$:&^=])")
@@ -45,7 +50,7 @@ def run_page(render: Callable[[], None]) -> None:
 def plain(text: str) -> str:
     """Any text made safe for Streamlit's markdown: shown as it is, never interpreted."""
     # Addresses become links even when escaped; an invisible joiner inside keeps them text.
-    unlinked = _ADDRESS.sub(lambda found: f"{found[0][:-1]}\u2060{found[0][-1]}", text)
+    unlinked = _ADDRESS.sub(lambda match: f"{match[0][:-1]}\u2060{match[0][-1]}", text)
     return _MARKDOWN.sub(r"\\\1", " ".join(unlinked.split()))
 
 
@@ -65,22 +70,16 @@ def format_number(value: Any) -> str:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, int) or abs(value) >= 10_000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else short(value)
 
 
-def show_figure(figure: Figure, key: str, *, on_select: str | None = None) -> list[Any]:
+def show_figure(shown: Figure | Chart, key: str, *, selectable: bool = False) -> list[Any]:
     """A chart with its title, definition, sentence for those who cannot see it, and numbers.
-
-    Args:
-        figure: as drawn by a pure function.
-        key: unique on the page.
-        on_select: "points" to make points selectable.
 
     Returns:
         The `customdata` of the points selected; empty where nothing is.
     """
+    figure = draw(shown) if isinstance(shown, Chart) else shown
     st.markdown(f"##### {plain(figure.title)}")
     # The reports style text by the page's CSS, which does not reach a chart here.
     ink = {"color": DARK_INK if st.context.theme.type == "dark" else LIGHT_INK}
@@ -88,49 +87,34 @@ def show_figure(figure: Figure, key: str, *, on_select: str | None = None) -> li
     figure.plot.update_xaxes(title_font=ink, tickfont=ink)
     figure.plot.update_yaxes(title_font=ink, tickfont=ink)
     figure.plot.update_annotations(font=ink)
-    options: dict[str, Any] = {
-        "key": key,
-        "alt": figure.alt,
-        "config": {"displayModeBar": on_select is not None, "displaylogo": False},
-    }
-    selected: list[Any] = []
-    if on_select:
+    if selectable:
         figure.plot.update_layout(dragmode="pan", clickmode="event+select")
-        event: Any = st.plotly_chart(
-            figure.plot, on_select="rerun", selection_mode="points", **options
-        )
-        points = event.get("selection", {}).get("points", []) if event else []
-        selected = [point.get("customdata") for point in points]
-    else:
-        st.plotly_chart(figure.plot, **options)
+    event: Any = st.plotly_chart(
+        figure.plot,
+        key=key,
+        alt=figure.alt,
+        config={"displayModeBar": selectable, "displaylogo": False},
+        on_select="rerun" if selectable else "ignore",
+        selection_mode="points",
+    )
     st.caption(plain(figure.caption))
     if figure.data:
         with st.expander("Data"):
             download_table(figure.name, figure.data, f"{key}_data")
-    return selected
+    points = event.get("selection", {}).get("points", []) if selectable and event else []
+    return [point.get("customdata") for point in points]
 
 
 def show_figures(figures: Sequence[Figure], key: str) -> None:
     """Figures in two columns, wide ones across both."""
-    waiting: list[tuple[int, Figure]] = []
-
-    def show_waiting() -> None:
-        for column, (place, figure) in zip(st.columns(2), waiting, strict=False):
-            with column:
-                show_figure(figure, f"{key}_{place}")
-        waiting.clear()
-
-    for place, figure in enumerate(figures):
+    columns: list[Any] = []
+    for index, figure in enumerate(figures):
         if figure.wide:
-            if waiting:
-                show_waiting()
-            show_figure(figure, f"{key}_{place}")
-            continue
-        waiting.append((place, figure))
-        if len(waiting) == 2:
-            show_waiting()
-    if waiting:
-        show_waiting()
+            columns = []
+        elif not columns:
+            columns = list(st.columns(2))
+        with st.container() if figure.wide else columns.pop(0):
+            show_figure(figure, f"{key}_{index}")
 
 
 def download_table(name: str, columns: dict[str, list[Any]], key: str) -> None:
@@ -156,11 +140,7 @@ def csv_text(columns: dict[str, list[Any]]) -> str:
     writer = csv.writer(out)
     writer.writerow(columns)
     for row in zip(*columns.values(), strict=True):
-        writer.writerow([_cell(value) for value in row])
+        writer.writerow(
+            f"'{v}" if isinstance(v, str) and v.startswith(FORMULA_SIGNS) else v for v in row
+        )
     return out.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
-    return value

@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Sequence
 from html import escape
 
+SHOWN_LABEL = 60
+"""Characters of a label that a table shows."""
 STEPS = 20
 ORANGE_RGB = (232, 119, 34)
 LIGHT_PAGE, DARK_PAGE = (255, 255, 255), (20, 23, 27)
@@ -36,19 +38,19 @@ _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 def visible(token: str) -> str:
     """A token as escaped HTML in which every character can be seen."""
-    return "".join(_character(character, token) for character in token) or "∅"
+    parts = [(character, _shown(character, token)) for character in token]
+    return (
+        "".join(
+            escape(shown) if shown == raw else f'<span class="unseen">{escape(shown)}</span>'
+            for raw, shown in parts
+        )
+        or "∅"
+    )
 
 
 def visible_text(token: str) -> str:
     """The same as plain text, for tables and charts."""
     return "".join(_shown(character, token) for character in token) or "∅"
-
-
-def _character(character: str, token: str) -> str:
-    shown = _shown(character, token)
-    if shown == character:
-        return escape(character)
-    return f'<span class="unseen">{escape(shown)}</span>'
 
 
 def _shown(character: str, token: str) -> str:
@@ -73,9 +75,16 @@ def step_of(value: float, maximum: float) -> int:
     return max(1, math.ceil(STEPS * (value / maximum)))
 
 
-def value_text(value: float) -> str:
-    """An activation with three significant digits."""
-    return f"{value:.3g}"
+def short(value: float | None) -> str:
+    """A number with three significant digits, large ones with all; a word where there is none."""
+    if value is None or not math.isfinite(value):
+        return "undefined"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.3g}"
+
+
+def short_label(text: str, most: int = SHOWN_LABEL) -> str:
+    """A label that fits into a row."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def token_row(
@@ -93,24 +102,24 @@ def token_row(
         tokens: text of each token.
         values: activation at each token; nothing or less is not highlighted.
         maximum: the value drawn in full colour, shared by the examples of a feature.
-        anchor: place of the token the context was chosen for.
+        anchor: index of the token the context was chosen for.
         show_values: print the numbers under active tokens too; tooltips need a mouse.
         positions: position of each token in its sequence, for the tooltip.
     """
     spans = []
-    for place, (token, value) in enumerate(zip(tokens, values, strict=True)):
+    for index, (token, value) in enumerate(zip(tokens, values, strict=True)):
         step = step_of(value, maximum)
         classes = ["tok"]
         if step:
             classes.append(f"s{step}")
-        if place == anchor:
+        if index == anchor:
             classes.append("anchor")
-        where = "" if positions is None else f" at position {positions[place]}"
-        title = f"{visible_text(token)}{where}: {value_text(value)}" if step else ""
-        number = f"<sub>{value_text(value)}</sub>" if show_values and step else ""
+        where = "" if positions is None else f" at position {positions[index]}"
+        title = f"{visible_text(token)}{where}: {short(value)}" if step else ""
+        number = f"<sub>{short(value)}</sub>" if show_values and step else ""
         hint = f' title="{escape(title)}"' if title else ""
         spans.append(f'<span class="{" ".join(classes)}"{hint}>{visible(token)}{number}</span>')
-    # Each token is a unit of its own to the bidirectional algorithm, so right-to-left text cannot
+    # Each token is a separate unit to the bidirectional algorithm, so right-to-left text cannot
     # reorder its neighbours; the order of the tokens follows the script that most of them are in.
     return f'<div class="ctx" dir="{direction_of("".join(tokens))}">{"".join(spans)}</div>'
 
@@ -122,21 +131,14 @@ def direction_of(text: str) -> str:
     return "rtl" if leftward > rightward else "ltr"
 
 
-def legend(maximum: float) -> str:
+def legend(maximum: float, *, with_anchor: bool = True) -> str:
     """The colour scale, as HTML."""
     marks = [round(STEPS * share) for share in (0.05, 0.25, 0.5, 0.75, 1.0)]
     boxes = "".join(
-        f'<span class="tok s{mark}">{value_text(maximum * mark / STEPS)}</span> ' for mark in marks
+        f'<span class="tok s{mark}">{short(maximum * mark / STEPS)}</span> ' for mark in marks
     )
-    return (
-        f'<div class="legend">activation: {boxes}<span class="tok anchor">anchor</span> '
-        "the token the context was chosen for</div>"
-    )
-
-
-def example_block(meta: str, row: str) -> str:
-    """One example: a line about it (plain text), and its tokens (HTML of `token_row`)."""
-    return f'<li class="ex"><div class="meta">{escape(meta)}</div>{row}</li>'
+    anchor = '<span class="tok anchor">anchor</span> the token the context was chosen for'
+    return f'<div class="legend">activation: {boxes}{anchor if with_anchor else ""}</div>'
 
 
 def tokens_page(parts: Sequence[str]) -> str:
@@ -144,44 +146,35 @@ def tokens_page(parts: Sequence[str]) -> str:
     return f'<style>{STYLE}</style><div class="saelab-tokens">{"".join(parts)}</div>'
 
 
-def _blend(alpha: float, page: tuple[int, int, int]) -> tuple[int, int, int]:
-    mixed = [round(alpha * o + (1 - alpha) * p) for o, p in zip(ORANGE_RGB, page, strict=True)]
-    return (mixed[0], mixed[1], mixed[2])
-
-
-def contrast(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
+def contrast(first: Sequence[int], second: Sequence[int]) -> float:
     """Contrast ratio of two colours, after WCAG 2.2."""
 
-    def luminance(colour: tuple[int, int, int]) -> float:
+    def luminance(colour: Sequence[int]) -> float:
         linear = [
             c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4
             for c in colour
         ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    high, low = sorted((luminance(first), luminance(second)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
 
-def colours_of(step: int, *, dark: bool) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def colours_of(step: int, *, dark: bool) -> tuple[Sequence[int], Sequence[int]]:
     """Background and text colour of a step in a theme: the text with more contrast is taken."""
     alpha = ALPHA_OF_FIRST_STEP + (1 - ALPHA_OF_FIRST_STEP) * (step - 1) / (STEPS - 1)
-    background = _blend(alpha, DARK_PAGE if dark else LIGHT_PAGE)
+    page = DARK_PAGE if dark else LIGHT_PAGE
+    background = [round(alpha * o + (1 - alpha) * p) for o, p in zip(ORANGE_RGB, page, strict=True)]
     text = max((LIGHT_TEXT, DARK_TEXT), key=lambda colour: contrast(colour, background))
     return background, text
 
 
-def _hex(colour: tuple[int, int, int]) -> str:
-    return "#" + "".join(f"{part:02x}" for part in colour)
-
-
 def _step_rule(step: int) -> str:
-    light, light_text = colours_of(step, dark=False)
-    dark, dark_text = colours_of(step, dark=True)
-    return (
-        f".saelab-tokens .s{step}{{background:light-dark({_hex(light)},{_hex(dark)});"
-        f"color:light-dark({_hex(light_text)},{_hex(dark_text)})}}"
+    themes = zip(colours_of(step, dark=False), colours_of(step, dark=True), strict=True)
+    ground, text = (
+        f"light-dark(#{bytes(light).hex()},#{bytes(dark).hex()})" for light, dark in themes
     )
+    return f".saelab-tokens .s{step}{{background:{ground};color:{text}}}"
 
 
 STYLE = (

@@ -14,7 +14,7 @@ from saelab.dictionary import ARCHITECTURES, Dictionary, SavedDictionary
 from saelab.dictionary.data_spec import held_out_rows
 from saelab.errors import ActivationError
 from saelab.progress import progress_bar
-from saelab.sparse import SparseCodes, pre_activation_chunks
+from saelab.sparse import PreActivations, SparseCodes
 from saelab.stats.metrics import SparsityStatistics
 from saelab.stats.moments import Moments
 from saelab.text.contexts import describe_text
@@ -80,7 +80,7 @@ class ActivityStatistics:
         gate = ARCHITECTURES[dictionary.architecture].gate
         row_scale = dictionary.row_scale(rows)
         inputs = dictionary.encoder_inputs(rows)
-        for part, chunk in pre_activation_chunks(inputs, dictionary.W_enc, bias):
+        for part, chunk in PreActivations(inputs, dictionary.W_enc, bias).chunks():
             self._moments.update(chunk)
             self._largest = torch.maximum(self._largest, chunk.amax(dim=0))
             codes = SparseCodes.from_mask(*gate(dictionary, chunk))
@@ -167,8 +167,9 @@ def _text_passes(
 def _planted_passes(
     dictionaries: Sequence[SavedDictionary], config: ConsistencyConfig, device: torch.device
 ) -> Iterator[Pass]:
-    from saelab.synthetic import PlantedConfig, PlantedSource, truth_of
-    from saelab.synthetic.generator import HELD_OUT
+    from saelab.synthetic.config import PlantedConfig
+    from saelab.synthetic.generator import HELD_OUT, PlantedSource
+    from saelab.synthetic.truth import truth_of
 
     by_truth: dict[PlantedConfig, list[SavedDictionary]] = {}
     for saved in dictionaries:

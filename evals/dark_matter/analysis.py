@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from saelab.dictionary.decomposition import ErrorProbe
-from saelab.dictionary.error_rows import ErrorComponent
+from saelab.dictionary.decomposition import ErrorComponent, ErrorProbe
 from saelab.formats.chart import Axis, Chart, Series, Value
 from saelab.formats.evaluation_result import Table
 from saelab.model.language_model import LanguageModel

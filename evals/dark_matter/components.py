@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary, load_dictionary
-from saelab.dictionary.decomposition import ErrorProbe
-from saelab.dictionary.error_rows import (
+from saelab.dictionary.decomposition import (
     ERROR_COMPONENTS,
     ORIGIN_KEY,
     ErrorComponent,
+    ErrorProbe,
     ErrorRows,
     hash_of_probe,
 )

@@ -161,10 +161,8 @@ class ErrorSums:
         for power, sums in enumerate(self.code_powers):
             sums.index_add_(0, latent, torch.where(value > 0, value**power, 0.0))
         self.n_rows += len(x)
-        bias = self._dictionary.b_dec.expand(codes.n_rows, -1)
-        if codes.row_scale is not None:
-            bias = bias * codes.row_scale[:, None]
-        x, hat = (vectors - bias.cpu().double() for vectors in (x, reconstruction))
+        bias = self._dictionary.baseline(x)
+        x, hat = (vectors - bias for vectors in (x, reconstruction))
         share = (squared.squeeze(1) / norm.square())[norm > 0]
         self._sums += torch.stack(
             [share.sum(), (x * hat).sum(), x.square().sum(), hat.square().sum()]

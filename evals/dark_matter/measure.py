@@ -81,12 +81,12 @@ class CodesSpill:
 
     def append(self, codes: SparseCodes) -> None:
         """Add the codes of a batch."""
-        scale = {} if codes.row_scale is None else {"row_scale": codes.row_scale.float()}
+        of_rows = {"row_scale": codes.row_scale, "row_offset": codes.row_offset}
         self._spill.append(
             row_pointer=codes.row_pointer,
             latent=codes.latent.int(),
             value=codes.value.float(),
-            **scale,
+            **{name: x.float() for name, x in of_rows.items() if x is not None},
         )
 
     def batches(self, device: torch.device | str = "cpu") -> Iterator[SparseCodes]:

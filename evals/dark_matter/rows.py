@@ -21,8 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from saelab.cache import open_cache
-from saelab.cache.reader import ActivationCache
+from saelab.cache.reader import ActivationCache, open_cache
 from saelab.config import from_plain
 from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataSpec, held_out_batches, select

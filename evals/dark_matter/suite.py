@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.dictionary import SavedDictionary, load_dictionary
-from saelab.dictionary.decomposition import save_probe
-from saelab.dictionary.error_rows import ORIGIN_KEY
+from saelab.dictionary.decomposition import ORIGIN_KEY, save_probe
 from saelab.errors import ConfigError
 from saelab.formats.chart import Chart
 from saelab.formats.evaluation_result import EvaluationResult

@@ -9,7 +9,7 @@ from torch import Tensor
 from saelab.dictionary import SavedDictionary
 from saelab.errors import ActivationError, ArtifactError
 from saelab.stats.metrics import ReconstructionStatistics, SparsityStatistics
-from saelab.synthetic import PlantedRows
+from saelab.synthetic.generator import PlantedRows
 
 from .matching import Matching
 

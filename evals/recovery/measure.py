@@ -15,16 +15,10 @@ from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.model.devices import resolve_device
 from saelab.progress import progress_bar
 from saelab.stats.cosines import directions_of, nearest
-from saelab.synthetic import (
-    PlantedConfig,
-    PlantedRows,
-    PlantedSource,
-    chance_cosine,
-    coherence,
-    feature_frequencies,
-    truth_of,
-)
-from saelab.synthetic.generator import HELD_OUT
+from saelab.synthetic.config import PlantedConfig
+from saelab.synthetic.generator import HELD_OUT, PlantedRows, PlantedSource
+from saelab.synthetic.streams import feature_frequencies
+from saelab.synthetic.truth import chance_cosine, coherence, truth_of
 
 from ..suite import Measurement
 from .firing import FiringCounts

@@ -63,7 +63,7 @@ class SiteDictionaries:
         if codes.row_scale is None:
             return codes
         scaled = codes.value * codes.row_scale[codes.pair_rows()]
-        return replace(codes, value=scaled, row_scale=None)
+        return replace(codes, value=scaled, row_scale=None, row_offset=None)
 
     def W_dec(self, site: PromptSite) -> Float[Tensor, "d_sae d_in"]:
         """Decoder rows."""
@@ -78,11 +78,8 @@ class SiteDictionaries:
     def offset(
         self, site: PromptSite, rows: Float[Tensor, "rows d_in"]
     ) -> Float[Tensor, "rows d_in"]:
-        """What a reconstruction adds to the codes' part: b_dec, times the row's scale."""
-        dictionary = self._saved(site).dictionary
-        scale = dictionary.row_scale(rows)
-        bias = dictionary.b_dec.expand_as(rows)
-        return bias if scale is None else bias * scale.unsqueeze(1)
+        """What a reconstruction adds to the codes' part."""
+        return self._saved(site).dictionary.baseline(rows)
 
     def _saved(self, site: PromptSite) -> SavedDictionary:
         saved = self.at(site)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.cache import TokenFilter
+from saelab.cache.config import TokenFilter
 from saelab.cache.format import KIND, row_bytes
 from saelab.cache.harvest import Rows
 from saelab.cache.hook_folder import HookFolder, remove_cache, require_only_cache

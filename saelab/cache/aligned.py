@@ -64,9 +64,9 @@ class AlignedCaches:
         self.site = site
         self._reads = [caches[name] for name in site.reads]
         self._writes = [caches[name] for name in site.writes]
-        self._first, *others = (caches[name] for name in site.hook_points)
-        for other in others:
-            require_same_rows(self._first, other)
+        self._first, *rest = (caches[name] for name in site.hook_points)
+        for cache in rest:
+            require_same_rows(self._first, cache)
         self.folder = self._first.folder.parent
         self.n_rows = self._first.n_rows
         self.d_in = sum(cache.d_in for cache in self._reads)
@@ -137,29 +137,29 @@ def _side_by_side(
     return joined, torch.cat(gradients, dim=1) if with_gradients else None
 
 
-def require_same_rows(first: ActivationCache, other: ActivationCache) -> None:
+def require_same_rows(first: ActivationCache, second: ActivationCache) -> None:
     """Check that two caches hold the same rows: of one model, of the same tokens in the same order.
 
     Raises:
         ActivationError: they do not.
     """
     remedy = "harvest both hook points in one `saelab cache` command"
-    models = [cache.provenance().get("model_hash") for cache in (first, other)]
+    models = [cache.provenance().get("model_hash") for cache in (first, second)]
     if models[0] != models[1]:
         raise ActivationError(
-            f"{first.folder} and {other.folder} are of different models (content hashes "
+            f"{first.folder} and {second.folder} are of different models (content hashes "
             f"{str(models[0])[:12]}… and {str(models[1])[:12]}…): {remedy}"
         )
-    if first.n_rows != other.n_rows:
+    if first.n_rows != second.n_rows:
         raise ActivationError(
-            f"{first.folder} has {first.n_rows} rows and {other.folder} {other.n_rows}: they are "
+            f"{first.folder} has {first.n_rows} rows and {second.folder} {second.n_rows}: they are "
             f"not side by side; {remedy}"
         )
-    for start, stop in pairwise(sorted({*first.shard_starts, *other.shard_starts})):
+    for start, stop in pairwise(sorted({*first.shard_starts, *second.shard_starts})):
         for name in CONTEXT_COLUMNS:
-            differs = first.column(name, start, stop) != other.column(name, start, stop)
+            differs = first.column(name, start, stop) != second.column(name, start, stop)
             if bool(differs.any()):
                 raise ActivationError(
                     f"row {start + int(differs.int().argmax())} of {first.folder} and of "
-                    f"{other.folder} differ in their {name}: they are not side by side; {remedy}"
+                    f"{second.folder} differ in their {name}: they are not side by side; {remedy}"
                 )

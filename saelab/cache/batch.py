@@ -82,11 +82,11 @@ class RowSums:
             squared_norm += float(exact.square_().sum())
         return cls(n_rows=len(rows), total=total, squared_norm=squared_norm)
 
-    def __add__(self, other: RowSums) -> RowSums:
+    def __add__(self, more: RowSums) -> RowSums:
         return RowSums(
-            n_rows=self.n_rows + other.n_rows,
-            total=self.total + other.total,
-            squared_norm=self.squared_norm + other.squared_norm,
+            n_rows=self.n_rows + more.n_rows,
+            total=self.total + more.total,
+            squared_norm=self.squared_norm + more.squared_norm,
         )
 
     def statistics(self, norm_ceiling: float | None) -> RowStatistics:

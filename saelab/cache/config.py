@@ -1,21 +1,53 @@
-"""Settings of a harvest: which model, hook points and text, and which rows are kept.
+"""Settings of a harvest: which model, hook points and text, and which positions count as rows.
 
-This module imports no torch, so that a command line can show its help at once.
+This module imports no torch, so that a command line can show its help at once; the token filter is
+applied to activations in `rows`.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
 
+from saelab.config import Within, problems_in, to_plain
 from saelab.errors import ConfigError
 from saelab.text.sources import TextConfig
 
-from .token_filter import TokenFilter
 
-ModelDtype = Literal["bfloat16", "float32", "float16"]
-CacheDtype = Literal["bfloat16", "float32"]
+@dataclass(frozen=True, kw_only=True)
+class TokenFilter:
+    """Which positions count as rows: the one rule for training and for every metric.
+
+    A few positions hold massive activations that would decide every loss and metric; the defaults
+    exclude them, and what was excluded is counted by the first reason that applies.
+    """
+
+    exclude_bos: bool = True
+    """Exclude position 0 of every context, whatever its token, and BOS tokens anywhere."""
+    exclude_separators: bool = True
+    """Exclude the tokenizer's other special tokens, such as those between documents."""
+    exclude_positions: Annotated[tuple[int, ...], Within(0)] = ()
+    """Positions in the context to exclude, counted from 0 (the BOS token is at 0)."""
+    max_norm_ratio: Annotated[float | None, Within(1, low_open=True)] = 10.0
+    """Exclude rows whose norm is above this many times the median norm. None: keep them."""
+
+    def __post_init__(self) -> None:
+        problems = problems_in(self)
+        if problems:
+            raise ConfigError(problems)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> TokenFilter:
+        """The rule that a manifest recorded.
+
+        Raises:
+            ConfigError: a field of the rule is unknown to this version.
+        """
+        unknown = set(content) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ConfigError(f"token filter with unknown fields {sorted(unknown)}: upgrade saelab")
+        positions = tuple(content.get("exclude_positions", ()))
+        return cls(**{**content, "exclude_positions": positions})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +60,15 @@ class HarvestConfig:
     """Hook points to harvest, all in the same forward pass."""
     text: TextConfig = field(default_factory=TextConfig)
     """The text; its training part is read."""
-    context_length: int = 256
+    context_length: Annotated[int, Within(2)] = 256
     """Tokens in a context, BOS included."""
     n_tokens: int | None = 400_000
     """Tokens of text to run, excluded rows included, rounded up to contexts. None: all of it."""
-    batch_contexts: int = 16
+    batch_contexts: Annotated[int, Within(1)] = 16
     """Contexts in one forward pass."""
-    model_dtype: ModelDtype = "bfloat16"
+    model_dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
     """Dtype that the model computes in; bfloat16 is about twice as fast as float32."""
-    cache_dtype: CacheDtype = "bfloat16"
+    cache_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype that rows are kept in."""
     device: str = "auto"
     """Device of the model; `auto` takes a GPU where there is one."""
@@ -45,41 +77,29 @@ class HarvestConfig:
     middle of a model that takes about five times as long."""
     rows: TokenFilter = field(default_factory=TokenFilter)
     """Which positions are kept as rows."""
-    contexts_per_shard: int = 256
+    contexts_per_shard: Annotated[int, Within(1)] = 256
     """Contexts in one shard, rounded up to whole batches."""
 
     def __post_init__(self) -> None:
-        problems = self._problems()
-        if problems:
-            raise ConfigError(problems)
-
-    def _problems(self) -> list[str]:
-        problems = []
+        problems = problems_in(self)
         if not self.hook_points:
             problems.append("hook_points: none given; name at least one")
         if len(set(self.hook_points)) != len(self.hook_points):
             problems.append(f"hook_points: {list(self.hook_points)} names one twice")
-        if self.context_length < 2:
-            problems.append(f"context_length: {self.context_length} is below 2 tokens")
-        for name in ("batch_contexts", "contexts_per_shard"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name}: {getattr(self, name)} is below 1")
         batch_tokens = self.batch_contexts * self.context_length
         if self.n_tokens is not None and self.n_tokens < batch_tokens:
             problems.append(
                 f"n_tokens: {self.n_tokens} is below one batch of {batch_tokens} tokens "
                 "(batch_contexts x context_length)"
             )
-        for name, kind in (("model_dtype", ModelDtype), ("cache_dtype", CacheDtype)):
-            if getattr(self, name) not in get_args(kind):
-                problems.append(f"{name}: {getattr(self, name)!r} is not one of {get_args(kind)}")
         outside = [p for p in self.rows.exclude_positions if p >= self.context_length]
         if outside:
             problems.append(
                 f"rows.exclude_positions: {outside} lie outside a context of "
                 f"{self.context_length} tokens (0 to {self.context_length - 1})"
             )
-        return problems
+        if problems:
+            raise ConfigError(problems)
 
     @property
     def n_contexts(self) -> int | None:
@@ -93,4 +113,4 @@ class HarvestConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
-        return json.loads(json.dumps(asdict(self), default=str))
+        return to_plain(self)

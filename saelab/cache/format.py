@@ -8,7 +8,7 @@ are merged in shard order and come out the same however often the writing was in
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saelab.errors import ArtifactError
 from saelab.formats.files import hash_of, sha256_of
-from saelab.formats.manifest import NOT_CONTENT, read_manifest
+from saelab.formats.manifest import NOT_CONTENT, new_manifest, read_manifest
 from saelab.progress import progress_bar
 
 KIND = "activation_cache"
@@ -66,10 +66,6 @@ class ShardEntry:
     sha256: str
     excluded: dict[str, int]
 
-    def to_json(self) -> dict[str, Any]:
-        """The entry as plain JSON values."""
-        return asdict(self)
-
 
 def shard_entries(manifest: dict[str, Any], path: Path) -> list[ShardEntry]:
     """The manifest's shards, checked.
@@ -101,6 +97,52 @@ def how_to_finish(manifest: dict[str, Any]) -> str:
 def content_hash(manifest: dict[str, Any]) -> str:
     """Hash of what a cache holds and of what it was made from, shards' hashes included."""
     return hash_of({key: value for key, value in manifest.items() if key not in NOT_CONTENT})
+
+
+def new_cache_manifest(
+    made_from: dict[str, Any],
+    *,
+    seed: int,
+    config: Any,
+    d_in: int,
+    dtype: str,
+    text: dict[str, Any],
+    bos_rule: str,
+    n_tokens_requested: int | None,
+    gradient_of: str | None = None,
+    tokenizer: dict[str, Any] | None = None,
+    calibration: dict[str, Any] | None = None,
+    resumable: bool = True,
+) -> dict[str, Any]:
+    """The manifest of a cache that has no shard yet.
+
+    Args:
+        made_from: provenance of its rows, which says where and how they were taken.
+        text: what the text was, with its content hash.
+        bos_rule: how contexts start.
+        gradient_of: what gradients are of; None: the cache holds none.
+        calibration: what set the norm ceiling; None: nothing did.
+        resumable: whether what an interrupted run leaves can be gone on with.
+    """
+    manifest = new_manifest(KIND, seed=seed, config=config, made_from=made_from)
+    return manifest | {
+        "status": "writing",
+        **({} if resumable else {"resumable": False}),
+        "hook_point": made_from["hook_point"],
+        "d_in": d_in,
+        "dtype": dtype,
+        "has_gradients": gradient_of is not None,
+        "gradient_of": gradient_of,
+        "tokenizer": tokenizer,
+        "bos_rule": bos_rule,
+        "text": text,
+        "context_length": made_from["context_length"],
+        "row_rule": made_from["row_rule"],
+        "calibration": calibration,
+        "norm_ceiling": made_from["norm_ceiling"],
+        "n_tokens_requested": n_tokens_requested,
+        "shards": [],
+    }
 
 
 def read_cache_manifest(path: Path) -> dict[str, Any]:

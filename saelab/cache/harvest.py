@@ -1,9 +1,10 @@
-"""From text to rows: the one generator behind the cache writer and the stream without a cache."""
+"""From text to rows: what the cache writer and the stream without a cache have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from saelab.errors import ActivationError, ConfigError
 from saelab.model.language_model import LanguageModel
-from saelab.text.contexts import context_batches
+from saelab.text.contexts import context_batches, describe_text
 
 from .config import HarvestConfig
-from .rows import select_rows
+from .format import new_cache_manifest
+from .rows import RowSelection, select_rows
 
 # Contexts whose median norm sets the ceiling: a median needs no more, and they are not run twice.
 CALIBRATION_CONTEXTS = 32
@@ -53,127 +55,195 @@ class Calibration:
     mean_norm: float
     norm_ceiling: float | None
 
-    def to_json(self) -> dict[str, float | int | None]:
-        """The calibration as plain JSON values."""
-        return asdict(self)
 
+class Harvest:
+    """Forward passes of a model over a text, and which of their rows are kept.
 
-def check_model(model: LanguageModel, config: HarvestConfig) -> dict[str, int]:
-    """Check that a model can do what a config asks, and tell the width of each hook point.
+    Args:
+        model: the model of `config`.
+        config: what to harvest.
 
     Raises:
         ConfigError: another model than the config's, contexts longer than the model takes, or
             another dtype.
         ModelError: a hook point that the model does not have.
     """
-    problems = []
-    if model.name != config.model:
-        problems.append(f"model: the config names {config.model!r} but {model.name!r} was given")
-    if config.context_length > model.max_context:
-        problems.append(
-            f"context_length: {config.context_length} is longer than the "
-            f"{model.max_context} tokens that {model.name} takes"
+
+    def __init__(self, model: LanguageModel, config: HarvestConfig):
+        problems = []
+        if model.name != config.model:
+            problems.append(
+                f"model: the config names {config.model!r} but {model.name!r} was given"
+            )
+        if config.context_length > model.max_context:
+            problems.append(
+                f"context_length: {config.context_length} is longer than the "
+                f"{model.max_context} tokens that {model.name} takes"
+            )
+        if str(model.dtype) != f"torch.{config.model_dtype}":
+            problems.append(
+                f"model_dtype: {config.model_dtype} was asked for but {model.name} is in "
+                f"{model.dtype}"
+            )
+        if problems:
+            raise ConfigError(problems)
+        self.model = model
+        self.config = config
+        self.widths = {hook_point: model.width_at(hook_point) for hook_point in config.hook_points}
+        self.calibration_batches = -(-CALIBRATION_CONTEXTS // config.batch_contexts)
+
+    def batches(self, *, first_context: int = 0) -> Iterator[CapturedBatch]:
+        """Run the model over the training text, batch by batch, until `n_tokens` or its end.
+
+        Args:
+            first_context: where to start; a multiple of `batch_contexts`, so that batches (and with
+                them the last bits of every sum) are the same wherever a run was interrupted.
+
+        Raises:
+            TextError: the text does not fill the first batch.
+        """
+        config = self.config
+        batches = context_batches(
+            config.text,
+            self.model,
+            split="train",
+            context_length=config.context_length,
+            batch_contexts=config.batch_contexts,
+            skip_contexts=first_context,
         )
-    if str(model.dtype) != f"torch.{config.model_dtype}":
-        problems.append(
-            f"model_dtype: {config.model_dtype} was asked for but {model.name} is in {model.dtype}"
+        next_context = first_context
+        for tokens in batches:
+            if config.n_contexts is not None:
+                tokens = tokens[: config.n_contexts - next_context]
+            if len(tokens) == 0:
+                return
+            yield self._capture(tokens, next_context)
+            next_context += len(tokens)
+            if next_context == config.n_contexts:
+                return
+
+    def _capture(self, tokens: Int[Tensor, "batch seq"], first: int) -> CapturedBatch:
+        hook_points, gradients = self.config.hook_points, None
+        if self.config.gradients:
+            both = self.model.capture_with_gradients(tokens, hook_points)
+            activations = {hook_point: pair[0] for hook_point, pair in both.items()}
+            gradients = {hook_point: pair[1] for hook_point, pair in both.items()}
+        else:
+            activations = self.model.capture(tokens, hook_points)
+        return CapturedBatch(
+            first_context=first, tokens=tokens, activations=activations, gradients=gradients
         )
-    if problems:
-        raise ConfigError(problems)
-    return {hook_point: model.width_at(hook_point) for hook_point in config.hook_points}
 
-
-def capture_batches(
-    model: LanguageModel, config: HarvestConfig, *, first_context: int = 0
-) -> Iterator[CapturedBatch]:
-    """Run the model over the training text, batch by batch, until `n_tokens` or the text's end.
-
-    Args:
-        first_context: where to start; a multiple of `batch_contexts`, so that batches (and with
-            them the last bits of every sum) are the same wherever a run was interrupted.
-
-    Raises:
-        TextError: the text does not fill the first batch.
-    """
-    batches = context_batches(
-        config.text,
-        model,
-        split="train",
-        context_length=config.context_length,
-        batch_contexts=config.batch_contexts,
-        skip_contexts=first_context,
-    )
-    next_context = first_context
-    for tokens in batches:
-        if config.n_contexts is not None:
-            tokens = tokens[: config.n_contexts - next_context]
-        if len(tokens) == 0:
-            return
-        yield _capture(model, config, tokens, next_context)
-        next_context += len(tokens)
-        if next_context == config.n_contexts:
-            return
-
-
-def _capture(
-    model: LanguageModel, config: HarvestConfig, tokens: Int[Tensor, "batch seq"], first: int
-) -> CapturedBatch:
-    gradients = None
-    if config.gradients:
-        both = model.capture_with_gradients(tokens, config.hook_points)
-        activations = {hook_point: pair[0] for hook_point, pair in both.items()}
-        gradients = {hook_point: pair[1] for hook_point, pair in both.items()}
-    else:
-        activations = model.capture(tokens, config.hook_points)
-    return CapturedBatch(
-        first_context=first, tokens=tokens, activations=activations, gradients=gradients
-    )
-
-
-def keep_rows(
-    batch: CapturedBatch,
-    model: LanguageModel,
-    config: HarvestConfig,
-    norm_ceilings: Mapping[str, float | None],
-) -> dict[str, Rows]:
-    """The rows of a batch that the token filter keeps, by hook point.
-
-    Hook points harvested together have the same rows: one that is excluded at any of them is
-    excluded at all, and counted at the others as `norm_at:<hook point>`, since tokens and positions
-    are the same everywhere.
-
-    Args:
-        batch: the forward pass.
-        model: of the config.
-        config: whose token filter it is.
-        norm_ceilings: of each hook point.
-
-    Raises:
-        ActivationError: an activation or a gradient is NaN or infinite; the message names context
-            and position.
-    """
-    selections = {
-        hook_point: select_rows(
-            config.rows,
+    def _select(
+        self, batch: CapturedBatch, hook_point: str, norm_ceiling: float | None
+    ) -> RowSelection:
+        return select_rows(
+            self.config.rows,
             batch.tokens,
             batch.activations[hook_point],
-            special_ids=model.special_ids,
-            bos_id=model.bos_id,
-            norm_ceiling=ceiling,
+            special_ids=self.model.special_ids,
+            bos_id=self.model.bos_id,
+            norm_ceiling=norm_ceiling,
             first_context=batch.first_context,
         )
-        for hook_point, ceiling in norm_ceilings.items()
-    }
-    kept: dict[str, Rows] = {}
-    for hook_point, selection in selections.items():
-        keep, excluded = selection.keep, dict(selection.excluded)
-        for elsewhere, other in selections.items():
-            if elsewhere != hook_point:
-                other_keep = other.keep.to(keep.device)
-                excluded[f"norm_at:{elsewhere}"] = int((keep & ~other_keep).sum())
-                keep = keep & other_keep
-        kept[hook_point] = _rows_at(batch, hook_point, keep, excluded)
-    return kept
+
+    def keep_rows(
+        self, batch: CapturedBatch, norm_ceilings: Mapping[str, float | None]
+    ) -> dict[str, Rows]:
+        """The rows of a batch that the token filter keeps, by hook point.
+
+        Hook points harvested together have the same rows: one that is excluded at any of them is
+        excluded at all, and counted at the others as `norm_at:<hook point>`, since tokens and
+        positions are the same everywhere.
+
+        Args:
+            batch: the forward pass.
+            norm_ceilings: of each hook point.
+
+        Raises:
+            ActivationError: an activation or a gradient is NaN or infinite; the message names
+                context and position.
+        """
+        selections = {name: self._select(batch, name, c) for name, c in norm_ceilings.items()}
+        kept: dict[str, Rows] = {}
+        for hook_point, selection in selections.items():
+            keep, excluded = selection.keep, dict(selection.excluded)
+            for beside in (name for name in selections if name != hook_point):
+                kept_beside = selections[beside].keep.to(keep.device)
+                excluded[f"norm_at:{beside}"] = int((keep & ~kept_beside).sum())
+                keep = keep & kept_beside
+            kept[hook_point] = _rows_at(batch, hook_point, keep, excluded)
+        return kept
+
+    def calibrate(self, batches: list[CapturedBatch], hook_point: str) -> Calibration:
+        """Measure the median norm over the first contexts, and set the ceiling of the norm rule.
+
+        Only rows that no other part of the rule excludes are counted.
+
+        Raises:
+            ActivationError: no row is left, or an activation is not finite.
+        """
+        selections = [self._select(batch, hook_point, None) for batch in batches]
+        norms = torch.cat([s.norms[s.keep].cpu() for s in selections]).double()
+        if len(norms) == 0:
+            raise ActivationError(
+                "the token filter excludes every position of the first contexts: relax rows.* of "
+                "the config"
+            )
+        median, ratio = float(norms.median()), self.config.rows.max_norm_ratio
+        return Calibration(
+            contexts=sum(len(batch.tokens) for batch in batches),
+            rows=len(norms),
+            median_norm=median,
+            mean_norm=float(norms.mean()),
+            norm_ceiling=None if ratio is None else ratio * median,
+        )
+
+    def provenance(
+        self, hook_point: str, norm_ceiling: float | None, text_hash: str | None
+    ) -> dict[str, Any]:
+        """What rows of this harvest are made from, as every later artifact records it.
+
+        Args:
+            hook_point: of the rows.
+            norm_ceiling: norm above which rows are excluded.
+            text_hash: `content_hash` of `describe_text`; None where the content is unknown.
+        """
+        settings = self.config.to_json()
+        return {
+            "model": self.config.model,
+            "model_hash": self.model.content_hash,
+            "hook_point": hook_point,
+            "text": settings["text"],
+            "text_hash": text_hash,
+            "context_length": self.config.context_length,
+            "prepend_bos": self.model.bos_id is not None,
+            "row_rule": settings["rows"],
+            "norm_ceiling": norm_ceiling,
+            "model_dtype": self.config.model_dtype,
+        }
+
+    def new_manifest(self, hook_point: str, calibration: Calibration) -> dict[str, Any]:
+        """The manifest of a cache of one hook point that has no shard yet."""
+        config, model, text = self.config, self.model, describe_text(self.config.text)
+        return new_cache_manifest(
+            self.provenance(hook_point, calibration.norm_ceiling, text["content_hash"]),
+            seed=config.text.seed,
+            config=config.to_json(),
+            d_in=self.widths[hook_point],
+            dtype=config.cache_dtype,
+            gradient_of="sum of next-token losses, in nats" if config.gradients else None,
+            tokenizer={
+                "of_model": config.model,
+                "bos_id": model.bos_id,
+                "separator_id": model.separator_id,
+                "special_ids": sorted(model.special_ids),
+            },
+            bos_rule="every context starts with the BOS token where the model has one",
+            text=text,
+            calibration=asdict(calibration),
+            n_tokens_requested=config.n_tokens,
+        )
 
 
 def _rows_at(
@@ -211,46 +281,3 @@ def _require_finite_gradients(
             f"gradients of context {batch.first_context + context} at position {position} hold a "
             "NaN or an infinity: compute the model in float32 or bfloat16, or check the model"
         )
-
-
-def calibrate(
-    batches: list[CapturedBatch], hook_point: str, model: LanguageModel, config: HarvestConfig
-) -> Calibration:
-    """Measure the median norm over the first contexts, and set the ceiling of the norm rule.
-
-    Only rows that no other part of the rule excludes are counted.
-
-    Raises:
-        ActivationError: no row is left, or an activation is not finite.
-    """
-    norms = []
-    for batch in batches:
-        selection = select_rows(
-            config.rows,
-            batch.tokens,
-            batch.activations[hook_point],
-            special_ids=model.special_ids,
-            bos_id=model.bos_id,
-            norm_ceiling=None,
-            first_context=batch.first_context,
-        )
-        norms.append(selection.norms[selection.keep].cpu())
-    pooled = torch.cat(norms).double()
-    if len(pooled) == 0:
-        raise ActivationError(
-            "the token filter excludes every position of the first contexts: relax rows.* of the "
-            "config"
-        )
-    median, ratio = float(pooled.median()), config.rows.max_norm_ratio
-    return Calibration(
-        contexts=sum(len(batch.tokens) for batch in batches),
-        rows=len(pooled),
-        median_norm=median,
-        mean_norm=float(pooled.mean()),
-        norm_ceiling=None if ratio is None else ratio * median,
-    )
-
-
-def calibration_batches(config: HarvestConfig) -> int:
-    """Batches that hold the calibration's contexts."""
-    return -(-CALIBRATION_CONTEXTS // config.batch_contexts)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from saelab.config import flat
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import (
     TEMPORARY_SUFFIX,
@@ -22,14 +24,11 @@ from saelab.formats.files import (
     write_tensors,
 )
 from saelab.formats.kinds import KINDS
-from saelab.formats.manifest import new_manifest, write_manifest
-from saelab.model.language_model import LanguageModel
+from saelab.formats.manifest import write_manifest
 from saelab.text.contexts import describe_text
 
 from .batch import RowSums
-from .config import HarvestConfig
 from .format import (
-    DTYPES,
     KIND,
     MANIFEST_NAME,
     METADATA_KEY,
@@ -39,77 +38,11 @@ from .format import (
     read_cache_manifest,
     row_bytes,
     shard_entries,
+    shard_layout,
     shard_name,
     verify_shards,
 )
-from .harvest import Calibration, Rows
-
-
-def provenance(
-    model: LanguageModel,
-    config: HarvestConfig,
-    hook_point: str,
-    norm_ceiling: float | None,
-    text_hash: str | None,
-) -> dict[str, Any]:
-    """What rows of this harvest are made from, as every later artifact records it.
-
-    Args:
-        text_hash: `content_hash` of `describe_text`; None for a stream, whose content is unknown.
-    """
-    settings = config.to_json()
-    return {
-        "model": config.model,
-        "model_hash": model.content_hash,
-        "hook_point": hook_point,
-        "text": settings["text"],
-        "text_hash": text_hash,
-        "context_length": config.context_length,
-        "prepend_bos": model.bos_id is not None,
-        "row_rule": settings["rows"],
-        "norm_ceiling": norm_ceiling,
-        "model_dtype": config.model_dtype,
-    }
-
-
-def start_manifest(
-    model: LanguageModel,
-    config: HarvestConfig,
-    hook_point: str,
-    d_in: int,
-    calibration: Calibration,
-) -> dict[str, Any]:
-    """The manifest of a cache that has no shard yet."""
-    text = describe_text(config.text)
-    ceiling = calibration.norm_ceiling
-    manifest = new_manifest(
-        KIND,
-        seed=config.text.seed,
-        config=config.to_json(),
-        made_from=provenance(model, config, hook_point, ceiling, text["content_hash"]),
-    )
-    return manifest | {
-        "status": "writing",
-        "hook_point": hook_point,
-        "d_in": d_in,
-        "dtype": config.cache_dtype,
-        "has_gradients": config.gradients,
-        "gradient_of": "sum of next-token losses, in nats" if config.gradients else None,
-        "tokenizer": {
-            "of_model": config.model,
-            "bos_id": model.bos_id,
-            "separator_id": model.separator_id,
-            "special_ids": sorted(model.special_ids),
-        },
-        "bos_rule": "every context starts with the BOS token where the model has one",
-        "text": text,
-        "context_length": config.context_length,
-        "row_rule": config.to_json()["rows"],
-        "calibration": calibration.to_json(),
-        "norm_ceiling": ceiling,
-        "n_tokens_requested": config.n_tokens,
-        "shards": [],
-    }
+from .harvest import Harvest, Rows
 
 
 class HookFolder:
@@ -130,17 +63,22 @@ class HookFolder:
         self._excluded: Counter[str] = Counter()
 
     @classmethod
-    def resume(cls, folder: Path, config: HarvestConfig, model: LanguageModel) -> HookFolder:
-        """Take up what an interrupted run left, after checking that it is of the same run.
+    def resume(cls, folder: Path, harvest: Harvest) -> HookFolder:
+        """Go on with what an interrupted run left, after checking that it is of the same run.
 
         Raises:
             ConfigError: it was started with other settings, another model or another text.
             ArtifactError: manifest or shards are damaged.
         """
         path = folder / MANIFEST_NAME
-        manifest = read_cache_manifest(path)
-        differing = _differing(manifest["config"], config.to_json())
-        if manifest["made_from"]["model_hash"] != model.content_hash:
+        manifest, config = read_cache_manifest(path), harvest.config
+        before, now = flat(manifest["config"]), flat(config.to_json())
+        differing = [
+            f"{name}: {before.get(name)!r}, not {now.get(name)!r}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        if manifest["made_from"]["model_hash"] != harvest.model.content_hash:
             differing.append("model: its files changed since")
         if manifest["made_from"].get("text_hash") != describe_text(config.text)["content_hash"]:
             differing.append(f"text: the content of {config.text.source} changed since")
@@ -176,34 +114,18 @@ class HookFolder:
 
     def add(self, rows: Rows) -> None:
         """Append rows to the unfinished shard."""
-        columns = {
-            "activations": rows.activations,
-            "tokens": rows.tokens,
-            "sequence": rows.sequence,
-            "position": rows.position,
-        }
-        if rows.gradients is not None:
-            columns["gradients"] = rows.gradients
         if not self._buffer:
-            self._buffer = self._new_buffer()
+            # Room for a shard of which no row is excluded; used again for every shard.
+            self._buffer = {
+                name: torch.empty(shape, dtype=dtype)
+                for name, (shape, dtype) in shard_layout(self.manifest, self._room).items()
+                if not name.startswith("sum")
+            }
         stop = self._fill + len(rows.tokens)
-        for name, column in columns.items():
-            self._buffer[name][self._fill : stop].copy_(column)
+        for name, column in self._buffer.items():
+            column[self._fill : stop].copy_(getattr(rows, name))
         self._fill = stop
         self._excluded.update(rows.excluded)
-
-    def _new_buffer(self) -> dict[str, Tensor]:
-        """Room for a shard of which no row is excluded; used again for every shard."""
-        wide = ["activations", "gradients"] if self.manifest["has_gradients"] else ["activations"]
-        dtype, d_in = DTYPES[self.manifest["dtype"]], self.manifest["d_in"]
-        buffer = {name: torch.empty(self._room, d_in, dtype=dtype) for name in wide}
-        for name, kind in (
-            ("tokens", torch.int32),
-            ("sequence", torch.int64),
-            ("position", torch.int32),
-        ):
-            buffer[name] = torch.empty(self._room, dtype=kind)
-        return buffer
 
     def commit(self, contexts: int) -> None:
         """Write the unfinished shard, which covers `contexts` contexts, then name it."""
@@ -232,7 +154,7 @@ class HookFolder:
             sha256=sha256_of(path),
             excluded=dict(sorted(self._excluded.items())),
         )
-        self.manifest["shards"].append(entry.to_json())
+        self.manifest["shards"].append(asdict(entry))
         self.save_manifest()
         self._fill = 0
         self._excluded.clear()
@@ -276,18 +198,6 @@ class HookFolder:
         self.manifest.update(finished)
         self.manifest["content_hash"] = content_hash(self.manifest)
         self.save_manifest()
-
-
-def _differing(recorded: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
-    """Fields that differ, as "name: recorded, not given", with dots for nesting."""
-    differing = []
-    for name in sorted(recorded.keys() | given.keys()):
-        before, now = recorded.get(name), given.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            differing += _differing(before, now, f"{prefix}{name}.")
-        elif before != now:
-            differing.append(f"{prefix}{name}: {before!r}, not {now!r}")
-    return differing
 
 
 def require_only_cache(folder: Path) -> None:

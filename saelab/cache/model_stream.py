@@ -1,4 +1,4 @@
-"""Shuffled batches straight from the model, with no cache: a pool that is refilled in place.
+"""Shuffled batches straight from the model, with no cache: a pool that is refilled.
 
 Each batch takes random slots out of the pool and puts freshly harvested rows into the same slots,
 so the cost is that of the rows moved, whatever the size of the pool.
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from saelab.errors import ActivationError, ConfigError
@@ -26,15 +26,7 @@ from saelab.text.contexts import describe_text
 from .batch import ActivationBatch, RowStatistics, RowSums
 from .config import HarvestConfig
 from .format import DTYPES
-from .harvest import (
-    CapturedBatch,
-    calibrate,
-    calibration_batches,
-    capture_batches,
-    check_model,
-    keep_rows,
-)
-from .hook_folder import provenance
+from .harvest import CapturedBatch, Harvest
 from .permutation import Permutation
 
 _log = logging.getLogger(__name__)
@@ -77,12 +69,11 @@ class ModelStream:
         if problems:
             raise ConfigError(problems)
         self.hook_point = config.hook_points[0]
-        self.d_in = check_model(model, config)[self.hook_point]
+        self._harvest = Harvest(model, config)
+        self.d_in = self._harvest.widths[self.hook_point]
         self.batch_rows = batch_rows
         self.seed = seed
         self.pool_rows = pool_rows
-        self._model = model
-        self._config = config
         self._text_hash: str | None = describe_text(config.text)["content_hash"]
         self._excluded: Counter[str] = Counter()
         self._statistics: RowStatistics | None = None
@@ -115,7 +106,7 @@ class ModelStream:
     def provenance(self) -> dict[str, Any]:
         """What a dictionary trained on this stream was made from."""
         ceiling = self.statistics.norm_ceiling
-        made_from = provenance(self._model, self._config, self.hook_point, ceiling, self._text_hash)
+        made_from = self._harvest.provenance(self.hook_point, ceiling, self._text_hash)
         return {**made_from, "cache_hash": None}
 
     def next_batch(self) -> ActivationBatch:
@@ -167,16 +158,17 @@ class ModelStream:
             ActivationError: the state is of another kind of stream, model, config, pool size or
                 text.
         """
+        config = self._harvest.config
         if state.get("stream") != "model" or state["source"] != self._source():
             raise ActivationError(
                 "the saved data position is of another stream, model or config than "
-                f"{self._config.model} at {self.hook_point}: resume with the settings that the "
-                "run started with"
+                f"{config.model} at {self.hook_point}: resume with the settings that the run "
+                "started with"
             )
         if state.get("text_hash") != (self._text_hash or ""):
             raise ActivationError(
-                f"the text {self._config.text.source} changed since the data position was saved: "
-                "restore the text that the run started with, or start a new run"
+                f"the text {config.text.source} changed since the data position was saved: restore "
+                "the text that the run started with, or start a new run"
             )
         ceiling = state.get("norm_ceiling")
         raw, centred = state["squared_norms"].tolist()
@@ -205,14 +197,15 @@ class ModelStream:
 
     def _source(self) -> str:
         """Hash of all that decides the rows."""
-        return hash_of([self._config.to_json(), self._model.content_hash, self.pool_rows])
+        harvest = self._harvest
+        return hash_of([harvest.config.to_json(), harvest.model.content_hash, self.pool_rows])
 
     def _start(self) -> RowStatistics:
         """Set the norm ceiling, fill the pool, and measure its rows."""
         self._pending = {name: pool[:0] for name, pool in self._pool.items()}
-        self._batches = capture_batches(self._model, self._config)
-        head = list(islice(self._batches, calibration_batches(self._config)))
-        ceiling = calibrate(head, self.hook_point, self._model, self._config).norm_ceiling
+        self._batches = self._harvest.batches()
+        head = list(islice(self._batches, self._harvest.calibration_batches))
+        ceiling = self._harvest.calibrate(head, self.hook_point).norm_ceiling
         for batch in head:
             self._keep(batch, ceiling)
         with progress_bar(self.pool_rows, "filling the pool", "rows") as bar:
@@ -226,7 +219,7 @@ class ModelStream:
         filled = 0
         while filled < len(slots):
             if len(self._pending["activations"]) == 0:
-                self._harvest(ceiling)
+                self._read_on(ceiling)
             taken = min(len(slots) - filled, len(self._pending["activations"]))
             where = slots[filled : filled + taken]
             for name, pool in self._pool.items():
@@ -234,12 +227,10 @@ class ModelStream:
                 self._pending[name] = self._pending[name][taken:]
             filled += taken
 
-    def _harvest(self, ceiling: float | None) -> None:
+    def _read_on(self, ceiling: float | None) -> None:
         """Run the next batch of contexts; at the end of the text, go back to its beginning."""
         if self._batches is None:
-            self._batches = capture_batches(
-                self._model, self._config, first_context=self._next_context
-            )
+            self._batches = self._harvest.batches(first_context=self._next_context)
         batch = next(self._batches, None)
         if batch is not None:
             self._keep(batch, ceiling)
@@ -252,20 +243,9 @@ class ModelStream:
 
     def _keep(self, batch: CapturedBatch, ceiling: float | None) -> None:
         """Append the rows of a batch to those that wait for a slot."""
-        ceilings = {self.hook_point: ceiling}
-        rows = keep_rows(batch, self._model, self._config, ceilings)[self.hook_point]
-        fresh: dict[str, Float[Tensor, "rows d_in"] | None] = {
-            "activations": rows.activations,
-            "gradients": rows.gradients,
-        }
+        rows = self._harvest.keep_rows(batch, {self.hook_point: ceiling})[self.hook_point]
         for name, waiting in self._pending.items():
-            self._pending[name] = torch.cat([waiting, _present(fresh[name]).to(waiting)])
+            self._pending[name] = torch.cat([waiting, getattr(rows, name).to(waiting)])
         self._next_context = batch.first_context + len(batch.tokens)
         self._rows_this_epoch += len(rows.tokens)
         self._excluded.update(rows.excluded)
-
-
-def _present(column: Tensor | None) -> Tensor:
-    if column is None:
-        raise ValueError("a harvest with gradients gave none")
-    return column

@@ -23,6 +23,7 @@ from torch import Tensor
 from saelab.errors import ActivationError, ArtifactError, ConfigError, did_you_mean
 
 from .batch import ActivationBatch, RowStatistics, first_not_finite
+from .config import TokenFilter
 from .format import (
     MANIFEST_NAME,
     how_to_finish,
@@ -31,7 +32,6 @@ from .format import (
     shard_entries,
     verify_shards,
 )
-from .token_filter import TokenFilter
 
 
 @dataclass(frozen=True)

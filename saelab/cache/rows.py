@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saelab.errors import ActivationError
 
-from .token_filter import TokenFilter
+from .config import TokenFilter
 
 
 @dataclass(frozen=True, kw_only=True)

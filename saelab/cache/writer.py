@@ -21,15 +21,8 @@ from saelab.progress import progress_bar
 
 from .config import HarvestConfig
 from .format import MANIFEST_NAME, row_bytes
-from .harvest import (
-    CapturedBatch,
-    calibrate,
-    calibration_batches,
-    capture_batches,
-    check_model,
-    keep_rows,
-)
-from .hook_folder import HookFolder, remove_cache, require_only_cache, start_manifest
+from .harvest import CapturedBatch, Harvest
+from .hook_folder import HookFolder, remove_cache, require_only_cache
 
 _log = logging.getLogger(__name__)
 
@@ -74,9 +67,9 @@ def _write_caches(
     _check_existing(paths, resume=resume, overwrite=overwrite)
     if model is None:
         model = load_language_model(config.model, dtype=config.model_dtype, device=config.device)
-    widths = check_model(model, config)
+    harvest = Harvest(model, config)
     folders = {
-        path.name: HookFolder.resume(path, config, model)
+        path.name: HookFolder.resume(path, harvest)
         for path in paths
         if resume and (path / MANIFEST_NAME).is_file()
     }
@@ -84,15 +77,15 @@ def _write_caches(
     if len(folders) == len(paths) and all(folder.complete for folder in folders.values()):
         _log.info("%s is complete: nothing to do", out)
         return paths
-    _require_space(out, config, widths, first_context)
+    _require_space(out, harvest, first_context)
     if config.gradients:
         # Every pass frees and takes the same gigabyte again; a twentieth of its time.
         keep_freed_memory()
     with stop_on_signals() as stop:
-        batches = capture_batches(model, config, first_context=first_context)
+        batches = harvest.batches(first_context=first_context)
         if len(folders) < len(paths):
-            batches = _start_folders(batches, paths, folders, model, config, widths)
-        _fill(out, batches, folders, model, config, first_context, stop)
+            batches = _start_folders(batches, paths, folders, harvest)
+        _fill(out, batches, folders, harvest, first_context, stop)
     for folder in folders.values():
         if not folder.complete:
             folder.finish()
@@ -113,17 +106,16 @@ def _check_existing(paths: list[Path], *, resume: bool, overwrite: bool) -> None
         require_only_cache(path)
 
 
-def _require_space(
-    out: Path, config: HarvestConfig, widths: dict[str, int], first_context: int
-) -> None:
+def _require_space(out: Path, harvest: Harvest, first_context: int) -> None:
     """Check that the rest of the rows fits on the disk; one shard of them, if nobody can know."""
+    config = harvest.config
     if config.n_contexts is None:
         contexts, what = config.shard_contexts, "the first shard of a cache,"
     else:
         contexts, what = config.n_contexts - first_context, "a cache of"
     rows = contexts * config.context_length
     needed = rows * sum(
-        row_bytes(width, config.cache_dtype, config.gradients) for width in widths.values()
+        row_bytes(width, config.cache_dtype, config.gradients) for width in harvest.widths.values()
     )
     require_free_space(out, needed, f"{what} {rows:,} tokens")
 
@@ -146,26 +138,22 @@ def _start_folders(
     batches: Iterator[CapturedBatch],
     paths: list[Path],
     folders: dict[str, HookFolder],
-    model: LanguageModel,
-    config: HarvestConfig,
-    widths: dict[str, int],
+    harvest: Harvest,
 ) -> Iterator[CapturedBatch]:
     """Calibrate on the first batches and start the folders that are missing.
 
     Nothing is written or deleted before these batches have gone through, so text, model and token
     filter are known to work. Returns all batches, the first ones included: they are not run twice.
     """
-    head = list(islice(batches, calibration_batches(config)))
-    calibrations = {path.name: calibrate(head, path.name, model, config) for path in paths}
+    head = list(islice(batches, harvest.calibration_batches))
+    calibrations = {path.name: harvest.calibrate(head, path.name) for path in paths}
     for path in paths:
         if path.name in folders:
             continue
         if path.is_dir():
             remove_cache(path)
-        manifest = start_manifest(
-            model, config, path.name, widths[path.name], calibrations[path.name]
-        )
-        folders[path.name] = HookFolder(path, manifest, config.shard_contexts)
+        manifest = harvest.new_manifest(path.name, calibrations[path.name])
+        folders[path.name] = HookFolder(path, manifest, harvest.config.shard_contexts)
         folders[path.name].save_manifest()
     return chain(head, batches)
 
@@ -174,12 +162,12 @@ def _fill(
     out: Path,
     batches: Iterator[CapturedBatch],
     folders: dict[str, HookFolder],
-    model: LanguageModel,
-    config: HarvestConfig,
+    harvest: Harvest,
     first_context: int,
     stop: StopRequest,
 ) -> None:
     """Write shards until the batches end or a signal asks to stop."""
+    config = harvest.config
     length, done, in_shard = config.context_length, first_context, 0
     behind: list[HookFolder] = []
     ceilings = {name: folders[name].manifest["norm_ceiling"] for name in config.hook_points}
@@ -190,7 +178,7 @@ def _fill(
             behind = [folder for folder in folders.values() if folder.contexts <= done - in_shard]
             if in_shard == 0:
                 _require_space_for_shard(out, config, behind, done)
-            rows = keep_rows(batch, model, config, ceilings)
+            rows = harvest.keep_rows(batch, ceilings)
             for folder in behind:
                 folder.add(rows[folder.manifest["hook_point"]])
             done += len(batch.tokens)
@@ -201,31 +189,21 @@ def _fill(
                 in_shard = 0
             bar.update(len(batch.tokens) * length)
             if stop and done != config.n_contexts:
-                _stop(stop, done - in_shard, config)
+                wanted = "" if config.n_contexts is None else f" of {config.n_contexts}"
+                raise Stopped(
+                    f"stopped by {stop.signal_name} with {done - in_shard}{wanted} contexts saved: "
+                    "go on with the same `saelab cache` command and --resume",
+                    stop.signal_name,
+                )
         if in_shard:
             for folder in behind:
                 folder.commit(in_shard)
 
 
-def _stop(stop: StopRequest, contexts: int, config: HarvestConfig) -> None:
-    wanted = "" if config.n_contexts is None else f" of {config.n_contexts}"
-    raise Stopped(
-        f"stopped by {stop.signal_name} with {contexts}{wanted} contexts saved: go on with the "
-        "same `saelab cache` command and --resume",
-        stop.signal_name,
-    )
-
-
 def _report(folders: dict[str, HookFolder], config: HarvestConfig) -> None:
     for name, folder in folders.items():
-        manifest = folder.manifest
-        _log.info(
-            "%s: %d rows of %d tokens, excluded %s",
-            name,
-            manifest["n_rows"],
-            manifest["n_tokens_processed"],
-            manifest["excluded"],
-        )
+        counts = (folder.manifest[key] for key in ("n_rows", "n_tokens_processed", "excluded"))
+        _log.info("%s: %d rows of %d tokens, excluded %s", name, *counts)
     processed = min(folder.manifest["n_tokens_processed"] for folder in folders.values())
     if config.n_tokens is not None and processed < config.n_tokens:
         _log.warning(

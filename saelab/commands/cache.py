@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from saelab.cache import HarvestConfig
+from saelab.cache.config import HarvestConfig
 from saelab.config import parse_arguments
 
 
@@ -35,7 +35,8 @@ CONFIG = CacheCommand
 def main(arguments: Sequence[str]) -> None:
     """Run the command and print what was written and what was left out."""
     command = parse_arguments(CacheCommand, arguments, program="saelab cache")
-    from saelab.cache import open_cache, write_caches
+    from saelab.cache.reader import open_cache
+    from saelab.cache.writer import write_caches
 
     folders = write_caches(
         command.out, command.harvest, resume=command.resume, overwrite=command.overwrite

@@ -13,15 +13,16 @@ from saelab.config import parse_arguments
 from saelab.errors import ConfigError
 
 PROGRAM = "saelab export"
-Target = Literal["saelens", "sparsify", "dictionary_learning", "vectors", "gguf"]
+Target = Literal["saelens", "sparsify", "dictionary_learning", "neuronpedia", "vectors", "gguf"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportCommand:
     """Write a dictionary in another library's format.
 
-    `vectors` (lm-evaluation-harness) and `gguf` (llama.cpp) write one steering vector, the sum of
-    the features given with --latents.
+    `neuronpedia` writes the pages of its features, from its feature store and its labels. `vectors`
+    (lm-evaluation-harness) and `gguf` (llama.cpp) write one steering vector, the sum of the
+    features given with --latents.
     """
 
     dictionary: tyro.conf.Positional[Path]
@@ -32,8 +33,9 @@ class ExportCommand:
     """Folder to write to."""
     latents: tuple[str, ...] = ()
     """Features of a steering vector, as LATENT=STRENGTH, such as 12=8.0."""
-    name: str = "steering"
-    """Name of a steering vector's file."""
+    name: str | None = None
+    """Name of a steering vector's file (None: steering), or of the set of features on Neuronpedia
+    (None: the dictionary's)."""
     overwrite: bool = False
     """Replace what is there."""
 
@@ -61,8 +63,14 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"{command.out} is not empty: add --overwrite, or give another --out")
     saved = load_dictionary(command.dictionary)
     if wants_vector:
-        steering = Steering(dict(_strength(given) for given in command.latents), command.name)
+        steering = Steering(
+            dict(_strength(given) for given in command.latents), command.name or "steering"
+        )
         files = VECTOR_EXPORTS[command.to](saved, command.out, steering)
+    elif command.to == "neuronpedia":
+        from saelab.features.neuronpedia import export_neuronpedia
+
+        files = [export_neuronpedia(saved, command.out, command.name)]
     else:
         files = DICTIONARY_EXPORTS[command.to](saved, command.out)
     for file in files:

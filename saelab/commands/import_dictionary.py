@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from saelab.cache.config import ModelDtype
-from saelab.cache.token_filter import TokenFilter
+from saelab.cache.config import TokenFilter
 from saelab.config import parse_arguments, to_plain
 from saelab.errors import ConfigError
 from saelab.text.sources import TextConfig
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from saelab.dictionary.importers.proof import Proof
 
 PROGRAM = "saelab import"
-NO_TEXT = "none"
-"""Source of the text until the user names one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +40,7 @@ class ImportCommand:
     """Folder to write. None: a SAELens folder itself, else a folder of the source's name here."""
     model: str | None = None
     """Language model it belongs to. None: what the source records."""
-    model_dtype: ModelDtype = "float32"
+    model_dtype: Literal["bfloat16", "float32", "float16"] = "float32"
     """Dtype the model computes in."""
     reads: tuple[str, ...] = ()
     """Hook points it reads. None given: what the source records."""
@@ -160,7 +157,7 @@ def _keep(
             made_from=made_from | {"imported": record},
             site=site,
         )
-    _report(folder, format_name, dictionary, site, record)
+    _report(folder, dictionary, site, record)
 
 
 def _data_settings(command: ImportCommand, foreign: Foreign) -> tuple[Site, dict[str, Any]]:
@@ -313,9 +310,7 @@ def _firing_rows(dictionary: Dictionary, n_rows: int) -> Float[Tensor, "rows d_i
     return rows
 
 
-def _report(
-    folder: Path, format_name: str, dictionary: Dictionary, site: Site, record: dict[str, Any]
-) -> None:
+def _report(folder: Path, dictionary: Dictionary, site: Site, record: dict[str, Any]) -> None:
     """Say what was imported, how it was read, and whether it agrees with its authors."""
     from rich.console import Console
     from rich.table import Table
@@ -325,24 +320,35 @@ def _report(
     table.add_row(
         "dictionary", f"{dictionary.architecture}, {dictionary.d_sae:,} latents, at {site}"
     )
-    table.add_row("format", format_name)
-    for name, words in record["conventions"].items():
+    for name, words in record_rows(record):
         table.add_row(name, words)
+    console.print(table)
+    for remark in record_remarks(record):
+        console.print(remark)
+    console.print(f"imported: {folder}")
+
+
+def record_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a manifest's record of an import says: format, conventions, numbers beside reported."""
+    rows = [("format", record["format"]), *record["conventions"].items()]
     for name, value in record.get("measured", {}).items():
         said = record["reported"].get(f"reported_{name}")
-        table.add_row(name, f"{value:.4g}" + ("" if said is None else f" (reported: {said:.4g})"))
+        rows.append((name, f"{value:.4g}" + ("" if said is None else f" (reported: {said:.4g})")))
     for name, value in record.get("check", {}).items():
-        table.add_row(f"{name} against its library", f"differ by {value:.1e} of the largest entry")
-    console.print(table)
-    for note in record["notes"]:
-        console.print(f"note: {note}")
-    for sentence in record.get("disagreements", ()):
-        console.print(f"WARNING: {sentence}")
+        words = f"differ by {value:.1e} of the largest entry"
+        rows.append((f"{name} against its library", words))
+    return rows
+
+
+def record_remarks(record: Mapping[str, Any]) -> list[str]:
+    """Its notes and warnings, and the likely cause of a disagreement."""
+    remarks = [f"note: {note}" for note in record["notes"]]
+    remarks += [f"WARNING: {sentence}" for sentence in record.get("disagreements", ())]
     if record.get("disagreements"):
         cause = record["likely_cause"]
-        console.print(
+        remarks.append(
             f"Likely cause: {cause}" if cause else "None of the usual mistakes explains it."
         )
     if "measured" not in record:
-        console.print("WARNING: not proved: nothing was measured (--unproved)")
-    console.print(f"imported: {folder}")
+        remarks.append("WARNING: not proved: nothing was measured (--unproved)")
+    return remarks

@@ -48,8 +48,16 @@ CONFIG = InfoCommand
 def main(arguments: Sequence[str]) -> None:
     """Print the facts, or fail in the words of the damage found."""
     command = parse_arguments(InfoCommand, arguments, program="saelab info")
-    for line in describe(command.path):
+    try:
+        lines = describe(command.path)
+    except NoArtifactError as error:
+        lines = _describe_foreign(command.path, error)
+    for line in lines:
         print(line)
+
+
+class NoArtifactError(ArtifactError):
+    """Something is there, and saelab did not write it."""
 
 
 def describe(path: Path) -> list[str]:
@@ -74,7 +82,8 @@ def describe(path: Path) -> list[str]:
         require_fields(manifest, fields, file)
         versions = ", ".join(f"{name} {v}" for name, v in manifest["library_versions"].items())
         lines.append(f"created: {manifest['created']} with {versions}")
-        lines += [f"{key}: {_short(value)}" for key, value in manifest["made_from"].items()]
+        for key, value in manifest["made_from"].items():
+            lines += _describe_import(value) if key == "imported" else [f"{key}: {_short(value)}"]
     return lines + DESCRIBERS[kind.name](file, manifest)
 
 
@@ -83,7 +92,7 @@ def _find(path: Path) -> tuple[Path, Kind]:
     if path.is_file():
         kind = _kind_of(path)
         if kind is None:
-            raise ArtifactError(f"{path} is no saelab artifact: {', '.join(KINDS)} are known")
+            raise NoArtifactError(f"{path} is no saelab artifact: {', '.join(KINDS)} are known")
         return path, kind
     if not path.exists():
         raise ArtifactError(f"{path} does not exist")
@@ -96,7 +105,7 @@ def _find(path: Path) -> tuple[Path, Kind]:
     children = (child for child in sorted(path.iterdir()) if child.is_dir())
     inside = [str(child) for child in children if any(True for _ in _candidates(child))]
     hint = f"; try {', '.join(inside[:4])}" if inside else ""
-    raise ArtifactError(f"{path} holds no saelab artifact{hint}")
+    raise NoArtifactError(f"{path} holds no saelab artifact{hint}")
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
@@ -137,7 +146,7 @@ def _verdict(file: Path, manifest: dict[str, Any]) -> str:
 
 def _describe_cache(file: Path, manifest: dict[str, Any]) -> list[str]:
     from saelab.cache import format as cache_format
-    from saelab.cache import open_cache
+    from saelab.cache.reader import open_cache
 
     require_fields(manifest, {"status": str}, file)
     if manifest["status"] != "complete":
@@ -251,7 +260,7 @@ def _describe_circuit(file: Path, manifest: dict[str, Any]) -> list[str]:
 
 def _describe_quickstart(file: Path, manifest: dict[str, Any]) -> list[str]:
     """A report: its dictionary and its cache must still be those it was made from."""
-    from saelab.cache import open_cache
+    from saelab.cache.reader import open_cache
     from saelab.dictionary import load_dictionary
 
     require_fields(manifest, {"dictionary": str}, file)
@@ -389,3 +398,27 @@ def _short(value: Any) -> str:
     if isinstance(value, list) and len(value) > 8:
         return f"{len(value)} values"
     return str(value)
+
+
+def _describe_foreign(path: Path, error: NoArtifactError) -> list[str]:
+    """A dictionary that others saved, and the command that opens it."""
+    from saelab.dictionary.importers import FORMATS, recognise, resolve
+
+    try:
+        name = recognise(resolve(str(path)))
+    except ArtifactError:
+        raise error from None
+    return [
+        f"dictionary of another library: {FORMATS[name].title}",
+        f"path: {path}",
+        f"format: {name}",
+        f"not opened yet: `saelab import {path}` reads it, measures it on text and keeps it",
+    ]
+
+
+def _describe_import(record: dict[str, Any]) -> list[str]:
+    """Where an imported dictionary is from, how it was read, and whether it does what was said."""
+    from .import_dictionary import record_remarks, record_rows
+
+    rows = [("from", record["source"]), *record_rows(record)]
+    return [*(f"imported, {name}: {words}" for name, words in rows), *record_remarks(record)]

@@ -149,7 +149,7 @@ def _dictionary_folder(command: QuickstartCommand) -> Path:
 
 
 def _report(command: QuickstartCommand, stages: QuickstartFolder) -> dict[str, Any]:
-    from saelab.cache import open_cache
+    from saelab.cache.reader import open_cache
     from saelab.dictionary import load_dictionary
     from saelab.formats.evaluation_result import read_evaluation_result
 

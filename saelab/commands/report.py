@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from saelab.config import parse_arguments
-from saelab.errors import ConfigError
+from saelab.errors import ArtifactError, ConfigError
 
 PROGRAM = "saelab report"
 
@@ -19,7 +19,7 @@ class ReportCommand:
     """Write the HTML page of evaluation results, drawn from the JSON files alone."""
 
     results: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Results such as `core.json`, or folders with results in them."""
+    """Results such as `core.json`, or folders with results: dictionaries, or their `evals`."""
     out: Path | None = None
     """Where the page of a single result goes. None: beside each result."""
 
@@ -32,12 +32,12 @@ def main(arguments: Sequence[str]) -> None:
 
     Raises:
         ConfigError: no result was given, or several for one page.
-        ArtifactError: a file that is no intact evaluation result.
+        ArtifactError: a file that is no intact evaluation result, or a folder without one.
     """
     command = parse_arguments(ReportCommand, arguments, program=PROGRAM)
     paths = [path for given in command.results for path in _results_in(given)]
     if not paths:
-        raise ConfigError(f"no result was given: type `{PROGRAM} FILE.json [FILE.json …]`")
+        raise ConfigError(f"no result was given: type `{PROGRAM} FILE.json` or `{PROGRAM} FOLDER`")
     if command.out is not None and len(paths) > 1:
         raise ConfigError(
             f"out: {command.out} is one page, but {len(paths)} results were given: leave --out "
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _results_in(given: Path) -> list[Path]:
+    """A file, or the results in a folder and in its `evals`."""
     if not given.is_dir():
         return [given]
     from saelab.formats.evaluation_result import EVALUATION_RESULT_KIND
@@ -61,4 +62,11 @@ def _results_in(given: Path) -> list[Path]:
         content = read_json(path)
         return isinstance(content, dict) and content.get("kind") == EVALUATION_RESULT_KIND
 
-    return [path for path in sorted(given.glob("*.json")) if is_result(path)]
+    candidates = [*sorted(given.glob("*.json")), *sorted(given.glob("evals/*.json"))]
+    results = [path for path in candidates if is_result(path)]
+    if not results:
+        raise ArtifactError(
+            f"{given} holds no evaluation result, nor does its evals/ folder: make one with "
+            f"`saelab eval core {given}`"
+        )
+    return results

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelab.errors import ActivationError, ConfigError, did_you_mean
-from saelab.sparse import SparseCodes, pre_activation_chunks, top_k
+from saelab.sparse import PreActivations, SparseCodes, top_k
 from saelab.sparse.kernels import combine_latents
 
 INPUT_NORMALISATIONS = ("none", "constant_norm_rescale", "layer_norm", "center")
@@ -244,10 +244,10 @@ class Dictionary(nn.Module):
         inputs = self.encoder_inputs(x)
         parts = [
             SparseCodes.from_mask(*gate(self, chunk))
-            for _, chunk in pre_activation_chunks(inputs, self.W_enc, bias)
+            for _, chunk in PreActivations(inputs, self.W_enc, bias).chunks()
         ]
         return replace(
-            _stack(parts, self.d_sae, inputs),
+            SparseCodes.stacked(parts, self.d_sae, inputs),
             row_scale=self.row_scale(x),
             row_offset=self.row_offset(x),
         )
@@ -347,18 +347,3 @@ def error_of(
 ) -> Float[Tensor, "batch d_out"]:
     """The error: targets − reconstruction. Every loss, suite and page takes it from here."""
     return targets - reconstruction
-
-
-def _stack(parts: list[SparseCodes], d_sae: int, x: Tensor) -> SparseCodes:
-    if not parts:
-        empty = torch.zeros(0, dtype=torch.int64, device=x.device)
-        return SparseCodes(empty.new_zeros(1), empty, x.new_zeros(0), d_sae)
-    counts = torch.cat([part.row_pointer.diff() for part in parts])
-    row_pointer = torch.zeros(counts.shape[0] + 1, dtype=torch.int64, device=counts.device)
-    torch.cumsum(counts, 0, out=row_pointer[1:])
-    return SparseCodes(
-        row_pointer,
-        torch.cat([part.latent for part in parts]),
-        torch.cat([part.value for part in parts]),
-        d_sae,
-    )

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.cache import TokenFilter, select_rows
+from saelab.cache.config import TokenFilter
+from saelab.cache.rows import select_rows
 from saelab.config import from_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.model.language_model import LanguageModel
@@ -23,7 +24,7 @@ from saelab.synthetic.truth import ORIGIN_KEY
 from saelab.text.contexts import TextConfig, context_batches
 
 from . import Dictionary, SavedDictionary
-from .error_rows import ORIGIN_KEY as ERROR_ORIGIN_KEY
+from .decomposition import ORIGIN_KEY as ERROR_ORIGIN_KEY
 from .site import Site
 
 RECORDED = ("model", "hook_point", "text", "context_length", "row_rule", "norm_ceiling")

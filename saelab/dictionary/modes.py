@@ -13,16 +13,15 @@ the activation:
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.config import Within
 from saelab.errors import ArtifactError
-from saelab.sparse import SparseCodes
-from saelab.sparse.selection import select_boosted_top_k
+from saelab.sparse import PreActivations, SparseCodes, select_boosted_top_k
 
 from .architectures import Dictionary
 from .storage import SavedDictionary
@@ -41,15 +40,6 @@ def has_inference_modes(saved: SavedDictionary) -> bool:
 class InferenceModes:
     """The modes of one dictionary.
 
-    Attributes:
-        dictionary: the saved one, whose own gate is the plain mode.
-        beta: weight of the attribution in the score, for gradients of root mean square one.
-        gradient_rms: root mean square of the raw gradients' entries during training, nats per
-            activation unit.
-        per_token: whether each row's gradient is divided by its own root mean square instead.
-        threshold_value: pre-activation above which a latent is active in the threshold mode,
-            activation units.
-
     Args:
         saved: a dictionary trained with `gradient_topk`.
 
@@ -60,10 +50,14 @@ class InferenceModes:
     def __init__(self, saved: SavedDictionary):
         settings = _recorded_settings(saved)
         self.dictionary = saved.dictionary
-        self.beta: float = float(settings["beta"])
-        self.gradient_rms: float = float(settings["gradient_rms"])
-        self.per_token: bool = bool(settings["gradient_scale_per_token"])
-        self.threshold_value: float = float(settings["threshold"])
+        self.beta = float(settings["beta"])
+        """Weight of the attribution in the score, for gradients of root mean square one."""
+        self.gradient_rms = float(settings["gradient_rms"])
+        """Of the raw gradients' entries during training, nats per activation unit."""
+        self.per_token = bool(settings["gradient_scale_per_token"])
+        """Whether each row's gradient is divided by its own root mean square instead."""
+        self.threshold_value = float(settings["threshold"])
+        """Pre-activation above which a latent is active in the threshold mode."""
 
     def plain(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
         """Codes by the saved gate: the k largest pre-activations of each row."""
@@ -85,7 +79,8 @@ class InferenceModes:
         d = self.dictionary
         x, gradients = x.to(d.W_enc.dtype), gradients.to(d.W_enc.dtype)
         boost = self.beta * self._scaled(gradients)
-        chosen = select_boosted_top_k(x - d.input_bias, d.W_enc, d.b_enc, d.k, boost, d.W_dec)
+        pre = PreActivations(x - d.input_bias, d.W_enc, d.b_enc)
+        chosen = select_boosted_top_k(pre, d.k, boost, d.W_dec)
         return chosen.keep(chosen.value > 0)
 
     def threshold(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
@@ -112,11 +107,7 @@ class InferenceModes:
 
 
 def _recorded_settings(saved: SavedDictionary) -> dict[str, Any]:
-    """What training recorded for the modes, checked.
-
-    Raises:
-        ArtifactError: it recorded nothing, or nothing usable.
-    """
+    """What training recorded for the modes, checked."""
     config = saved.manifest.get("config", {})
     settings = config.get("inference")
     if not isinstance(settings, dict) or not set(SETTINGS) <= set(settings):
@@ -126,13 +117,11 @@ def _recorded_settings(saved: SavedDictionary) -> dict[str, Any]:
             "its own gate, or train one with `--methods gradient_topk`"
         )
     numbers = {name: settings[name] for name in SETTINGS}
-    usable = {"beta": lambda value: value >= 0, "gradient_rms": lambda value: value > 0}
+    limits = {"beta": Within(0), "gradient_rms": Within(0, low_open=True)}
     wrong = [
         f"{name} = {value!r}"
         for name, value in numbers.items()
-        if not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or not usable.get(name, math.isfinite)(value)
+        if not isinstance(value, int | float) or not limits.get(name, Within()).admits(value)
     ]
     if wrong:
         raise ArtifactError(

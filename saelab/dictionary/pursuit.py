@@ -93,14 +93,11 @@ class PursuitEncoder:
             for rows in self._batches(counts, order)
         ]
         row, latent, value = (torch.cat(column) for column in zip(*parts, strict=True))
-        codes = SparseCodes.from_pairs(row, latent, value.to(x.dtype), x.shape[0], self._d_sae)
+        d_sae = self.dictionary.d_sae
+        codes = SparseCodes.from_pairs(row, latent, value.to(x.dtype), x.shape[0], d_sae)
         return replace(
             codes, row_scale=self.dictionary.row_scale(x), row_offset=self.dictionary.row_offset(x)
         )
-
-    @property
-    def _d_sae(self) -> int:
-        return self.dictionary.d_sae
 
     def _batches(self, counts: Tensor, order: Tensor) -> list[Tensor]:
         batches, start = [], 0

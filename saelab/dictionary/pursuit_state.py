@@ -163,11 +163,11 @@ class PursuitState:
         active_products[row[chosen]] = others[chosen]
         unclear = candidates.unclear
         if bool(unclear.any()):
-            found, best[unclear] = self._search_all(unclear, taken)
-            first[unclear] = found
-            signal_product[unclear] = (self.signal[:n_rows][unclear] * latents[found]).sum(1)
+            strongest, best[unclear] = self._search_all(unclear, taken)
+            first[unclear] = strongest
+            signal_product[unclear] = (self.signal[:n_rows][unclear] * latents[strongest]).sum(1)
             slots = self.latent[:n_rows, : self.n_steps][unclear]
-            active_products[unclear] = self._inner_products(found, slots)
+            active_products[unclear] = self._inner_products(strongest, slots)
         return Strongest(first, best, signal_product, active_products)
 
     def _search_all(self, rows: Bool[Tensor, " n_rows"], taken: SparseCodes | None) -> list[Tensor]:

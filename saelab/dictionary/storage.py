@@ -48,6 +48,8 @@ HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, SELF_TEST_FILE)
 SELF_TEST_ROWS = 16
 SELF_TEST_TOLERANCE = 1e-9
 """Largest allowed deviation, relative to the largest entry; float64 leaves far less."""
+LATENTS_AT_A_TIME = 8192
+"""Bounds the float64 copy of the weights, whatever the width of the dictionary."""
 
 
 @dataclass(frozen=True)

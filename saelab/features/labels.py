@@ -136,9 +136,13 @@ class LabelBook:
         """The labels of a feature, newest first."""
         return self._labels("AND feature = ? ORDER BY id DESC", (feature,))
 
+    def all(self) -> list[Label]:
+        """Every label, by feature, the oldest of each first."""
+        return self._labels("ORDER BY feature, id")
+
     def latest(self) -> dict[int, Label]:
         """Feature -> its newest label, for tables."""
-        return {label.feature: label for label in self._labels("ORDER BY id")}
+        return {label.feature: label for label in self.all()}
 
     def search(self, query: str, limit: int = 50) -> list[Label]:
         """Labels that contain the query, in any case, newest first."""

@@ -41,19 +41,12 @@ class Attribution:
 
     def by_feature(self) -> tuple[Int[np.ndarray, " features"], Float[np.ndarray, " features"]]:
         """Active features and the sums of their attributions, by feature number."""
-        latent, place = np.unique(self.reading.latent, return_inverse=True)
-        return latent, np.bincount(place, self.pair, len(latent))
+        latent, index = np.unique(self.reading.latent, return_inverse=True)
+        return latent, np.bincount(index, self.pair, len(latent))
 
     def by_position(self) -> Float[np.ndarray, " seq"]:
         """Sum over features at each position."""
         return np.bincount(self.reading.position, self.pair, len(self.reading.ids))
-
-    def track(self, latent: int) -> list[float]:
-        """Attribution of one feature at every position."""
-        mine = self.reading.latent == latent
-        return np.bincount(
-            self.reading.position[mine], self.pair[mine], len(self.reading.ids)
-        ).tolist()
 
 
 @torch.no_grad()
@@ -67,8 +60,6 @@ def attribute(
     """Attribute a derivative to the pairs of a reading.
 
     Args:
-        dictionary: whose codes the reading holds.
-        reading: of the text that the activations are from.
         activations: at the hook point.
         gradients: of the chosen quantity with respect to them.
         value: the quantity itself.
@@ -81,8 +72,7 @@ def attribute(
     parts = torch.from_numpy(reading.value) * scale[position]
     pair = parts * (g[position] * rows).sum(1)
     counted = torch.from_numpy(reading.counted)
-    bias_rows = scale[:, None] * dictionary.b_dec.double().cpu()
-    bias = float((g * bias_rows)[counted].sum())
+    bias = float((g * dictionary.baseline(x))[counted].sum())
     whole = (g * x).sum(1)
     error = float(whole[counted].sum()) - float(pair.sum()) - bias
     return Attribution(reading, pair.numpy(), bias, error, float(whole[~counted].sum()), value)

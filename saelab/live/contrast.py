@@ -51,49 +51,36 @@ def contrast(set_a: Sequence[Reading], set_b: Sequence[Reading], d_sae: int) -> 
     Raises:
         ConfigError: a set without a counted token.
     """
-    sides = [_Side.of(readings, d_sae) for readings in (set_a, set_b)]
-    for name, side in zip("AB", sides, strict=True):
-        if side.n == 0:
+    (n_a, mean_a, squares_a, texts_a), (n_b, mean_b, squares_b, texts_b) = (
+        _sums(readings, d_sae) for readings in (set_a, set_b)
+    )
+    for name, n in (("A", n_a), ("B", n_b)):
+        if n == 0:
             raise ConfigError(
                 f"set {name} has no token that counts (the first position and special tokens do "
                 "not): give it some text"
             )
-    a, b = sides
-    latent = np.flatnonzero((a.texts > 0) | (b.texts > 0))
-    freedom = a.n + b.n - 2
-    spread = np.sqrt((a.squares + b.squares)[latent] / max(freedom, 1))
-    gap = (a.mean - b.mean)[latent]
-    effect = np.divide(gap, spread, out=np.full(len(latent), np.nan), where=spread > 0)
-    return Contrast(
-        latent,
-        a.mean[latent],
-        b.mean[latent],
-        effect,
-        a.texts[latent],
-        b.texts[latent],
-        (a.n, b.n),
-    )
+    latent = np.flatnonzero(texts_a + texts_b)
+    spread = np.sqrt((squares_a + squares_b) / max(n_a + n_b - 2, 1))
+    effect = np.divide(mean_a - mean_b, spread, out=np.full(d_sae, np.nan), where=spread > 0)
+    columns = (array[latent] for array in (mean_a, mean_b, effect, texts_a, texts_b))
+    return Contrast(latent, *columns, n_tokens=(n_a, n_b))
 
 
-@dataclass(frozen=True, eq=False)
-class _Side:
-    """One set: counted tokens, mean, summed squared deviations, and texts with the feature."""
-
-    n: int
-    mean: Float[np.ndarray, " d_sae"]
-    squares: Float[np.ndarray, " d_sae"]
-    texts: Int[np.ndarray, " d_sae"]
-
-    @staticmethod
-    def of(readings: Sequence[Reading], d_sae: int) -> _Side:
-        n = int(sum(reading.counted.sum() for reading in readings))
-        latent = np.concatenate([np.zeros(0, int), *(reading.latent for reading in readings)])
-        value = np.concatenate([np.zeros(0), *(reading.value for reading in readings)])
-        texts = np.zeros(d_sae, dtype=np.int64)
-        for reading in readings:
-            texts[np.unique(reading.latent)] += 1
-        mean = np.bincount(latent, value, d_sae) / max(n, 1)
-        # About the mean, and the zeros apart: no difference of large sums.
-        active = np.bincount(latent, (value - mean[latent]) ** 2, d_sae)
-        zeros = n - np.bincount(latent, minlength=d_sae)
-        return _Side(n, mean, active + zeros * mean**2, texts)
+def _sums(
+    readings: Sequence[Reading], d_sae: int
+) -> tuple[
+    int, Float[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"], Int[np.ndarray, " d_sae"]
+]:
+    """Counted tokens, mean, summed squared deviations, and texts with the feature."""
+    n = int(sum(reading.counted.sum() for reading in readings))
+    latent = np.concatenate([np.zeros(0, int), *(reading.latent for reading in readings)])
+    value = np.concatenate([np.zeros(0), *(reading.value for reading in readings)])
+    texts = np.zeros(d_sae, dtype=np.int64)
+    for reading in readings:
+        texts[np.unique(reading.latent)] += 1
+    mean = np.bincount(latent, value, d_sae) / max(n, 1)
+    # About the mean, and the zeros apart: no difference of large sums.
+    active = np.bincount(latent, (value - mean[latent]) ** 2, d_sae)
+    zeros = n - np.bincount(latent, minlength=d_sae)
+    return n, mean, active + zeros * mean**2, texts

@@ -1,4 +1,4 @@
-"""Changing features on the way: add to a code, hold it at a value, or take it away."""
+"""Editing features: add to a code, hold it or take it away; and how the next token moves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saelab.dictionary import Dictionary
 from saelab.errors import ConfigError
+from saelab.stats.metrics import kl_divergence, require_finite
 
 Kind = Literal["add", "clamp", "ablate"]
 
@@ -22,6 +23,10 @@ DEFINITIONS = {
     "ablate": "the feature's code is set to 0: its code × its decoder row is taken off",
 }
 """What each kind of edit does; everything else in the activation, the error included, stays."""
+SHIFT_DEFINITION = (
+    "Probabilities are the softmax of the logits after the prompt, before any temperature. KL is "
+    "Σ p_baseline · ln(p_baseline / p_steered) in nats: 0 where steering changes nothing."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +58,6 @@ class FeatureEdit:
         if problems:
             raise ConfigError(problems)
 
-    @property
-    def amount(self) -> float:
-        """Strength in the units of the codes."""
-        return self.strength * self.maximum
-
 
 @torch.no_grad()
 def apply_edits(
@@ -81,7 +81,7 @@ def apply_edits(
     rows = x[where].to(dictionary.W_dec.dtype)
     features = torch.tensor([edit.feature for edit in edits], device=x.device)
     codes = dictionary.encode(rows).to_dense()[:, features]
-    amounts = codes.new_tensor([edit.amount for edit in edits])
+    amounts = codes.new_tensor([edit.strength * edit.maximum for edit in edits])
     added = torch.tensor([edit.kind == "add" for edit in edits], device=x.device)
     ablated = torch.tensor([edit.kind == "ablate" for edit in edits], device=x.device)
     change = torch.where(ablated, -codes, torch.where(added, amounts, amounts - codes))
@@ -91,3 +91,40 @@ def apply_edits(
     changed = x.clone()
     changed[where] = (rows + change @ dictionary.W_dec[features]).to(x.dtype)
     return changed
+
+
+@dataclass(frozen=True, eq=False)
+class Shift:
+    """Next-token distributions before and after, and the tokens that gain and lose most."""
+
+    kl: float
+    """KL(baseline ‖ steered), nats."""
+    gaining: list[tuple[int, float, float]]
+    """Tokens whose probability rises most: id, probability before, after."""
+    losing: list[tuple[int, float, float]]
+    """Tokens whose probability falls most."""
+
+
+def next_token_shift(
+    baseline: Float[Tensor, " d_vocab"], steered: Float[Tensor, " d_vocab"], n_tokens: int = 10
+) -> Shift:
+    """Compare two sets of logits; float64.
+
+    Raises:
+        ActivationError: logits that are not finite.
+    """
+    require_finite(steered, "the steered model's logits")
+    before, after = baseline.double().softmax(0), steered.double().softmax(0)
+    change = after - before
+    up, down = (change.topk(n_tokens, largest=largest).indices for largest in (True, False))
+
+    def listed(ids: Tensor, sign: int) -> list[tuple[int, float, float]]:
+        return [
+            (id_, float(before[id_]), float(after[id_]))
+            for id_ in ids.tolist()
+            if sign * float(change[id_]) > 0
+        ]
+
+    # Rounding of float32 can leave a tiny negative number where nothing changed.
+    kl = max(0.0, float(kl_divergence(baseline[None].float(), steered[None].float())[0]))
+    return Shift(kl, listed(up, 1), listed(down, -1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
+from collections import deque
 
 
 class FairLock:
@@ -11,38 +11,26 @@ class FairLock:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._next_ticket, self._serving = 0, 0
-        self._given_up: set[int] = set()
+        self._queue: deque[object] = deque()
 
     @property
     def queue_length(self) -> int:
         """How many hold the lock or wait for it."""
-        return self._next_ticket - self._serving - len(self._given_up)
+        return len(self._queue)
 
     def __enter__(self) -> None:
+        ticket = object()
         with self._changed:
-            ticket = self._next_ticket
-            self._next_ticket += 1
+            self._queue.append(ticket)
             try:
-                self._changed.wait_for(lambda: self._serving == ticket)
+                self._changed.wait_for(lambda: self._queue[0] is ticket)
             except BaseException:
                 # Interrupted while waiting: nobody may wait for this ticket for ever.
-                self._given_up.add(ticket)
-                self._skip_given_up()
+                self._queue.remove(ticket)
+                self._changed.notify_all()
                 raise
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         with self._changed:
-            self._serving += 1
-            self._skip_given_up()
-
-    def _skip_given_up(self) -> None:
-        while self._serving in self._given_up:
-            self._given_up.discard(self._serving)
-            self._serving += 1
-        self._changed.notify_all()
+            self._queue.popleft()
+            self._changed.notify_all()

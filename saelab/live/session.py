@@ -14,7 +14,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.cache import RowSelection, TokenFilter, select_rows
+from saelab.cache.config import TokenFilter
+from saelab.cache.rows import RowSelection, select_rows
 from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import require_origin, require_width
 from saelab.errors import ConfigError
@@ -29,12 +30,12 @@ from .reading import Reading
 
 RECORDED = ("model", "hook_point", "row_rule", "norm_ceiling")
 BASELINE, STEERED = 0, 1
-"""Places of the two versions in what `steer` gives."""
+"""Indices of the two versions in what `steer` gives."""
 
 
 @dataclass(frozen=True, eq=False)
 class SharedModel:
-    """A language model and the lock under which it runs: its hooks must not see another's pass."""
+    """A language model and the lock under which it runs: its hooks must not see another pass."""
 
     model: LanguageModel
     lock: FairLock
@@ -44,6 +45,7 @@ class LiveSession:
     """Reads texts, attributes and steers with one dictionary.
 
     Attributes:
+        model: the language model; only the methods here run it.
         saved: the dictionary.
         warnings: what does not fit and may change numbers, in sentences.
 
@@ -59,44 +61,44 @@ class LiveSession:
     """
 
     def __init__(self, shared: SharedModel, saved: SavedDictionary):
-        self._model, self._lock = shared.model, shared.lock
+        self.model, self._lock = shared.model, shared.lock
         self.saved = saved
         origin = saved.manifest.get("made_from", {})
         require_origin(saved, RECORDED)
         self._hook_point, self._ceiling = saved.hook_point, saved.norm_ceiling
         self._filter = TokenFilter.from_json(saved.token_filter)
-        self._prepend_bos = bool(origin.get("prepend_bos", self._model.bos_id is not None))
+        self._prepend_bos = bool(origin.get("prepend_bos", self.model.bos_id is not None))
         with self._lock:
-            require_width(self._model, saved.site, saved.dictionary, saved.folder)
+            require_width(self.model, saved.site, saved.dictionary, saved.folder)
         self.warnings = self._mismatches()
 
     def _mismatches(self) -> list[str]:
-        model, origin = self._model, self.saved.made_from
-        found = []
+        model, origin = self.model, self.saved.made_from
+        warnings = []
         recorded = origin.get("model_hash")
         if recorded is not None and recorded != model.content_hash:
-            found.append(
+            warnings.append(
                 f"The dictionary was trained on {origin['model']!r} with content hash "
                 f"{recorded[:12]}…, but the model loaded has {model.content_hash[:12]}…: its "
                 "features may mean nothing here."
             )
         if self._prepend_bos and model.bos_id is None:
-            found.append(
+            warnings.append(
                 "The dictionary was trained on texts that start with a BOS token, but this model "
                 "has none: the first tokens' codes may be off."
             )
         dtype = str(model.dtype).removeprefix("torch.")
         if origin.get("model_dtype", dtype) != dtype:
-            found.append(
+            warnings.append(
                 f"The dictionary was trained on {origin['model_dtype']} activations; the model "
                 f"runs in {dtype}, so codes differ a little from those in training."
             )
-        return found
+        return warnings
 
     @property
     def bos_rule(self) -> str:
         """What is put before a text, in a sentence."""
-        if self._prepend_bos and self._model.bos_id is not None:
+        if self._prepend_bos and self.model.bos_id is not None:
             return "A BOS token is put before the text, as in training; it does not count."
         return "Nothing is put before the text, as in training; its first token does not count."
 
@@ -104,14 +106,6 @@ class LiveSession:
     def waiting(self) -> int:
         """How many people use the model at this moment or wait for it."""
         return self._lock.queue_length
-
-    def token_strings(self, ids: Sequence[int]) -> list[str]:
-        """Each token as text."""
-        return self._model.token_strings(ids)
-
-    def text_of(self, ids: Sequence[int]) -> str:
-        """Tokens as one text."""
-        return self._model.text_of(ids)
 
     @torch.no_grad()
     def read(self, text: str, max_tokens: int) -> Reading:
@@ -126,7 +120,7 @@ class LiveSession:
         """
         tokens, n_cut = self._tokens(text, max_tokens)
         with self._lock:
-            x = self._model.capture(tokens[None], [self._hook_point])[self._hook_point]
+            x = self.model.capture(tokens[None], [self._hook_point])[self._hook_point]
         return self._reading(tokens, x[0], n_cut)
 
     def attribute(self, text: str, target: int, quantity: Quantity, max_tokens: int) -> Attribution:
@@ -138,7 +132,7 @@ class LiveSession:
         """
         tokens, n_cut = self._tokens(text, max_tokens)
         with self._lock:
-            x, gradients, value = self._model.next_token_gradients(
+            x, gradients, value = self.model.next_token_gradients(
                 tokens, self._hook_point, target, quantity
             )
         reading = self._reading(tokens, x, n_cut)
@@ -153,9 +147,9 @@ class LiveSession:
         """
         tokens, _ = self._tokens(text, max_tokens)
         with self._lock:
-            logits = self._model.run(tokens[None]).logits[0, -1]
+            logits = self.model.run(tokens[None]).logits[0, -1]
         values, ids = logits.double().softmax(0).topk(min(n, logits.shape[0]))
-        strings = self.token_strings(ids.tolist())
+        strings = self.model.token_strings(ids.tolist())
         return list(zip(ids.tolist(), strings, values.tolist(), strict=True))
 
     def token_of(self, text: str) -> int:
@@ -164,12 +158,12 @@ class LiveSession:
         Raises:
             ConfigError: it is none, or several.
         """
-        ids = self._model.tokenize([text])[0] if text else []
+        ids = self.model.tokenize([text])[0] if text else []
         if len(ids) == 1:
             return ids[0]
-        parts = " + ".join(repr(part) for part in self.token_strings(ids)) or "nothing"
+        parts = " + ".join(repr(part) for part in self.model.token_strings(ids)) or "nothing"
         raise ConfigError(
-            f"{text!r} is not one token of {self._model.name} but {parts}: give one token, with "
+            f"{text!r} is not one token of {self.model.name} but {parts}: give one token, with "
             "its leading space where it starts a word"
         )
 
@@ -191,9 +185,6 @@ class LiveSession:
         the dictionary's token filter. The lock is held for one step at a time.
 
         Args:
-            text: what comes before.
-            edits: what is done to features.
-            n_tokens: most tokens to write.
             temperature: of both versions; 0 takes the likeliest token.
             seed: of both versions: equal logits give equal text.
             max_tokens: of the text; what is beyond is cut off at its start, as the end is what
@@ -221,7 +212,7 @@ class LiveSession:
             return torch.cat([x[:STEERED], changed.reshape(steered.shape).to(x.dtype)])
 
         with self._lock:
-            steps = self._model.generate(
+            steps = self.model.generate(
                 tokens,
                 self._hook_point,
                 edit,
@@ -248,13 +239,13 @@ class LiveSession:
         # A surrogate that is no character, as a broken URL gives, cannot be encoded.
         clean = text.encode("utf-8", "replace").decode()
         with self._lock:
-            ids = self._model.tokenize([clean])[0] if clean else []
+            ids = self.model.tokenize([clean])[0] if clean else []
         if not ids:
             raise ConfigError("the text is empty: type a word or more")
-        bos = [self._model.bos_id] if self._prepend_bos and self._model.bos_id is not None else []
-        room = min(max_tokens, self._model.max_context) - len(bos)
+        bos = [self.model.bos_id] if self._prepend_bos and self.model.bos_id is not None else []
+        room = min(max_tokens, self.model.max_context) - len(bos)
         kept = (ids[-room:] if keep_end else ids[:room]) if room > 0 else []
-        return torch.tensor([*bos, *kept], device=self._model.device), len(ids) - len(kept)
+        return torch.tensor([*bos, *kept], device=self.model.device), len(ids) - len(kept)
 
     def _reading(
         self, tokens: Int[Tensor, " seq"], x: Float[Tensor, "seq d_in"], n_cut: int
@@ -265,7 +256,7 @@ class LiveSession:
         positions = keep.nonzero().flatten()
         return Reading(
             ids=tokens.tolist(),
-            tokens=self.token_strings(tokens.tolist()),
+            tokens=self.model.token_strings(tokens.tolist()),
             counted=keep.cpu().numpy(),
             excluded={reason: n for reason, n in selection.excluded.items() if n},
             n_cut=n_cut,
@@ -291,7 +282,7 @@ class LiveSession:
             self._filter,
             tokens,
             x,
-            special_ids=self._model.special_ids,
-            bos_id=self._model.bos_id,
+            special_ids=self.model.special_ids,
+            bos_id=self.model.bos_id,
             norm_ceiling=self._ceiling,
         )

@@ -1,39 +1,50 @@
-"""From a chart as data to a plot: the one place that knows plotly's marks."""
+"""From a chart as data to a plot: only this module knows plotly's marks."""
 
 from __future__ import annotations
 
 import math
+from html import escape
 from itertools import pairwise
+from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
 
 from saelab.formats.chart import Axis, Chart, ReferenceLine, Series
 
-from .figure import Figure, log_axis, new_plot
-from .line_styles import GREY, LineStyle, line_style, name_lines
+from .figure import BLUE, ORANGE, Figure, log_axis, new_plot
+from .line_styles import GREY, LineStyle, line_style, short_name, spread_apart
 
-MOST_STYLES = 12
+LABEL_PIXELS = 16
+"""Height that the name of a line takes."""
+LEGEND_CHARACTERS = 76
+"""Characters of names that fit beside one another above a plot of half a page."""
 MANY_POINTS = 200
+NAME_CHARACTERS = 16
+"""Characters of a name in a line below a horizontal axis."""
 MOST_WRITTEN = 144
 """Cells of a heat map that are written into it."""
 
 
 def draw(chart: Chart) -> Figure:
     """The plot of a chart with its caption, alternative text and data table."""
-    plot = new_plot(
-        chart.x.title,
-        chart.y.title,
-        x_axis=_axis(chart, "x"),
-        **_axis(chart, "y"),
-    )
+    plot = new_plot(chart.x.title, chart.y.title, x_axis=_axis(chart, "x"), **_axis(chart, "y"))
     plot.update_layout(height=chart.height, barmode="stack" if chart.stacked else "group")
-    named = len(chart.series) > 1 and not chart.named_ends
-    if named:
-        legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
-        plot.update_layout(showlegend=True, legend=legend, margin_t=56)
+    if len(chart.series) > 1 and not chart.named_ends:
+        legend = {"orientation": "h", "xref": "container", "x": 0, "yref": "container", "y": 1}
+        written = sum(len(series.name) + 8 for series in chart.series)
+        more = 20 * (written // (LEGEND_CHARACTERS * (2 if chart.wide else 1)))
+        plot.update_layout(showlegend=True, legend=legend, legend_yanchor="top")
+        plot.update_layout(margin_t=56 + more, height=chart.height + more)
+    marks = {
+        "heat map": _add_heat_map,
+        "violin": _add_violin,
+        "histogram": _add_histogram,
+        "bars": _add_bars,
+    }
     for index, series in enumerate(chart.series):
-        _add(plot, chart, series, _style(series, index))
+        add = marks.get(series.mark, _add_points)
+        add(plot, chart, series, _style(series, index))
     for line in chart.lines:
         _add_line(plot, chart, line)
     if chart.named_ends:
@@ -49,6 +60,13 @@ def draw(chart: Chart) -> Figure:
     )
 
 
+def _shown(values: list[Any] | None) -> list[Any] | None:
+    """Values as plotly takes them: it reads some HTML, so the signs of text are escaped."""
+    if values is None:
+        return None
+    return [escape(v, quote=False) if isinstance(v, str) else v for v in values]
+
+
 def _values(chart: Chart, axis: str) -> list[float | int]:
     given: list[Any] = [value for series in chart.series for value in getattr(series, axis)]
     grown = {series.axis for series in chart.series if series.mark == "bars"} or {"y"}
@@ -61,9 +79,21 @@ def _values(chart: Chart, axis: str) -> list[float | int]:
 def _axis(chart: Chart, name: str) -> dict[str, Any]:
     axis: Axis = getattr(chart, name)
     values = _values(chart, name)
+    marked = [value for series in chart.series for value in getattr(series, name)]
+    if marked and all(isinstance(value, str) for value in marked):
+        # Names may be written as numbers, such as the index of a feature; long ones are wrapped.
+        names = list(dict.fromkeys(marked))
+        wrapped = names if name == "y" else ["\n".join(wrap(n, NAME_CHARACTERS)) for n in names]
+        texts = [escape(text, quote=False).replace("\n", "<br>") for text in wrapped]
+        return {"type": "category", "tickvals": _shown(names), "ticktext": texts}
     if axis.log:
         limits = [value for value in (axis.low, axis.high) if value]
-        return log_axis([float(value) for value in (*values, *limits) if value > 0])
+        ticks = log_axis([float(value) for value in (*values, *limits) if value > 0])
+        if name == "y" and any(series.mark == "histogram" for series in chart.series):
+            # Counts: half a one is no tick.
+            whole = [index for index, tick in enumerate(ticks["tickvals"]) if tick % 1 == 0]
+            ticks |= {key: [ticks[key][i] for i in whole] for key in ("tickvals", "ticktext")}
+        return ticks
     low, high = axis.low, axis.high
     written = [s for s in chart.series if s.mark == "bars" and s.text and s.axis == name]
     if written and values and not chart.stacked:
@@ -71,24 +101,14 @@ def _axis(chart: Chart, name: str) -> dict[str, Any]:
         margin = 0.18 * (max(*values, 0) - min(*values, 0)) or 0.1
         low = (min(values) - margin if min(values) < 0 else 0) if low is None else low
         high = (max(values) + margin if max(values) > 0 else 0) if high is None else high
+    if low == 0 and high is None:
+        return {"rangemode": "tozero"}
     return {} if low is None and high is None else {"range": [low, high]}
 
 
 def _style(series: Series, index: int) -> LineStyle:
-    names = [str(number) for number in range(MOST_STYLES)]
-    chosen = index if series.style is None else series.style
-    style = line_style(str(chosen % MOST_STYLES), names)
+    style = line_style(index if series.style is None else series.style)
     return LineStyle(style.colour, "dash" if series.dashed else style.dash, style.marker)
-
-
-def _add(plot: go.Figure, chart: Chart, series: Series, style: LineStyle) -> None:
-    marks = {
-        "heat map": _add_heat_map,
-        "violin": _add_violin,
-        "histogram": _add_histogram,
-        "bars": _add_bars,
-    }
-    marks.get(series.mark, _add_points)(plot, chart, series, style)
 
 
 def _hover(chart: Chart, series: Series) -> dict[str, Any]:
@@ -99,11 +119,16 @@ def _hover(chart: Chart, series: Series) -> dict[str, Any]:
     }
     label = "%{hovertext}<br>" if series.labels else ""
     return {
-        "name": series.name,
-        "hovertext": series.labels,
+        "name": escape(series.name, quote=False),
+        "hovertext": _shown(series.labels),
         "hovertemplate": f"{label}{chart.x.title}: %{{x{formats['x']}}}<br>{chart.y.title}: "
-        f"%{{y{formats['y']}}}<extra>{series.name}</extra>",
+        f"%{{y{formats['y']}}}<extra>{_harmless(series.name)}</extra>",
     }
+
+
+def _harmless(name: str) -> str:
+    """A name inside plotly's hover template."""
+    return escape(name, quote=False).replace("{", "(").replace("}", ")")
 
 
 def _add_heat_map(plot: go.Figure, chart: Chart, series: Series, _: LineStyle) -> None:
@@ -114,8 +139,8 @@ def _add_heat_map(plot: go.Figure, chart: Chart, series: Series, _: LineStyle) -
     blue = [[0, "rgba(47,129,196,0)"], [1, "rgba(47,129,196,0.7)"]]
     both = [[0, "rgba(196,106,27,0.7)"], [0.5, "rgba(128,128,128,0)"], blue[1]]
     plot.add_heatmap(
-        x=series.x,
-        y=series.y,
+        x=_shown(series.x),
+        y=_shown(series.y),
         z=cells,
         colorscale=both if signed else blue,
         zmid=0 if signed else None,
@@ -136,7 +161,7 @@ def _add_heat_map(plot: go.Figure, chart: Chart, series: Series, _: LineStyle) -
 def _add_violin(plot: go.Figure, chart: Chart, series: Series, style: LineStyle) -> None:
     plot.add_violin(
         y=series.y,
-        name=series.name,
+        name=escape(series.name, quote=False),
         line_color=style.colour,
         box_visible=True,
         meanline_visible=True,
@@ -148,15 +173,19 @@ def _add_violin(plot: go.Figure, chart: Chart, series: Series, style: LineStyle)
 
 def _add_bars(plot: go.Figure, chart: Chart, series: Series, style: LineStyle) -> None:
     across = series.axis == "x"
+    values: list[Any] = series.x if across else series.y
+    # Bars to both sides of zero: their sides differ in colour as well.
+    two_sided = across and len(chart.series) == 1 and min(values, default=0) < 0
+    colours = [BLUE if value >= 0 else ORANGE for value in values] if two_sided else style.colour
     plot.add_bar(
-        x=series.x,
-        y=series.y,
+        x=_shown(series.x),
+        y=_shown(series.y),
         orientation="h" if across else "v",
         marker={
-            "color": style.colour,
+            "color": colours,
             "pattern": {"shape": "/" if series.dashed else "", "fillmode": "replace"},
         },
-        text=series.text,
+        text=_shown(series.text),
         textposition="inside" if chart.stacked else "outside",
         cliponaxis=False,
         **_error(series, style, "error_x" if across else "error_y"),
@@ -175,12 +204,16 @@ def _add_points(plot: go.Figure, chart: Chart, series: Series, style: LineStyle)
         largest = max(series.weights) or 1
         marker |= {"size": [4 + 14 * (weight / largest) ** 0.5 for weight in series.weights]}
     plot.add_scatter(
-        x=series.x,
-        y=series.y,
+        x=_shown(series.x),
+        y=_shown(series.y),
         mode=modes.get(series.mark, "lines+markers") + ("+text" if series.text else ""),
-        line=style.line() | ({"shape": "hv"} if series.mark == "steps" else {}),
+        line={
+            "color": style.colour,
+            "dash": style.dash,
+            "shape": "hv" if series.mark == "steps" else "linear",
+        },
         marker=marker,
-        text=series.text,
+        text=_shown(series.text),
         textposition="top center",
         fill=("tonexty" if plot.data else "tozeroy") if series.filled else None,
         **_error(series, style, "error_y"),
@@ -196,7 +229,7 @@ def _add_histogram(plot: go.Figure, chart: Chart, series: Series, style: LineSty
         x=[(low + high) / 2 for low, high in bins],
         y=series.y,
         width=[high - low for low, high in bins],
-        name=series.name,
+        name=escape(series.name, quote=False),
         marker={"color": style.colour, "line": {"width": 1, "color": "rgba(128,128,128,0.4)"}},
         customdata=bins,
         hovertemplate=f"{chart.x.title}: %{{customdata[0]:.4g}} to %{{customdata[1]:.4g}}<br>"
@@ -237,24 +270,32 @@ def _add_line(plot: go.Figure, chart: Chart, line: ReferenceLine) -> None:
     )
     # Unlike shapes, annotations stand at the logarithm on a logarithmic axis.
     log = getattr(chart, along).log
+    values = _values(chart, along)
+    # Beside a vertical line, on the side with more room, and one below the other.
+    right = along == "y" or 2 * line.value > max(values) + min(values)
+    below = (
+        0
+        if along == "y"
+        else [upright for upright in chart.lines if upright.axis == "x"].index(line)
+    )
     plot.add_annotation(
-        text=line.label,
+        text=escape(line.label, quote=False),
         font={"size": 11},
         showarrow=False,
-        xanchor="right" if along == "y" else "left",
+        xanchor="right" if right else "left",
         yanchor="bottom" if along == "y" else "top",
         **{
             along: math.log10(line.value) if log else line.value,
-            across: 1,
+            across: 1 - 0.08 * below,
             f"{across}ref": "paper",
         },
     )
 
 
 def _name_ends(plot: go.Figure, chart: Chart) -> None:
-    """Names beside the last points; the vertical range is fixed for it."""
+    """Names at the right edge, joined to the last points; the vertical range is fixed for it."""
     log = chart.y.log
-    ends = []
+    ends: list[Any] = []
     for index, series in enumerate(chart.series):
         points: list[Any] = [
             (x, math.log10(y) if log else y)
@@ -262,27 +303,41 @@ def _name_ends(plot: go.Figure, chart: Chart) -> None:
             if isinstance(y, int | float) and (y > 0 or not log)
         ]
         if points:
-            ends.append((str(index), *points[-1]))
+            name = escape(short_name(series.name), quote=False)
+            ends.append((name, _style(series, index), *points[-1]))
     if not ends:
         return
-    values = _values(chart, "y")
-    if log:
-        low, high = log_axis([float(value) for value in values if value > 0])["range"]
-    else:
+    layout: Any = plot.layout
+    if not log:
+        values = _values(chart, "y")
         margin = 0.06 * (max(values) - min(values)) or 0.05
         low = min(values) - margin if chart.y.low is None else chart.y.low
         high = max(values) + margin if chart.y.high is None else chart.y.high
         plot.update_yaxes(range=[low, high])
-    edge: Any = max(x for _, x, _ in ends)
-    labels = {str(index): series.name for index, series in enumerate(chart.series)}
-    styles = {str(index): _style(series, index) for index, series in enumerate(chart.series)}
-    name_lines(
-        plot,
-        ends,
-        list(labels),
-        edge=edge,
-        y_range=(low, high),
-        labels=labels,
-        styles=styles,
-        log=log,
-    )
+    low, high = layout.yaxis.range
+    gap = LABEL_PIXELS / (layout.height - layout.margin.t - layout.margin.b) * (high - low)
+    heights = spread_apart([y for *_, y in ends], gap, low, high)
+    edge = max(x for _, _, x, _ in ends)
+    for (name, style, x, y), height in zip(ends, heights, strict=True):
+        plot.add_scatter(
+            x=[x, edge],
+            y=[10**y, 10**height] if log else [y, height],
+            mode="lines+markers",
+            line={"color": style.colour, "width": 0.75},
+            marker=style.points(8) | {"size": [0, 8]},
+            opacity=0.7,
+            cliponaxis=False,
+            hoverinfo="skip",
+        )
+        plot.add_annotation(
+            xref="paper",
+            x=1,
+            xshift=8,
+            y=height,
+            text=name,
+            showarrow=False,
+            xanchor="left",
+            yanchor="middle",
+            font={"size": 12},
+        )
+    plot.update_layout(margin={"r": 22 + 7 * max(len(name) for name, *_ in ends)})

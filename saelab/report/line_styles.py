@@ -1,4 +1,4 @@
-"""Up to twelve lines that can be told apart, with their names beside their ends.
+"""Up to twelve lines that can be told apart, and where the names beside their ends go.
 
 Six colours, each with a solid and a dashed line, and a marker of its own for each of the twelve:
 none of the three is needed to tell two lines apart if the other two are not seen. All colours keep
@@ -8,10 +8,7 @@ none of the three is needed to tell two lines apart if the other two are not see
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import plotly.graph_objects as go
+from typing import Any, NamedTuple
 
 from saelab.formats.chart import Number
 
@@ -19,7 +16,7 @@ from .figure import BLUE, GREEN, ORANGE, PURPLE
 
 ROSE, GREY = "#cc4f6b", "#808791"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, ROSE, GREY)
-DASHES = ("solid", "dash", "dot", "dashdot")
+DASHES = ("solid", "dash")
 MARKERS = (
     "circle",
     "square",
@@ -35,21 +32,14 @@ MARKERS = (
     "x",
 )
 LONGEST_NAME = 26
-LABEL_PIXELS = 16
-"""Height that the name of a line takes."""
 
 
-@dataclass(frozen=True)
-class LineStyle:
+class LineStyle(NamedTuple):
     """How a line and its points are drawn."""
 
     colour: str
     dash: str
     marker: str
-
-    def line(self, width: int = 2) -> dict[str, Any]:
-        """The line, as plotly takes it."""
-        return {"color": self.colour, "dash": self.dash, "width": width}
 
     def points(self, size: int = 9) -> dict[str, Any]:
         """The markers, as plotly takes them."""
@@ -61,14 +51,10 @@ class LineStyle:
         }
 
 
-def line_style(name: str, names: Sequence[str]) -> LineStyle:
-    """The style of one of several names: the same in every figure that is given the same names."""
-    place = list(names).index(name)
-    return LineStyle(
-        COLOURS[place % len(COLOURS)],
-        DASHES[place // len(COLOURS) % len(DASHES)],
-        MARKERS[place % len(MARKERS)],
-    )
+def line_style(index: int) -> LineStyle:
+    """The style of an index; styles repeat after twelve."""
+    index %= len(MARKERS)
+    return LineStyle(COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS)], MARKERS[index])
 
 
 def short_name(name: str) -> str:
@@ -79,84 +65,23 @@ def short_name(name: str) -> str:
 def spread_apart(
     wanted: Sequence[float | int], gap: float, low: float | int, high: float | int
 ) -> list[Number]:
-    """Places at least `gap` apart, as near as can be to the wanted ones, between two bounds.
+    """Heights at least `gap` apart, as near as can be to the wanted ones, between two bounds.
 
     Least squares, by pooling neighbours that would overlap. Where they do not all fit between the
     bounds, they stand at equal distances over the whole range.
     """
     if len(wanted) * gap > high - low + gap:
         gap = (high - low) / max(1, len(wanted) - 1)
-    order = sorted(range(len(wanted)), key=lambda place: wanted[place])
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     blocks: list[tuple[float, int]] = []
-    for rank, place in enumerate(order):
-        blocks.append((wanted[place] - rank * gap, 1))
+    for rank, index in enumerate(order):
+        blocks.append((wanted[index] - rank * gap, 1))
         while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
-            (one, n), (other, m) = blocks[-2:]
-            blocks[-2:] = [((one * n + other * m) / (n + m), n + m)]
+            (below, n), (above, m) = blocks[-2:]
+            blocks[-2:] = [((below * n + above * m) / (n + m), n + m)]
     starts = [mean for mean, count in blocks for _ in range(count)]
     top = high - (len(wanted) - 1) * gap
-    places = [0.0] * len(wanted)
-    for rank, (place, start) in enumerate(zip(order, starts, strict=True)):
-        places[place] = min(max(start, low), max(top, low)) + rank * gap
-    return places
-
-
-def name_lines(
-    plot: go.Figure,
-    ends: Sequence[tuple[str, Any, Any]],
-    names: Sequence[str],
-    *,
-    edge: Any,
-    y_range: tuple[Number, Number],
-    labels: dict[str, str] | None = None,
-    styles: dict[str, LineStyle] | None = None,
-    log: bool = False,
-) -> None:
-    """Write each line's name at the right edge of the plot, joined to its last point.
-
-    Args:
-        plot: with fixed ranges and a height; its right margin is widened.
-        ends: name, x and y of the last point of each line.
-        names: every name of the page, for the styles.
-        edge: the largest x of the plot, in the units of x.
-        y_range: of the vertical axis.
-        labels: by name, the text shown; None: the names.
-        styles: by name, the style; None: as the place among the names gives it.
-        log: whether the axis is logarithmic; heights and range are logarithms then.
-    """
-    layout: Any = plot.layout
-    inner = layout.height - layout.margin.t - layout.margin.b
-    gap = LABEL_PIXELS / inner * (y_range[1] - y_range[0])
-    places = spread_apart([y for _, _, y in ends], gap, *y_range)
-    for (name, x, y), place in zip(ends, places, strict=True):
-        style = styles[name] if styles else line_style(name, names)
-        heights = [10**y, 10**place] if log else [y, place]
-        plot.add_scatter(
-            x=[x, edge],
-            y=heights,
-            mode="lines",
-            line={"color": style.colour, "width": 0.75},
-            opacity=0.7,
-            hoverinfo="skip",
-        )
-        plot.add_scatter(
-            x=[edge],
-            y=heights[1:],
-            mode="markers",
-            marker=style.points(8),
-            cliponaxis=False,
-            hoverinfo="skip",
-        )
-        plot.add_annotation(
-            xref="paper",
-            x=1,
-            xshift=8,
-            y=place,
-            text=short_name((labels or {}).get(name, name)),
-            showarrow=False,
-            xanchor="left",
-            yanchor="middle",
-            font={"size": 12},
-        )
-    longest = max((len(short_name((labels or {}).get(n, n))) for n, _, _ in ends), default=0)
-    plot.update_layout(margin={"r": 22 + 7 * longest})
+    heights = [0.0] * len(wanted)
+    for rank, (index, start) in enumerate(zip(order, starts, strict=True)):
+        heights[index] = min(max(start, low), max(top, low)) + rank * gap
+    return heights

@@ -13,9 +13,86 @@ from saelab.formats.evaluation_result import MeasuredMetric
 from saelab.formats.files import write_bytes
 
 from .figure import Figure
-from .style import CONTENT_POLICY, SCRIPT, STYLE
 
 MOST_DATA_ROWS = 300
+
+CONTENT_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+)
+"""What the page may load: nothing from anywhere."""
+
+STYLE = """
+:root {
+  --page: #ffffff; --card: #f6f7f9; --text: #1b1f24; --muted: #55606c; --line: #d5dae0;
+  --accent: #0b62ab;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #14171b; --card: #1c2026; --text: #e8eaed; --muted: #a7b0ba; --line: #3a424c;
+    --accent: #7ab8ee;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--page); color: var(--text);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif;
+}
+header, main { max-width: 72rem; margin: 0 auto; padding: 0 1.25rem; }
+header { padding-top: 1.75rem; }
+main {
+  padding-bottom: 4rem; display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1rem;
+}
+main > * { grid-column: 1 / -1; min-width: 0; }
+main > figure { grid-column: auto; }
+main > figure.wide { grid-column: 1 / -1; }
+@media (max-width: 60rem) { main > figure { grid-column: 1 / -1; } }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.25rem; margin: 1.5rem 0 0; }
+h3 { font-size: 1rem; margin: 0 0 .25rem; }
+p { margin: 0; max-width: 60rem; }
+.subtitle { color: var(--muted); overflow-wrap: anywhere; }
+.skip {
+  position: absolute; left: -100vw; padding: .5rem 1rem; background: var(--page);
+  color: var(--accent);
+}
+.skip:focus { left: 0; top: 0; z-index: 10; }
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+figure {
+  margin: 0; padding: 1rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: 8px;
+}
+figcaption, caption { color: var(--muted); font-size: .875rem; }
+caption { text-align: left; padding: .25rem 0; }
+.plot { width: 100%; min-height: 340px; }
+.plot svg text { fill: var(--text) !important; }
+.plot .hoverlayer text { fill: #ffffff !important; }
+details { margin-top: .5rem; font-size: .875rem; }
+details .scroll { max-height: 20rem; }
+summary { cursor: pointer; color: var(--accent); width: fit-content; }
+.scroll { overflow: auto; }
+table { border-collapse: collapse; min-width: min(100%, 44rem); font-size: .9375rem; }
+details table { font-size: .8125rem; }
+th, td {
+  text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0;
+  border-bottom: 1px solid var(--line);
+}
+thead th { color: var(--muted); font-weight: 600; }
+tbody th { font-weight: 600; overflow-wrap: break-word; }
+.defined th:first-child { width: 17rem; }
+.defined th:nth-child(2) { width: 6rem; }
+.defined th:nth-child(3) { width: 10rem; }
+.defined table { width: 100%; table-layout: fixed; min-width: 52rem; }
+td, th { overflow-wrap: break-word; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+@media print { .skip, details { display: none; } figure { break-inside: avoid; } }
+"""
+
+SCRIPT = """
+plots.forEach((plot, index) => {
+  const config = {displayModeBar: false, responsive: true};
+  Plotly.newPlot("plot-" + index, plot.data, plot.layout, config);
+});
+"""
 
 
 class Report:
@@ -46,56 +123,27 @@ class Report:
         self, caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     ) -> Report:
         """Add a table; the first column heads its row, numbers are set right-aligned."""
-        self._blocks.append(_table(caption, columns, rows))
+        self._blocks.append(html_table(caption, columns, rows))
         return self
 
     def add_metrics(self, caption: str, metrics: Sequence[MeasuredMetric]) -> Report:
         """Add a table of metrics with their units and definitions."""
         columns = ["metric", "value", "unit", "definition"]
         rows = [[m.name, m.value, unit_text(m.unit), m.definition] for m in metrics]
-        self._blocks.append(_table(caption, columns, rows, kind="defined"))
-        return self
-
-    def add_figure(
-        self,
-        plot: go.Figure,
-        caption: str,
-        alt: str,
-        *,
-        title: str,
-        data: dict[str, list[Any]] | None = None,
-        wide: bool = False,
-    ) -> Report:
-        """Add a plot.
-
-        Args:
-            plot: with axis titles and units.
-            caption: the definition of what is drawn.
-            alt: a sentence with the numbers a reader would take from the plot.
-            title: heading above it.
-            data: the drawn numbers by column title, shown on request beneath the plot.
-            wide: whether it takes the whole width of the page rather than half of it.
-        """
-        index, kind = len(self._plots), ' class="wide"' if wide else ""
-        self._plots.append(plot)
-        self._blocks.append(
-            f'<figure{kind} aria-labelledby="title-{index}">'
-            f'<h3 id="title-{index}">{escape(title)}</h3>'
-            f'<div class="plot" id="plot-{index}" role="img" aria-label="{escape(alt)}"></div>'
-            f"<figcaption>{escape(caption)}</figcaption>{_data_table(title, data or {})}</figure>"
-        )
+        self._blocks.append(html_table(caption, columns, rows, kind="defined"))
         return self
 
     def add_figures(self, figures: Sequence[Figure]) -> Report:
-        """Add figures as a suite draws them."""
+        """Add plots with their captions, alternative texts and, on request, their numbers."""
         for figure in figures:
-            self.add_figure(
-                figure.plot,
-                figure.caption,
-                figure.alt,
-                title=figure.title,
-                data=figure.data,
-                wide=figure.wide,
+            index, kind = len(self._plots), ' class="wide"' if figure.wide else ""
+            self._plots.append(figure.plot)
+            self._blocks.append(
+                f'<figure{kind} aria-labelledby="title-{index}">'
+                f'<h3 id="title-{index}">{escape(figure.title)}</h3>'
+                f'<div class="plot" id="plot-{index}" role="img" aria-label="{escape(figure.alt)}">'
+                f"</div><figcaption>{escape(figure.caption)}</figcaption>"
+                f"{_data_table(figure.title, figure.data)}</figure>"
             )
         return self
 
@@ -134,6 +182,10 @@ def format_value(value: Any) -> str:
     """A cell's text: four significant digits for fractions, grouped thousands for counts."""
     if value is None:
         return "undefined"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
@@ -150,26 +202,41 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _cell(value: Any, *, head: bool) -> str:
-    text = escape(format_value(value))
-    if head:
-        return f'<th scope="row">{text}</th>'
-    number = _is_number(value) or value is None
-    return f'<td class="number">{text}</td>' if number else f"<td>{text}</td>"
+class Html(str):
+    """A table's cell that is HTML already; every other cell is escaped."""
+
+    __slots__ = ()
 
 
-def _table(
+def html_table(
     caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "plain"
 ) -> str:
+    """A table whose first column heads its row; numbers are set right-aligned.
+
+    Args:
+        caption: shown above the table, and read out before it.
+        columns: titles.
+        rows: cells, as `format_value` takes them, or `Html`.
+        kind: class of the frame.
+    """
+
+    def cell(value: Any, column: int) -> str:
+        text = value if isinstance(value, Html) else escape(format_value(value))
+        if column == 0:
+            return f'<th scope="row">{text}</th>'
+        number = _is_number(value) or value is None
+        return f'<td class="number">{text}</td>' if number else f"<td>{text}</td>"
+
     numeric = [
-        place > 0 and any(_is_number(row[place]) for row in rows) for place, _ in enumerate(columns)
+        column > 0 and any(_is_number(row[column]) for row in rows)
+        for column, _ in enumerate(columns)
     ]
     head = "".join(
-        f'<th scope="col"{" class=number" if number else ""}>{escape(column)}</th>'
-        for column, number in zip(columns, numeric, strict=True)
+        f'<th scope="col"{" class=number" if number else ""}>{escape(title)}</th>'
+        for title, number in zip(columns, numeric, strict=True)
     )
     body = "".join(
-        "<tr>" + "".join(_cell(value, head=place == 0) for place, value in enumerate(row)) + "</tr>"
+        f"<tr>{''.join(cell(value, column) for column, value in enumerate(row))}</tr>"
         for row in rows
     )
     # A wide table scrolls inside its frame; the frame takes the focus so that arrow keys reach it.
@@ -188,5 +255,5 @@ def _data_table(title: str, data: dict[str, list[Any]]) -> str:
     caption = f"Data of: {title}" + (f" ({shown})" if shown else "")
     return (
         f"<details><summary>Data</summary>"
-        f"{_table(caption, list(data), rows[:MOST_DATA_ROWS])}</details>"
+        f"{html_table(caption, list(data), rows[:MOST_DATA_ROWS])}</details>"
     )

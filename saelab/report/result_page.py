@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from saelab.formats.evaluation_result import EvaluationResult, Table
 
 from .draw import draw
-from .page import Report, unit_text
+from .page import Report, format_value, unit_text
 
 IN_SHORT = "In short"
 MOST_NUMBERS = 300
@@ -53,9 +53,7 @@ def write_result_page(path: Path, result: EvaluationResult) -> Path:
             numbers = kinds
         report.add_metrics(group, numbers)
     report.add_heading("Settings").add_table(
-        "What decided the numbers",
-        ["setting", "value"],
-        [[name, _setting(value)] for name, value in result.settings.items()],
+        "What decided the numbers", ["setting", "value"], settings_rows(result.settings)
     )
     return report.write(path)
 
@@ -67,9 +65,8 @@ def _add_tables(report: Report, tables: Sequence[Table]) -> None:
         report.add_table(table.title, table.columns, table.rows)
 
 
-def _setting(value: Any) -> Any:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return "none" if value is None else value
+def settings_rows(settings: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each setting of a result, for a table."""
+    return [
+        [name, "none" if value is None else format_value(value)] for name, value in settings.items()
+    ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
+from saelab.formats.chart import Axis, Chart, Series
 from saelab.formats.run_log import Curve
 
-from .figure import Figure, log_axis, new_plot
-from .line_styles import line_style, short_name
+from .draw import draw
+from .figure import Figure
+from .line_styles import short_name
 
 Scale = Literal["log", "linear"]
 MOST_MARKERS = 60
@@ -24,6 +27,11 @@ class CurveKind(NamedTuple):
     scale: Scale
     """Of the vertical axis, where nothing else is asked for."""
     caption: str
+
+
+def _density(latent: str, share: str) -> CurveKind:
+    caption = f"The density that {share} of the latents stay below, on each logged batch."
+    return CurveKind(f"Density of {latent}", "share of tokens", "log", caption)
 
 
 CURVE_KINDS: dict[str, CurveKind] = {
@@ -51,24 +59,9 @@ CURVE_KINDS: dict[str, CurveKind] = {
         "linear",
         "Latents silent for as many tokens as the method's setting dead_after_tokens says.",
     ),
-    "density_q10": CurveKind(
-        "Density of a rare latent (10 % quantile)",
-        "share of tokens",
-        "log",
-        "The density that 10 % of the latents stay below, on each logged batch.",
-    ),
-    "density_q50": CurveKind(
-        "Density of the median latent",
-        "share of tokens",
-        "log",
-        "The density that half of the latents stay below, on each logged batch.",
-    ),
-    "density_q90": CurveKind(
-        "Density of a common latent (90 % quantile)",
-        "share of tokens",
-        "log",
-        "The density that 90 % of the latents stay below, on each logged batch.",
-    ),
+    "density_q10": _density("a rare latent (10 % quantile)", "10 %"),
+    "density_q50": _density("the median latent", "half"),
+    "density_q90": _density("a common latent (90 % quantile)", "90 %"),
     "tokens_per_second": CurveKind(
         "Speed",
         "tokens per second",
@@ -81,13 +74,11 @@ CURVE_KINDS: dict[str, CurveKind] = {
 
 def kind_of(number: str) -> CurveKind:
     """How a number is shown; one that is not in `CURVE_KINDS` goes by its own name."""
-    known = CURVE_KINDS.get(number)
-    if known is not None:
-        return known
     title = number.replace("_", " ")
-    return CurveKind(
+    unknown = CurveKind(
         title[:1].upper() + title[1:], number, "linear", f"{number}, as the method logs it."
     )
+    return CURVE_KINDS.get(number, unknown)
 
 
 def training_figure(
@@ -111,62 +102,40 @@ def training_figure(
         The figure; None where there is nothing to draw.
     """
     kind = kind_of(number)
-    scale = scale or kind.scale
-    shown = {name: _positive(curve, scale, x_scale) for name, curve in curves.items()}
-    shown = {name: curve for name, curve in shown.items() if curve.values}
+    log, log_x = (scale or kind.scale) == "log", x_scale == "log"
+    shown = {
+        name: [
+            (tokens, value)
+            for tokens, value in zip(curve.tokens, curve.values, strict=True)
+            if (value > 0 or not log) and (tokens > 0 or not log_x)
+        ]
+        for name, curve in curves.items()
+    }
+    shown = {name: points for name, points in shown.items() if points}
     if not shown:
         return None
-    values = [value for curve in shown.values() for value in curve.values]
-    axis = log_axis(values) if scale == "log" else {"type": "linear"}
-    plot = new_plot("tokens (rows) trained on", kind.axis, x_axis={"type": x_scale}, **axis)
-    for name, curve in shown.items():
-        style = line_style(name, names)
-        plot.add_scatter(
-            x=curve.tokens,
-            y=curve.values,
-            name=short_name(name),
-            mode="lines+markers" if len(curve.values) <= MOST_MARKERS else "lines",
-            line=style.line(),
-            marker=style.points(6),
-            hovertemplate="%{y:.4g} at %{x:,} tokens<extra>" + _harmless(name) + "</extra>",
-        )
-    if len(names) > 1:
-        rows = -(-len(shown) // 2)
-        plot.update_layout(
-            showlegend=True,
-            legend={"orientation": "h", "y": -0.24, "yanchor": "top", "font": {"size": 12}},
-            height=360 + 22 * rows,
-        )
-    return Figure(
+    ends = [
+        f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g} at {points[-1][0]:,} tokens"
+        for name, points in shown.items()
+    ]
+    chart = Chart(
         name=f"training_{number}",
         title=kind.title,
-        plot=plot,
         caption=kind.caption,
-        alt=f"{kind.title}: "
-        + "; ".join(
-            f"{name} from {curve.values[0]:.4g} to {curve.values[-1]:.4g} at "
-            f"{curve.tokens[-1]:,} tokens"
-            for name, curve in shown.items()
-        )
-        + ".",
-        data={
-            "dictionary": [name for name, curve in shown.items() for _ in curve.values],
-            "tokens": [tokens for curve in shown.values() for tokens in curve.tokens],
-            kind.axis: values,
-        },
+        summary=f"{kind.title}: {'; '.join(ends)}.",
+        x=Axis(title="tokens (rows) trained on", log=log_x),
+        y=Axis(title=kind.axis, log=log),
+        series=tuple(
+            Series(
+                name=short_name(name),
+                x=[tokens for tokens, _ in points],
+                y=[value for _, value in points],
+                mark="lines+dots" if len(points) <= MOST_MARKERS else "lines",
+                style=names.index(name),
+            )
+            for name, points in shown.items()
+        ),
     )
-
-
-def _positive(curve: Curve, scale: Scale, x_scale: Scale) -> Curve:
-    """The points that the axes can show."""
-    pairs = [
-        (tokens, value)
-        for tokens, value in zip(curve.tokens, curve.values, strict=True)
-        if (scale == "linear" or value > 0) and (x_scale == "linear" or tokens > 0)
-    ]
-    return Curve([tokens for tokens, _ in pairs], [value for _, value in pairs])
-
-
-def _harmless(name: str) -> str:
-    """A name inside plotly's hover template."""
-    return name.replace("<", "&lt;").replace("{", "(").replace("}", ")")
+    rows = [(name, *point) for name, points in shown.items() for point in points]
+    columns = zip(("dictionary", "tokens", kind.axis), zip(*rows, strict=True), strict=True)
+    return replace(draw(chart), data={title: list(column) for title, column in columns})

@@ -6,28 +6,19 @@ encoder product with its exact top-k, `above` selection by threshold, per batch 
 `autoencode` encoding and decoding on pairs with hand-written gradients.
 """
 
-from .above import BatchTop, LatentTop, select_above, select_batch_top, select_latent_top
+from .above import select_above, select_batch_top, select_latent_top
 from .autoencode import autoencode, decode_selected, encode_selected
 from .codes import SparseCodes
 from .kernels import TransposedPairs
-from .selection import (
-    gather_selection,
-    pre_activation_chunks,
-    select_boosted_top_k,
-    select_top_k,
-    top_k,
-)
+from .selection import PreActivations, select_boosted_top_k, select_top_k, top_k
 
 __all__ = [
-    "BatchTop",
-    "LatentTop",
+    "PreActivations",
     "SparseCodes",
     "TransposedPairs",
     "autoencode",
     "decode_selected",
     "encode_selected",
-    "gather_selection",
-    "pre_activation_chunks",
     "select_above",
     "select_batch_top",
     "select_boosted_top_k",

@@ -9,8 +9,7 @@ more than what is sought, and where it leaves less, it is lowered and the search
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from .backends import backend_of
 from .codes import SparseCodes
-from .selection import exact_pre_activations, pre_activation_chunks
+from .selection import PreActivations
+from .world import World, current_world
 
 GROUP_SIZES = (16, 8, 4)
 SPARE = 1.25
@@ -28,22 +28,6 @@ LATENTS_AT_A_TIME = 128
 """Latents searched again together: their pre-activations on all rows are held at once."""
 SEARCHED_WHOLE = 1 << 18
 """Entries of a chunk up to which looking at all of them costs less than looking for groups."""
-
-
-@runtime_checkable
-class Processes(Protocol):
-    """What a selection over a batch that several processes share asks of them.
-
-    `saelab.training.world.World` is one; each process holds equally many rows.
-    """
-
-    @property
-    def rank(self) -> int: ...  # noqa: D102
-    @property
-    def size(self) -> int: ...  # noqa: D102
-    def sum(self, tensor: Any) -> Tensor: ...  # noqa: D102
-    def max(self, tensor: Any) -> Tensor: ...  # noqa: D102
-    def gather(self, tensor: Any) -> list[Tensor]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -72,38 +56,25 @@ class LatentTop:
 
 @torch.no_grad()
 def select_above(
-    inputs: Float[Tensor, "rows d_in"],
-    W_enc: Float[Tensor, "d_in d_sae"],
-    b_enc: Float[Tensor, " d_sae"],
-    floor: Float[Tensor, " d_sae"] | Float[Tensor, ""],
-    *,
-    product_dtype: torch.dtype | None = None,
+    pre: PreActivations, floor: Float[Tensor, " d_sae"] | Float[Tensor, ""]
 ) -> SparseCodes:
-    """Every pair whose pre-activation exceeds the floor, with that pre-activation as value.
+    """Every pair whose pre-activation exceeds the floor of its latent, or the one of all.
 
-    With a lower `product_dtype` pairs are found at that precision; their values are computed again
-    at the precision of `inputs`, so one may lie below the floor by the rounding of the product.
-
-    Args:
-        inputs: what is encoded, centred by the decoder bias where that applies.
-        W_enc: encoder weights.
-        b_enc: encoder bias.
-        floor: of each latent, or of all.
-        product_dtype: dtype of the dense product; None means that of `inputs`.
+    Pairs are found at the precision of the product and their values are exact, so a value may lie
+    below the floor by the rounding of the product.
     """
-    rows, latents, start = [], [], 0
-    chunks = pre_activation_chunks(inputs, W_enc, b_enc - floor, product_dtype=product_dtype)
-    for part, chunk in chunks:
+    n_rows, d_sae = pre.shape
+    rows, latents = [], []
+    for part, chunk in replace(pre, b_enc=pre.b_enc - floor).chunks():
         row, latent = _above_zero(chunk)
         rows.append(row + part.start)
         latents.append(latent)
-        start = part.stop
-    row = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64, device=inputs.device)
-    latent = torch.cat(latents) if latents else row
+    none = torch.zeros(0, dtype=torch.int64, device=pre.inputs.device)
+    row, latent = torch.cat([*rows, none]), torch.cat([*latents, none])
     # Rows come in order, so where each begins is a search, not a sort.
-    row_pointer = torch.searchsorted(row, torch.arange(start + 1, device=row.device))
-    found = SparseCodes(row_pointer, latent, inputs.new_zeros(latent.shape[0]), W_enc.shape[1])
-    return found.with_value(exact_pre_activations(found, inputs, W_enc, b_enc))
+    row_pointer = torch.searchsorted(row, torch.arange(n_rows + 1, device=row.device))
+    zeros = pre.inputs.new_zeros(latent.shape[0])
+    return pre.exact(SparseCodes(row_pointer, latent, zeros, d_sae))
 
 
 def _above_zero(chunk: Float[Tensor, "rows d_sae"]) -> tuple[Tensor, Tensor]:
@@ -122,119 +93,100 @@ def _above_zero(chunk: Float[Tensor, "rows d_sae"]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def select_batch_top(
-    inputs: Float[Tensor, "rows d_in"],
-    W_enc: Float[Tensor, "d_in d_sae"],
-    b_enc: Float[Tensor, " d_sae"],
-    count: int,
-    floor: Float[Tensor, ""] | None = None,
-    *,
-    product_dtype: torch.dtype | None = None,
-    world: Processes | None = None,
+    pre: PreActivations, count: int, floor: Float[Tensor, ""] | None = None
 ) -> BatchTop:
-    """The `count` largest positive pre-activations of the whole batch, or all where fewer are.
+    """The largest positive pre-activations of a whole batch, shared by all processes of the world.
 
     Args:
-        inputs: what is encoded, centred by the decoder bias where that applies.
-        W_enc: encoder weights.
-        b_enc: encoder bias.
-        count: pairs to choose, over all of these rows together.
+        pre: of this process's rows; each process holds equally many.
+        count: pairs to choose for each process's rows on average; all where fewer are positive.
         floor: where to look first, as the batch before left it; decides the speed, never the
             result. None takes it from a sample of the rows.
-        product_dtype: dtype of the dense product; None means that of `inputs`.
-        world: processes that hold other rows of the same batch; the choice is over all of them,
-            `count` for each. None: there are none.
     """
+    world = current_world()
     if floor is None:
-        floor = _sampled_floor(inputs, W_enc, b_enc, count, product_dtype)
         # Where to look must be the same for all.
-        floor = floor if world is None else -world.max(-floor)
-    total = count if world is None else count * world.size
+        floor = -world.max(-_sampled_floor(pre, count))
+    total = count * world.size
     floor = floor.clamp_min(0.0)
-    found = select_above(inputs, W_enc, b_enc, floor, product_dtype=product_dtype)
-    while _number(found, world) < total and bool(floor > 0):
+    pairs = select_above(pre, floor)
+    while _number(pairs, world) < total and bool(floor > 0):
         # Half as high holds several times as many; from the second time on nothing is spared.
         floor = torch.where(floor > 1e-3, floor / 2, torch.zeros_like(floor))
-        found = select_above(inputs, W_enc, b_enc, floor, product_dtype=product_dtype)
+        pairs = select_above(pre, floor)
     # Values are exact and the floor was met at the product's precision: a few may not be positive.
-    found = found.keep(found.value > 0)
-    values, first = _of_all(found.value, world)
-    n_found = values.shape[0]
-    ranked, order = values.topk(min(n_found, int(SPARE * total)), sorted=True)
-    kept = torch.zeros(n_found, dtype=torch.bool, device=inputs.device)
+    pairs = pairs.keep(pairs.value > 0)
+    values, first = _of_all(pairs.value, world)
+    n_pairs = values.shape[0]
+    ranked, order = values.topk(min(n_pairs, int(SPARE * total)), sorted=True)
+    kept = torch.zeros(n_pairs, dtype=torch.bool, device=values.device)
     kept[order[:total]] = True
-    zero = inputs.new_zeros(())
+    zero = values.new_zeros(())
     return BatchTop(
-        found.keep(kept[first : first + found.value.shape[0]]),
-        threshold=ranked[total - 1] if n_found >= total else zero,
-        # Too few spare ones say nothing of what lies below: lower the floor.
-        next_floor=ranked[-1] * (1.0 if n_found > SPARE * total else 0.95) if n_found else zero,
+        pairs.keep(kept[first : first + pairs.value.shape[0]]),
+        threshold=ranked[total - 1] if n_pairs >= total else zero,
+        # Too few spare ones say nothing of those further down: lower the floor.
+        next_floor=ranked[-1] * (1.0 if n_pairs > SPARE * total else 0.95) if n_pairs else zero,
     )
 
 
-def _number(codes: SparseCodes, world: Processes | None) -> int:
+def _number(codes: SparseCodes, world: World) -> int:
     """Pairs of all processes together."""
     number = codes.latent.shape[0]
-    if world is None or world.size == 1:
+    if world.size == 1:
         return number
     return int(world.sum(torch.tensor(number, device=codes.latent.device)))
 
 
-def _of_all(tensor: Tensor, world: Processes | None) -> tuple[Tensor, int]:
+def _of_all(tensor: Tensor, world: World) -> tuple[Tensor, int]:
     """The tensors of all processes one after another, and where this one's begins."""
-    if world is None or world.size == 1:
-        return tensor, 0
     parts = world.gather(tensor)
+    if len(parts) == 1:
+        return tensor, 0
     return torch.cat(parts), sum(part.shape[0] for part in parts[: world.rank])
 
 
 @torch.no_grad()
 def select_latent_top(
-    inputs: Float[Tensor, "rows d_in"],
-    W_enc: Float[Tensor, "d_in d_sae"],
-    b_enc: Float[Tensor, " d_sae"],
-    budgets: Int[Tensor, " d_sae"],
-    floors: Float[Tensor, " d_sae"],
-    *,
-    product_dtype: torch.dtype | None = None,
-    world: Processes | None = None,
+    pre: PreActivations, budgets: Int[Tensor, " d_sae"], floors: Float[Tensor, " d_sae"]
 ) -> LatentTop:
     """Of each latent, the rows of its largest positive pre-activations, as many as its budget.
 
     Args:
-        inputs: what is encoded, centred by the decoder bias where that applies.
-        W_enc: encoder weights.
-        b_enc: encoder bias.
+        pre: of this process's rows.
         budgets: rows that each latent may keep, of those of all processes.
         floors: where to look first, as the batch before left them; they decide the speed, never
             the result. Zeros look at every positive entry.
-        product_dtype: dtype of the dense product; None means that of `inputs`.
-        world: processes that hold other rows of the same batch. None: there are none.
     """
+    world = current_world()
     floors = floors.clamp_min(0.0)
-    found = select_above(inputs, W_enc, b_enc, floors, product_dtype=product_dtype)
-    counts = found.pair_counts() if world is None else world.sum(found.pair_counts())
-    short = (counts < budgets) & (floors > 0)
+    pairs = select_above(pre, floors)
+    short = (world.sum(pairs.pair_counts()) < budgets) & (floors > 0)
     again = short.nonzero().squeeze(1)
     if again.shape[0]:
-        found = _joined(
-            found.keep(~short[found.latent]),
-            _largest_rows(inputs, W_enc, b_enc, again, spare_ranks(budgets), product_dtype),
+        enough = pairs.keep(~short[pairs.latent])
+        more = _largest_rows(pre, again, spare_ranks(budgets))
+        pairs = SparseCodes.from_pairs(
+            torch.cat([enough.pair_rows(), more.pair_rows()]),
+            torch.cat([enough.latent, more.latent]),
+            torch.cat([enough.value, more.value]),
+            *pre.shape,
         )
-    found = found.keep(found.value > 0)
-    return _latent_top_of(found, budgets, torch.where(short, 0.0, floors), world)
+    pairs = pairs.keep(pairs.value > 0)
+    return _latent_top_of(pairs, budgets, torch.where(short, 0.0, floors), world)
 
 
 def _latent_top_of(
-    found: SparseCodes,
+    pairs: SparseCodes,
     budgets: Int[Tensor, " d_sae"],
     floors: Float[Tensor, " d_sae"],
-    world: Processes | None,
+    world: World,
 ) -> LatentTop:
     """Rank the pairs of each latent by value and keep as many as its budget."""
-    counts = found.pair_counts() if world is None else world.sum(found.pair_counts())
+    counts = world.sum(pairs.pair_counts())
     first = torch.cumsum(counts, 0) - counts
-    latent, start = _of_all(found.latent, world)
-    value, _ = _of_all(found.value, world)
+    latent, start = _of_all(pairs.latent, world)
+    value, _ = _of_all(pairs.value, world)
     order = _by_latent_then_value(latent, value)
     latent, value = latent[order], value[order]
     rank = torch.arange(order.shape[0], device=order.device) - first[latent]
@@ -250,7 +202,7 @@ def _latent_top_of(
 
     zeros = torch.zeros_like(floors)
     return LatentTop(
-        found.keep(kept[start : start + found.latent.shape[0]]),
+        pairs.keep(kept[start : start + pairs.latent.shape[0]]),
         thresholds=torch.where(budgets > 0, at_rank((budgets - 1).clamp_min(0), zeros), zeros),
         next_floors=at_rank(spare_ranks(budgets), floors * 0.9),
     )
@@ -278,57 +230,35 @@ def spare_ranks(budgets: Int[Tensor, " d_sae"]) -> Int[Tensor, " d_sae"]:
 
 
 def _largest_rows(
-    inputs: Float[Tensor, "rows d_in"],
-    W_enc: Float[Tensor, "d_in d_sae"],
-    b_enc: Float[Tensor, " d_sae"],
-    latents: Int[Tensor, " some"],
-    wanted: Int[Tensor, " d_sae"],
-    product_dtype: torch.dtype | None,
+    pre: PreActivations, latents: Int[Tensor, " some"], wanted: Int[Tensor, " d_sae"]
 ) -> SparseCodes:
     """Of the listed latents alone, the rows of the largest: one more than is wanted of each."""
-    dtype = product_dtype or inputs.dtype
-    # Those that want few are searched together, so that one that wants many costs no other.
+    dtype = pre.product_dtype or pre.inputs.dtype
+    n_rows, d_sae = pre.shape
+    # Those that want few are searched together, so that none pays for one that wants many.
     latents = latents[wanted[latents].argsort()]
-    rows_last = inputs.to(dtype).T
+    rows_last = pre.inputs.to(dtype).T
     row, latent = [], []
     for part in latents.split(LATENTS_AT_A_TIME):
-        directions = W_enc.T[part].to(dtype)
-        pre_activations = torch.addmm(b_enc[part].to(dtype).unsqueeze(1), directions, rows_last)
-        most = min(int(wanted[part].max()) + 1, inputs.shape[0])
+        directions, bias = pre.W_enc.T[part].to(dtype), pre.b_enc[part].to(dtype)
+        pre_activations = torch.addmm(bias.unsqueeze(1), directions, rows_last)
+        most = min(int(wanted[part].max()) + 1, n_rows)
         indices = pre_activations.topk(most, dim=1).indices
         enough = torch.arange(most, device=part.device) <= wanted[part].unsqueeze(1)
         row.append(indices[enough])
         latent.append(part.unsqueeze(1).expand_as(indices)[enough])
     rows, latents = torch.cat(row), torch.cat(latent)
-    zeros = inputs.new_zeros(rows.shape[0])
-    found = SparseCodes.from_pairs(rows, latents, zeros, inputs.shape[0], W_enc.shape[1])
-    return found.with_value(exact_pre_activations(found, inputs, W_enc, b_enc))
+    zeros = pre.inputs.new_zeros(rows.shape[0])
+    return pre.exact(SparseCodes.from_pairs(rows, latents, zeros, n_rows, d_sae))
 
 
-def _joined(found: SparseCodes, rest: SparseCodes) -> SparseCodes:
-    """Two sets of pairs of the same rows as one."""
-    return SparseCodes.from_pairs(
-        torch.cat([found.pair_rows(), rest.pair_rows()]),
-        torch.cat([found.latent, rest.latent]),
-        torch.cat([found.value, rest.value]),
-        found.n_rows,
-        found.d_sae,
-    )
-
-
-def _sampled_floor(
-    inputs: Float[Tensor, "rows d_in"],
-    W_enc: Float[Tensor, "d_in d_sae"],
-    b_enc: Float[Tensor, " d_sae"],
-    count: int,
-    product_dtype: torch.dtype | None,
-) -> Float[Tensor, ""]:
+def _sampled_floor(pre: PreActivations, count: int) -> Float[Tensor, ""]:
     """A floor that should leave a few more than `count` pairs, from evenly spaced rows."""
-    step = max(1, inputs.shape[0] // SAMPLE_ROWS)
-    sample = inputs[::step]
-    wanted = int(SPARE * count * sample.shape[0] / max(1, inputs.shape[0])) + 1
-    largest = inputs.new_zeros(0)
-    for _, chunk in pre_activation_chunks(sample, W_enc, b_enc, product_dtype=product_dtype):
-        entries = torch.cat([largest, chunk.flatten().to(inputs.dtype)])
+    n_rows = max(1, pre.shape[0])
+    sample = pre.inputs[:: max(1, n_rows // SAMPLE_ROWS)]
+    wanted = int(SPARE * count * sample.shape[0] / n_rows) + 1
+    largest = sample.new_zeros(0)
+    for _, chunk in replace(pre, inputs=sample).chunks():
+        entries = torch.cat([largest, chunk.flatten().to(sample.dtype)])
         largest = entries.topk(min(wanted, entries.shape[0]), sorted=True).values
-    return largest[-1] if largest.shape[0] else inputs.new_zeros(())
+    return largest[-1] if largest.shape[0] else sample.new_zeros(())

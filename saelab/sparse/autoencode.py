@@ -1,8 +1,8 @@
 """Encode and decode chosen pairs only, with gradients written by hand on the pairs.
 
 Given which pairs (r, l) are active, `encode_selected` gives their pre-activations
-p = (x − b_dec) W_enc + b_enc and `decode_selected` the sums f W_dec of any values f on them; what
-lies between is ordinary autograd on a vector of pairs, so every gate is a line of a method.
+p = (x − b_dec) W_enc + b_enc and `decode_selected` the sums f W_dec of any values f on them; the
+rest is ordinary autograd on a vector of pairs, so every gate is a line of a method.
 With q = ∂L/∂p on the pairs and G = ∂L/∂(f W_dec),
 
     ∂W_enc = (x − b_dec)ᵀ q     ∂b_enc = Σ_rows q     ∂b_dec = −W_enc ∂b_enc     ∂x = q W_encᵀ
@@ -73,7 +73,6 @@ def autoencode(
     selected: SparseCodes,
     *,
     b_in: Float[Tensor, " d_in"] | None = None,
-    add_b_dec: bool = True,
 ) -> tuple[SparseCodes, Float[Tensor, "rows d_out"]]:
     """Rectify and decode the selected pairs; differentiable in everything but the selection.
 
@@ -85,7 +84,6 @@ def autoencode(
         b_dec: decoder bias.
         selected: the active pairs with their pre-activations as values.
         b_in: subtracted from the inputs. None: b_dec.
-        add_b_dec: False leaves b_dec out of the output, as auxiliary losses on the error need.
 
     Returns:
         The codes (pre-activations rectified; a negative one becomes a listed zero) and the
@@ -94,9 +92,7 @@ def autoencode(
     pairs = TransposedPairs.of(selected)
     b_in = b_dec if b_in is None else b_in
     value = encode_selected(inputs, W_enc, b_enc, b_in, selected, pairs).relu()
-    reconstruction = decode_selected(selected, value, W_dec, pairs)
-    if add_b_dec:
-        reconstruction = reconstruction + b_dec
+    reconstruction = decode_selected(selected, value, W_dec, pairs) + b_dec
     return selected.with_value(value), reconstruction
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from .backends import backend_of
+
+
+def pointer_of(counts: Shaped[Tensor, " n"]) -> Int[Tensor, " n_plus_one"]:
+    """Where each group begins, of groups of these sizes one after another; last, the total."""
+    pointer = torch.zeros(counts.shape[0] + 1, dtype=torch.int64, device=counts.device)
+    torch.cumsum(counts, 0, out=pointer[1:])
+    return pointer
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +46,7 @@ class SparseCodes:
     ) -> SparseCodes:
         """Codes with the same number of pairs in every row, as a top-k selection gives."""
         rows, k = latent.shape
-        row_pointer = torch.arange(0, rows * k + 1, max(k, 1), device=latent.device)
-        if k == 0:
-            row_pointer = torch.zeros(rows + 1, dtype=torch.int64, device=latent.device)
+        row_pointer = k * torch.arange(rows + 1, device=latent.device)
         return SparseCodes(row_pointer, latent.reshape(-1), value.reshape(-1), d_sae)
 
     @staticmethod
@@ -54,9 +60,7 @@ class SparseCodes:
     ) -> SparseCodes:
         """The entries of `dense` where `mask` holds, by row and then by latent."""
         row, latent = mask.nonzero(as_tuple=True)
-        row_pointer = torch.zeros(dense.shape[0] + 1, dtype=torch.int64, device=dense.device)
-        torch.cumsum(mask.sum(1), 0, out=row_pointer[1:])
-        return SparseCodes(row_pointer, latent, dense[row, latent], dense.shape[1])
+        return SparseCodes(pointer_of(mask.sum(1)), latent, dense[row, latent], dense.shape[1])
 
     @staticmethod
     def from_pairs(
@@ -70,6 +74,15 @@ class SparseCodes:
         order = backend_of(row).stable_order(row)
         row_pointer = torch.searchsorted(row[order], torch.arange(n_rows + 1, device=row.device))
         return SparseCodes(row_pointer, latent[order], value[order], d_sae)
+
+    @staticmethod
+    def stacked(parts: Sequence[SparseCodes], d_sae: int, like: Tensor) -> SparseCodes:
+        """Codes of several batches below one another; of none, with the dtype of `like`."""
+        none = torch.zeros(0, dtype=torch.int64, device=like.device)
+        counts = torch.cat([*(part.row_pointer.diff() for part in parts), none])
+        latent = torch.cat([*(part.latent for part in parts), none])
+        value = torch.cat([*(part.value for part in parts), like.new_zeros(0)])
+        return SparseCodes(pointer_of(counts), latent, value, d_sae)
 
     @property
     def n_rows(self) -> int:
@@ -116,11 +129,9 @@ class SparseCodes:
 
     def keep(self, kept: Bool[Tensor, " pairs"]) -> SparseCodes:
         """Only the pairs for which `kept` holds, in their order."""
-        kept_before = torch.zeros(kept.shape[0] + 1, dtype=torch.int64, device=kept.device)
-        torch.cumsum(kept, 0, out=kept_before[1:])
         return replace(
             self,
-            row_pointer=kept_before[self.row_pointer],
+            row_pointer=pointer_of(kept)[self.row_pointer],
             latent=self.latent[kept],
             value=self.value[kept],
         )

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .backends import backend_of
-from .codes import SparseCodes
+from .codes import SparseCodes, pointer_of
 
 DENSE_SHARE = 0.1
 """Share of all pairs above which a dense product takes less time than the pairs one by one."""
@@ -68,9 +68,7 @@ class TransposedPairs:
     def of(codes: SparseCodes) -> TransposedPairs:
         """Sort the pairs of `codes` by latent, rows in their order within a latent."""
         order = backend_of(codes.latent).stable_order(codes.latent)
-        latent_pointer = torch.zeros(codes.d_sae + 1, dtype=torch.int64, device=order.device)
-        torch.cumsum(codes.pair_counts(), 0, out=latent_pointer[1:])
-        return TransposedPairs(latent_pointer, codes.pair_rows()[order], order)
+        return TransposedPairs(pointer_of(codes.pair_counts()), codes.pair_rows()[order], order)
 
     def to_dense(self, value: Float[Tensor, " pairs"], n_rows: int) -> Float[Tensor, "d_sae rows"]:
         """The transposed matrix of these pairs, with values in the codes' order."""

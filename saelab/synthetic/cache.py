@@ -1,8 +1,13 @@
 """Planted rows as an ordinary activation cache: trainers read it like one of a language model.
 
 Where a model's cache names model, text and contexts, this one says what there is in their place:
-every row is a context of its own, its token is 0, and no row is excluded. Gradients are those of
-the loss in `planted_loss`.
+every row is a context of its own, its token is 0, and no row is excluded.
+
+Gradients are those of a loss with a known answer, so that methods that learn from gradients can be
+tested: a linear readout names the strongest feature of a row, with logits τ · x Vᵀ, and the loss is
+the cross-entropy (nats) of the feature with the largest coefficient. Its gradient with respect to
+the row is τ (softmax − one-hot) V, which points from the features confused with it to the one
+meant. A row without any feature has no label and a zero gradient.
 """
 
 from __future__ import annotations
@@ -11,21 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from saelab.cache import TokenFilter
-from saelab.cache.format import KIND, row_bytes
+from saelab.cache.config import TokenFilter
+from saelab.cache.format import new_cache_manifest, row_bytes
 from saelab.cache.harvest import Rows
 from saelab.cache.hook_folder import HookFolder, remove_cache, require_only_cache
 from saelab.config import to_plain
 from saelab.errors import ConfigError
 from saelab.formats.files import remedy_when_full, require_free_space
 from saelab.formats.lock import writer_lock
-from saelab.formats.manifest import new_manifest
 from saelab.progress import progress_bar
+from saelab.sparse import SparseCodes
 
 from .config import PlantedConfig
 from .generator import CHUNK_ROWS, TRAIN, PlantedSource
-from .planted_loss import DESCRIPTION, planted_gradients
 from .presets import preset_name
 from .truth import ORIGIN_KEY, planted_hash
 
@@ -35,6 +41,12 @@ SHARD_ROWS = 8 * CHUNK_ROWS
 TEXT = {"source": "none: planted features"}
 REASONS = ("bos", "separator", "position", "norm")
 EVERY_ROW = TokenFilter(exclude_bos=False, exclude_separators=False, max_norm_ratio=None)
+
+SHARPNESS = 10.0
+"""τ: at cosine one of a unit row, e^10 to one against a feature at a right angle."""
+DESCRIPTION = (
+    f"cross-entropy in nats of the row's strongest feature under the logits {SHARPNESS:g} · x Vᵀ"
+)
 
 
 def write_planted_cache(out: Path, config: PlantedConfig, *, overwrite: bool = False) -> Path:
@@ -55,31 +67,26 @@ def write_planted_cache(out: Path, config: PlantedConfig, *, overwrite: bool = F
     """
     folder = Path(out) / HOOK_POINT
     with writer_lock(folder), remedy_when_full("give the same command again with --overwrite"):
-        _write(folder, config, overwrite)
+        exists = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if exists and not overwrite:
+            raise ConfigError(
+                f"{folder} already exists: give --overwrite to replace it, or another folder"
+            )
+        if exists:
+            require_only_cache(folder)
+        needed = config.n_rows * row_bytes(config.d_in, DTYPE, gradients=True)
+        require_free_space(folder, needed, f"a cache of {config.n_rows:,} planted rows")
+        if exists:
+            remove_cache(folder)
+        writing = HookFolder(folder, planted_manifest(config), SHARD_ROWS)
+        writing.save_manifest()
+        _fill(writing, config)
+        writing.finish()
     return folder
-
-
-def _write(folder: Path, config: PlantedConfig, overwrite: bool) -> None:
-    there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if there and not overwrite:
-        raise ConfigError(
-            f"{folder} already exists: give --overwrite to replace it, or another folder"
-        )
-    if there:
-        require_only_cache(folder)
-    needed = config.n_rows * row_bytes(config.d_in, DTYPE, gradients=True)
-    require_free_space(folder, needed, f"a cache of {config.n_rows:,} planted rows")
-    if there:
-        remove_cache(folder)
-    writing = HookFolder(folder, planted_manifest(config), SHARD_ROWS)
-    writing.save_manifest()
-    _fill(writing, config)
-    writing.finish()
 
 
 def planted_manifest(config: PlantedConfig) -> dict[str, Any]:
     """The manifest of a planted cache that has no shard yet."""
-    rule = to_plain(EVERY_ROW)
     made_from = {
         "model": f"planted:{preset_name(config)}",
         "model_hash": planted_hash(config),
@@ -88,30 +95,23 @@ def planted_manifest(config: PlantedConfig) -> dict[str, Any]:
         "text_hash": None,
         "context_length": 1,
         "prepend_bos": False,
-        "row_rule": rule,
+        "row_rule": to_plain(EVERY_ROW),
         "norm_ceiling": None,
         "model_dtype": DTYPE,
         ORIGIN_KEY: to_plain(config),
     }
-    manifest = new_manifest(KIND, seed=config.seed, config=to_plain(config), made_from=made_from)
-    return manifest | {
-        "status": "writing",
-        "resumable": False,
-        "hook_point": HOOK_POINT,
-        "d_in": config.d_in,
-        "dtype": DTYPE,
-        "has_gradients": True,
-        "gradient_of": DESCRIPTION,
-        "tokenizer": None,
-        "bos_rule": "there are no tokens: every row is a context of its own, its token is 0",
-        "text": TEXT,
-        "context_length": 1,
-        "row_rule": rule,
-        "calibration": None,
-        "norm_ceiling": None,
-        "n_tokens_requested": config.n_rows,
-        "shards": [],
-    }
+    return new_cache_manifest(
+        made_from,
+        seed=config.seed,
+        config=to_plain(config),
+        d_in=config.d_in,
+        dtype=DTYPE,
+        gradient_of=DESCRIPTION,
+        bos_rule="there are no tokens: every row is a context of its own, its token is 0",
+        text=TEXT,
+        n_tokens_requested=config.n_rows,
+        resumable=False,
+    )
 
 
 def _fill(folder: HookFolder, config: PlantedConfig) -> None:
@@ -134,3 +134,32 @@ def _fill(folder: HookFolder, config: PlantedConfig) -> None:
             bar.update(n_rows)
             if done % SHARD_ROWS == 0 or done == config.n_rows:
                 folder.commit((done - 1) % SHARD_ROWS + 1)
+
+
+def strongest_feature(coefficients: SparseCodes) -> Int[Tensor, " rows"]:
+    """The feature with the largest coefficient in each row; −1 where none is active."""
+    counts = coefficients.row_pointer.diff()
+    longest = int(counts.max()) if counts.numel() else 0
+    if not longest:
+        return torch.full_like(counts, -1)
+    # Rows padded to the longest, so that one argmax serves all.
+    index = torch.arange(longest)
+    inside = index < counts[:, None]
+    pair = (coefficients.row_pointer[:-1, None] + index).clamp_max(coefficients.latent.shape[0] - 1)
+    value = torch.where(inside, coefficients.value[pair].double(), -1.0)
+    best = coefficients.latent[pair.gather(1, value.argmax(1, keepdim=True))].squeeze(1)
+    return torch.where(counts > 0, best, -1)
+
+
+def planted_gradients(
+    rows: Float[Tensor, "rows d_in"],
+    features: Float[Tensor, "n_features d_in"],
+    coefficients: SparseCodes,
+) -> Float[Tensor, "rows d_in"]:
+    """Gradient of the planted loss with respect to each row."""
+    label = strongest_feature(coefficients)
+    slope = (SHARPNESS * rows @ features.T).softmax(1)
+    named = label >= 0
+    slope[named.nonzero().squeeze(1), label[named]] -= 1
+    slope[~named] = 0
+    return SHARPNESS * slope @ features

@@ -116,28 +116,30 @@ class PlantedConfig:
             raise ConfigError(problems)
 
     def _problems(self) -> list[str]:
-        found = [
+        problems = [
             f"{name}: {getattr(self, name)} is below {least}"
             for name, least in (("n_features", 2), ("d_in", 2), ("n_rows", 1), ("seed", 0))
             if getattr(self, name) < least
         ]
         if not 0 < self.coefficient_low <= self.coefficient_high < math.inf:
-            found.append(
+            problems.append(
                 f"coefficients: low = {self.coefficient_low}, high = {self.coefficient_high}; "
                 "expected 0 < low <= high"
             )
         if not 0 <= self.partner_probability <= 1:
-            found.append(f"partner_probability: {self.partner_probability} is not in [0, 1]")
+            problems.append(f"partner_probability: {self.partner_probability} is not in [0, 1]")
         if not 0 < self.hierarchy.child_probability <= 1:
-            found.append(
+            problems.append(
                 f"hierarchy.child_probability: {self.hierarchy.child_probability} is not in (0, 1]"
             )
         for name, value in (("noise", self.noise), ("dense.scale", self.dense.scale)):
             if not 0 <= value < math.inf:
-                found.append(f"{name}: {value} is not a finite number of at least 0")
+                problems.append(f"{name}: {value} is not a finite number of at least 0")
         if not 0 <= self.dense.rank <= self.d_in:
-            found.append(f"dense.rank: {self.dense.rank} is not between 0 and d_in = {self.d_in}")
-        return found + self._problems_of_features()
+            problems.append(
+                f"dense.rank: {self.dense.rank} is not between 0 and d_in = {self.d_in}"
+            )
+        return problems + self._problems_of_features()
 
     def _problems_of_features(self) -> list[str]:
         hierarchy = self.hierarchy

@@ -56,7 +56,8 @@ class PlantedSource:
         directions = generator_for(config, "features").standard_normal(
             (config.n_features, config.d_in)
         )
-        self._features = _unit(torch.from_numpy(directions))
+        features = torch.from_numpy(directions)
+        self._features = features / features.norm(dim=1, keepdim=True)
         self._partner = partner_map(config)
         self._frequencies = root_frequencies(config).numpy()
         basis = generator_for(config, "dense").standard_normal((config.d_in, config.dense.rank))
@@ -85,7 +86,9 @@ class PlantedSource:
         parts = [self._block(stream, block) for block in blocks]
         rows = torch.cat([part[0] for part in parts] or [self._features[:0]])
         first = start - blocks.start * BLOCK_ROWS
-        coefficients = _joined([part[1] for part in parts], self.config.n_features)
+        coefficients = SparseCodes.stacked(
+            [part[1] for part in parts], self.config.n_features, self._features
+        )
         return PlantedRows(
             rows=rows[first : first + n_rows].float(),
             coefficients=_cut(coefficients, first, first + n_rows),
@@ -132,21 +135,6 @@ class PlantedSource:
                 coefficients.value * scale[coefficients.pair_rows()]
             )
         return rows, coefficients
-
-
-def _unit(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-    return directions / directions.norm(dim=1, keepdim=True)
-
-
-def _joined(parts: list[SparseCodes], n_features: int) -> SparseCodes:
-    """Codes of several blocks below one another."""
-    counts = torch.cat([part.row_pointer.diff() for part in parts] or [torch.zeros(0).long()])
-    return SparseCodes(
-        torch.cat([torch.zeros(1).long(), counts.cumsum(0)]),
-        torch.cat([part.latent for part in parts] or [torch.zeros(0).long()]),
-        torch.cat([part.value for part in parts] or [torch.zeros(0).double()]),
-        n_features,
-    )
 
 
 def _cut(codes: SparseCodes, first: int, stop: int) -> SparseCodes:

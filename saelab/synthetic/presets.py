@@ -46,8 +46,6 @@ LATENTS_PER_FEATURE: dict[str, int] = {name: 4 if name == "resonance" else 2 for
 
 RESONANCE_WIDTHS = (8, 16, 32, 64, 128)
 RESONANCE_ACTIVE = (3, 5, 8)
-RESONANCE_TARGETS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""Target activation frequencies of the map, in multiples of the features' own frequency."""
 COOCCURRENCE_PROBABILITIES = (0.0, 0.05, 0.1, 0.2, 0.5, 0.8)
 
 

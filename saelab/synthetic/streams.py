@@ -27,7 +27,7 @@ def generator_for(config: PlantedConfig, purpose: str, block: int = 0) -> np.ran
 
 
 def partner_map(config: PlantedConfig) -> npt.NDArray[np.int64]:
-    """The partner of each root: one cycle through all of them, so that nobody is its own."""
+    """The partner of each root: one cycle through all, so that none is its own partner."""
     order = generator_for(config, "partners").permutation(config.n_roots).astype(np.int64)
     partner = np.empty_like(order)
     partner[order] = np.roll(order, -1)
@@ -100,23 +100,18 @@ def feature_frequencies(config: PlantedConfig) -> Float[Tensor, " n_features"]:
     A root is active by the support law or because the feature whose partner it is switched it on,
     a child with `child_probability` where its parent is.
     """
-    own = root_frequencies(config)
+    drawn = root_frequencies(config)
     partner = torch.from_numpy(partner_map(config))
     source = torch.empty_like(partner)
     source[partner] = torch.arange(len(partner))
     if isinstance(config.support, ExactSupportConfig):
         pairs = sum(active * (active - 1) for active in config.support.active)
         both = pairs / len(config.support.active) / (config.n_roots * (config.n_roots - 1))
-        only_source = own[source] - both
+        only_source = drawn[source] - both
     else:
-        only_source = own[source] * (1 - own)
-    roots = own + config.partner_probability * only_source
+        only_source = drawn[source] * (1 - drawn)
+    roots = drawn + config.partner_probability * only_source
     parents = roots[: config.hierarchy.n_parents]
     per_parent = config.hierarchy.children_per_parent
     children = repeat(parents, "parent -> (parent child)", child=per_parent)
     return torch.cat([roots, config.hierarchy.child_probability * children])
-
-
-def mean_active(config: PlantedConfig) -> float:
-    """Mean number of active features in a row: the true L0."""
-    return float(feature_frequencies(config).sum())

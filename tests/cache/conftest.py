@@ -47,7 +47,8 @@ def make_cache(program, table_model, small_text, tmp_path):
     """Write a cache with some settings changed and open it."""
 
     def make(name: str = "cache", **changes):
-        from saelab.cache import open_cache, write_caches
+        from saelab.cache.reader import open_cache
+        from saelab.cache.writer import write_caches
 
         config = program.small_config(small_text, **changes)
         paths = write_caches(tmp_path / name, config, model=table_model)

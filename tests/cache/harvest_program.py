@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from saelab.cache import HarvestConfig, write_caches
+from saelab.cache.config import HarvestConfig
+from saelab.cache.writer import write_caches
 from saelab.model.language_model import LanguageModel
 from saelab.text.contexts import TextConfig
 

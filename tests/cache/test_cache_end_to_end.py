@@ -7,13 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saelab.cache import (
-    CacheStream,
-    HarvestConfig,
-    ModelStream,
-    open_cache,
-    write_caches,
-)
+from saelab.cache.cache_stream import CacheStream
+from saelab.cache.config import HarvestConfig
+from saelab.cache.model_stream import ModelStream
+from saelab.cache.reader import open_cache
+from saelab.cache.writer import write_caches
 from saelab.errors import ModelError
 from saelab.text.contexts import TextConfig, context_batches
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from saelab.cache import write_caches
+from saelab.cache.writer import write_caches
 
 
 def start(program, out: Path, text: Path) -> subprocess.Popen[bytes]:

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from saelab.cache import open_cache, write_caches
 from saelab.cache.format import content_hash
+from saelab.cache.reader import open_cache
+from saelab.cache.writer import write_caches
 from saelab.errors import ActivationError, ArtifactError, ConfigError
 from saelab.formats.files import sha256_of
 from saelab.formats.manifest import write_manifest

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from saelab.cache import CacheStream
+from saelab.cache.cache_stream import CacheStream
 from saelab.cache.permutation import Permutation
 from saelab.errors import ActivationError
 

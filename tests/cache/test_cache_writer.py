@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from saelab.cache import TokenFilter, open_cache, write_caches
+from saelab.cache.config import TokenFilter
+from saelab.cache.reader import open_cache
+from saelab.cache.writer import write_caches
 from saelab.errors import (
     ActivationError,
     ArtifactError,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from saelab.cache import HarvestConfig, TokenFilter
+from saelab.cache.config import HarvestConfig, TokenFilter
 from saelab.errors import ConfigError
 
 
@@ -65,7 +65,7 @@ def test_a_rule_from_a_later_version_is_refused():
 
 def test_settings_load_no_torch():
     program = (
-        "import sys; import saelab.cache.config, saelab.cache; "
+        "import sys; import saelab.cache.config; "
         "print([name for name in ('torch', 'saelab.text.contexts') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -6,7 +6,10 @@ from collections import Counter
 import pytest
 import torch
 
-from saelab.cache import ModelStream, TokenFilter, open_cache, write_caches
+from saelab.cache.config import TokenFilter
+from saelab.cache.model_stream import ModelStream
+from saelab.cache.reader import open_cache
+from saelab.cache.writer import write_caches
 from saelab.errors import ActivationError, ConfigError
 from saelab.text.contexts import describe_text
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saelab.cache import TokenFilter, select_rows
+from saelab.cache.config import TokenFilter
+from saelab.cache.rows import select_rows
 from saelab.errors import ActivationError, ConfigError
 
 BOS, SEPARATOR = 0, 1

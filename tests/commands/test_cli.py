@@ -93,7 +93,7 @@ def test_a_recipe_with_unknown_fields_lists_them_all(capsys, tmp_path):
 
 def test_recipes_are_listed_printed_and_read_back(capsys, tmp_path):
     from saelab.training.recipe import load_recipe
-    from saelab.training.recipes_command import shipped_recipes
+    from saelab.training.recipes import shipped_recipes
 
     listed = run(capsys, "recipes")[1]
     for name, path in shipped_recipes().items():

@@ -125,7 +125,8 @@ def test_runs_and_checkpoints(tmp_path):
 
 
 def test_an_unfinished_cache_has_its_shards_checked(tmp_path, tiny_model_folder):
-    from saelab.cache import HarvestConfig, write_caches
+    from saelab.cache.config import HarvestConfig
+    from saelab.cache.writer import write_caches
     from saelab.text.contexts import TextConfig
 
     text = tmp_path / "text.txt"

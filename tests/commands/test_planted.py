@@ -10,7 +10,7 @@ from saelab.commands import planted
 from saelab.synthetic.presets import PRESETS
 from saelab.training.config import TrainConfig
 from saelab.training.methods import METHODS
-from saelab.training.recipes_command import shipped_recipes
+from saelab.training.recipes import shipped_recipes
 
 SMALL = ["--n-steps", "40", "--seeds", "0", "1", "--methods", "topk", "gradient_topk"]
 

@@ -27,6 +27,7 @@ SMALL = {
     "eval": "--n-tokens 2048 --n-loss-tokens 1024",
     "eval dark-matter": "--n-tokens 4096 --n-loss-tokens 1024 --analyses linear norm-test family",
     "features": "--n-tokens 8192",
+    "import": "--n-tokens 2048",
 }
 REPORT_FIELDS = [
     "model",

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from saelab.dashboards.command import free_port
+from saelab.dashboards.command import usable_port
 
 SECONDS = 90
 """Longest wait for one step: a loaded machine is slow, and a wait that is over ends at once."""
@@ -21,7 +21,7 @@ SECONDS = 90
 @contextmanager
 def dashboard_of(root: Path, folder: Path) -> Iterator[str]:
     """Address of a dashboard of `root`, run in `folder`; afterwards its log holds no traceback."""
-    port, log = free_port(), folder / "log.txt"
+    port, log = usable_port(), folder / "log.txt"
     with log.open("w") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "saelab.cli", "dashboard", str(root), "--port", str(port)],

@@ -80,7 +80,7 @@ def test_a_page_is_one_file_that_draws_itself():
     from saelab.dashboards.app import PAGES
 
     files = {path.name: path for path in Path(APP).parent.glob("[a-z]*.py") if path != APP}
-    assert set(files) == {page.file for page in PAGES}
+    assert set(files) == {f"{name}.py" for name in PAGES}
     for path in files.values():
         assert path.read_text(encoding="utf-8").rstrip().endswith("run_page(render)")
 

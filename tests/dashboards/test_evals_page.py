@@ -244,10 +244,10 @@ def test_damaged_comparisons_are_sentences(tmp_path, evals, open_evals, changes,
 
 
 def test_a_comparison_alone_is_read_and_refused_elsewhere(tmp_path):
-    from saelab.dashboards.pages.evals import find_comparisons
+    from saelab.dashboards.run_index import scan
 
     write_planted_comparison(tmp_path)
-    found = find_comparisons([tmp_path / "runs", tmp_path / "missing"])
+    found = scan([tmp_path / "runs", tmp_path / "missing"]).comparisons
     assert list(found) == ["runs/compared"]
     assert read_comparison(found["runs/compared"])[1]["rows"][0]["label"] == "topk"
     with pytest.raises(ArtifactError, match=r"does not exist|cannot be read|missing"):

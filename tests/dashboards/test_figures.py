@@ -13,10 +13,18 @@ from hypothesis import strategies as st
 from toy_store import DEAD, DENSE, N_FEATURES, SCRIPT, decoder, dense_codes, write_toy_store
 
 from saelab.dashboards.pages.compare import decoder_rows, match
-from saelab.dashboards.widgets.curated import clean_token_scores, curated_groups
-from saelab.dashboards.widgets.export import feature_html, feature_json
-from saelab.dashboards.widgets.feature_html import distinct, numbers_of
-from saelab.dashboards.widgets.feature_table import FeatureFilter, select_features
+from saelab.dashboards.widgets.feature_html import (
+    distinct,
+    feature_html,
+    feature_json,
+    numbers_of,
+)
+from saelab.dashboards.widgets.feature_table import (
+    FeatureFilter,
+    clean_token_scores,
+    curated_groups,
+    select_features,
+)
 from saelab.dashboards.widgets.figures import (
     activation_histogram,
     density_histogram,
@@ -24,10 +32,13 @@ from saelab.dashboards.widgets.figures import (
     logit_histogram,
     match_histogram,
     pareto,
+    probability_shift,
+    signed_bars,
 )
 from saelab.dashboards.widgets.page_parts import csv_text, format_number, plain
 from saelab.errors import ArtifactError
 from saelab.features.reader import FeatureStore
+from saelab.report.draw import draw
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +48,24 @@ def store(tmp_path_factory):
 
 def figures_of(store):
     record = store.feature(8)
-    densities = store.table()["density"].tolist()
-    yield activation_histogram(record)
-    yield activation_histogram(record, log_counts=False)
-    yield logit_histogram(record.logit_lens)
-    yield density_histogram({"one": densities, "two": densities[:5]}, {"one": 266, "two": 266})
-    ids, places = list(range(N_FEATURES)), [float(i) for i in range(N_FEATURES)]
-    yield feature_map(ids, places, places, densities, [str(i) for i in ids])
-    yield feature_map(ids, places, places, densities, [str(i) for i in ids], labelled=[True] * 12)
-    yield match_histogram({"a": [0.1, 0.9], "b": [0.75]})
-    yield pareto([{"name": "a", "l0": 8.0, "fvu": 0.25}], ["a"])
+    densities = store.table()["density"]
+    yield draw(activation_histogram(record))
+    yield draw(activation_histogram(record, log_counts=False))
+    yield draw(logit_histogram(record.logit_lens))
+    tokens = {"one": 266, "two": 266}
+    yield draw(density_histogram({"one": densities, "two": densities[:5]}, tokens))
+    table = store.table() | {"map_x": np.arange(12.0), "map_y": np.arange(12.0)}
+    yield feature_map(table, [str(i) for i in range(N_FEATURES)])
+    yield feature_map(table, [str(i) for i in range(N_FEATURES)], labelled=[True] * 12)
+    yield draw(match_histogram({"a": [0.1, 0.9], "b": [0.75]}))
+    yield draw(pareto([{"name": "a", "l0": 8.0, "fvu": 0.25}], ["a"]))
+    yield draw(bars_of([("1 up", 2.0), ("2 down", -1.0)]))
+    yield draw(probability_shift([("a", 0.1, 0.2)], [("<b>", 0.2, 0.1)], 0.5))
+
+
+def bars_of(rows):
+    words = {"caption": "What is drawn.", "positive": "go up", "negative": "go down"}
+    return signed_bars(name="bars", title="Bars", axis="change", rows=rows, **words)
 
 
 def test_every_figure_says_what_it_shows(store):
@@ -60,7 +79,7 @@ def test_every_figure_says_what_it_shows(store):
 
 def test_activation_histogram_counts_every_active_token(store):
     codes = dense_codes()[..., 8]
-    figure = activation_histogram(store.feature(8))
+    figure = draw(activation_histogram(store.feature(8), log_counts=False))
     assert sum(figure.data["tokens"]) == (codes > 0).sum() == sum(figure.plot.data[0].y)
     assert figure.data["activation from"][0] == 0
     assert figure.data["activation to"][-1] == pytest.approx(codes.max())
@@ -68,14 +87,31 @@ def test_activation_histogram_counts_every_active_token(store):
 
 
 def test_density_histogram_counts_every_feature(store):
-    densities = store.table()["density"].tolist()
-    data = density_histogram({"one": densities}, {"one": 266}).data
-    assert sum(data["one"]) == N_FEATURES and data["one"][0] == 1
-    assert density_histogram({"none": [0.0, 0.0]}, {"none": 0}).data["none"][0] == 2
+    densities = store.table()["density"]
+    chart = density_histogram({"one": densities}, {"one": 266})
+    assert sum(chart.table()["features"]) == N_FEATURES - 1 and "1 never active" in chart.summary
+    two = density_histogram({"one": densities, "two": densities}, {"one": 266, "two": 266})
+    assert sum(two.table()["features"]) == 2 * (N_FEATURES - 1)
+    silent = density_histogram({"none": np.zeros(2)}, {"none": 0})
+    assert "2 never active" in silent.summary and "2 of none" in silent.caption
+
+
+def test_bars_of_both_signs_differ_in_colour_and_equal_names_stay_apart():
+    rows = [("5", 2.0), ("<b>", 1.0), ("<b>", -1.0), ("<b>", -2.0)]
+    figure = draw(bars_of(rows))
+    [bars] = figure.plot.data
+    assert list(bars.y) == ["5", "&lt;b&gt;", "&lt;b&gt; (2)", "&lt;b&gt; (3)"]
+    assert figure.plot.layout.yaxis.type == "category"
+    assert bars.marker.color[0] == bars.marker.color[1] != bars.marker.color[2]
+    assert (
+        figure.alt
+        == "Bars. 2 go up, most of all 5 +2, <b> +1. 2 go down, most of all <b> -1, <b> -2."
+    )
 
 
 def test_map_splits_silent_from_active():
-    figure = feature_map([0, 1], [0.0, 1.0], [0.0, 1.0], [0.0, 0.1], ["a", "b"])
+    places = {"id": np.arange(2), "map_x": np.arange(2.0), "map_y": np.arange(2.0)}
+    figure = feature_map(places | {"density": np.array([0.0, 0.1])}, ["a", "b"])
     assert [trace.name for trace in figure.plot.data] == ["active", "never active"]
     assert [list(trace.customdata) for trace in figure.plot.data] == [[1], [0]]
 

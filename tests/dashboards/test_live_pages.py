@@ -110,7 +110,7 @@ def test_a_feature_in_the_address_is_highlighted(open_live, tiny_model):
     last = int(codes.amax(0).masked_fill(~active, float("inf")).argmin())
     app = open_live("prompt", text=TEXT, f=str(last))
     assert_clean(app)
-    assert app.selectbox(key="prompt_highlight").value == last
+    assert app.selectbox(key="prompt_hl").value == last
     assert "hl" not in app.query_params
     app = open_live("prompt", text="the", f="999")
     assert "Feature 999 is not active in this text" in words(app)
@@ -188,18 +188,18 @@ def test_attribution_names_its_parts_and_keeps_the_token_in_the_address(open_liv
     (table,) = frames
     for feature, found in zip(table["feature"], table["attribution"], strict=True):
         assert found == pytest.approx(float(expected[feature]), rel=1e-3, abs=1e-5)
-    app.radio(key="attribution_of").set_value("log_probability").run()
+    app.radio(key="prompt_of").set_value("log_probability").run()
     assert app.query_params["of"] == "log_probability"
     assert app.query_params["next"] == str(target)
 
 
 def test_a_typed_token_must_be_one(open_live):
     app = open_live("prompt", mode="attribute", text=TEXT, next="-1")
-    app.selectbox(key="attribution_next").set_value(-1).run()
+    app.selectbox(key="prompt_next").set_value(-1).run()
     assert "Type the token to explain" in words(app)
-    app.text_input(key="attribution_typed").set_value("king of the old river").run()
+    app.text_input(key="prompt_typed").set_value("king of the old river").run()
     assert "is not one token" in words(app)
-    app.text_input(key="attribution_typed").set_value(" the").run()
+    app.text_input(key="prompt_typed").set_value(" the").run()
     assert "The logit of “ the”" in words(app)
 
 
@@ -224,7 +224,7 @@ def test_steering_writes_both_texts_and_the_shift(open_live, live_root, tiny_mod
 
 def test_more_features_and_a_dead_one(open_live):
     app = open_live("steer", text=TEXT, f1="0", f2="1", k1="ablate", n="2", len="5")
-    assert [box.value for box in app.number_input if "feature" in box.key] == [0, 1]
+    assert [box.value for box in app.number_input if box.label == "Feature"] == [0, 1]
     app.button(key="steer_write").click().run()
     assert not app.exception
     assert "feature 1 has no maximum in the feature store" in words(app)

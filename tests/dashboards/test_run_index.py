@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_store import write_toy_store
 
-from saelab.dashboards.command import DashboardCommand, require_free_port, server_options
+from saelab.dashboards.command import DashboardCommand, server_options, usable_port
 from saelab.dashboards.run_index import scan
 from saelab.errors import ConfigError, ResourceError
 
@@ -107,6 +107,7 @@ def test_the_server_listens_here_alone_and_reports_nothing():
     assert options["browser_gatherUsageStats"] is False and options["server_headless"] is True
     assert options["client_toolbarMode"] == "minimal"
     assert options["server_fileWatcherType"] == "none"
+    assert options["runner_magicEnabled"] is False, "pages would show their constants' docstrings"
     from streamlit import config
 
     known = {name.replace(".", "_") for name in config.get_config_options()}
@@ -120,4 +121,4 @@ def test_a_taken_port_is_a_sentence():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ResourceError, match="give another --port"):
-            require_free_port(taken.getsockname()[1])
+            usable_port(taken.getsockname()[1])

@@ -126,7 +126,7 @@ def test_choices_are_in_the_address(tmp_path, monkeypatch):
     app = opener("training", lines="b-k4", show="fvu", scale="linear", logx="True")
     assert len(app.get("plotly_chart")) == 1
     assert data_of(app)[0]["dictionary"].unique().tolist() == ["b-k4"]
-    app.multiselect(key="training_numbers").set_value(["l0", "loss"]).run()
+    app.multiselect(key="training_show").set_value(["l0", "loss"]).run()
     assert app.query_params["show"] == "l0,loss"
     app.multiselect(key="training_lines").set_value([]).run()
     assert "Choose a dictionary" in words(app)

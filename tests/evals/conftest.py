@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saelab.cache import TokenFilter
+from saelab.cache.config import TokenFilter
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from saelab.cache import HarvestConfig, write_caches
+from saelab.cache.config import HarvestConfig
+from saelab.cache.writer import write_caches
 from saelab.cli import main
 from saelab.dictionary import Site, load_dictionary
 from saelab.evals.core.config import CoreConfig

@@ -1,5 +1,6 @@
 """From a run folder to stores: the model's pass, stopping and going on, exports, words."""
 
+import gzip
 import json
 import os
 import signal
@@ -14,15 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from saelab.cache.token_filter import TokenFilter
+from saelab.cache.config import TokenFilter
 from saelab.cli import main
 from saelab.commands.features import main as features
 from saelab.commands.info import describe
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError, SaelabError
-from saelab.features import pipeline, text_pass
+from saelab.features import neuronpedia, pipeline, text_pass
 from saelab.features.config import FeaturesConfig
+from saelab.features.labels import LabelBook
 from saelab.features.pipeline import build_features, dictionary_folders
 from saelab.features.reader import FeatureStore
 from saelab.features.schema import StoreWriter
@@ -387,3 +389,117 @@ def test_sigkill_leaves_no_half_store_and_the_next_command_finishes(run):
     with FeatureStore(folder) as store:
         assert store.n_sequences == 19
     assert list(folder.glob("*.partial")) == []
+
+
+NEURONPEDIA_COLUMNS = {
+    "release": "name visibility description urls creatorName creatorId createdAt",
+    "model": "id displayNameShort displayName creatorId layers neuronsPerLayer owner visibility "
+    "createdAt",
+    "sourceset": "modelId name hasDashboards visibility description creatorName urls creatorId "
+    "releaseName createdAt",
+    "source": "id modelId hasDashboards visibility setName creatorId num_prompts "
+    "num_tokens_in_prompt dataset notes createdAt",
+    "features": "modelId layer index sourceSetName creatorId maxActApprox hasVector vector "
+    "vectorDefaultSteerStrength hookName topkCosSimIndices topkCosSimValues "
+    "neuron_alignment_indices neuron_alignment_values neuron_alignment_l1 "
+    "correlated_neurons_indices correlated_neurons_pearson correlated_neurons_l1 "
+    "correlated_features_indices correlated_features_pearson correlated_features_l1 neg_str "
+    "neg_values pos_str pos_values frac_nonzero freq_hist_data_bar_heights "
+    "freq_hist_data_bar_values logits_hist_data_bar_heights logits_hist_data_bar_values "
+    "decoder_weights_dist",
+    "activations": "id tokens index layer modelId dataSource maxValue maxValueTokenIndex minValue "
+    "values dfaValues creatorId lossValues binMin binMax binContains qualifyingTokenIndex",
+    "explanations": "id modelId layer index description authorId notes",
+}
+"""Of the tables that Neuronpedia imports each file into; it knows no others."""
+
+
+def read_neuronpedia(folder):
+    """The rows of each kind, of single files and of batches in the order of their numbers."""
+    rows = {path.stem: path.read_text().splitlines() for path in folder.glob("*.jsonl")}
+    for path in sorted(folder.glob("*/batch-*.jsonl.gz"), key=lambda path: (len(path.name), path)):
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        assert lines, f"Neuronpedia fails on the empty {path}"
+        rows.setdefault(path.parent.name, []).extend(lines)
+    return {kind: [json.loads(line) for line in lines] for kind, lines in rows.items()}
+
+
+def test_an_export_to_neuronpedia_holds_what_the_store_holds(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(neuronpedia, "BATCH_FEATURES", 16)
+    folder = dictionary_folders([run])[0]
+    given = ["export", str(folder), "--to", "neuronpedia", "--out", str(tmp_path / "out")]
+    assert main(given) == 2
+    error = capsys.readouterr().err
+    assert f"build it with `saelab features {folder}` first" in error and error.count("\n") == 1
+    build_features([folder], FeaturesConfig(n_tokens=300, device="cpu"))
+    saved = load_dictionary(folder)
+    book = LabelBook(folder / "feature_labels.sqlite", saved.content_hash, 40)
+    for feature, text in ((7, "kings"), (30, "rivers"), (7, "royalty")):
+        book.add(feature, text, author="Ada", score=0.5)
+    assert main(given) == 0
+    (source,) = (tmp_path / "out").glob("*/*")
+    rows = read_neuronpedia(source)
+    assert {name: set(names.split()) for name, names in NEURONPEDIA_COLUMNS.items()} == {
+        kind: set(lines[0]) for kind, lines in rows.items()
+    }
+    for lines in rows.values():
+        assert all(line.keys() == lines[0].keys() for line in lines)
+    assert source.name == "1-a" == rows["source"][0]["id"] == rows["features"][0]["layer"]
+    assert source.parent.name == rows["model"][0]["id"] == rows["activations"][0]["modelId"]
+    assert rows["sourceset"][0]["releaseName"] == rows["release"][0]["name"] == "a"
+    assert sorted(path.name for path in (source / "features").iterdir()) == [
+        f"batch-{number}.jsonl.gz" for number in range(3)
+    ]
+    assert [row["index"] for row in rows["features"]] == [str(index) for index in range(40)]
+    with FeatureStore(folder) as store:
+        for row in rows["features"]:
+            assert_row_is_the_features(row, store, saved, rows["activations"])
+    ids = [row["id"] for kind in ("activations", "explanations") for row in rows[kind]]
+    assert len(set(ids)) == len(ids) and all(len(each) == 25 for each in ids)
+    explained = [(row["index"], row["description"]) for row in rows["explanations"]]
+    assert explained == [("7", "kings"), ("7", "royalty"), ("30", "rivers")]
+    assert "by Ada, by hand, score 0.5" in rows["explanations"][0]["notes"]
+
+
+def assert_row_is_the_features(row, store, saved, activations):
+    record = store.feature(int(row["index"]), None)
+    decoder = saved.dictionary.W_dec[record.id]
+    assert torch.equal(torch.tensor(row["vector"]), decoder)
+    assert row["hookName"] == HOOK
+    assert row["topkCosSimIndices"] == [near.feature for near in record.decoder_neighbours]
+    others = saved.dictionary.W_dec[row["topkCosSimIndices"]]
+    cosines = torch.nn.functional.cosine_similarity(others, decoder[None])
+    np.testing.assert_allclose(row["topkCosSimValues"], cosines, rtol=1e-4, atol=1e-6)
+    assert row["maxActApprox"] == record.max_act
+    assert row["frac_nonzero"] == record.density
+    assert sum(row["freq_hist_data_bar_heights"]) == record.n_active
+    assert row["pos_str"] == [score.text for score in record.logit_lens.top]
+    examples = list(record.top_examples)
+    examples += [example for group in record.quantile_groups for example in group.examples]
+    mine = [each for each in activations if each["index"] == row["index"]]
+    assert [each["tokens"] for each in mine] == [list(example.texts) for example in examples]
+    for each, example in zip(mine, examples, strict=True):
+        np.testing.assert_allclose(each["values"], example.activations, rtol=1e-5)
+        assert each["values"][each["maxValueTokenIndex"]] == each["maxValue"] > 0
+        assert each["values"][each["qualifyingTokenIndex"]] > 0
+        assert each["binMin"] <= each["binMax"] <= row["maxActApprox"]
+
+
+def test_neuronpedia_gets_the_same_bytes_again_and_nothing_of_before(
+    run, tiny_model, text_file, tmp_path, capsys
+):
+    folder, out = dictionary_folders([run])[0], tmp_path / "out"
+    build_features([folder], FeaturesConfig(n_tokens=200, device="cpu"))
+    given = ["export", str(folder), "--to", "neuronpedia", "--name", "My set", "--out", str(out)]
+    assert main(given) == 0
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (source,) = out.glob("*/*")
+    assert source.name == "1-my-set"
+    (source / "activations" / "batch-9.jsonl.gz").write_bytes(b"of a wider dictionary")
+    assert main(given) == 2
+    assert main([*given, "--overwrite"]) == 0
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
+    save(folder, tiny_model, text_file, seed=5)
+    capsys.readouterr()
+    assert main([*given, "--overwrite"]) == 2
+    assert "built from a different checkpoint" in capsys.readouterr().err

@@ -23,6 +23,7 @@ def test_labels_come_back_newest_first_with_author_method_and_score(book):
     assert first.text == "kings and queens"
     assert (second.author, second.method, second.score) == ("model-x", "detection", 0.75)
     assert book.latest() == {3: second}
+    assert book.all() == [first, second]
     assert book.search("KINGS") == [first]
     assert book.search(" ") == []
     book.delete(second.id)

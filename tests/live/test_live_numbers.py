@@ -15,8 +15,7 @@ from saelab.errors import ConfigError
 from saelab.live.contrast import contrast
 from saelab.live.edits import FeatureEdit, apply_edits
 from saelab.live.lock import FairLock
-from saelab.live.ranking import SORTS, FeatureNumbers, feature_use, ranked
-from saelab.live.reading import Reading
+from saelab.live.reading import SORTS, FeatureNumbers, Reading, feature_use, ranked
 
 from .conftest import random_dictionary
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from saelab.dictionary import Dictionary
-from saelab.live.edits import FeatureEdit
+from saelab.live.edits import FeatureEdit, next_token_shift
 from saelab.live.lock import FairLock
 from saelab.live.session import BASELINE, STEERED, LiveSession, SharedModel
-from saelab.live.shift import next_token_shift
 
 from .conftest import save_for
 
@@ -51,7 +50,7 @@ def test_the_real_model_reads_attributes_and_steers(real_session):
     (id_, token, share), *_ = real_session.next_tokens(TEXT, 3, 64)
     assert token == " States" and share > 0.5
     found = real_session.attribute(TEXT, id_, "logit", 64)
-    x, gradient, _ = real_session._model.next_token_gradients(
+    x, gradient, _ = real_session.model.next_token_gradients(
         torch.tensor(found.reading.ids), REAL_HOOK, id_
     )
     total = float((x.double() * gradient.double()).sum())
@@ -66,7 +65,7 @@ def test_the_real_model_reads_attributes_and_steers(real_session):
     assert next_token_shift(*steps[0].logits).kl > 0.01
     # The keys kept from earlier tokens give what reading the whole text gives, up to bfloat16.
     ids = found.reading.ids + [int(step.tokens[BASELINE]) for step in steps[:-1]]
-    whole = real_session._model.run(torch.tensor([ids])).logits[0]
+    whole = real_session.model.run(torch.tensor([ids])).logits[0]
     start = len(found.reading.ids) - 1
     for place, step in enumerate(steps):
         assert next_token_shift(step.logits[BASELINE], whole[start + place]).kl < 0.02

@@ -8,10 +8,9 @@ import torch
 
 from saelab.dictionary.reference import reference_codes
 from saelab.errors import ArtifactError, ConfigError, ModelError
-from saelab.live.edits import FeatureEdit
+from saelab.live.edits import FeatureEdit, next_token_shift
 from saelab.live.lock import FairLock
 from saelab.live.session import BASELINE, STEERED, LiveSession, SharedModel
-from saelab.live.shift import next_token_shift
 
 from .conftest import GPT2_HOOK, HOOK, random_dictionary, save_for
 
@@ -28,7 +27,7 @@ HOSTILE = [
 
 def dense_codes(session, tokens):
     """Codes by the float64 reference of what the model holds, all positions."""
-    model = session._model
+    model = session.model
     x = model.capture(torch.tensor(tokens)[None], [HOOK])[HOOK][0]
     return reference_codes(session.saved.dictionary, x.float())
 
@@ -133,7 +132,8 @@ def test_attribution_is_the_slope_of_scaling_a_features_part(double_model, tmp_p
     latent, sums = found.by_feature()
     assert sums.sum() == pytest.approx(found.pair.sum())
     assert found.by_position().sum() == pytest.approx(found.pair.sum())
-    assert sum(found.track(int(latent[0]))) == pytest.approx(sums[0])
+    pairs = reading.latent == latent[0]
+    assert found.pair[pairs].sum() == pytest.approx(sums[0])
 
 
 def collected(steps):
@@ -207,7 +207,7 @@ def test_shift_against_literal_float64(session):
 
 def test_generation_ends_where_all_versions_ended(session, monkeypatch):
     (base, _), _ = steer(session, [], temperature=0)
-    monkeypatch.setattr(session._model, "end_ids", frozenset({base[2]}))
+    monkeypatch.setattr(session.model, "end_ids", frozenset({base[2]}))
     (shorter, _), steps = steer(session, [], temperature=0)
     stop = base.index(base[2])
     assert shorter == base[: stop + 1]

@@ -128,3 +128,15 @@ def test_nothing_to_draw_is_no_error():
     assert draw(chart()).plot.data == ()
     gaps = Series(name="gap", x=[1, 2], y=[None, None])
     assert draw(chart(gaps, named_ends=True, y=Axis(title="y", log=True))).alt
+
+
+def test_legends_stand_above_the_plot_and_long_names_are_wrapped():
+    bars = Series(name="a", x=["a name of many words", "<b>"], y=[1, 2], mark="bars")
+    layout = draw(chart(bars, replace(bars, name="b"), y=Axis(title="share", low=0))).plot.layout
+    assert (layout.legend.yref, layout.legend.y, layout.legend.yanchor) == ("container", 1, "top")
+    assert list(layout.xaxis.ticktext) == ["a name of many<br>words", "&lt;b&gt;"]
+    assert list(layout.xaxis.tickvals) == ["a name of many words", "&lt;b&gt;"]
+    assert layout.yaxis.rangemode == "tozero"
+    counts = Series(name="h", x=[0, 1, 2], y=[1, 3], mark="histogram")
+    ticks = draw(chart(counts, y=Axis(title="n", log=True, low=0.5))).plot.layout.yaxis.tickvals
+    assert 1 in ticks and all(tick % 1 == 0 for tick in ticks), "counts are whole"

@@ -8,9 +8,13 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 from saelab.evals.core.charts import core_charts
-from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
+from saelab.formats.evaluation_result import (
+    EvaluationResult,
+    MeasuredMetric,
+    write_evaluation_result,
+)
 from saelab.report.draw import draw
-from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, new_plot
+from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, Figure, new_plot
 from saelab.report.page import Report, format_value
 from saelab.report.result_page import write_result_page
 
@@ -152,7 +156,8 @@ def test_words_are_escaped_everywhere():
     plot.add_bar(x=[evil], y=[1])
     report = Report(evil, evil).add_heading(evil).add_text(evil).add_table(evil, [evil], [[evil]])
     report.add_metrics(evil, [MeasuredMetric(name=evil, value=1, unit=evil, definition=evil)])
-    html = report.add_figure(plot, evil, evil, title=evil, data={evil: [evil]}).to_html()
+    figure = Figure(name=evil, title=evil, plot=plot, caption=evil, alt=evil, data={evil: [evil]})
+    html = report.add_figures([figure]).to_html()
     page = Page(html)
     assert "<script>alert" not in html
     assert len(page.all("script")) == 2
@@ -177,7 +182,7 @@ def test_the_page_can_be_used_by_keyboard_and_read_aloud():
 
 
 def test_both_themes_give_text_and_series_enough_contrast():
-    from saelab.report.style import STYLE
+    from saelab.report.page import STYLE
 
     def luminance(colour: str) -> float:
         parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
@@ -203,9 +208,8 @@ def test_both_themes_give_text_and_series_enough_contrast():
 
 def test_long_data_is_cut_with_a_note_and_tables_say_undefined():
     data = {"n": list(range(1000))}
-    page = Page(
-        Report("t").add_figure(new_plot("x", "y"), "c", "a", title="T", data=data).to_html()
-    )
+    figure = Figure(name="n", title="T", plot=new_plot("x", "y"), caption="c", alt="a", data=data)
+    page = Page(Report("t").add_figures([figure]).to_html())
     assert "first 300 of 1000 rows" in page.text
     assert [format_value(v) for v in (None, 0.123456, 1234567, 123456.7, True, "x")] == [
         "undefined",
@@ -221,3 +225,25 @@ def test_write_leaves_one_file(tmp_path):
     path = Report("t").add_text("x").write(tmp_path / "deep" / "report.html")
     assert path.read_text().startswith("<!doctype html>")
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_results_of_a_dictionary_folder_are_found_and_their_absence_is_said(tmp_path, capsys):
+    from saelab.cli import main
+
+    assert main(["report", str(tmp_path)]) == 2
+    [said] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path} holds no evaluation result" in said
+    assert said.endswith(f"`saelab eval core {tmp_path}`")
+    (tmp_path / "cfg.json").write_text("{}")
+    result = EvaluationResult(
+        suite="core",
+        dictionary_name="sae",
+        dictionary_hash="ab" * 32,
+        settings={},
+        made_from={},
+        metrics=(MeasuredMetric(name="fvu", value=0.5, unit="1", definition="what it says"),),
+    )
+    (tmp_path / "evals").mkdir()
+    write_evaluation_result(tmp_path / "evals" / "core.json", result)
+    assert main(["report", str(tmp_path)]) == 0
+    assert "what it says" in (tmp_path / "evals" / "core.html").read_text()

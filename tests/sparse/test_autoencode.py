@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import ActivationError
-from saelab.sparse import SparseCodes, autoencode, pre_activation_chunks, select_top_k, top_k
+from saelab.sparse import PreActivations, SparseCodes, autoencode, select_top_k, top_k
 from saelab.sparse.kernels import TransposedPairs, combine_latents, combine_rows, pair_products
 from saelab.stats.metrics import SparsityStatistics, mean_l0
 
@@ -42,7 +42,7 @@ def test_every_gradient_equals_dense_autograd(rows, d_in, d_sae, k):
     expected = torch.autograd.grad(losses_of(codes, reconstruction), leaves)
 
     W_enc, b_enc, b_dec = leaves[1], leaves[2], leaves[4]
-    selected = select_top_k((leaves[0] - b_dec).detach(), W_enc, b_enc, k)
+    selected = select_top_k(PreActivations((leaves[0] - b_dec).detach(), W_enc, b_enc), k)
     sparse_codes, sparse_reconstruction = autoencode(*leaves, selected)
     found = torch.autograd.grad(losses_of(sparse_codes.value, sparse_reconstruction), leaves)
 
@@ -57,10 +57,13 @@ def test_every_gradient_equals_dense_autograd(rows, d_in, d_sae, k):
 def test_gradients_without_b_dec_in_the_output_and_with_only_one_output_used():
     x = torch.randn(9, 4, dtype=torch.float64)
     leaves = [t.detach().requires_grad_() for t in (x, *weights(4, 12))]
-    selected = select_top_k((leaves[0] - leaves[4]).detach(), leaves[1], leaves[2], 3)
+    selected = select_top_k(
+        PreActivations((leaves[0] - leaves[4]).detach(), leaves[1], leaves[2]), 3
+    )
     codes, reconstruction = dense_autoencode(*leaves, 3)
     for use in ("values", "reconstruction"):
-        sparse, without = autoencode(*leaves, selected, add_b_dec=False)
+        sparse, with_bias = autoencode(*leaves, selected)
+        without = with_bias - leaves[4]
         if use == "values":
             expected = torch.autograd.grad(
                 codes.sum(), leaves, retain_graph=True, allow_unused=True
@@ -79,7 +82,7 @@ def test_a_row_of_negative_pre_activations_is_listed_as_zeros_and_gets_no_gradie
     W_enc, b_enc, W_dec, b_dec = weights(3, 6)
     leaves = [t.detach().requires_grad_() for t in (W_enc, b_enc - 1e3, W_dec, b_dec)]
     x = torch.randn(4, 3, dtype=torch.float64)
-    selected = select_top_k(x - b_dec, leaves[0].detach(), leaves[1].detach(), 2)
+    selected = select_top_k(PreActivations(x - b_dec, leaves[0].detach(), leaves[1].detach()), 2)
     codes, reconstruction = autoencode(x, *leaves, selected)
     assert codes.value.shape == (8,) and not codes.value.any()
     assert not codes.fired().any() and not codes.l0().any()
@@ -92,7 +95,7 @@ def test_bfloat16_product_chooses_in_bfloat16_and_keeps_exact_values():
     W_enc, b_enc, _, _ = weights(64, 1024, dtype=torch.float32)
     x = torch.randn(300, 64)
     exact = x.double() @ W_enc.double() + b_enc.double()
-    selected = select_top_k(x, W_enc, b_enc, 16, product_dtype=torch.bfloat16)
+    selected = select_top_k(PreActivations(x, W_enc, b_enc, torch.bfloat16), 16)
     rows = selected.pair_rows()
     torch.testing.assert_close(
         selected.value.double(), exact[rows, selected.latent], rtol=1e-5, atol=1e-4
@@ -150,7 +153,7 @@ def test_chunks_cover_the_product_and_reuse_one_workspace():
     expected = x @ W_enc + b_enc
     addresses = set()
     covered = []
-    for part, chunk in pre_activation_chunks(x, W_enc, b_enc):
+    for part, chunk in PreActivations(x, W_enc, b_enc).chunks():
         torch.testing.assert_close(chunk, expected[part])
         addresses.add(chunk.data_ptr())
         covered += list(range(part.start, part.stop))
@@ -160,8 +163,8 @@ def test_chunks_cover_the_product_and_reuse_one_workspace():
 def test_selection_of_a_row_does_not_depend_on_the_rows_beside_it():
     W_enc, b_enc, _, _ = weights(16, 2048)
     x = torch.randn(700, 16, dtype=torch.float64)
-    whole = select_top_k(x, W_enc, b_enc, 8).to_dense()
-    parts = [select_top_k(part, W_enc, b_enc, 8).to_dense() for part in x.split(33)]
+    whole = select_top_k(PreActivations(x, W_enc, b_enc), 8).to_dense()
+    parts = [select_top_k(PreActivations(part, W_enc, b_enc), 8).to_dense() for part in x.split(33)]
     torch.testing.assert_close(whole, torch.cat(parts))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import saelab.sparse
-from saelab.sparse import SparseCodes, TransposedPairs, select_above
+from saelab.sparse import PreActivations, SparseCodes, TransposedPairs, select_above
 from saelab.sparse.backends import BACKENDS, backend_of
 
 AVAILABLE = [
@@ -120,9 +120,8 @@ def test_all_pairs_above_a_floor_are_selected(backend, dtype):
     kernels, device = backend
     x, W_enc = torch.randn(64, 16), torch.randn(16, 96)
     assert backend_of(x.to(device)) is kernels
-    found = select_above(
-        *on(device, x, W_enc, torch.zeros(96), torch.tensor(2.0)), product_dtype=dtype
-    )
+    *encoder, floor = on(device, x, W_enc, torch.zeros(96), torch.tensor(2.0))
+    found = select_above(PreActivations(*encoder, dtype), floor)
     expected = x.double() @ W_enc.double()
     dense = found.to_dense().cpu().double()
     chosen = dense != 0
@@ -141,4 +140,4 @@ def test_where_a_tensor_lies_is_asked_in_one_place():
         for path in folder.rglob("*.py")
         if re.search(r"device\.type|\.is_cuda", path.read_text(encoding="utf-8"))
     ]
-    assert asking == ["saelab/sparse/backends/__init__.py"]
+    assert asking == ["saelab/sparse/backends.py"]

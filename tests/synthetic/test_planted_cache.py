@@ -6,21 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saelab.cache import CacheStream, open_cache
+from saelab.cache.cache_stream import CacheStream
+from saelab.cache.reader import open_cache
 from saelab.cli import main
 from saelab.commands.info import describe
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.manifest import write_manifest
-from saelab.synthetic import (
-    PRESETS,
-    PlantedConfig,
-    cache,
-    planted_rows,
-    truth_of,
-    write_planted_cache,
-)
+from saelab.synthetic import cache
+from saelab.synthetic.cache import write_planted_cache
+from saelab.synthetic.config import PlantedConfig
+from saelab.synthetic.generator import planted_rows
+from saelab.synthetic.presets import PRESETS
+from saelab.synthetic.truth import truth_of
 
 SMALL = replace(PRESETS["smoke"], n_rows=1000)
 

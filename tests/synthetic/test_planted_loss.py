@@ -3,9 +3,9 @@
 import torch
 from torch.nn import functional
 
+from saelab.synthetic.cache import SHARPNESS, planted_gradients, strongest_feature
 from saelab.synthetic.config import BernoulliSupportConfig, PlantedConfig
 from saelab.synthetic.generator import PlantedSource
-from saelab.synthetic.planted_loss import SHARPNESS, planted_gradients, strongest_feature
 
 
 def test_gradients_are_those_of_the_loss():

@@ -10,30 +10,25 @@ from hypothesis import strategies as st
 
 from saelab.config import from_plain, to_plain
 from saelab.errors import ConfigError
-from saelab.synthetic import (
-    PRESETS,
+from saelab.synthetic.config import (
     BernoulliSupportConfig,
     DensePartConfig,
     ExactSupportConfig,
     HierarchyConfig,
     PlantedConfig,
-    PlantedSource,
-    chance_cosine,
-    coherence,
-    feature_frequencies,
-    planted_features,
-    planted_rows,
 )
+from saelab.synthetic.generator import PlantedSource, planted_features, planted_rows
 from saelab.synthetic.presets import (
     COOCCURRENCE_PROBABILITIES,
+    PRESETS,
     cooccurrence_grid,
     find_preset,
     preset_name,
     resonance_band,
     resonance_grid,
 )
-from saelab.synthetic.streams import BLOCK_ROWS, partner_map, root_frequencies
-from saelab.synthetic.truth import planted_hash
+from saelab.synthetic.streams import BLOCK_ROWS, feature_frequencies, partner_map, root_frequencies
+from saelab.synthetic.truth import chance_cosine, coherence, planted_hash
 
 EVERYTHING = PlantedConfig(
     n_features=40,
@@ -277,7 +272,7 @@ def test_settings_load_without_torch():
 
     program = (
         "import sys, saelab.synthetic.config, saelab.synthetic.presets; "
-        "from saelab.synthetic import PRESETS; print('torch' in sys.modules)"
+        "from saelab.synthetic.presets import PRESETS; print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60

@@ -20,7 +20,7 @@ def words(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_harvest(tiny_model_folder, words):
     """Harvest settings of the tiny model over the short documents."""
-    from saelab.cache import HarvestConfig
+    from saelab.cache.config import HarvestConfig
     from saelab.text.contexts import TextConfig
 
     return HarvestConfig(
@@ -40,7 +40,7 @@ def tiny_harvest(tiny_model_folder, words):
 @pytest.fixture(scope="session")
 def tiny_cache(tiny_harvest, tmp_path_factory):
     """The cache folder."""
-    from saelab.cache import write_caches
+    from saelab.cache.writer import write_caches
 
     return write_caches(tmp_path_factory.mktemp("caches") / "c", tiny_harvest)[0]
 

@@ -6,11 +6,18 @@ import shutil
 import pytest
 import torch
 
-from saelab.cache import CacheStream, ErrorStream, open_cache
+from saelab.cache.cache_stream import CacheStream, ErrorStream
+from saelab.cache.reader import open_cache
 from saelab.dictionary import load_dictionary
 from saelab.dictionary.data_spec import data_spec_of
-from saelab.dictionary.decomposition import ErrorProbe, decompose, save_probe
-from saelab.dictionary.error_rows import PROBE_PLACE, ErrorRows, hash_of_probe
+from saelab.dictionary.decomposition import (
+    PROBE_FILE,
+    ErrorProbe,
+    ErrorRows,
+    decompose,
+    hash_of_probe,
+    save_probe,
+)
 from saelab.errors import ActivationError, ArtifactError, ConfigError, Stopped
 from saelab.evals.core.config import CoreConfig
 from saelab.features.config import FeaturesConfig
@@ -34,7 +41,7 @@ def base(tiny_cache, tmp_path_factory):
     folder = out / "dictionaries" / NAME
     generator = torch.Generator().manual_seed(0)
     weight = 0.3 * torch.eye(32) + 0.02 * torch.randn(32, 32, generator=generator)
-    save_probe(folder / PROBE_PLACE, ErrorProbe(weight, torch.full((32,), 0.05)), {})
+    save_probe(folder / PROBE_FILE, ErrorProbe(weight, torch.full((32,), 0.05)), {})
     return folder
 
 
@@ -84,10 +91,10 @@ def test_the_whole_error_needs_no_probe(base, tiny_cache, tmp_path):
 
 
 def test_statistics_of_a_large_cache_are_of_rows_spread_over_it(base, tiny_cache, monkeypatch):
-    from saelab.cache import error_stream
+    from saelab.cache import cache_stream
 
     cache = open_cache(tiny_cache)
-    monkeypatch.setattr(error_stream, "STATISTICS_ROWS", 10)
+    monkeypatch.setattr(cache_stream, "STATISTICS_ROWS", 10)
     rows = ErrorRows.load(base, None, "nonlinear")
     stream = ErrorStream(CacheStream(cache, 64, 3), rows)
     chosen = (torch.arange(10) * (cache.n_rows / 10)).long()

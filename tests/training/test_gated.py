@@ -8,6 +8,7 @@ from saelab.training.interface import DictionarySettings, Normalisation, Trainin
 from saelab.training.learner import Learner
 from saelab.training.methods.gated import Gated, GatedOptions
 from saelab.training.options import AuxiliaryOptions
+from saelab.training.parts.weights import normalise_rows
 
 D_IN, D_SAE, K, ROWS = 12, 64, 4, 50
 
@@ -158,7 +159,7 @@ def test_decoder_rows_keep_norm_one_and_their_gradient_no_radial_part():
         w = learner.method.weights
         torch.testing.assert_close(w.W_dec.norm(dim=1), torch.ones(D_SAE))
     method, x, _ = made()
-    method.weights.normalise_decoder()
+    normalise_rows(method.weights.W_dec)
     sum(method.losses(batch_of(x)).losses.values()).backward()
     method.adjust_gradients()
     along = (method.weights.W_dec.grad * method.weights.W_dec).sum(1)

@@ -119,7 +119,7 @@ def test_beta_rises_over_the_warm_up():
 def test_a_batch_or_a_cache_without_gradients_is_refused_in_words(
     run_config, tiny_harvest, tmp_path
 ):
-    from saelab.cache import write_caches
+    from saelab.cache.writer import write_caches
 
     method = GradientTopK(settings(), GradientTopKOptions())
     with pytest.raises(ActivationError, match=r"saelab cache OUT --gradients"):

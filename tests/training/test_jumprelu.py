@@ -7,9 +7,8 @@ from saelab.errors import ConfigError
 from saelab.training.config import DictionarySpec, OptimizerConfig
 from saelab.training.interface import DictionarySettings, Normalisation, TrainingBatch
 from saelab.training.learner import Learner
-from saelab.training.methods.jumprelu import JumpReLU, JumpReLUOptions
+from saelab.training.methods.jumprelu import JumpReLU, JumpReLUOptions, jump, step
 from saelab.training.options import AuxiliaryOptions
-from saelab.training.parts.straight_through import jump, step
 
 D_IN, D_SAE, K, ROWS, BANDWIDTH, RATE = 12, 64, 4, 50, 0.5, 16.0
 

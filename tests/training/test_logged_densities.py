@@ -39,6 +39,7 @@ def test_one_batch_of_equal_rows_leaves_fvu_undefined_and_the_run_alive(tmp_path
     with (tmp_path / "metrics.jsonl").open("w") as log:
         for step, line in enumerate([figures, later, figures]):
             log.write(json.dumps({"step": step, "dictionary": "a", "tokens": step, **line}) + "\n")
-    assert "a ends at 0.25" in write_curves(tmp_path).page.read_text()
+    page, _ = write_curves(tmp_path)
+    assert "a from 0.25 to 0.25 at 1 tokens" in page.read_text()
     with pytest.raises(ActivationError, match="all equal, so FVU is undefined"):
         fvu(rows, rows)

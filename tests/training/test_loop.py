@@ -92,7 +92,7 @@ def test_steps_are_timed_by_events_in_the_queue_of_a_gpu(monkeypatch):
 
     Module.Event = Event
     monkeypatch.setattr(learner_module.torch, "get_device_module", lambda device: Module)
-    clock = learner_module._StepClock(torch.device("cuda"))
+    clock = learner_module.StepClock(torch.device("cuda"))
     assert clock.seconds_per_step() is None
     for _ in range(clock.PENDING + 44):
         clock.start()

@@ -33,7 +33,7 @@ parts:
 
 @pytest.fixture(scope="module")
 def two_caches(tiny_harvest, tmp_path_factory):
-    from saelab.cache import write_caches
+    from saelab.cache.writer import write_caches
 
     folder = tmp_path_factory.mktemp("two") / "c"
     write_caches(folder, dataclasses.replace(tiny_harvest, hook_points=HOOK_POINTS))

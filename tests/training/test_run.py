@@ -235,7 +235,7 @@ def test_a_cache_of_another_model_or_hook_point_is_refused(run_config):
 
 
 def test_not_finite_activations_stop_training_and_leave_the_checkpoint(run_config, monkeypatch):
-    from saelab.cache import CacheStream
+    from saelab.cache.cache_stream import CacheStream
 
     next_batch = CacheStream.next_batch
     seen = []
@@ -437,3 +437,31 @@ def test_a_second_process_is_told_who_trains(run_config):
     ):
         train(run_config)
     assert not run_config.out.exists()
+
+
+def test_equal_rows_after_training_leave_fvu_undefined_and_cost_nothing(
+    run_config, monkeypatch, caplog, capsys
+):
+    from saelab.cache.cache_stream import CacheStream
+    from saelab.training.command import show
+
+    next_batch, seen = CacheStream.next_batch, []
+
+    def constant_after_training(self):
+        seen.append(0)
+        batch = next_batch(self)
+        if len(seen) <= 24:
+            return batch
+        return dataclasses.replace(batch, activations=torch.ones_like(batch.activations))
+
+    monkeypatch.setattr(CacheStream, "next_batch", constant_after_training)
+    with caplog.at_level("WARNING"):
+        run = train(run_config)
+    assert run["status"] == "complete"
+    assert [figures["fvu"] for figures in run["dictionaries"].values()] == [None, None]
+    assert "recorded as null" in caplog.text
+    name = next(iter(run["dictionaries"]))
+    saved = load_dictionary(run_config.out / "dictionaries" / name)
+    assert saved.manifest["config"]["fvu_on_training_rows"] is None
+    show(None, run_config, run)
+    assert "undefined" in capsys.readouterr().out

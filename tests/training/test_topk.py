@@ -64,7 +64,7 @@ def test_auxk_of_an_error_without_variance_is_zero_with_finite_gradients():
     weights = TopK(settings(), TopKOptions()).weights
     x = torch.randn(3, D_IN)
     selected = SparseCodes.from_fixed_k(torch.tensor([[1], [2], [3]]), torch.ones(3, 1), D_SAE)
-    loss = residual_loss(weights, x, torch.full((3, D_IN), 0.5), selected)
+    loss = residual_loss(weights, x, torch.full((3, D_IN), 0.5), selected, weights.b_enc)
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert (

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
+from saelab.sparse.world import ALONE, World, current_world
 from saelab.training.config import DictionarySpec, OptimizerConfig
 from saelab.training.interface import TrainingBatch
 from saelab.training.learner import Learner
 from saelab.training.methods import METHODS, MethodOptions
 from saelab.training.options import AuxiliaryOptions
-from saelab.training.world import ALONE, World, current_world
 
 ROWS, D_IN, D_SAE, N_STEPS = 64, 12, 48, 18
 

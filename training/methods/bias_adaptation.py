@@ -21,24 +21,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.config import Within
 from saelab.dictionary import Dictionary
 from saelab.dictionary.architectures import error_of
 from saelab.sparse import (
+    PreActivations,
     SparseCodes,
     TransposedPairs,
     decode_selected,
     encode_selected,
     select_above,
 )
+from saelab.sparse.world import current_world
 
 from ..interface import DictionarySettings, Method, Normalisation, StepOutput, TrainingBatch
-from ..options import AuxiliaryOptions, CommonOptions, outside
+from ..options import AuxiliaryOptions, CommonOptions
 from ..parts.auxiliary import Auxiliary
 from ..parts.firing_bias import (
     FiringBias,
@@ -48,53 +51,52 @@ from ..parts.firing_bias import (
     target_frequencies,
     update_periods,
 )
-from ..parts.weights import TiedWeights
-from ..world import current_world
+from ..parts.weights import TiedWeights, normalise_rows, remove_radial_gradient
 
 MOST_FREQUENT = 0.5
-"""Largest target frequency."""
+"""Largest target frequency: biases are at most 0, so no latent fires much more often."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BiasAdaptationOptions(CommonOptions):
     """Settings of the `bias_adaptation` method."""
 
-    learning_rate: float | None = 6e-3
+    learning_rate: Annotated[float | None, Within(0, low_open=True)] = 6e-3
     """Peak learning rate: one matrix does the work of two, and wants twice as much. None: the
     run's."""
     auxiliary: AuxiliaryOptions = field(default_factory=lambda: AuxiliaryOptions(kind="none"))
     """The auxiliary loss; the paper has none."""
-    groups: int = 1
+    groups: Annotated[int, Within(1)] = 1
     """Groups of latents, each with its own target frequency."""
-    highest_frequency: float | None = None
+    highest_frequency: Annotated[float | None, Within(0, MOST_FREQUENT, low_open=True)] = None
     """Target activation frequency, as a share of rows, of the first group. None: such that L0 is
     `budget_factor` · k where every latent fires at its target."""
-    lowest_frequency: float | None = None
+    lowest_frequency: Annotated[float | None, Within(0, MOST_FREQUENT, low_open=True)] = None
     """Target of the last group; those between fall geometrically. None: the highest over
     `frequency_ratio`. Of no use with one group."""
-    frequency_ratio: float = 100.0
+    frequency_ratio: Annotated[float, Within(1)] = 100.0
     """Highest over lowest target, where `lowest_frequency` is None."""
-    budget_factor: float = 1.6
+    budget_factor: Annotated[float, Within(1e-6)] = 1.6
     """Mean number of active latents that the targets add up to, as a multiple of k. Targets are
     ceilings, so fewer are: with this factor about k, as measured with ten groups."""
-    dead_below: float = 1e-6
+    dead_below: Annotated[float, Within(0, 1)] = 1e-6
     """Frequency below which a latent's bias is raised; as small as this: it did not fire at all."""
-    gamma_down: float = 0.01
+    gamma_down: Annotated[float, Within(0, 1)] = 0.01
     """Step of the bias of a latent that fires too often, over its largest pre-activation."""
-    gamma_up: float = 0.01
+    gamma_up: Annotated[float, Within(0, 1)] = 0.01
     """Step of the bias of a dead latent, over the mean of its group's largest ones."""
-    short_run_boost: float = 5.0
+    short_run_boost: Annotated[float, Within(1)] = 5.0
     """Largest factor on both steps in groups whose bias moves less than 500 times in the run; the
     factor is 500 over that number, so that biases can go equally far. 1: never."""
-    update_every_steps: int | None = None
+    update_every_steps: Annotated[int | None, Within(1)] = None
     """Steps between updates of the biases. None: a 500th of the run, at most 50, at least 1."""
-    firings_per_update: float = 20.0
+    firings_per_update: Annotated[float, Within(0)] = 20.0
     """Firings, of a latent at its target, between updates of its group: rare groups wait longer
     than `update_every_steps`. 0: no group does."""
     start: Literal["zero", "target"] = "target"
     """Biases at the start. `zero`: the paper's, where half of the latents fire on each row.
     `target`: where each latent fires on `start_factor` times its target of the first batch."""
-    start_factor: float = 1.0
+    start_factor: Annotated[float, Within(1e-6)] = 1.0
     """Frequency at the start over the target, for `target`."""
     b_pre: Literal["mean", "zero"] = "mean"
     """What is taken off each row of norm one: the mean of the first batch's, or nothing."""
@@ -102,13 +104,6 @@ class BiasAdaptationOptions(CommonOptions):
     def problems(self) -> list[str]:
         """Everything wrong with the settings by themselves."""
         problems = super().problems()
-        for name in ("highest_frequency", "lowest_frequency"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= MOST_FREQUENT:
-                problems.append(
-                    f"{name} is {value}; it must be above 0 and at most {MOST_FREQUENT} (biases "
-                    "are at most 0, so no latent fires much more often), or None"
-                )
         highest, lowest = self.highest_frequency, self.lowest_frequency
         if highest is not None and lowest is not None and lowest > highest:
             problems.append(f"lowest_frequency = {lowest} is above highest_frequency = {highest}")
@@ -117,15 +112,7 @@ class BiasAdaptationOptions(CommonOptions):
                 f"lowest_frequency = {lowest} is given without highest_frequency: give both, or "
                 "frequency_ratio alone"
             )
-        problems += outside("groups", self.groups, 1, math.inf)
-        problems += outside("frequency_ratio", self.frequency_ratio, 1, math.inf)
-        problems += outside("update_every_steps", self.update_every_steps or 1, 1, math.inf)
-        problems += outside("short_run_boost", self.short_run_boost, 1, math.inf)
-        for name in ("budget_factor", "start_factor"):
-            problems += outside(name, getattr(self, name), 1e-6, math.inf)
-        for name in ("dead_below", "gamma_down", "gamma_up"):
-            problems += outside(name, getattr(self, name), 0, 1)
-        return problems + outside("firings_per_update", self.firings_per_update, 0, math.inf)
+        return problems
 
     def ratio(self) -> float:
         """The highest target over the lowest."""
@@ -205,7 +192,7 @@ class BiasAdaptationOptions(CommonOptions):
 class GroupBiasAdaptationOptions(BiasAdaptationOptions):
     """Settings of the `group_bias_adaptation` method."""
 
-    groups: int = 10
+    groups: Annotated[int, Within(1)] = 10
     """Groups of latents, each with its own target frequency."""
 
 
@@ -220,7 +207,17 @@ class BiasAdaptation(Method):
         self.start = options.start_factor if options.start == "target" else None
         self.centre = options.b_pre == "mean"
         self.weights = TiedWeights(settings.d_in, d_sae, seed=settings.seed)
-        self.biases = FiringBias(d_sae, firing_rule(settings, options))
+        frequencies = options.frequencies(d_sae, settings.k)
+        rule = FiringRule(
+            frequencies=tuple(frequencies),
+            periods=tuple(options.periods(frequencies, settings.batch_rows, settings.n_steps)),
+            dead_below=options.dead_below,
+            gamma_down=options.gamma_down,
+            gamma_up=options.gamma_up,
+            short_run_boost=options.short_run_boost,
+            n_steps=settings.n_steps,
+        )
+        self.biases = FiringBias(d_sae, rule)
         self.auxiliary = Auxiliary(d_sae, settings.k, options.auxiliary, settings.product_dtype)
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
@@ -250,7 +247,7 @@ class BiasAdaptation(Method):
         """Every pair whose pre-activation exceeds the threshold, with that pre-activation."""
         w, thresholds = self.weights, -self.biases.bias
         codes = select_above(
-            centred, w.W_enc, w.b_enc, thresholds, product_dtype=self.product_dtype
+            PreActivations(centred, w.W_enc, w.b_enc, self.product_dtype), thresholds
         )
         # They were found at the precision of the product, and those at the edge may lie below it.
         return codes.keep(codes.value > thresholds[codes.latent])
@@ -265,12 +262,12 @@ class BiasAdaptation(Method):
 
     def adjust_gradients(self) -> None:
         """Keep the gradient tangent to the unit sphere."""
-        self.weights.remove_radial_gradient()
+        remove_radial_gradient(self.weights.directions)
 
     @torch.no_grad()
     def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
         """Renormalise the directions, count who fired, move the biases that are due."""
-        self.weights.normalise()
+        normalise_rows(self.weights.directions)
         self.biases.count(output.codes)
         self.biases.update(batch.step + 1)
         self.auxiliary.update(output.codes, step=batch.step)
@@ -283,18 +280,3 @@ class BiasAdaptation(Method):
     def metrics(self) -> dict[str, float]:
         """Shares of dead latents, and what the biases have come to."""
         return self.auxiliary.metrics() | self.biases.metrics()
-
-
-def firing_rule(settings: DictionarySettings, options: BiasAdaptationOptions) -> FiringRule:
-    """The rule for a dictionary of this shape in a run this long."""
-    frequencies = options.frequencies(settings.d_sae, settings.k)
-    periods = options.periods(frequencies, settings.batch_rows, settings.n_steps)
-    return FiringRule(
-        frequencies=tuple(frequencies),
-        periods=tuple(periods),
-        dead_below=options.dead_below,
-        gamma_down=options.gamma_down,
-        gamma_up=options.gamma_up,
-        short_run_boost=options.short_run_boost,
-        n_steps=settings.n_steps,
-    )

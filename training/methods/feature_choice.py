@@ -12,20 +12,19 @@ factor that makes the mean L0 k. Dead latents are counted on positive codes, nev
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.dictionary import Dictionary
+from saelab.config import Within
 from saelab.errors import ConfigError
 from saelab.sparse import SparseCodes, select_above, select_latent_top
+from saelab.sparse.world import current_world
 from saelab.stats.zipf import fit_zipf, zipf_budgets
 
-from ..interface import DictionarySettings, Normalisation, TrainingBatch
-from ..options import outside
-from ..world import current_world
+from ..interface import DictionarySettings, TrainingBatch
 from .mutual_choice import NEVER, MutualChoice, MutualChoiceOptions
 
 SILENT = 1e30
@@ -36,31 +35,20 @@ SILENT = 1e30
 class FeatureChoiceOptions(MutualChoiceOptions):
     """Settings of the `feature_choice` method."""
 
-    mutual_choice_fraction: float = 0.85
+    mutual_choice_fraction: Annotated[float, Within(0, 1)] = 0.85
     """Share of the steps that are Mutual Choice; 0 trains Feature Choice from scratch, ranks being
     the latents' order."""
     budgets: Literal["zipf", "uniform"] = "zipf"
     """Budgets by Zipf's law over the ranks of phase one, or the same for all."""
-    exponent: float | None = None
+    exponent: Annotated[float | None, Within(0, 100)] = None
     """Exponent of that law. None: exponent and offset are fitted to the densities of phase one;
     from scratch, where there are none, the exponent is 1."""
-    offset: float = 10.0
+    offset: Annotated[float, Within(0, 1e9)] = 10.0
     """Offset added to the rank in that law."""
-    smallest_budget: int = 1
+    smallest_budget: Annotated[int, Within(0, 1e9)] = 1
     """Least tokens per batch that a latent is given."""
-    largest_share: float = 0.5
+    largest_share: Annotated[float, Within(1e-9, 1)] = 0.5
     """Most tokens that a latent is given, as a share of the batch."""
-
-    def problems(self) -> list[str]:
-        """Everything wrong with the settings by themselves."""
-        return [
-            *super().problems(),
-            *outside("mutual_choice_fraction", self.mutual_choice_fraction, 0, 1),
-            *([] if self.exponent is None else outside("exponent", self.exponent, 0, 100)),
-            *outside("offset", self.offset, 0, 1e9),
-            *outside("smallest_budget", self.smallest_budget, 0, 1e9),
-            *outside("largest_share", self.largest_share, 1e-9, 1),
-        ]
 
     def problems_with(self, *, d_sae: int, k: int, batch_rows: int, n_steps: int) -> list[str]:
         """Budgets that cannot be given, with the nearest settings for which they can."""
@@ -128,16 +116,7 @@ class FeatureChoice(MutualChoice):
             return codes
         if batch.step == self.first_step:
             self._give_budgets()
-        w = self.weights
-        top = select_latent_top(
-            batch.inputs - w.input_bias,
-            w.W_enc,
-            w.b_enc,
-            self.budgets,
-            self.floors,
-            product_dtype=self.product_dtype,
-            world=current_world(),
-        )
+        top = select_latent_top(self.pre_activations(batch.inputs), self.budgets, self.floors)
         self.floors.copy_(top.next_floors)
         self.batch_l0.fill_(top.codes.latent.shape[0] / batch.inputs.shape[0])
         self.batch_l0.copy_(current_world().mean(self.batch_l0))
@@ -174,26 +153,15 @@ class FeatureChoice(MutualChoice):
                 "feature_choice ended before its second phase began: lower "
                 "mutual_choice_fraction or train longer"
             )
-        w, world = self.weights, current_world()
+        pre, world = self.pre_activations(rows), current_world()
         n_rows = rows.shape[0] * world.size
-        centred = rows - w.input_bias
         wanted = (self.budgets.double() * n_rows / self.batch_rows).ceil().long()
-        top = select_latent_top(
-            centred,
-            w.W_enc,
-            w.b_enc,
-            wanted,
-            self.floors / 2,
-            product_dtype=self.product_dtype,
-            world=world,
-        )
+        top = select_latent_top(pre, wanted, self.floors / 2)
         # A latent without a budget was never active in training and must not be now.
         quantiles = torch.where(self.budgets > 0, top.thresholds, SILENT)
         factor = 0.5
         while True:
-            codes = select_above(
-                centred, w.W_enc, w.b_enc, quantiles * factor, product_dtype=self.product_dtype
-            )
+            codes = select_above(pre, quantiles * factor)
             codes = codes.keep(codes.value > 0)
             ratio = codes.value / quantiles[codes.latent].clamp_min(1e-12)
             ratios = torch.cat(world.gather(ratio))
@@ -204,20 +172,9 @@ class FeatureChoice(MutualChoice):
         smallest = ratios.topk(count).values[-1] if count else quantiles.new_ones(())
         self.thresholds.copy_(torch.where(self.budgets > 0, quantiles * smallest, SILENT))
 
-    def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
-        """A `jumprelu` dictionary with one threshold per latent.
-
-        Raises:
-            ConfigError: the thresholds were never fitted.
-        """
-        if bool((self.thresholds < 0).any()):
-            raise ConfigError(
-                "the thresholds were never calibrated: call `calibrate` with rows after training"
-            )
-        folded = self.weights.fold(normalisation)
-        return Dictionary(
-            "jumprelu", threshold=self.thresholds / normalisation.code_scale, **folded
-        )
+    def fitted_threshold(self) -> Float[Tensor, "*latents"]:
+        """A threshold for each latent."""
+        return self.thresholds
 
     def metrics(self) -> dict[str, float]:
         """Mutual Choice's, and how the budgets are used."""

@@ -15,12 +15,14 @@ be worth its penalty; from there λ is controlled to reach L0 = k. Only pairs wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saelab.config import Within
 from saelab.dictionary import Dictionary
 from saelab.dictionary.architectures import error_of
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
@@ -28,19 +30,20 @@ from saelab.sparse import TransposedPairs, decode_selected, encode_selected, sel
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
 from ..options import SparsityOptions
 from ..parts.bases import PenalisedMethod
-from ..parts.weights import LiftedBias
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatedOptions(SparsityOptions):
     """Settings of the `gated` method."""
 
-    learning_rate: float | None = 5e-3
+    learning_rate: Annotated[float | None, Within(0, low_open=True)] = 5e-3
     """Peak learning rate of this method. None: the run's."""
 
 
 class Gated(PenalisedMethod):
     """One gated dictionary being learnt; the encoder bias of its weights is b_gate."""
+
+    lift_bias = True
 
     silent_share: Float[Tensor, ""]
 
@@ -52,16 +55,13 @@ class Gated(PenalisedMethod):
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the gate's penalty and reconstruction, the auxiliary."""
-        x, targets, w = batch.inputs, batch.targets, self.weights
-        centred = (x - w.input_bias).detach()
+        x, w = batch.inputs, self.weights
         if batch.step == 0:
-            self.start_biases(centred)
+            self.start_biases(x)
         b_gate = w.b_enc
         # Both biases come after the shared product: found without one, above −b_gate.
         zero = torch.zeros_like(b_gate)
-        selected = select_above(
-            centred, w.W_enc, zero, -b_gate.detach(), product_dtype=self.product_dtype
-        )
+        selected = select_above(replace(self.pre_activations(x), b_enc=zero), -b_gate.detach())
         pairs, latent = TransposedPairs.of(selected), selected.latent
         shared = encode_selected(x, w.W_enc, zero, w.input_bias, selected, pairs)
         gate = (shared + b_gate[latent]).relu()
@@ -69,25 +69,12 @@ class Gated(PenalisedMethod):
         value = torch.where(gate > 0, magnitude, 0.0)
         reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
         by_gate = decode_selected(selected, gate, w.W_dec.detach(), pairs) + w.b_dec.detach()
-        error = error_of(targets, reconstruction)
-        losses = {
-            "reconstruction": error.square().mean(),
-            "sparsity": self.controller.weight() * gate.sum() / targets.numel(),
-            "gate_reconstruction": error_of(targets, by_gate).square().mean(),
-        }
-        losses |= self.auxiliary.loss(LiftedBias.of(w), x, error)
+        by_gate_error = error_of(batch.targets, by_gate).square().mean()
         self._watch(gate.detach(), magnitude.detach())
-        return StepOutput(losses, selected.with_value(value.detach()), reconstruction)
-
-    def adjust_gradients(self) -> None:
-        """Keep the decoder's gradient tangent to the unit sphere."""
-        self.weights.remove_radial_gradient()
-
-    @torch.no_grad()
-    def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
-        """Renormalise the decoder; count, and control λ."""
-        self.weights.normalise_decoder()
-        super().after_update(batch, output)
+        codes = selected.with_value(value)
+        return self.step_output(
+            batch, codes, reconstruction, gate.sum(), gate_reconstruction=by_gate_error
+        )
 
     @torch.no_grad()
     def _watch(self, gate: Float[Tensor, " pairs"], magnitude: Float[Tensor, " pairs"]) -> None:

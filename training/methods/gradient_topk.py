@@ -12,22 +12,20 @@ is about one; β rises linearly over the first part of training.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.config import Within
 from saelab.errors import ActivationError
-from saelab.sparse import SparseCodes, select_batch_top
+from saelab.sparse import SparseCodes, select_batch_top, select_boosted_top_k
 from saelab.sparse.kernels import pair_products
-from saelab.sparse.selection import select_boosted_top_k
+from saelab.sparse.world import current_world
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
-from ..options import outside
-from ..world import current_world
 from .topk import TopK, TopKOptions
 
 NEVER = -1.0
@@ -40,22 +38,14 @@ WATCH_EVERY_STEPS = 16
 class GradientTopKOptions(TopKOptions):
     """Settings of the `gradient_topk` method."""
 
-    beta: float = 1.0
+    beta: Annotated[float, Within(0)] = 1.0
     """Weight of the attribution in the score, for gradients of root mean square one."""
-    beta_warmup_fraction: float = 0.1
+    beta_warmup_fraction: Annotated[float, Within(0, 1)] = 0.1
     """Share of the steps over which β rises linearly from zero."""
     gradient_scale: Literal["all", "token"] = "all"
     """What gradients are divided by: the root mean square over all tokens, or of each token."""
     shuffle_gradients: bool = False
     """Give each token another token's gradient: the control for noise in the selection."""
-
-    def problems(self) -> list[str]:
-        """Everything wrong with the settings by themselves."""
-        return [
-            *super().problems(),
-            *outside("beta", self.beta, 0, math.inf),
-            *outside("beta_warmup_fraction", self.beta_warmup_fraction, 0, 1),
-        ]
 
 
 class GradientTopK(TopK):
@@ -105,11 +95,8 @@ class GradientTopK(TopK):
         beta = self.beta * min(1.0, batch.step / self.warmup_steps)
         if beta == 0:
             return super().select(batch, k)
-        w, centred = self.weights, batch.inputs - self.weights.input_bias
-        boost = beta * self._scaled(batch)
-        chosen = select_boosted_top_k(
-            centred, w.W_enc, w.b_enc, k, boost, w.W_dec, product_dtype=self.product_dtype
-        )
+        pre, boost = self.pre_activations(batch.inputs), beta * self._scaled(batch)
+        chosen = select_boosted_top_k(pre, k, boost, self.weights.W_dec)
         if batch.step % WATCH_EVERY_STEPS == 0 and k == self.k:
             self._watch(batch, boost, chosen)
         return chosen
@@ -143,15 +130,7 @@ class GradientTopK(TopK):
     @torch.no_grad()
     def calibrate(self, rows: Float[Tensor, "rows d_in"]) -> None:
         """Fit the one threshold at which the mean L0 of these rows is k."""
-        w = self.weights
-        top = select_batch_top(
-            rows - w.input_bias,
-            w.W_enc,
-            w.b_enc,
-            self.k * rows.shape[0],
-            product_dtype=self.product_dtype,
-            world=current_world(),
-        )
+        top = select_batch_top(self.pre_activations(rows), self.k * rows.shape[0])
         self.threshold.copy_(top.threshold)
 
     def metrics(self) -> dict[str, float]:

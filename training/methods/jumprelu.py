@@ -1,9 +1,14 @@
 """JumpReLU: each latent has a threshold of its own, learnt through a smoothed jump.
 
 Rajamanoharan et al., 2024, arXiv 2407.14435. With p the pre-activations and θ ≥ 0 the thresholds,
-f = p · 1[p > θ] and the loss is ‖x − x̂‖² + λ · L0, both differentiated in θ through a rectangle
-kernel of bandwidth ε (`straight_through`); or, after Anthropic's January 2025 update,
+f = p · 1[p > θ] and the loss is ‖x − x̂‖² + λ · L0; or, after Anthropic's January 2025 update,
 ‖x − x̂‖² + λ Σ tanh(c f). Decoder rows are held at norm one. Saved as `jumprelu`.
+
+Jump and step have gradients through a rectangle kernel around the threshold (their equations 11 and
+12). With K(u) = 1 for |u| < ½ and 0 elsewhere, and ε the bandwidth,
+
+    jump   f = p · 1[p > θ]      ∂f/∂p := 1[p > θ]     ∂f/∂θ := −(θ/ε) K((p − θ)/ε)
+    step   s = 1[p > θ]          ∂s/∂p := 0            ∂s/∂θ := −(1/ε) K((p − θ)/ε)
 
 Our choices: θ is a parameter itself, not its logarithm, under which Adam hardly moves it, with a
 learning rate of its own; pairs with p ≤ 0 take no part, so all pairs that do are those above
@@ -13,22 +18,20 @@ be worth its penalty; from there λ is controlled to reach L0 = k.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saelab.config import Within
 from saelab.dictionary import Dictionary
-from saelab.dictionary.architectures import error_of
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
-from ..options import SparsityOptions, outside
+from ..options import SparsityOptions
 from ..parts.bases import PenalisedMethod
-from ..parts.straight_through import jump, step
 
 THRESHOLD_QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
@@ -37,30 +40,16 @@ THRESHOLD_QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 class JumpReLUOptions(SparsityOptions):
     """Settings of the `jumprelu` method."""
 
-    start_l0_factor: float = 2.0
+    start_l0_factor: Annotated[float, Within(0.1)] = 2.0
     """L0 of the first batch as a multiple of k: the thresholds are set to it once."""
     penalty: Literal["l0", "tanh"] = "l0"
     """What λ weights: the number of active latents, or the sum of tanh(`tanh_scale` · code)."""
-    tanh_scale: float = 1.0
+    tanh_scale: Annotated[float, Within(1e-6)] = 1.0
     """c in tanh(c · code), per unit of normalised activations; for `tanh` only."""
-    bandwidth: float = 0.5
+    bandwidth: Annotated[float, Within(1e-6)] = 0.5
     """Width ε of the kernel, in units of normalised activations: wider is smoother and slower."""
-    threshold_rate: float = 16.0
+    threshold_rate: Annotated[float, Within(1e-6)] = 16.0
     """Learning rate of the thresholds, as a multiple of that of the weights."""
-
-    def problems(self) -> list[str]:
-        """Everything wrong with the settings by themselves."""
-        return [
-            *super().problems(),
-            *(
-                []
-                if self.penalty in ("l0", "tanh")
-                else [f"penalty is {self.penalty!r}; it must be l0 or tanh"]
-            ),
-            *outside("tanh_scale", self.tanh_scale, 1e-6, math.inf),
-            *outside("bandwidth", self.bandwidth, 1e-6, math.inf),
-            *outside("threshold_rate", self.threshold_rate, 1e-6, math.inf),
-        ]
 
 
 class JumpReLU(PenalisedMethod):
@@ -79,44 +68,32 @@ class JumpReLU(PenalisedMethod):
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the penalty, and the auxiliary loss."""
-        x, targets, w = batch.inputs, batch.targets, self.weights
-        centred = (x - w.input_bias).detach()
+        x, w = batch.inputs, self.weights
         if batch.step == 0:
-            self._start(centred)
+            self._start(x)
         thresholds = self.threshold()
         floor = (thresholds.detach() - self.bandwidth / 2).clamp_min(0.0)
-        selected = select_above(centred, w.W_enc, w.b_enc, floor, product_dtype=self.product_dtype)
+        selected = select_above(self.pre_activations(x), floor)
         pairs = TransposedPairs.of(selected)
         pre = encode_selected(x, w.W_enc, w.b_enc, w.input_bias, selected, pairs)
         threshold = thresholds[selected.latent]
         value = jump(pre, threshold, self.bandwidth)
         reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
-        error = error_of(targets, reconstruction)
         if self.tanh_scale is None:
             penalty = step(pre, threshold, self.bandwidth).sum()
         else:
             penalty = torch.tanh(self.tanh_scale * value).sum()
-        losses = {
-            "reconstruction": error.square().mean(),
-            "sparsity": self.controller.weight() * penalty / targets.numel(),
-        }
-        losses |= self.auxiliary.loss(w, x, error)
-        return StepOutput(losses, selected.with_value(value.detach()), reconstruction)
-
-    def adjust_gradients(self) -> None:
-        """Keep the decoder's gradient tangent to the unit sphere."""
-        self.weights.remove_radial_gradient()
+        return self.step_output(batch, selected.with_value(value), reconstruction, penalty)
 
     @torch.no_grad()
     def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
         """Renormalise the decoder, keep thresholds from below zero; count, and control λ."""
-        self.weights.normalise_decoder()
-        self.threshold_over_rate.clamp_min_(0.0)
         super().after_update(batch, output)
+        self.threshold_over_rate.clamp_min_(0.0)
 
     @torch.no_grad()
-    def _start(self, centred: Float[Tensor, "rows d_in"]) -> None:
-        threshold = self.start_threshold(centred)
+    def _start(self, inputs: Float[Tensor, "rows d_in"]) -> None:
+        threshold = self.start_threshold(inputs)
         self.threshold_over_rate.copy_((threshold / self.rate).expand_as(self.threshold_over_rate))
         # With a the projection on the latent's direction, being active is worth a² to it.
         self.controller.start((threshold / self.encoder_scale).square())
@@ -134,3 +111,43 @@ class JumpReLU(PenalisedMethod):
         """A `jumprelu` dictionary with mean and scale folded in."""
         threshold = self.threshold() / normalisation.code_scale
         return Dictionary("jumprelu", **self.weights.fold(normalisation), threshold=threshold)
+
+
+def _kernel(p: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """K((p − θ)/ε) / ε."""
+    return ((p - threshold).abs() < bandwidth / 2).to(p.dtype) / bandwidth
+
+
+class _Jump(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(p, threshold)
+        ctx.bandwidth = bandwidth
+        return torch.where(p > threshold, p, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        p, threshold = ctx.saved_tensors
+        through = torch.where(p > threshold, gradient, 0.0)
+        return through, -threshold * _kernel(p, threshold, ctx.bandwidth) * gradient, None
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(p, threshold)
+        ctx.bandwidth = bandwidth
+        return (p > threshold).to(p.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        p, threshold = ctx.saved_tensors
+        return None, -_kernel(p, threshold, ctx.bandwidth) * gradient, None
+
+
+jump = _Jump.apply
+"""(p, threshold, bandwidth), all of pairs → p where it exceeds its threshold, else zero."""
+step = _Step.apply
+"""(p, threshold, bandwidth) → one where p exceeds its threshold, else zero."""

@@ -11,21 +11,21 @@ of the batches' thresholds is logged beside it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.config import Within
 from saelab.dictionary import Dictionary
 from saelab.errors import ConfigError
 from saelab.sparse import SparseCodes, select_batch_top
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
-from ..options import AuxiliaryOptions, CommonOptions, outside
-from ..parts.bases import UnitNormMethod
-from ..world import current_world
+from ..options import AuxiliaryOptions, CommonOptions
+from ..parts.bases import AutoencoderMethod
 
 NEVER = -1.0
 """A threshold that was never fitted: real ones are not negative."""
@@ -39,21 +39,13 @@ class MutualChoiceOptions(CommonOptions):
         default_factory=lambda: AuxiliaryOptions(kind="zipf", k_aux=32, every_rows=2)
     )
     """The auxiliary loss that keeps latents in use."""
-    encoder_scale: float = 0.5
+    encoder_scale: Annotated[float, Within(1e-6)] = 0.5
     """Norm of each latent's encoder weights at the start; 1 would tie them to the decoder's."""
-    threshold_decay: float = 0.99
+    threshold_decay: Annotated[float, Within(0, 1)] = 0.99
     """Decay, per step, of the running mean of the batches' thresholds, which is only logged."""
 
-    def problems(self) -> list[str]:
-        """Everything wrong with the settings by themselves."""
-        return [
-            *super().problems(),
-            *outside("encoder_scale", self.encoder_scale, 1e-6, math.inf),
-            *outside("threshold_decay", self.threshold_decay, 0, 1),
-        ]
 
-
-class MutualChoice(UnitNormMethod):
+class MutualChoice(AutoencoderMethod):
     """One dictionary being learnt by selection over the batch."""
 
     needs_calibration = True
@@ -65,7 +57,6 @@ class MutualChoice(UnitNormMethod):
 
     def __init__(self, settings: DictionarySettings, options: MutualChoiceOptions):
         super().__init__(settings, options, options.encoder_scale)
-        self.k = min(settings.k, settings.d_sae)
         self.decay = options.threshold_decay
         # Where the next search starts.
         self.register_buffer("floor", torch.tensor(NEVER))
@@ -80,15 +71,10 @@ class MutualChoice(UnitNormMethod):
     @torch.no_grad()
     def select(self, batch: TrainingBatch) -> SparseCodes:
         """The k·B largest positive pre-activations of the batch."""
-        w = self.weights
         top = select_batch_top(
-            batch.inputs - w.input_bias,
-            w.W_enc,
-            w.b_enc,
+            self.pre_activations(batch.inputs),
             self.k * batch.inputs.shape[0],
             None if batch.step == 0 else self.floor,
-            product_dtype=self.product_dtype,
-            world=current_world(),
         )
         self.floor.copy_(top.next_floor)
         self.running_threshold.mul_(self.decay).add_(top.threshold, alpha=1 - self.decay)
@@ -98,32 +84,28 @@ class MutualChoice(UnitNormMethod):
     @torch.no_grad()
     def calibrate(self, rows: Float[Tensor, "rows d_in"]) -> None:
         """Fit the threshold at which the mean L0 of these rows is k."""
-        w, count = self.weights, self.k * rows.shape[0]
-        top = select_batch_top(
-            rows - w.input_bias,
-            w.W_enc,
-            w.b_enc,
-            count,
-            product_dtype=self.product_dtype,
-            world=current_world(),
-        )
-        # A gate keeps what lies above its threshold, so the smallest chosen one is left out: one
-        # pair in all the rows.
+        top = select_batch_top(self.pre_activations(rows), self.k * rows.shape[0])
+        # A gate keeps what is above its threshold, so the smallest chosen pair of all is left out.
         self.threshold.copy_(top.threshold)
 
     def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
-        """A `jumprelu` dictionary whose latents share one threshold.
+        """A `jumprelu` dictionary with what `calibrate` fitted.
 
         Raises:
             ConfigError: the threshold was never fitted.
         """
-        if bool(self.threshold < 0):
+        fitted = self.fitted_threshold()
+        if bool((fitted < 0).any()):
             raise ConfigError(
                 "the threshold was never calibrated: call `calibrate` with rows after training"
             )
         folded = self.weights.fold(normalisation)
-        threshold = (self.threshold / normalisation.code_scale).expand_as(folded["b_enc"]).clone()
+        threshold = (fitted / normalisation.code_scale).expand_as(folded["b_enc"]).clone()
         return Dictionary("jumprelu", threshold=threshold, **folded)
+
+    def fitted_threshold(self) -> Float[Tensor, "*latents"]:
+        """What `calibrate` fitted, in normalised units: one number, or one per latent."""
+        return self.threshold
 
     def metrics(self) -> dict[str, float]:
         """Shares of dead and underused latents, and the threshold, in normalised units."""

@@ -12,19 +12,19 @@ be worth its penalty; from there λ is controlled to reach L0 = k. Selection is 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.config import Within
 from saelab.dictionary import Dictionary
-from saelab.dictionary.architectures import error_of
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
 
 from ..interface import Normalisation, StepOutput, TrainingBatch
 from ..options import SparsityOptions
 from ..parts.bases import PenalisedMethod
-from ..parts.weights import LiftedBias
 
 SMALLEST_NORM = 1e-12
 
@@ -33,35 +33,30 @@ SMALLEST_NORM = 1e-12
 class ReLUOptions(SparsityOptions):
     """Settings of the `relu` method."""
 
-    learning_rate: float | None = 5e-3
+    learning_rate: Annotated[float | None, Within(0, low_open=True)] = 5e-3
     """Peak learning rate of this method. None: the run's."""
-    encoder_scale: float = 1.0
+    encoder_scale: Annotated[float, Within(1e-6)] = 1.0
     """Norm of each latent's encoder weights at the start; 1 ties them to the decoder's."""
 
 
 class ReLU(PenalisedMethod):
     """One ReLU dictionary being learnt."""
 
+    unit_norm = False
+    lift_bias = True
+
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the L1 penalty of the codes, and the auxiliary loss."""
-        x, targets, w = batch.inputs, batch.targets, self.weights
-        centred = (x - w.input_bias).detach()
+        x, w = batch.inputs, self.weights
         if batch.step == 0:
-            self.start_biases(centred)
-        zero = torch.zeros_like(w.b_enc)
-        selected = select_above(centred, w.W_enc, w.b_enc, zero, product_dtype=self.product_dtype)
+            self.start_biases(x)
+        selected = select_above(self.pre_activations(x), torch.zeros_like(w.b_enc))
         pairs = TransposedPairs.of(selected)
         value = encode_selected(x, w.W_enc, w.b_enc, w.input_bias, selected, pairs).relu()
         reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
-        error = error_of(targets, reconstruction)
         # What the codes are once the decoder's norms are folded in.
-        codes = value * self.decoder_norms()[selected.latent]
-        losses = {
-            "reconstruction": error.square().mean(),
-            "sparsity": self.controller.weight() * codes.sum() / targets.numel(),
-        }
-        losses |= self.auxiliary.loss(LiftedBias.of(w), x, error)
-        return StepOutput(losses, selected.with_value(codes.detach()), reconstruction)
+        codes = selected.with_value(value * self.decoder_norms()[selected.latent])
+        return self.step_output(batch, codes, reconstruction, codes.value.sum())
 
     def decoder_norms(self) -> Float[Tensor, " d_sae"]:
         """Norm of each latent's decoder row."""

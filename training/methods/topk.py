@@ -7,50 +7,41 @@ section 5.2); decoder rows held at norm one; becomes a `topk` dictionary.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from saelab.config import Within
 from saelab.dictionary import Dictionary
 from saelab.dictionary.architectures import error_of
 from saelab.sparse import SparseCodes, select_top_k
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
-from ..options import CommonOptions, outside
-from ..parts.bases import UnitNormMethod
+from ..options import CommonOptions
+from ..parts.bases import AutoencoderMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopKOptions(CommonOptions):
     """Settings of the `topk` method."""
 
-    encoder_scale: float = 0.5
+    encoder_scale: Annotated[float, Within(1e-6)] = 0.5
     """Norm of each latent's encoder weights at the start; 1 would tie them to the decoder's."""
-    multi_topk_weight: float = 0.0
+    multi_topk_weight: Annotated[float, Within(0)] = 0.0
     """Weight of the loss of the reconstruction from `multi_topk_factor` · k latents; 0: none."""
-    multi_topk_factor: int = 4
+    multi_topk_factor: Annotated[int, Within(2)] = 4
     """How many times k latents that reconstruction uses."""
     freeze_decoder: bool = False
     """Keep the decoder's rows as they were drawn: a control for what a dictionary's directions
     contribute, since encoder and biases still learn."""
 
-    def problems(self) -> list[str]:
-        """Everything wrong with the settings by themselves."""
-        return [
-            *super().problems(),
-            *outside("encoder_scale", self.encoder_scale, 1e-6, math.inf),
-            *outside("multi_topk_weight", self.multi_topk_weight, 0, math.inf),
-            *outside("multi_topk_factor", self.multi_topk_factor, 2, math.inf),
-        ]
 
-
-class TopK(UnitNormMethod):
+class TopK(AutoencoderMethod):
     """One TopK dictionary being learnt."""
 
     def __init__(self, settings: DictionarySettings, options: TopKOptions):
         super().__init__(settings, options, options.encoder_scale)
-        self.k = min(settings.k, settings.d_sae)
         self.multi_topk_weight = options.multi_topk_weight
         self.multi_k = min(options.multi_topk_factor * self.k, settings.d_sae)
         self.freeze_decoder = options.freeze_decoder
@@ -68,10 +59,7 @@ class TopK(UnitNormMethod):
     @torch.no_grad()
     def select(self, batch: TrainingBatch, k: int) -> SparseCodes:
         """The k pairs of each row that this batch trains."""
-        w = self.weights
-        return select_top_k(
-            batch.inputs - w.input_bias, w.W_enc, w.b_enc, k, product_dtype=self.product_dtype
-        )
+        return select_top_k(self.pre_activations(batch.inputs), k)
 
     def adjust_gradients(self) -> None:
         """Keep the decoder's gradient tangent to the unit sphere, or at zero where it is frozen."""

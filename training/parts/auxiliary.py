@@ -12,42 +12,30 @@ largest pre-activations among the latents of a set, rectified and without b_dec,
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from saelab.sparse import (
+    PreActivations,
     SparseCodes,
     TransposedPairs,
     decode_selected,
     encode_selected,
     select_top_k,
 )
+from saelab.sparse.world import current_world
 from saelab.stats.zipf import fit_zipf, zipf_shares
 
 from ..options import AuxiliaryOptions
-from ..world import current_world
+from .weights import AutoencoderWeights, TiedWeights
 
 REFRESH_STEPS = 8
 """Steps between looks at which latents are dead; each look waits for the device once."""
 REFIT_STEPS = 64
 """Steps between fits of Zipf's law to the densities; each costs a sort of them."""
-
-
-@runtime_checkable
-class Weights(Protocol):
-    """What an auxiliary loss needs of an autoencoder; the encoder's columns are contiguous."""
-
-    @property
-    def W_enc(self) -> Tensor: ...  # noqa: D102
-    @property
-    def b_enc(self) -> Tensor: ...  # noqa: D102
-    @property
-    def W_dec(self) -> Tensor: ...  # noqa: D102
-    @property
-    def input_bias(self) -> Tensor: ...  # noqa: D102
 
 
 class Auxiliary(nn.Module):
@@ -58,12 +46,22 @@ class Auxiliary(nn.Module):
         k: target L0: densities sum to it.
         options: see `AuxiliaryOptions`.
         product_dtype: dtype of the encoder product among the set.
+        lift_bias: for a gate that is the sign of p, whose dead latents have p ≤ 0 on every row:
+            rectified, they would have no gradient and stay dead. Their biases count as zero and
+            still get the gradient (our choice; SAELens leaves the rectifier out instead).
     """
 
     def __init__(
-        self, d_sae: int, k: int, options: AuxiliaryOptions, product_dtype: torch.dtype | None
+        self,
+        d_sae: int,
+        k: int,
+        options: AuxiliaryOptions,
+        product_dtype: torch.dtype | None,
+        *,
+        lift_bias: bool = False,
     ):
         super().__init__()
+        self.lift_bias = lift_bias
         self.weight = options.weight if options.kind != "none" else 0.0
         self.k_aux, self.product_dtype = options.k_aux, product_dtype
         self.every_rows = options.every_rows
@@ -71,7 +69,10 @@ class Auxiliary(nn.Module):
         self.underused = Underused(d_sae, k, options) if options.kind == "zipf" else None
 
     def loss(
-        self, weights: Weights, x: Float[Tensor, "rows d_in"], error: Float[Tensor, "rows d_out"]
+        self,
+        weights: AutoencoderWeights | TiedWeights,
+        x: Float[Tensor, "rows d_in"],
+        error: Float[Tensor, "rows d_out"],
     ) -> dict[str, Float[Tensor, ""]]:
         """The weighted loss by name, on normalised activations; nothing where no latent needs it.
 
@@ -86,9 +87,21 @@ class Auxiliary(nn.Module):
         if not latents.shape[0]:
             return {}
         x, error = x[:: self.every_rows], error[:: self.every_rows]
-        selected = select_among(weights, x, latents, self.k_aux, product_dtype=self.product_dtype)
+        w, b_enc = weights, weights.b_enc
+        if self.lift_bias:
+            b_enc = b_enc - b_enc.detach()
+        pre = PreActivations(x - w.input_bias, w.W_enc, b_enc, self.product_dtype)
+        selected = self.select(pre, latents)
         name = "auxk" if self.underused is None else "aux_zipf"
-        return {name: self.weight * residual_loss(weights, x, error, selected)}
+        return {name: self.weight * residual_loss(w, x, error, selected, b_enc)}
+
+    @torch.no_grad()
+    def select(self, pre: PreActivations, latents: Int[Tensor, " n"]) -> SparseCodes:
+        """The k_aux largest positive pre-activations of each row among some latents."""
+        chosen = select_top_k(pre.of_latents(latents), self.k_aux)
+        # A rectified zero has neither effect nor gradient, and rarely used latents are mostly that.
+        chosen = chosen.keep(chosen.value > 0)
+        return replace(chosen, latent=latents[chosen.latent], d_sae=pre.shape[1])
 
     @torch.no_grad()
     def update(self, codes: SparseCodes, *, step: int) -> None:
@@ -105,24 +118,44 @@ class Auxiliary(nn.Module):
         return figures
 
 
-class DeadLatents(nn.Module):
+class ListedLatents(nn.Module):
+    """Latents that an auxiliary loss works on: a snapshot, refreshed every few steps.
+
+    So the steps between never wait for the device.
+    """
+
+    listed: Bool[Tensor, " d_sae"]
+
+    def __init__(self, d_sae: int):
+        super().__init__()
+        self.register_buffer("listed", torch.zeros(d_sae, dtype=torch.bool))
+        self._list: Int[Tensor, " n"] | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_list", None))
+
+    def refresh(self, listed: Bool[Tensor, " d_sae"]) -> None:
+        """Take a new snapshot."""
+        self.listed.copy_(listed)
+        self._list = None
+
+    def listed_latents(self) -> Int[Tensor, " n"]:
+        """The latents as of the last refresh, ascending."""
+        if self._list is None:
+            self._list = self.listed.nonzero().squeeze(1)
+        return self._list
+
+
+class DeadLatents(ListedLatents):
     """Tokens since each latent last had a positive code, and which latents count as dead.
 
-    A latent that was selected with the value zero has not fired. The list that auxiliary losses
-    work on is a snapshot, refreshed every few steps, so that the steps between never wait for the
-    device.
+    A latent that was selected with the value zero has not fired.
     """
 
     tokens_since_fired: Int[Tensor, " d_sae"]
-    listed: Bool[Tensor, " d_sae"]
 
     def __init__(self, d_sae: int, *, dead_after_tokens: int):
-        super().__init__()
+        super().__init__(d_sae)
         self.dead_after_tokens = dead_after_tokens
         self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.int64))
-        self.register_buffer("listed", torch.zeros(d_sae, dtype=torch.bool))
-        self._list: Int[Tensor, " n_dead"] | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module._forget_list())
 
     def update(self, codes: SparseCodes, *, step: int) -> None:
         """Count one batch; `step` is the number of steps taken before it."""
@@ -130,43 +163,29 @@ class DeadLatents(nn.Module):
         self.tokens_since_fired += codes.n_rows * world.size
         self.tokens_since_fired.masked_fill_(world.any(codes.fired()), 0)
         if (step + 1) % REFRESH_STEPS == 0:
-            self.listed.copy_(self.dead())
-            self._forget_list()
+            self.refresh(self.dead())
 
     def dead(self) -> Bool[Tensor, " d_sae"]:
         """Which latents have been silent for `dead_after_tokens` tokens or more, as of now."""
         return self.tokens_since_fired >= self.dead_after_tokens
 
-    def listed_latents(self) -> Int[Tensor, " n_dead"]:
-        """The dead latents as of the last refresh, ascending."""
-        if self._list is None:
-            self._list = self.listed.nonzero().squeeze(1)
-        return self._list
 
-    def _forget_list(self) -> None:
-        self._list = None
-
-
-class Underused(nn.Module):
+class Underused(ListedLatents):
     """Running densities of the latents, held against Zipf's law by rank."""
 
     rate: Float[Tensor, " d_sae"]
     weight: Float[Tensor, ""]
-    listed: Bool[Tensor, " d_sae"]
     targets_by_rank: Float[Tensor, " d_sae"]
 
     def __init__(self, d_sae: int, k: int, options: AuxiliaryOptions):
-        super().__init__()
+        super().__init__(d_sae)
         self.horizon, self.below = options.density_horizon_tokens, options.underused_below
         self.k, self.largest = k, options.largest_density
         self.refitted = options.zipf_exponent is None
         exponent = 1.0 if options.zipf_exponent is None else options.zipf_exponent
         self.register_buffer("rate", torch.zeros(d_sae))
         self.register_buffer("weight", torch.zeros(()))
-        self.register_buffer("listed", torch.zeros(d_sae, dtype=torch.bool))
         self.register_buffer("targets_by_rank", self._law(d_sae, exponent, options.zipf_offset))
-        self._list: Int[Tensor, " n"] | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module._forget_list())
 
     def density(self) -> Float[Tensor, " d_sae"]:
         """Share of recent tokens on which each latent had a positive code, bias-corrected."""
@@ -186,16 +205,13 @@ class Underused(nn.Module):
         self.rate.mul_(decay).add_(fired / n_rows, alpha=1 - decay)
         self.weight.mul_(decay).add_(1 - decay)
         if self.refitted and (step + 1) % REFIT_STEPS == 0:
-            self._refit()
+            # Fitted to the head of ranks, so that it says what the tail should be.
+            fit = fit_zipf(self.density().cpu())
+            if fit is not None and fit.exponent >= 0:
+                law = self._law(self.rate.shape[0], fit.exponent, fit.offset)
+                self.targets_by_rank.copy_(law)
         if (step + 1) % REFRESH_STEPS == 0:
-            self.listed.copy_(self.density() < self.below * self.targets())
-            self._forget_list()
-
-    def listed_latents(self) -> Int[Tensor, " n"]:
-        """The underused latents as of the last refresh, ascending."""
-        if self._list is None:
-            self._list = self.listed.nonzero().squeeze(1)
-        return self._list
+            self.refresh(self.density() < self.below * self.targets())
 
     def metrics(self) -> dict[str, float]:
         """How far densities are from their targets."""
@@ -210,43 +226,13 @@ class Underused(nn.Module):
         shares = zipf_shares(d_sae, exponent=exponent, offset=offset)
         return (self.k * shares).clamp_max(self.largest).float()
 
-    def _refit(self) -> None:
-        """Fit the law to the head of ranks, so that it says what the tail should be."""
-        fit = fit_zipf(self.density().cpu())
-        if fit is not None and fit.exponent >= 0:
-            law = self._law(self.rate.shape[0], fit.exponent, fit.offset)
-            self.targets_by_rank.copy_(law)
-
-    def _forget_list(self) -> None:
-        self._list = None
-
-
-@torch.no_grad()
-def select_among(
-    weights: Weights,
-    x: Float[Tensor, "rows d_in"],
-    latents: Int[Tensor, " n"],
-    k: int,
-    *,
-    product_dtype: torch.dtype | None,
-) -> SparseCodes:
-    """The k largest positive pre-activations of each row among some latents, or all there are."""
-    # The encoder's rows of those latents alone: the product costs their share of the full one.
-    W_enc = weights.W_enc.T[latents].T
-    chosen = select_top_k(
-        x - weights.input_bias, W_enc, weights.b_enc[latents], k, product_dtype=product_dtype
-    )
-    # A rectified zero has neither effect nor gradient, and rarely used latents are mostly that.
-    chosen = chosen.keep(chosen.value > 0)
-    d_sae = weights.W_dec.shape[0]
-    return SparseCodes(chosen.row_pointer, latents[chosen.latent], chosen.value, d_sae)
-
 
 def residual_loss(
-    weights: Weights,
+    weights: AutoencoderWeights | TiedWeights,
     x: Float[Tensor, "rows d_in"],
     error: Float[Tensor, "rows d_out"],
     selected: SparseCodes,
+    b_enc: Float[Tensor, " d_sae"],
 ) -> Float[Tensor, ""]:
     """‖e − ê‖² / ‖e − mean(e)‖² for already selected pairs.
 
@@ -255,6 +241,7 @@ def residual_loss(
         x: what the encoder is given.
         error: the targets less their reconstruction; no gradient flows into it.
         selected: pairs of the latents of the set with their pre-activations.
+        b_enc: encoder bias that these have.
 
     Returns:
         The loss of this process's rows, about 1 while the set explains nothing; 0 where the error
@@ -262,7 +249,7 @@ def residual_loss(
     """
     error, world = error.detach(), current_world()
     w, pairs = weights, TransposedPairs.of(selected)
-    value = encode_selected(x, w.W_enc, w.b_enc, w.input_bias, selected, pairs).relu()
+    value = encode_selected(x, w.W_enc, b_enc, w.input_bias, selected, pairs).relu()
     prediction = decode_selected(selected, value, w.W_dec, pairs)
     variance = world.mean((error - world.mean(error.mean(0))).square().sum())
     squared = (error - prediction).square().sum()

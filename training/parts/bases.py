@@ -10,19 +10,21 @@ one.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelab.dictionary.architectures import error_of
-from saelab.sparse import SparseCodes, autoencode, select_batch_top
+from saelab.sparse import PreActivations, SparseCodes, autoencode, select_batch_top
+from saelab.sparse.world import current_world
 
 from ..interface import DictionarySettings, Method, StepOutput, TrainingBatch
 from ..options import CommonOptions, SparsityOptions
-from ..world import current_world
 from .auxiliary import Auxiliary
-from .weights import AutoencoderWeights
+from .weights import AutoencoderWeights, normalise_rows, remove_radial_gradient
 
 GAIN = 0.25
 """P: log λ rises by this much per unit of e."""
@@ -38,17 +40,23 @@ LOG_RANGE = 16.0
 """λ stays within e^±16 of its start, so that a target out of reach cannot make it infinite."""
 
 
-class UnitNormMethod(Method):
-    """A dictionary being learnt whose decoder rows are held at norm one.
+class AutoencoderMethod(Method):
+    """A dictionary being learnt, by whatever selection, with encoder and decoder apart.
 
-    A subclass selects; what is selected is rectified and decoded, and the loss is the squared error
-    over the data's variance (one, after normalisation) plus the auxiliary loss.
+    What is selected is rectified and decoded; the loss is the squared error over the data's
+    variance (one, after normalisation) plus the auxiliary loss.
     """
+
+    unit_norm: ClassVar[bool] = True
+    """Whether the decoder's rows are held at norm one."""
+    lift_bias: ClassVar[bool] = False
+    """Whether the auxiliary loss counts encoder biases as zero; see `Auxiliary`."""
 
     def __init__(self, settings: DictionarySettings, options: CommonOptions, encoder_scale: float):
         super().__init__()
-        self.settings_k = settings.k
+        self.k = min(settings.k, settings.d_sae)
         self.product_dtype = settings.product_dtype
+        self.encoder_scale = encoder_scale
         self.weights = AutoencoderWeights(
             settings.d_in,
             settings.d_sae,
@@ -57,16 +65,25 @@ class UnitNormMethod(Method):
             d_out=settings.d_out,
         )
         self.auxiliary = Auxiliary(
-            settings.d_sae, settings.k, options.auxiliary, settings.product_dtype
+            settings.d_sae,
+            settings.k,
+            options.auxiliary,
+            settings.product_dtype,
+            lift_bias=self.lift_bias,
         )
+
+    def pre_activations(self, inputs: Float[Tensor, "batch d_in"]) -> PreActivations:
+        """The pre-activations of normalised inputs, to select from."""
+        w = self.weights
+        centred = (inputs - w.input_bias).detach()
+        return PreActivations(centred, w.W_enc, w.b_enc, self.product_dtype)
 
     def reconstruct(self, batch: TrainingBatch, selected: SparseCodes) -> StepOutput:
         """Losses of already selected pairs: reconstruction, and auxiliary where it is wanted."""
-        w = self.weights
         codes, reconstruction = self.autoencode(batch, selected)
         error = error_of(batch.targets, reconstruction)
         losses = {"reconstruction": error.square().mean()}
-        losses |= self.auxiliary.loss(w, batch.inputs, error)
+        losses |= self.auxiliary.loss(self.weights, batch.inputs, error)
         return StepOutput(losses, codes, reconstruction)
 
     def autoencode(
@@ -80,12 +97,14 @@ class UnitNormMethod(Method):
 
     def adjust_gradients(self) -> None:
         """Keep the decoder's gradient tangent to the unit sphere."""
-        self.weights.remove_radial_gradient()
+        if self.unit_norm:
+            remove_radial_gradient(self.weights.W_dec)
 
     @torch.no_grad()
     def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
         """Renormalise the decoder and count who fired."""
-        self.weights.normalise_decoder()
+        if self.unit_norm:
+            normalise_rows(self.weights.W_dec)
         self.auxiliary.update(output.codes, step=batch.step)
 
     def metrics(self) -> dict[str, float]:
@@ -93,65 +112,60 @@ class UnitNormMethod(Method):
         return self.auxiliary.metrics()
 
 
-class PenalisedMethod(Method):
+class PenalisedMethod(AutoencoderMethod):
     """A dictionary being learnt under a sparsity penalty."""
 
     def __init__(self, settings: DictionarySettings, options: SparsityOptions):
-        super().__init__()
-        self.product_dtype = settings.product_dtype
+        super().__init__(settings, options, options.encoder_scale)
         self.start_l0 = options.start_l0_factor * settings.k
-        self.encoder_scale = options.encoder_scale
-        self.weights = AutoencoderWeights(
-            settings.d_in,
-            settings.d_sae,
-            seed=settings.seed,
-            encoder_scale=options.encoder_scale,
-            d_out=settings.d_out,
-        )
         self.controller = SparsityController(
             settings.k,
             settings.n_steps,
             fixed=options.sparsity_weight,
             start_l0_factor=options.start_l0_factor,
         )
-        self.auxiliary = Auxiliary(
-            settings.d_sae, settings.k, options.auxiliary, settings.product_dtype
-        )
 
     @torch.no_grad()
-    def start_threshold(self, centred: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
+    def start_threshold(self, inputs: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
         """The pre-activation, without bias, above which these rows have the L0 to start with."""
-        w = self.weights
-        top = select_batch_top(
-            centred,
-            w.W_enc,
-            torch.zeros_like(w.b_enc),
-            max(1, round(self.start_l0 * centred.shape[0])),
-            product_dtype=self.product_dtype,
-            world=current_world(),
-        )
-        return top.threshold
+        pre = replace(self.pre_activations(inputs), b_enc=torch.zeros_like(self.weights.b_enc))
+        return select_batch_top(pre, max(1, round(self.start_l0 * inputs.shape[0]))).threshold
 
     @torch.no_grad()
-    def start_biases(self, centred: Float[Tensor, "rows d_in"]) -> None:
+    def start_biases(self, inputs: Float[Tensor, "rows d_in"]) -> None:
         """Set b_enc to start with, and λ, for a penalty that is the sum of the codes."""
-        threshold = self.start_threshold(centred)
+        threshold = self.start_threshold(inputs)
         self.weights.b_enc.copy_(-threshold.expand_as(self.weights.b_enc))
         # (a − f)² + λ f is least at f = a − λ/2, with a the projection on the latent's direction.
         self.controller.start(2 * threshold / self.encoder_scale)
 
+    def step_output(
+        self,
+        batch: TrainingBatch,
+        codes: SparseCodes,
+        reconstruction: Float[Tensor, "batch d_out"],
+        penalty: Float[Tensor, ""],
+        **more: Float[Tensor, ""],
+    ) -> StepOutput:
+        """Reconstruction over variance, the weighted penalty, `more` losses, and the auxiliary."""
+        error = error_of(batch.targets, reconstruction)
+        losses = {
+            "reconstruction": error.square().mean(),
+            "sparsity": self.controller.weight() * penalty / batch.targets.numel(),
+            **more,
+        }
+        losses |= self.auxiliary.loss(self.weights, batch.inputs, error)
+        return StepOutput(losses, codes.with_value(codes.value.detach()), reconstruction)
+
     @torch.no_grad()
     def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
-        """Count who fired, and tell the controller."""
-        self.auxiliary.update(output.codes, step=batch.step)
+        """Renormalise the decoder, count who fired, and tell the controller."""
+        super().after_update(batch, output)
         self.controller.update(output.codes)
 
     def metrics(self) -> dict[str, float]:
         """The sparsity weight, and shares of latents that are dead or underused."""
-        return {
-            "sparsity_weight": float(self.controller.weight()),
-            **self.auxiliary.metrics(),
-        }
+        return {"sparsity_weight": float(self.controller.weight()), **super().metrics()}
 
 
 class SparsityController(nn.Module):

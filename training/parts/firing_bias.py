@@ -27,8 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saelab.sparse import SparseCodes
-
-from ..world import current_world
+from saelab.sparse.world import current_world
 
 WANTED_UPDATES = 500
 """Updates of a group below which a run counts as short."""
@@ -52,14 +51,9 @@ def group_shares(groups: int, ratio: float) -> list[float]:
 def target_frequencies(
     d_sae: int, groups: int, ratio: float, *, highest: float | None, budget: float
 ) -> list[float]:
-    """The target frequency of each group, falling.
+    """The target frequency of each group, falling by `ratio` from the first to the last.
 
-    Args:
-        d_sae: number of latents, shared out evenly.
-        groups: number of groups.
-        ratio: the first group's target over the last one's.
-        highest: target of the first group. None: such that all targets together are the budget.
-        budget: mean number of active latents per row if every latent fired at its target.
+    The first is `highest`; None: such that L0 is `budget` where every latent fires at its target.
     """
     shares = group_shares(groups, ratio)
     if highest is None:
@@ -76,14 +70,8 @@ def update_periods(
     batch_rows: int,
     n_steps: int,
 ) -> list[int]:
-    """Steps between two updates of each group.
-
-    Args:
-        frequencies: target of each group.
-        every: shortest period. None: what gives a run of n_steps 500 updates, at most 50 steps.
-        firings: expected firings in a period of a latent at its target.
-        batch_rows: rows in a step.
-        n_steps: steps of the whole run.
+    """Steps between two updates of each group: `every`, or until a latent at its target has fired
+    `firings` times. With `every` None a run has 500 updates, at most 50 steps apart.
     """
     if every is None:
         every = min(MOST_STEPS, max(1, n_steps // WANTED_UPDATES))
@@ -101,7 +89,7 @@ class FiringRule:
     dead_below: float
     """ε: frequency below which a latent is brought back."""
     gamma_down: float
-    """γ₋: step down, as a share of the latent's own peak."""
+    """γ₋: step down, as a share of the latent's peak."""
     gamma_up: float
     """γ₊: step up, as a share of the group's mean peak."""
     short_run_boost: float

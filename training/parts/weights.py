@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,24 +58,6 @@ class AutoencoderWeights(nn.Module):
         return self.encoder_rows.T
 
     @torch.no_grad()
-    def remove_radial_gradient(self) -> None:
-        """Take from ∂W_dec what would only change the rows' norms, which are held at one.
-
-        Left in, it would be undone by the renormalisation after every step but still fill Adam's
-        moments (as in the TopK recipe of Gao et al., 2024, section 2).
-        """
-        gradient = self.W_dec.grad
-        if gradient is None:
-            return
-        along = torch.linalg.vecdot(gradient, self.W_dec)
-        gradient.addcmul_(self.W_dec, along.unsqueeze(1), value=-1.0)
-
-    @torch.no_grad()
-    def normalise_decoder(self) -> None:
-        """Bring every decoder row back to norm one."""
-        self.W_dec /= torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(1e-12)
-
-    @torch.no_grad()
     def fold(self, normalisation: Normalisation) -> dict[str, Any]:
         """The weights that act on activations in the model's own units.
 
@@ -97,27 +78,6 @@ class AutoencoderWeights(nn.Module):
         if self.b_in is not None:
             folded["b_in"] = normalisation.mean + self.b_in.detach() / normalisation.scale
         return folded
-
-
-@dataclass(frozen=True)
-class LiftedBias:
-    """What an auxiliary loss needs of an autoencoder whose gate is the sign of p.
-
-    A dead latent of such a dictionary has p ≤ 0 on every row: rectified, it would have no gradient
-    and stay dead. Here its bias counts as zero and still gets the gradient (our choice; SAELens
-    leaves the rectifier out instead).
-    """
-
-    W_enc: Float[Tensor, "d_in d_sae"]
-    b_enc: Float[Tensor, " d_sae"]
-    W_dec: Float[Tensor, "d_sae d_out"]
-    input_bias: Float[Tensor, " d_in"]
-
-    @staticmethod
-    def of(weights: AutoencoderWeights) -> LiftedBias:
-        """The lifted view of some weights, good for one step."""
-        bias = weights.b_enc
-        return LiftedBias(weights.W_enc, bias - bias.detach(), weights.W_dec, weights.input_bias)
 
 
 class TiedWeights(nn.Module):
@@ -158,21 +118,6 @@ class TiedWeights(nn.Module):
         return self.directions * self.scales.unsqueeze(1)
 
     @torch.no_grad()
-    def remove_radial_gradient(self) -> None:
-        """Take from the directions' gradient what would only change their norms, held at one."""
-        gradient = self.directions.grad
-        if gradient is None:
-            return
-        along = torch.linalg.vecdot(gradient, self.directions)
-        gradient.addcmul_(self.directions, along.unsqueeze(1), value=-1.0)
-
-    @torch.no_grad()
-    def normalise(self) -> None:
-        """Bring every direction back to norm one."""
-        norms = torch.linalg.vector_norm(self.directions, dim=1, keepdim=True)
-        self.directions /= norms.clamp_min(1e-12)
-
-    @torch.no_grad()
     def to_dictionary(self, thresholds: Float[Tensor, " d_sae"]) -> Dictionary:
         """A `jumprelu` dictionary that brings each row to norm √d_in where this saw norm one.
 
@@ -189,3 +134,21 @@ class TiedWeights(nn.Module):
             threshold=thresholds * grown,
             input_normalisation="constant_norm_rescale",
         )
+
+
+@torch.no_grad()
+def remove_radial_gradient(directions: nn.Parameter) -> None:
+    """Take from the gradient of rows held at norm one what would only change their norms.
+
+    Left in, it would be undone by the renormalisation after every step but still fill Adam's
+    moments (as in the TopK recipe of Gao et al., 2024, section 2).
+    """
+    if directions.grad is not None:
+        along = torch.linalg.vecdot(directions.grad, directions)
+        directions.grad.addcmul_(directions, along.unsqueeze(1), value=-1.0)
+
+
+@torch.no_grad()
+def normalise_rows(directions: nn.Parameter) -> None:
+    """Bring every row back to norm one."""
+    directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True).clamp_min(1e-12)

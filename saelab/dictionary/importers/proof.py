@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.cache import TokenFilter, select_rows
+from saelab.cache.config import TokenFilter
+from saelab.cache.rows import select_rows
 from saelab.dictionary.architectures import Dictionary
 from saelab.dictionary.data_spec import DataSpec, held_out_batches, site_rows
 from saelab.dictionary.site import Site

@@ -22,6 +22,7 @@ from .foreign import Source
 
 TABLE = Path(__file__).with_name("releases.json.gz")
 HUB = "hf:"
+WEIGHT_SUFFIXES = (".pt", ".pth", ".npz", ".bin", ".safetensors")
 FIELDS = ("id", "path", "l0", "norm_scaling_factor")
 """What the table holds of each SAE; the rest of the registry are links."""
 
@@ -99,6 +100,8 @@ def find_release(source: str) -> tuple[HubPath, dict[str, Any]] | None:
             f"the release {name} {asked}: give {name}/ID, such as {name}/{next(iter(by_id))}"
         )
     entry = by_id[sae_id]
+    # A number is a layer of a transcoder over all layers, whose repository is one dictionary.
+    path = entry["path"] if isinstance(entry["path"], str) else ""
     hints = {
         "model": release["model"],
         "reported_l0": entry["l0"],
@@ -106,7 +109,7 @@ def find_release(source: str) -> tuple[HubPath, dict[str, Any]] | None:
         **release.get("config_overrides", {}),
     }
     known = {name: value for name, value in hints.items() if value is not None}
-    return HubPath(release["repo_id"], entry["path"], None), known
+    return HubPath(release["repo_id"], path, None), known
 
 
 def fetch(where: HubPath) -> Path:
@@ -124,6 +127,9 @@ def fetch(where: HubPath) -> Path:
     )
 
     patterns = [where.path, f"{where.path}/*"] if where.path else None
+    if patterns and where.path.endswith(WEIGHT_SUFFIXES):
+        # Settings of a single file are beside it, named for it or for the whole folder.
+        patterns += [str(Path(where.path).with_name(f"*{end}")) for end in (".json", ".yaml")]
     try:
         root = snapshot_download(where.repo, revision=where.revision, allow_patterns=patterns)
     except GatedRepoError:

@@ -15,11 +15,16 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 @pytest.fixture
 def source_of() -> Callable[[str], Source]:
-    """A function that gives the source of a case: its folder, or the only folder in it."""
+    """A function that gives the source of a case.
+
+    Its folder, the only folder in it, or, where folders' names say what a dictionary is of, the
+    folder `source` in the last of them.
+    """
 
     def find(case: str) -> Source:
         folder = FIXTURES / case
-        nested = [path for path in folder.iterdir() if path.is_dir()]
+        named = next(folder.rglob("source"), None)
+        nested = [named] if named else [path for path in folder.iterdir() if path.is_dir()]
         return resolve(str(nested[0] if len(nested) == 1 else folder))
 
     return find

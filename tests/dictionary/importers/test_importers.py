@@ -129,3 +129,46 @@ def test_the_likely_cause_of_a_bad_reconstruction_is_named(
     options = import_options(Path(model_text.source))
     assert main(["import", str(folder), "--model", str(tiny_model_folder), *options]) == 0
     assert "WARNING: FVU is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_info_of_a_foreign_source_names_its_format_and_the_command(case, source_of, capsys):
+    path = source_of(case).path
+    assert main(["info", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f"dictionary of another library: {FORMATS[format_of(case)].title}\n" in said
+    assert f"`saelab import {path}`" in said
+
+
+def test_info_of_what_nobody_knows_is_still_an_error(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("nothing")
+    for path in (tmp_path, tmp_path / "notes.txt"):
+        assert main(["info", str(path)]) == 2
+        assert "no saelab artifact" in capsys.readouterr().err
+
+
+def test_info_of_an_imported_dictionary_says_how_it_was_read_and_what_was_measured(
+    copied, tiny_model_folder, capsys
+):
+    folder = copied("qwen-scope")
+    out, text = folder.parent / "ours", folder.parent / "text.txt"
+    document = "the king met the queen at the old mill near the river " * 12
+    text.write_text("\n<|endoftext|>\n".join(f"{number} {document}" for number in range(12)))
+    given = ["import", str(folder), "--model", str(tiny_model_folder), "--out", str(out)]
+    given += ["--reads", "blocks.1.hook_resid_post", *import_options(text)]
+    assert main(given) == 0
+    capsys.readouterr()
+    assert main(["info", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    record = load_dictionary(out).made_from["imported"]
+    for name, words in record["conventions"].items():
+        assert f"imported, {name}: {words}" in lines
+    assert f"imported, from: {folder}" in lines and "imported, format: qwen-scope" in lines
+    assert f"imported, l0: {record['measured']['l0']:.4g} (reported: 5)" in lines
+    assert record["disagreements"]
+    for sentence in record["disagreements"]:
+        assert f"WARNING: {sentence}" in lines
+    assert any(line.startswith(("Likely cause: ", "None of the usual")) for line in lines)
+    assert main([*given, "--unproved", "--overwrite"]) == 0
+    assert main(["info", str(out)]) == 0
+    assert "WARNING: not proved: nothing was measured" in capsys.readouterr().out

@@ -93,6 +93,8 @@ def test_every_release_of_the_table_says_where_it_lies():
     with pytest.raises(ArtifactError, match="did you mean"):
         find_release("gpt2-small-res-jb/blocks.99.hook_resid_pre")
     assert find_release("no-such-release/x") is None
+    where, _ = find_release("mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_1")
+    assert where == HubPath("mntss/clt-gemma-2-2b-2.5M", "", None)
 
 
 def test_only_what_is_needed_is_fetched(hub, folder):
@@ -101,6 +103,9 @@ def test_only_what_is_needed_is_fetched(hub, folder):
     source = resolve("hf:me/saes/a@v1")
     assert source.path == root / "me" / "saes" / "a"
     assert asked == [("me/saes", "v1", ["a", "a/*"])]
+    (root / "me" / "saes" / "layer_0.pt").touch()
+    assert resolve("hf:me/saes/layer_0.pt").path.is_file()
+    assert asked[-1][2] == ["layer_0.pt", "layer_0.pt/*", "*.json", "*.yaml"]
     with pytest.raises(ArtifactError, match="holds no 'b'"):
         resolve("hf:me/saes/b")
     with pytest.raises(ArtifactError, match="there is no repository me/none"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from saelab.cache import TokenFilter
+from saelab.cache.config import TokenFilter
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.evals.compare.config import CompareConfig

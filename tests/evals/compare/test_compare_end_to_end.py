@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from saelab.cache import HarvestConfig, write_caches
+from saelab.cache.config import HarvestConfig
+from saelab.cache.writer import write_caches
 from saelab.cli import main as cli
 from saelab.evals.compare.config import CompareConfig
 from saelab.evals.compare.suite import run_compare

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saelab.cache import TokenFilter
+from saelab.cache.config import TokenFilter
 from saelab.dictionary import Site
 from saelab.dictionary.data_spec import DataSpec
 from saelab.evals.compare.candidates import Candidate
@@ -155,7 +155,7 @@ def test_charts_survive_the_file(charts, tmp_path):
 
 
 def test_twelve_methods_differ_in_marker_and_in_colour_and_dash():
-    styles = [line_style(name, NAMES) for name in NAMES]
+    styles = [line_style(index) for index in range(12)]
     assert len({style.marker for style in styles}) == 12
     assert len({(style.colour, style.dash) for style in styles}) == 12
 

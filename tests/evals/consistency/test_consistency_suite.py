@@ -167,8 +167,9 @@ def test_across_compares_groups_and_single_dictionaries(runs, save_trained, topk
 
 
 def test_planted_dictionaries_are_ranked_on_planted_rows(tmp_path, topk_dictionary, save_trained):
-    from saelab.synthetic import PlantedConfig, PlantedSource
     from saelab.synthetic.cache import planted_manifest
+    from saelab.synthetic.config import PlantedConfig
+    from saelab.synthetic.generator import PlantedSource
 
     truth = PlantedConfig(n_features=64, d_in=24, n_rows=1024)
     origin = planted_manifest(truth)["made_from"]

@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saelab.cache import HarvestConfig, TokenFilter, write_caches
+from saelab.cache.config import HarvestConfig, TokenFilter
+from saelab.cache.writer import write_caches
 from saelab.dictionary import load_dictionary, save_dictionary
 from saelab.evals.core.charts import MODE_LABELS, WARNING
 from saelab.evals.core.config import CoreConfig

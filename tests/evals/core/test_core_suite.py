@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saelab.cache import TokenFilter
+from saelab.cache.config import TokenFilter
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError, ModelError, TextError

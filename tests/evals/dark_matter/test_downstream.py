@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from saelab.cache import TokenFilter
+from saelab.cache.config import TokenFilter
 from saelab.dictionary import Site, load_dictionary
 from saelab.dictionary.data_spec import DataSpec, held_out_batches
 from saelab.dictionary.decomposition import ErrorProbe

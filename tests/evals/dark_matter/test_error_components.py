@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from saelab.dictionary import load_dictionary
-from saelab.dictionary.decomposition import ErrorProbe
-from saelab.dictionary.error_rows import ORIGIN_KEY, ErrorRows
+from saelab.dictionary.decomposition import ORIGIN_KEY, ErrorProbe, ErrorRows
 from saelab.errors import ConfigError
 from saelab.evals.dark_matter.components import (
     components_chart,

@@ -4,7 +4,8 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from saelab.cache import HarvestConfig, TokenFilter, write_caches
+from saelab.cache.config import HarvestConfig, TokenFilter
+from saelab.cache.writer import write_caches
 from saelab.dictionary.decomposition import load_probe
 from saelab.errors import ActivationError, ConfigError
 from saelab.evals.command import main

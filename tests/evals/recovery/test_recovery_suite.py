@@ -17,17 +17,16 @@ from saelab.evals.recovery.scorecard import score_card
 from saelab.evals.recovery.suite import RecoveryConfig, run_recovery
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.report.draw import draw
-from saelab.synthetic import (
-    PRESETS,
+from saelab.synthetic.cache import planted_manifest
+from saelab.synthetic.config import (
     BernoulliSupportConfig,
     ExactSupportConfig,
     HierarchyConfig,
     PlantedConfig,
-    feature_frequencies,
-    planted_features,
-    planted_rows,
 )
-from saelab.synthetic.cache import planted_manifest
+from saelab.synthetic.generator import planted_features, planted_rows
+from saelab.synthetic.presets import PRESETS
+from saelab.synthetic.streams import feature_frequencies
 
 N_ROWS = 1500
 QUICK = RecoveryConfig(n_rows=N_ROWS, device="cpu")

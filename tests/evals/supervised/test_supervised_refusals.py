@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from saelab.cache import open_cache
+from saelab.cache.reader import open_cache
 from saelab.errors import ArtifactError, ConfigError, ModelError
 from saelab.evals.suite import evaluate, run_command
 from saelab.evals.supervised.contenders import form_candidates

@@ -1,8 +1,12 @@
-"""What a backend computes, in PyTorch's functions for the CPU and for a GPU.
+"""The kernels behind sparse codes: one table by device, chosen in one function by the tensor.
 
-Sums are taken in an order fixed by the pairs, without atomics on the CPU, so repeated runs agree
-bit for bit. On the CPU, numpy finds set entries twice as fast and sorts integers several times as
-fast as PyTorch.
+A backend is five functions on plain tensors and one number (`Kernels` says what each computes);
+pairs come in compressed-sparse-row form. All of them pass `tests/sparse/test_backends.py`.
+`cpu` and `cuda` are PyTorch's functions: sums are taken in an order fixed by the pairs, without
+atomics on the CPU, so repeated runs agree bit for bit; there numpy finds set entries twice as fast
+and sorts integers several times as fast as PyTorch. A module of Triton kernels registers itself as
+`BACKENDS["triton"] = Kernels(...)`, and from then on serves every tensor that is not on the CPU;
+what it does not write by hand it takes from `cuda`.
 """
 
 from __future__ import annotations
@@ -145,7 +149,24 @@ def _stable_order(keys: Int[Tensor, " pairs"]) -> Int[Tensor, " pairs"]:
     return torch.sort(keys, stable=True).indices
 
 
-CPU = Kernels(
-    weighted_sums, _sampled_product_on_cpu, top_k, _set_entries_on_cpu, _stable_order_on_cpu, 512
-)
-CUDA = Kernels(weighted_sums, _sampled_product, top_k, _set_entries, _stable_order, 8192)
+BACKENDS: dict[str, Kernels] = {
+    "cpu": Kernels(
+        weighted_sums,
+        _sampled_product_on_cpu,
+        top_k,
+        _set_entries_on_cpu,
+        _stable_order_on_cpu,
+        chunk_rows=512,
+    ),
+    "cuda": Kernels(
+        weighted_sums, _sampled_product, top_k, _set_entries, _stable_order, chunk_rows=8192
+    ),
+}
+"""Every backend by name."""
+
+
+def backend_of(tensor: Tensor) -> Kernels:
+    """The kernels for tensors that lie where this one does."""
+    if tensor.device.type == "cpu":
+        return BACKENDS["cpu"]
+    return BACKENDS.get("triton", BACKENDS["cuda"])

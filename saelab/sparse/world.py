@@ -1,4 +1,4 @@
-"""The processes that train together: who this one is, and sums and maxima over all of them.
+"""The processes that train together: which of them this is, and sums and maxima over all of them.
 
 Whatever is counted over a batch goes through `current_world()`. With one process every method gives
 back what it was given: no copy, no wait for the device. With several, launched by `torchrun`,
