@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from saelab.cache import HarvestConfig, write_caches
+from saelab.cache.config import HarvestConfig
+from saelab.cache.writer import write_caches
 from saelab.cli import main
 from saelab.dictionary import load_dictionary
 from saelab.dictionary.importers.foreign import in_raw_units
