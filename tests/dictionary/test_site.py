@@ -7,6 +7,7 @@ import torch
 
 from saelab.dictionary import ARCHITECTURES, Dictionary, Site, load_dictionary, save_dictionary
 from saelab.dictionary.data_spec import require_width
+from saelab.dictionary.saelens import settings_of
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import read_json, read_tensors, write_json
 
@@ -163,3 +164,20 @@ def test_a_manifest_without_a_site_opens_as_an_autoencoder(tmp_path):
     write_json(tmp_path / "saelab.json", manifest)
     with pytest.raises(ArtifactError, match="names no hook points"):
         load_dictionary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "hook_point"),
+    [
+        ({"hook_name": "model.layers.12"}, "blocks.12.hook_resid_post"),
+        ({"hook_name": "transformer.h.3.attn"}, "blocks.3.hook_attn_out"),
+        ({"hook_name": "model.layers.2.input_layernorm"}, None),
+        ({"hook_name": "model.layers.2", "hook_name_out": "model.layers.2.post_norm"}, None),
+    ],
+)
+def test_a_module_of_hugging_face_is_named_as_a_hook_point(names, hook_point):
+    """As SAELens records it; where its output has no name, neither has the site."""
+    metadata = {"model_class_name": "AutoModelForCausalLM", **names}
+    assert settings_of({"metadata": metadata})["hook_name"] == hook_point
+    ours = {"metadata": {"hook_name": "blocks.3.hook_mlp_out"}}
+    assert settings_of(ours)["hook_name"] == "blocks.3.hook_mlp_out"

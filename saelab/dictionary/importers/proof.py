@@ -38,6 +38,10 @@ L0_TOLERANCE = 1.5
 """A measured L0 this many times the reported one, or its inverse, disagrees with it."""
 CLEARLY_BETTER = 0.7
 """An alternative is named where its FVU is below this share of the one measured."""
+CLEARLY_NEARER = 0.9
+"""Where FVU at another hook point is below this share of the one measured, that is said at once."""
+PROBE_ROWS = 1024
+"""Rows on which the usual mistakes are tried; from the first contexts."""
 NEIGHBOURS = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 
 
@@ -117,16 +121,16 @@ def prove(
     site = spec.site
     elsewhere = _neighbours(model, site)
     inputs, targets = [], []
-    others: dict[str, list[Tensor]] = {name: [] for name in elsewhere}
+    others: dict[str, Tensor] = {}
     first = 0
     for tokens in held_out_batches(model, spec, n_tokens, BATCH_CONTEXTS):
-        captured = model.capture(tokens, [*site.hook_points, *elsewhere])
+        captured = model.capture(tokens, [*site.hook_points, *(() if first else elsewhere)])
         rows = site_rows(model, spec, tokens, captured, first)
+        if not first:
+            others = {name: captured[name][rows.keep][:PROBE_ROWS].float() for name in elsewhere}
         first += len(tokens)
         inputs.append(rows.inputs)
         targets.append(rows.targets)
-        for name in elsewhere:
-            others[name].append(captured[name][rows.keep].float())
     x, y = torch.cat(inputs), torch.cat(targets)
     if len(x) < 2:
         raise ActivationError("the token filter leaves no row to prove the dictionary on: relax it")
@@ -141,10 +145,14 @@ def prove(
         "n_rows": len(x),
     }
     disagreements = _disagreements(measured, reported)
+    n = min(PROBE_ROWS, len(inputs[0]))
+    suspicious = bool(disagreements)
     cause = None
-    if disagreements:
-        rows_elsewhere = {name: torch.cat(parts) for name, parts in others.items()}
-        cause = _likely_cause(dictionary, x, y, measured["fvu"], rows_elsewhere)
+    if n > 1:
+        l0 = reported.get("reported_l0")
+        cause = _likely_cause(dictionary, x[:n], y[:n], others, suspicious, l0)
+    if cause is not None and not disagreements:
+        disagreements = [f"FVU is {measured['fvu']:.3g} here and clearly lower elsewhere"]
     return Proof(measured, tuple(disagreements), cause), x
 
 
@@ -167,7 +175,7 @@ def _disagreements(measured: Mapping[str, float], reported: Mapping[str, Any]) -
 
 
 def _neighbours(model: LanguageModel, site: Site) -> list[str]:
-    """Hook points of the same width near an autoencoder's, where it may really belong."""
+    """Hook points of an autoencoder's width where it may belong: near it, or after any block."""
     first, *more = site.reads
     layer = re.fullmatch(r"blocks\.(\d+)\.(.+)", first)
     if not site.is_autoencoder or more or layer is None:
@@ -175,26 +183,51 @@ def _neighbours(model: LanguageModel, site: Site) -> list[str]:
     index, width = int(layer[1]), model.width_at(first)
     layers = range(max(0, index - 1), min(model.n_layers, index + 2))
     candidates = [f"blocks.{near}.{end}" for near in layers for end in NEIGHBOURS]
-    return [name for name in candidates if name != first and model.width_at(name) == width]
+    candidates += [f"blocks.{block}.hook_resid_post" for block in range(model.n_layers)]
+    unique = dict.fromkeys(candidates)
+    return [name for name in unique if name != first and model.width_at(name) == width]
 
 
 def _likely_cause(
     dictionary: Dictionary,
     x: Float[Tensor, "rows d_in"],
     y: Float[Tensor, "rows d_out"],
-    measured_fvu: float,
     elsewhere: Mapping[str, Float[Tensor, "rows d_in"]],
+    suspicious: bool,
+    reported_l0: float | None,
 ) -> str | None:
-    """The usual mistake that, undone, lowers the FVU most, if it does so clearly."""
-    tried = {
-        f"it belongs to {name}, not to the hook point given": fvu(rows, dictionary(rows))
+    """The usual mistake that, undone, mends FVU and L0 most, if it does so clearly.
+
+    Args:
+        dictionary: as it was read.
+        x: rows read.
+        y: rows written.
+        elsewhere: the same rows at other hook points.
+        suspicious: whether something disagrees. Where not, other hook points alone are tried.
+        reported_l0: its authors'; None where they report none.
+    """
+
+    def tried(changed: Dictionary, rows: Tensor, targets: Tensor) -> tuple[float, float]:
+        codes = changed.encode(rows)
+        error = fvu(targets, changed.decode(codes))
+        l0 = max(float(codes.l0().double().mean()), 1e-3)
+        # An L0 that is off by a factor counts like an FVU that is larger by it.
+        off = max(l0 / reported_l0, reported_l0 / l0) if suspicious and reported_l0 else 1.0
+        return error * off, error
+
+    scores = {
+        f"it belongs to {name}, not to the hook point given": tried(dictionary, rows, rows)
         for name, rows in elsewhere.items()
     }
-    for cause, changed in _alternatives(dictionary, x).items():
-        tried[cause] = fvu(y, changed(x))
-    best = min(tried, key=lambda cause: tried[cause])
-    if tried[best] < CLEARLY_BETTER * measured_fvu:
-        return f"{best} (FVU would be {tried[best]:.3g})"
+    if suspicious:
+        for cause, changed in _alternatives(dictionary, x).items():
+            scores[cause] = tried(changed, x, y)
+    if not scores:
+        return None
+    best = min(scores, key=lambda cause: scores[cause][0])
+    share = CLEARLY_BETTER if suspicious else CLEARLY_NEARER
+    if scores[best][0] < share * tried(dictionary, x, y)[0]:
+        return f"{best} (FVU would be {scores[best][1]:.3g})"
     return None
 
 
