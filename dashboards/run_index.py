@@ -294,17 +294,18 @@ def _facts(folder: Path) -> dict[str, Any]:
     path = folder / "saelab.json"
     manifest = _dictionary_manifest(path) if path.exists() else {}
     config, made_from = _part(manifest, "config"), _part(manifest, "made_from")
-    metadata = _part(shape, "metadata")
+    metadata, imported = _part(shape, "metadata"), _part(made_from, "imported")
+    measured = _part(imported, "measured")
     return {
         "facts": {
-            "method": config.get("method"),
+            "method": config.get("method", imported.get("format")),
             "architecture": shape.get("architecture"),
             "d_in": shape.get("d_in"),
             "d_sae": shape.get("d_sae"),
             "k": shape.get("k"),
-            "l0": config.get("measured_l0"),
-            "fvu": config.get("fvu_on_training_rows"),
-            "dead": config.get("dead_fraction"),
+            "l0": config.get("measured_l0", measured.get("l0")),
+            "fvu": config.get("fvu_on_training_rows", measured.get("fvu")),
+            "dead": config.get("dead_fraction", measured.get("dead_fraction")),
         },
         "model": made_from.get("model") or metadata.get("model_name"),
         "hook_point": made_from.get("hook_point") or metadata.get("hook_name"),

@@ -122,3 +122,27 @@ def test_a_taken_port_is_a_sentence():
         taken.listen()
         with pytest.raises(ResourceError, match="give another --port"):
             usable_port(taken.getsockname()[1])
+
+
+def test_an_imported_dictionary_shows_what_was_measured_on_import(tmp_path):
+    import torch
+
+    from saelab.dictionary import Dictionary, save_dictionary
+
+    eye = torch.eye(4)
+    measured = {"l0": 3.0, "fvu": 0.25, "dead_fraction": 0.5}
+    save_dictionary(
+        tmp_path / "sae",
+        Dictionary("relu", W_enc=eye, W_dec=eye, b_enc=torch.zeros(4), b_dec=torch.zeros(4)),
+        self_test_inputs=torch.randn(16, 4),
+        training={},
+        made_from={
+            "model": "m",
+            "hook_point": "blocks.1.hook_resid_post",
+            "imported": {"format": "sparsify", "measured": measured},
+        },
+    )
+    (run,) = scan([tmp_path]).runs
+    (entry,) = run.dictionaries
+    shown = {name: entry.facts[name] for name in ("method", "l0", "fvu", "dead")}
+    assert shown == {"method": "sparsify", "l0": 3.0, "fvu": 0.25, "dead": 0.5}
