@@ -92,8 +92,8 @@ def read(source: Source) -> Iterator[Foreign]:
 
 def _hook_point(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     recorded = {**config, **(config.get("metadata") or {})}.get("hook_name")
-    if recorded is None or recorded == settings["hook_name"]:
-        heads = ", heads side by side" if "hook_z" in str(recorded) else ""
+    if recorded is None or recorded == settings.get("hook_name"):
+        heads = ", heads side by side" if "hook_z" in str(settings.get("hook_name")) else ""
         return f"as recorded{heads}"
     return f"output of the module {recorded}"
 
