@@ -18,7 +18,7 @@ from pathlib import Path
 WORK = {
     "step": "own.saelab_topk step --d-in 576 --d-sae 8192 --k 32 --batch 2048 --repeats 3",
     "harvest": "own.harvest saelab --dtype float32 --tokens 8192 --out OUT",
-    "features": "own.features scale --tokens 131072 --d-sae 4096 --folder OUT",
+    "features": "own.features scale --tokens 131072 --d-sae 4096 --out OUT",
 }
 SECONDS = ("seconds_per_step", "median_seconds", "seconds")
 """Where each one's JSON says its time."""

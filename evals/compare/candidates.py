@@ -21,6 +21,8 @@ from saelab.progress import progress_bar
 from ..alike import differing, flat, twins
 
 DICTIONARY_FILE = "saelab.json"
+UNKNOWN_SEED = -1
+"""Where a dictionary from elsewhere stands among those with a seed."""
 TELLING_SETTINGS = ("options", "optimizer", "n_tokens", "batch_rows", "product_dtype")
 """Settings by which dictionaries of a method differ, apart from d_sae, k and seed."""
 
@@ -39,7 +41,7 @@ class Candidate:
     d_sae: int
     k: float | None
     """Target L0; None where training had none."""
-    seed: int
+    seed: int | None
     n_tokens: int | None
     """Rows it was trained on; None where not recorded."""
     train_seconds: float | None
@@ -124,7 +126,9 @@ def _figures_of(folder: Path) -> TrainedDictionary | None:
 def _read(folder: Path, figures: TrainedDictionary | None, overrides: DataOverrides) -> Candidate:
     saved = load_dictionary(folder)
     path = folder / DICTIONARY_FILE
-    require_fields(saved.manifest, {"config": dict, "made_from": dict, "seed": int}, path)
+    require_fields(
+        saved.manifest, {"config": dict, "made_from": dict, "seed": (int, type(None))}, path
+    )
     training = saved.manifest["config"]
     require_fields(training, {"method": str}, path)
     target = training.get("target_l0")
@@ -229,9 +233,15 @@ def _text(candidate: Candidate) -> str:
     return f"{described} (content {content[:12]})" if isinstance(content, str) else described
 
 
+def _run_of(candidate: Candidate) -> tuple[Any, ...]:
+    """What no two candidates may share; of one from elsewhere the seed is unknown."""
+    seed = candidate.content_hash if candidate.seed is None else candidate.seed
+    return (*candidate.group, seed)
+
+
 def _same_seed(candidates: Sequence[Candidate]) -> list[str]:
     problems = []
-    for twin, each in twins(candidates, lambda candidate: (*candidate.group, candidate.seed)):
+    for twin, each in twins(candidates, _run_of):
         odd = differing([flat(twin.origin), flat(each.origin)])
         differ = f" (they differ in {', '.join(odd)})" if odd else ""
         problems.append(

@@ -19,7 +19,7 @@ from ..consistency.suite import SUITE as CONSISTENCY
 from ..core.suite import SUITE as CORE
 from ..steering.suite import SUITE as STEERING
 from ..suite import HeldOutConfig, Suite
-from .candidates import Candidate
+from .candidates import UNKNOWN_SEED, Candidate
 from .config import CompareConfig
 
 logger = logging.getLogger(__name__)
@@ -322,7 +322,7 @@ def by_group(
     for candidate in candidates:
         groups.setdefault(candidate.group, []).append(candidate)
     for members in groups.values():
-        members.sort(key=lambda candidate: candidate.seed)
+        members.sort(key=lambda c: UNKNOWN_SEED if c.seed is None else c.seed)
     return groups
 
 

@@ -13,6 +13,7 @@ from saelab.stats.metric_definitions import INFERENCE_MODES
 from saelab.stats.spread import Spread, spread_of
 
 from ..definitions import Definition
+from .candidates import UNKNOWN_SEED
 from .config import CompareConfig
 from .jobs import by_group
 from .numbers import MeasuredCandidate, number
@@ -130,7 +131,7 @@ class Row:
     """By column."""
 
     @property
-    def seeds(self) -> list[int]:
+    def seeds(self) -> list[int | None]:
         """Seeds of the members."""
         return [member.candidate.seed for member in self.members]
 
@@ -188,7 +189,8 @@ def compare_at_common_l0(
             value = member.values[metric]
             if l0 is not None and value is not None:
                 by_seed = curves.setdefault((candidate.label, candidate.d_sae), {})
-                by_seed.setdefault(candidate.seed, []).append((l0, value))
+                seed = UNKNOWN_SEED if candidate.seed is None else candidate.seed
+                by_seed.setdefault(seed, []).append((l0, value))
         compared += at_common_l0(curves, metric, common, reference)
     return compared
 

@@ -146,6 +146,11 @@ def _keep(
         record["measured"] = dict(proof.measured)
         record["disagreements"] = list(proof.disagreements)
         record["likely_cause"] = proof.likely_cause
+    training = {
+        "method": format_name,
+        "options": dict(foreign.origin.get("training", {})),
+        "target_l0": dictionary.k or None,
+    }
     in_place = foreign.in_place and folder.resolve() == source.path.resolve()
     save = describe_in_place if in_place else save_dictionary
     with writer_lock(folder / "saelab.json"):
@@ -153,7 +158,7 @@ def _keep(
             folder,
             dictionary.cpu(),
             self_test_inputs=rows.cpu(),
-            training=dict(foreign.origin.get("training", {})),
+            training=training,
             made_from=made_from | {"imported": record},
             site=site,
         )
@@ -234,6 +239,7 @@ def _prove(
     from saelab.dictionary.data_spec import DataSpec, require_width
     from saelab.dictionary.importers.proof import norm_ceilings, prove
     from saelab.model.language_model import load_language_model
+    from saelab.text.contexts import describe_text
 
     model = load_language_model(
         made_from["model"], dtype=command.model_dtype, device=command.device
@@ -256,6 +262,7 @@ def _prove(
     proof, rows = prove(model, spec, dictionary, foreign.origin, command.n_tokens)
     recorded: dict[str, Any] = {
         "model_hash": model.content_hash,
+        "text_hash": describe_text(text)["content_hash"],
         "norm_ceiling": ceilings[site.reads[0]],
     }
     if len(ceilings) > 1:
