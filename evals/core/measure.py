@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from saelab.config import to_plain
 from saelab.dictionary import load_dictionary
 from saelab.dictionary.data_spec import DataSpec, recorded_mean
 from saelab.memory import keep_freed_memory
@@ -17,6 +16,7 @@ from saelab.model.language_model import LanguageModel
 from saelab.stats.metric_definitions import INFERENCE_MODES
 from saelab.stats.metrics import SparsityStatistics, density_histogram, loss_recovered
 
+from ..alike import row_settings
 from ..subjects import Subject, by_data_spec, describe, load_models, origin_of, subjects_of
 from ..suite import Measurement
 from .charts import MODE_COLUMNS
@@ -96,12 +96,8 @@ def _measurement(
     data = _data(index, rows, losses, numbers, mean_source)
     settings = {
         "n_loss_tokens": config.loss_tokens,
-        "context_length": spec.context_length,
-        "text": to_plain(spec.text),
+        **row_settings(spec),
         "split": "held_out",
-        "row_rule": to_plain(spec.token_filter),
-        "norm_ceiling": spec.norm_ceiling,
-        "model_dtype": spec.model_dtype,
         "mean_ablation": mean_source,
     }
     facts = {

@@ -6,24 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saelab.formats.evaluation_result import Better, EvaluationResult
 from saelab.stats.metric_definitions import METRICS, define
 
-from ..suite import Definition, Measurement, Suite, evaluate
+from ..suite import Definition, Measurement, Suite
 from .charts import core_charts, core_tables
 from .config import CoreConfig
 
 RESULT_FILE = "core.json"
-BETTER: dict[str, Better] = {
-    "fvu": "lower",
-    "explained_variance": "higher",
-    "cosine_similarity": "higher",
-    "loss_spliced": "lower",
-    "loss_recovered_zero": "higher",
-    "loss_recovered_mean": "higher",
-    "kl": "lower",
-    "dead_fraction": "lower",
-}
 
 
 def definitions(facts: Mapping[str, Any]) -> list[Definition]:
@@ -34,7 +23,7 @@ def definitions(facts: Mapping[str, Any]) -> list[Definition]:
             unit=metric.unit,
             text=define(name, **facts),
             group=metric.group,
-            better=BETTER.get(name, "neither"),
+            better=metric.better,
         )
         for name, metric in METRICS.items()
     ]
@@ -78,8 +67,4 @@ SUITE = Suite(
 )
 
 
-def run_core(
-    folders: Sequence[Path], config: CoreConfig, *, pages: bool = True
-) -> list[EvaluationResult]:
-    """Evaluate dictionaries; the results in the order of the folders. See `evaluate`."""
-    return [result for _, result in evaluate(SUITE, folders, config, pages=pages)]
+run_core = SUITE.run
