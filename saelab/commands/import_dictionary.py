@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,82 +86,113 @@ def main(arguments: Sequence[str]) -> None:
 
     source = resolve(command.source)
     format_name = command.format or recognise(source)
+    prover = _Prover(command)
     for foreign in read_foreign(source, format_name):
         folder = _folder_of(command, source, foreign)
-        _keep(command, source, format_name, foreign, folder)
+        record = _record_of(command, source, format_name, foreign)
+        if _is_kept(command, folder, record):
+            print(f"kept: {folder}, imported from the same files with the same settings")
+        else:
+            _keep(command, source, foreign, folder, record, prover)
 
 
 def _folder_of(command: ImportCommand, source: Source, foreign: Foreign) -> Path:
     """Where a dictionary goes.
 
     Raises:
-        ConfigError: something is there already.
+        ConfigError: that is the source itself.
     """
-    from saelab.dictionary.storage import MANIFEST_FILE
-
     # What lies in the Hub's cache is not ours to write to.
     local = Path(source.name).expanduser().exists()
     in_place = foreign.in_place and local and not (command.out or command.processed_weights)
     default = source.path if in_place else Path(source.path.stem or source.path.name)
     folder = (command.out or default) / foreign.name
-    if (folder / MANIFEST_FILE).exists() and not command.overwrite:
-        raise ConfigError(
-            f"{folder} holds a dictionary of saelab's already: add --overwrite to import it again, "
-            "or give another --out"
-        )
     if not in_place and folder.resolve() == source.path.resolve():
         raise ConfigError(f"{folder} is the source itself: give another folder with --out")
     return folder
 
 
-def _keep(
-    command: ImportCommand, source: Source, format_name: str, foreign: Foreign, folder: Path
-) -> None:
-    """Prove one dictionary and save it."""
-    from saelab.dictionary.storage import describe_in_place, save_dictionary
+def _record_of(
+    command: ImportCommand, source: Source, format_name: str, foreign: Foreign
+) -> dict[str, Any]:
+    """What a manifest keeps of an import, before anything is measured."""
     from saelab.formats.files import sha256_of
-    from saelab.formats.lock import writer_lock
 
-    site, made_from = _data_settings(command, foreign)
-    dictionary = foreign.dictionary
-    if command.processed_weights:
-        dictionary = _centred(dictionary)
-    record: dict[str, Any] = {
+    undecisive = ("source", "out", "device", "overwrite")
+    return {
         "format": format_name,
         "source": source.name,
-        "files": {str(file.name): sha256_of(file) for file in foreign.files},
+        "files": {file.name: sha256_of(file) for file in foreign.files},
+        "asked": {name: v for name, v in to_plain(command).items() if name not in undecisive},
         "conventions": dict(foreign.conventions),
         "reported": {
             name: value for name, value in foreign.origin.items() if name.startswith("reported_")
         },
         "notes": list(foreign.notes),
     }
+
+
+def _is_kept(command: ImportCommand, folder: Path, record: dict[str, Any]) -> bool:
+    """Whether an earlier run of the same command has imported this dictionary already.
+
+    Raises:
+        ConfigError: another dictionary is there, or one of other settings.
+    """
+    from saelab.dictionary import load_dictionary
+    from saelab.dictionary.storage import MANIFEST_FILE
+
+    if command.overwrite or not (folder / MANIFEST_FILE).exists():
+        return False
+    known = load_dictionary(folder).made_from.get("imported", {})
+    if all(known.get(name) == record[name] for name in ("format", "files", "asked")):
+        return True
+    raise ConfigError(
+        f"{folder} holds another dictionary, or one imported with other settings: add --overwrite "
+        "to replace it, or give another --out"
+    )
+
+
+def _keep(
+    command: ImportCommand,
+    source: Source,
+    foreign: Foreign,
+    folder: Path,
+    record: dict[str, Any],
+    prover: _Prover,
+) -> None:
+    """Prove one dictionary and save it."""
+    from saelab.dictionary.storage import save_dictionary
+    from saelab.formats.lock import writer_lock
+
+    site, made_from = _data_settings(command, foreign)
+    dictionary = foreign.dictionary
+    if command.processed_weights:
+        dictionary = _centred(dictionary)
     if command.check:
-        record["check"] = _check(source, format_name, dictionary)
+        record["check"] = _check(source, record["format"], dictionary)
     if command.unproved:
         rows = _firing_rows(dictionary, 16)
         made_from["norm_ceiling"] = None
     else:
-        proof, rows, proved_on = _prove(command, dictionary, site, made_from, foreign)
+        proof, rows, proved_on = prover.prove(dictionary, site, made_from, foreign.origin)
         made_from |= proved_on
         record["measured"] = dict(proof.measured)
         record["disagreements"] = list(proof.disagreements)
         record["likely_cause"] = proof.likely_cause
     training = {
-        "method": format_name,
+        "method": record["format"],
         "options": dict(foreign.origin.get("training", {})),
         "target_l0": dictionary.k or None,
     }
-    in_place = foreign.in_place and folder.resolve() == source.path.resolve()
-    save = describe_in_place if in_place else save_dictionary
     with writer_lock(folder / "saelab.json"):
-        save(
+        save_dictionary(
             folder,
             dictionary.cpu(),
             self_test_inputs=rows.cpu(),
             training=training,
             made_from=made_from | {"imported": record},
             site=site,
+            in_place=foreign.in_place and folder.resolve() == source.path.resolve(),
         )
     _report(folder, dictionary, site, record)
 
@@ -228,46 +260,48 @@ def _centred(dictionary: Dictionary) -> Dictionary:
     )
 
 
-def _prove(
-    command: ImportCommand,
-    dictionary: Dictionary,
-    site: Site,
-    made_from: dict[str, Any],
-    foreign: Foreign,
-) -> tuple[Proof, Any, dict[str, Any]]:
-    """The proof, the rows it was made on, and what is recorded of the model they are from."""
-    from saelab.dictionary.data_spec import DataSpec, require_width
-    from saelab.dictionary.importers.proof import norm_ceilings, prove
-    from saelab.model.language_model import load_language_model
-    from saelab.text.contexts import describe_text
+class _Prover:
+    """Proves the dictionaries of a source, on a model that is loaded once."""
 
-    model = load_language_model(
-        made_from["model"], dtype=command.model_dtype, device=command.device
-    )
-    require_width(model, site, dictionary, command.source)
-    text = _text(command)
-    settings = (text, made_from["context_length"], command.token_filter)
-    ceilings = norm_ceilings(model, site, *settings)
-    spec = DataSpec(
-        model=made_from["model"],
-        model_hash=model.content_hash,
-        model_dtype=command.model_dtype,
-        site=site,
-        text=text,
-        context_length=made_from["context_length"],
-        token_filter=command.token_filter,
-        norm_ceilings=tuple(ceilings.values()),
-    )
-    dictionary.to(model.device)
-    proof, rows = prove(model, spec, dictionary, foreign.origin, command.n_tokens)
-    recorded: dict[str, Any] = {
-        "model_hash": model.content_hash,
-        "text_hash": describe_text(text)["content_hash"],
-        "norm_ceiling": ceilings[site.reads[0]],
-    }
-    if len(ceilings) > 1:
-        recorded["norm_ceilings"] = ceilings
-    return proof, rows, recorded
+    def __init__(self, command: ImportCommand):
+        from saelab.model.language_model import load_language_model
+        from saelab.text.contexts import describe_text
+
+        self._command = command
+        self._load, self._describe = cache(load_language_model), cache(describe_text)
+
+    def prove(
+        self, dictionary: Dictionary, site: Site, made_from: dict[str, Any], origin: Mapping
+    ) -> tuple[Proof, Any, dict[str, Any]]:
+        """The proof, the rows it was made on, and what is recorded of the model they are from."""
+        from saelab.dictionary.data_spec import DataSpec, require_width
+        from saelab.dictionary.importers.proof import norm_ceilings, prove
+
+        command = self._command
+        dtype, text = command.model_dtype, _text(command)
+        model = self._load(made_from["model"], dtype=dtype, device=command.device)
+        require_width(model, site, dictionary, command.source)
+        settings = (text, made_from["context_length"], command.token_filter)
+        ceilings = norm_ceilings(model, site, *settings)
+        spec = DataSpec(
+            model=made_from["model"],
+            model_hash=model.content_hash,
+            model_dtype=dtype,
+            site=site,
+            text=text,
+            context_length=made_from["context_length"],
+            token_filter=command.token_filter,
+            norm_ceilings=tuple(ceilings.values()),
+        )
+        proof, rows = prove(model, spec, dictionary.to(model.device), origin, command.n_tokens)
+        recorded: dict[str, Any] = {
+            "model_hash": model.content_hash,
+            "text_hash": self._describe(text)["content_hash"],
+            "norm_ceiling": ceilings[site.reads[0]],
+        }
+        if len(ceilings) > 1:
+            recorded["norm_ceilings"] = ceilings
+        return proof, rows, recorded
 
 
 def _check(source: Source, format_name: str, dictionary: Dictionary) -> dict[str, float]:

@@ -133,6 +133,7 @@ def save_dictionary(
     made_from: Mapping[str, Any],
     seed: int | None = None,
     site: Site | None = None,
+    in_place: bool = False,
 ) -> str:
     """Save a dictionary; the manifest comes last, so a folder with one is complete.
 
@@ -145,6 +146,8 @@ def save_dictionary(
         made_from: provenance of the activations.
         seed: of the training; None where nothing was random.
         site: what it reads and writes. None: a sparse autoencoder of `made_from["hook_point"]`.
+        in_place: `folder` is one of SAELens' that holds this dictionary, and its files stay as they
+            are; self-test and manifest are written beside them.
 
     Returns:
         The content hash.
@@ -159,7 +162,7 @@ def save_dictionary(
             f"the site {site} does not write elsewhere, but the dictionary reads width "
             f"{dictionary.d_in} and writes width {dictionary.d_out}: name both in its site"
         )
-    if dictionary.b_in is not None and saelens_can_express(dictionary, site):
+    if dictionary.b_in is not None and not in_place and saelens_can_express(dictionary, site):
         dictionary = dictionary.with_input_bias(torch.zeros_like(dictionary.b_in))
     if self_test_inputs.shape[0] == 0:
         raise ConfigError("a dictionary is saved with a self-test; no input rows were given for it")
@@ -172,33 +175,9 @@ def save_dictionary(
             f"weights {broken} are not finite: the dictionary is not saved to {folder}"
         )
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    write_tensors(folder / WEIGHTS_FILE, tensors)
-    write_json(folder / CONFIG_FILE, saelens_config(dictionary, site, dict(made_from)))
-    return describe_in_place(
-        folder,
-        dictionary,
-        self_test_inputs=self_test_inputs,
-        training=training,
-        made_from=made_from,
-        seed=seed,
-        site=site,
-    )
-
-
-def describe_in_place(
-    folder: Path,
-    dictionary: Dictionary,
-    *,
-    self_test_inputs: Float[Tensor, "rows d_in"],
-    training: Mapping[str, Any],
-    made_from: Mapping[str, Any],
-    seed: int | None = None,
-    site: Site | None = None,
-) -> str:
-    """Write self-test and manifest beside the files of a SAELens folder, which stay as they are.
-
-    Args and result are those of `save_dictionary`; `dictionary` is what the files hold.
-    """
+    if not in_place:
+        write_tensors(folder / WEIGHTS_FILE, tensors)
+        write_json(folder / CONFIG_FILE, saelens_config(dictionary, site, dict(made_from)))
     inputs = self_test_inputs[:SELF_TEST_ROWS].float()
     codes = reference_codes(dictionary, inputs)
     reconstruction = reference_reconstruction(dictionary, codes, inputs)

@@ -26,7 +26,16 @@ from saelab.dictionary.site import Site
 from saelab.dictionary.storage import MANIFEST_FILE, foreign_manifest
 from saelab.errors import ArtifactError, ConfigError
 
-from .foreign import Foreign, Format, Source, in_raw_units, load_config, load_weights, take
+from .foreign import (
+    Foreign,
+    Format,
+    Source,
+    in_raw_units,
+    load_config,
+    load_weights,
+    peek_config,
+    take,
+)
 
 SCALE_FILE = "activation_scaler.json"
 SPARSITY_FILE = "sparsity.safetensors"
@@ -43,7 +52,8 @@ def matches(path: Path) -> bool:
 def read(source: Source) -> Iterator[Foreign]:
     """The dictionary of a folder."""
     folder = source.path
-    if (folder / MANIFEST_FILE).exists():
+    manifest = peek_config(folder / MANIFEST_FILE)
+    if manifest and "imported" not in manifest.get("made_from", {}):
         raise ArtifactError(
             f"{folder} is a dictionary of saelab's already: every command takes it as it is"
         )

@@ -99,7 +99,10 @@ def test_an_imported_folder_is_judged_like_our_own(
     assert main(["eval", "core", str(folder), *numbers]) == 0
     assert main(["features", str(folder), "--n-tokens", "320", "--device", "cpu"]) == 0
     assert main(["info", str(folder)]) == 0
-    assert main(["import", str(folder), "--model", str(tiny_model_folder), *options]) == 2
+    words = ["import", str(folder), "--model", str(tiny_model_folder), *options]
+    assert main(words) == 0 and "kept:" in capsys.readouterr().out
+    assert main([*words, "--n-tokens", "320"]) == 2
+    assert "imported with other settings" in capsys.readouterr().err
 
 
 def test_the_likely_cause_of_a_bad_reconstruction_is_named(
