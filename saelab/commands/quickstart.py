@@ -215,7 +215,7 @@ class QuickstartFolder:
     """A quickstart's folder, opened by `prepare`.
 
     `state` has the settings, the finished stages, the seconds spent in each stage (interrupted
-    attempts included), and the peak memory in GB of the hungriest attempt.
+    attempts included), and the largest peak memory of an attempt, in GB.
     """
 
     def __init__(self, out: Path, state: dict[str, Any]):

@@ -242,7 +242,7 @@ class Planter:
 def plant(tmp_path, monkeypatch):
     """A planter of runs in the test's own folder.
 
-    Its hundreds of small files are neither flushed nor given versions that were looked up anew.
+    Its hundreds of small files are neither flushed nor are library versions looked up for each.
     """
     versions = library_versions()
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
