@@ -36,6 +36,10 @@ SUITES = {
         "saelab.evals.steering.suite",
         "size and consistency of a latent's effect on the logits in arbitrary contexts",
     ),
+    "compare": (
+        "saelab.evals.compare.suite",
+        "training methods in one report, from what the other suites say (or `saelab compare`)",
+    ),
 }
 """By name, the module that holds its `SUITE`, and its line in the help: no suite is imported
 before it is run."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import tyro
 
@@ -22,6 +22,7 @@ from saelab.config import parse_arguments, to_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.chart import Chart
 from saelab.formats.evaluation_result import (
+    IN_SHORT,
     EvaluationResult,
     Table,
     read_evaluation_result,
@@ -32,12 +33,17 @@ from saelab.formats.lock import writer_lock
 
 from .definitions import Definition
 
+if TYPE_CHECKING:
+    from saelab.dictionary import SavedDictionary
+
 logger = logging.getLogger(__name__)
 
 ConfigT = TypeVar("ConfigT")
-NOT_DECISIVE = ("out", "overwrite", "device", "card")
+NOT_DECISIVE = ("out", "overwrite", "device", "card", "batch_contexts", "batch_variants")
 """Settings that decide no number, so they are not stored with a result."""
 REPLACE = "add --overwrite to replace it"
+MOST_NAMED = 4
+"""Settings that are named where an existing result has others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +130,11 @@ class Suite(Generic[ConfigT]):
     """Headings of the terminal's table, by number. Empty: each result's first table is printed."""
     needs_dictionaries: bool = True
     """Whether it refuses to run without any."""
-    jointly: bool = False
-    """Whether dictionaries are compared with one another, so that no result stands alone."""
+    groups: Callable[[Sequence[SavedDictionary], ConfigT], Sequence[Sequence[int]]] | None = None
+    """(dictionaries, settings) -> indices of those that are compared with one another, so that no
+    result of a group is kept without the others; None: each result stands alone."""
+    serves: Mapping[str, Callable[[Any, Any], bool]] = field(default_factory=dict)
+    """By setting: (value of a result, value asked for) -> whether that result serves as well."""
     together: Callable[[Mapping[Path, EvaluationResult], Any], Measurement | None] | None = None
     """(results of all dictionaries by folder, settings) -> what they show together, a result of its
     own suite; None: nothing. It is written again whenever the command runs to its end."""
@@ -137,6 +146,9 @@ class Suite(Generic[ConfigT]):
     """Command -> lines about what it did instead of an evaluation; None: it asks for one."""
     folder: Callable[[ConfigT], Path] | None = None
     """Settings -> folder of the one result of all dictionaries; None: each has a result."""
+    gathers: bool = False
+    """Whether that one result is put together from results that are kept: then `measure` says
+    itself which older one may be replaced."""
 
     def run(
         self, folders: Sequence[Path], config: ConfigT, *, pages: bool = True
@@ -246,14 +258,17 @@ def evaluate(
     outs: list[Path] = []
     if folders or suite.needs_dictionaries:
         outs = result_folders(folders, getattr(config, "out", None))
-    asked = _asked(config)
-    if suite.jointly:
-        asked["dictionaries"] = sorted(_content_hash(folder) for folder in folders)
+    asked: dict[Path, dict[str, Any]] = {}
     kept: dict[Path, EvaluationResult] = {}
-    if not getattr(config, "overwrite", False):
-        kept = _kept(suite, folders, outs, asked)
-    if suite.jointly and len(kept) < len(set(outs)):
-        kept = {}
+    problems: list[str] = []
+    for settings, hashes in _asked_by_group(suite, folders, outs, config):
+        asked |= dict.fromkeys(hashes, settings)
+        if not getattr(config, "overwrite", False):
+            usable, obstacles = existing_results(suite, hashes, settings)
+            problems += obstacles
+            kept |= usable if len(usable) == len(hashes) else {}
+    if problems:
+        raise ConfigError(problems)
     for out, result in kept.items():
         logger.info("kept %s: same settings, same dictionary", out / f"{suite.stem}.json")
         _write_page(out / f"{suite.stem}.html", result, wanted=pages)
@@ -279,11 +294,18 @@ def evaluate(
 
 
 def _write_asked(
-    suite: Suite[Any], measured: Measurement, config: Any, asked: dict[str, Any], *, page: bool
+    suite: Suite[Any],
+    measured: Measurement,
+    config: Any,
+    asked: Mapping[Path, dict[str, Any]],
+    *,
+    page: bool,
 ) -> tuple[Path, EvaluationResult]:
     by = measured.suite or suite
-    result = replace(result_of(by, measured, config), asked=asked)
-    return write_result(by, measured, result, page=page)
+    settings = asked.get(measured.out) or asked_of(config)
+    return write_result(
+        by, measured, replace(result_of(by, measured, config), asked=settings), page=page
+    )
 
 
 def _evaluate_together(
@@ -292,59 +314,100 @@ def _evaluate_together(
     """Run a suite that has one result for all dictionaries."""
     assert suite.folder is not None
     path = suite.folder(config) / f"{suite.stem}.json"
-    if path.exists() and not getattr(config, "overwrite", False):
+    if path.parent.exists() and not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is a file, not a folder: give another --out")
+    if path.exists() and not suite.gathers and not getattr(config, "overwrite", False):
         raise ConfigError(f"{path} exists already: {REPLACE}")
     with writer_lock(path):
         (measured,) = suite.measure(folders, [path.parent], config)
         return write_result(suite, measured, result_of(suite, measured, config), page=page)
 
 
-def _kept(
-    suite: Suite[Any], folders: Sequence[Path], outs: Sequence[Path], asked: dict[str, Any]
-) -> dict[Path, EvaluationResult]:
-    """By result folder, the results that need no measuring.
+def _asked_by_group(
+    suite: Suite[Any], folders: Sequence[Path], outs: Sequence[Path], config: Any
+) -> Iterator[tuple[dict[str, Any], dict[Path, str]]]:
+    """What is asked for each group of dictionaries, and their content hashes by result folder."""
+    from saelab.dictionary import load_dictionary
 
-    Raises:
-        ConfigError: results of other settings or dictionaries are in the way.
+    if suite.groups is None:
+        for folder, out in zip(folders, outs, strict=True):
+            exists = (out / f"{suite.stem}.json").exists()
+            yield asked_of(config), {out: load_dictionary(folder).content_hash if exists else ""}
+        return
+    loaded = [load_dictionary(folder) for folder in folders]
+    for group in suite.groups(loaded, config):
+        hashes = {outs[index]: loaded[index].content_hash for index in group}
+        yield asked_of(config, hashes.values()), hashes
+
+
+def asked_of(config: Any, compared: Iterable[str] = ()) -> dict[str, Any]:
+    """The settings that decide numbers, as they were given, and what is compared with one another.
+
+    Args:
+        config: settings of a suite.
+        compared: content hashes of the dictionaries of a group.
     """
-    kept, problems = {}, []
-    for folder, out in zip(folders, outs, strict=True):
+    plain = to_plain(config).items()
+    asked = {name: value for name, value in plain if name not in NOT_DECISIVE}
+    return asked | ({"dictionaries": sorted(compared)} if compared else {})
+
+
+def existing_results(
+    suite: Suite[Any], hashes: Mapping[Path, str], asked: Mapping[str, Any]
+) -> tuple[dict[Path, EvaluationResult], list[str]]:
+    """The results that need no measuring, and what is wrong with others that are in the way.
+
+    Args:
+        suite: the suite.
+        hashes: content hash of the dictionary of each result folder.
+        asked: what is asked now, as `asked_of` says it.
+
+    Returns:
+        Usable results by their folder; a sentence for each of the others.
+    """
+    usable, problems = {}, []
+    for out, content_hash in hashes.items():
         path = out / f"{suite.stem}.json"
         if not path.exists():
             continue
-        result = _readable(path)
-        if result is None or result.asked != asked:
-            problems.append(
-                f"{path} exists already, of other settings: add --overwrite to replace it"
-            )
-        elif result.dictionary_hash != _content_hash(folder):
-            problems.append(
-                f"{path} exists already, of another dictionary: add --overwrite to replace it"
-            )
-        elif all((out / name).is_file() for name in result.item_files.values()):
-            kept[out] = result
-    if problems:
-        raise ConfigError(problems)
-    return kept
+        try:
+            result = read_evaluation_result(path)
+        except ArtifactError as error:
+            problems.append(f"{error}; {REPLACE}")
+            continue
+        lost = [name for name in result.item_files.values() if not (out / name).is_file()]
+        if result.dictionary_hash != content_hash:
+            problems.append(f"{path} exists already, of another dictionary: {REPLACE}")
+        elif different := _differences(suite, result.asked, asked):
+            problems.append(f"{path} exists already, of other settings: {REPLACE}; {different}")
+        elif lost:
+            problems.append(f"{path} names {', '.join(lost)} beside it: missing; {REPLACE}")
+        else:
+            usable[out] = result
+    return usable, problems
 
 
-def _readable(path: Path) -> EvaluationResult | None:
-    try:
-        return read_evaluation_result(path)
-    except ArtifactError:
-        return None
+def _differences(suite: Suite[Any], given: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """In which settings a result is another than the one asked for, in words; empty: in none."""
+    if not given:
+        return "it does not say which"
+
+    def same(name: str) -> bool:
+        serves = suite.serves.get(name, lambda old, new: old == new)
+        return name in given and name in asked and serves(given[name], asked[name])
+
+    names = dict.fromkeys((*asked, *given))
+    odd = [name for name in names if name not in NOT_DECISIVE and not same(name)]
+    shown = [f"{n} {_shortened(given.get(n))}, not {_shortened(asked.get(n))}" for n in odd]
+    more = [f"{len(odd) - MOST_NAMED} more"] if len(odd) > MOST_NAMED else []
+    return f"it has {', '.join([*shown[:MOST_NAMED], *more])}" if odd else ""
 
 
-def _content_hash(folder: Path) -> str:
-    from saelab.dictionary import load_dictionary
-
-    return load_dictionary(folder).content_hash
-
-
-def _asked(config: Any) -> dict[str, Any]:
-    """The settings that decide numbers, as they were given."""
-    plain = to_plain(config).items()
-    return {name: value for name, value in plain if name not in NOT_DECISIVE}
+def _shortened(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 4:
+        return f"{len(value)} values"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def result_of(suite: Suite[ConfigT], measured: Measurement, config: ConfigT) -> EvaluationResult:
@@ -353,7 +416,7 @@ def result_of(suite: Suite[ConfigT], measured: Measurement, config: ConfigT) -> 
     Raises:
         KeyError: a number without a definition, which is a mistake of the suite.
     """
-    settings = {**_asked(config), **to_plain(measured.settings)}
+    settings = {**asked_of(config), **to_plain(measured.settings)}
     definitions = {d.name: d for d in suite.definitions(measured.facts)}
     unknown = set(measured.numbers) - set(definitions)
     if unknown:
@@ -437,7 +500,7 @@ def _array(values: Any) -> Any:
 
 
 def show(suite: Suite[Any], results: Sequence[tuple[Path, EvaluationResult]]) -> None:
-    """Print one line per dictionary, notes, and where the reports are."""
+    """Print one line per dictionary, or the tables in short; notes, and where the reports are."""
     from rich.console import Console
 
     console = Console()
@@ -452,8 +515,14 @@ def show(suite: Suite[Any], results: Sequence[tuple[Path, EvaluationResult]]) ->
         console.print(terminal_table("", ["dictionary", *shown.values()], rows))
     else:
         for _, result in results:
-            for table in result.tables[:1]:
-                console.print(terminal_table(result.dictionary_name, table.columns, table.rows))
+            in_short = [table for table in result.tables if table.section == IN_SHORT]
+            for table in in_short or result.tables[:1]:
+                # Headings that are broken into lines by hand are narrow enough for a terminal.
+                rigid = any("\n" in column for column in table.columns)
+                title, lines = result.dictionary_name, table.rows
+                console.print(terminal_table(title, table.columns, lines, rigid=rigid))
+                if table.note:
+                    console.print(table.note, highlight=False)
     for note in dict.fromkeys(note for _, result in results for note in result.notes):
         console.print(note, highlight=False)
     for path, _ in results:

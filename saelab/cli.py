@@ -35,7 +35,7 @@ import     commands.import_dictionary open a dictionary that another library sav
 train      training.command         train dictionaries on a cache, or on the stream
 eval       evals.command            judge saved dictionaries
 report     commands.report          write the page of an evaluation result again
-compare    evals.compare.command    compare training methods in one report
+compare    evals.compare.suite      compare training methods in one report
 features   commands.features        read every feature of a run's dictionaries into a store
 dashboard  dashboards.command       browse runs, features and results in the web browser, offline
 planted    commands.planted         train methods on planted features and score the recovery

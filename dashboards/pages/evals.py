@@ -11,12 +11,7 @@ from typing import Any
 
 import streamlit as st
 
-from saelab.formats.evaluation_result import (
-    COMPARISON_FILE,
-    EvaluationResult,
-    read_comparison,
-    read_evaluation_result,
-)
+from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
 from saelab.report.draw import draw
 from saelab.report.page import unit_text
 from saelab.report.result_page import settings_rows
@@ -65,11 +60,7 @@ def render() -> None:
         _draw_result(results[choice], entry)
 
 
-@once_per_state(64)
-def _result(path: Path) -> EvaluationResult:
-    return (
-        read_comparison(path)[0] if path.name == COMPARISON_FILE else read_evaluation_result(path)
-    )
+_result = once_per_state(64)(read_evaluation_result)
 
 
 def _draw_result(path: Path, entry: DictionaryEntry | None) -> None:

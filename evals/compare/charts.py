@@ -16,10 +16,10 @@ from ..curves import COSINES, fractions_for, mean_above, mean_at_least, reached_
 from ..definitions import Definition
 from ..display import error_bars
 from ..steering.numbers import metric_name
-from .config import CompareConfig
 from .jobs import middle_k
 from .numbers import density_curve
 from .rows import PARETO_METRICS, AtCommonL0, MethodComparison, Row, labels_in_order
+from .suite import CompareConfig
 
 Columns = Mapping[str, Definition]
 AXES = {

@@ -6,21 +6,19 @@ import json
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-from saelab.errors import ArtifactError, ConfigError
-from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
+from saelab.errors import ConfigError
+from saelab.formats.evaluation_result import EvaluationResult
 from saelab.memory import keep_freed_memory
 from saelab.progress import progress_bar
 
-from ..alike import row_settings
 from ..consistency.suite import SUITE as CONSISTENCY
 from ..core.suite import SUITE as CORE
 from ..steering.suite import SUITE as STEERING
-from ..suite import HeldOutConfig, Suite
+from ..suite import HeldOutConfig, Suite, asked_of, existing_results
 from .candidates import UNKNOWN_SEED, Candidate
-from .config import CompareConfig
+from .suite import CompareConfig
 
 logger = logging.getLogger(__name__)
 
@@ -32,36 +30,19 @@ MOST_BYTES = 1 << 30
 """Weights held at once (a dictionary of more is evaluated by itself)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One suite over some of the dictionaries of a comparison."""
+@dataclass(frozen=True)
+class Survey:
+    """One suite over some of the dictionaries of a comparison: what exists, what is left to do."""
 
     suite: Suite[Any]
     config: Any
     """Its settings; what exists is replaced."""
-    units: list[list[Candidate]]
-    """Dictionaries that must be evaluated together: one, or the seeds of a group."""
-    settings: tuple[str, ...]
-    """Names of the settings that a result must have as `config` does."""
-    expected: Callable[[Candidate], Mapping[str, Any]]
-    """Further settings that a result must have."""
-    given: Callable[[EvaluationResult], Mapping[str, Any]] = lambda _: {}
-    """Those of these that a result does not have under the same name."""
-    apart: Callable[[Candidate], Hashable] | None = None
-    """Units for which this is equal must not be evaluated in one call; None: all may be."""
-
-
-@dataclass(frozen=True)
-class Survey:
-    """Which results of a job exist, and what is left to evaluate."""
-
-    job: Job
     results: dict[str, EvaluationResult]
-    """The usable ones, by dictionary hash."""
+    """The usable ones that exist, by dictionary hash."""
     missing: list[list[Candidate]]
-    """Units with a member whose result is missing or not usable."""
+    """Dictionaries to evaluate: alone, or the seeds of a group."""
     obstacles: list[str]
-    """Why results that exist are not usable."""
+    """Why other results that exist are not usable."""
 
 
 def suite_results(
@@ -73,7 +54,7 @@ def suite_results(
         ConfigError: results of other settings exist.
         SaelabError: whatever the suites refuse.
     """
-    core = _survey(_core(candidates, config))
+    core = _survey(CORE, _core(config), [[candidate] for candidate in candidates])
     on_latents = _surveys_on_latents(candidates, core.results, config)
     _require_free([core, *on_latents], overwrite=config.overwrite)
     for survey in (core, *on_latents):
@@ -83,7 +64,7 @@ def suite_results(
     # Only now is it known of every dictionary whether it has live latents.
     on_latents = _surveys_on_latents(candidates, results["core"], config)
     _require_free(on_latents, overwrite=config.overwrite)
-    return results | {survey.job.suite.name: _finish(survey) for survey in on_latents}
+    return results | {survey.suite.name: _finish(survey) for survey in on_latents}
 
 
 def _surveys_on_latents(
@@ -92,9 +73,14 @@ def _surveys_on_latents(
     """The suites that need live latents: those asked for that have dictionaries."""
     dead = without_live_latents(candidates, core)
     alive = [candidate for candidate in candidates if candidate not in dead]
-    jobs = [_consistency(alive, config)] if config.consistency else []
-    jobs += [_steering(alive, config)] if config.steering else []
-    return [_survey(job) for job in jobs if job.units]
+    seeds = [members for members in by_group(alive).values() if len(members) > 1]
+    steered = [[candidate] for candidate in _steered(alive, config)]
+    surveys = []
+    if config.consistency and seeds:
+        surveys.append(_survey(CONSISTENCY, settings_for(CONSISTENCY, config), seeds))
+    if config.steering and steered:
+        surveys.append(_survey(STEERING, _steering(config), steered))
+    return surveys
 
 
 def without_live_latents(
@@ -114,55 +100,19 @@ def without_live_latents(
     ]
 
 
-def _survey(job: Job) -> Survey:
+def _survey(suite: Suite[Any], config: Any, units: Sequence[list[Candidate]]) -> Survey:
     """Look at the results that exist; nothing is changed."""
-    results: dict[str, EvaluationResult] = {}
-    missing, obstacles = [], []
-    for unit in job.units:
-        usable = {}
-        for candidate in unit:
-            path = candidate.folder / RESULTS_FOLDER / f"{job.suite.stem}.json"
-            try:
-                if path.exists():
-                    usable[candidate.content_hash] = _usable(path, candidate, job)
-            except ArtifactError as error:
-                obstacles.append(str(error))
+    survey = Survey(suite, config, {}, [], [])
+    for unit in units:
+        hashes = {each.folder / RESULTS_FOLDER: each.content_hash for each in unit}
+        asked = asked_of(config, () if suite.groups is None else hashes.values())
+        usable, obstacles = existing_results(suite, hashes, asked)
+        survey.obstacles.extend(obstacles)
         if len(usable) == len(unit):
-            results |= usable
+            survey.results.update((result.dictionary_hash, result) for result in usable.values())
         else:
-            missing.append(unit)
-    return Survey(job, results, missing, obstacles)
-
-
-def _usable(path: Path, candidate: Candidate, job: Job) -> EvaluationResult:
-    """The result at a path; refused unless it is the job's, on this dictionary."""
-    result = read_evaluation_result(path)
-    if result.suite != job.suite.stem:
-        raise ArtifactError(
-            f"{path} is a result of the suite {result.suite!r}, not {job.suite.stem!r}"
-        )
-    if result.dictionary_hash != candidate.content_hash:
-        raise ArtifactError(f"{path} is about another dictionary than the one beside it")
-    given = {**result.settings, **job.given(result)}
-    expected = {name: getattr(job.config, name) for name in job.settings}
-    expected |= job.expected(candidate)
-    odd = [name for name in expected if given.get(name) != expected[name]]
-    if odd:
-        how = ", ".join(
-            f"{name} {_short(given.get(name))}, not {_short(expected[name])}" for name in odd
-        )
-        raise ArtifactError(f"{path} was made with other settings ({how})")
-    lost = [name for name in result.item_files.values() if not (path.parent / name).is_file()]
-    if lost:
-        raise ArtifactError(f"{path} names {', '.join(lost)} beside it: missing")
-    return result
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list | tuple) and len(value) > 4:
-        return f"{len(value)} values"
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+            survey.missing.append(unit)
+    return survey
 
 
 def _require_free(surveys: Sequence[Survey], *, overwrite: bool) -> None:
@@ -173,34 +123,25 @@ def _require_free(surveys: Sequence[Survey], *, overwrite: bool) -> None:
         if (more := len(obstacles) - MOST_NAMED) > -MOST_NAMED
     ]
     if problems and not overwrite:
-        raise ConfigError(
-            f"{'; '.join(problems)}: give the settings they were made with, or --overwrite to "
-            "evaluate again"
-        )
+        raise ConfigError(problems)
 
 
 def _finish(survey: Survey) -> dict[str, EvaluationResult]:
     """Evaluate what is missing; all results by dictionary hash."""
-    job, n_missing, n_done = survey.job, sum(map(len, survey.missing)), len(survey.results)
+    suite, results, n_missing = survey.suite, survey.results, sum(map(len, survey.missing))
     if not n_missing:
-        return survey.results
+        return results
     keep_freed_memory()
     logger.info(
-        "%s: %d dictionaries to evaluate, %d done before", job.suite.name, n_missing, n_done
+        "%s: %d dictionaries to evaluate, %d done before", suite.name, n_missing, len(results)
     )
-    with progress_bar(n_missing, f"suite {job.suite.name}", "dictionaries") as bar:
-        for part in parts_of(survey.missing, job.apart):
-            job.suite.run([candidate.folder for candidate in part], job.config, pages=False)
+    with progress_bar(n_missing, f"suite {suite.name}", "dictionaries") as bar:
+        for part in parts_of(survey.missing, group_of_suite if suite.groups else None):
+            folders = [candidate.folder for candidate in part]
+            measured = suite.run(folders, survey.config, pages=False)
+            results = results | {result.dictionary_hash: result for result in measured}
             bar.update(len(part))
-    again = _survey(job)
-    if again.missing:
-        lost = again.missing[0][0]
-        raise ArtifactError(
-            f"the {job.suite.name} result of {lost.folder} is not there after it was written"
-            + (f" ({again.obstacles[0]})" if again.obstacles else "")
-            + ": is another comparison of the same dictionaries running?"
-        )
-    return again.results
+    return results
 
 
 def parts_of(
@@ -223,51 +164,32 @@ def parts_of(
         yield part
 
 
-def _config(suite: Suite[Any], config: CompareConfig, **settings: Any) -> Any:
+def settings_for(suite: Suite[Any], config: CompareConfig, **settings: Any) -> Any:
     """The settings of a suite: its own, and those that it shares with a comparison."""
     names = {field.name for field in fields(HeldOutConfig)} - {"out", "overwrite"}
     shared = {name: getattr(config, name) for name in ("n_tokens", *names)}
     return suite.Config(**shared, **settings, overwrite=True)
 
 
-def _core(candidates: Sequence[Candidate], config: CompareConfig) -> Job:
-    """The suite core, on every dictionary."""
-    return Job(
-        suite=CORE,
-        config=_config(CORE, config, n_loss_tokens=config.n_loss_tokens),
-        units=[[candidate] for candidate in candidates],
-        settings=("n_tokens", "n_loss_tokens"),
-        expected=lambda candidate: row_settings(candidate.spec),
+def _core(config: CompareConfig) -> Any:
+    return settings_for(CORE, config, n_loss_tokens=config.n_loss_tokens)
+
+
+def _steering(config: CompareConfig) -> Any:
+    n_latents, strengths = config.steering_latents, (config.steering_strength,)
+    return settings_for(
+        STEERING, config, n_latents=n_latents, n_random=n_latents, strengths=strengths
     )
 
 
-def _consistency(candidates: Sequence[Candidate], config: CompareConfig) -> Job:
-    """The suite consistency, on the seeds of each group."""
-    groups = [members for members in by_group(candidates).values() if len(members) > 1]
-    hashes = {
-        members[0].group: sorted(candidate.content_hash for candidate in members)
-        for members in groups
-    }
-
-    def expected(candidate: Candidate) -> dict[str, Any]:
-        others = [each for each in hashes[candidate.group] if each != candidate.content_hash]
-        return {"compared_with": others}
-
-    def given(result: EvaluationResult) -> dict[str, Any]:
-        compared = result.settings.get("compared_with")
-        runs = compared.values() if isinstance(compared, dict) else ()
-        listed = [str(run.get("hash")) for run in runs if isinstance(run, dict)]
-        return {"compared_with": sorted(listed)}
-
-    return Job(
-        suite=CONSISTENCY,
-        config=_config(CONSISTENCY, config),
-        units=groups,
-        settings=("threshold", "top_fraction", "activity", "n_tokens"),
-        expected=expected,
-        given=given,
-        apart=group_of_suite,
-    )
+def _steered(candidates: Sequence[Candidate], config: CompareConfig) -> list[Candidate]:
+    """Whom to steer with: the lowest seeds at the middle target L0 of each width."""
+    middle = middle_k(candidates)
+    steered: list[Candidate] = []
+    for (_, d_sae, k), members in by_group(candidates).items():
+        if k == middle[d_sae] if config.steering_k is None else k in config.steering_k:
+            steered += members[: config.steering_seeds]
+    return steered
 
 
 def group_of_suite(candidate: Candidate) -> Hashable:
@@ -275,43 +197,6 @@ def group_of_suite(candidate: Candidate) -> Hashable:
     settings = candidate.settings.items()
     options = {name: value for name, value in settings if name.startswith("options.")}
     return candidate.method, json.dumps(options, sort_keys=True), candidate.d_sae, candidate.k
-
-
-def _steering(candidates: Sequence[Candidate], config: CompareConfig) -> Job:
-    """The suite steering, on the lowest seeds at the middle target L0 of each width."""
-    strength, n_latents = config.steering_strength, config.steering_latents
-    middle = middle_k(candidates)
-    steered: list[Candidate] = []
-    for (_, d_sae, k), members in by_group(candidates).items():
-        if k == middle[d_sae] if config.steering_k is None else k in config.steering_k:
-            steered += members[: config.steering_seeds]
-
-    def expected(candidate: Candidate) -> dict[str, Any]:
-        return {"strength": strength, "latents": n_latents, **row_settings(candidate.spec)}
-
-    def given(result: EvaluationResult) -> dict[str, Any]:
-        strengths = result.settings.get("strengths")
-        # Fewer latents than asked for are all that are alive; more strengths do no harm.
-        alive = [metric.value for metric in result.metrics if metric.name == "n_alive"]
-        count = result.settings.get("n_latents")
-        enough = count in alive and isinstance(count, int) and count < n_latents
-        asked = isinstance(strengths, list) and strength in strengths
-        return {
-            "strength": strength if asked else strengths,
-            "latents": n_latents if enough else count,
-            "seed": result.seed,
-        }
-
-    return Job(
-        suite=STEERING,
-        config=_config(
-            STEERING, config, n_latents=n_latents, n_random=n_latents, strengths=(strength,)
-        ),
-        units=[[candidate] for candidate in steered],
-        settings=("n_contexts", "prompt_tokens", "n_random", "n_top_tokens", "n_tokens", "seed"),
-        expected=expected,
-        given=given,
-    )
 
 
 def by_group(

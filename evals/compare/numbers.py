@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from ..definitions import Definition
 from ..display import rounded
 from ..steering.numbers import metric_name
 from .candidates import Candidate
-from .config import CompareConfig
 from .jobs import RESULTS_FOLDER
+from .suite import CompareConfig
 
 TARGET_EXPONENT, TARGET_OFFSET = 1.0, 10.0
 """The law that targets follow: the same for all methods, and the default of the aux-Zipf loss."""
@@ -312,9 +312,17 @@ def columns_of(
         for name, heading in headings.items():
             if all(member.values[name] is None for member in members):
                 continue
-            unit, text = UNITS.get(name, "1"), MEANINGS.get(name, "")
+            column = Definition(
+                name=heading, unit=UNITS.get(name, "1"), text=MEANINGS.get(name, "")
+            )
             if suite != COMPUTED:
                 metric = metrics[_key(name, config)]
-                unit, text = metric.unit, metric.definition
-            columns[name] = Definition(name=heading, unit=unit, text=text)
+                column = replace(
+                    column,
+                    unit=metric.unit,
+                    text=metric.definition,
+                    better=metric.better,
+                    source=metric.source,
+                )
+            columns[name] = column
     return columns

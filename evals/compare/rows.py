@@ -14,9 +14,9 @@ from saelab.stats.spread import Spread, spread_of
 
 from ..definitions import Definition
 from .candidates import UNKNOWN_SEED
-from .config import CompareConfig
 from .jobs import by_group
 from .numbers import MeasuredCandidate, number
+from .suite import CompareConfig
 
 Points = Sequence[tuple[float, float]]
 """(measured L0, value) of the dictionaries of one seed, one per target L0."""
@@ -139,6 +139,11 @@ class Row:
     def k_text(self) -> str:
         """The target L0 for people."""
         return "—" if self.k is None else f"{self.k:g}"
+
+    @property
+    def path(self) -> str:
+        """Where its numbers are in a result, such as "topk/d4608/k32"."""
+        return f"{self.label}/d{self.d_sae}/k{self.k_text}"
 
 
 def rows_of(members: Sequence[MeasuredCandidate]) -> list[Row]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
-from saelab.formats.evaluation_result import Table
-from saelab.report.page import unit_text
+from saelab.formats.evaluation_result import IN_SHORT, Table
 
 from ..definitions import Definition
-from ..display import decimals_for, written
-from .numbers import COMPUTED, HEADINGS
+from ..display import decimals_for, percent, shorter, written
+from .numbers import COMPUTED, HEADINGS, SPREAD
 from .rows import AtCommonL0, MethodComparison, ModeRow, Row
 
 MODE_HEADINGS = {
@@ -41,10 +41,18 @@ MODE_LABELS = {
 }
 
 
+WITH_SPREAD = {"fvu": "FVU", "loss_recovered_mean": "recovered\n(mean)"}
+SHARES = {"dead_fraction": "dead", "underused_fraction": "underused", "mcs_share": "found\nagain"}
+"""Headings of the table in short, which is narrow enough for a terminal."""
+
+
 def tables_of(comparison: MethodComparison) -> tuple[Table, ...]:
     """Every table of a comparison, in reading order."""
     columns = comparison.columns
-    tables = [
+    tables = [_short_table(comparison)]
+    if any(at.value.mean is not None for at in comparison.compared):
+        tables.append(_differences_table(comparison))
+    tables += [
         _rows_table(title, comparison.rows, columns, [name for name in names if name in columns])
         for title, names in SECTIONS.items()
         if any(name in columns for name in names)
@@ -57,12 +65,6 @@ def tables_of(comparison: MethodComparison) -> tuple[Table, ...]:
     return (
         *tables,
         Table(
-            title="Units and definitions",
-            columns=("number", "unit", "definition"),
-            rows=tuple((c.name, unit_text(c.unit), c.text) for c in columns.values()),
-            section="What every number means",
-        ),
-        Table(
             title="What was compared",
             columns=("dictionary", "method", "d_sae", "k", "seed", "folder", "content hash"),
             rows=tuple(
@@ -71,6 +73,54 @@ def tables_of(comparison: MethodComparison) -> tuple[Table, ...]:
             ),
             section="Dictionaries",
         ),
+    )
+
+
+def _short_table(comparison: MethodComparison) -> Table:
+    """A line per method, and under it one per width and target L0."""
+    many = len({row.d_sae for row in comparison.rows}) > 1
+    spread, shares, seconds = (
+        {name: heading for name, heading in headings.items() if name in comparison.columns}
+        for headings in (WITH_SPREAD, SHARES, {"train_seconds": "train\ns"})
+    )
+    headings = ("method", "L0", *spread.values(), *shares.values(), *seconds.values())
+    lines = []
+    for label, rows in groupby(comparison.rows, lambda row: row.label):
+        lines.append((label, *[""] * (len(headings) - 1)))
+        lines += [
+            (
+                f"  {f'{row.d_sae:,}, ' if many else ''}k {row.k_text}",
+                shorter(row.values["l0_mean"].mean),
+                *(written(row.values[name], 3) for name in spread),
+                *(percent(row.values[name].mean) for name in shares),
+                *(shorter(row.values[name].mean) for name in seconds),
+            )
+            for row in rows
+        ]
+    title = "Methods, widths and target L0"
+    return Table(title=title, columns=headings, rows=tuple(lines), section=IN_SHORT, note=SPREAD)
+
+
+def _differences_table(comparison: MethodComparison) -> Table:
+    """FVU at common L0: that of the reference, and how far the others are from it."""
+    compared = [at for at in comparison.compared if at.metric == "fvu"]
+    points = list(dict.fromkeys((at.d_sae, at.l0) for at in compared))
+    many = len({d_sae for d_sae, _ in points}) > 1
+    lines = {at.label: dict.fromkeys(points, "") for at in compared}
+    for at in compared:
+        text = written(at.difference, 4, signed=True)
+        if at.value.mean is None:
+            text = OUTSIDE
+        elif at.label == comparison.reference:
+            text = f"({written(at.value, 4)})"
+        lines[at.label][at.d_sae, at.l0] = text
+    title = f"FVU at the same L0: difference to {comparison.reference}"
+    headings = [(f"{d_sae:,} latents,\n" if many else "") + f"L0\n{l0:g}" for d_sae, l0 in points]
+    return Table(
+        title=title,
+        columns=(title, *headings),
+        rows=tuple((label, *cells.values()) for label, cells in lines.items()),
+        section=IN_SHORT,
     )
 
 

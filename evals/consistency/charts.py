@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
 from saelab.formats.chart import Axis, Chart, ReferenceLine, Series
-from saelab.formats.evaluation_result import Table
+from saelab.formats.evaluation_result import IN_SHORT, Table
 
 from ..curves import COSINES, fractions_for, mean_above, mean_at_least, reached_by_half
 from ..display import evenly_chosen, rounded
@@ -236,7 +236,7 @@ def group_tables(
                 (name.replace("_", " "), *(values[name] for values in numbers.values()))
                 for name in names
             ),
-            section="In short",
+            section=IN_SHORT,
             note=f"{alone}other groups." if len(members) == 1 else "",
         ),
         Table(

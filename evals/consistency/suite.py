@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from saelab.errors import ConfigError
 from saelab.formats.evaluation_result import EvaluationResult
 
 from ..suite import HeldOutConfig, Suite, deferred
+
+if TYPE_CHECKING:
+    from saelab.dictionary import SavedDictionary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,16 @@ def finish(results: Sequence[EvaluationResult], config: ConsistencyConfig) -> No
                 console.print(f"{' '.join(values)}  {label}", highlight=False)
 
 
+def _groups(
+    dictionaries: Sequence[SavedDictionary], config: ConsistencyConfig
+) -> list[Sequence[int]]:
+    if config.across:
+        return [range(len(dictionaries))]
+    from .groups import form_groups
+
+    return [group.members for group in form_groups(dictionaries, across=False)]
+
+
 SUITE = Suite(
     name="consistency",
     summary="Compare the latents of several seeds, or of several methods, with one another.",
@@ -89,7 +103,7 @@ SUITE = Suite(
         "one_to_one_share": "1:1 above",
         "mcs_random": "random",
     },
-    jointly=True,
+    groups=_groups,
     finish=finish,
 )
 run_consistency = SUITE.run

@@ -303,7 +303,7 @@ SUITE = Suite(
         "pursuit_fvu": "pursuit\nFVU",
         "pursuit_fvu_nonlinear": "FVU\nnonl.",
     },
-    jointly=True,
+    groups=lambda dictionaries, _: [range(len(dictionaries))],
     together=measure_family,
 )
 FAMILY_SUITE = Suite(

@@ -109,7 +109,7 @@ SUITE = Suite(
         "frr_one_to_one_090": "own@.9",
         "precision_090": "prec@.9",
     },
-    jointly=True,
+    groups=lambda dictionaries, _: [range(len(dictionaries))],
     finish=finish,
 )
 run_recovery = SUITE.run

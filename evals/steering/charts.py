@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from saelab.formats.chart import Axis, Chart, Series
-from saelab.formats.evaluation_result import Table
+from saelab.formats.evaluation_result import IN_SHORT, Table
 
 from ..display import rounded
 from .measure import SteeringFindings
@@ -138,7 +138,7 @@ def steering_tables(data: Mapping[str, Any]) -> list[Table]:
                 "above 95 % of random",
             ),
             rows=tuple(_in_short(numbers, strength) for strength in config.strengths),
-            section="In short",
+            section=IN_SHORT,
         ),
         Table(
             title=f"Latents of the largest consistency at strength {config.strengths[middle]:g}, "

@@ -62,6 +62,7 @@ SUITE = Suite(
     definitions=deferred(".steering.numbers", "steering_definitions"),
     charts=deferred(".steering.charts", "steering_charts"),
     tables=deferred(".steering.charts", "steering_tables"),
+    serves={"strengths": lambda measured, asked: set(measured) >= set(asked)},
 )
 run_steering = SUITE.run
 """Steer with dictionaries: (folders, config) -> results in the order of the folders."""

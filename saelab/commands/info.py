@@ -16,7 +16,7 @@ from saelab.config import parse_arguments
 from saelab.errors import ArtifactError
 from saelab.features.reader import FeatureStore, is_stale
 from saelab.features.schema import FLAGS, LABEL_FILE
-from saelab.formats.evaluation_result import read_comparison, read_evaluation_result
+from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.formats.files import is_sealed_tensors, read_json, sha256_of
 from saelab.formats.kinds import KINDS, Kind
 from saelab.formats.manifest import (
@@ -218,19 +218,6 @@ def _describe_evaluation(file: Path, manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def _describe_comparison(file: Path, manifest: dict[str, Any]) -> list[str]:
-    read_comparison(file)
-    lines = [f"dictionaries: {len(manifest['dictionaries'])}"]
-    for row in manifest["rows"]:
-        fvu = row["values"].get("fvu")
-        mean = fvu.get("mean") if isinstance(fvu, dict) else None
-        lines.append(
-            f"{row['label']}, {row['d_sae']:,} latents, k {_short(row.get('k'))}: "
-            f"FVU {_short(mean)}, {len(row['seeds'])} seeds"
-        )
-    return [*lines, _verdict(file, manifest)]
-
-
 def _describe_family(file: Path, manifest: dict[str, Any]) -> list[str]:
     require_fields(manifest, {"dictionaries": list, "notes": list}, file)
     entries = [entry for entry in manifest["dictionaries"] if isinstance(entry, dict)]
@@ -374,7 +361,7 @@ DESCRIBERS: dict[str, Callable[..., list[str]]] = {
     "training_run": _describe_run,
     "checkpoint": _describe_checkpoint,
     "evaluation_result": _describe_evaluation,
-    "comparison": _describe_comparison,
+    "comparison": _describe_evaluation,
     "dark_matter_family": _describe_family,
     "recovery_score_card": _describe_score_card,
     "supervised_sites": _describe_sites,

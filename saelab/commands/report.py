@@ -55,12 +55,12 @@ def _results_in(given: Path) -> list[Path]:
     """A file, or the results in a folder and in its `evals`."""
     if not given.is_dir():
         return [given]
-    from saelab.formats.evaluation_result import EVALUATION_RESULT_KIND
+    from saelab.formats.evaluation_result import RESULT_KINDS
     from saelab.formats.files import read_json
 
     def is_result(path: Path) -> bool:
         content = read_json(path)
-        return isinstance(content, dict) and content.get("kind") == EVALUATION_RESULT_KIND
+        return isinstance(content, dict) and content.get("kind") in RESULT_KINDS
 
     candidates = [*sorted(given.glob("*.json")), *sorted(given.glob("evals/*.json"))]
     results = [path for path in candidates if is_result(path)]

@@ -1,10 +1,8 @@
-"""The file in which an evaluation suite reports on one dictionary, and that of `saelab compare`.
+"""The file in which an evaluation suite reports on one dictionary, or on several together.
 
 One JSON per suite and dictionary: what was measured, on what, every number with its unit and its
 definition, charts and tables as plain data (a report or a dashboard draws them without knowing the
-suite), and the names of the per-item files beside it. A comparison has every field of a result, so
-that it is drawn as any other, and beside them the numbers by dictionary and by row that its tables
-show as text. Readers need neither torch nor the suite.
+suite), and the names of the per-item files beside it. Readers need neither torch nor the suite.
 """
 
 from __future__ import annotations
@@ -18,14 +16,19 @@ from saelab.config import from_plain, to_plain
 from saelab.errors import ArtifactError, ConfigError
 
 from .chart import Chart
-from .manifest import new_manifest, read_manifest, require_fields, write_manifest
+from .files import read_json
+from .manifest import check_manifest, new_manifest, write_manifest
 
 Better = Literal["lower", "higher", "neither"]
 
 EVALUATION_RESULT_KIND = "evaluation_result"
 """Version 1 had no charts, tables and headings; its numbers are read, its charts are gone."""
-COMPARISON_KIND = "comparison"
 COMPARISON_FILE = "compare.json"
+COMPARISON_KIND = "comparison"
+"""What that file was until it became a result. Version 2 had all that a result has, and more."""
+RESULT_KINDS = (EVALUATION_RESULT_KIND, COMPARISON_KIND)
+IN_SHORT = "In short"
+"""Section of the tables at the top of a page, which the terminal shows too."""
 METRIC_KEYS = {"name", "value", "unit", "definition"}
 
 
@@ -60,7 +63,7 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
     """Cells: text, numbers, or None."""
     section: str = "Tables"
-    """Heading of the page that it is under; "In short": at its top."""
+    """Heading of the page that it is under; `IN_SHORT`: at its top."""
     note: str = ""
     """Paragraph above it."""
 
@@ -153,7 +156,14 @@ def read_evaluation_result(path: Path) -> EvaluationResult:
     Raises:
         ArtifactError: missing, damaged, of another kind, or from a newer saelab.
     """
-    content = read_manifest(path, EVALUATION_RESULT_KIND)
+    content = read_json(path)
+    old = isinstance(content, dict) and content.get("kind") == COMPARISON_KIND
+    content = check_manifest(content, path, COMPARISON_KIND if old else EVALUATION_RESULT_KIND)
+    if old and content["schema_version"] == 1:
+        raise ArtifactError(
+            f"{path} was written by an older saelab, which stored no charts: make it again with "
+            f"`saelab compare RUN … --out {path.parent}`, which uses the evaluations that are there"
+        )
     result = check_evaluation_result(content, path)
     for items, name in result.item_files.items():
         if Path(name).name != name:
@@ -161,46 +171,6 @@ def read_evaluation_result(path: Path) -> EvaluationResult:
                 f"{path} names {name!r} as its file of {items}; a file name beside it was expected"
             )
     return result
-
-
-def write_comparison(path: Path, result: EvaluationResult, more: dict[str, Any]) -> None:
-    """Write a comparison, atomically.
-
-    Args:
-        path: where.
-        result: what is shown.
-        more: numbers for machines: definitions, dictionaries, rows.
-
-    Raises:
-        ArtifactError: a number is NaN or infinite.
-    """
-    manifest = new_manifest(
-        COMPARISON_KIND, seed=None, config=result.settings, made_from=result.made_from
-    )
-    content = manifest | _content_of(result) | more
-    check_evaluation_result(content, path)
-    write_manifest(path, content)
-
-
-def read_comparison(path: Path) -> tuple[EvaluationResult, dict[str, Any]]:
-    """Read and check a comparison: what is shown, and the file's whole content.
-
-    Raises:
-        ArtifactError: missing, damaged, of another kind, from a newer saelab, or from one that
-            stored no charts.
-    """
-    content = read_manifest(path, COMPARISON_KIND)
-    if content["schema_version"] == 1:
-        raise ArtifactError(
-            f"{path} was written by an older saelab, which stored no charts: make it again with "
-            f"`saelab compare RUN … --out {path.parent}`, which uses the evaluations that are there"
-        )
-    needed = {"dictionaries": list, "definitions": dict, "rows": list, "charts": list}
-    require_fields(content, needed, path)
-    for index, row in enumerate(content["rows"]):
-        require_fields({f"row {index}": row}, {f"row {index}": dict}, path)
-        require_fields(row, {"label": str, "d_sae": int, "seeds": list, "values": dict}, path)
-    return check_evaluation_result(content, path), content
 
 
 def _content_of(result: EvaluationResult) -> dict[str, Any]:

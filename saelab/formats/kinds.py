@@ -40,7 +40,9 @@ _SEALED = "its content has the SHA-256 it was written with"
 _WITH_FILES = "its content and the files it names have the SHA-256 they were written with"
 _UNSEALED: Any = {"schema_version": 1, "sealed_since": None}
 _NO_MANIFEST: Any = {**_UNSEALED, "has_manifest": False}
-_SUITES = "core recovery consistency steering dark_matter dark_matter_family supervised toys"
+_SUITES = (
+    "core recovery consistency steering dark_matter dark_matter_family supervised toys compare"
+)
 _KINDS = (
     Kind(
         "dictionary",
@@ -80,8 +82,8 @@ _KINDS = (
         "saelab eval",
         _WITH_FILES,
     ),
+    # Comparisons and families were kinds of their own until they became results.
     Kind("comparison", ("compare.json",), "saelab compare", _WITH_FILES),
-    # Until results stored charts a family was another kind; now it is a result.
     Kind(
         "dark_matter_family", ("dark_matter_family.json",), "saelab eval dark-matter", **_UNSEALED
     ),

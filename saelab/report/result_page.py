@@ -7,13 +7,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from saelab.formats.evaluation_result import EvaluationResult, Table
+from saelab.formats.evaluation_result import IN_SHORT, EvaluationResult, Table
 
 from .draw import draw
 from .page import Report, format_value, unit_text
 
-IN_SHORT = "In short"
-MOST_NUMBERS = 300
+MOST_NUMBERS = 100
 """Numbers of a group that a page lists; of more, it shows one for each definition."""
 
 

@@ -15,8 +15,7 @@ from saelab.formats.evaluation_result import (
     EvaluationResult,
     MeasuredMetric,
     Table,
-    read_comparison,
-    write_comparison,
+    read_evaluation_result,
     write_evaluation_result,
 )
 from saelab.formats.manifest import seal
@@ -203,10 +202,8 @@ def write_planted_comparison(tmp_path, **changes):
         tables=(table,),
         notes=("Only two seeds.",),
     )
-    row = {"label": "topk", "d_sae": 12, "k": 4.0, "seeds": [0, 1], "values": {}}
-    more = {"dictionaries": [{}, {}], "definitions": {}, "rows": [row]}
     path = folder / "compare.json"
-    write_comparison(path, result, more)
+    write_evaluation_result(path, result)
     if changes:
         content = json.loads(path.read_text()) | changes
         content.pop("self_hash", None)
@@ -214,9 +211,10 @@ def write_planted_comparison(tmp_path, **changes):
         path.write_text(json.dumps(seal(content)))
 
 
-def test_a_comparison_below_the_folders_is_found(tmp_path, evals, open_evals):
+@pytest.mark.parametrize("changes", [{}, {"kind": "comparison"}], ids=["today", "before"])
+def test_a_comparison_below_the_folders_is_found(tmp_path, evals, open_evals, changes):
     write_evaluation_result(evals / "core.json", result_of("core"))
-    write_planted_comparison(tmp_path)
+    write_planted_comparison(tmp_path, **changes)
     app = open_evals(suite="comparison runs/compared")
     assert not app.exception and not app.warning
     assert "2 dictionaries of 2 training methods" in words(app) and "Only two seeds." in words(app)
@@ -228,11 +226,13 @@ def test_a_comparison_below_the_folders_is_found(tmp_path, evals, open_evals):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rows": [3]}, "'row 0' is of type int"),
-        ({"rows": [{"label": "a"}]}, "'seeds' is missing"),
-        ({"definitions": 3}, "'definitions' is of type int"),
+        ({"metrics": [3]}, "metric 0 needs exactly"),
         ({"schema_version": 99}, "schema version 99"),
-        ({"schema_version": 1}, "make it again with `saelab compare RUN …"),
+        ({"kind": "comparison", "schema_version": 99}, "schema version 99"),
+        (
+            {"kind": "comparison", "schema_version": 1},
+            "make it again with `saelab compare RUN …",
+        ),
         ({"charts": [{"wrong": 1}]}, "not a usable evaluation result"),
     ],
 )
@@ -249,6 +249,6 @@ def test_a_comparison_alone_is_read_and_refused_elsewhere(tmp_path):
     write_planted_comparison(tmp_path)
     found = scan([tmp_path / "runs", tmp_path / "missing"]).comparisons
     assert list(found) == ["runs/compared"]
-    assert read_comparison(found["runs/compared"])[1]["rows"][0]["label"] == "topk"
+    assert read_evaluation_result(found["runs/compared"]).tables[0].rows[0][0] == "topk"
     with pytest.raises(ArtifactError, match=r"does not exist|cannot be read|missing"):
-        read_comparison(tmp_path / "compare.json")
+        read_evaluation_result(tmp_path / "compare.json")

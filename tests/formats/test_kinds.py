@@ -17,6 +17,7 @@ from saelab.formats.evaluation_result import (
     MeasuredMetric,
     write_evaluation_result,
 )
+from saelab.formats.files import read_json
 from saelab.formats.kinds import KINDS
 from saelab.formats.manifest import new_manifest, write_manifest
 from saelab.formats.run import write_run
@@ -65,31 +66,22 @@ def evaluation_result(folder):
 
 
 def comparison(folder):
-    from saelab.formats.evaluation_result import write_comparison
-
-    result = EvaluationResult(
-        suite="compare",
-        dictionary_name="toys",
-        dictionary_hash="a" * 64,
-        settings={"seed": 0},
-        made_from={},
-        metrics=(),
-    )
-    path = folder / "compare.json"
-    write_comparison(path, result, {"dictionaries": [], "definitions": {}, "rows": []})
-    return path
+    """As written until comparisons became results: one with another kind, and more."""
+    (folder / "compare.json").write_bytes(evaluation_result(folder).read_bytes())
+    content = read_json(folder / "compare.json") | {"kind": "comparison", "rows": []}
+    write_manifest(folder / "compare.json", content)
+    return folder / "compare.json"
 
 
 def rows(folder):
     import pyarrow
     from pyarrow import parquet
 
+    evaluation_result(folder)
     table = pyarrow.table({"latent": list(range(9))})
-    parquet.write_table(table, folder / "compare.parquet")
-    about = new_manifest("comparison", seed=0, config={}, made_from={})
-    about |= {"item_files": {"dictionaries": "compare.parquet"}}
-    write_manifest(folder / "compare.json", about | {"dictionaries": [], "rows": []})
-    return folder / "compare.parquet"
+    parquet.write_table(table, folder / "core_features.parquet")
+    write_manifest(folder / "core.json", read_json(folder / "core.json"))
+    return folder / "core_features.parquet"
 
 
 def manifest_of(kind, **content):

@@ -13,11 +13,14 @@ from pyarrow import parquet
 from saelab.cache.config import TokenFilter
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
-from saelab.evals.compare.config import CompareConfig
+from saelab.evals.compare import jobs
+from saelab.evals.compare.suite import CompareConfig
 from saelab.evals.steering.numbers import metric_name
+from saelab.evals.suite import asked_of
 from saelab.formats.evaluation_result import (
     EvaluationResult,
     MeasuredMetric,
+    read_evaluation_result,
     write_evaluation_result,
 )
 from saelab.formats.files import write_json
@@ -26,6 +29,11 @@ from saelab.text.contexts import TextConfig
 
 D_IN, D_SAE = 6, 48
 CONFIG = CompareConfig()
+ASKED = {
+    "core": asked_of(jobs._core(CONFIG)),
+    "consistency": asked_of(jobs.settings_for(jobs.CONSISTENCY, CONFIG)),
+    "steering": asked_of(jobs._steering(CONFIG)),
+}
 ORIGIN = {
     "model": "planted-model",
     "model_hash": "a" * 64,
@@ -41,6 +49,35 @@ ORIGIN = {
 ROW_SETTINGS = {
     name: ORIGIN[name] for name in ("context_length", "text", "row_rule", "norm_ceiling")
 } | {"model_dtype": "float32"}
+
+
+def contents(out):
+    """A comparison: its result, and the tables beside it in the shape that tests speak of."""
+    result = read_evaluation_result(out / "compare.json")
+    tables = {
+        items: parquet.read_table(out / name).to_pylist()
+        for items, name in result.item_files.items()
+    }
+    for items in ("rows", "inference_modes"):
+        for row in tables.get(items, ()):
+            row["values"] = {
+                name.removesuffix("_n"): spread(row, name.removesuffix("_n"))
+                for name in row
+                if name.endswith("_n")
+            }
+    for row in tables.get("common_l0", ()):
+        row |= {name: spread(row, name) for name in ("value", "difference")}
+    return tables | {
+        "result": result,
+        "charts": [chart.name for chart in result.charts],
+        "notes": result.notes,
+        "reference": result.settings["reference"],
+        "definitions": {metric.name.rsplit("/", 1)[1] for metric in result.metrics},
+    }
+
+
+def spread(row, name):
+    return {"mean": row[name], "sd": row[f"{name}_sd"], "n": row[f"{name}_n"]}
 
 
 def metrics(values):
@@ -223,6 +260,12 @@ class Planter:
         )
 
     def write(self, folder, suite, values, settings, **more):
+        asked = ASKED[suite] | {
+            name: settings[name] for name in ("n_tokens", "strengths") if name in settings
+        }
+        if suite == "consistency":
+            others = [run["hash"] for run in settings["compared_with"].values()]
+            asked |= {"dictionaries": sorted([self.hashes[folder], *others])}
         assert all(value is None or math.isfinite(value) for value in values.values())
         write_evaluation_result(
             folder / "evals" / f"{suite}.json",
@@ -231,6 +274,7 @@ class Planter:
                 dictionary_name=folder.name,
                 dictionary_hash=self.hashes[folder],
                 settings=settings,
+                asked=asked,
                 made_from=ORIGIN,
                 metrics=metrics(values),
                 **more,

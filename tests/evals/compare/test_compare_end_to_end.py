@@ -7,12 +7,12 @@ import pytest
 from saelab.cache.config import HarvestConfig
 from saelab.cache.writer import write_caches
 from saelab.cli import main as cli
-from saelab.evals.compare.config import CompareConfig
-from saelab.evals.compare.suite import run_compare
-from saelab.formats.files import read_json
+from saelab.evals.compare.suite import CompareConfig, run_compare
 from saelab.text.contexts import TextConfig
 from saelab.training.config import TrainConfig
 from saelab.training.run import train
+
+from .conftest import contents
 
 SETTINGS = ("--n-tokens", "256", "--n-loss-tokens", "128", "--steering-latents", "4")
 
@@ -64,7 +64,7 @@ def test_one_command_evaluates_compares_and_is_quick_to_repeat(run, tmp_path, ca
     out = tmp_path / "out"
     assert cli(["compare", str(run), "--out", str(out), "--device", "cpu", *SETTINGS]) == 0
     assert "difference to topk" in capsys.readouterr().out
-    content = read_json(out / "compare.json")
+    content = contents(out)
     assert len(content["dictionaries"]) == 8
     assert not content["notes"]
     for row in content["rows"]:
@@ -74,7 +74,7 @@ def test_one_command_evaluates_compares_and_is_quick_to_repeat(run, tmp_path, ca
         assert values["mcs_share"]["n"] == 2
         assert values["train_seconds"]["mean"] > 0
         assert values["steering_size"]["n"] == (1 if row["k"] == 4 else 0)
-    assert [chart["name"] for chart in content["charts"]] == [
+    assert content["charts"] == [
         "pareto_fvu",
         "pareto_loss_recovered_mean",
         "difference_fvu",
@@ -98,7 +98,7 @@ def test_one_command_evaluates_compares_and_is_quick_to_repeat(run, tmp_path, ca
     )
     run_compare([run], config)
     assert files_of(run) == before, "what exists is used as it is"
-    repeated = read_json(again / "compare.json")
+    repeated = contents(again)
     assert repeated["rows"] == content["rows"]
     assert repeated["common_l0"] == content["common_l0"]
 
@@ -109,4 +109,4 @@ def test_another_dtype_is_another_setting(run, tmp_path, capsys):
     assert cli(words) == 0
     capsys.readouterr()
     assert cli([*words, "--model-dtype", "bfloat16"]) == 2
-    assert "model_dtype float32, not bfloat16" in capsys.readouterr().err
+    assert "model_dtype None, not bfloat16" in capsys.readouterr().err

@@ -16,9 +16,9 @@ from saelab.dictionary import Site
 from saelab.dictionary.data_spec import DataSpec
 from saelab.evals.compare.candidates import Candidate
 from saelab.evals.compare.charts import charts_of
-from saelab.evals.compare.config import CompareConfig
 from saelab.evals.compare.numbers import MeasuredCandidate
 from saelab.evals.compare.rows import AtCommonL0, MethodComparison, Row
+from saelab.evals.compare.suite import CompareConfig
 from saelab.evals.steering.numbers import metric_name
 from saelab.evals.suite import Definition
 from saelab.formats.evaluation_result import EvaluationResult, MeasuredMetric
@@ -146,12 +146,11 @@ def test_a_method_has_the_same_style_in_every_chart(charts):
 
 
 def test_charts_survive_the_file(charts, tmp_path):
-    from saelab.formats.evaluation_result import read_comparison, write_comparison
+    from saelab.formats.evaluation_result import read_evaluation_result, write_evaluation_result
 
-    empty = {"dictionaries": [], "definitions": {}, "rows": []}
     drawn = tuple(charts.values())
-    write_comparison(tmp_path / "c.json", replace(result("compare", ()), charts=drawn), empty)
-    assert read_comparison(tmp_path / "c.json")[0].charts == drawn
+    write_evaluation_result(tmp_path / "c.json", replace(result("compare", ()), charts=drawn))
+    assert read_evaluation_result(tmp_path / "c.json").charts == drawn
 
 
 def test_twelve_methods_differ_in_marker_and_in_colour_and_dash():

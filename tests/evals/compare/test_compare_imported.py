@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from saelab.cli import main
 from saelab.evals.core.config import CoreConfig
 from saelab.evals.core.suite import run_core
 from saelab.text.contexts import describe_text
+
+from .conftest import contents
 
 
 @pytest.fixture
@@ -32,8 +32,7 @@ def test_a_foreign_dictionary_is_compared_with_ours(both, tmp_path):
     options = ["--n-tokens", "320", "--n-loss-tokens", "64", "--device", "cpu"]
     words = ["compare", *map(str, both), "--out", str(out), *options, "--overwrite"]
     assert main(words) == 0
-    content = json.loads((out / "compare.json").read_text())
-    rows = content["rows"] if "rows" in content else content["results"]["rows"]
+    rows = contents(out)["rows"]
     assert {row["label"] for row in rows} == {"topk", "saelens"}
     assert {seed for row in rows for seed in row["seeds"]} == {0, None}
     assert results[1].value("fvu") > 0

@@ -9,9 +9,8 @@ import pytest
 
 from saelab.cli import main as cli
 from saelab.errors import ArtifactError, ConfigError
-from saelab.evals.compare.config import CompareConfig
-from saelab.evals.compare.suite import run_compare
-from saelab.formats.evaluation_result import read_comparison
+from saelab.evals.compare.suite import CompareConfig, run_compare
+from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.formats.files import read_json
 from saelab.formats.manifest import write_manifest
 
@@ -103,7 +102,7 @@ def test_a_result_of_other_settings_is_named_and_kept_without_overwrite(plant, r
     folder = run / "dictionaries" / "topk-d48-k4-s0"
     plant.core(folder, l0=4.0, fvu=0.3, n_tokens=65_536)
     error = refused(run)
-    assert f"{folder / 'evals' / 'core.json'} was made with other settings" in error
+    assert f"{folder / 'evals' / 'core.json'} exists already, of other settings" in error
     assert "n_tokens 65536, not 16384" in error
     assert "--overwrite" in error
 
@@ -112,13 +111,16 @@ def test_many_results_of_other_settings_are_counted(plant, refused):
     run = plant.run(ks=(4, 8))
     error = refused(run, "--n-tokens", "20000")
     assert "and 5 more" in error, "8 core results, of which 3 are named"
-    assert "consistency.json was made with other settings (n_tokens 16384, not 20000)" in error
+    assert "consistency.json exists already, of other settings" in error
+    assert error.count("n_tokens 16384, not 20000") == 8, (
+        "3 of core and of consistency are named, 2 of steering"
+    )
 
 
 def test_a_third_seed_makes_consistency_another_comparison(plant, refused):
     one = plant.run("one", methods=("topk",), ks=(4,))
     two = plant.run("two", methods=("topk",), ks=(4,), seeds=(2,))
-    assert "compared_with" in refused(one, two)
+    assert "it has dictionaries" in refused(one, two)
 
 
 def test_overwrite_evaluates_those_again_and_no_others(plant, tmp_path, monkeypatch, caplog):
@@ -132,6 +134,7 @@ def test_overwrite_evaluates_those_again_and_no_others(plant, tmp_path, monkeypa
         called.extend(folders)
         for one in folders:
             plant.core(one, l0=4.0, fvu=0.5)
+        return [read_evaluation_result(one / "evals" / "core.json") for one in folders]
 
     monkeypatch.setattr("saelab.evals.suite.Suite.run", run_suite)
     run_compare([run], CompareConfig(out=tmp_path / "out", overwrite=True))
@@ -143,7 +146,7 @@ def test_a_result_about_another_dictionary(plant, refused):
     run = plant.run(ks=(4,))
     one, other = sorted((run / "dictionaries").iterdir())[:2]
     (one / "evals" / "core.json").write_bytes((other / "evals" / "core.json").read_bytes())
-    assert "is about another dictionary" in refused(run)
+    assert "of another dictionary" in refused(run)
 
 
 @pytest.mark.parametrize("suite", ["core", "consistency", "steering"])
@@ -229,26 +232,46 @@ def test_a_comparison_without_charts_is_replaced_by_the_command_its_refusal_name
     run, out = plant.run(methods=("topk",), ks=(4,), seeds=(0,)), tmp_path / "out"
     config = CompareConfig(out=out)
     run_compare([run], config)
-    content = read_json(out / "compare.json")
+    content = read_json(out / "compare.json") | {"kind": "comparison"}
     write_manifest(out / "compare.json", content | {"schema_version": 1, "figure_data": {}})
     with pytest.raises(
         ArtifactError, match=f"stored no charts: .*saelab compare RUN … --out {out}"
     ):
-        read_comparison(out / "compare.json")
+        read_evaluation_result(out / "compare.json")
     run_compare([run], config)
-    assert read_comparison(out / "compare.json")[0].charts
+    assert read_evaluation_result(out / "compare.json").charts
 
 
-def test_a_comparison_of_other_dictionaries_is_not_replaced(plant, refused, tmp_path, monkeypatch):
-    monkeypatch.setattr("saelab.evals.compare.suite.write_result_page", lambda *_: None)
+def test_a_comparison_from_before_it_was_a_result_opens_is_drawn_and_replaced(
+    plant, tmp_path, capsys
+):
+    """Version 2 was a kind of its own, with everything that a result has."""
+    run, out = plant.run(methods=("topk",), ks=(4,), seeds=(0,)), tmp_path / "out"
+    run_compare([run], CompareConfig(out=out))
+    content = read_json(out / "compare.json") | {"kind": "comparison", "rows": [], "metrics": []}
+    write_manifest(out / "compare.json", content)
+    assert read_evaluation_result(out / "compare.json").charts
+    (out / "compare.html").unlink()
+    assert cli(["report", str(out)]) == 0
+    assert "Training memory" in (out / "compare.html").read_text()
+    assert cli(["info", str(out)]) == 0
+    assert "comparison (schema version 2)" in capsys.readouterr().out
+    other = plant.run("other", methods=("gated",), ks=(4,), seeds=(0,))
+    with pytest.raises(ConfigError, match="compares 1 dictionaries that are not given now"):
+        run_compare([other], CompareConfig(out=out))
+    run_compare([run, other], CompareConfig(out=out))
+    assert read_json(out / "compare.json")["kind"] == "evaluation_result"
+
+
+def test_a_comparison_of_other_dictionaries_is_not_replaced(plant, refused, tmp_path):
     one, other = plant.run("one"), plant.run("other", methods=("gated",))
     out = tmp_path / "out"
-    run_compare([one, other], CompareConfig(out=out))
+    run_compare([one, other], CompareConfig(out=out), pages=False)
     error = refused(one)
     assert "compares 6 dictionaries that are not given now" in error
-    run_compare([one], CompareConfig(out=out, overwrite=True))
-    run_compare([one, other], CompareConfig(out=out))
-    assert len(read_json(out / "compare.json")["dictionaries"]) == 18
+    run_compare([one], CompareConfig(out=out, overwrite=True), pages=False)
+    [result] = run_compare([one, other], CompareConfig(out=out), pages=False)
+    assert len(result.made_from["dictionaries"]) == 18
 
 
 def test_another_file_called_compare_json_is_not_replaced(plant, refused, tmp_path):

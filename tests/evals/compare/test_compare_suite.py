@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 
@@ -13,10 +12,12 @@ from saelab.cli import main as cli
 from saelab.commands.info import describe
 from saelab.errors import ArtifactError
 from saelab.evals.compare import jobs as jobs_module
-from saelab.evals.compare.config import CompareConfig
-from saelab.evals.compare.suite import run_compare
+from saelab.evals.compare.suite import CompareConfig, run_compare
+from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.formats.files import read_json
 from saelab.formats.manifest import write_manifest
+
+from .conftest import contents
 
 COLUMNS = {
     "fvu": lambda method, k, seed: 1 / k + 0.01 * seed - (0.02 if method == "other" else 0),
@@ -31,10 +32,7 @@ def out(tmp_path):
 
 def compare(runs, out, *, page=False, **settings):
     """Compare; the page, which takes longer than all the rest, only where a test reads it."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not page:
-            patch.setattr("saelab.evals.compare.suite.write_result_page", lambda *_: None)
-        return run_compare(runs, CompareConfig(out=out, device="cpu", **settings))
+    run_compare(runs, CompareConfig(out=out, device="cpu", **settings), pages=page)
 
 
 def row_of(content, label, k):
@@ -44,7 +42,7 @@ def row_of(content, label, k):
 
 def test_rows_are_means_and_deviations_over_seeds(plant, out):
     compare([plant.run(**COLUMNS)], out)
-    content = read_json(out / "compare.json")
+    content = contents(out)
     assert [(row["label"], row["k"]) for row in content["rows"]] == [
         (label, k) for label in ("topk", "other") for k in (4, 8, 16)
     ]
@@ -64,7 +62,7 @@ def test_rows_are_means_and_deviations_over_seeds(plant, out):
 
 def test_methods_are_compared_at_the_same_l0_and_paired_by_seed(plant, out):
     compare([plant.run(**COLUMNS)], out)
-    content = read_json(out / "compare.json")
+    content = contents(out)
     assert content["reference"] == "topk"
     at = {(one["label"], one["metric"], one["l0"]): one for one in content["common_l0"]}
     assert sorted({l0 for _, _, l0 in at}) == [5.66, 8.0, 11.3]
@@ -81,7 +79,7 @@ def test_an_l0_outside_a_methods_points_gives_no_number(plant, out):
     compare([plant.run(**COLUMNS)], out, page=True, common_l0=(4.0, 8.0))
     at = {
         (one["label"], one["l0"]): one
-        for one in read_json(out / "compare.json")["common_l0"]
+        for one in contents(out)["common_l0"]
         if one["metric"] == "fvu"
     }
     assert at["topk", 4.0]["value"]["n"] == 2
@@ -93,32 +91,33 @@ def test_an_l0_outside_a_methods_points_gives_no_number(plant, out):
 def test_the_table_has_a_row_per_dictionary(plant, out):
     run = plant.run(**COLUMNS)
     compare([run], out)
-    table = parquet.read_table(out / "compare.parquet").to_pylist()
+    table = parquet.read_table(out / "compare_dictionaries.parquet").to_pylist()
     assert len(table) == 12
-    content = read_json(out / "compare.json")
+    content = contents(out)
     assert [row["hash"] for row in table] == [one["hash"] for one in content["dictionaries"]]
-    assert content["made_from"]["dictionaries"] == [row["hash"] for row in table]
+    assert content["result"].made_from["dictionaries"] == [row["hash"] for row in table]
     first = table[0]
     assert (first["method"], first["k"], first["seed"]) == ("topk", 4, 0)
     assert first["fvu"] == pytest.approx(0.25)
-    used = [set(one["results"]) for one in content["dictionaries"]]
+    used = [
+        {suite for suite in ("core", "consistency", "steering") if one[f"{suite}_sha256"]}
+        for one in content["dictionaries"]
+    ]
     assert used[0] == {"core", "consistency"}
     assert used[2] == {"core", "consistency", "steering"}, "the lowest seed at the middle L0"
-    assert set(content["definitions"]) == {
-        name for name in table[0] if name in content["dictionaries"][0]["values"]
-    }
+    assert content["definitions"] < set(table[0])
 
 
 def test_a_dictionary_alone_finds_its_costs_in_the_run_it_lies_in(plant, out):
     run = plant.run(methods=("topk",), seeds=(0,))
     folders = sorted((run / "dictionaries").iterdir())
-    members = compare(folders, out).members
-    assert [one.values["train_seconds"] for one in members] == [5.0] * 3
+    compare(folders, out)
+    assert [one["train_seconds"] for one in contents(out)["dictionaries"]] == [5.0] * 3
 
 
 def test_one_seed_has_no_spread(plant, out):
     compare([plant.run(seeds=(3,))], out, page=True)
-    content = read_json(out / "compare.json")
+    content = contents(out)
     assert row_of(content, "topk", 8)["fvu"] == {"mean": 0.125, "sd": None, "n": 1}
     assert "mcs_share" not in content["definitions"]
     assert any("Only one seed" in note and "“—”" in note for note in content["notes"])
@@ -128,19 +127,20 @@ def test_one_seed_has_no_spread(plant, out):
 def test_variants_of_a_method_are_told_apart_by_what_differs(plant, out):
     one = plant.run("one", methods=("topk",), options={"aux": {"kind": "auxk"}, "same": 1})
     other = plant.run("other", methods=("topk",), options={"aux": {"kind": "none"}, "same": 1})
-    found = compare([one, other], out)
-    assert list(dict.fromkeys(row.label for row in found.rows)) == [
+    compare([one, other], out)
+    found = contents(out)
+    assert list(dict.fromkeys(row["label"] for row in found["rows"])) == [
         "topk (aux.kind auxk)",
         "topk (aux.kind none)",
     ]
-    assert found.reference == "topk (aux.kind auxk)"
+    assert found["reference"] == "topk (aux.kind auxk)"
 
 
 def test_several_widths_have_figures_of_their_own(plant, out):
     narrow = plant.run("narrow", ks=(4, 8))
     wide = plant.run("wide", ks=(4, 8), d_sae=64)
     compare([narrow, wide], out, page=True)
-    names = [chart["name"] for chart in read_json(out / "compare.json")["charts"]]
+    names = contents(out)["charts"]
     assert [name[-2:] for name in names if name.startswith("pareto")] == ["48", "48", "64", "64"]
     assert len(set(names)) == len(names)
     assert "Training memory, 64 latents" in (out / "compare.html").read_text()
@@ -148,7 +148,7 @@ def test_several_widths_have_figures_of_their_own(plant, out):
 
 def test_a_reference_that_is_not_there_is_said(plant, out):
     compare([plant.run()], out, reference="gated")
-    content = read_json(out / "compare.json")
+    content = contents(out)
     assert content["reference"] == "topk"
     assert "No dictionary is of the method gated" in " ".join(content["notes"])
 
@@ -164,12 +164,12 @@ def test_other_inference_modes_stand_in_a_table_apart(plant, out):
         }
         plant.core(folder, l0=8.0, fvu=0.2, extra=modes)
     compare([run], out, page=True)
-    content = read_json(out / "compare.json")
+    content = contents(out)
     assert [one["mode"] for one in content["inference_modes"]] == ["plain", "gradient_assisted"]
     page = (out / "compare.html").read_text()
     after = page[page.index("Other inference modes") :]
     assert "gradient-assisted (uses labels)" in after
-    assert "mode_gradient" not in json.dumps(content["charts"])
+    assert "mode_gradient" not in repr(content["result"].charts)
 
 
 def test_a_method_without_live_latents_is_compared_as_far_as_it_goes(plant, out):
@@ -179,7 +179,7 @@ def test_a_method_without_live_latents_is_compared_as_far_as_it_goes(plant, out)
         for suite in ("consistency", "steering"):
             (folder / "evals" / f"{suite}.json").unlink()
     compare([run], out)
-    content = read_json(out / "compare.json")
+    content = contents(out)
     assert row_of(content, "dead", 8)["fvu"]["mean"] == 1.0
     assert row_of(content, "dead", 8)["mcs_share"]["mean"] is None
     assert "neither consistency nor steering: dead-d48-k4-s0" in " ".join(content["notes"])
@@ -202,6 +202,7 @@ def test_only_what_is_missing_is_evaluated(plant, out, monkeypatch):
             else:
                 others = [(other, s) for s, other in enumerate(folders) if other != one]
                 plant.consistency(one, others, share=0.1 * seed)
+        return [read_evaluation_result(one / "evals" / f"{suite.stem}.json") for one in folders]
 
     monkeypatch.setattr("saelab.evals.suite.Suite.run", run_suite)
     compare([run], out)
@@ -223,6 +224,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_stopped(plant, out, monk
         for folder in folders:
             plant.core(folder, l0=4.0 + len(done), fvu=0.1)
             done.append(folder.name)
+        return [read_evaluation_result(folder / "evals" / "core.json") for folder in folders]
 
     monkeypatch.setattr("saelab.evals.suite.Suite.run", run_suite)
     with pytest.raises(KeyboardInterrupt):
@@ -252,7 +254,7 @@ def test_units_are_never_divided_and_clashing_ones_kept_apart(plant, tmp_path):
 def test_settings_of_held_out_text_reach_the_suites():
     config = CompareConfig(context_length=16, text_source="elsewhere", batch_contexts=2)
     for suite in (jobs_module.CORE, jobs_module.CONSISTENCY, jobs_module.STEERING):
-        settings = jobs_module._config(suite, config)
+        settings = jobs_module.settings_for(suite, config)
         assert (settings.context_length, settings.text_source) == (16, "elsewhere")
         assert (settings.batch_contexts, settings.n_tokens) == (2, config.n_tokens)
         assert settings.overwrite and settings.out is None
@@ -270,19 +272,19 @@ def test_the_command_prints_a_table_and_the_page(plant, out, capsys):
 def test_info_knows_a_comparison(plant, out):
     compare([plant.run()], out)
     lines = describe(out)
-    assert lines[0] == "comparison (schema version 2)"
-    assert "topk, 48 latents, k 8: FVU 0.125, 2 seeds" in lines
+    assert lines[0] == "evaluation result (schema version 2)"
+    assert "topk/d48/k8/fvu: 0.125" in lines
     assert lines[-1].startswith("intact: ")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("rows"), "'rows' is missing"),
-        (lambda content: content.update(rows=[7]), "'row 0' is of type int"),
-        (lambda content: content["rows"][0].pop("label"), "'label' is missing"),
+        (lambda content: content.pop("metrics"), "'metrics' is missing"),
+        (lambda content: content.update(metrics=[7]), "metric 0 needs exactly"),
+        (lambda content: content["metrics"][0].pop("name"), "metric 0 needs exactly"),
         (lambda content: content["charts"][0].pop("series"), "series"),
-        (lambda content: content.update(charts=3), "'charts' is of type int"),
+        (lambda content: content.update(charts=3), "charts"),
     ],
 )
 def test_info_names_what_is_wrong_with_a_damaged_comparison(plant, out, change, message):
