@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, make_dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -118,11 +119,11 @@ class Suite(Generic[ConfigT]):
     """Settings: a frozen dataclass; `out: Path | None` and `overwrite: bool` are the runner's."""
     measure: Callable[[Sequence[Path], Sequence[Path], Any], Iterable[Measurement]]
     """(dictionary folders, result folder of each, settings) -> a measurement for each result."""
-    definitions: Callable[[Mapping[str, Any]], Sequence[Definition]]
+    definitions: Callable[[Mapping[str, Any]], Sequence[Definition]] = itemgetter("definitions")
     """Facts of a measurement -> what its numbers mean, in reading order."""
-    charts: Callable[[Mapping[str, Any]], Sequence[Chart]] = lambda _: ()
+    charts: Callable[[Mapping[str, Any]], Sequence[Chart]] = lambda data: data.get("charts", ())
     """Data of a measurement -> charts; a pure function."""
-    tables: Callable[[Mapping[str, Any]], Sequence[Table]] = lambda _: ()
+    tables: Callable[[Mapping[str, Any]], Sequence[Table]] = lambda data: data.get("tables", ())
     """Data of a measurement -> tables; a pure function."""
     headline: tuple[str, ...] = ()
     """Names of the numbers that matter most."""

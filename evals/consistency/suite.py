@@ -92,8 +92,6 @@ SUITE = Suite(
     Config=ConsistencyConfig,
     measure=deferred(".consistency.measure", "measure_consistency"),
     definitions=deferred(".consistency.scores", "consistency_definitions"),
-    charts=lambda data: data["charts"],
-    tables=lambda data: data["tables"],
     shown={
         "mcs_mean": "MCS",
         "mcs_share": "above",

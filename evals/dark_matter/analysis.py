@@ -13,8 +13,8 @@ from saelab.formats.evaluation_result import Table
 from saelab.model.language_model import LanguageModel
 
 from ..subjects import Subject
-from .config import DarkMatterConfig
 from .rows import Rows
+from .suite import DarkMatterConfig
 
 PART_LABELS = {"linear": "linear error", "nonlinear": "nonlinear error", "error": "whole error"}
 COMPONENT_WORDS: dict[ErrorComponent, str] = {

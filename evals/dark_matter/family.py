@@ -18,24 +18,11 @@ from .analysis import WIDTH_AXIS, Finding
 from .breakdown import Breakdown, Member, break_down
 from .downstream import PARTS
 from .linear_error import FIRST_PASS
-from .measure import PURSUIT
 from .norm_test import VECTORS, norm_test_violins
+from .suite import PURSUIT, SHOWN
 from .tokens import family_traces, measure_scaling, scaling_charts
 
 MOST_LINES = 12
-SHOWN = (
-    "fvu",
-    "fvu_nonlinear",
-    "error_r_squared",
-    "error_explained",
-    "norm_r_squared",
-    "l0_mean",
-    "shrinkage_gamma",
-    "linear_norm_share",
-    "nonlinear_norm_share",
-    "norm_test_nonlinear_error",
-)
-"""Numbers of each dictionary that its table holds; the parquet file holds all."""
 CONTOURED = {
     "norm_r_squared": "R² of the squared error norm",
     "error_r_squared": "R² of the error vector",

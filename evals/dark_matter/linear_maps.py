@@ -27,9 +27,9 @@ from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 
 from .analysis import COMPONENT_WORDS, AnalysisResult, Context, Finding, bars_of_parts, slug
-from .config import DarkMatterConfig
 from .regression import RIDGE, RegressionMoments, RegressionStatistics
 from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS, captured_rows, cells_of
+from .suite import DarkMatterConfig
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

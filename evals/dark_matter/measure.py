@@ -20,15 +20,14 @@ from saelab.sparse import SparseCodes
 
 from ..suite import Definition
 from .analysis import Values
-from .config import DarkMatterConfig
 from .directions import DIRECTIONS, DirectionSums, direction_findings
 from .linear_error import FIRST_PASS, SECOND_PASS, UNITS, ErrorSums, fit_error
 from .norm_test import NORM_TEST, PartSums, norm_test
 from .regression import CrossStatistics
 from .rows import RowBatch, Rows, Spill
+from .suite import PURSUIT, DarkMatterConfig
 from .tokens import token_writer, trace_chart, trace_of
 
-PURSUIT = "pursuit_"
 PURSUIT_WORDS = "With gradient-pursuit codes, each row with as many latents as its own codes have: "
 GROUPS: dict[str, dict[str, str]] = {
     "Error and its linear part": {**FIRST_PASS, **SECOND_PASS},

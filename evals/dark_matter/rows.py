@@ -30,7 +30,7 @@ from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.text.contexts import TextConfig, context_batches, describe_text
 
-from .config import DarkMatterConfig
+from .suite import DarkMatterConfig
 
 logger = logging.getLogger(__name__)
 

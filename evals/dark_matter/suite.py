@@ -1,285 +1,127 @@
-"""The suite "dark-matter": what dictionaries do not explain, taken apart.
-
-Everything that can be wrong is checked before the first row is read. Two passes over the rows give
-the numbers of a dictionary, further analyses follow; several dictionaries make a family.
-"""
+"""The suite "dark-matter": what dictionaries do not explain, taken apart."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from saelab.dictionary import SavedDictionary, load_dictionary
-from saelab.dictionary.decomposition import ORIGIN_KEY, save_probe
 from saelab.errors import ConfigError
-from saelab.formats.chart import Chart
-from saelab.formats.evaluation_result import EvaluationResult
-from saelab.formats.files import hash_of
-from saelab.memory import keep_freed_memory
-from saelab.model.devices import resolve_device
 
-from ..subjects import Subject, load_models, subjects_of
-from ..suite import Definition, Measurement, Suite
-from .analysis import AnalysisResult, Context, Finding
-from .breakdown import Member
-from .components import components_result
-from .config import Analysis, DarkMatterConfig
-from .downstream import downstream_result
-from .family import SHOWN, family_of
-from .linear_error import error_charts
-from .linear_maps import linear_maps_result
-from .measure import GROUPS, PURSUIT, Measured, measure
-from .norm_test import norm_test_chart
-from .regression import CrossStatistics
-from .rows import Rows, rows_of_cache, rows_of_text
-from .synthetic import synthetic_result
+from ..suite import HeldOutConfig, Suite, deferred
 
-TOKENS_FILE = "dark_matter_tokens.parquet"
-PURSUIT_TOKENS_FILE = "dark_matter_pursuit_tokens.parquet"
-PROBE_FILE = "dark_matter_probe.safetensors"
-SEEN = (
-    "The dictionary was trained on these very rows: its errors are smaller than on fresh text, and "
-    "what is held out here is held out of the probes only."
+Analysis = Literal[
+    "linear",
+    "norm-test",
+    "directions",
+    "pursuit",
+    "family",
+    "downstream",
+    "linear-maps",
+    "synthetic",
+    "components",
+]
+PURSUIT = "pursuit_"
+"""Before the names of numbers with pursuit codes."""
+SHOWN = (
+    "fvu",
+    "fvu_nonlinear",
+    "error_r_squared",
+    "error_explained",
+    "norm_r_squared",
+    "l0_mean",
+    "shrinkage_gamma",
+    "linear_norm_share",
+    "nonlinear_norm_share",
+    "norm_test_nonlinear_error",
 )
-COMPARED = ("hook_point", "model", "text", "context_length", "token_filter", "norm_ceiling")
-"""What dictionaries judged together must share."""
-FURTHER: dict[Analysis, Callable[[Context], AnalysisResult]] = {
-    "downstream": downstream_result,
-    "linear-maps": linear_maps_result,
-    "synthetic": synthetic_result,
-    "components": components_result,
-}
-"""Analyses beside the two passes over the rows, in the order in which they run."""
+"""The numbers that matter most; the parquet file of a family holds all."""
+DEFAULT_ANALYSES: tuple[Analysis, ...] = ("linear", "norm-test", "directions", "pursuit", "family")
 
 
-def measure_dark_matter(
-    folders: Sequence[Path], outs: Sequence[Path], config: DarkMatterConfig
-) -> Iterator[Measurement]:
-    """Measure dictionaries of one hook point on the same rows.
+@dataclass(frozen=True, kw_only=True)
+class DarkMatterConfig(HeldOutConfig):
+    """Which analyses of a dictionary's error to run, on which rows, and where the results go.
 
-    Raises:
-        ConfigError: dictionaries of different hook points or rows.
-        ArtifactError: a folder or cache that is not intact, or does not fit its model.
-        ActivationError: too few rows, or values that are not finite.
-        ModelError: an unknown model or hook point.
-        TextError: too little held-out text.
+    Text, context length, token filter and norm ceiling are the dictionary's own unless overridden.
     """
-    device = resolve_device(config.device)
-    saved = [load_dictionary(folder, device=str(device)) for folder in folders]
-    subjects = subjects_of(saved, outs, config)
-    _check_one_data_spec(subjects)
-    _check_named_dictionaries(saved[0], config)
-    model = None
-    if (
-        config.cache is None
-        or config.n_loss_tokens > 0
-        or config.wants("downstream")
-        or config.wants("linear-maps")
-    ):
-        model = next(iter(load_models(subjects, config.device).values()))
-    keep_freed_memory()
-    with _temporary_folder(_family_folder(outs, config)) as temporary:
-        if config.cache is not None:
-            rows = rows_of_cache(config.cache, saved[0], config, model)
-        else:
-            assert model is not None
-            rows = rows_of_text(model, subjects[0].spec, config, temporary)
-        design: CrossStatistics | None = None
-        for subject in subjects:
-            with _temporary_folder(temporary) as own_folder:
-                passes = _passes(subject, rows, config, own_folder, design)
-                context = Context(subject, model, rows, config, passes[0].probe)
-                further = [run(context) for name, run in FURTHER.items() if config.wants(name)]
-            design = passes[0].design
-            yield _measurement(subject, rows, passes, further)
 
+    analyses: tuple[Analysis, ...] = DEFAULT_ANALYSES
+    """What to do beside the split of the error into parts, which is always done ("linear").
+    "norm-test": the norm-prediction test; "directions": the norm probe against single latents;
+    "pursuit": every number again with gradient-pursuit codes; "family": scaling, breakdown,
+    contours over the dictionaries given; "downstream": what splicing each part in costs the model;
+    "linear-maps": errors from other dictionaries' outputs (see `sources`); "synthetic": planted
+    dense and introduced noise; "components": dictionaries trained on the parts (see
+    `component_dictionaries`)."""
+    cache: Path | None = None
+    """Activation cache of the hook point to take rows from. None: the model on held-out text."""
+    n_tokens: int = 250_000
+    """Rows to evaluate, counted after the token filter and `first_position`; fewer where the text
+    or the cache ends."""
+    n_loss_tokens: int = 16_384
+    """Tokens at the start of the text on which the model's loss is measured, for the baseline that
+    predicts the error norm from it. 0: not at all, and with `cache` no model is loaded for it."""
+    first_position: int | None = None
+    """Rows at earlier positions of a context are left out. None: 200, as in the paper, in contexts
+    of at least 400 tokens; in shorter ones 0."""
+    train_fraction: float = 0.6
+    """Share of the contexts that probes are fitted on; the others are held out."""
+    ridge: float = 1e-6
+    """Regularisation of every least-squares fit, in units of the mean variance of a regressor."""
+    seed: int = 0
+    """Draws the splits, the controls and planted noise."""
+    breakdown_l0: float | None = None
+    """L0 at which widths are compared. None: the one that most widths reach, nearest to 60."""
+    n_downstream_tokens: int = 16_384
+    """Tokens of held-out text for "downstream", rounded up to contexts."""
+    n_synthetic_rows: int = 50_000
+    """Rows for "synthetic"; all rows where there are fewer."""
+    sources: tuple[Path, ...] = ()
+    """Dictionaries of other hook points of the same model whose outputs "linear-maps" maps to the
+    error: an earlier layer's, and the same layer's MLP and attention outputs."""
+    component_dictionaries: tuple[Path, ...] = ()
+    """Dictionaries that were trained on the parts of a dictionary's error, for "components"."""
+    batch_contexts: int = 8
+    """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
+    out: Path | None = None
+    """Folder for the results; one folder per dictionary in it where there are several, and the
+    family's report beside them. None: the folder `evals` in each dictionary, and the family's
+    report in that of the first."""
 
-def _family_folder(outs: Sequence[Path], config: DarkMatterConfig) -> Path:
-    return outs[0] if config.out is None else config.out
+    def __post_init__(self) -> None:
+        least = {"n_tokens": 1, "n_downstream_tokens": 1, "n_synthetic_rows": 1}
+        least |= {"n_loss_tokens": 0, "first_position": 0, "seed": 0}
+        problems = [
+            f"{name}: {value} is below {lowest}"
+            for name, lowest in least.items()
+            if (value := getattr(self, name)) is not None and value < lowest
+        ]
+        if not 0 < self.train_fraction < 1:
+            problems.append(f"train_fraction: {self.train_fraction} is not between 0 and 1")
+        if not 0 <= self.ridge < 1:
+            problems.append(f"ridge: {self.ridge} is not at least 0 and below 1")
+        if self.breakdown_l0 is not None and self.breakdown_l0 <= 0:
+            problems.append(f"breakdown_l0: {self.breakdown_l0} is not above 0")
+        if self.cache is not None and self.context_length is not None:
+            problems.append("context_length: a cache has its own; give one or the other")
+        if self.wants("linear-maps") and not self.sources:
+            problems.append(
+                "sources: the analysis linear-maps needs dictionaries of other hook points, such "
+                "as an earlier layer's: name their folders with --sources"
+            )
+        if self.wants("components") and not self.component_dictionaries:
+            problems.append(
+                "component_dictionaries: the analysis components needs dictionaries trained on the "
+                "parts of the error: name their folders with --component-dictionaries"
+            )
+        problems += self.problems()
+        if problems:
+            raise ConfigError(problems)
 
-
-@contextmanager
-def _temporary_folder(beside: Path) -> Iterator[Path]:
-    """A folder for files between passes, where the results go: there is room for their size."""
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".dark_matter-", dir=beside) as folder:
-        yield Path(folder)
-
-
-def _check_one_data_spec(subjects: Sequence[Subject]) -> None:
-    """Refuse dictionaries whose rows differ: their numbers could not be held side by side."""
-    first = subjects[0]
-    for subject in subjects[1:]:
-        for name in COMPARED:
-            mine, theirs = getattr(first.spec, name), getattr(subject.spec, name)
-            if mine != theirs:
-                raise ConfigError(
-                    f"dictionaries of one family must read the same rows, but {name} of "
-                    f"{first.saved.folder} is {mine} and of {subject.saved.folder} is {theirs}: "
-                    "run the command once for each"
-                )
-
-
-def _check_named_dictionaries(judged: SavedDictionary, config: DarkMatterConfig) -> None:
-    """Load the dictionaries that further analyses need, so that a wrong one is known at once."""
-    for folder in config.sources if config.wants("linear-maps") else ():
-        load_dictionary(folder)
-    if not config.wants("components"):
-        return
-    loaded = [load_dictionary(folder) for folder in config.component_dictionaries]
-    plain = [str(saved.folder) for saved in loaded if ORIGIN_KEY not in saved.made_from]
-    if plain:
-        raise ConfigError(
-            f"component_dictionaries: {', '.join(plain)} were trained on activations, not on a "
-            f"part of the error of {judged.name}: train them with --error-component"
-        )
-
-
-def _passes(
-    subject: Subject,
-    rows: Rows,
-    config: DarkMatterConfig,
-    folder: Path,
-    design: CrossStatistics | None,
-) -> list[Measured]:
-    """The two passes with the dictionary's own codes, and with pursuit codes where asked for.
-
-    The token files and the probe are written on the way.
-    """
-    saved, out = subject.saved, subject.out
-    out.mkdir(parents=True, exist_ok=True)
-    measured = partial(measure, saved.dictionary, rows, config, name=saved.name, folder=folder)
-    passes = [measured(token_file=out / TOKENS_FILE, design=design)]
-    save_probe(
-        out / PROBE_FILE,
-        passes[0].probe,
-        {"dictionary_hash": saved.content_hash, "hook_point": saved.hook_point},
-    )
-    if config.wants("pursuit"):
-        token_file = out / PURSUIT_TOKENS_FILE
-        known = {"design": passes[0].design, "own_codes": passes[0].codes}
-        passes.append(measured(token_file=token_file, **known))
-    return passes
-
-
-def _measurement(
-    subject: Subject, rows: Rows, passes: Sequence[Measured], further: Sequence[AnalysisResult]
-) -> Measurement:
-    saved, dictionary = subject.saved, subject.saved.dictionary
-    numbers = {
-        measured.prefix + name: value
-        for measured in passes
-        for name, value in measured.values.items()
-    }
-    definitions = [
-        definition
-        for heading in GROUPS
-        for measured in passes
-        for definition in measured.definitions(heading)
-    ]
-    for result in further:
-        numbers |= {name: finding.value for name, finding in result.numbers.items()}
-        definitions += _definitions(result.numbers, result.group)
-    made_from = {
-        "model": saved.made_from.get("model"),
-        "model_hash": saved.made_from.get("model_hash"),
-        "hook_point": saved.hook_point,
-        **rows.described,
-        "architecture": dictionary.architecture,
-        "d_in": dictionary.d_in,
-        "d_sae": dictionary.d_sae,
-    }
-    return Measurement(
-        name=saved.name,
-        content_hash=saved.content_hash,
-        out=subject.out,
-        numbers={definition.name: numbers[definition.name] for definition in definitions},
-        made_from=made_from,
-        settings={"first_position": rows.first_position},
-        facts={"definitions": definitions},
-        data={"passes": passes, "further": further},
-        written=("tokens", "pursuit_tokens")[: len(passes)],
-        title=f"Dark matter of {saved.name}",
-        subtitle=f"{dictionary.architecture}, {dictionary.d_sae:,} latents, at {saved.hook_point} "
-        f"of {made_from['model']}. {_rows_in_words(made_from)}, {numbers['n_rows']:,} rows from "
-        f"position {rows.first_position} on.",
-        notes=(SEEN,) if rows.described.get("seen_in_training") else (),
-    )
-
-
-def _definitions(findings: Mapping[str, Finding], group: str) -> list[Definition]:
-    return [
-        Definition(name=name, unit=finding.unit, text=finding.text, group=group)
-        for name, finding in findings.items()
-    ]
-
-
-def _rows_in_words(made_from: Mapping[str, Any]) -> str:
-    text = made_from.get("text") or {}
-    cached = made_from["rows"] == "activation cache"
-    source = "Activation cache of" if cached else "Held-out part of"
-    return f"{source} {text.get('source')}, contexts of {made_from['context_length']} tokens"
-
-
-def _charts(data: Mapping[str, Any]) -> list[Chart]:
-    """Of a dictionary: the error, the norm test, tokens and latents, further analyses."""
-    passes: list[Measured] = data["passes"]
-    values = passes[0].values
-    charts = error_charts({measured.encoder: measured.values for measured in passes})
-    if "norm_test_error" in values:
-        charts.append(norm_test_chart(values))
-    for result in (*passes, *data["further"]):
-        charts += result.charts
-    return charts
-
-
-def measure_family(
-    results: Mapping[Path, EvaluationResult], config: DarkMatterConfig
-) -> Measurement | None:
-    """What the dictionaries show together, from their results and the token files beside them.
-
-    Returns:
-        None where no family was asked for, or for a single dictionary.
-    """
-    if not config.wants("family") or len(results) < 2:
-        return None
-    members = []
-    for out, result in results.items():
-        values = {metric.name: metric.value for metric in result.metrics}
-        member = Member(
-            name=result.dictionary_name,
-            d_sae=result.made_from["d_sae"],
-            l0=float(values["l0_mean"] or 0.0),
-            values=values,
-            token_file=out / TOKENS_FILE,
-        )
-        members.append(member)
-    family = family_of(members, breakdown_l0=config.breakdown_l0, ridge=config.ridge)
-    first = next(iter(results.values()))
-    hashes = [result.dictionary_hash for result in results.values()]
-    of_one = ("architecture", "d_in", "d_sae")
-    made_from = {name: value for name, value in first.made_from.items() if name not in of_one}
-    n_widths = len({member.d_sae for member in members})
-    return Measurement(
-        name=f"{len(members)} dictionaries",
-        content_hash=hash_of(hashes),
-        out=_family_folder(list(results), config),
-        suite=FAMILY_SUITE,
-        numbers={name: finding.value for name, finding in family.numbers.items()},
-        made_from={**made_from, "dictionaries": hashes},
-        settings={"first_position": first.settings["first_position"]},
-        facts={"definitions": _definitions(family.numbers, "Numbers")},
-        data={"family": family},
-        rows={"dictionaries": family.rows()},
-        title="Dark matter of a family of dictionaries",
-        subtitle=f"{len(members)} dictionaries of {n_widths} width{'' if n_widths == 1 else 's'} "
-        f"at {made_from['hook_point']} of {made_from['model']}. {_rows_in_words(made_from)}.",
-        notes=(*first.notes, *family.notes),
-    )
+    def wants(self, analysis: Analysis) -> bool:
+        """Whether an analysis was asked for."""
+        return analysis in self.analyses
 
 
 SUITE = Suite(
@@ -287,10 +129,7 @@ SUITE = Suite(
     summary="Take apart what dictionaries do not explain: linear and nonlinear error, and what "
     "each is.",
     Config=DarkMatterConfig,
-    measure=measure_dark_matter,
-    definitions=lambda facts: facts["definitions"],
-    charts=_charts,
-    tables=lambda data: [table for result in data["further"] for table in result.tables],
+    measure=deferred(".dark_matter.judge", "measure_dark_matter"),
     headline=tuple(prefix + name for name in SHOWN for prefix in ("", PURSUIT)),
     shown={
         "l0_mean": "L0",
@@ -304,16 +143,13 @@ SUITE = Suite(
         "pursuit_fvu_nonlinear": "FVU\nnonl.",
     },
     groups=lambda dictionaries, _: [range(len(dictionaries))],
-    together=measure_family,
+    together=deferred(".dark_matter.judge", "measure_family"),
 )
 FAMILY_SUITE = Suite(
     name="dark-matter-family",
     summary="What the dictionaries of one hook point show together.",
     Config=DarkMatterConfig,
-    measure=measure_dark_matter,
-    definitions=lambda facts: facts["definitions"],
-    charts=lambda data: data["family"].charts,
-    tables=lambda data: [data["family"].table()],
+    measure=SUITE.measure,
     headline=("asymptote", "asymptote_low", "asymptote_high", "mean_fvu_nonlinear"),
 )
 """Defines the result of a family, which the suite writes beside those of its dictionaries."""

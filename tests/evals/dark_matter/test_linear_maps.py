@@ -9,7 +9,6 @@ from saelab.dictionary import load_dictionary
 from saelab.dictionary.data_spec import data_spec_of
 from saelab.dictionary.decomposition import ErrorProbe, decompose
 from saelab.errors import ActivationError, ArtifactError, ConfigError
-from saelab.evals.dark_matter.config import DarkMatterConfig
 from saelab.evals.dark_matter.linear_maps import (
     JOINT,
     OWN,
@@ -21,6 +20,7 @@ from saelab.evals.dark_matter.linear_maps import (
     source_rows,
 )
 from saelab.evals.dark_matter.rows import CONTEXT_TEST, cells_of
+from saelab.evals.dark_matter.suite import DarkMatterConfig
 
 
 def values(findings):

@@ -9,8 +9,7 @@ from saelab.cache.writer import write_caches
 from saelab.dictionary.decomposition import load_probe
 from saelab.errors import ActivationError, ConfigError
 from saelab.evals.command import main
-from saelab.evals.dark_matter.config import DarkMatterConfig
-from saelab.evals.dark_matter.suite import SUITE
+from saelab.evals.dark_matter.suite import SUITE, DarkMatterConfig
 from saelab.evals.suite import evaluate
 from saelab.formats.evaluation_result import read_evaluation_result
 
@@ -130,11 +129,11 @@ def test_a_family_that_was_not_written_is_written_when_the_command_is_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("saelab.evals.dark_matter.suite.family_of", killed)
+        patched.setattr("saelab.evals.dark_matter.judge.family_of", killed)
         run_dark_matter(folders, settings)
     first = {path: path.stat().st_mtime_ns for path in family.parent.rglob("dark_matter.json")}
     assert len(first) == 2 and not family.exists()
-    monkeypatch.setattr("saelab.evals.dark_matter.suite.measure", killed)
+    monkeypatch.setattr("saelab.evals.dark_matter.judge.measure", killed)
     *dictionaries, written = run_dark_matter(folders, settings)
     assert read_evaluation_result(family) == written
     assert [row[0] for row in written.tables[0].rows] == ["w36", "w48"]
