@@ -113,7 +113,7 @@ def main(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return
-    from .suite import run_command
+    from .terminal import run_command
 
     run_command(_suite(arguments[0]), arguments[1:])
 

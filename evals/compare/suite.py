@@ -6,14 +6,13 @@ What is missing is evaluated, what exists is used, so `saelab compare` goes on w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-
-import tyro
 
 from saelab.errors import ConfigError
 
-from ..suite import HeldOutConfig, Suite, deferred, not_positive, run_command
+from ..suite import HeldOutConfig, Suite, deferred, not_positive
+from ..terminal import run_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,24 +70,13 @@ class CompareConfig(HeldOutConfig):
             raise ConfigError(problems)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompareCommand:
-    """Compare training methods in one report: what is missing is evaluated, what exists is used."""
-
-    dictionaries: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Runs of `saelab train`, or folders of single dictionaries: of one model and hook point."""
-    config: tyro.conf.OmitArgPrefixes[CompareConfig] = field(
-        default_factory=CompareConfig, metadata={"flatten": True}
-    )
-    """Settings."""
-
-
-CONFIG = CompareCommand
+CONFIG = CompareConfig
 SUITE = Suite(
     name="compare",
-    summary="Compare training methods in one report.",
+    summary="Compare training methods in one report: what is missing is evaluated, what exists is "
+    "used. Give runs of `saelab train`, or folders of single dictionaries: of one model and hook "
+    "point.",
     Config=CompareConfig,
-    Command=CompareCommand,
     measure=deferred(".compare.measure", "measure_comparison"),
     needs_dictionaries=False,
     folder=lambda config: config.out,

@@ -15,7 +15,7 @@ from saelab.report.result_page import write_result_page
 from saelab.stats.spread import Spread, spread_of
 
 from ..display import error_bars
-from ..suite import terminal_table
+from ..terminal import terminal_table
 
 SCORE_CARD = {
     "frr_080": "FRR @0.8",

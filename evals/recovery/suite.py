@@ -9,7 +9,8 @@ from pathlib import Path
 from saelab.errors import ConfigError
 from saelab.formats.evaluation_result import EvaluationResult
 
-from ..suite import Suite, deferred, terminal_table
+from ..suite import Suite, deferred
+from ..terminal import terminal_table
 
 BESIDES = {
     "match_f1": "F1",

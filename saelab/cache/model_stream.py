@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from saelab.dictionary.site import Site
 from saelab.errors import ActivationError, ConfigError
 from saelab.formats.files import hash_of
 from saelab.model.language_model import LanguageModel
@@ -34,17 +35,19 @@ _EXCLUDED = "excluded_"
 
 
 class ModelStream:
-    """Endless batches of a model's rows at one hook point; the interface of `CacheStream`.
+    """Endless batches of a model's rows at a site; the interface of `CacheStream`.
 
     The pool is filled on first use. Its rows give the statistics; when the text (or its first
     `config.n_tokens`) ends, the stream starts again at the beginning.
 
     Args:
         model: the model of `config`.
-        config: what to harvest; its one hook point, and `cache_dtype` as the dtype of the pool.
+        config: what to harvest; with the hook points of the site, and `cache_dtype` as the dtype of
+            the pool.
         batch_rows: rows in a batch.
         seed: of the slots that are taken.
         pool_rows: slots in the pool; at least `batch_rows`. More shuffle better.
+        site: what is read and written. None: the one hook point of `config`.
 
     Raises:
         ConfigError: settings that do not fit; all of them are named.
@@ -58,45 +61,66 @@ class ModelStream:
         batch_rows: int,
         seed: int,
         pool_rows: int,
+        site: Site | None = None,
     ):
+        self.site = Site.of(config.hook_points[0]) if site is None else site
         problems = []
-        if len(config.hook_points) != 1:
+        if set(config.hook_points) != set(self.site.hook_points):
             problems.append(
-                f"hook_points: a stream without a cache reads one, not {len(config.hook_points)}"
+                f"hook_points: {', '.join(config.hook_points)} are harvested, and {self.site} is "
+                "what is read and written: they must be the same"
             )
         if not 1 <= batch_rows <= pool_rows:
             problems.append(f"batch_rows: {batch_rows} must lie in 1 to pool_rows ({pool_rows})")
         if problems:
             raise ConfigError(problems)
-        self.hook_point = config.hook_points[0]
         self._harvest = Harvest(model, config)
-        self.d_in = self._harvest.widths[self.hook_point]
+        self._widths = {
+            "activations": [self._harvest.widths[name] for name in self.site.reads],
+            "targets": [self._harvest.widths[name] for name in self.site.writes],
+        }
+        self.d_in = sum(self._widths["activations"])
         self.batch_rows = batch_rows
         self.seed = seed
         self.pool_rows = pool_rows
         self._text_hash: str | None = describe_text(config.text)["content_hash"]
         self._excluded: Counter[str] = Counter()
-        self._statistics: RowStatistics | None = None
+        self._by_hook_point: dict[str, RowStatistics] | None = None
         self._drawn = 0  # batches handed out: with the seed, all there is to the randomness
         self._next_context = 0
         self._text_epoch = 0
         self._rows_this_epoch = 0
         self._batches: Iterator[CapturedBatch] | None = None
-        columns = ("activations", "gradients") if config.gradients else ("activations",)
+        widths = {"activations": self.d_in}
+        if not self.site.is_autoencoder:
+            widths["targets"] = sum(self._widths["targets"])
+        if config.gradients:
+            widths["gradients"] = sum(self._widths["targets"])
         dtype = DTYPES[config.cache_dtype]
-        self._pool = {name: torch.empty(pool_rows, self.d_in, dtype=dtype) for name in columns}
+        self._pool = {
+            name: torch.empty(pool_rows, width, dtype=dtype) for name, width in widths.items()
+        }
         self._pending = {name: pool[:0] for name, pool in self._pool.items()}
 
     @property
     def statistics(self) -> RowStatistics:
-        """Statistics of the first full pool, and the norm ceiling from the first contexts."""
-        if self._statistics is None:
-            self._statistics = self._start()
-        return self._statistics
+        """Of what is read, over the first full pool; norm ceilings are from the first contexts."""
+        return RowStatistics.joined([self._statistics()[name] for name in self.site.reads])
 
     @property
-    def target_statistics(self) -> None:
-        """What is read is what is written."""
+    def target_statistics(self) -> RowStatistics | None:
+        """Statistics of what is written, where that is not what is read."""
+        if self.site.is_autoencoder:
+            return None
+        return RowStatistics.joined([self._statistics()[name] for name in self.site.writes])
+
+    def _statistics(self) -> dict[str, RowStatistics]:
+        if self._by_hook_point is None:
+            self._by_hook_point = self._start()
+        return self._by_hook_point
+
+    def _ceilings(self) -> dict[str, float | None]:
+        return {name: each.norm_ceiling for name, each in self._statistics().items()}
 
     @property
     def excluded(self) -> dict[str, int]:
@@ -105,27 +129,30 @@ class ModelStream:
 
     def provenance(self) -> dict[str, Any]:
         """What a dictionary trained on this stream was made from."""
-        ceiling = self.statistics.norm_ceiling
-        made_from = self._harvest.provenance(self.hook_point, ceiling, self._text_hash)
-        return {**made_from, "cache_hash": None}
+        ceilings = self._ceilings()
+        first = self.site.hook_points[0]
+        made_from = self._harvest.provenance(first, ceilings[first], self._text_hash)
+        several = {"norm_ceilings": ceilings} if len(ceilings) > 1 else {}
+        return {**made_from, "cache_hash": None, **several}
 
     def next_batch(self) -> ActivationBatch:
-        """The next `batch_rows` rows: float32 activations, and gradients where asked for.
+        """The next `batch_rows` rows in float32, with targets and gradients as `AlignedCaches` has
+        them.
 
         Raises:
             ActivationError: the model gave a NaN or an infinity.
         """
-        ceiling = self.statistics.norm_ceiling
+        ceilings = self._ceilings()
         order = Permutation(self.pool_rows, self.seed, self._drawn)
         slots = torch.from_numpy(order(np.arange(self.batch_rows)))
         taken = {name: column[slots].float() for name, column in self._pool.items()}
-        self._put(slots, ceiling)
+        self._put(slots, ceilings)
         self._drawn += 1
         return ActivationBatch(**taken)
 
     def state(self) -> dict[str, Tensor | int | str]:
         """All that `restore` needs to go on with the next batch, the pool included."""
-        statistics = self.statistics
+        statistics = self._statistics()
         state: dict[str, Tensor | int | str] = {
             "stream": "model",
             "source": self._source(),
@@ -135,15 +162,15 @@ class ModelStream:
             "next_context": self._next_context,
             "text_epoch": self._text_epoch,
             "rows_this_epoch": self._rows_this_epoch,
-            "statistics_rows": statistics.n_rows,
-            "mean": statistics.mean.clone(),
-            "squared_norms": torch.tensor(
-                [statistics.mean_squared_norm, statistics.centred_mean_squared_norm],
-                dtype=torch.float64,
-            ),
+            "statistics_rows": next(iter(statistics.values())).n_rows,
         }
-        if statistics.norm_ceiling is not None:
-            state["norm_ceiling"] = torch.tensor(statistics.norm_ceiling, dtype=torch.float64)
+        for suffix, each in zip(self._suffixes(), statistics.values(), strict=True):
+            state[f"mean{suffix}"] = each.mean.clone()
+            norms = [each.mean_squared_norm, each.centred_mean_squared_norm]
+            state[f"squared_norms{suffix}"] = torch.tensor(norms, dtype=torch.float64)
+            if each.norm_ceiling is not None:
+                ceiling = torch.tensor(each.norm_ceiling, dtype=torch.float64)
+                state[f"norm_ceiling{suffix}"] = ceiling
         for reason, count in self._excluded.items():
             state[_EXCLUDED + reason] = count
         for name in self._pool:
@@ -162,7 +189,7 @@ class ModelStream:
         if state.get("stream") != "model" or state["source"] != self._source():
             raise ActivationError(
                 "the saved data position is of another stream, model or config than "
-                f"{config.model} at {self.hook_point}: resume with the settings that the run "
+                f"{config.model} at {self.site}: resume with the settings that the run "
                 "started with"
             )
         if state.get("text_hash") != (self._text_hash or ""):
@@ -170,15 +197,17 @@ class ModelStream:
                 f"the text {config.text.source} changed since the data position was saved: restore "
                 "the text that the run started with, or start a new run"
             )
-        ceiling = state.get("norm_ceiling")
-        raw, centred = state["squared_norms"].tolist()
-        self._statistics = RowStatistics(
-            n_rows=int(state["statistics_rows"]),
-            mean=state["mean"].clone(),
-            mean_squared_norm=raw,
-            centred_mean_squared_norm=centred,
-            norm_ceiling=None if ceiling is None else float(ceiling),
-        )
+        self._by_hook_point = {}
+        for name, suffix in zip(self.site.hook_points, self._suffixes(), strict=True):
+            ceiling = state.get(f"norm_ceiling{suffix}")
+            raw, centred = state[f"squared_norms{suffix}"].tolist()
+            self._by_hook_point[name] = RowStatistics(
+                n_rows=int(state["statistics_rows"]),
+                mean=state[f"mean{suffix}"].clone(),
+                mean_squared_norm=raw,
+                centred_mean_squared_norm=centred,
+                norm_ceiling=None if ceiling is None else float(ceiling),
+            )
         self.seed, self._drawn = int(state["seed"]), int(state["drawn"])
         self._next_context = int(state["next_context"])
         self._text_epoch = int(state["text_epoch"])
@@ -198,28 +227,41 @@ class ModelStream:
     def _source(self) -> str:
         """Hash of all that decides the rows."""
         harvest = self._harvest
-        return hash_of([harvest.config.to_json(), harvest.model.content_hash, self.pool_rows])
+        source = [harvest.config.to_json(), harvest.model.content_hash, self.pool_rows]
+        several = len(self.site.hook_points) > 1
+        return hash_of([*source, self.site.to_json()] if several else source)
 
-    def _start(self) -> RowStatistics:
-        """Set the norm ceiling, fill the pool, and measure its rows."""
+    def _suffixes(self) -> list[str]:
+        """Of the names in a state, by hook point."""
+        return [f"_{index}" if index else "" for index in range(len(self.site.hook_points))]
+
+    def _start(self) -> dict[str, RowStatistics]:
+        """Set the norm ceilings, fill the pool, and measure its rows; by hook point."""
         self._pending = {name: pool[:0] for name, pool in self._pool.items()}
         self._batches = self._harvest.batches()
         head = list(islice(self._batches, self._harvest.calibration_batches))
-        ceiling = self._harvest.calibrate(head, self.hook_point).norm_ceiling
+        ceilings = {
+            name: self._harvest.calibrate(head, name).norm_ceiling for name in self.site.hook_points
+        }
         for batch in head:
-            self._keep(batch, ceiling)
+            self._keep(batch, ceilings)
         with progress_bar(self.pool_rows, "filling the pool", "rows") as bar:
             for slots in torch.arange(self.pool_rows).split(self.batch_rows):
-                self._put(slots, ceiling)
+                self._put(slots, ceilings)
                 bar.update(len(slots))
-        return RowSums.of(self._pool["activations"]).statistics(ceiling)
+        parts: dict[str, Tensor] = {}
+        for column, names in (("targets", self.site.writes), ("activations", self.site.reads)):
+            if column in self._pool:
+                rows = self._pool[column].split(self._widths[column], dim=1)
+                parts |= zip(names, rows, strict=True)
+        return {name: RowSums.of(parts[name]).statistics(c) for name, c in ceilings.items()}
 
-    def _put(self, slots: Int[Tensor, " slots"], ceiling: float | None) -> None:
+    def _put(self, slots: Int[Tensor, " slots"], ceilings: Mapping[str, float | None]) -> None:
         """Put fresh rows into these slots of the pool."""
         filled = 0
         while filled < len(slots):
             if len(self._pending["activations"]) == 0:
-                self._read_on(ceiling)
+                self._read_on(ceilings)
             taken = min(len(slots) - filled, len(self._pending["activations"]))
             where = slots[filled : filled + taken]
             for name, pool in self._pool.items():
@@ -227,13 +269,13 @@ class ModelStream:
                 self._pending[name] = self._pending[name][taken:]
             filled += taken
 
-    def _read_on(self, ceiling: float | None) -> None:
+    def _read_on(self, ceilings: Mapping[str, float | None]) -> None:
         """Run the next batch of contexts; at the end of the text, go back to its beginning."""
         if self._batches is None:
             self._batches = self._harvest.batches(first_context=self._next_context)
         batch = next(self._batches, None)
         if batch is not None:
-            self._keep(batch, ceiling)
+            self._keep(batch, ceilings)
             return
         if self._rows_this_epoch == 0:
             raise ActivationError("no row passes the token filter: relax it or read more text")
@@ -241,11 +283,16 @@ class ModelStream:
         _log.info("the text has ended; its pass %d begins", self._text_epoch + 1)
         self._next_context, self._rows_this_epoch, self._batches = 0, 0, None
 
-    def _keep(self, batch: CapturedBatch, ceiling: float | None) -> None:
+    def _keep(self, batch: CapturedBatch, ceilings: Mapping[str, float | None]) -> None:
         """Append the rows of a batch to those that wait for a slot."""
-        rows = self._harvest.keep_rows(batch, {self.hook_point: ceiling})[self.hook_point]
+        kept = self._harvest.keep_rows(batch, ceilings)
         for name, waiting in self._pending.items():
-            self._pending[name] = torch.cat([waiting, getattr(rows, name).to(waiting)])
+            hook_points = self.site.reads if name == "activations" else self.site.writes
+            field = "gradients" if name == "gradients" else "activations"
+            columns = [getattr(kept[hook_point], field).to(waiting) for hook_point in hook_points]
+            rows = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+            self._pending[name] = torch.cat([waiting, rows])
+        first = kept[self.site.hook_points[0]]
         self._next_context = batch.first_context + len(batch.tokens)
-        self._rows_this_epoch += len(rows.tokens)
-        self._excluded.update(rows.excluded)
+        self._rows_this_epoch += len(first.tokens)
+        self._excluded.update(first.excluded)

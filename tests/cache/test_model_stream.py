@@ -6,19 +6,21 @@ from collections import Counter
 import pytest
 import torch
 
+from saelab.cache.aligned import open_caches
 from saelab.cache.config import TokenFilter
 from saelab.cache.model_stream import ModelStream
 from saelab.cache.reader import open_cache
 from saelab.cache.writer import write_caches
+from saelab.dictionary.site import Site
 from saelab.errors import ActivationError, ConfigError
 from saelab.text.contexts import describe_text
 
 
 @pytest.fixture
 def make_stream(program, table_model, small_text):
-    def make(batch_rows=32, seed=0, pool_rows=200, model=table_model, **changes):
+    def make(batch_rows=32, seed=0, pool_rows=200, model=table_model, site=None, **changes):
         config = program.small_config(small_text, **changes)
-        return ModelStream(model, config, batch_rows, seed, pool_rows)
+        return ModelStream(model, config, batch_rows, seed, pool_rows, site)
 
     return make
 
@@ -85,17 +87,79 @@ def test_gradients_stay_with_their_rows(make_stream):
         assert torch.equal(batch.gradients, (batch.activations.bfloat16() * 0.5).float())
 
 
-@pytest.mark.parametrize("steps", [0, 1, 7, 60])
+FIRST, SECOND = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
+SITES = {
+    "transcoder": Site((FIRST,), (SECOND,)),
+    "crosscoder": Site((FIRST, SECOND), (FIRST, SECOND)),
+    "several to one": Site((SECOND, FIRST), (SECOND,)),
+}
+
+
+def sides_of(batch):
+    sides = (batch.activations, batch.targets, batch.gradients)
+    return [tuple(row) for row in torch.cat([s for s in sides if s is not None], dim=1).tolist()]
+
+
 @pytest.mark.parametrize("gradients", [False, True])
-def test_a_restored_stream_goes_on_exactly(make_stream, steps, gradients):
-    stream = make_stream(gradients=gradients)
+@pytest.mark.parametrize("site", SITES.values(), ids=SITES)
+def test_several_hook_points_have_the_rows_that_their_caches_have(
+    make_stream, program, table_model, small_text, tmp_path, site, gradients
+):
+    both = {"hook_points": program.HOOK_POINTS, "gradients": gradients}
+    # A row that is massive at the second hook point alone is left out at both.
+    table_model._tables[SECOND][2 + ord("q")] *= 1000
+    config = program.small_config(small_text, **both)
+    caches = write_caches(tmp_path / "out", config, model=table_model)
+    aligned = open_caches(caches[0].parent, site)
+    stream = make_stream(batch_rows=64, pool_rows=400, site=site, **both)
+    drawn = Counter()
+    for _ in range(5 * aligned.n_rows // 64):
+        drawn.update(sides_of(stream.next_batch()))
+    assert set(drawn) == set(sides_of(aligned.rows(torch.arange(aligned.n_rows))))
+    assert stream.d_in == aligned.d_in
+    assert (stream.target_statistics is None) == (aligned.target_statistics is None)
+    hashes = dict.fromkeys(("cache_hash", "cache_hashes"))
+    assert {"cache_hashes": None, **stream.provenance()} == {**aligned.provenance(), **hashes}
+
+
+@pytest.mark.parametrize("site", SITES.values(), ids=SITES)
+def test_statistics_of_several_hook_points_are_those_of_the_first_pool(make_stream, program, site):
+    stream = make_stream(site=site, hook_points=program.HOOK_POINTS)
+    state = stream.state()
+    sides = {"pool_activations": (stream.statistics, site.reads)}
+    if stream.target_statistics is not None:
+        sides["pool_targets"] = (stream.target_statistics, site.writes)
+    for name, (statistics, hook_points) in sides.items():
+        pool = state[name].double()
+        torch.testing.assert_close(statistics.mean, pool.mean(0).float())
+        centred = float((pool - pool.mean(0)).square().sum(1).mean())
+        assert statistics.centred_mean_squared_norm == pytest.approx(centred)
+        assert len(statistics.by_hook_point) == (len(hook_points) if len(hook_points) > 1 else 0)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7, 60])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gradients": True},
+        {"site": SITES["transcoder"], "hook_points": (FIRST, SECOND), "gradients": True},
+    ],
+    ids=["plain", "gradients", "transcoder"],
+)
+def test_a_restored_stream_goes_on_exactly(make_stream, steps, changes):
+    stream = make_stream(**changes)
     for _ in range(steps):
         stream.next_batch()
     state = stream.state()
     following = [stream.next_batch().activations for _ in range(60)]
-    fresh = make_stream(seed=99, gradients=gradients)
+    fresh = make_stream(seed=99, **changes)
     fresh.restore(state)
     assert torch.equal(fresh.statistics.mean, stream.statistics.mean)
+    for one, other in ((fresh, stream), (stream, fresh)):
+        assert (one.target_statistics is None) == ("site" not in changes)
+        if one.target_statistics is not None:
+            assert torch.equal(one.target_statistics.mean, other.target_statistics.mean)
     assert all(torch.equal(fresh.next_batch().activations, rows) for rows in following)
     first, second = stream.state(), fresh.state()
     assert first.keys() == second.keys()
@@ -132,6 +196,10 @@ def test_another_streams_state_is_refused(make_stream):
         make_stream(rows=TokenFilter(max_norm_ratio=3.0)).restore(state)
     with pytest.raises(ActivationError, match="resume with the settings"):
         make_stream(pool_rows=201).restore(state)
+    both = {"hook_points": (FIRST, SECOND)}
+    there, back = SITES["transcoder"], Site((SECOND,), (FIRST,))
+    with pytest.raises(ActivationError, match="resume with the settings"):
+        make_stream(site=back, **both).restore(make_stream(site=there, **both).state())
     with pytest.raises(ActivationError, match="resume with the settings"):
         make_stream().restore({"stream": "cache"})
 

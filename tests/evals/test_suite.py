@@ -156,13 +156,42 @@ def test_dictionaries_judged_together_are_kept_together_or_not_at_all(
     toy, save_trained, topk_dictionary
 ):
     folders = [save_trained(topk_dictionary(seed), f"sae{seed}") for seed in range(2)]
-    jointly = replace(toy, jointly=True)
+    jointly = replace(toy, groups=lambda dictionaries, _: [range(len(dictionaries))])
     evaluate(jointly, folders, ToyConfig())
     evaluate(jointly, folders, ToyConfig())
     assert MEASURED == ["sae0", "sae1"]
     (folders[1] / "evals" / "toy_norms.json").unlink()
     evaluate(jointly, folders, ToyConfig())
     assert MEASURED == ["sae0", "sae1"] * 2
+
+
+def test_a_group_is_kept_whatever_other_groups_there_are(toy, save_trained, topk_dictionary):
+    folders = [save_trained(topk_dictionary(seed), f"sae{seed}") for seed in range(3)]
+    pairs = replace(
+        toy, groups=lambda dictionaries, _: [[0, 1], [2]] if len(dictionaries) > 2 else [[0, 1]]
+    )
+    evaluate(pairs, folders[:2], ToyConfig())
+    evaluate(pairs, folders, ToyConfig())
+    assert MEASURED == ["sae0", "sae1", "sae2"]
+
+
+def test_a_result_that_holds_more_serves_where_its_suite_says_so(
+    toy, save_trained, topk_dictionary
+):
+    folder = save_trained(topk_dictionary(), "sae")
+    evaluate(toy, [folder], ToyConfig(n_columns=5))
+    lenient = replace(toy, serves={"n_columns": lambda measured, asked: measured >= asked})
+    evaluate(lenient, [folder], ToyConfig(n_columns=3))
+    with pytest.raises(ConfigError, match="it has n_columns 5, not 6"):
+        evaluate(lenient, [folder], ToyConfig(n_columns=6))
+
+
+def test_a_lost_table_is_named_and_not_made_again_unasked(toy, save_trained, topk_dictionary):
+    folder = save_trained(topk_dictionary(), "sae")
+    evaluate(toy, [folder], ToyConfig())
+    (folder / "evals" / "toy_norms_latents.parquet").unlink()
+    with pytest.raises(ConfigError, match=r"names toy_norms_latents.parquet beside it: missing"):
+        evaluate(toy, [folder], ToyConfig())
 
 
 def test_a_number_without_a_definition_is_a_mistake_of_the_suite(

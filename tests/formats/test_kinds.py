@@ -167,6 +167,8 @@ def same_content(path, good):
 
 
 def path_kind(path):
+    if path.name == "compare.json":
+        return "comparison"
     for kind in KINDS.values():
         if any(path.match(pattern) for pattern in kind.files):
             return kind.name.replace("_", " ")

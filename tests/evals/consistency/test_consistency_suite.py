@@ -10,7 +10,7 @@ import torch
 from saelab.errors import ArtifactError, ConfigError
 from saelab.evals.consistency import measure
 from saelab.evals.consistency.suite import SUITE, ConsistencyConfig, run_consistency
-from saelab.evals.suite import run_command
+from saelab.evals.terminal import run_command
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.report.draw import draw
 

@@ -13,7 +13,7 @@ from saelab.evals.steering import effects as effects_module
 from saelab.evals.steering.measure import draw_prompts
 from saelab.evals.steering.numbers import summarise
 from saelab.evals.steering.suite import SUITE, SteeringConfig, run_steering
-from saelab.evals.suite import run_command
+from saelab.evals.terminal import run_command
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.report.draw import draw
 from saelab.stats.bootstrap import difference_interval

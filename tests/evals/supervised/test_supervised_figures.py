@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from saelab.evals.suite import show
 from saelab.evals.supervised.suite import SUITE
 from saelab.evals.supervised.toys import OcclusionToy, SplittingToy, toys_result
+from saelab.evals.terminal import show
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.report.draw import draw
 

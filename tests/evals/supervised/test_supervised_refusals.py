@@ -9,11 +9,12 @@ import torch
 
 from saelab.cache.reader import open_cache
 from saelab.errors import ArtifactError, ConfigError, ModelError
-from saelab.evals.suite import evaluate, run_command
+from saelab.evals.suite import evaluate
 from saelab.evals.supervised.contenders import form_candidates
 from saelab.evals.supervised.sites import CrossSection, PromptSite, write_cross_sections
 from saelab.evals.supervised.suite import SUITE, SupervisedConfig
 from saelab.evals.supervised.task_cache import write_task_caches
+from saelab.evals.terminal import run_command
 from saelab.formats.lock import writer_lock
 
 

@@ -1,0 +1,94 @@
+"""An evaluation suite on the command line: its words read, its results shown as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saelab.config import parse_arguments
+from saelab.errors import ConfigError
+from saelab.formats.evaluation_result import IN_SHORT, EvaluationResult
+
+from .suite import Suite, evaluate
+
+
+def run_command(suite: Suite[Any], arguments: Sequence[str]) -> None:
+    """Run a suite with the words after `saelab eval SUITE` and show its table.
+
+    Raises:
+        SaelabError: whatever the user can put right.
+    """
+    program = f"saelab eval {suite.name}"
+    command: Any = parse_arguments(suite.command(), arguments, program=program)
+    if suite.needs_dictionaries and not command.dictionaries:
+        raise ConfigError(f"no dictionary was given: type `{program} FOLDER [FOLDER …]`")
+    lines = None if suite.action is None else suite.action(command)
+    if lines is not None:
+        from rich.console import Console
+
+        for line in lines:
+            Console().print(line, soft_wrap=True, highlight=False)
+        return
+    results = evaluate(suite, command.dictionaries, command.config)
+    show(suite, results)
+    if suite.finish is not None:
+        suite.finish([result for _, result in results], command.config)
+
+
+def show(suite: Suite[Any], results: Sequence[tuple[Path, EvaluationResult]]) -> None:
+    """Print one line per dictionary, or the tables in short; notes, and where the reports are."""
+    from rich.console import Console
+
+    console = Console()
+    named = {metric.name for _, result in results for metric in result.metrics}
+    shown = {name: label for name, label in suite.shown.items() if name in named}
+    rows = [
+        [result.dictionary_name, *(_values(result).get(name) for name in shown)]
+        for _, result in results
+        if any(name in _values(result) for name in shown)
+    ]
+    if shown:
+        console.print(terminal_table("", ["dictionary", *shown.values()], rows))
+    else:
+        for _, result in results:
+            in_short = [table for table in result.tables if table.section == IN_SHORT]
+            for table in in_short or result.tables[:1]:
+                # Headings that are broken into lines by hand are narrow enough for a terminal.
+                rigid = any("\n" in column for column in table.columns)
+                title, lines = result.dictionary_name, table.rows
+                console.print(terminal_table(title, table.columns, lines, rigid=rigid))
+                if table.note:
+                    console.print(table.note, highlight=False)
+    for note in dict.fromkeys(note for _, result in results for note in result.notes):
+        console.print(note, highlight=False)
+    for path, _ in results:
+        console.print(f"report: {path.with_suffix('.html')}", soft_wrap=True, highlight=False)
+
+
+def _values(result: EvaluationResult) -> dict[str, Any]:
+    return {metric.name: metric.value for metric in result.metrics}
+
+
+def terminal_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, rigid: bool = False
+) -> Any:
+    """A table for `rich` to print: the first column names its row, numbers are right-aligned.
+
+    `rigid`: only the first column may be folded where the terminal is narrow.
+    """
+    from rich import box
+    from rich.table import Table as Lines
+
+    lines = Lines(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, label in enumerate(columns):
+        justify, no_wrap = ("right", rigid) if index else ("left", False)
+        lines.add_column(label, overflow="fold", justify=justify, no_wrap=no_wrap)
+    for first, *values in rows:
+        cells = ["undefined" if value is None else _short(value) for value in values]
+        lines.add_row(str(first), *cells)
+    return lines
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
