@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from saelab.stats.metric_definitions import METRICS, define
 
-from ..suite import Definition, Measurement, Suite
+from ..suite import Definition, Suite, deferred
 from .charts import core_charts, core_tables
 from .config import CoreConfig
-
-RESULT_FILE = "core.json"
 
 
 def definitions(facts: Mapping[str, Any]) -> list[Definition]:
@@ -29,21 +26,12 @@ def definitions(facts: Mapping[str, Any]) -> list[Definition]:
     ]
 
 
-def measure(
-    folders: Sequence[Path], outs: Sequence[Path], config: CoreConfig
-) -> Iterator[Measurement]:
-    """Measure dictionaries; see `measure_core`."""
-    from .measure import measure_core
-
-    return measure_core(folders, outs, config)
-
-
 SUITE = Suite(
     name="core",
     summary="Judge saved dictionaries on held-out text: reconstruction, sparsity, effect on the "
     "model.",
     Config=CoreConfig,
-    measure=measure,
+    measure=deferred(".core.measure", "measure_core"),
     definitions=definitions,
     charts=core_charts,
     tables=core_tables,

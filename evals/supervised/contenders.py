@@ -17,11 +17,10 @@ from torch import Tensor
 
 from saelab.dictionary import Dictionary, SavedDictionary, load_dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError
-from saelab.formats.manifest import require_fields
 from saelab.model.language_model import LanguageModel
 from saelab.sparse import SparseCodes
 
-from .dictionaries import Design, SupervisedDictionary
+from .dictionaries import SupervisedDictionary
 from .sites import CrossSection, PromptSite, head_slice, site_width
 from .task_cache import ORIGIN_KEY
 from .tasks import Prompt, Task
@@ -257,37 +256,6 @@ def save_supervised(
             "entries": [part.start or 0, part.stop or model.width_at(site.hook_point)],
         },
     )
-
-
-def load_supervised(folder: Path) -> SupervisedDictionary:
-    """A supervised dictionary whose codes come from labels of its own design attributes.
-
-    Where it was fitted with a parametrisation that is not "independent", its codes are those of
-    labels by the design's attributes ("io,pos" and so on).
-
-    Raises:
-        ArtifactError: the folder is no intact dictionary, or not a supervised one.
-    """
-    saved = load_dictionary(folder)
-    training = saved.manifest.get("config", {})
-    if not isinstance(training, dict) or training.get("method") != METHOD:
-        raise ArtifactError(
-            f"{folder} is a dictionary but not a supervised one: its features have no labels"
-        )
-    fields = {"kind": str, "attributes": dict, "nested": dict, "counts": list}
-    require_fields(training, fields, folder / "saelab.json")
-    design = Design(
-        {name: tuple(values) for name, values in training["attributes"].items()},
-        training["nested"],
-    )
-    features, bias = saved.dictionary.W_dec, saved.dictionary.b_dec
-    counts = torch.tensor(training["counts"], dtype=torch.int64)
-    if not design.n_features == len(counts) == len(features):
-        raise ArtifactError(
-            f"{folder} has {len(features)} latents, {design.n_features} values and {len(counts)} "
-            "counts, which should be one number: its manifest was edited; save it again"
-        )
-    return SupervisedDictionary(training["kind"], design, features, bias, counts)
 
 
 def with_linear_encoder(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ import tyro
 from saelab.errors import ConfigError
 from saelab.formats.lock import writer_lock
 
-from ..suite import Suite
+from ..suite import Suite, deferred
 
 
 def below(settings: Any, **least: int) -> list[str]:
@@ -212,15 +211,6 @@ def _write_caches(out: Path, command: SupervisedCommand) -> list[str]:
     return [f"cache: {folder}" for folder in folders]
 
 
-def _lazily(name: str) -> Any:
-    """A function of `judge`, which is imported when it is called."""
-
-    def call(*arguments: Any) -> Any:
-        return getattr(import_module(".judge", __package__), name)(*arguments)
-
-    return call
-
-
 SUITE = Suite(
     name="supervised",
     summary="Judge dictionaries on a task with known attributes.",
@@ -228,9 +218,9 @@ SUITE = Suite(
     Command=SupervisedCommand,
     action=_run_action,
     folder=lambda config: config.folder,
-    measure=_lazily("measure"),
-    definitions=_lazily("definitions"),
-    charts=_lazily("charts"),
-    tables=_lazily("tables"),
+    measure=deferred(".supervised.judge", "measure"),
+    definitions=deferred(".supervised.judge", "definitions"),
+    charts=deferred(".supervised.judge", "charts"),
+    tables=deferred(".supervised.judge", "tables"),
     needs_dictionaries=False,
 )

@@ -18,7 +18,7 @@ from saelab.evals.core.charts import MODE_LABELS, WARNING
 from saelab.evals.core.config import CoreConfig
 from saelab.evals.core.modes import SHUFFLE_SEED
 from saelab.evals.core.suite import SUITE, run_core
-from saelab.evals.suite import show
+from saelab.evals.terminal import show
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.stats.metric_definitions import INFERENCE_MODES, METRICS, MODES_GROUP
 from saelab.text.contexts import TextConfig, context_batches

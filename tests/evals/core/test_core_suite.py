@@ -16,7 +16,7 @@ from saelab.dictionary import Dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError, ModelError, TextError
 from saelab.evals.core.config import CoreConfig
 from saelab.evals.core.suite import SUITE, run_core
-from saelab.evals.suite import run_command
+from saelab.evals.terminal import run_command
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.stats.metric_definitions import METRICS, MODES_GROUP
 from saelab.text.contexts import TextConfig, context_batches

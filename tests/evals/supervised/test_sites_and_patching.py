@@ -10,8 +10,8 @@ import torch
 from saelab.config import to_plain
 from saelab.errors import ArtifactError, ConfigError, ModelError
 from saelab.evals.supervised.circuit import cross_sections_of, find_circuit, find_sites
-from saelab.evals.supervised.contenders import load_supervised, save_supervised
-from saelab.evals.supervised.dictionaries import fit_supervised
+from saelab.evals.supervised.contenders import save_supervised
+from saelab.evals.supervised.dictionaries import Design, SupervisedDictionary, fit_supervised
 from saelab.evals.supervised.section import (
     base_accuracy,
     coverage,
@@ -385,7 +385,16 @@ def test_a_supervised_dictionary_is_saved_as_a_dictionary(tiny_model, task, tmp_
     truth = fitted.codes([prompt.labels for prompt in prompts]) > 0
     assert torch.equal(active[:, :4], truth[:, :4])
     assert any("v.0.1@word" in line for line in describe(folder))
-    back = load_supervised(folder)
+    # The manifest says which row of the decoder each label has.
+    training = saved.manifest["config"]
+    attributes = {name: tuple(values) for name, values in training["attributes"].items()}
+    back = SupervisedDictionary(
+        training["kind"],
+        Design(attributes, training["nested"]),
+        saved.dictionary.W_dec,
+        saved.dictionary.b_dec,
+        torch.tensor(training["counts"]),
+    )
     labels = [prompt.labels for prompt in prompts]
     torch.testing.assert_close(back.reconstruct(labels), fitted.reconstruct(labels))
     assert back.kind == "mse"
