@@ -12,6 +12,7 @@ import numpy as np
 from saelab.stats.metric_definitions import INFERENCE_MODES
 from saelab.stats.spread import Spread, spread_of
 
+from ..core.charts import MODE_COLUMNS
 from ..definitions import Definition
 from .candidates import UNKNOWN_SEED
 from .jobs import by_group
@@ -114,7 +115,6 @@ def default_common_l0(targets: Sequence[float]) -> list[float]:
 
 
 PARETO_METRICS = ("fvu", "loss_recovered_mean")
-MODE_METRICS = ("l0_mean", "fvu", "loss_recovered_mean", "loss_recovered_zero", "kl")
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +208,7 @@ class ModeRow:
     mode: str
     """One of `INFERENCE_MODES`."""
     values: dict[str, Spread]
-    """By name in `MODE_METRICS`."""
+    """By name in `MODE_COLUMNS`."""
 
 
 def mode_rows_of(rows: Sequence[Row]) -> list[ModeRow]:
@@ -220,7 +220,7 @@ def mode_rows_of(rows: Sequence[Row]) -> list[ModeRow]:
             for member in row.members
         ]
         for mode in INFERENCE_MODES:
-            names = {name: f"mode_{mode}_{name}" for name in MODE_METRICS}
+            names = {name: f"mode_{mode}_{name}" for name in MODE_COLUMNS}
             if any(key in metrics for metrics in by_seed for key in names.values()):
                 values = {
                     name: spread_of(number(metrics.get(key)) for metrics in by_seed)

@@ -7,18 +7,12 @@ from itertools import groupby
 
 from saelab.formats.evaluation_result import IN_SHORT, Table
 
+from ..core.charts import MODE_COLUMNS, MODE_LABELS, WARNING
 from ..definitions import Definition
 from ..display import decimals_for, percent, shorter, written
 from .numbers import COMPUTED, HEADINGS, SPREAD
 from .rows import AtCommonL0, MethodComparison, ModeRow, Row
 
-MODE_HEADINGS = {
-    "l0_mean": "L0",
-    "fvu": "FVU",
-    "loss_recovered_mean": "loss recovered (mean)",
-    "loss_recovered_zero": "loss recovered (zero)",
-    "kl": "KL (nats per token)",
-}
 OUTSIDE = "outside its range"
 COSTS = ("train_seconds", "state_mib")
 LATENT_USE = ("dead_fraction", *(name for name in HEADINGS[COMPUTED] if name not in COSTS))
@@ -33,14 +27,6 @@ SECTIONS = {
         *COSTS,
     ],
 }
-MODE_LABELS = {
-    "plain": "plain top-k (default)",
-    "threshold": "threshold",
-    "gradient_assisted": "gradient-assisted (uses labels)",
-    "gradient_shuffled": "control: gradients shuffled across rows",
-}
-
-
 WITH_SPREAD = {"fvu": "FVU", "loss_recovered_mean": "recovered\n(mean)"}
 SHARES = {"dead_fraction": "dead", "underused_fraction": "underused", "mcs_share": "found\nagain"}
 """Headings of the table in short, which is narrow enough for a terminal."""
@@ -182,19 +168,16 @@ def _common_table(compared: Sequence[AtCommonL0], reference: str) -> Table:
 def _modes_table(modes: Sequence[ModeRow]) -> Table:
     """A row per method, width, target L0 and inference mode."""
     return Table(
-        title="Inference modes of the same dictionaries. The gradient-assisted mode reads the true "
-        "next tokens through the gradient of the loss: it is no measure of a dictionary one could "
-        "use without labels. Its control takes the gradients of other rows; a gain over plain "
-        "top-k that the control lacks comes from the labels. All modes are measured on the tokens "
-        "on which losses are measured.",
-        columns=("method", "d_sae", "k", "mode", *MODE_HEADINGS.values()),
+        title=f"Inference modes of the same dictionaries. {WARNING} All modes are measured on the "
+        "tokens on which losses are measured.",
+        columns=("method", "d_sae", "k", "mode", *MODE_COLUMNS.values()),
         rows=tuple(
             (
                 mode.row.label,
                 f"{mode.row.d_sae:,}",
                 mode.row.k_text,
                 MODE_LABELS.get(mode.mode, mode.mode),
-                *(written(mode.values[name]) for name in MODE_HEADINGS),
+                *(written(mode.values[name]) for name in MODE_COLUMNS),
             )
             for mode in modes
         ),
