@@ -330,7 +330,11 @@ def asked_of(config: Any, compared: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def existing_results(
-    suite: Suite[Any], hashes: Mapping[Path, str], asked: Mapping[str, Any]
+    suite: Suite[Any],
+    hashes: Mapping[Path, str],
+    asked: Mapping[str, Any],
+    *,
+    refuse_lost: bool = False,
 ) -> tuple[dict[Path, EvaluationResult], list[str]]:
     """The results that need no measuring, and what is wrong with others that are in the way.
 
@@ -338,6 +342,7 @@ def existing_results(
         suite: the suite.
         hashes: content hash of the dictionary of each result folder.
         asked: what is asked now, as `asked_of` says it.
+        refuse_lost: whether a result without its rows is in the way, too; else it is as none.
 
     Returns:
         Usable results by their folder; a sentence for each of the others.
@@ -357,10 +362,10 @@ def existing_results(
             problems.append(f"{path} exists already, of another dictionary: {REPLACE}")
         elif different := _differences(suite, result.asked, asked):
             problems.append(f"{path} exists already, of other settings: {REPLACE}; {different}")
-        elif lost:
-            problems.append(f"{path} names {', '.join(lost)} beside it: missing; {REPLACE}")
-        else:
+        elif not lost:
             usable[out] = result
+        elif refuse_lost:
+            problems.append(f"{path} names {', '.join(lost)} beside it: missing; {REPLACE}")
     return usable, problems
 
 

@@ -106,7 +106,7 @@ def _survey(suite: Suite[Any], config: Any, units: Sequence[list[Candidate]]) ->
     for unit in units:
         hashes = {each.folder / RESULTS_FOLDER: each.content_hash for each in unit}
         asked = asked_of(config, () if suite.groups is None else hashes.values())
-        usable, obstacles = existing_results(suite, hashes, asked)
+        usable, obstacles = existing_results(suite, hashes, asked, refuse_lost=True)
         survey.obstacles.extend(obstacles)
         if len(usable) == len(unit):
             survey.results.update((result.dictionary_hash, result) for result in usable.values())

@@ -186,14 +186,6 @@ def test_a_result_that_holds_more_serves_where_its_suite_says_so(
         evaluate(lenient, [folder], ToyConfig(n_columns=6))
 
 
-def test_a_lost_table_is_named_and_not_made_again_unasked(toy, save_trained, topk_dictionary):
-    folder = save_trained(topk_dictionary(), "sae")
-    evaluate(toy, [folder], ToyConfig())
-    (folder / "evals" / "toy_norms_latents.parquet").unlink()
-    with pytest.raises(ConfigError, match=r"names toy_norms_latents.parquet beside it: missing"):
-        evaluate(toy, [folder], ToyConfig())
-
-
 def test_a_number_without_a_definition_is_a_mistake_of_the_suite(
     toy, save_trained, topk_dictionary
 ):
