@@ -23,6 +23,8 @@ DIFFERS = {
 """JSON keys, in any depth, whose values may differ between two runs of one command, and why."""
 DIFFERS_PREFIX = "seconds_"
 """Keys that begin with it are durations too."""
+LOCKS = ".lock"
+"""A crash leaves the file on which a lock was held; the next writer takes it over."""
 PAGES = ".html"
 """Pages are drawn from the files beside them, and are only required to be whole."""
 
@@ -32,7 +34,10 @@ def fingerprint(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): _hash(path)
         for path in sorted(folder.rglob("*"))
-        if not path.is_symlink() and path.is_file() and not _inside_link(path, folder)
+        if not path.is_symlink()
+        and path.is_file()
+        and path.suffix != LOCKS
+        and not _inside_link(path, folder)
     }
 
 

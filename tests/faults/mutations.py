@@ -1,4 +1,4 @@
-"""Damaged artifacts, read by everything that reads them: the same content as before, or a refusal."""
+"""Damaged artifacts, read by everything that reads them: as before, or refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from damage import choose, damage
 from world import World
 
 SECONDS = 5.0
-"""A reader that takes longer hangs."""
+"""A reader that computes for longer hangs, and so does one that is silent four times as long."""
 MEMORY = 16 << 30
 LIKE_PAGES = ("*.html", "*.partial", "*.lock")
 TOLD = ("not checked", "were built", "cannot be read", "was saved again", "left out")
@@ -98,7 +98,7 @@ def _serve(
         os.dup2(silent, 2)
         source = world.result(artifact.of) / artifact.folder
         other = world.result(artifact.of) / artifact.other if artifact.other else None
-        signal.signal(signal.SIGALRM, _hang)
+        signal.signal(signal.SIGPROF, _hang)
         reader = _Reader(artifact, source, work / "copy" / artifact.folder)
         for index in indices:
             line = reader.trial(f"{seed}/{index}", other)
@@ -113,7 +113,7 @@ class _HangError(BaseException):
 
 
 def _hang(*_: Any) -> None:
-    raise _HangError
+    raise _HangError(f"no end after {SECONDS:.0f} s")
 
 
 class _Reader:
@@ -143,7 +143,7 @@ class _Reader:
 
         refused, told, content = False, False, self.content
         for part in (self._describe, self._content):
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             try:
                 found = part()
                 if part == self._content:
@@ -154,12 +154,14 @@ class _Reader:
                 refused = True
                 if not str(error).strip():
                     return f"refused without a word\t{words}"
+            except _HangError as error:
+                return f"hang\t{words}: {error}"
             except BaseException as error:
                 at = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{Path(at.filename).name}:{at.lineno}"
                 return f"traceback\t{words}: {type(error).__name__}: {str(error)[:200]} at {where}"
             finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
         if content != self.content:
             always = any("not checked" in line for line in self.lines)
             return f"told\t{words}" if told or always else f"silently accepted\t{words}"

@@ -1,4 +1,4 @@
-"""The same command twice at the same time on one folder: one is refused in a line naming the other."""
+"""The same command twice at a time on one folder: one is refused in a line naming the other."""
 
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ COMMANDS = (
     Command(
         "cache",
         f"cache cache --model model --hook-points blocks.0.hook_resid_post {HOOK}"
-        " --text.source text --context-length 32 --n-tokens 4096 --batch-contexts 8 --contexts-per-shard 16"
-        " --model-dtype float32 --device cpu --gradients",
+        " --text.source text --context-length 32 --n-tokens 4096 --batch-contexts 8"
+        " --contexts-per-shard 16 --model-dtype float32 --device cpu --gradients",
         inputs="model text",
     ),
     Command(
