@@ -14,6 +14,7 @@ from trials import Child
 from world import DICTIONARIES, HOOK, World
 
 FIRST, SECOND = DICTIONARIES.split()
+PROBE = "evals/dark_matter_probe.safetensors"
 OTHER_HOOK = "blocks.0.hook_resid_post"
 
 
@@ -33,6 +34,8 @@ class Artifact:
     """Folder -> what a reader of the kind gives, with every check it knows."""
     other: str = ""
     """A folder with files of the same names, for swaps."""
+    without: tuple[str, ...] = ()
+    """Damage that a reader cannot know of."""
 
 
 def digest(content: Any) -> str:
@@ -49,6 +52,8 @@ def _update(sha: Any, content: Any) -> None:
         flat = content.detach().contiguous().reshape(-1)
         sha.update(f"{content.dtype}{tuple(content.shape)}".encode())
         sha.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    elif hasattr(content, "tobytes") and content.dtype == object:
+        _update(sha, content.tolist())
     elif hasattr(content, "tobytes"):
         sha.update(f"{content.dtype}{content.shape}".encode() + content.tobytes())
     elif isinstance(content, dict):
@@ -87,10 +92,8 @@ def _run(folder: Path) -> Any:
     from saelab.formats.run import read_run
 
     run = read_run(folder)
-    figures = {
-        name: (f.fvu, f.l0, f.folder.name, vars(f)) for name, f in run.dictionaries().items()
-    }
-    return run.content, {name: values[:3] for name, values in figures.items()}
+    saved = [_dictionary(trained.folder) for trained in run.dictionaries().values()]
+    return run.content, saved
 
 
 def _log(folder: Path) -> Any:
@@ -191,9 +194,9 @@ def _shards(folder: Path) -> Any:
 
 
 def _probe(folder: Path) -> Any:
-    from saelab.dictionary.decomposition import load_probe
+    from saelab.dictionary.decomposition import ErrorRows
 
-    return load_probe(folder / "dark_matter_probe.safetensors")
+    return ErrorRows.load(folder, folder / PROBE, "linear").probe
 
 
 def _unfinished_cache(folder: Path) -> Any:
@@ -289,14 +292,16 @@ ARTIFACTS = (
         f"{FIRST}/features.build",
         "shard-*.safetensors",
         _shards,
+        # A shard that is lost is one that was not made yet; the command makes it (`mending.py`).
+        without=("missing",),
     ),
     Artifact(
         "error_probe",
         "eval dark-matter",
-        f"{FIRST}/evals",
-        "dark_matter_probe.safetensors",
+        FIRST,
+        PROBE,
         _probe,
-        f"{SECOND}/evals",
+        SECOND,
     ),
     Artifact("feature_labels", "by hand", ".", "feature_labels.sqlite", _labels),
     Artifact("supervised_sites", "by hand", ".", "sites.json", _sites),

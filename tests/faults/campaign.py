@@ -240,7 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted = given.commands or (SMALL if given.small else None)
         if wanted:
             commands = tuple(command for command in COMMANDS if command.name in wanted)
-        world = World(work / "world", commands).build(twice=not given.small)
+        world = World(work / "world", commands).build(
+            twice="kills" in given.parts and not given.small
+        )
         make_by_hand(world.result("by hand"))
         for name in UNFINISHED:
             if any(command.name == name for command in commands):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 BLOCK = 512
 
 
-def choose(chance: random.Random) -> str:
+def choose(chance: random.Random, without: Sequence[str] = ()) -> str:
     """How to damage a file."""
-    return chance.choices(HOWS, WEIGHTS)[0]
+    weights = [0 if how in without else weight for how, weight in zip(HOWS, WEIGHTS, strict=True)]
+    return chance.choices(HOWS, weights)[0]
 
 
 def damage(path: Path, how: str, chance: random.Random, other: Path | None = None) -> str:
@@ -86,7 +88,7 @@ def _edit_number(path: Path, content: bytes, chance: random.Random) -> str:
     one = chance.choice(found)
     old, new = one.group(), one.group()
     while new == old:
-        new = str(chance.choice((0, 1, -1, 7, 12, 0.5, 1e6, int(float(old)) + 1))).encode()
+        new = str(chance.choice((0, 1, -1, 7, 12, 0.5, 1e6, chance.randrange(1000)))).encode()
     path.write_bytes(content[: one.start()] + new + content[one.end() :])
     return f"{old.decode()[:30]} at byte {one.start()} edited to {new.decode()}"
 

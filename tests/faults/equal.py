@@ -23,6 +23,7 @@ DIFFERS = {
 """JSON keys, in any depth, whose values may differ between two runs of one command, and why."""
 DIFFERS_PREFIX = "seconds_"
 """Keys that begin with it are durations too."""
+METADATA = "__metadata__"
 LOCKS = ".lock"
 """A crash leaves the file on which a lock was held; the next writer takes it over."""
 PAGES = ".html"
@@ -61,6 +62,8 @@ def _hash(path: Path) -> str:
         content = b"\n".join(_plain(json.loads(line)) for line in content.splitlines())
     elif path.suffix == ".sqlite":
         content = _tables(path)
+    elif path.suffix == ".safetensors":
+        content = _tensors(content)
     elif path.suffix == PAGES:
         content = content[-64:].strip()[-7:]
     return hashlib.sha256(content).hexdigest()
@@ -78,6 +81,16 @@ def _without(content: Any) -> Any:
             if key not in DIFFERS and not key.startswith(DIFFERS_PREFIX)
         }
     return [_without(item) for item in content] if isinstance(content, list) else content
+
+
+def _tensors(content: bytes) -> bytes:
+    """A safetensors file, its header's metadata in a fixed order: the library writes it in any."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    return (
+        json.dumps(header | {METADATA: sorted(header.get(METADATA, {}).items())}).encode()
+        + (content[start:])
+    )
 
 
 def _tables(path: Path) -> bytes:

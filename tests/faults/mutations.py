@@ -135,9 +135,8 @@ class _Reader:
         chance = random.Random(seed)
         self._copy()
         name = chance.choice(self.files)
-        how = damage(
-            self.place / name, choose(chance), chance, None if other is None else other / name
-        )
+        how = choose(chance, self.artifact.without)
+        how = damage(self.place / name, how, chance, None if other is None else other / name)
         words = f"{self.artifact.kind} {name}: {how} (seed {seed})"
         from saelab.errors import SaelabError
 
