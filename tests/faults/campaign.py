@@ -23,12 +23,13 @@ from typing import Any
 
 from artifacts import ARTIFACTS, UNFINISHED, make_by_hand, stop_halfway
 from kills import kill_trial
-from limits import LACKS, limit_trial, mount_disk
+from limits import LACKS, LITTLE_MEMORY, limit_trial, mount_disk
 from mending import mend_trial, mendable
 from mutations import mutate
 from pairs import pair_trial
 from table import write_table
-from world import COMMANDS, Command, World
+from trials import die_with_parent
+from world import COMMANDS, STOOD_IN, Command, World
 
 HERE = Path(__file__).resolve().parent
 COUNTS = HERE / "counts.json"
@@ -140,7 +141,13 @@ def tasks(world: World, size: Size, seed: int, parts: Sequence[str]) -> list[Tas
 
 def _lacking(world: World, size: Size) -> list[tuple[Command, str]]:
     """Who lacks what: everybody everything, or in a sample everything somebody."""
-    pairs = [(command, lack) for command in world.commands for lack in LACKS]
+    pairs = [
+        (command, lack)
+        for command in world.commands
+        for lack in LACKS
+        # A fresh process knows nothing of the small things put in place of the embedded ones.
+        if lack != LITTLE_MEMORY or command.name not in STOOD_IN
+    ]
     return pairs if size.limits else pairs[:: len(LACKS) + 1]
 
 
@@ -185,6 +192,7 @@ def work_off(tasks: Sequence[Task], work: Path, workers: int) -> list[dict[str, 
 def _take(tasks: Sequence[Task], queue: int, work: Path) -> None:
     code = 1
     try:
+        die_with_parent()
         work.mkdir(parents=True, exist_ok=True)
         with work.with_suffix(".jsonl").open("w") as out:
             while index := os.read(queue, 2):

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from kills import what_is_wrong
-from trials import run, type_again
+from trials import run, run_afresh, type_again
 from world import Command, World
 
 NEW_MOUNTS, NEW_USERS = 0x00020000, 0x10000000
 DISK = 512 << 20
 FILES = 64
 MEMORY = 2 << 30
+LITTLE_MEMORY = "2 GB of address space"
 Prepare = Callable[[], None] | None
 
 
@@ -56,7 +57,9 @@ def limit_trial(world: World, command: Command, disk: Path, seed: str, lack: str
     """
     folder = world.prepare(command, disk / "trial")
     with LACKS[lack](world, command, folder, random.Random(seed)) as prepare:
-        outcome = run(command.words, folder, prepare)
+        # Forked processes hold more than 2 GB of addresses from the start.
+        start = run_afresh if lack == LITTLE_MEMORY else run
+        outcome = start(command.words, folder, prepare)
     problem, refused = outcome.problem(), outcome.code != 0
     if problem is None:
         last = type_again(command.words, folder) if refused else outcome
@@ -100,7 +103,7 @@ LACKS: dict[str, Callable[..., Any]] = {
     "a disk that fills up": _full_disk,
     "a folder that may only be read": _read_only,
     f"{FILES} open files": _limited(resource.RLIMIT_NOFILE, FILES),
-    "2 GB of address space": _limited(resource.RLIMIT_AS, MEMORY),
+    LITTLE_MEMORY: _limited(resource.RLIMIT_AS, MEMORY),
 }
 """By name, what takes something away from a command while it runs."""
 

@@ -6,9 +6,12 @@ starved of files, memory or room.
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import importlib
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,8 +21,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+PR_SET_PDEATHSIG = 1
 HANG = -1000
 """Exit code that stands for a command that had to be ended after its time."""
+
+
+def die_with_parent() -> None:
+    """End this forked process when the one that started it ends, however it does."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,8 @@ class Outcome:
     def problem(self) -> str | None:
         """What is wrong with the way it ended: anything but success or one line of ours."""
         if self.code == HANG:
-            return f"hangs: no end after {self.seconds:.0f} s"
+            where = [line.strip() for line in self.errors.splitlines() if "File " in line]
+            return f"hangs: no end after {self.seconds:.0f} s, at {'; '.join(where[:3])}"
         if "Traceback (most recent call last)" in self.errors:
             return "traceback: " + self.errors.strip().splitlines()[-1][:300]
         if self.code not in (0, 2, 130, 143):
@@ -79,12 +89,14 @@ class Child:
     def _run(self, words: list[str], folder: Path, prepare: Callable[[], None] | None) -> None:
         code = 1
         try:
+            die_with_parent()
             os.chdir(folder)
             for file, descriptor in zip(self._printed, (1, 2), strict=True):
                 os.dup2(file.fileno(), descriptor)
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             sys.argv = ["saelab", *words]
+            faulthandler.enable(sys.stderr)
             if prepare is not None:
                 prepare()
             from saelab.cli import main
@@ -123,6 +135,9 @@ class Child:
         """Its end; after so many seconds it is ended, and counts as hanging."""
         while self.running():
             if time.monotonic() - self._started > seconds:
+                # It says where it is, and dies of it.
+                os.kill(self.pid, signal.SIGABRT)
+                time.sleep(1.0)
                 self.kill()
                 self._reap(0)
                 assert self._outcome is not None
@@ -156,6 +171,21 @@ def run(
 ) -> Outcome:
     """Run a command to its end."""
     return Child(words, folder, prepare).wait(seconds)
+
+
+def run_afresh(words: Sequence[str], folder: Path, prepare: Callable[[], None]) -> Outcome:
+    """Run a command in a process that has imported nothing yet."""
+    program = "import sys; from saelab.cli import main; sys.exit(main(sys.argv[1:]))"
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, *words],
+        cwd=folder,
+        preexec_fn=prepare,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Outcome(ended.returncode, ended.stdout, ended.stderr, time.monotonic() - started)
 
 
 def type_again(words: Sequence[str], folder: Path, seconds: float = 120.0) -> Outcome:

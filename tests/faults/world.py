@@ -145,6 +145,10 @@ COMMANDS = (
 )
 
 
+STOOD_IN = ("eval supervised", "quickstart")
+"""Commands for which `prepare_process` puts something small in place of what they name."""
+
+
 @dataclass
 class World:
     """A folder with inputs, and for each command what it leaves when it is not disturbed."""
