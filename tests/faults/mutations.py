@@ -17,6 +17,7 @@ from typing import Any
 
 from artifacts import Artifact, digest
 from damage import choose, damage
+from trials import die_with_parent
 from world import World
 
 SECONDS = 5.0
@@ -90,8 +91,8 @@ def _serve(
     world: World, artifact: Artifact, work: Path, indices: Sequence[int], seed: str, out: int
 ) -> None:
     """In a process of its own: a line per damaged copy."""
-    code = 1
     try:
+        die_with_parent()
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
@@ -103,9 +104,10 @@ def _serve(
         for index in indices:
             line = reader.trial(f"{seed}/{index}", other)
             os.write(out, (" ".join(line.split("\n")) + "\n").encode(errors="replace"))
-        code = 0
+    except BaseException as error:
+        os.write(out, f"crash\t{seed}: {error!r:.500}\n".encode())
     finally:
-        os._exit(code)
+        os._exit(0)
 
 
 class _HangError(BaseException):
