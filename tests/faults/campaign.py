@@ -34,7 +34,7 @@ from world import COMMANDS, STOOD_IN, Command, World
 HERE = Path(__file__).resolve().parent
 COUNTS = HERE / "counts.json"
 SMALL = ("cache", "train", "eval core", "features", "synthetic")
-"""Commands of the small campaign, each after those it needs."""
+"""Commands of the small campaign."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,15 @@ def _limits(world: World, command: Command, lack: str, count: int, seed: int, wo
     return found | {"of": lack}
 
 
+def with_needed(names: Sequence[str]) -> tuple[Command, ...]:
+    """Commands of these names, and those whose results they read."""
+    wanted = set(names)
+    for command in reversed(COMMANDS):
+        if command.name in wanted and command.after:
+            wanted.add(command.after)
+    return tuple(command for command in COMMANDS if command.name in wanted)
+
+
 PARTS = ("kills", "mutations", "mending", "limits", "pairs")
 
 
@@ -247,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = COMMANDS
         wanted = given.commands or (SMALL if given.small else None)
         if wanted:
-            commands = tuple(command for command in COMMANDS if command.name in wanted)
+            commands = with_needed(wanted)
         world = World(work / "world", commands).build(
             twice="kills" in given.parts and not given.small
         )

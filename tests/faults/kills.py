@@ -43,7 +43,7 @@ def what_is_wrong(world: World, command: Command, folder: Path, last: Outcome) -
     differing = differences(fingerprint(folder), world.expected[command.name])
     # Where the kill came after the last file, the command may say that everything is there.
     if problem is None and last.code == 2 and differing:
-        problem = f"typed again it is refused: {last.refusal()}"
+        problem = f"typed again it is refused ({'; '.join(differing[:4])}): {last.refusal()}"
     if problem is None and differing:
         problem = f"other results: {'; '.join(differing[:4])}"
     return problem
