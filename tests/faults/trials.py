@@ -96,6 +96,8 @@ class Child:
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             sys.argv = ["saelab", *words]
+            # Else the first threads of the child race to make PyTorch's pool anew.
+            sys.modules["torch"].set_num_threads(1)
             faulthandler.enable(sys.stderr)
             if prepare is not None:
                 prepare()
