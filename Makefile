@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup quickstart browser test interchange lint types bench peers peers-dashboard clean
+.PHONY: setup quickstart browser test faults interchange lint types bench peers peers-dashboard clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,11 @@ browser:
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Kills, damaged files, full disks, second writers, by the thousand: half an hour. It writes the counts
+# and the table of docs/reliability.md.
+faults: setup
+	$(BIN)/python -W ignore tests/faults/campaign.py --out tests/faults/counts.json
 
 # Our dictionaries in the real sae_lens, which needs an environment of its own.
 interchange: setup peers
