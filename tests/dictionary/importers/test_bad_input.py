@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from foreign_files import change, load, read, read_one, save
 
 from saelab.cli import main
 from saelab.dictionary.importers import FORMATS, read_foreign, resolve
@@ -35,33 +34,6 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 def weights_of(folder: Path) -> Path:
     return min(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-
-
-def read(path: Path, format_name: str | None = None):
-    return list(read_foreign(resolve(str(path)), format_name))
-
-
-def read_one(path: Path, format_name: str | None = None):
-    (foreign,) = read(path, format_name)
-    return foreign
-
-
-def change(path: Path, **settings: object) -> None:
-    """Change settings of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-
-
-def load(path: Path) -> dict:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, weights_only=True)
-
-
-def save(path: Path, tensors: dict) -> None:
-    if path.suffix == ".safetensors":
-        save_file({name: held.contiguous() for name, held in tensors.items()}, path)
-    else:
-        torch.save(tensors, path)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)

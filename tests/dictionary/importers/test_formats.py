@@ -9,41 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from foreign_files import change, load, read, read_one, save
 
 from saelab.cli import main
 from saelab.dictionary import load_dictionary
-from saelab.dictionary.importers import cross_layer, read_foreign, resolve
+from saelab.dictionary.importers import cross_layer
 from saelab.dictionary.importers.sparsify import hook_point_of
 from saelab.errors import ArtifactError
-
-
-def read(path: Path, format_name: str | None = None):
-    return list(read_foreign(resolve(str(path)), format_name))
-
-
-def read_one(path: Path, format_name: str | None = None):
-    (foreign,) = read(path, format_name)
-    return foreign
-
-
-def change(path: Path, **settings: object) -> None:
-    """Change settings of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-
-
-def load(path: Path) -> dict:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, weights_only=True)
-
-
-def save(path: Path, tensors: dict) -> None:
-    if path.suffix == ".safetensors":
-        save_file({name: held.contiguous() for name, held in tensors.items()}, path)
-    else:
-        torch.save(tensors, path)
-
 
 # SAELens
 
