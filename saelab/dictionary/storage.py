@@ -277,11 +277,12 @@ def foreign_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _read_dictionary_manifest(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
+    if not folder.exists():
         raise ArtifactError(f"dictionary folder {folder} does not exist")
     if not (folder / MANIFEST_FILE).exists():
         raise ArtifactError(
-            f"{folder} is not a dictionary folder: it has neither {MANIFEST_FILE} nor {CONFIG_FILE}"
+            f"{folder} is not a dictionary folder of saelab's (no {MANIFEST_FILE}): `saelab info "
+            f"{folder}` says what it is, and which command opens it"
         )
     manifest = read_manifest(folder / MANIFEST_FILE, KIND, SCHEMA_VERSION)
     files = manifest.get("files")
