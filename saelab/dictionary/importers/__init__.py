@@ -35,7 +35,7 @@ from . import (
     saelens,
     sparsify,
 )
-from .foreign import Foreign, Format, Source
+from .foreign import SCALE, Foreign, Format, Source
 from .sources import resolve
 
 __all__ = ["FORMATS", "Foreign", "Format", "Source", "read_foreign", "recognise", "resolve"]
@@ -116,7 +116,7 @@ def read_foreign(source: Source, format_name: str | None = None) -> Iterator[For
 
 def _read(source: Source, format_name: str) -> Iterator[Foreign]:
     hints = source.hints
-    reported = {"reported_l0": hints["reported_l0"]} if "reported_l0" in hints else {}
+    reported = {name: hints[name] for name in ("reported_l0", SCALE) if name in hints}
     found = False
     try:
         for foreign in FORMATS[format_name].read(source):
