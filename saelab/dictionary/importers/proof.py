@@ -40,6 +40,8 @@ CLEARLY_BETTER = 0.7
 """An alternative is named where its FVU is below this share of the one measured."""
 CLEARLY_NEARER = 0.9
 """Where FVU at another hook point is below this share of the one measured, that is said at once."""
+ROUNDING = 1e-9
+"""FVU below which nothing is nearer than anything else."""
 PROBE_ROWS = 1024
 """Rows on which the usual mistakes are tried; from the first contexts."""
 NEIGHBOURS = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
@@ -210,7 +212,7 @@ def _likely_cause(
 
     def tried(changed: Dictionary, rows: Tensor, targets: Tensor) -> tuple[float, float]:
         codes = changed.encode(rows)
-        error = fvu(targets, changed.decode(codes))
+        error = max(fvu(targets, changed.decode(codes)), ROUNDING)
         l0 = max(float(codes.l0().double().mean()), 1e-3)
         # An L0 that is off by a factor counts like an FVU that is larger by it.
         off = max(l0 / reported_l0, reported_l0 / l0) if suspicious and reported_l0 else 1.0
