@@ -108,7 +108,7 @@ def _listed(folder: Path) -> list[tuple[Path, TrainedDictionary | None]]:
     hint = f"; it holds {', '.join(map(str, inside[:3]))}" if inside else ""
     raise ArtifactError(
         f"{folder} is neither a run (no {RUN_FILE}) nor a dictionary (no {DICTIONARY_FILE}): give "
-        f"folders that `saelab train` wrote{hint}"
+        f"folders that `saelab train` or `saelab import` wrote{hint}"
     )
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from saelab.cache.config import TokenFilter
-from saelab.config import parse_arguments, to_plain
+from saelab.config import Within, parse_arguments, problems_in, to_plain
 from saelab.errors import ConfigError
 from saelab.text.sources import TextConfig
 
@@ -53,14 +53,14 @@ class ImportCommand:
     """Field that holds the text."""
     held_out_fraction: float = 0.1
     """Fraction of the documents that it is judged on; norms are calibrated on the others."""
-    context_length: int | None = None
+    context_length: Annotated[int | None, Within(2)] = None
     """Tokens in a context. None: what the source records."""
     token_filter: TokenFilter = field(default_factory=TokenFilter)
     """Which tokens count."""
     processed_weights: bool = False
     """It was trained on a model whose writing weights are centred, as TransformerLens made them by
     default (most GPT-2 releases): each row's mean is taken off first."""
-    n_tokens: int = 16_384
+    n_tokens: Annotated[int, Within(1)] = 16_384
     """Tokens of held-out text to prove it on."""
     device: str = "auto"
     """Device of the model and of the proof."""
@@ -70,6 +70,13 @@ class ImportCommand:
     """Keep it without running a model: nothing is measured, and no norm is too large."""
     overwrite: bool = False
     """Replace a dictionary that exists."""
+
+    def __post_init__(self) -> None:
+        problems = problems_in(self)
+        if self.writes and not self.reads:
+            problems.append("writes: give --reads too, the hook points that it reads")
+        if problems:
+            raise ConfigError(problems)
 
 
 CONFIG = ImportCommand
@@ -90,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
     for foreign in read_foreign(source, format_name):
         folder = _folder_of(command, source, foreign)
         record = _record_of(command, source, format_name, foreign)
-        if _is_kept(command, folder, record):
+        if _is_kept(command, source, folder, record):
             print(f"kept: {folder}, imported from the same files with the same settings")
         else:
             _keep(command, source, foreign, folder, record, prover)
@@ -105,7 +112,8 @@ def _folder_of(command: ImportCommand, source: Source, foreign: Foreign) -> Path
     # What lies in the Hub's cache is not ours to write to.
     local = Path(source.name).expanduser().exists()
     in_place = foreign.in_place and local and not (command.out or command.processed_weights)
-    default = source.path if in_place else Path(source.path.stem or source.path.name)
+    named = source.path.stem if source.path.is_file() else source.path.name
+    default = source.path if in_place else Path(named)
     folder = (command.out or default) / foreign.name
     if not in_place and folder.resolve() == source.path.resolve():
         raise ConfigError(f"{folder} is the source itself: give another folder with --out")
@@ -132,16 +140,24 @@ def _record_of(
     }
 
 
-def _is_kept(command: ImportCommand, folder: Path, record: dict[str, Any]) -> bool:
+def _is_kept(command: ImportCommand, source: Source, folder: Path, record: dict[str, Any]) -> bool:
     """Whether an earlier run of the same command has imported this dictionary already.
 
     Raises:
         ConfigError: another dictionary is there, or one of other settings.
     """
     from saelab.dictionary import load_dictionary
-    from saelab.dictionary.storage import MANIFEST_FILE
+    from saelab.dictionary.storage import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 
-    if command.overwrite or not (folder / MANIFEST_FILE).exists():
+    if command.overwrite:
+        return False
+    if not (folder / MANIFEST_FILE).exists():
+        foreign = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if (folder / name).exists()]
+        if foreign and folder.resolve() != source.path.resolve():
+            raise ConfigError(
+                f"{folder} holds a {foreign[0]} that would be replaced: add --overwrite, or give "
+                "another --out"
+            )
         return False
     known = load_dictionary(folder).made_from.get("imported", {})
     if all(known.get(name) == record[name] for name in ("format", "files", "asked")):

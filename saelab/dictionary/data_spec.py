@@ -122,7 +122,7 @@ def require_origin(saved: SavedDictionary, recorded: Sequence[str] = RECORDED) -
     if missing:
         raise ArtifactError(
             f"{saved.folder} does not record its {', '.join(missing)}, so it cannot be read on the "
-            "rows it was trained for: say them with `saelab import`, or train it again"
+            f"rows it was trained for: say them with `saelab import {saved.folder}`"
         )
 
 

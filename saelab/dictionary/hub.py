@@ -14,8 +14,8 @@ from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
 from saelab.formats.files import read_json
 
-from .importers.sources import HubPath, fetch
-from .storage import HASHED_FILES, MANIFEST_FILE, SavedDictionary, load_dictionary
+from .importers.sources import HubPath, fetch, hub_refusal
+from .storage import CONFIG_FILE, HASHED_FILES, MANIFEST_FILE, SavedDictionary, load_dictionary
 
 CARD_FILE = "README.md"
 RESULTS_FOLDER = "evals"
@@ -48,6 +48,10 @@ def plan_push(folder: Path, where: HubPath) -> Upload:
     Raises:
         ArtifactError: no intact dictionary, or an evaluation result that is not.
     """
+    if (folder / CONFIG_FILE).is_file() and not (folder / MANIFEST_FILE).exists():
+        raise ArtifactError(
+            f"{folder} was not saved by saelab: open it with `saelab import {folder}`, then push it"
+        )
     saved = load_dictionary(folder)
     results = [
         path for path in sorted((folder / RESULTS_FOLDER).glob("*.json")) if _is_result(path)
@@ -97,10 +101,7 @@ def push(folder: Path, upload: Upload, *, private: bool) -> str:
             revision=upload.where.revision,
         )
     except Exception as error:
-        raise ArtifactError(
-            f"{upload.where.repo} cannot be written ({type(error).__name__}): check its name, the "
-            "network, and that HF_TOKEN may write to it"
-        ) from None
+        raise hub_refusal(upload.where, error, "written") from None
     return str(commit.commit_url)
 
 
@@ -142,11 +143,17 @@ def model_card(saved: SavedDictionary, results: Sequence[EvaluationResult], wher
         "Text": (saved.made_from.get("text") or {}).get("source"),
         "Content hash": saved.content_hash,
     }
+    imported = saved.made_from.get("imported")
+    origin = (
+        "trained with saelab"
+        if imported is None
+        else f"imported by saelab from {imported['source']} ({imported['format']})"
+    )
     lines = [
         *("---", "library_name: saelens", "tags:", "- sparse-autoencoder", "- saelab", "---", ""),
         f"# {saved.name}",
         "",
-        "A sparse dictionary of a language model's activations, trained with saelab.",
+        f"A sparse dictionary of a language model's activations, {origin}.",
         "",
         *("```", f"saelab pull hf:{address} --out {saved.name}", f"saelab info {saved.name}"),
         *("```", "", "| | |", "|---|---|"),

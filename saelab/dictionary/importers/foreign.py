@@ -18,6 +18,9 @@ from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import read_tensors
 
+SCALE = "norm_scaling_factor"
+"""What SAELens' registry calls a factor for activations; the proof tries it too."""
+
 
 @dataclass(frozen=True)
 class Source:

@@ -28,7 +28,7 @@ from saelab.model.language_model import LanguageModel
 from saelab.stats.metrics import SparsityStatistics, fvu
 from saelab.text.contexts import TextConfig, context_batches
 
-from .foreign import in_raw_units
+from .foreign import SCALE, in_raw_units
 
 CALIBRATION_CONTEXTS = 32
 BATCH_CONTEXTS = 8
@@ -40,6 +40,8 @@ CLEARLY_BETTER = 0.7
 """An alternative is named where its FVU is below this share of the one measured."""
 CLEARLY_NEARER = 0.9
 """Where FVU at another hook point is below this share of the one measured, that is said at once."""
+ROUNDING = 1e-9
+"""FVU below which nothing is nearer than anything else."""
 PROBE_ROWS = 1024
 """Rows on which the usual mistakes are tried; from the first contexts."""
 NEIGHBOURS = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
@@ -108,7 +110,8 @@ def prove(
         model: the dictionary's.
         spec: site, text and filter.
         dictionary: on the model's device.
-        reported: reported_l0, reported_fvu, reported_dead_fraction, as far as there are any.
+        reported: reported_l0, reported_fvu, reported_dead_fraction, norm_scaling_factor, as far as
+            there are any.
         n_tokens: of held-out text.
 
     Returns:
@@ -149,8 +152,7 @@ def prove(
     suspicious = bool(disagreements)
     cause = None
     if n > 1:
-        l0 = reported.get("reported_l0")
-        cause = _likely_cause(dictionary, x[:n], y[:n], others, suspicious, l0)
+        cause = _likely_cause(dictionary, x[:n], y[:n], others, suspicious, reported)
     if cause is not None and not disagreements:
         disagreements = [f"FVU is {measured['fvu']:.3g} here and clearly lower elsewhere"]
     return Proof(measured, tuple(disagreements), cause), x
@@ -194,7 +196,7 @@ def _likely_cause(
     y: Float[Tensor, "rows d_out"],
     elsewhere: Mapping[str, Float[Tensor, "rows d_in"]],
     suspicious: bool,
-    reported_l0: float | None,
+    reported: Mapping[str, Any],
 ) -> str | None:
     """The usual mistake that, undone, mends FVU and L0 most, if it does so clearly.
 
@@ -204,12 +206,13 @@ def _likely_cause(
         y: rows written.
         elsewhere: the same rows at other hook points.
         suspicious: whether something disagrees. Where not, other hook points alone are tried.
-        reported_l0: its authors'; None where they report none.
+        reported: reported_l0 and the scale that is recorded, as far as there are any.
     """
+    reported_l0 = reported.get("reported_l0")
 
     def tried(changed: Dictionary, rows: Tensor, targets: Tensor) -> tuple[float, float]:
         codes = changed.encode(rows)
-        error = fvu(targets, changed.decode(codes))
+        error = max(fvu(targets, changed.decode(codes)), ROUNDING)
         l0 = max(float(codes.l0().double().mean()), 1e-3)
         # An L0 that is off by a factor counts like an FVU that is larger by it.
         off = max(l0 / reported_l0, reported_l0 / l0) if suspicious and reported_l0 else 1.0
@@ -220,7 +223,7 @@ def _likely_cause(
         for name, rows in elsewhere.items()
     }
     if suspicious:
-        for cause, changed in _alternatives(dictionary, x).items():
+        for cause, changed in _alternatives(dictionary, x, reported.get(SCALE)).items():
             scores[cause] = tried(changed, x, y)
     if not scores:
         return None
@@ -231,7 +234,20 @@ def _likely_cause(
     return None
 
 
-def _alternatives(dictionary: Dictionary, x: Float[Tensor, "rows d_in"]) -> dict[str, Dictionary]:
+def _scales(x: Float[Tensor, "rows d_in"], known: float | None) -> dict[str, float]:
+    """Factors that libraries multiply activations by, by what they bring about."""
+    norm, spread = float(x.norm(dim=1).mean()), float(x.std(dim=0).square().mean().sqrt())
+    factors = {"to norm √d_in": x.shape[1] ** 0.5 / norm, "to norm 1": 1 / norm}
+    if spread > 0:
+        factors["to variance 1"] = 1 / spread
+    if known:
+        factors["by the constant that its registry records"] = known
+    return factors
+
+
+def _alternatives(
+    dictionary: Dictionary, x: Float[Tensor, "rows d_in"], known_scale: float | None
+) -> dict[str, Dictionary]:
     tensors = dictionary.tensors()
     extra = {"k": dictionary.k or None, "input_normalisation": dictionary.input_normalisation}
 
@@ -242,11 +258,10 @@ def _alternatives(dictionary: Dictionary, x: Float[Tensor, "rows d_in"]) -> dict
         raw = in_raw_units(tensors, scale)
         return changed(**raw)
 
-    scale = dictionary.d_in**0.5 / float(x.norm(dim=1).mean())
-    found = {
-        f"activations are to be scaled to norm √d_in first (by {scale:.4g})": scaled(scale),
-        f"its scale is folded in already (undoing {scale:.4g})": scaled(1 / scale),
-    }
+    found: dict[str, Dictionary] = {}
+    for name, scale in _scales(x, known_scale).items():
+        found[f"activations are to be scaled {name} first (by {scale:.4g})"] = scaled(scale)
+        found[f"its scale {name} is folded in already (undoing {scale:.4g})"] = scaled(1 / scale)
     if dictionary.b_in is None:
         found["b_dec is not to be subtracted from the input"] = changed(
             b_in=torch.zeros(dictionary.d_in, device=x.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from saelab.dictionary.importers import Source, resolve
 
+# pytest imports test files by path, so the modules beside them have to be made known.
+sys.path.append(str(Path(__file__).parent))
 FIXTURES = Path(__file__).parent / "fixtures"
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from foreign_files import change, load, read, read_one, save
 
 from saelab.cli import main
 from saelab.dictionary.importers import FORMATS, read_foreign, resolve
@@ -35,33 +34,6 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 def weights_of(folder: Path) -> Path:
     return min(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-
-
-def read(path: Path, format_name: str | None = None):
-    return list(read_foreign(resolve(str(path)), format_name))
-
-
-def read_one(path: Path, format_name: str | None = None):
-    (foreign,) = read(path, format_name)
-    return foreign
-
-
-def change(path: Path, **settings: object) -> None:
-    """Change settings of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-
-
-def load(path: Path) -> dict:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, weights_only=True)
-
-
-def save(path: Path, tensors: dict) -> None:
-    if path.suffix == ".safetensors":
-        save_file({name: held.contiguous() for name, held in tensors.items()}, path)
-    else:
-        torch.save(tensors, path)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -117,6 +89,76 @@ def test_two_formats_in_a_folder_are_a_question(copied, source_of):
     with pytest.raises(ArtifactError, match="saelens or dictionary_learning: say which"):
         read(folder)
     assert read_one(folder, "dictionary_learning").dictionary.architecture == "relu"
+
+
+def test_a_folder_that_is_no_dictionary_says_what_is_in_it(copied, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match="is an empty folder"):
+        read(tmp_path / "empty")
+    folder = copied("saelens-standard")
+    (tmp_path / "all").mkdir()
+    folder.rename(tmp_path / "all" / "one")
+    with pytest.raises(ArtifactError, match=r"holds 1: give one of them, such as .*all/one"):
+        read(tmp_path / "all")
+    with pytest.raises(ArtifactError, match="holds nothing of the format sparsify"):
+        read(tmp_path / "all" / "one", "sparsify")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("", "no source was given"),
+        ("nothing-here", "give a folder, a file, hf:owner/repository/path@revision"),
+        ("gpt2-small-res-jbb/blocks.8", "did you mean gpt2-small-res-jb/blocks.8 or"),
+        ("gpt2-small-res-jb", "has 13 SAEs: say which, such as gpt2-small-res-jb/blocks.0"),
+        ("gpt2-small-res-jb/block.8.hook_resid_pre", "jb/blocks.8.hook_resid_pre or"),
+        ("google/scope", "of the Hub it would be hf:google/scope"),
+        ("https://huggingface.co/google/scope", "of the Hub it would be hf:google/scope"),
+        ("hf:google", "names no repository: give hf:owner/repository/path, such as"),
+    ],
+)
+def test_a_source_that_is_nowhere_says_what_may_be_meant(source, words, capsys, tmp_path):
+    assert main(["import", source]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--writes", "blocks.1.hook_mlp_out"], "writes: give --reads too"),
+        (["--context-length", "-3"], "context_length is -3"),
+        (["--n-tokens", "0"], "n_tokens is 0"),
+    ],
+)
+def test_flags_that_mean_nothing_are_refused(words, reason, copied, capsys):
+    assert main(["import", str(copied("saelens-standard")), *words]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_nothing_of_somebody_elses_is_replaced(copied, capsys, tmp_path):
+    folder = copied("dictionary_learning-AutoEncoder")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "cfg.json").write_text("{}")
+    words = ["--model", "m", "--text-source", "sotu", "--unproved", "--out", str(theirs)]
+    assert main(["import", str(folder), *words]) == 2
+    assert "holds a cfg.json that would be replaced" in capsys.readouterr().err
+    assert (theirs / "cfg.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("case", ["saelens-standard", "dictionary_learning-AutoEncoder"])
+def test_commands_of_a_foreign_folder_say_what_opens_it(case, copied, capsys, tmp_path):
+    folder = str(copied(case))
+    for words in (
+        ["eval", "core", folder],
+        ["features", folder],
+        ["compare", folder, "--out", str(tmp_path / "compare")],
+        ["push", folder, "hf:me/saes"],
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err.strip()
+        assert len(error.splitlines()) == 1
+        assert "saelab import" in error or f"saelab info {folder}" in error
 
 
 def test_an_unknown_format_is_refused_at_once(copied):

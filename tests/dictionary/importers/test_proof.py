@@ -75,9 +75,15 @@ def test_nothing_is_said_of_a_dictionary_as_it_was_trained(imported):
 
 
 @pytest.mark.parametrize(
-    ("power", "cause"), [(-1, "are to be scaled to norm √d_in first"), (1, "is folded in already")]
+    ("norm", "power", "cause"),
+    [
+        (32**0.5, -1, "are to be scaled to norm √d_in first"),
+        (32**0.5, 1, "is folded in already"),
+        (1.0, -1, "are to be scaled to norm 1 first"),
+        (1.0, 1, "its scale to norm 1 is folded in already"),
+    ],
 )
-def test_a_missing_and_a_doubled_scale_are_named(trained, imported, power, cause):
+def test_a_missing_and_a_doubled_scale_are_named(trained, imported, norm, power, cause):
     """Of the same latents with a threshold, since TopK finds them at any scale."""
     dictionary = load_dictionary(trained).dictionary
     rows = read_tensors(trained / "self_test.safetensors")["inputs"]
@@ -85,7 +91,7 @@ def test_a_missing_and_a_doubled_scale_are_named(trained, imported, power, cause
     threshold = torch.full_like(dictionary.b_enc, float(heights.quantile(1 - 8 / 64)))
     right = dictionary.tensors() | {"threshold": threshold}
     assert "WARNING" not in imported(right, architecture="jumprelu")
-    scale = dictionary.d_in**0.5 / float(rows.norm(dim=1).mean())
+    scale = norm / float(rows.norm(dim=1).mean())
     said = imported(in_raw_units(right, scale**power), architecture="jumprelu")
     assert "WARNING: " in said and cause in said.split("Likely cause:")[1]
 
@@ -94,3 +100,27 @@ def test_another_hook_point_is_named(imported):
     said = imported(None, "--reads", "blocks.0.hook_resid_post")
     assert "WARNING: FVU is" in said
     assert f"Likely cause: it belongs to {HOOK_POINT}, not to the hook point given" in said
+
+
+@pytest.mark.parametrize(
+    ("subtracts", "cause"),
+    [
+        (True, "b_dec is not to be subtracted from the input"),
+        (False, "b_dec is to be subtracted from the input"),
+    ],
+)
+def test_an_input_bias_that_matters_is_named(trained, imported, subtracts, cause):
+    """Planted: latents are the entries of x − m and their negatives, and m is large."""
+    dictionary, eye = load_dictionary(trained).dictionary, torch.eye(32)
+    rows = read_tensors(trained / "self_test.safetensors")["inputs"]
+    shift = 3 * rows.std() * torch.randn(32, generator=torch.Generator().manual_seed(0))
+    planted = dictionary.tensors() | {
+        "W_enc": torch.cat([eye, -eye], 1),
+        "W_dec": torch.cat([eye, -eye]),
+        "b_dec": shift,
+        "b_enc": torch.cat([-shift, shift]) if subtracts else torch.zeros(64),
+    }
+    settings = {"architecture": "standard", "l0": 32.0}
+    assert "WARNING" not in imported(planted, apply_b_dec_to_input=not subtracts, **settings)
+    said = imported(planted, apply_b_dec_to_input=subtracts, **settings)
+    assert cause in said.split("Likely cause:")[1]

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from foreign_files import change, load, read_one, save
+from safetensors.torch import load_file
 
 from saelab.cli import main
 from saelab.dictionary import Site, load_dictionary, save_dictionary
@@ -26,11 +27,6 @@ def folder_of(case: str) -> Path:
 
 def expected_of(case: str) -> dict[str, torch.Tensor]:
     return load_file(FIXTURES / case / "expected.safetensors")
-
-
-def read_one(folder: Path, format_name: str):
-    (foreign,) = read_foreign(Source(folder, str(folder)), format_name)
-    return foreign
 
 
 def off(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -50,14 +46,8 @@ def copied(tmp_path):
     return copy
 
 
-def change_config(folder: Path, name: str = "config.json", **changes: object) -> None:
-    path = folder / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def change_weights(path: Path, **changes: torch.Tensor | None) -> None:
-    tensors = load_file(path) | changes
-    save_file({name: value for name, value in tensors.items() if value is not None}, path)
+    save(path, load(path) | changes)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -150,7 +140,7 @@ REFUSED = {
 def test_what_cannot_be_expressed_is_refused_with_the_reason(name, copied):
     case, changes, message = REFUSED[name]
     folder = copied(case)
-    change_config(folder, **changes)
+    change(folder / "config.json", **changes)
     with pytest.raises(ArtifactError, match=message) as caught:
         read_one(folder, "gemma-scope-2" if case.startswith("gemma") else "llamascopium")
     assert "\n" not in str(caught.value)
@@ -226,7 +216,7 @@ def test_tensors_that_do_not_fit_are_named(copied):
     with pytest.raises(ArtifactError, match="must be a matrix"):
         read_one(folder, "gemma-scope-2")
     folder = copied("llama-scope-residual")
-    change_config(folder, "hyperparams.json", d_model=64)
+    change(folder / "hyperparams.json", d_model=64)
     with pytest.raises(ArtifactError, match=r"W_enc has shape \(32, 48\)"):
         read_one(folder, "llama-scope")
     path = copied("gemma-scope-res") / "params.npz"
@@ -261,7 +251,7 @@ def test_other_weight_files_of_llamascopium(copied):
     torch.save({"sae": tensors, "version": "2.0.0b34"}, folder / "sae_weights.pt")
     dictionary = read_one(folder, "llamascopium").dictionary
     assert off(dictionary(expected["x"]), expected["reconstruction"]) < 1e-6
-    change_config(folder, norm_activation="inference")
+    change(folder / "config.json", norm_activation="inference")
     (note,) = read_one(folder, "llamascopium").notes
     assert "leaves thresholds in the old scale" in note
 
