@@ -115,7 +115,12 @@ def open_stream(config: TrainConfig) -> ActivationStream:
             hook_points=(config.hook_point or config.stream.hook_points[0],),
             gradients=with_gradients,
         )
-        model = load_language_model(harvest.model, dtype=harvest.model_dtype, device=harvest.device)
+        model = load_language_model(
+            harvest.model,
+            dtype=harvest.model_dtype,
+            device=harvest.device,
+            model_kwargs=harvest.model_kwargs,
+        )
         return ModelStream(model, harvest, batch_rows, seed, config.stream_pool_rows)
     cache = open_fitting_cache(config, verify=config.verify or None)
     assert cache is not None
