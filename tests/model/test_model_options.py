@@ -1,5 +1,6 @@
 """What transformers is given for loading a model, and revisions on the hub."""
 
+import json
 import shutil
 
 import pytest
@@ -53,13 +54,29 @@ def test_options_reach_transformers_and_an_unknown_one_is_named(tiny_model_folde
     name = str(tiny_model_folder)
     tokens = torch.arange(8)[None] + 5
     model = load_language_model(name, dtype="float32", device="cpu", model_kwargs=GIVEN)
-    plain = model._forward.plain
-    assert plain.config._attn_implementation == "eager" and plain.hf_device_map == {"": "cpu"}
+    assert model._forward.plain.config._attn_implementation == "eager"
     rows, expected = (m.capture(tokens, [HOOK_POINT])[HOOK_POINT] for m in (model, tiny_model))
     torch.testing.assert_close(rows, expected)
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
         load_language_model(name, dtype="float32", device="cpu", model_kwargs=("no_such=1",))
     assert "no_such" in str(caught.value)
+
+
+def test_a_device_map_with_a_block_on_disk_gives_the_same_rows(
+    tiny_model_folder, tiny_model, tmp_path
+):
+    places = dict.fromkeys(("embed_tokens", "layers.0", "layers.2", "norm", "rotary_emb"), "cpu")
+    places = {f"model.{name}": place for name, place in places.items()}
+    places |= {"model.layers.1": "disk", "lm_head": "cpu"}
+    options = {"device_map": places, "offload_folder": str(tmp_path)}
+    model = load_language_model(
+        str(tiny_model_folder), dtype="float32", model_kwargs=(json.dumps(options),)
+    )
+    tokens = torch.arange(8)[None] + 5
+    for name in (HOOK_POINT, "blocks.1.attn.hook_z", "blocks.2.hook_mlp_out"):
+        rows, expected = (m.capture(tokens, [name])[name] for m in (model, tiny_model))
+        assert torch.equal(rows, expected)
+    assert torch.equal(model.run(tokens).logits, tiny_model.run(tokens).logits)
 
 
 def test_options_are_recorded_from_the_cache_to_the_data_spec(
