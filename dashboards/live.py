@@ -135,13 +135,15 @@ def _session(folder: Path, content_hash: str) -> LiveSession:  # noqa: ARG001 - 
     from saelab.live.session import LiveSession
 
     saved = load_dictionary(folder)
-    shared = _shared_model(saved.model_name, saved.made_from.get("model_dtype", "bfloat16"))
+    origin = saved.made_from
+    dtype, model_kwargs = origin.get("model_dtype", "bfloat16"), origin.get("model_kwargs", ())
+    shared = _shared_model(saved.model_name, dtype, tuple(model_kwargs))
     saved.dictionary.to(shared.model.device)
     return LiveSession(shared, saved)
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _shared_model(name: str, dtype: str) -> SharedModel:
+def _shared_model(name: str, dtype: str, model_kwargs: tuple[str, ...]) -> SharedModel:
     from saelab.live.lock import FairLock
     from saelab.live.session import SharedModel
     from saelab.model.language_model import list_models, load_language_model
@@ -152,7 +154,9 @@ def _shared_model(name: str, dtype: str) -> SharedModel:
             f"the language model {name!r} is not on this machine, and the dashboard downloads "
             "nothing: run `saelab eval` or `saelab cache` with it once, then reload this page"
         )
-    return SharedModel(load_language_model(name, dtype=dtype), FairLock())
+    return SharedModel(
+        load_language_model(name, dtype=dtype, model_kwargs=model_kwargs), FairLock()
+    )
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)

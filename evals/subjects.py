@@ -9,9 +9,9 @@ from typing import Any
 
 from saelab.cache.config import DataOverrides
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of
+from saelab.dictionary.data_spec import DataSpec, ModelKey, check_fit, data_spec_of
 from saelab.errors import ConfigError
-from saelab.model.language_model import LanguageModel, load_language_model
+from saelab.model.language_model import LanguageModel
 from saelab.text.contexts import describe_text
 
 
@@ -69,22 +69,22 @@ def describe(saved: SavedDictionary) -> str:
     )
 
 
-def load_models(subjects: Sequence[Subject], device: str) -> dict[tuple[str, str], LanguageModel]:
+def load_models(subjects: Sequence[Subject], device: str) -> dict[ModelKey, LanguageModel]:
     """Load the model of every subject once, and check that each subject belongs to its model.
 
     Returns:
-        (name, dtype), as in the data specs -> model.
+        `model_key` of the data specs -> model.
 
     Raises:
         ModelError: an unknown model or hook point.
         ArtifactError: a dictionary that does not fit its model.
         ConfigError: contexts longer than the model's.
     """
-    models: dict[tuple[str, str], LanguageModel] = {}
+    models: dict[ModelKey, LanguageModel] = {}
     for subject in subjects:
-        key = (subject.spec.model, subject.spec.model_dtype)
+        key = subject.spec.model_key
         if key not in models:
-            models[key] = load_language_model(key[0], dtype=key[1], device=device)
+            models[key] = subject.spec.load_model(device)
         check_fit(models[key], subject.spec, subject.saved)
     return models
 

@@ -75,6 +75,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             older.unlink()
 
 
+def saved_step(folder: Path) -> int:
+    """Steps that the newest checkpoint of a run was taken after; 0 where there is none."""
+    pointer_file = folder / POINTER_FILE
+    return read_manifest(pointer_file, KIND)["step"] if pointer_file.exists() else 0
+
+
 def load_checkpoint(folder: Path, settings_hash: str) -> Checkpoint | None:
     """The newest checkpoint of a run, or None where none was written yet.
 

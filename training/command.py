@@ -15,6 +15,7 @@ from saelab.errors import ConfigError
 from .config import TrainConfig
 from .recipe import WHOLE, in_own_folders, load_recipe, recipe_of, train_parts
 from .recipes import find_recipe, shipped_recipes
+from .schedule import OnLonger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,11 @@ class TrainCommand:
     )
     """Settings of the run."""
     resume: bool = False
-    """Go on from the newest checkpoint of the run in `--out`."""
+    """Go on from the newest checkpoint of the run in `--out`, for longer with more `--n-tokens`."""
+    on_longer: OnLonger | None = None
+    """What schedules do where `--resume` comes with more `--n-tokens` than the run had. "redecay":
+    the rate is at its peak again and falls at the end of the added steps. "extend": all goes by
+    the new length from here on. None: redecay."""
     overwrite: bool = False
     """Delete the run in `--out` and start over."""
     print_config: bool = False
@@ -53,7 +58,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     started = time.monotonic()
     parts = in_own_folders(parts)
-    runs = train_parts(parts, resume=command.resume, overwrite=command.overwrite)
+    runs = train_parts(
+        parts, resume=command.resume, overwrite=command.overwrite, on_longer=command.on_longer
+    )
     for name, config in parts.items():
         title = command.recipe if name == WHOLE else f"{command.recipe}: {name}"
         show(title, config, runs[name])

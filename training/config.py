@@ -86,6 +86,9 @@ class TrainConfig:
     """Folder of the dictionary whose error is meant."""
     error_probe: Path | None = None
     """File of its probe. None: the one that `saelab eval dark-matter` left in its folder."""
+    init_from: Path | None = None
+    """Folder of a saved dictionary that every dictionary of the run begins from, in place of
+    weights drawn at random: fine-tuning. None: drawn."""
     stream: HarvestConfig = field(default_factory=HarvestConfig)
     """What to stream where there is no cache; ignored with one."""
     stream_pool_rows: Annotated[int, Within(1)] = 131_072
@@ -145,6 +148,11 @@ class TrainConfig:
         if self.n_tokens < self.batch_rows:
             problems.append(
                 f"n_tokens = {self.n_tokens} is less than one batch, batch_rows = {self.batch_rows}"
+            )
+        if self.init_from is not None and len(self.seeds) > 1:
+            problems.append(
+                "init_from draws no weights, so seeds would train the same dictionary again: give "
+                "one"
             )
         problems += self._error_problems() + self._site_problems()
         if not problems:

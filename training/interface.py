@@ -2,7 +2,7 @@
 
 1. selection and 2. losses: `losses(batch)`; 3. updates outside the gradient: `adjust_gradients`
 before the optimizer's step and `after_update` behind it; 4. what it becomes: `calibrate` and
-`to_dictionary`.
+`to_dictionary`; and, the other way, `begin_from`.
 Parameters and buffers are the method's whole state: the checkpoint saves exactly those.
 """
 
@@ -36,7 +36,8 @@ class DictionarySettings:
     batch_rows: int
     """Tokens (rows) in a step."""
     n_steps: int
-    """Steps of the whole training; schedules are fractions of it."""
+    """Steps that schedules are fractions of: those of the whole training, unless it was resumed
+    to be longer; see `schedule`."""
     product_dtype: torch.dtype | None
     """Dtype of the encoder product; None means that of the weights."""
     d_out: int | None = None
@@ -137,6 +138,21 @@ class Method(nn.Module, ABC):
     """Whether `calibrate` must be called before `to_dictionary`."""
     autoencodes_only: ClassVar[str | None] = None
     """Why the method cannot write another hook point than it reads; None: it can."""
+
+    @abstractmethod
+    def begin_from(self, source: Dictionary, normalisation: Normalisation) -> list[str]:
+        """Take over a saved dictionary of this shape before the first step.
+
+        Args:
+            source: acts on activations as the model has them.
+            normalisation: of the activations that this will be trained on.
+
+        Returns:
+            What of it is not taken over as it is, in words.
+
+        Raises:
+            ConfigError: it has what this method does not.
+        """
 
     @abstractmethod
     def losses(self, batch: TrainingBatch) -> StepOutput:

@@ -15,13 +15,7 @@ from .config import DictionarySpec, OptimizerConfig
 from .interface import DictionarySettings, Method, StepOutput, TrainingBatch
 from .methods import METHODS, MethodOptions
 from .options import CommonOptions
-
-
-def learning_rate_factor(step: int, n_steps: int, config: OptimizerConfig) -> float:
-    """Share of the peak rate at a step: linear warm-up, constant, linear decay to (nearly) zero."""
-    warmup = max(1.0, config.warmup_fraction * n_steps)
-    decay = max(1.0, config.decay_fraction * n_steps)
-    return min(1.0, (step + 1) / warmup, (n_steps - step) / decay)
+from .schedule import Schedule
 
 
 class Learner:
@@ -31,8 +25,10 @@ class Learner:
     carries over from step to step.
     """
 
-    def __init__(self, spec: DictionarySpec, method: Method, config: OptimizerConfig, n_steps: int):
-        self.spec, self.method, self.n_steps = spec, method, n_steps
+    def __init__(
+        self, spec: DictionarySpec, method: Method, config: OptimizerConfig, schedule: Schedule
+    ):
+        self.spec, self.method, self.schedule = spec, method, schedule
         self.config = config
         self.clock = StepClock(next(method.parameters()).device)
         self.optimizer = torch.optim.Adam(
@@ -48,7 +44,7 @@ class Learner:
         *,
         d_in: int,
         d_out: int | None = None,
-        n_steps: int,
+        schedule: Schedule,
         batch_rows: int,
         options: MethodOptions,
         optimizer: OptimizerConfig,
@@ -66,19 +62,19 @@ class Learner:
             k=spec.k,
             seed=spec.seed,
             batch_rows=batch_rows,
-            n_steps=n_steps,
+            n_steps=schedule.method_steps,
             product_dtype=product_dtype,
         )
         method_options: CommonOptions = getattr(options, spec.method)
         method = METHODS[spec.method](settings, method_options)
         if method_options.learning_rate is not None:
             optimizer = replace(optimizer, learning_rate=method_options.learning_rate)
-        return Learner(spec, method.to(device), optimizer, n_steps)
+        return Learner(spec, method.to(device), optimizer, schedule)
 
     def step(self, batch: TrainingBatch) -> StepOutput:
         """Take one step on a batch of normalised activations."""
         self.clock.start()
-        factor = learning_rate_factor(batch.step, self.n_steps, self.config)
+        factor = self.schedule.rate_factor(batch.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * factor
         self.optimizer.zero_grad()

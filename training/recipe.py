@@ -20,6 +20,7 @@ from saelab.formats.run import RUN_FILE
 from .config import TrainConfig
 from .run import open_fitting_cache, train
 from .run_folder import check_folder
+from .schedule import OnLonger
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,11 @@ def recipe_of(parts: dict[str, TrainConfig]) -> Any:
 
 
 def train_parts(
-    parts: dict[str, TrainConfig], *, resume: bool = False, overwrite: bool = False
+    parts: dict[str, TrainConfig],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_longer: OnLonger | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Train every part that is not complete yet.
 
@@ -90,6 +95,7 @@ def train_parts(
         parts: settings by name, each with the folder of its own run.
         resume: go on with the parts that were begun, leave complete ones, train the others.
         overwrite: delete what is in the parts' folders first.
+        on_longer: as `train` takes it.
 
     Returns:
         The content of each part's run.json by name.
@@ -98,13 +104,15 @@ def train_parts(
         SaelabError: in the words of what went wrong; finished work is never touched.
     """
     if list(parts) == [WHOLE]:
-        return {WHOLE: train(parts[WHOLE], resume=resume, overwrite=overwrite)}
+        whole = parts[WHOLE]
+        return {WHOLE: train(whole, resume=resume, overwrite=overwrite, on_longer=on_longer)}
     begun = {name for name, config in parts.items() if (config.out / RUN_FILE).exists()}
     _check_parts(parts, begun, resume=resume, overwrite=overwrite)
     runs = {}
     for name, config in parts.items():
         logger.info("part %s: %s", name, config.out)
-        runs[name] = train(config, resume=resume and name in begun, overwrite=overwrite)
+        going_on = resume and name in begun
+        runs[name] = train(config, resume=going_on, overwrite=overwrite, on_longer=on_longer)
     return runs
 
 

@@ -29,13 +29,14 @@ from saelab.dictionary.decomposition import ErrorRows
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import hash_of, remedy_when_full
 from saelab.formats.lock import writer_lock
-from saelab.formats.run import DICTIONARIES_FOLDER, RUN_FILE, RunManifest, write_run
+from saelab.formats.run import DICTIONARIES_FOLDER, RunManifest, write_run
 from saelab.formats.run_log import JsonlLog, RunLog, WandbLog, read_log
 from saelab.model.devices import resolve_device
 from saelab.stats.metrics import batch_fvu, mean_l0
 
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, saved_step
 from .config import DictionarySpec, TrainConfig
+from .initial import load_source
 from .learner import Learner
 from .loop import ActivationStream, TrainingLoop, normalisation_of
 from .run_folder import (
@@ -45,7 +46,9 @@ from .run_folder import (
     check_same_origin,
     clear_folder,
     deciding_settings,
+    steps_of,
 )
+from .schedule import OnLonger, Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +58,23 @@ TARGET_L0_TOLERANCE = 0.1
 """Deviation from the target L0, as a share of it, from which on a warning says so."""
 
 
-def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_longer: OnLonger | None = None,
+) -> dict[str, Any]:
     """Train every dictionary of a config.
 
     Args:
-        config: of the run; its hash must be that of the run being resumed.
-        resume: go on from the newest checkpoint in `config.out`; a finished run is left as it is.
+        config: of the run; its settings must be those of the run being resumed, but that
+            `n_tokens` may be more.
+        resume: go on from the newest checkpoint in `config.out`; a finished run is left as it is,
+            unless it is to be longer.
         overwrite: delete what is in `config.out` first.
+        on_longer: what schedules do where a resumed run is to be longer; see `schedule`. None:
+            "redecay".
 
     Returns:
         The content of run.json.
@@ -77,10 +90,11 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     """
     with writer_lock(config.out), remedy_when_full("go on with --resume"):
         run = check_folder(config, resume=resume, overwrite=overwrite)
-        if run is not None and run.complete:
+        extensions = [] if run is None else extended(run, config, on_longer)
+        if run is not None and run.complete and extensions == run.extensions:
             logger.info("%s is complete: nothing to resume", config.out)
             return run.content
-        return TrainingRun(config, run).train()
+        return TrainingRun(config, run, extensions).train()
 
 
 def open_stream(config: TrainConfig) -> ActivationStream:
@@ -101,7 +115,12 @@ def open_stream(config: TrainConfig) -> ActivationStream:
             hook_points=(config.hook_point or config.stream.hook_points[0],),
             gradients=with_gradients,
         )
-        model = load_language_model(harvest.model, dtype=harvest.model_dtype, device=harvest.device)
+        model = load_language_model(
+            harvest.model,
+            dtype=harvest.model_dtype,
+            device=harvest.device,
+            model_kwargs=harvest.model_kwargs,
+        )
         return ModelStream(model, harvest, batch_rows, seed, config.stream_pool_rows)
     cache = open_fitting_cache(config, verify=config.verify or None)
     assert cache is not None
@@ -150,10 +169,43 @@ def open_fitting_cache(
     return cache
 
 
+def extended(
+    run: RunManifest, config: TrainConfig, on_longer: OnLonger | None
+) -> list[dict[str, Any]]:
+    """What a run's record says of how often it was made longer, this time included.
+
+    Raises:
+        ConfigError: it is being made longer already, by another schedule.
+    """
+    before = steps_of(run.config)
+    if config.n_steps > before:
+        new = {
+            "from_step": saved_step(run.folder / CHECKPOINT_FOLDER),
+            "n_steps_before": before,
+            "n_tokens_before": run.config["n_tokens"],
+            "n_tokens": config.n_tokens,
+            "on_longer": on_longer or "redecay",
+        }
+        return [*run.extensions, new]
+    known = run.extensions[-1]["on_longer"] if run.extensions else on_longer
+    if on_longer not in (None, known):
+        raise ConfigError(
+            f"{run.folder} was made longer with --on-longer {known}: resume with that, or leave "
+            "it out"
+        )
+    return run.extensions
+
+
 def build_learners(
-    config: TrainConfig, stream: ActivationStream, device: torch.device
+    config: TrainConfig,
+    stream: ActivationStream,
+    device: torch.device,
+    schedule: Schedule | None = None,
 ) -> list[Learner]:
-    """One learner for each dictionary of the config, at its start."""
+    """One learner for each dictionary of the config, at its start.
+
+    `schedule` None: that of a run that was never made longer.
+    """
     written = stream.target_statistics
     product_dtype = getattr(torch, config.product_dtype)
     return [
@@ -161,7 +213,7 @@ def build_learners(
             spec,
             d_in=stream.d_in,
             d_out=None if written is None else len(written.mean),
-            n_steps=config.n_steps,
+            schedule=schedule or Schedule.of(config.n_steps),
             batch_rows=config.batch_rows,
             options=config.options,
             optimizer=config.optimizer,
@@ -178,16 +230,20 @@ class TrainingRun:
     Args:
         config: of the run.
         run: what the folder holds of it; None: a new run.
+        extensions: what its record is to say of how often it was made longer.
 
     Raises:
         SaelabError: what it needs is missing, or the run cannot be gone on with.
     """
 
-    def __init__(self, config: TrainConfig, run: RunManifest | None):
+    def __init__(
+        self, config: TrainConfig, run: RunManifest | None, extensions: list[dict[str, Any]]
+    ):
         self.config, self.out, self.step = config, config.out, 0
         self.device = resolve_device(config.device)
         self.stream = open_stream(config)
-        self.learners = build_learners(config, self.stream, self.device)
+        schedule = Schedule.of(config.n_steps, extensions)
+        self.learners = build_learners(config, self.stream, self.device, schedule)
         plain, made_from = to_plain(config), self.stream.provenance()
         name = hash_of(deciding_settings(plain)) if run is None else run.settings_hash
         self.record: dict[str, Any] = {
@@ -195,19 +251,23 @@ class TrainingRun:
             "config": plain,
             "made_from": made_from,
             "settings_hash": name,
+            "extensions": extensions,
         }
+        self._is_recorded = run is not None and extensions == run.extensions
         if run is None:
+            self.record["initialised_from"] = self._begin()
             # Only now, when all that was asked for is known to exist, is an older run given up.
             clear_folder(self.out)
         else:
             check_same_origin(run, made_from)
+            self.record["initialised_from"] = run.initialised_from or None
             self._restore(run)
 
     def train(self) -> dict[str, Any]:
         """Train to the end and save the dictionaries; the content of run.json."""
         with ExitStack() as stack:
             logs = [stack.enter_context(closing(log)) for log in self._open_logs()]
-            if not (self.out / RUN_FILE).exists():
+            if not self._is_recorded:
                 write_run(self.out, "running", **self.record)
             loop = TrainingLoop(
                 self.config, self.stream, self.learners, logs, self._save, step=self.step
@@ -221,6 +281,38 @@ class TrainingRun:
             excluded=self.stream.excluded,
             dictionaries=dictionaries,
         )
+
+    def _begin(self) -> dict[str, Any] | None:
+        """Let every learner begin from the saved dictionary, where one is named; its record."""
+        folder = self.config.init_from
+        if folder is None:
+            return None
+        written = self.stream.target_statistics
+        d_out = self.stream.d_in if written is None else len(written.mean)
+        saved = load_source(
+            folder,
+            d_in=self.stream.d_in,
+            d_out=d_out,
+            d_sae=self.config.d_sae,
+            site=self.config.site,
+        )
+        normalisation, changes = normalisation_of(self.stream, self.device), {}
+        for learner in self.learners:
+            name = learner.spec.name
+            try:
+                changes[name] = learner.method.begin_from(
+                    saved.dictionary.to(self.device), normalisation
+                )
+            except ConfigError as error:
+                raise ConfigError(f"{name} cannot begin from {folder}: {error}") from None
+            for change in changes[name]:
+                logger.warning("%s begins from %s: %s", name, folder, change)
+        return {
+            "dictionary": str(folder),
+            "content_hash": saved.content_hash,
+            "architecture": saved.dictionary.architecture,
+            "changes": changes,
+        }
 
     def _open_logs(self) -> Iterator[RunLog]:
         yield JsonlLog(self.out / METRICS_FILE, keep_up_to=self.step)
@@ -237,6 +329,7 @@ class TrainingRun:
         checkpoint = load_checkpoint(self.out / CHECKPOINT_FOLDER, run.settings_hash)
         if checkpoint is None:
             self._check_none_was_lost(run)
+            self._check_same_start(run.initialised_from, self._begin() or {})
             return
         names = [learner.spec.name for learner in self.learners]
         if set(checkpoint.learners) != set(names):
@@ -261,6 +354,13 @@ class TrainingRun:
                 f"{CHECKPOINT_FOLDER}/ from a copy, or start over with --overwrite"
             )
         logger.warning("%s has no checkpoint yet: training starts at step 0", self.out)
+
+    def _check_same_start(self, recorded: dict[str, Any], begun: dict[str, Any]) -> None:
+        if recorded.get("content_hash") != begun.get("content_hash"):
+            raise ConfigError(
+                f"{self.out} began from another dictionary than lies in {self.config.init_from}: "
+                "restore that, or start over with --overwrite"
+            )
 
     def _finish(self) -> dict[str, dict[str, Any]]:
         """Save every dictionary and measure it on the stream's next rows."""
@@ -322,11 +422,17 @@ class TrainingRun:
                 "fvu_on_training_rows": figures["fvu"],
                 **learner.method.metrics(),
                 "inference": inference,
+                **self._history(),
             },
             made_from=self.record["made_from"] | self._recorded_mean(),
             seed=spec.seed,
             site=config.site,
         )
+
+    def _history(self) -> dict[str, Any]:
+        """What else than the settings its dictionaries came from, where there is anything."""
+        history = {name: self.record[name] for name in ("extensions", "initialised_from")}
+        return {name: value for name, value in history.items() if value}
 
     def _recorded_mean(self) -> dict[str, list[float]]:
         """The mean of what is written, which mean ablation puts in its place."""

@@ -23,7 +23,7 @@ DICTIONARY_FILES = (MANIFEST_FILE, CONFIG_FILE, WEIGHTS_FILE, SELF_TEST_FILE)
 
 WITHOUT_EFFECT = ("out", "device", "checkpoint_every_steps", "wandb_project", "verify")
 """Settings that a resumed run may change: they decide nothing that is computed."""
-COMPARED_BY_HASH = ("cache", "error_of", "error_probe")
+COMPARED_BY_HASH = ("cache", "error_of", "error_probe", "init_from")
 """Paths: what lies there is compared by its hash, so it may be moved."""
 ONLY_WITHOUT_CACHE = ("stream", "stream_pool_rows")
 
@@ -126,11 +126,26 @@ def _check_same_settings(run: RunManifest, plain: dict[str, Any]) -> None:
     # A setting that a newer saelab added had its default before.
     defaults = flat(to_plain(TrainConfig()))
     differing = sorted(key for key in old | new if old.get(key, defaults.get(key)) != new.get(key))
+    if (run.config.get("init_from") is None) != (plain["init_from"] is None):
+        differing.append("init_from")
+    if differing == ["n_tokens"]:
+        if steps_of(plain) > steps_of(run.config):
+            return
+        raise ConfigError(
+            f"{run.folder} is a run of {run.config['n_tokens']:,} tokens, and n_tokens = "
+            f"{plain['n_tokens']:,} is no longer one: give --n-tokens {run.config['n_tokens']} to "
+            "resume it as it is, or more to make it longer"
+        )
     if differing:
         raise ConfigError(
             f"{run.folder} was started with other settings ({', '.join(differing)} differ): resume "
             "with the same recipe and options, or give another --out"
         )
+
+
+def steps_of(plain: dict[str, Any]) -> int:
+    """Steps of the run with these settings."""
+    return -(-plain["n_tokens"] // plain["batch_rows"])
 
 
 def check_same_origin(run: RunManifest, made_from: dict[str, Any]) -> None:

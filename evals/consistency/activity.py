@@ -149,7 +149,7 @@ def _text_passes(
     subjects = subjects_of(dictionaries, [saved.folder for saved in dictionaries], config)
     models = load_models(subjects, config.device)
     for spec, group in by_data_spec(subjects).items():
-        model = models[spec.model, spec.model_dtype]
+        model = models[spec.model_key]
         for subject in group:
             subject.saved.dictionary.to(model.device)
         described = {

@@ -78,9 +78,9 @@ def measure_steering(
     models = load_models(subjects, config.device)
     groups = by_data_spec(subjects)
     for spec in groups:
-        _check_model(models[spec.model, spec.model_dtype], spec, config)
+        _check_model(models[spec.model_key], spec, config)
     for spec, group in groups.items():
-        yield from _measure_group(models[spec.model, spec.model_dtype], spec, group, config)
+        yield from _measure_group(models[spec.model_key], spec, group, config)
 
 
 def _check_model(model: LanguageModel, spec: DataSpec, config: SteeringConfig) -> None:

@@ -62,6 +62,8 @@ class DataOverrides:
     """Tokens in a context. None: as in training."""
     model: str | None = None
     """Where the dictionary's language model lies, if not under its recorded name. None: there."""
+    model_kwargs: tuple[str, ...] | None = None
+    """For transformers' loading, each `name=value` or a JSON object. None: as in training."""
     model_dtype: Literal["bfloat16", "float32", "float16"] | None = None
     """Dtype the model computes in. None: as in training."""
     device: str = "auto"
@@ -73,7 +75,11 @@ class HarvestConfig:
     """What to harvest: a model's activations at some hook points over some text."""
 
     model: str = "smollm2-135m"
-    """Language model: `smollm2-135m`, a Hugging Face name, a folder, or a GGUF file."""
+    """Language model: `smollm2-135m`, a Hugging Face name (owner/model, or owner/model@revision),
+    a folder, or a GGUF file."""
+    model_kwargs: tuple[str, ...] = ()
+    """For transformers' loading, each `name=value` or a JSON object: `device_map=auto` (a model
+    larger than one device), `attn_implementation=eager`, `load_in_8bit=true` (bitsandbytes)."""
     hook_points: tuple[str, ...] = ("blocks.12.hook_resid_post",)
     """Hook points to harvest, all in the same forward pass."""
     text: TextConfig = field(default_factory=TextConfig)
@@ -130,5 +136,9 @@ class HarvestConfig:
         return -(-self.contexts_per_shard // self.batch_contexts) * self.batch_contexts
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as plain JSON values."""
-        return to_plain(self)
+        """The settings as plain JSON values; `model_kwargs` only where there are any, so that
+        records of before they were there stay equal."""
+        plain = to_plain(self)
+        return (
+            plain if self.model_kwargs else {k: v for k, v in plain.items() if k != "model_kwargs"}
+        )

@@ -221,6 +221,7 @@ class Harvest:
             "row_rule": settings["rows"],
             "norm_ceiling": norm_ceiling,
             "model_dtype": self.config.model_dtype,
+            **({"model_kwargs": settings["model_kwargs"]} if self.config.model_kwargs else {}),
         }
 
     def new_manifest(self, hook_point: str, calibration: Calibration) -> dict[str, Any]:

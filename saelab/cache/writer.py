@@ -66,7 +66,12 @@ def _write_caches(
     paths = [out / hook_point for hook_point in config.hook_points]
     _check_existing(paths, resume=resume, overwrite=overwrite)
     if model is None:
-        model = load_language_model(config.model, dtype=config.model_dtype, device=config.device)
+        model = load_language_model(
+            config.model,
+            dtype=config.model_dtype,
+            device=config.device,
+            model_kwargs=config.model_kwargs,
+        )
     harvest = Harvest(model, config)
     folders = {
         path.name: HookFolder.resume(path, harvest)

@@ -29,4 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     for model in models:
         table.add_row(*(str(value) for value in model.values()))
     Console().print(table)
-    print("Also: any Hugging Face causal LM that TransformerLens 4 knows, a folder, a .gguf file.")
+    print(
+        "Also: any Hugging Face causal LM or encoder that TransformerLens 4 knows (owner/model, "
+        "owner/model@revision), a folder, a .gguf file."
+    )

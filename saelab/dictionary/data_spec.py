@@ -18,7 +18,7 @@ from saelab.cache.config import DataOverrides, TokenFilter
 from saelab.cache.rows import select_rows
 from saelab.config import from_plain
 from saelab.errors import ArtifactError, ConfigError
-from saelab.model.language_model import LanguageModel
+from saelab.model.language_model import LanguageModel, load_language_model
 from saelab.synthetic.truth import ORIGIN_KEY
 from saelab.text.contexts import TextConfig, context_batches
 
@@ -27,6 +27,10 @@ from .decomposition import ORIGIN_KEY as ERROR_ORIGIN_KEY
 from .site import Site
 
 RECORDED = ("model", "hook_point", "text", "context_length", "row_rule", "norm_ceiling")
+
+
+ModelKey = tuple[str, str, tuple[str, ...]]
+"""What tells models apart that are loaded for several data specs: name, dtype, `model_kwargs`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,8 @@ class DataSpec:
     """Content hash the model must have; None where none was recorded."""
     model_dtype: str
     """Dtype the model computes in."""
+    model_kwargs: tuple[str, ...] = ()
+    """What transformers is given for loading it."""
     site: Site
     """Where the dictionary reads, and where it is spliced in."""
     text: TextConfig
@@ -49,6 +55,21 @@ class DataSpec:
     """Which rows count."""
     norm_ceilings: tuple[float | None, ...]
     """Norm above which rows are excluded, at each of the site's hook points; None: no row is."""
+
+    @property
+    def model_key(self) -> ModelKey:
+        """What the language model is loaded by."""
+        return self.model, self.model_dtype, self.model_kwargs
+
+    def load_model(self, device: str) -> LanguageModel:
+        """The language model.
+
+        Raises:
+            ModelError: it is unknown, or cannot be loaded.
+        """
+        return load_language_model(
+            self.model, dtype=self.model_dtype, device=device, model_kwargs=self.model_kwargs
+        )
 
     @property
     def hook_point(self) -> str:
@@ -84,6 +105,11 @@ def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
         model=config.model or saved.model_name,
         model_hash=origin.get("model_hash"),
         model_dtype=config.model_dtype or origin.get("model_dtype", "bfloat16"),
+        model_kwargs=(
+            tuple(origin.get("model_kwargs", ()))
+            if config.model_kwargs is None
+            else config.model_kwargs
+        ),
         site=site,
         text=replace(
             text, **{name: value for name, value in overrides.items() if value is not None}

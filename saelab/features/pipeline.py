@@ -10,12 +10,12 @@ from typing import Any
 
 from saelab.config import to_plain
 from saelab.dictionary import SavedDictionary, load_dictionary
-from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of
+from saelab.dictionary.data_spec import DataSpec, ModelKey, check_fit, data_spec_of
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import remove_leftovers
 from saelab.formats.lock import writer_lock
 from saelab.formats.run import RUN_FILE
-from saelab.model.language_model import LanguageModel, load_language_model
+from saelab.model.language_model import LanguageModel
 from saelab.text.contexts import describe_text
 
 from .build import StoreSources, write_store
@@ -97,14 +97,13 @@ def _build_groups(
     config: FeaturesConfig,
     complete: Collection[Path],
 ) -> None:
-    models: dict[tuple[str, str], LanguageModel] = {}
+    models: dict[ModelKey, LanguageModel] = {}
     for spec, dictionaries in groups.items():
         if all(saved.folder in complete for saved in dictionaries):
             continue
-        name, dtype = key = spec.model, spec.model_dtype
-        if key not in models:
-            models = {key: load_language_model(name, dtype=dtype, device=config.device)}
-        _build_group(models[key], spec, dictionaries, config, complete)
+        if spec.model_key not in models:
+            models = {spec.model_key: spec.load_model(config.device)}
+        _build_group(models[spec.model_key], spec, dictionaries, config, complete)
 
 
 def _build_group(
@@ -204,6 +203,8 @@ def _no_lens_because(model: LanguageModel, written: Sequence[str], width: int) -
         "hook_mlp_out",
         "hook_attn_out",
     )
+    if model.is_encoder:
+        return f"{model.name} is an encoder, which predicts no next token"
     if len(written) > 1:
         return f"a latent writes {len(written)} hook points, so there is no one way to logits"
     if written[0].endswith(writing) and width == model.d_model:

@@ -6,6 +6,7 @@ Written by `saelab train`; read by everything that looks for the dictionaries of
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +51,10 @@ class RunManifest:
     """Provenance of its activations."""
     created: str
     """UTC time of writing."""
+    extensions: list[dict[str, Any]]
+    """Each time it was made longer."""
+    initialised_from: dict[str, Any]
+    """The dictionary it began with; empty where it was drawn at random."""
     content: dict[str, Any]
     """All of the file."""
 
@@ -99,6 +104,8 @@ def write_run(
     config: dict[str, Any],
     made_from: dict[str, Any],
     settings_hash: str,
+    extensions: Sequence[dict[str, Any]] = (),
+    initialised_from: dict[str, Any] | None = None,
     excluded: dict[str, int] | None = None,
     dictionaries: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -111,11 +118,18 @@ def write_run(
         config: the settings, as plain values.
         made_from: provenance of the activations.
         settings_hash: names the run in its checkpoints.
+        extensions: each time that the run was made longer: from which step, how long before and
+            after, and by which schedule.
+        initialised_from: the dictionary it began with; None: drawn at random.
         excluded: rows left out, by reason; of a complete run.
         dictionaries: figures of each by name, with its "folder" in the run; of a complete run.
     """
     content = new_manifest(RUN_KIND, seed=seed, config=config, made_from=made_from)
     content |= {"status": status, "settings_hash": settings_hash}
+    if extensions:
+        content["extensions"] = list(extensions)
+    if initialised_from is not None:
+        content["initialised_from"] = initialised_from
     if status == "complete":
         content |= {"excluded": excluded, "dictionaries": dictionaries}
     return write_manifest(folder / RUN_FILE, content)
@@ -130,6 +144,7 @@ def read_run(folder: Path) -> RunManifest:
     path = folder / RUN_FILE
     content = read_manifest(path, RUN_KIND)
     types = {"status": str, "settings_hash": str, "config": dict, "made_from": dict, "created": str}
+    types |= {"extensions": list, "initialised_from": dict}
     optional = {name: kind() for name, kind in types.items() if name != "status"}
     known = require_fields({**optional, **content}, types, path)
     return RunManifest(folder=folder, content=content, **{name: known[name] for name in types})

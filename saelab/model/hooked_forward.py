@@ -78,7 +78,9 @@ class HookedForward:
         config = bridge.cfg
         device = next(plain.parameters()).device
         self._points = {
-            name: point for name, point in bridge.hook_dict.items() if _fires(bridge, name, point)
+            name: point
+            for name, point in bridge.hook_dict.items()
+            if _fires(bridge, name, point) and _is_what_it_says(bridge, name, point)
         }
         # Two axes of the probe must not be mistaken for heads: 3 rows, and a length no head
         # count equals.
@@ -102,6 +104,12 @@ class HookedForward:
             ModelError: no such hook point, or one that has no row per token.
         """
         known = self._points
+        given = self.bridge.hook_dict.get(name)
+        if given is not None and not _is_what_it_says(self.bridge, name, given):
+            raise ModelError(
+                f"the model has no hook point {name!r}: there is no such tensor in its blocks, and "
+                f"what transformer_lens gives under that name is {given.name!r}: name that"
+            )
         if name not in known:
             raise ModelError(
                 f"the model has no hook point {name!r}: {did_you_mean(name, known)} "
@@ -344,7 +352,8 @@ class HookedForward:
         """Whether both routes give the same rows on the probe, up to rounding."""
         expected = self._probe([name]).get(name)
         plain = self._read_until(self.probe_tokens, site)
-        if expected is None or plain is None:
+        # Some architectures flatten contexts and positions into one axis in a part of the block.
+        if expected is None or plain is None or plain.dim() < 3:
             return False
         x, reference = (tensor.flatten(2).float() for tensor in (plain, expected))
         if x.shape != reference.shape:
@@ -383,6 +392,19 @@ def _fires(bridge: Any, name: str, point: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_what_it_says(bridge: Any, name: str, point: Any) -> bool:
+    """Whether a name is that of the tensor it stands for in the bridge.
+
+    A mixture of experts has no hidden layer that every token goes through, and the whole MLP's
+    input and output stand under its names; an encoder's second norm comes after the MLP, and what
+    it reads stands under the name of the residual stream before it.
+    """
+    others = {"mlp.hook_pre": "mlp.hook_in", "mlp.hook_post": "mlp.hook_out"}
+    if getattr(bridge.cfg, "attention_dir", "causal") == "bidirectional":
+        others["hook_resid_mid"] = "ln2.hook_in"
+    return not any(name.endswith(a) and str(point.name).endswith(b) for a, b in others.items())
 
 
 @contextmanager

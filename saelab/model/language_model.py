@@ -27,6 +27,7 @@ from .hooked_forward import HookedForward, Visit, keeping
 from .logit_lens import Lens, lens_of
 from .model_files import (
     ModelFiles,
+    is_encoder,
     list_models,
     load_hugging_face,
     quiet_transformers,
@@ -56,18 +57,25 @@ class ModelOutput:
 
 
 def load_language_model(
-    name: str, *, dtype: str = "bfloat16", device: str = "auto"
+    name: str,
+    *,
+    dtype: str = "bfloat16",
+    device: str = "auto",
+    model_kwargs: Sequence[str] = (),
 ) -> LanguageModel:
-    """Load a causal language model; without a network where its files are local.
+    """Load a causal language model, or an encoder; without a network where its files are local.
 
     Args:
-        name: "smollm2-135m" (embedded), a Hugging Face hub name, a local folder, or the path of a
-            .gguf file.
+        name: "smollm2-135m" (embedded), a Hugging Face hub name (with "@revision" where it is not
+            to be main), a local folder, or the path of a .gguf file.
         dtype: "bfloat16", "float32", "float16" or "float64" (for checks): what weights and
             activations are computed in.
         device: "cpu", "cuda", "cuda:1" …, or "auto": cuda where there is one.
+        model_kwargs: for transformers, each "name=value" or a JSON object: `device_map=auto`,
+            `attn_implementation=eager`, `load_in_8bit=true` (with bitsandbytes).
 
     Raises:
+        ConfigError: `model_kwargs` that saelab or this machine does not take.
         ModelError: no such model, or one that transformer_lens or this machine cannot run.
 
     Example:
@@ -82,7 +90,7 @@ def load_language_model(
     if dtype == "bfloat16" and resolved.type == "cpu":
         warn_if_bfloat16_is_slow()
     files = resolve_model(name)
-    model, tokenizer = load_hugging_face(files, DTYPES[dtype], resolved)
+    model, tokenizer = load_hugging_face(files, DTYPES[dtype], resolved, model_kwargs)
     # The bridge rewires the model it is given; the copy keeps the library's own forward pass
     # and, through the memo, the very same weights.
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
@@ -93,7 +101,9 @@ def load_language_model(
 
 
 class LanguageModel:
-    """A frozen causal language model with hook points; made by `load_language_model`.
+    """A frozen language model with hook points; made by `load_language_model`.
+
+    An encoder gives activations; what is about the next token it refuses.
 
     Attributes:
         name: as given by the user.
@@ -102,11 +112,13 @@ class LanguageModel:
         n_heads: query heads of a block; 0 where the model has none.
         n_key_value_heads: key and value heads of a block, each read by a group of query heads.
         d_head: width of a head.
+        is_encoder: whether tokens see those after them too, so that none is predicted from those
+            before.
         d_vocab: entries of the logits.
         max_context: longest context in tokens.
         dtype: of weights and activations.
         device: where it runs.
-        bos_id: the token that starts a context; None where the model has none.
+        bos_id: the token that starts a context, an encoder's CLS; None where the model has none.
         separator_id: the token put between documents; None where the model has none.
         special_ids: every special token of the tokenizer.
         end_ids: tokens that end a text: the tokenizer's EOS and the separator.
@@ -126,11 +138,13 @@ class LanguageModel:
         self.n_heads: int = n_heads
         self.n_key_value_heads: int = key_heads or n_heads
         self.d_head: int = d_head
+        self.is_encoder: bool = is_encoder(files.folder)
         self.d_vocab: int = int(forward.plain.get_output_embeddings().weight.shape[0])
         self.max_context: int = int(config.n_ctx)
         self.dtype: torch.dtype = weights.dtype
         self.device: torch.device = weights.device
-        self.bos_id: int | None = tokenizer.bos_token_id
+        start = tokenizer.cls_token_id if self.is_encoder else None
+        self.bos_id: int | None = tokenizer.bos_token_id if start is None else start
         self.separator_id: int | None = _separator_id(tokenizer)
         added = (id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special)
         self.special_ids: frozenset[int] = frozenset([*tokenizer.all_special_ids, *added])
@@ -186,6 +200,7 @@ class LanguageModel:
 
     def logit_lens(self) -> Lens:
         """The way from the residual stream to the logits, on the CPU in float32."""
+        self.require_next_token("logit lenses")
         return lens_of(self._forward.plain, self._forward.final_norm())
 
     def text_of(self, ids: Sequence[int]) -> str:
@@ -229,6 +244,7 @@ class LanguageModel:
         Raises:
             ModelError: as for `capture`.
         """
+        self.require_next_token("gradients of the loss")
         return self._loss_gradients.at(self._checked(tokens), hook_points)
 
     @torch.no_grad()
@@ -251,6 +267,7 @@ class LanguageModel:
             ModelError: as for `capture`; or a hook point whose replacement would not reach all
                 that reads it; or a replacement of another shape.
         """
+        self.require_next_token("losses")
         tokens = self._checked(tokens)
         visits: dict[str, Visit] = {}
         for name, change in (splice or {}).items():
@@ -281,6 +298,7 @@ class LanguageModel:
         Raises:
             ModelError: as for `run`; or additions of another width than the hook point's.
         """
+        self.require_next_token("next-token logits")
         tokens = self._checked(context[None])
         self.require_spliceable(hook_point)
         if additions.shape[1] != (width := self.width_at(hook_point)):
@@ -312,6 +330,7 @@ class LanguageModel:
         Raises:
             ModelError: as for `capture`; or a target outside the vocabulary.
         """
+        self.require_next_token("gradients of a next token")
         if not 0 <= target < self.d_vocab:
             raise ModelError(
                 f"token id {target} does not fit {self.name}, whose vocabulary has {self.d_vocab}"
@@ -345,6 +364,7 @@ class LanguageModel:
         Raises:
             ModelError: as for `run`; or no prompt, or more tokens than the model's context holds.
         """
+        self.require_next_token("texts written on")
         if not len(prompt) or n_tokens < 1:
             raise ModelError(
                 f"generation needs a prompt and a number of tokens; got {len(prompt)} tokens of "
@@ -392,6 +412,7 @@ class LanguageModel:
         Raises:
             ModelError: as for `run`.
         """
+        self.require_next_token("patched runs")
         tokens = self._checked(tokens)
         for name in hook_points:
             self.require_spliceable(name)
@@ -410,6 +431,22 @@ class LanguageModel:
             raise ModelError(
                 f"cannot splice at {hook_point!r}: the replacement would reach the MLP but not the "
                 "residual stream; splice at hook_resid_pre, hook_attn_out or hook_resid_post"
+            )
+
+    def require_next_token(self, what: str) -> None:
+        """Refuse what an encoder cannot do.
+
+        Args:
+            what: needs the prediction of the next token, as a sentence begins with it.
+
+        Raises:
+            ModelError: the model is an encoder.
+        """
+        if self.is_encoder:
+            raise ModelError(
+                f"{what} need a model that predicts the next token, and {self.name} is an encoder, "
+                "whose tokens see those after them: it can be cached (`saelab cache`) and trained "
+                "on, and its features be read; give a causal model for the rest"
             )
 
     def _checked(self, tokens: Tensor) -> Tensor:

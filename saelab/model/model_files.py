@@ -8,12 +8,13 @@ into the user's cache; a hub name is looked up in the local hub cache before the
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from saelab.errors import ModelError, did_you_mean, first_line
+from saelab.errors import ConfigError, ModelError, did_you_mean, first_line
 from saelab.formats.files import (
     TEMPORARY_SUFFIX,
     hash_of,
@@ -44,6 +45,15 @@ NETWORK_TIMEOUT = 4.0
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json")
+OWN_OPTIONS = {
+    "dtype": "give --model-dtype",
+    "torch_dtype": "give --model-dtype",
+    "revision": "write it after the name, as in owner/model@revision",
+    "local_files_only": "files are looked up before the model is loaded",
+    "gguf_file": "give the .gguf file as the model",
+    "trust_remote_code": "saelab runs no code of a model's",
+}
+"""Options of transformers that saelab sets itself, and what to give instead."""
 # Written differently by different library versions without changing what the model computes.
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
@@ -74,7 +84,8 @@ def resolve_model(name: str) -> ModelFiles:
     """Find the local folder of a model, converting or downloading it where that is needed.
 
     Args:
-        name: "smollm2-135m", a local folder, a path to a .gguf file, or a hub name (owner/model).
+        name: "smollm2-135m", a local folder, a path to a .gguf file, or a hub name (owner/model),
+            with owner/model@revision for a branch, tag or commit other than main.
 
     Raises:
         ModelError: there is no such model, or it is on the hub and the hub cannot be reached.
@@ -215,30 +226,42 @@ def _forget_quantization(model: Any) -> None:
     model.is_quantized = False
 
 
-def _hub_folder(name: str) -> Path:
+def _hub_folder(given: str) -> Path:
     """The local snapshot of a hub model: from the hub cache, else downloaded."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.constants import is_offline_mode
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
-    cached = dict(_hub_cache_models()).get(name)
+    name, _, revision = given.partition("@")
+    cached = dict(_hub_cache_models(revision or "main")).get(name)
     if cached is not None:
         return cached
-    missing = f"model {name!r} is neither a local folder nor in the local hub cache"
+    missing = f"model {given!r} is neither a local folder nor in the local hub cache"
     if is_offline_mode():
         raise ModelError(f"{missing}, and HF_HUB_OFFLINE is set: {_local_names_clause(name)}")
     try:
         # A first, short question, so that a machine without a network hears it in seconds.
-        listed = HfApi().model_info(name, timeout=NETWORK_TIMEOUT).siblings or []
+        about = HfApi().model_info(name, revision=revision or None, timeout=NETWORK_TIMEOUT)
+        listed = about.siblings or []
         safe = any(file.rfilename.endswith(".safetensors") for file in listed)
         weights = WEIGHTS if safe else OLD_WEIGHTS
         folder = snapshot_download(
             name,
+            revision=revision or None,
             allow_patterns=["config.json", "generation_config.json", *weights, *TOKENIZER],
             ignore_patterns=["*/*", "consolidated*"],
         )
     except HFValidationError:
         raise ModelError(f"{missing}, and is no hub name: {_local_names_clause(name)}") from None
+    except RevisionNotFoundError:
+        raise ModelError(
+            f"{missing}, and the hub has no revision {revision!r} of {name!r}: give one of its "
+            "branches, tags or commits after the @, or leave it out for main"
+        ) from None
     except RepositoryNotFoundError:
         raise ModelError(
             f"{missing}, and the hub has no such model (or it is private: log in with "
@@ -253,15 +276,20 @@ def _hub_folder(name: str) -> Path:
     return Path(folder)
 
 
-def _hub_cache_models() -> Iterator[tuple[str, Path]]:
-    """Name and snapshot folder of each complete model in the local hub cache."""
+def _hub_cache_models(revision: str = "main") -> Iterator[tuple[str, Path]]:
+    """Name and snapshot folder of each complete model in the local hub cache.
+
+    Args:
+        revision: a branch or tag, or a commit in full.
+    """
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for repository in sorted(Path(HF_HUB_CACHE).glob("models--*")):
-        reference = repository / "refs" / "main"
-        if not reference.is_file():
-            continue
-        folder = repository / "snapshots" / reference.read_text(encoding="utf-8").strip()
+        reference = repository / "refs" / revision
+        commit = revision
+        if reference.is_file():
+            commit = reference.read_text(encoding="utf-8").strip()
+        folder = repository / "snapshots" / commit
         if _missing_files(folder) is None:
             yield repository.name.removeprefix("models--").replace("--", "/"), folder
 
@@ -357,25 +385,109 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def model_options(words: Sequence[str]) -> dict[str, Any]:
+    """What transformers is given beside the folder, from words as the command line takes them.
+
+    Args:
+        words: each "name=value", the value as JSON or else as text, or one JSON object of several.
+            "load_in_4bit" and "load_in_8bit" quantise with bitsandbytes.
+
+    Raises:
+        ConfigError: no such form, an option that saelab sets itself, or a package that is missing.
+    """
+    options: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.lstrip().startswith("{"):
+            options |= _json_or(word, {}, whole=True)
+        elif equals and name.strip():
+            options[name.strip()] = _json_or(value, value)
+        else:
+            raise ConfigError(
+                f"model_kwargs: {word!r} is neither name=value nor a JSON object, such as "
+                "attn_implementation=eager"
+            )
+    for name, instead in OWN_OPTIONS.items():
+        if name in options:
+            raise ConfigError(f"model_kwargs: {name} is not given here: {instead}")
+    bits = ("load_in_4bit", "load_in_8bit")
+    quantised = {name: options.pop(name) for name in bits if name in options}
+    needed = {
+        "bitsandbytes": list(quantised),
+        "accelerate": [n for n in options if n == "device_map"],
+    }
+    for package, asking in needed.items():
+        if asking and find_spec(package) is None:
+            raise ConfigError(
+                f"model_kwargs: {asking[0]} needs the package {package}, which is not installed: "
+                f"`pip install {package}`"
+            )
+    if quantised:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(**quantised)
+    return options
+
+
+def _json_or(text: str, otherwise: Any, *, whole: bool = False) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        if whole:
+            raise ConfigError(f"model_kwargs: {text!r} is not valid JSON ({error})") from None
+        return otherwise
+
+
 def load_hugging_face(
-    files: ModelFiles, dtype: torch.dtype, device: torch.device
+    files: ModelFiles, dtype: torch.dtype, device: torch.device, options: Sequence[str] = ()
 ) -> tuple[Any, Any]:
     """Model (frozen, eval mode) and tokenizer from a local folder, never from the network.
 
-    Raises:
-        ModelError: the folder holds no causal language model that transformers can read.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    Args:
+        files: of the model. An encoder comes with its masked-token head, drawn at random where the
+            folder has none.
+        dtype: of weights.
+        device: where it goes, unless the options say so.
+        options: for transformers, as `model_options` reads them.
 
+    Raises:
+        ModelError: the folder holds no language model that transformers can read.
+        ConfigError: options that saelab or this machine does not take.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+    given = model_options(options)
+    kind = AutoModelForMaskedLM if is_encoder(files.folder) else AutoModelForCausalLM
     try:
         with quiet_transformers():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                files.folder, dtype=dtype, local_files_only=True
+            model: Any = kind.from_pretrained(
+                files.folder, dtype=dtype, local_files_only=True, **given
             )
             tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
     except Exception as error:
         raise ModelError(
             f"model {files.name!r} in {files.folder} cannot be loaded "
-            f"({first_line(error)}): it must be a causal language model that transformers can read"
+            f"({first_line(error)}): it must be a causal language model or an encoder that "
+            "transformers can read"
         ) from error
-    return model.to(device).eval().requires_grad_(False), tokenizer
+    if "device_map" not in given and getattr(model, "hf_quantizer", None) is None:
+        model = model.to(device)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def is_encoder(folder: Path) -> bool:
+    """Whether a model folder holds an encoder, whose tokens see those after them too."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type")
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    decodes = config.get("is_decoder") or config.get("is_encoder_decoder")
+    return (
+        kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        and not decodes
+        and (causal is None or causal not in (config.get("architectures") or ()))
+    )

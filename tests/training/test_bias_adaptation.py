@@ -31,6 +31,7 @@ from saelab.training.parts.firing_bias import (
     target_frequencies,
     update_periods,
 )
+from saelab.training.schedule import Schedule
 
 D_IN, D_SAE, K = 12, 42, 4
 
@@ -374,7 +375,7 @@ def test_directions_keep_norm_one_and_thresholds_stay_in_their_range():
     learner = Learner.build(
         DictionarySpec("group_bias_adaptation", D_SAE, K, 0),
         d_in=D_IN,
-        n_steps=20,
+        schedule=Schedule.of(20),
         batch_rows=64,
         options=MethodOptions(group_bias_adaptation=given),
         optimizer=OptimizerConfig(),

@@ -9,6 +9,7 @@ from saelab.training.config import DictionarySpec, OptimizerConfig
 from saelab.training.interface import Normalisation, TrainingBatch
 from saelab.training.learner import Learner
 from saelab.training.methods import METHODS, MethodOptions
+from saelab.training.schedule import Schedule
 
 D_IN, D_SAE, K, ROWS, STEPS = 12, 64, 4, 64, 24
 NORMALISATION = Normalisation(torch.linspace(-1, 1, D_IN), 0.5)
@@ -42,7 +43,7 @@ def build(name, product_dtype=torch.bfloat16, n_steps=STEPS, d_in=D_IN, d_out=No
         DictionarySpec(name, D_SAE, K, 0),
         d_in=d_in,
         d_out=d_out,
-        n_steps=n_steps,
+        schedule=Schedule.of(n_steps),
         batch_rows=ROWS,
         options=MethodOptions(),
         optimizer=OptimizerConfig(),

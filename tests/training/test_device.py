@@ -8,6 +8,7 @@ from saelab.training.interface import TrainingBatch
 from saelab.training.learner import Learner
 from saelab.training.methods import METHODS, MethodOptions
 from saelab.training.parts.auxiliary import REFRESH_STEPS
+from saelab.training.schedule import Schedule
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -16,7 +17,7 @@ def learner_on(name, device):
     return Learner.build(
         DictionarySpec(name, 4096, 32, 0),
         d_in=256,
-        n_steps=40,
+        schedule=Schedule.of(40),
         batch_rows=1024,
         options=MethodOptions(),
         optimizer=OptimizerConfig(),

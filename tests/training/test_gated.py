@@ -9,6 +9,7 @@ from saelab.training.learner import Learner
 from saelab.training.methods.gated import Gated, GatedOptions
 from saelab.training.options import AuxiliaryOptions
 from saelab.training.parts.weights import normalise_rows
+from saelab.training.schedule import Schedule
 
 D_IN, D_SAE, K, ROWS = 12, 64, 4, 50
 
@@ -152,7 +153,7 @@ def test_decoder_rows_keep_norm_one_and_their_gradient_no_radial_part():
         DictionarySpec("gated", D_SAE, K, 0),
         Gated(settings(), GatedOptions()),
         OptimizerConfig(),
-        5,
+        Schedule.of(5),
     )
     for step in range(5):
         learner.step(batch_of(torch.randn(64, D_IN), step))

@@ -13,6 +13,7 @@ from saelab.training.methods import MethodOptions
 from saelab.training.methods.gradient_topk import GradientTopK, GradientTopKOptions
 from saelab.training.methods.topk import TopK, TopKOptions
 from saelab.training.run import train
+from saelab.training.schedule import Schedule
 
 D_IN, D_SAE, K, ROWS = 16, 96, 4, 64
 
@@ -63,7 +64,7 @@ def test_beta_zero_is_topk_bit_for_bit(product_dtype):
         return Learner.build(
             DictionarySpec(name, D_SAE, K, 0),
             d_in=D_IN,
-            n_steps=20,
+            schedule=Schedule.of(20),
             batch_rows=ROWS,
             options=options,
             optimizer=OptimizerConfig(),

@@ -9,6 +9,7 @@ from saelab.training.interface import DictionarySettings, Normalisation, Trainin
 from saelab.training.learner import Learner
 from saelab.training.methods.jumprelu import JumpReLU, JumpReLUOptions, jump, step
 from saelab.training.options import AuxiliaryOptions
+from saelab.training.schedule import Schedule
 
 D_IN, D_SAE, K, ROWS, BANDWIDTH, RATE = 12, 64, 4, 50, 0.5, 16.0
 
@@ -188,7 +189,7 @@ def test_thresholds_move_both_ways_stay_above_zero_and_are_reported():
         DictionarySpec("jumprelu", D_SAE, K, 0),
         JumpReLU(settings(n_steps=40), options),
         OptimizerConfig(decay_fraction=0.0),
-        40,
+        Schedule.of(40),
     )
     method, medians = learner.method, []
     generator = torch.Generator().manual_seed(0)

@@ -11,9 +11,9 @@ from saelab.formats.files import read_json
 from saelab.sparse import SparseCodes
 from saelab.training.config import OptimizerConfig
 from saelab.training.interface import StepOutput, TrainingBatch
-from saelab.training.learner import learning_rate_factor
 from saelab.training.loop import step_figures
 from saelab.training.run import train
+from saelab.training.schedule import Schedule
 
 
 def test_a_loss_that_explodes_stops_the_run_in_words_and_keeps_the_checkpoint(run_config):
@@ -27,12 +27,12 @@ def test_a_loss_that_explodes_stops_the_run_in_words_and_keeps_the_checkpoint(ru
 
 def test_learning_rate_rises_stays_and_falls_to_nearly_zero():
     config = OptimizerConfig(warmup_fraction=0.1, decay_fraction=0.2)
-    factors = [learning_rate_factor(step, 100, config) for step in range(100)]
+    factors = [Schedule.of(100).rate_factor(step, config) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == factors[80] == 1.0
     assert factors[99] == pytest.approx(0.05)
     assert all(a >= b for a, b in itertools.pairwise(factors[80:]))
     flat = OptimizerConfig(warmup_fraction=0.0, decay_fraction=0.0)
-    assert {learning_rate_factor(step, 100, flat) for step in range(100)} == {1.0}
+    assert {Schedule.of(100).rate_factor(step, flat) for step in range(100)} == {1.0}
 
 
 def test_a_batch_of_equal_rows_has_no_fvu_and_ends_no_run():

@@ -14,6 +14,7 @@ from saelab.training.learner import Learner
 from saelab.training.methods import MethodOptions
 from saelab.training.methods.relu import ReLUOptions
 from saelab.training.parts.bases import SparsityController
+from saelab.training.schedule import Schedule
 
 METHODS = ("relu", "gated", "jumprelu")
 D_IN, D_SAE, N_FEATURES, K = 24, 96, 64, 6
@@ -112,7 +113,7 @@ def test_a_planted_problem_ends_within_five_percent_of_its_target(name):
     learner = Learner.build(
         DictionarySpec(name, D_SAE, K, 0),
         d_in=D_IN,
-        n_steps=n_steps,
+        schedule=Schedule.of(n_steps),
         batch_rows=rows,
         options=MethodOptions(),
         optimizer=OptimizerConfig(),

@@ -9,6 +9,7 @@ from saelab.training.learner import Learner
 from saelab.training.methods import MethodOptions
 from saelab.training.methods.topk import TopK, TopKOptions
 from saelab.training.options import AuxiliaryOptions
+from saelab.training.schedule import Schedule
 
 D_IN, D_SAE, K = 12, 64, 4
 
@@ -90,7 +91,7 @@ def test_training_curve_is_that_of_a_dense_float64_step():
     learner = Learner.build(
         DictionarySpec("topk", D_SAE, K, 0),
         d_in=D_IN,
-        n_steps=20,
+        schedule=Schedule.of(20),
         batch_rows=128,
         options=MethodOptions(),
         optimizer=config,
@@ -149,7 +150,7 @@ def test_decoder_rows_keep_norm_one_and_their_gradient_no_radial_part():
     learner = Learner.build(
         DictionarySpec("topk", D_SAE, K, 0),
         d_in=D_IN,
-        n_steps=5,
+        schedule=Schedule.of(5),
         batch_rows=64,
         options=MethodOptions(),
         optimizer=OptimizerConfig(),
@@ -194,7 +195,7 @@ def test_a_frozen_decoder_stays_as_it_was_drawn_while_the_rest_learns():
     learner = Learner.build(
         spec,
         d_in=D_IN,
-        n_steps=4,
+        schedule=Schedule.of(4),
         batch_rows=50,
         options=MethodOptions(topk=TopKOptions(freeze_decoder=True)),
         optimizer=OptimizerConfig(),

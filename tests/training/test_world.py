@@ -16,6 +16,7 @@ from saelab.training.interface import TrainingBatch
 from saelab.training.learner import Learner
 from saelab.training.methods import METHODS, MethodOptions
 from saelab.training.options import AuxiliaryOptions
+from saelab.training.schedule import Schedule
 
 ROWS, D_IN, D_SAE, N_STEPS = 64, 12, 48, 18
 
@@ -47,7 +48,7 @@ def trained(name):
     learner = Learner.build(
         DictionarySpec(name, D_SAE, 4, 0),
         d_in=D_IN,
-        n_steps=N_STEPS,
+        schedule=Schedule.of(N_STEPS),
         batch_rows=ROWS,
         options=options_for(name),
         optimizer=OptimizerConfig(clip_norm=0.1),

@@ -220,6 +220,14 @@ class BiasAdaptation(Method):
         self.biases = FiringBias(d_sae, rule)
         self.auxiliary = Auxiliary(d_sae, settings.k, options.auxiliary, settings.product_dtype)
 
+    @torch.no_grad()
+    def begin_from(self, source: Dictionary, normalisation: Normalisation) -> list[str]:
+        """Take over directions, scales, b_pre and biases."""
+        del normalisation  # rows are seen at norm one, whatever that of all is
+        self.biases.bias.copy_(-self.weights.begin_from(source))
+        self.centre, self.start = False, None
+        return []
+
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Half the squared error of the rows of norm one, and the auxiliary loss where wanted."""
         raw = batch.raw()

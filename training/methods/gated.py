@@ -27,6 +27,7 @@ from saelab.dictionary import Dictionary
 from saelab.dictionary.architectures import error_of
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
 
+from ..initial import InitialWeights
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
 from ..options import SparsityOptions
 from ..parts.bases import PenalisedMethod
@@ -52,6 +53,17 @@ class Gated(PenalisedMethod):
         self.r_mag = nn.Parameter(torch.zeros(settings.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(settings.d_sae))
         self.register_buffer("silent_share", torch.zeros(()))
+
+    @torch.no_grad()
+    def take_gate(self, initial: InitialWeights, *, rescaled: bool) -> list[str]:
+        """The gate opens where the magnitude exceeds the threshold."""
+        changes, w = super().take_gate(initial, rescaled=rescaled), self.weights
+        self.r_mag.copy_(initial.r_mag)
+        self.b_mag.copy_(initial.b_enc)
+        threshold = 0.0 if initial.threshold is None else initial.threshold
+        w.b_enc.copy_((initial.b_enc - threshold) / initial.r_mag.exp())
+        w.encoder_rows.copy_((initial.W_enc / initial.r_mag.exp()).T)
+        return changes
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the gate's penalty and reconstruction, the auxiliary."""

@@ -29,6 +29,7 @@ from saelab.config import Within
 from saelab.dictionary import Dictionary
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
 
+from ..initial import InitialWeights
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
 from ..options import SparsityOptions
 from ..parts.bases import PenalisedMethod
@@ -62,6 +63,14 @@ class JumpReLU(PenalisedMethod):
         # Adam moves all numbers alike: what is stored is θ over its rate.
         self.threshold_over_rate = nn.Parameter(torch.zeros(settings.d_sae))
 
+    @torch.no_grad()
+    def take_gate(self, initial: InitialWeights, *, rescaled: bool) -> list[str]:
+        """Thresholds are taken over as they are."""
+        changes = super().take_gate(initial, rescaled=rescaled)
+        if initial.threshold is not None:
+            self.threshold_over_rate.copy_(initial.threshold.clamp_min(0.0) / self.rate)
+        return changes
+
     def threshold(self) -> Float[Tensor, " d_sae"]:
         """θ, in units of normalised activations."""
         return self.threshold_over_rate * self.rate
@@ -94,7 +103,9 @@ class JumpReLU(PenalisedMethod):
     @torch.no_grad()
     def _start(self, inputs: Float[Tensor, "rows d_in"]) -> None:
         threshold = self.start_threshold(inputs)
-        self.threshold_over_rate.copy_((threshold / self.rate).expand_as(self.threshold_over_rate))
+        if not self.thresholds_known:
+            found = self.start_threshold(inputs, with_biases=True) / self.rate
+            self.threshold_over_rate.copy_(found.expand_as(self.threshold_over_rate))
         # With a the projection on the latent's direction, being active is worth a² to it.
         self.controller.start((threshold / self.encoder_scale).square())
 

@@ -22,6 +22,7 @@ from saelab.config import Within
 from saelab.dictionary import Dictionary
 from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
 
+from ..initial import InitialWeights
 from ..interface import Normalisation, StepOutput, TrainingBatch
 from ..options import SparsityOptions
 from ..parts.bases import PenalisedMethod
@@ -44,6 +45,18 @@ class ReLU(PenalisedMethod):
 
     unit_norm = False
     lift_bias = True
+
+    @torch.no_grad()
+    def take_gate(self, initial: InitialWeights, *, rescaled: bool) -> list[str]:
+        """Biases are lowered by what thresholds there are."""
+        changes = super().take_gate(initial, rescaled=rescaled)
+        if initial.threshold is not None and bool((initial.threshold > 0).any()):
+            self.weights.b_enc.sub_(initial.threshold.clamp_min(0.0))
+            changes.append(
+                "its thresholds are taken off the biases: the same latents fire, with codes that "
+                "are less by them"
+            )
+        return changes
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the L1 penalty of the codes, and the auxiliary loss."""

@@ -17,11 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saelab.dictionary import Dictionary
 from saelab.dictionary.architectures import error_of
 from saelab.sparse import PreActivations, SparseCodes, autoencode, select_batch_top
 from saelab.sparse.world import current_world
 
-from ..interface import DictionarySettings, Method, StepOutput, TrainingBatch
+from ..initial import InitialWeights
+from ..interface import DictionarySettings, Method, Normalisation, StepOutput, TrainingBatch
 from ..options import CommonOptions, SparsityOptions
 from .auxiliary import Auxiliary
 from .weights import AutoencoderWeights, normalise_rows, remove_radial_gradient
@@ -72,6 +74,38 @@ class AutoencoderMethod(Method):
             lift_bias=self.lift_bias,
         )
 
+    @torch.no_grad()
+    def begin_from(self, source: Dictionary, normalisation: Normalisation) -> list[str]:
+        """Take over the weights; decoder rows are brought to norm one where they are held there."""
+        initial = InitialWeights.of(source, normalisation, autoencodes=self.weights.b_in is None)
+        rescaled = False
+        if self.unit_norm:
+            initial, rescaled = initial.with_unit_decoder()
+        self.weights.begin_from(initial)
+        return self.take_gate(initial, rescaled=rescaled)
+
+    def take_gate(self, initial: InitialWeights, *, rescaled: bool) -> list[str]:
+        """Take over what decides which latents fire; returns what cannot be, in words.
+
+        Args:
+            initial: what is begun from; the weights are taken over already.
+            rescaled: its decoder rows were not of norm one.
+        """
+        changes = []
+        if initial.threshold is not None:
+            changes.append(
+                f"its thresholds play no part: the largest pre-activations, {self.k} of "
+                "each row on average, are taken"
+            )
+        elif initial.k != self.k:
+            changes.append(f"k is {self.k}, not its {initial.k}")
+        if rescaled:
+            changes.append(
+                "its decoder rows were brought to norm one and codes scaled by their norms, which "
+                "changes what is largest"
+            )
+        return changes
+
     def pre_activations(self, inputs: Float[Tensor, "batch d_in"]) -> PreActivations:
         """The pre-activations of normalised inputs, to select from."""
         w = self.weights
@@ -118,6 +152,7 @@ class PenalisedMethod(AutoencoderMethod):
     def __init__(self, settings: DictionarySettings, options: SparsityOptions):
         super().__init__(settings, options, options.encoder_scale)
         self.start_l0 = options.start_l0_factor * settings.k
+        self.thresholds_known = False
         self.controller = SparsityController(
             settings.k,
             settings.n_steps,
@@ -125,17 +160,33 @@ class PenalisedMethod(AutoencoderMethod):
             start_l0_factor=options.start_l0_factor,
         )
 
+    def take_gate(self, initial: InitialWeights, *, rescaled: bool) -> list[str]:
+        """Hold L0 at k from the start; the first batch gives thresholds where there are none."""
+        del rescaled  # thresholds and biases were scaled too, so the same latents fire
+        self.thresholds_known, self.start_l0 = initial.threshold is not None, self.k
+        self.encoder_scale = float(torch.linalg.vector_norm(self.weights.W_enc, dim=0).mean())
+        self.controller.skip_approach()
+        if self.thresholds_known:
+            return []
+        return [f"it has no thresholds: they start where the first batch's L0 is {self.k}"]
+
     @torch.no_grad()
-    def start_threshold(self, inputs: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
-        """The pre-activation, without bias, above which these rows have the L0 to start with."""
-        pre = replace(self.pre_activations(inputs), b_enc=torch.zeros_like(self.weights.b_enc))
+    def start_threshold(
+        self, inputs: Float[Tensor, "rows d_in"], *, with_biases: bool = False
+    ) -> Float[Tensor, ""]:
+        """The pre-activation, without bias unless asked for, above which these rows have the L0 to
+        start with."""
+        pre = self.pre_activations(inputs)
+        if not with_biases:
+            pre = replace(pre, b_enc=torch.zeros_like(self.weights.b_enc))
         return select_batch_top(pre, max(1, round(self.start_l0 * inputs.shape[0]))).threshold
 
     @torch.no_grad()
     def start_biases(self, inputs: Float[Tensor, "rows d_in"]) -> None:
         """Set b_enc to start with, and λ, for a penalty that is the sum of the codes."""
         threshold = self.start_threshold(inputs)
-        self.weights.b_enc.copy_(-threshold.expand_as(self.weights.b_enc))
+        if not self.thresholds_known:
+            self.weights.b_enc.sub_(self.start_threshold(inputs, with_biases=True))
         # (a − f)² + λ f is least at f = a − λ/2, with a the projection on the latent's direction.
         self.controller.start(2 * threshold / self.encoder_scale)
 
@@ -212,6 +263,10 @@ class SparsityController(nn.Module):
         """Begin at this weight where it is controlled."""
         self.log_weight.copy_(weight.clamp_min(1e-6).log())
         self.start_log_weight.copy_(self.log_weight)
+
+    def skip_approach(self) -> None:
+        """Hold the target at `target_l0` from the first step on."""
+        self.updates.fill_(self.approach_steps)
 
     def weight(self) -> Float[Tensor, ""]:
         """λ of the next step."""

@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelab.dictionary import Dictionary
+from saelab.errors import ConfigError
 
+from ..initial import UNIT_NORM_TOLERANCE, InitialWeights
 from ..interface import Normalisation
 
 
@@ -56,6 +58,16 @@ class AutoencoderWeights(nn.Module):
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
         """Encoder weights; a gradient through this view arrives at `encoder_rows`."""
         return self.encoder_rows.T
+
+    @torch.no_grad()
+    def begin_from(self, initial: InitialWeights) -> None:
+        """Take over weights of these shapes."""
+        self.W_dec.copy_(initial.W_dec)
+        self.encoder_rows.copy_(initial.W_enc.T)
+        self.b_enc.copy_(initial.b_enc)
+        self.b_dec.copy_(initial.b_dec)
+        if self.b_in is not None and initial.b_in is not None:
+            self.b_in.copy_(initial.b_in)
 
     @torch.no_grad()
     def fold(self, normalisation: Normalisation) -> dict[str, Any]:
@@ -134,6 +146,33 @@ class TiedWeights(nn.Module):
             threshold=thresholds * grown,
             input_normalisation="constant_norm_rescale",
         )
+
+    @torch.no_grad()
+    def begin_from(self, source: Dictionary) -> Float[Tensor, " d_sae"]:
+        """Take over what `to_dictionary` gave; returns its thresholds.
+
+        Raises:
+            ConfigError: it is not of this form.
+        """
+        directions, grown = source.W_enc.T, self.b_dec.shape[0] ** 0.5
+        scales = torch.linalg.vecdot(source.W_dec, directions)
+        off = (source.W_dec - directions * scales[:, None]).abs().max()
+        if (
+            (source.architecture, source.input_normalisation)
+            != ("jumprelu", "constant_norm_rescale")
+            or bool(source.b_enc.any())
+            or source.b_in is not None
+            or bool((directions.norm(dim=1) - 1).abs().max() > UNIT_NORM_TOLERANCE)
+            or bool(off > UNIT_NORM_TOLERANCE)
+        ):
+            raise ConfigError(
+                "its encoder and decoder are not one matrix of rows of norm one: bias adaptation "
+                "begins from dictionaries of bias adaptation only"
+            )
+        self.directions.copy_(directions)
+        self.scales.copy_(scales)
+        self.b_dec.copy_(source.b_dec / grown)
+        return source.threshold / grown
 
 
 @torch.no_grad()
