@@ -75,8 +75,8 @@ class TrainConfig:
     hook_point: str | None = None
     """Hook point to train on. None: the cache's, or the first of `stream.hook_points`."""
     reads: tuple[str, ...] = ()
-    """Hook points that a transcoder or crosscoder reads, in place of `hook_point`; `cache` is then
-    the folder that holds a cache of each."""
+    """Hook points that a transcoder or crosscoder reads, in place of `hook_point`; a `cache` is
+    then the folder that holds one of each."""
     writes: tuple[str, ...] = ()
     """Hook points that it writes."""
     error_component: ErrorComponent | None = None
@@ -180,8 +180,6 @@ class TrainConfig:
             for name in ("hook_point", "error_component")
             if getattr(self, name) is not None
         ]
-        if self.cache is None:
-            problems.append("reads and writes need caches of one harvest: give --cache")
         return problems + [
             f"{name} cannot write another hook point than it reads: "
             f"{METHODS[name].autoencodes_only}; leave it out"

@@ -109,10 +109,12 @@ def open_stream(config: TrainConfig) -> ActivationStream:
     if config.cache is None:
         from saelab.model.language_model import load_language_model
 
+        alone = config.hook_point or config.stream.hook_points[0]
+        hook_points = config.site.hook_points if config.site else (alone,)
         harvest = replace(
             config.stream,
             model=config.model or config.stream.model,
-            hook_points=(config.hook_point or config.stream.hook_points[0],),
+            hook_points=hook_points,
             gradients=with_gradients,
         )
         model = load_language_model(
@@ -121,7 +123,7 @@ def open_stream(config: TrainConfig) -> ActivationStream:
             device=harvest.device,
             model_kwargs=harvest.model_kwargs,
         )
-        return ModelStream(model, harvest, batch_rows, seed, config.stream_pool_rows)
+        return ModelStream(model, harvest, batch_rows, seed, config.stream_pool_rows, config.site)
     cache = open_fitting_cache(config, verify=config.verify or None)
     assert cache is not None
     stream = CacheStream(cache, batch_rows, seed, with_gradients=with_gradients)

@@ -73,6 +73,14 @@ def test_a_crosscoder_reads_and_writes_both(mlp_caches, tmp_path):
     assert saved.site == Site(both, both) and figures["fvu"] < 0.9
 
 
+def test_a_transcoder_without_a_cache(tiny_harvest, tmp_path):
+    stream = dataclasses.replace(tiny_harvest, gradients=False)
+    run = train(config_of(None, tmp_path / "run", stream=stream, stream_pool_rows=512))
+    ((name, figures),) = run["dictionaries"].items()
+    saved = load_dictionary(tmp_path / "run" / "dictionaries" / name)
+    assert saved.site == SITE and figures["fvu"] < 0.9
+
+
 def test_the_stream_hands_out_the_same_rows_of_both(mlp_caches):
     aligned = open_caches(mlp_caches, SITE)
     assert isinstance(aligned, AlignedCaches)
@@ -114,7 +122,6 @@ def test_caches_of_other_rows_are_refused(mlp_caches, tiny_harvest, tmp_path):
     [
         ({"writes": ()}, "given together"),
         ({"hook_point": READ}, "hook_point is given beside reads"),
-        ({"cache": None}, "need caches of one harvest"),
         ({"methods": ("bias_adaptation",)}, "encoder and decoder are one matrix"),
         ({"reads": (READ, READ)}, "names a hook point twice"),
     ],
