@@ -99,6 +99,13 @@ def content_hash(manifest: dict[str, Any]) -> str:
     return hash_of({key: value for key, value in manifest.items() if key not in NOT_CONTENT})
 
 
+def origin_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a cache was made from; the BOS token of older ones stands with their tokenizer."""
+    tokenizer = manifest.get("tokenizer") or {}
+    older = {name: tokenizer[name] for name in ("bos_id",) if name in tokenizer}
+    return older | manifest["made_from"]
+
+
 def new_cache_manifest(
     made_from: dict[str, Any],
     *,

@@ -128,7 +128,7 @@ class ModelStream:
         statistics = self.statistics
         state: dict[str, Tensor | int | str] = {
             "stream": "model",
-            "source": self._source(),
+            "source": self._sources()[0],
             "text_hash": self._text_hash or "",
             "seed": self.seed,
             "drawn": self._drawn,
@@ -159,7 +159,7 @@ class ModelStream:
                 text.
         """
         config = self._harvest.config
-        if state.get("stream") != "model" or state["source"] != self._source():
+        if state.get("stream") != "model" or state["source"] not in self._sources():
             raise ActivationError(
                 "the saved data position is of another stream, model or config than "
                 f"{config.model} at {self.hook_point}: resume with the settings that the run "
@@ -195,10 +195,11 @@ class ModelStream:
             self._pool[name].copy_(state[f"pool_{name}"])
             self._pending[name] = state[f"pending_{name}"].clone()
 
-    def _source(self) -> str:
-        """Hash of all that decides the rows."""
-        harvest = self._harvest
-        return hash_of([harvest.config.to_json(), harvest.model.content_hash, self.pool_rows])
+    def _sources(self) -> tuple[str, ...]:
+        """Hash of all that decides the rows, and the one that older states have."""
+        config, model_hash = self._harvest.config.to_json(), self._harvest.model.content_hash
+        hashes = (model_hash, model_hash.partition(":")[0])
+        return tuple(hash_of([config, each, self.pool_rows]) for each in hashes)
 
     def _start(self) -> RowStatistics:
         """Set the norm ceiling, fill the pool, and measure its rows."""

@@ -16,6 +16,7 @@ from saelab.formats.files import remove_leftovers
 from saelab.formats.lock import writer_lock
 from saelab.formats.run import RUN_FILE
 from saelab.model.language_model import LanguageModel, load_language_model
+from saelab.model.model_files import identity_of
 from saelab.text.contexts import describe_text
 
 from .build import StoreSources, write_store
@@ -160,9 +161,8 @@ def _sources(
             "dictionary_hash": saved.content_hash,
             "weights_sha256": saved.manifest["files"]["sae_weights.safetensors"],
             "model": model.name,
-            "model_hash": model.content_hash,
+            **identity_of(model),
             "model_dtype": str(model.dtype).removeprefix("torch."),
-            "bos_id": model.bos_id,
             "hook_point": str(spec.site),
             "text": text,
             "text_split": config.split,
