@@ -249,6 +249,26 @@ def evaluate(
     asked = _asked(config)
     if suite.jointly:
         asked["dictionaries"] = sorted(_content_hash(folder) for folder in folders)
+    with ExitStack() as locks:
+        # Before looking at what is there: another process may be about to write it.
+        for out in sorted(set(outs)):
+            locks.enter_context(writer_lock(out / f"{suite.stem}.json"))
+        written = _written(suite, folders, outs, config, asked, pages=pages)
+    order = {out / f"{suite.stem}.json": index for index, out in enumerate(outs)}
+    ordered = sorted(written, key=lambda path: order.get(path, len(order)))
+    return [(path, written[path]) for path in ordered]
+
+
+def _written(
+    suite: Suite[ConfigT],
+    folders: Sequence[Path],
+    outs: Sequence[Path],
+    config: ConfigT,
+    asked: dict[str, Any],
+    *,
+    pages: bool,
+) -> dict[Path, EvaluationResult]:
+    """The results by file: those that need no measuring, then those measured."""
     kept: dict[Path, EvaluationResult] = {}
     if not getattr(config, "overwrite", False):
         kept = _kept(suite, folders, outs, asked)
@@ -261,21 +281,16 @@ def evaluate(
     written = {out / f"{suite.stem}.json": result for out, result in kept.items()}
     if left or not folders:
         chosen = [folders[index] for index in left], [outs[index] for index in left]
-        with ExitStack() as locks:
-            for out in sorted(set(chosen[1])):
-                locks.enter_context(writer_lock(out / f"{suite.stem}.json"))
-            for measured in suite.measure(*chosen, config):
-                path, result = _write_asked(suite, measured, config, asked, page=pages)
-                written[path] = result
+        for measured in suite.measure(*chosen, config):
+            path, result = _write_asked(suite, measured, config, asked, page=pages)
+            written[path] = result
     if suite.together is not None:
         results = {out: written[out / f"{suite.stem}.json"] for out in outs}
         measured = suite.together(results, config)
         if measured is not None:
             path, result = _write_asked(suite, measured, config, asked, page=pages)
             written[path] = result
-    order = {out / f"{suite.stem}.json": index for index, out in enumerate(outs)}
-    ordered = sorted(written, key=lambda path: order.get(path, len(order)))
-    return [(path, written[path]) for path in ordered]
+    return written
 
 
 def _write_asked(
@@ -292,9 +307,9 @@ def _evaluate_together(
     """Run a suite that has one result for all dictionaries."""
     assert suite.folder is not None
     path = suite.folder(config) / f"{suite.stem}.json"
-    if path.exists() and not getattr(config, "overwrite", False):
-        raise ConfigError(f"{path} exists already: {REPLACE}")
     with writer_lock(path):
+        if path.exists() and not getattr(config, "overwrite", False):
+            raise ConfigError(f"{path} exists already: {REPLACE}")
         (measured,) = suite.measure(folders, [path.parent], config)
         return write_result(suite, measured, result_of(suite, measured, config), page=page)
 
@@ -312,27 +327,20 @@ def _kept(
         path = out / f"{suite.stem}.json"
         if not path.exists():
             continue
-        result = _readable(path)
-        if result is None or result.asked != asked:
-            problems.append(
-                f"{path} exists already, of other settings: add --overwrite to replace it"
-            )
+        try:
+            result = read_evaluation_result(path)
+        except ArtifactError as error:
+            problems.append(f"{error} ({REPLACE})")
+            continue
+        if result.asked != asked:
+            problems.append(f"{path} exists already, of other settings: {REPLACE}")
         elif result.dictionary_hash != _content_hash(folder):
-            problems.append(
-                f"{path} exists already, of another dictionary: add --overwrite to replace it"
-            )
+            problems.append(f"{path} exists already, of another dictionary: {REPLACE}")
         elif all((out / name).is_file() for name in result.item_files.values()):
             kept[out] = result
     if problems:
         raise ConfigError(problems)
     return kept
-
-
-def _readable(path: Path) -> EvaluationResult | None:
-    try:
-        return read_evaluation_result(path)
-    except ArtifactError:
-        return None
 
 
 def _content_hash(folder: Path) -> str:

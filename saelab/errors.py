@@ -6,8 +6,17 @@ command line prints it on one line and exits with code 2; `--debug` shows the tr
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_LESS_MEMORY = (
+    "lower the batch (--batch-rows, --batch-contexts), the width (--d-sae) or the number of "
+    "dictionaries at once, or use another --device"
+)
+_OS_ERROR = re.compile(r"os error (\d+)")
+_NO_ROOM_WORDS = re.compile(r"no space left|quota exceeded|disk is full", re.IGNORECASE)
 
 
 class SaelabError(Exception):
@@ -64,16 +73,37 @@ def out_of_memory(error: BaseException) -> ResourceError | None:
     text = str(error)
     by_torch = isinstance(error, RuntimeError) and (
         type(error).__name__ == "OutOfMemoryError"
-        or any(part in text for part in ("can't allocate memory", "not enough memory"))
+        or any(part in text for part in ("can't allocate memory", "not enough memory", "bad_alloc"))
     )
     if not (by_torch or isinstance(error, MemoryError)):
         return None
     where = "the GPU" if type(error).__name__ == "OutOfMemoryError" else "this machine"
     reason = text.splitlines()[0].split(": ")[-1] if text else "no more could be allocated"
-    return ResourceError(
-        f"out of memory on {where} ({reason}): lower the batch (--batch-rows, --batch-contexts), "
-        "the width (--d-sae) or the number of dictionaries at once, or use another --device"
-    )
+    return ResourceError(f"out of memory on {where} ({reason}): {_LESS_MEMORY}")
+
+
+def resource_problem(error: BaseException) -> ResourceError | None:
+    """What to tell a user whose machine ran out of memory, open files or disk; None for any other.
+
+    Libraries report it as errors of their own, in which only the system's words say so.
+    """
+    memory = out_of_memory(error)
+    if memory is not None:
+        return memory
+    numbers = set(map(int, _OS_ERROR.findall(str(error))))
+    if isinstance(error, OSError):
+        numbers.add(error.errno or 0)
+    file = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    if numbers & {errno.EMFILE, errno.ENFILE}:
+        return ResourceError(
+            f"too many open files{file}: raise the limit with `ulimit -n 4096` and give the same "
+            "command again"
+        )
+    if errno.ENOMEM in numbers:
+        return ResourceError(f"out of memory on this machine{file}: {_LESS_MEMORY}")
+    if numbers & {errno.ENOSPC, errno.EDQUOT} or _NO_ROOM_WORDS.search(str(error)):
+        return ResourceError(f"disk full or quota used up{file}: free some space")
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -49,6 +49,8 @@ from .run_folder import (
 
 logger = logging.getLogger(__name__)
 
+REMEDY = "go on with --resume"
+"""What to do about a full disk, once there is a record of the run."""
 FINAL_CHECK_ROWS = 8192
 """Rows that a finished dictionary's L0 and FVU are measured on."""
 TARGET_L0_TOLERANCE = 0.1
@@ -75,7 +77,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         >>> list(saelab.train(config)["dictionaries"])
         ['topk-d32-k4-s0']
     """
-    with writer_lock(config.out), remedy_when_full("go on with --resume"):
+    with writer_lock(config.out):
         run = check_folder(config, resume=resume, overwrite=overwrite)
         if run is not None and run.complete:
             logger.info("%s is complete: nothing to resume", config.out)
@@ -209,18 +211,20 @@ class TrainingRun:
             logs = [stack.enter_context(closing(log)) for log in self._open_logs()]
             if not (self.out / RUN_FILE).exists():
                 write_run(self.out, "running", **self.record)
+            stack.enter_context(remedy_when_full(REMEDY))
             loop = TrainingLoop(
                 self.config, self.stream, self.learners, logs, self._save, step=self.step
             )
             loop.run()
-        dictionaries = self._finish()
-        return write_run(
-            self.out,
-            "complete",
-            **self.record,
-            excluded=self.stream.excluded,
-            dictionaries=dictionaries,
-        )
+        with remedy_when_full(REMEDY):
+            dictionaries = self._finish()
+            return write_run(
+                self.out,
+                "complete",
+                **self.record,
+                excluded=self.stream.excluded,
+                dictionaries=dictionaries,
+            )
 
     def _open_logs(self) -> Iterator[RunLog]:
         yield JsonlLog(self.out / METRICS_FILE, keep_up_to=self.step)
@@ -260,7 +264,11 @@ class TrainingRun:
                 f"{self.out} has trained {logged} steps and its checkpoint is missing: restore "
                 f"{CHECKPOINT_FOLDER}/ from a copy, or start over with --overwrite"
             )
-        logger.warning("%s has no checkpoint yet: training starts at step 0", self.out)
+        logger.warning(
+            "%s has no checkpoint (its log ends at step %d): training starts at step 0",
+            self.out,
+            logged,
+        )
 
     def _finish(self) -> dict[str, dict[str, Any]]:
         """Save every dictionary and measure it on the stream's next rows."""

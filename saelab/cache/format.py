@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ArtifactError
-from saelab.formats.files import hash_of, sha256_of
+from saelab.formats.files import hash_of, sha256_of, unreadable_tensors
 from saelab.formats.manifest import NOT_CONTENT, new_manifest, read_manifest
 from saelab.progress import progress_bar
 
@@ -218,9 +218,7 @@ def map_shard(path: Path, manifest: dict[str, Any], entry: ShardEntry) -> dict[s
         with safe_open(str(path), framework="pt") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} is not a readable safetensors file ({error}): {_REMEDY}"
-        ) from None
+        raise unreadable_tensors(path, error, _REMEDY) from None
     expected = shard_layout(manifest, entry.rows)
     held = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     if held != expected:

@@ -18,7 +18,7 @@ from saelab.config import from_plain, to_plain
 from saelab.errors import ArtifactError, ConfigError
 
 from .chart import Chart
-from .manifest import new_manifest, read_manifest, require_fields, write_manifest
+from .manifest import check_item_files, new_manifest, read_manifest, require_fields, write_manifest
 
 Better = Literal["lower", "higher", "neither"]
 
@@ -147,19 +147,21 @@ def write_evaluation_result(path: Path, result: EvaluationResult) -> EvaluationR
     return written
 
 
-def read_evaluation_result(path: Path) -> EvaluationResult:
+def read_evaluation_result(path: Path, *, check_files: bool = True) -> EvaluationResult:
     """Read a result and check it.
 
+    Args:
+        path: the JSON file.
+        check_files: check those of the files it names that are there, too.
+
     Raises:
-        ArtifactError: missing, damaged, of another kind, or from a newer saelab.
+        ArtifactError: missing, damaged, of another kind, or from a newer saelab; or a file beside
+            it was changed since.
     """
     content = read_manifest(path, EVALUATION_RESULT_KIND)
     result = check_evaluation_result(content, path)
-    for items, name in result.item_files.items():
-        if Path(name).name != name:
-            raise ArtifactError(
-                f"{path} names {name!r} as its file of {items}; a file name beside it was expected"
-            )
+    if check_files:
+        check_item_files(content, path, may_be_missing=True)
     return result
 
 
@@ -183,7 +185,7 @@ def write_comparison(path: Path, result: EvaluationResult, more: dict[str, Any])
 
 
 def read_comparison(path: Path) -> tuple[EvaluationResult, dict[str, Any]]:
-    """Read and check a comparison: what is shown, and the file's whole content.
+    """Read and check a comparison, not its table of rows: what is shown, and the whole content.
 
     Raises:
         ArtifactError: missing, damaged, of another kind, from a newer saelab, or from one that

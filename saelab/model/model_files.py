@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
@@ -24,11 +23,13 @@ import torch
 
 from saelab.errors import ModelError, did_you_mean, first_line
 from saelab.formats.files import (
-    TEMPORARY_SUFFIX,
+    full_disk_said,
     hash_of,
     read_json,
+    remove_leftovers,
     require_free_space,
     sha256_of,
+    temporary_name,
     write_json,
 )
 
@@ -207,11 +208,12 @@ def convert_gguf(gguf: Path, name: str) -> Path:
     # Quantised to four bits at the least, stored as float32: eight times the size.
     require_free_space(target.parent, 8 * gguf.stat().st_size, f"converting {gguf.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(target.parent)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    remove_leftovers(target.parent)
+    temporary = target.with_name(temporary_name(target.name))
     logger.info("converting %s to %s (once; about 20 s for 135M parameters)", gguf.name, target)
     try:
-        _write_dequantised(gguf, temporary)
+        with full_disk_said(target):
+            _write_dequantised(gguf, temporary)
         record = {"source": gguf.name, "content_hash": _weights_hash(temporary)}
         write_json(temporary / RECORD, record | {"files": _file_stamps(temporary)})
         if target.exists() and not _is_intact(target):
@@ -393,13 +395,6 @@ def _is_intact(folder: Path) -> bool:
         (folder / name).is_file() and (folder / name).stat().st_size == size
         for name, (size, _) in recorded.items()
     )
-
-
-def _remove_stale(folder: Path, older_than: float = 3600.0) -> None:
-    """Delete half-made folders that killed processes left behind over an hour ago."""
-    for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        if leftover.is_dir() and time.time() - leftover.stat().st_mtime > older_than:
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _local_names_clause(given: str | None = None) -> str:
