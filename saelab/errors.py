@@ -102,7 +102,8 @@ def resource_problem(error: BaseException) -> ResourceError | None:
     if errno.ENOMEM in numbers:
         return ResourceError(f"out of memory on this machine{file}: {_LESS_MEMORY}")
     if numbers & {errno.ENOSPC, errno.EDQUOT} or _NO_ROOM_WORDS.search(str(error)):
-        return ResourceError(f"disk full or quota used up{file}: free some space")
+        words = f"disk full or quota used up{file}: free some space and give the same command again"
+        return ResourceError(words)
     return None
 
 

@@ -49,8 +49,6 @@ from .run_folder import (
 
 logger = logging.getLogger(__name__)
 
-REMEDY = "go on with --resume"
-"""What to do about a full disk, once there is a record of the run."""
 FINAL_CHECK_ROWS = 8192
 """Rows that a finished dictionary's L0 and FVU are measured on."""
 TARGET_L0_TOLERANCE = 0.1
@@ -77,7 +75,12 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
         >>> list(saelab.train(config)["dictionaries"])
         ['topk-d32-k4-s0']
     """
-    with writer_lock(config.out):
+
+    def remedy() -> str:
+        begun = (config.out / RUN_FILE).exists()
+        return "go on with --resume" if begun else "give the same command again"
+
+    with writer_lock(config.out), remedy_when_full(remedy):
         run = check_folder(config, resume=resume, overwrite=overwrite)
         if run is not None and run.complete:
             logger.info("%s is complete: nothing to resume", config.out)
@@ -211,20 +214,18 @@ class TrainingRun:
             logs = [stack.enter_context(closing(log)) for log in self._open_logs()]
             if not (self.out / RUN_FILE).exists():
                 write_run(self.out, "running", **self.record)
-            stack.enter_context(remedy_when_full(REMEDY))
             loop = TrainingLoop(
                 self.config, self.stream, self.learners, logs, self._save, step=self.step
             )
             loop.run()
-        with remedy_when_full(REMEDY):
-            dictionaries = self._finish()
-            return write_run(
-                self.out,
-                "complete",
-                **self.record,
-                excluded=self.stream.excluded,
-                dictionaries=dictionaries,
-            )
+        dictionaries = self._finish()
+        return write_run(
+            self.out,
+            "complete",
+            **self.record,
+            excluded=self.stream.excluded,
+            dictionaries=dictionaries,
+        )
 
     def _open_logs(self) -> Iterator[RunLog]:
         yield JsonlLog(self.out / METRICS_FILE, keep_up_to=self.step)

@@ -91,9 +91,9 @@ def build_features(
         # Before looking at what is there: another process may be about to write it.
         for store in stores:
             locks.enter_context(writer_lock(store))
-        complete = (
-            [] if existing == "replace" else [f for f in folders if (f / STORE_FILE).exists()]
-        )
+        complete = [folder for folder in folders if (folder / STORE_FILE).exists()]
+        if existing == "replace":
+            complete = []
         if existing == "compare":
             _require_same(complete, config)
         if len(complete) < len(folders):

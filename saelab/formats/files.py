@@ -22,14 +22,15 @@ from typing import Any
 from saelab.errors import ArtifactError, ResourceError, SaelabError, resource_problem
 
 TEMPORARY_SUFFIX = ".partial"
-_REMEDY: ContextVar[str | None] = ContextVar("remedy", default=None)
+_REMEDY: ContextVar[str | Callable[[], str] | None] = ContextVar("remedy", default=None)
 
 
 @contextmanager
-def remedy_when_full(words: str) -> Iterator[None]:
+def remedy_when_full(words: str | Callable[[], str]) -> Iterator[None]:
     """What a full disk tells the user to do inside the block, such as "go on with --resume".
 
-    A command that runs others has the word: it is the one that was typed.
+    Words that depend on what is there by then are asked for when the disk is full. A command that
+    runs others has the word: it is the one that was typed.
     """
     token = _REMEDY.set(_REMEDY.get() or words)
     try:
@@ -52,6 +53,7 @@ def full_disk_said(path: Path) -> Iterator[None]:
         if problem is None or not str(problem).startswith("disk full"):
             raise
         remedy = _REMEDY.get() or "give the same command again"
+        remedy = remedy if isinstance(remedy, str) else remedy()
         raise ResourceError(
             f"disk full or quota used up while writing {path}: free some space and {remedy}; what "
             "was finished before is intact"

@@ -72,9 +72,9 @@ def _acquire(target: Path) -> int | None:
     if fcntl is None:
         return None
     path = lock_file(target)
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES):

@@ -163,7 +163,9 @@ def check_item_files(
     hashes = content.get(ITEM_HASHES, {})
     for name in content.get("item_files", {}).values():
         if not isinstance(name, str) or Path(name).name != name:
-            raise ArtifactError(f"{path} names {str(name)[:60]!r}; a file beside it was expected")
+            raise ArtifactError(
+                f"{path} names {str(name)[:60]!r}; a file name beside it was expected"
+            )
         file = path.parent / name
         if not file.is_file():
             if may_be_missing:

@@ -189,7 +189,7 @@ def test_rows_beside_a_result_are_shown(evals, open_evals):
 def test_edited_numbers_are_a_sentence(evals, open_evals):
     write_evaluation_result(evals / "core.json", result_of("core"))
     text = (evals / "core.json").read_text()
-    (evals / "core.json").write_text(text.replace('"value": ', '"value": 1'))
+    (evals / "core.json").write_text(text.replace('"value": 0', '"value": 1'))
     app = open_evals()
     assert not app.exception and "core.json is incomplete or was edited" in words(app)
 

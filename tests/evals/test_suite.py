@@ -159,7 +159,7 @@ def test_edited_results_and_rows_are_refused_in_words(toy, save_trained, topk_di
     folder = save_trained(topk_dictionary(0), "sae0")
     ((path, _),) = evaluate(toy, [folder], ToyConfig())
     rows, good = path.with_name("toy_norms_latents.parquet"), path.read_text()
-    path.write_text(good.replace('"value": ', '"value": 1'))
+    path.write_text(good.replace('"mean_norm"', '"mean_norms"'))
     with pytest.raises(ConfigError, match=r"toy_norms\.json .*edited.*add --overwrite"):
         evaluate(toy, [folder], ToyConfig())
     path.write_text(good)

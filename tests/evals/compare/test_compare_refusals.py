@@ -154,7 +154,7 @@ def test_a_result_about_another_dictionary(plant, refused):
         lambda text: text.replace('"metrics"', '"metricks"'),
         lambda text: text.replace('"evaluation_result"', '"dictionary"'),
         lambda text: text.replace('"schema_version": 2', '"schema_version": 99'),
-        lambda text: text.replace('"value": ', '"value": 1', 1),
+        lambda text: text.replace('"unit": "1"', '"unit": "2"', 1),
     ],
 )
 def test_a_damaged_result_is_named(plant, refused, suite, damage):
