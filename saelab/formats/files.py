@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from saelab.errors import ArtifactError, ResourceError, SaelabError, resource_problem
+from saelab.errors import ArtifactError, ResourceError, SaelabError, lacking, resource_problem
 
 TEMPORARY_SUFFIX = ".partial"
 _REMEDY: ContextVar[str | Callable[[], str] | None] = ContextVar("remedy", default=None)
@@ -49,8 +49,7 @@ def full_disk_said(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        problem = None if isinstance(error, SaelabError) else resource_problem(error)
-        if problem is None or not str(problem).startswith("disk full"):
+        if isinstance(error, SaelabError) or lacking(error) not in (errno.ENOSPC, errno.EDQUOT):
             raise
         remedy = _REMEDY.get() or "give the same command again"
         remedy = remedy if isinstance(remedy, str) else remedy()

@@ -11,34 +11,8 @@ import pytest
 
 from saelab.cli import main
 
-HOOK = "blocks.1.hook_resid_post"
 TOO_SMALL = (4096, 16384, 40960)
 """Bytes left on the disk: nothing fits, and then a part."""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, tiny_model_folder, model_text):
-    """Words of commands that write to {out}, by name; what they read lies on another disk."""
-    folder = tmp_path_factory.mktemp("made")
-    model = ["--model", str(tiny_model_folder), "--model-dtype", "float32", "--device", "cpu"]
-    text = ["--text.source", model_text.source, "--text.held-out-fraction", "0.5"]
-    cache = ["cache", "{out}/cache", *model, *text, "--hook-points", HOOK, "--n-tokens", "1024"]
-    cache += ["--context-length", "32", "--batch-contexts", "4", "--contexts-per-shard", "8"]
-    train = ["train", "--cache", f"{folder}/cache", "--out", "{out}/run", "--device", "cpu"]
-    train += ["--d-sae", "64", "--k", "4", "--n-tokens", "1280", "--batch-rows", "64"]
-    train += ["--log-every-steps", "2", "--checkpoint-every-steps", "5", "--seeds", "0", "1"]
-    for words in (cache, train):
-        assert main([word.format(out=folder) for word in words]) == 0
-    first = f"{folder}/run/dictionaries/topk-d64-k4-s0"
-    core = ["eval", "core", first, "--out", "{out}/evals", "--n-tokens", "256"]
-    return {
-        "cache": cache,
-        "train": train,
-        "synthetic": ["synthetic", "smoke", "{out}/planted", "--n-rows", "2000"],
-        "eval": [*core, "--n-loss-tokens", "64", "--device", "cpu"],
-        "features": ["features", "{out}/sae", "--n-tokens", "320", "--device", "cpu"],
-        "dictionary": first,
-    }
 
 
 @pytest.fixture
@@ -77,8 +51,8 @@ def test_a_full_disk_is_one_line_whose_advice_works(name, left, made, disk, caps
     code, lines = main(words), capsys.readouterr().err.splitlines()
     assert code == 2, lines
     said = lines[-1]
-    assert said.startswith("saelab: disk full or quota used up"), lines
-    assert "free some space and " in said
+    assert "disk full or quota used up" in said or "No space left on device" in said, lines
+    assert said.startswith("saelab: ") and "free some space and " in said
     assert not list(out.rglob("*.partial")) and not list(out.rglob(".*.lock"))
     disk(64 << 20)
     for option in ("--resume", "--overwrite"):
