@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from saelab.cli import main
@@ -26,9 +24,7 @@ def made(tmp_path_factory, tiny_model_folder, model_text):
         assert main([word.format(out=folder) for word in words]) == 0
     first = f"{folder}/run/dictionaries/topk-d64-k4-s0"
     foreign = folder / "foreign"
-    foreign.mkdir()
-    for name in ("cfg.json", "sae_weights.safetensors"):
-        shutil.copy(f"{first}/{name}", foreign)
+    assert main(["export", first, "--to", "dictionary_learning", "--out", str(foreign)]) == 0
     core = ["eval", "core", first, "--out", "{out}/evals", "--n-tokens", "256"]
     return {
         "cache": cache,
