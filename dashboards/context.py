@@ -19,6 +19,9 @@ from .run_index import DictionaryEntry, RunEntry, RunIndex, once_per_state, scan
 from .widgets.page_parts import FEATURE_PAGE, plain, show_problem
 
 SECONDS_BETWEEN_SCANS = 5
+CHECKED_AT_ONCE = 1 << 30
+"""Bytes up to which a feature store is checked against its hash before it is shown; larger ones,
+which take minutes, are checked by `saelab info`."""
 
 
 def run_index() -> RunIndex:
@@ -101,7 +104,18 @@ def require_store(entry: DictionaryEntry) -> FeatureStore:
         _stop(str(error))
 
 
-open_store = once_per_state(32)(FeatureStore)
+def _open_checked(path: Path) -> FeatureStore:
+    store = FeatureStore(path)
+    if path.stat().st_size <= CHECKED_AT_ONCE:
+        try:
+            store.verify()
+        except ArtifactError:
+            store.close()
+            raise
+    return store
+
+
+open_store = once_per_state(32)(_open_checked)
 """A feature store, opened once for each state of its file and shared by all sessions.
 
 Raises ArtifactError where the file is missing, damaged, foreign or from a newer saelab."""

@@ -235,6 +235,25 @@ def evaluate(
     outs: list[Path] = []
     if folders or suite.needs_dictionaries:
         outs = result_folders(folders, getattr(config, "out", None))
+    with ExitStack() as locks:
+        # Before looking at what is there: another process may be about to write it.
+        for out in sorted(set(outs)):
+            locks.enter_context(writer_lock(out / f"{suite.stem}.json"))
+        written = _written(suite, folders, outs, config, pages=pages)
+    order = {out / f"{suite.stem}.json": index for index, out in enumerate(outs)}
+    ordered = sorted(written, key=lambda path: order.get(path, len(order)))
+    return [(path, written[path]) for path in ordered]
+
+
+def _written(
+    suite: Suite[ConfigT],
+    folders: Sequence[Path],
+    outs: Sequence[Path],
+    config: ConfigT,
+    *,
+    pages: bool,
+) -> dict[Path, EvaluationResult]:
+    """The results by file: those that need no measuring, then those measured."""
     asked: dict[Path, dict[str, Any]] = {}
     kept: dict[Path, EvaluationResult] = {}
     problems: list[str] = []
@@ -253,21 +272,16 @@ def evaluate(
     written = {out / f"{suite.stem}.json": result for out, result in kept.items()}
     if left or not folders:
         chosen = [folders[index] for index in left], [outs[index] for index in left]
-        with ExitStack() as locks:
-            for out in sorted(set(chosen[1])):
-                locks.enter_context(writer_lock(out / f"{suite.stem}.json"))
-            for measured in suite.measure(*chosen, config):
-                path, result = _write_asked(suite, measured, config, asked, page=pages)
-                written[path] = result
+        for measured in suite.measure(*chosen, config):
+            path, result = _write_asked(suite, measured, config, asked, page=pages)
+            written[path] = result
     if suite.together is not None:
         results = {out: written[out / f"{suite.stem}.json"] for out in outs}
         measured = suite.together(results, config)
         if measured is not None:
             path, result = _write_asked(suite, measured, config, asked, page=pages)
             written[path] = result
-    order = {out / f"{suite.stem}.json": index for index, out in enumerate(outs)}
-    ordered = sorted(written, key=lambda path: order.get(path, len(order)))
-    return [(path, written[path]) for path in ordered]
+    return written
 
 
 def _write_asked(
@@ -293,9 +307,9 @@ def _evaluate_together(
     path = suite.folder(config) / f"{suite.stem}.json"
     if path.parent.exists() and not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is a file, not a folder: give another --out")
-    if path.exists() and not suite.gathers and not getattr(config, "overwrite", False):
-        raise ConfigError(f"{path} exists already: {REPLACE}")
     with writer_lock(path):
+        if path.exists() and not suite.gathers and not getattr(config, "overwrite", False):
+            raise ConfigError(f"{path} exists already: {REPLACE}")
         (measured,) = suite.measure(folders, [path.parent], config)
         return write_result(suite, measured, result_of(suite, measured, config), page=page)
 

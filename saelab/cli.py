@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from .errors import SaelabError, Stopped, did_you_mean, out_of_memory
+from .errors import SaelabError, Stopped, did_you_mean, resource_problem
 
 
 class Command(NamedTuple):
@@ -71,12 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("saelab").setLevel(logging.INFO)
     try:
         run_command(words[0], words[1:])
-    except (SaelabError, KeyboardInterrupt, OSError) as error:
+    except (SaelabError, KeyboardInterrupt) as error:
         if debug:
             raise
         return _report(error)
-    except (MemoryError, RuntimeError) as error:
-        problem = out_of_memory(error)
+    except Exception as error:
+        problem = resource_problem(error) or (error if isinstance(error, OSError) else None)
         if debug or problem is None:
             raise
         return _report(problem)

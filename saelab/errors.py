@@ -6,8 +6,27 @@ command line prints it on one line and exits with code 2; `--debug` shows the tr
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_LESS_MEMORY = (
+    "lower the batch (--batch-rows, --batch-contexts), the width (--d-sae) or the number of "
+    "dictionaries at once, or use another --device"
+)
+_MORE_ROOM = ("disk full or quota used up", "free some space and give the same command again")
+_MORE_FILES = ("too many open files", "raise the limit with `ulimit -n 4096`")
+_SCARCE = {
+    errno.ENOSPC: _MORE_ROOM,
+    errno.EDQUOT: _MORE_ROOM,
+    errno.EMFILE: _MORE_FILES,
+    errno.ENFILE: _MORE_FILES,
+    errno.ENOMEM: ("out of memory on this machine", _LESS_MEMORY),
+}
+"""What the machine may lack, by the system's number, and what to do."""
+_OS_ERROR = re.compile(r"os error (\d+)")
+_NO_ROOM_WORDS = re.compile(r"no space left|quota exceeded|disk is full", re.IGNORECASE)
 
 
 class SaelabError(Exception):
@@ -64,16 +83,39 @@ def out_of_memory(error: BaseException) -> ResourceError | None:
     text = str(error)
     by_torch = isinstance(error, RuntimeError) and (
         type(error).__name__ == "OutOfMemoryError"
-        or any(part in text for part in ("can't allocate memory", "not enough memory"))
+        or any(part in text for part in ("can't allocate memory", "not enough memory", "bad_alloc"))
     )
     if not (by_torch or isinstance(error, MemoryError)):
         return None
     where = "the GPU" if type(error).__name__ == "OutOfMemoryError" else "this machine"
     reason = text.splitlines()[0].split(": ")[-1] if text else "no more could be allocated"
-    return ResourceError(
-        f"out of memory on {where} ({reason}): lower the batch (--batch-rows, --batch-contexts), "
-        "the width (--d-sae) or the number of dictionaries at once, or use another --device"
-    )
+    return ResourceError(f"out of memory on {where} ({reason}): {_LESS_MEMORY}")
+
+
+def lacking(error: BaseException) -> int | None:
+    """Of which of `_SCARCE` the machine ran out, as a number of the system; None for any other.
+
+    Libraries report it as errors of their own, in which only the system's words say so.
+    """
+    numbers = set(map(int, _OS_ERROR.findall(str(error))))
+    if isinstance(error, OSError):
+        numbers.add(error.errno or 0)
+    if _NO_ROOM_WORDS.search(str(error)):
+        numbers.add(errno.ENOSPC)
+    return next((number for number in _SCARCE if number in numbers), None)
+
+
+def resource_problem(error: BaseException) -> ResourceError | None:
+    """What to tell a user whose machine ran out of memory, open files or disk; None for any other
+    error."""
+    memory = out_of_memory(error)
+    number = lacking(error)
+    if memory is not None or number is None:
+        return memory
+    what, advice = _SCARCE[number]
+    if isinstance(error, OSError) and error.filename is not None:
+        what = f"cannot use {error.filename}: {error.strerror}"
+    return ResourceError(f"{what}: {advice}")
 
 
 def first_line(error: BaseException) -> str:

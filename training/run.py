@@ -88,7 +88,12 @@ def train(
         >>> list(saelab.train(config)["dictionaries"])
         ['topk-d32-k4-s0']
     """
-    with writer_lock(config.out), remedy_when_full("go on with --resume"):
+
+    def remedy() -> str:
+        begun = (config.out / RUN_FILE).exists()
+        return "go on with --resume" if begun else "give the same command again"
+
+    with writer_lock(config.out), remedy_when_full(remedy):
         run = check_folder(config, resume=resume, overwrite=overwrite)
         extensions = [] if run is None else extended(run, config, on_longer)
         if run is not None and run.complete and extensions == run.extensions:
@@ -355,7 +360,11 @@ class TrainingRun:
                 f"{self.out} has trained {logged} steps and its checkpoint is missing: restore "
                 f"{CHECKPOINT_FOLDER}/ from a copy, or start over with --overwrite"
             )
-        logger.warning("%s has no checkpoint yet: training starts at step 0", self.out)
+        logger.warning(
+            "%s has no checkpoint (its log ends at step %d): training starts at step 0",
+            self.out,
+            logged,
+        )
 
     def _check_same_start(self, recorded: dict[str, Any], begun: dict[str, Any]) -> None:
         if recorded.get("content_hash") != begun.get("content_hash"):

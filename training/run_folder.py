@@ -11,6 +11,7 @@ from saelab.dictionary.storage import CONFIG_FILE, MANIFEST_FILE, SELF_TEST_FILE
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import TEMPORARY_SUFFIX, hash_of, remove_leftovers
 from saelab.formats.run import DICTIONARIES_FOLDER, RUN_FILE, RunManifest, read_run
+from saelab.model.model_files import model_mismatch
 
 from .config import TrainConfig
 
@@ -154,11 +155,12 @@ def check_same_origin(run: RunManifest, made_from: dict[str, Any]) -> None:
     Raises:
         ConfigError: the cache, the model or the dictionary whose error is learnt was changed.
     """
+    compared = (run.made_from.keys() & made_from.keys()) - {"model_hash", "bos_id"}
     differing = sorted(
-        key
-        for key in run.made_from.keys() & made_from.keys()
-        if hash_of(run.made_from[key]) != hash_of(made_from[key])
+        key for key in compared if hash_of(run.made_from[key]) != hash_of(made_from[key])
     )
+    if "model_hash" in run.made_from and model_mismatch(run.made_from, made_from) is not None:
+        differing.append("model_hash")
     if differing:
         raise ConfigError(
             f"{run.folder} was started on other activations ({', '.join(differing)} differ): "

@@ -102,7 +102,8 @@ def core_metrics(entry: DictionaryEntry) -> dict[str, float | int | None]:
 
 @once_per_state(512)
 def _metrics(path: Path) -> dict[str, float | int | None]:
-    return {metric.name: metric.value for metric in read_evaluation_result(path).metrics}
+    result = read_evaluation_result(path, check_files=False)
+    return {metric.name: metric.value for metric in result.metrics}
 
 
 def _show_densities(first: DictionaryEntry, second: DictionaryEntry) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import streamlit as st
 
 from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
+from saelab.formats.files import read_json, sha256_of
+from saelab.formats.manifest import ITEM_HASHES
 from saelab.report.draw import draw
 from saelab.report.page import unit_text
 from saelab.report.result_page import settings_rows
@@ -60,7 +62,10 @@ def render() -> None:
         _draw_result(results[choice], entry)
 
 
-_result = once_per_state(64)(read_evaluation_result)
+@once_per_state(64)
+def _result(path: Path) -> EvaluationResult:
+    # Rows are checked where they are shown: without them there are still the numbers.
+    return read_evaluation_result(path, check_files=False)
 
 
 def _draw_result(path: Path, entry: DictionaryEntry | None) -> None:
@@ -127,12 +132,16 @@ def _draw_metrics(result: EvaluationResult) -> None:
         st.html(page_table(name, ["number", "value", "unit", "definition"], rows, "defined"))
 
 
+_sha256 = once_per_state(64)(sha256_of)
+
+
 def _draw_files(path: Path, result: EvaluationResult) -> None:
+    hashes = read_json(path).get(ITEM_HASHES, {})
     for items, name in result.item_files.items():
         file = plain_file(path.with_name(name))
         if file and file.suffix == ".parquet":
             with st.expander(f"Rows: {plain(items)}"):
-                _draw_rows(file, items)
+                _draw_rows(file, items, hashes.get(name))
     report = plain_file(path.with_suffix(".html"))
     files = [path] if report is None else [path, report]
     for column, file in zip(st.columns(4), files, strict=False):
@@ -144,13 +153,16 @@ def _offer(button: Callable[..., Any], label: str, file: Path) -> None:
     button(label, file.read_bytes, file_name=file.name, key=key, on_click="ignore")
 
 
-def _draw_rows(file: Path, items: str) -> None:
+def _draw_rows(file: Path, items: str, sha256: str | None) -> None:
     from pyarrow import ArrowException, parquet
 
     try:
         table = parquet.read_table(file)
     except (ArrowException, OSError) as error:
         show_problem(f"{file} cannot be read ({str(error).splitlines()[0]}): evaluate again.")
+        return
+    if sha256 is not None and _sha256(file) != sha256:
+        show_problem(f"{file} was changed since it was written: evaluate again with --overwrite.")
         return
     st.dataframe(
         table.slice(0, MOST_ROWS).to_pydict(),

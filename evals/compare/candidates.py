@@ -201,7 +201,8 @@ def _different(candidates: Sequence[Candidate]) -> list[str]:
     """Clashes with the first dictionary."""
     keys: dict[str, tuple[Callable[[Candidate], Any], Callable[[Candidate], str]]] = {
         "models": (
-            lambda c: c.origin.get("model_hash") or c.origin["model"],
+            # Without the tokenizer's settings, which older dictionaries do not record.
+            lambda c: str(c.origin.get("model_hash") or c.origin["model"]).partition(":")[0],
             lambda c: f"{c.origin['model']} ({str(c.origin.get('model_hash'))[:12]})",
         ),
         "hook points": (lambda c: c.spec.site, lambda c: str(c.spec.site)),

@@ -89,7 +89,8 @@ def _key_of(saved: SavedDictionary) -> GroupKey:
         d_sae=saved.dictionary.d_sae,
         target_l0=training.get("target_l0"),
         hook_point=str(site_of(saved.manifest, saved.folder) or "unknown"),
-        model=origin.get("model_hash") or origin.get("model", "unknown"),
+        # Without the tokenizer's settings, which older dictionaries do not record.
+        model=str(origin.get("model_hash") or origin.get("model", "unknown")).partition(":")[0],
     )
 
 

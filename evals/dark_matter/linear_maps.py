@@ -24,6 +24,7 @@ from saelab.dictionary.decomposition import ErrorProbe, decompose
 from saelab.errors import ActivationError, ArtifactError, ConfigError
 from saelab.formats.chart import Axis, Chart
 from saelab.model.language_model import LanguageModel
+from saelab.model.model_files import model_mismatch
 from saelab.progress import progress_bar
 
 from .analysis import COMPONENT_WORDS, AnalysisResult, Context, Finding, bars_of_parts, slug
@@ -71,11 +72,12 @@ def source_data_specs(
                 f"sources: {named[name][0].folder} and {saved.folder} are both of {name}: give one "
                 "dictionary for each hook point"
             )
-        if source_spec.model_hash != spec.model_hash:
+        hashes = [{"model_hash": each.model_hash} for each in (source_spec, spec)]
+        differs = model_mismatch(*hashes)
+        if differs is not None:
             raise ArtifactError(
                 f"{saved.folder} was trained on another model than the dictionary it is to explain "
-                f"(content hashes {str(source_spec.model_hash)[:12]}… and "
-                f"{str(spec.model_hash)[:12]}…): give dictionaries of one model"
+                f"({differs}): give dictionaries of one model"
             )
         check_fit(model, replace(source_spec, context_length=spec.context_length), saved)
         named[name] = (saved, source_spec)

@@ -27,6 +27,7 @@ from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataSpec, held_out_batches, select
 from saelab.errors import ActivationError, ArtifactError, ConfigError
 from saelab.model.language_model import LanguageModel
+from saelab.model.model_files import model_mismatch
 from saelab.progress import progress_bar
 from saelab.text.contexts import TextConfig, context_batches, describe_text
 
@@ -393,11 +394,11 @@ def _check_cache(cache: ActivationCache, saved: SavedDictionary) -> None:
             f"{cache.folder} holds activations of width {cache.d_in}; {saved.folder} takes "
             f"{saved.dictionary.d_in}: give the cache of its own model and hook point"
         )
-    theirs, ours = cache.manifest["made_from"].get("model_hash"), saved.made_from.get("model_hash")
-    if theirs != ours:
+    differs = model_mismatch(cache.provenance(), saved.made_from)
+    if differs is not None:
         raise ArtifactError(
             f"{cache.folder} was harvested from another model than {saved.folder} was trained on "
-            f"(content hashes {str(theirs)[:12]}… and {str(ours)[:12]}…): give a cache of its model"
+            f"({differs}): give a cache of its model"
         )
     if cache.manifest["row_rule"] != saved.token_filter:
         raise ConfigError(

@@ -18,6 +18,7 @@ from torch import Tensor
 from saelab.dictionary import Dictionary, SavedDictionary, load_dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError
 from saelab.model.language_model import LanguageModel
+from saelab.model.model_files import mismatch_with
 from saelab.sparse import SparseCodes
 
 from .dictionaries import SupervisedDictionary
@@ -144,10 +145,11 @@ def _is_frozen(saved: SavedDictionary) -> bool:
 
 def _check(saved: SavedDictionary, model: LanguageModel, task_name: str) -> None:
     origin = saved.made_from
-    if origin.get("model_hash") not in (None, model.content_hash):
+    differs = mismatch_with(model, origin)
+    if differs is not None:
         raise ArtifactError(
-            f"{saved.folder} was trained on {origin.get('model')!r} with another content hash than "
-            f"{model.name!r} here: give the model it was trained on with --model"
+            f"{saved.folder} was trained on {origin.get('model')!r}, which is not {model.name!r} "
+            f"as it is here (it had {differs}): give the model it was trained on with --model"
         )
     location = _location(saved)
     if ORIGIN_KEY in origin:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import tyro
 
 from saelab.errors import ConfigError
+from saelab.formats.files import remedy_when_full
 from saelab.formats.lock import writer_lock
 
 from ..suite import Suite, deferred
@@ -167,7 +168,8 @@ def _run_action(command: SupervisedCommand) -> list[str] | None:
             return [f"report: {run_toys(target)}"]
         if command.find_sites is not None:
             return _find_sites(target, command)
-        return _write_caches(target, command)
+        with remedy_when_full("give the same command again with --overwrite"):
+            return _write_caches(target, command)
 
 
 def _find_sites(path: Path, command: SupervisedCommand) -> list[str]:

@@ -23,6 +23,7 @@ from saelab.errors import ConfigError
 from saelab.formats.files import require_free_space
 from saelab.formats.manifest import new_manifest
 from saelab.model.language_model import LanguageModel
+from saelab.model.model_files import identity_of
 
 from .sites import PromptSite
 from .tasks import Prompt, padded_tokens, positions_of
@@ -127,7 +128,7 @@ def _manifest(
     made_from = {
         **shared,
         "model": model.name,
-        "model_hash": model.content_hash,
+        **identity_of(model),
         "text_hash": None,
         "prepend_bos": model.bos_id is not None,
         "model_dtype": str(model.dtype).removeprefix("torch."),

@@ -19,6 +19,7 @@ from torch import Tensor
 from saelab.dictionary.site import Site
 from saelab.errors import ActivationError
 from saelab.formats.files import hash_of
+from saelab.model.model_files import model_mismatch
 
 from .batch import ActivationBatch, RowStatistics
 from .reader import ActivationCache, open_cache
@@ -144,11 +145,10 @@ def require_same_rows(first: ActivationCache, second: ActivationCache) -> None:
         ActivationError: they do not.
     """
     remedy = "harvest both hook points in one `saelab cache` command"
-    models = [cache.provenance().get("model_hash") for cache in (first, second)]
-    if models[0] != models[1]:
+    differs = model_mismatch(first.provenance(), second.provenance())
+    if differs is not None:
         raise ActivationError(
-            f"{first.folder} and {second.folder} are of different models (content hashes "
-            f"{str(models[0])[:12]}… and {str(models[1])[:12]}…): {remedy}"
+            f"{first.folder} and {second.folder} are of different models ({differs}): {remedy}"
         )
     if first.n_rows != second.n_rows:
         raise ActivationError(

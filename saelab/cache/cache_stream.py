@@ -18,6 +18,7 @@ from torch import Tensor
 from saelab.dictionary.decomposition import ORIGIN_KEY, ErrorRows
 from saelab.errors import ActivationError
 from saelab.formats.files import hash_of
+from saelab.model.model_files import model_mismatch
 from saelab.progress import progress_bar
 
 from .aligned import AlignedCaches
@@ -169,12 +170,11 @@ class ErrorStream:
                 f"explains {saved.hook_point} of width {saved.dictionary.d_in}: give the cache of "
                 "its own hook point"
             )
-        theirs, ours = cache.provenance().get("model_hash"), saved.made_from.get("model_hash")
-        if theirs != ours:
+        differs = model_mismatch(cache.provenance(), saved.made_from)
+        if differs is not None:
             raise ActivationError(
                 f"{cache.folder} was harvested from another model than {saved.folder} was trained "
-                f"on (content hashes {str(theirs)[:12]}… and {str(ours)[:12]}…): give a cache of "
-                "its own model"
+                f"on ({differs}): give a cache of its own model"
             )
         self._stream, self._cache, self._error_rows = stream, cache, error_rows
         self._statistics: RowStatistics | None = None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import ArtifactError
-from saelab.formats.files import hash_of, sha256_of
+from saelab.formats.files import hash_of, sha256_of, unreadable_tensors
 from saelab.formats.manifest import NOT_CONTENT, new_manifest, read_manifest
 from saelab.progress import progress_bar
 
@@ -97,6 +97,13 @@ def how_to_finish(manifest: dict[str, Any]) -> str:
 def content_hash(manifest: dict[str, Any]) -> str:
     """Hash of what a cache holds and of what it was made from, shards' hashes included."""
     return hash_of({key: value for key, value in manifest.items() if key not in NOT_CONTENT})
+
+
+def origin_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a cache was made from; the BOS token of older ones stands with their tokenizer."""
+    tokenizer = manifest.get("tokenizer") or {}
+    older = {name: tokenizer[name] for name in ("bos_id",) if name in tokenizer}
+    return older | manifest["made_from"]
 
 
 def new_cache_manifest(
@@ -211,9 +218,7 @@ def map_shard(path: Path, manifest: dict[str, Any], entry: ShardEntry) -> dict[s
         with safe_open(str(path), framework="pt") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} is not a readable safetensors file ({error}): {_REMEDY}"
-        ) from None
+        raise unreadable_tensors(path, error, _REMEDY) from None
     expected = shard_layout(manifest, entry.rows)
     held = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     if held != expected:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saelab.errors import ActivationError, ConfigError
 from saelab.model.language_model import LanguageModel
+from saelab.model.model_files import identity_of
 from saelab.text.contexts import context_batches, describe_text
 
 from .config import HarvestConfig
@@ -212,7 +213,7 @@ class Harvest:
         settings = self.config.to_json()
         return {
             "model": self.config.model,
-            "model_hash": self.model.content_hash,
+            **identity_of(self.model),
             "hook_point": hook_point,
             "text": settings["text"],
             "text_hash": text_hash,

@@ -25,6 +25,7 @@ from saelab.formats.files import (
 )
 from saelab.formats.kinds import KINDS
 from saelab.formats.manifest import write_manifest
+from saelab.model.model_files import mismatch_with
 from saelab.text.contexts import describe_text
 
 from .batch import RowSums
@@ -35,6 +36,7 @@ from .format import (
     ShardEntry,
     content_hash,
     map_shard,
+    origin_of,
     read_cache_manifest,
     row_bytes,
     shard_entries,
@@ -78,8 +80,9 @@ class HookFolder:
             for name in sorted(before.keys() | now.keys())
             if before.get(name) != now.get(name)
         ]
-        if manifest["made_from"]["model_hash"] != harvest.model.content_hash:
-            differing.append("model: its files changed since")
+        changed = mismatch_with(harvest.model, origin_of(manifest))
+        if changed is not None:
+            differing.append(f"model: its files changed since ({changed})")
         if manifest["made_from"].get("text_hash") != describe_text(config.text)["content_hash"]:
             differing.append(f"text: the content of {config.text.source} changed since")
         if differing:

@@ -155,7 +155,7 @@ class ModelStream:
         statistics = self._statistics()
         state: dict[str, Tensor | int | str] = {
             "stream": "model",
-            "source": self._source(),
+            "source": self._sources()[0],
             "text_hash": self._text_hash or "",
             "seed": self.seed,
             "drawn": self._drawn,
@@ -186,7 +186,7 @@ class ModelStream:
                 text.
         """
         config = self._harvest.config
-        if state.get("stream") != "model" or state["source"] != self._source():
+        if state.get("stream") != "model" or state["source"] not in self._sources():
             raise ActivationError(
                 "the saved data position is of another stream, model or config than "
                 f"{config.model} at {self.site}: resume with the settings that the run "
@@ -224,12 +224,13 @@ class ModelStream:
             self._pool[name].copy_(state[f"pool_{name}"])
             self._pending[name] = state[f"pending_{name}"].clone()
 
-    def _source(self) -> str:
-        """Hash of all that decides the rows."""
-        harvest = self._harvest
-        source = [harvest.config.to_json(), harvest.model.content_hash, self.pool_rows]
+    def _sources(self) -> tuple[str, ...]:
+        """Hash of all that decides the rows, and the one that older states have."""
+        config, model_hash = self._harvest.config.to_json(), self._harvest.model.content_hash
         several = len(self.site.hook_points) > 1
-        return hash_of([*source, self.site.to_json()] if several else source)
+        site = [self.site.to_json()] if several else []
+        hashes = (model_hash, model_hash.partition(":")[0])
+        return tuple(hash_of([config, each, self.pool_rows, *site]) for each in hashes)
 
     def _suffixes(self) -> list[str]:
         """Of the names in a state, by hook point."""

@@ -28,6 +28,7 @@ from .format import (
     MANIFEST_NAME,
     how_to_finish,
     map_shard,
+    origin_of,
     read_cache_manifest,
     shard_entries,
     verify_shards,
@@ -147,7 +148,7 @@ class ActivationCache:
 
     def provenance(self) -> dict[str, Any]:
         """What a dictionary trained on this cache was made from."""
-        return {**self.manifest["made_from"], "cache_hash": self.content_hash}
+        return {**origin_of(self.manifest), "cache_hash": self.content_hash}
 
     def rows(
         self,

@@ -10,7 +10,6 @@ from typing import Literal
 import tyro
 
 from saelab.config import parse_arguments
-from saelab.errors import ConfigError
 from saelab.features.config import FeaturesConfig
 from saelab.features.schema import STORE_FILE
 
@@ -43,23 +42,11 @@ CONFIG = FeaturesCommand
 def main(arguments: Sequence[str]) -> None:
     """Run the command with the words after `saelab features`."""
     command = parse_arguments(FeaturesCommand, arguments, program=PROGRAM)
-    from saelab.features.pipeline import build_features, dictionary_folders, made_otherwise
+    from saelab.features.pipeline import build_features, dictionary_folders
 
     folders = dictionary_folders(command.paths)
-    complete = [folder for folder in folders if (folder / STORE_FILE).exists()]
-    if command.overwrite:
-        complete = []
-    elif command.export is None:
-        reasons = {folder: made_otherwise(folder, command.config) for folder in complete}
-        problems = [
-            f"{folder / STORE_FILE} exists already: add --overwrite to replace it ({reason})"
-            for folder, reason in reasons.items()
-            if reason
-        ]
-        if problems:
-            raise ConfigError(problems)
-    if len(complete) < len(folders):
-        build_features(folders, command.config, complete=complete)
+    existing = "compare" if command.export is None else "keep"
+    build_features(folders, command.config, existing="replace" if command.overwrite else existing)
     if command.export is not None:
         from saelab.features.export import export_store
 

@@ -90,6 +90,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     command = parse_arguments(ImportCommand, arguments, program=PROGRAM)
     from saelab.dictionary.importers import read_foreign, recognise, resolve
+    from saelab.formats.lock import writer_lock
 
     source = resolve(command.source)
     format_name = command.format or recognise(source)
@@ -97,10 +98,12 @@ def main(arguments: Sequence[str]) -> None:
     for foreign in read_foreign(source, format_name):
         folder = _folder_of(command, source, foreign)
         record = _record_of(command, source, format_name, foreign)
-        if _is_kept(command, source, folder, record):
-            print(f"kept: {folder}, imported from the same files with the same settings")
-        else:
-            _keep(command, source, foreign, folder, record, prover)
+        # Before looking at what is there: another process may be about to write it.
+        with writer_lock(folder / "saelab.json"):
+            if _is_kept(command, source, folder, record):
+                print(f"kept: {folder}, imported from the same files with the same settings")
+            else:
+                _keep(command, source, foreign, folder, record, prover)
 
 
 def _folder_of(command: ImportCommand, source: Source, foreign: Foreign) -> Path:
@@ -178,7 +181,6 @@ def _keep(
 ) -> None:
     """Prove one dictionary and save it."""
     from saelab.dictionary.storage import save_dictionary
-    from saelab.formats.lock import writer_lock
 
     site, made_from = _data_settings(command, foreign)
     dictionary = foreign.dictionary
@@ -200,16 +202,15 @@ def _keep(
         "options": dict(foreign.origin.get("training", {})),
         "target_l0": dictionary.k or None,
     }
-    with writer_lock(folder / "saelab.json"):
-        save_dictionary(
-            folder,
-            dictionary.cpu(),
-            self_test_inputs=rows.cpu(),
-            training=training,
-            made_from=made_from | {"imported": record},
-            site=site,
-            in_place=foreign.in_place and folder.resolve() == source.path.resolve(),
-        )
+    save_dictionary(
+        folder,
+        dictionary.cpu(),
+        self_test_inputs=rows.cpu(),
+        training=training,
+        made_from=made_from | {"imported": record},
+        site=site,
+        in_place=foreign.in_place and folder.resolve() == source.path.resolve(),
+    )
     _report(folder, dictionary, site, record)
 
 

@@ -15,6 +15,8 @@ import tyro
 from saelab.cli import run_command
 from saelab.config import parse_arguments
 from saelab.errors import ConfigError
+from saelab.formats.files import remedy_when_full
+from saelab.formats.lock import writer_lock
 from saelab.synthetic.config import PlantedConfig
 from saelab.synthetic.presets import LATENTS_PER_FEATURE, PRESETS, find_preset
 
@@ -79,8 +81,9 @@ def main(arguments: Sequence[str]) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(command.threads)
     try:
-        for name, config in planted.items():
-            _run_preset(command, name, config)
+        with writer_lock(command.out), remedy_when_full("go on with --resume"):
+            for name, config in planted.items():
+                _run_preset(command, name, config)
     finally:
         torch.set_num_threads(threads)
 

@@ -19,6 +19,7 @@ from saelab.cache.rows import select_rows
 from saelab.config import from_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.model.language_model import LanguageModel, load_language_model
+from saelab.model.model_files import mismatch_with
 from saelab.synthetic.truth import ORIGIN_KEY
 from saelab.text.contexts import TextConfig, context_batches
 
@@ -166,11 +167,11 @@ def check_fit(model: LanguageModel, spec: DataSpec, saved: SavedDictionary) -> N
             "tokens "
             f"that {model.name} takes"
         )
-    if spec.model_hash is not None and spec.model_hash != model.content_hash:
+    differs = mismatch_with(model, saved.made_from)
+    if differs is not None:
         raise ArtifactError(
-            f"{saved.folder} was trained on {saved.model_name!r} with content hash "
-            f"{spec.model_hash[:12]}…, but {model.name!r} here has {model.content_hash[:12]}…: "
-            "give the model it was trained on with --model"
+            f"{saved.folder} was trained on {saved.model_name!r}, which is not {model.name!r} as "
+            f"it is here (it had {differs}): give the model it was trained on with --model"
         )
     require_width(model, saved.site, saved.dictionary, saved.folder)
 

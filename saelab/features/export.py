@@ -42,6 +42,7 @@ def export_store(
         ConfigError: files that exist and may not be replaced.
     """
     with FeatureStore(store_path) as store:
+        store.verify()
         names = ["features.parquet", "examples.parquet"]
         if kind == "neuronpedia-json":
             names = [f"batch-{index}.json" for index, _ in enumerate(batches(store.n_features))]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from saelab.config import to_plain
 from saelab.dictionary import SavedDictionary, load_dictionary
@@ -16,6 +16,7 @@ from saelab.formats.files import remove_leftovers
 from saelab.formats.lock import writer_lock
 from saelab.formats.run import RUN_FILE
 from saelab.model.language_model import LanguageModel
+from saelab.model.model_files import identity_of
 from saelab.text.contexts import describe_text
 
 from .build import StoreSources, write_store
@@ -63,33 +64,58 @@ def dictionary_folders(paths: Sequence[Path]) -> list[Path]:
 
 
 def build_features(
-    folders: Sequence[Path], config: FeaturesConfig, *, complete: Collection[Path] = ()
+    folders: Sequence[Path],
+    config: FeaturesConfig,
+    *,
+    existing: Literal["replace", "compare", "keep"] = "replace",
 ) -> list[Path]:
     """Build the store of every dictionary; those that read the same rows share the model's pass.
 
     Args:
         folders: saved dictionaries.
         config: text and settings.
-        complete: those of the folders whose stores an earlier build completed: they are kept.
+        existing: what becomes of stores that are there: they are replaced, kept as they are, or
+            kept where these settings make the same and refused where not.
 
     Returns:
         The stores, in the order of the folders.
 
     Raises:
-        ArtifactError: a folder that is no dictionary, or one that does not say what it reads.
+        ArtifactError: a folder that is no dictionary, or one that does not say what it reads; or a
+            store to be compared that was damaged.
+        ConfigError: stores of other settings, or another process that builds one.
         ModelError: the model is missing or has no such hook point.
         TextError: no text.
         Stopped: a signal asked to stop; the same command goes on.
     """
-    groups: dict[DataSpec, list[SavedDictionary]] = {}
-    for folder in folders:
-        saved = load_dictionary(folder)
-        groups.setdefault(data_spec_of(saved, config), []).append(saved)
+    stores = [folder / STORE_FILE for folder in folders]
     with ExitStack() as locks:
-        for folder in folders:
-            locks.enter_context(writer_lock(folder / STORE_FILE))
-        _build_groups(groups, config, complete)
-    return [folder / STORE_FILE for folder in folders]
+        # Before looking at what is there: another process may be about to write it.
+        for store in stores:
+            locks.enter_context(writer_lock(store))
+        complete = [folder for folder in folders if (folder / STORE_FILE).exists()]
+        if existing == "replace":
+            complete = []
+        if existing == "compare":
+            _require_same(complete, config)
+        if len(complete) < len(folders):
+            groups: dict[DataSpec, list[SavedDictionary]] = {}
+            for folder in folders:
+                saved = load_dictionary(folder)
+                groups.setdefault(data_spec_of(saved, config), []).append(saved)
+            _build_groups(groups, config, complete)
+    return stores
+
+
+def _require_same(folders: Sequence[Path], config: FeaturesConfig) -> None:
+    reasons = {folder: made_otherwise(folder, config) for folder in folders}
+    problems = [
+        f"{folder / STORE_FILE} exists already: add --overwrite to replace it ({reason})"
+        for folder, reason in reasons.items()
+        if reason
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _build_groups(
@@ -161,9 +187,8 @@ def _sources(
             "dictionary_hash": saved.content_hash,
             "weights_sha256": saved.manifest["files"]["sae_weights.safetensors"],
             "model": model.name,
-            "model_hash": model.content_hash,
+            **identity_of(model),
             "model_dtype": str(model.dtype).removeprefix("torch."),
-            "bos_id": model.bos_id,
             "hook_point": str(spec.site),
             "text": text,
             "text_split": config.split,
@@ -177,8 +202,13 @@ def _sources(
 
 
 def made_otherwise(folder: Path, config: FeaturesConfig) -> str:
-    """Why the store of a dictionary is not what these settings make; empty where it is."""
+    """Why the store of a dictionary is not what these settings make; empty where it is.
+
+    Raises:
+        ArtifactError: the store was damaged or edited.
+    """
     with FeatureStore(folder) as store:
+        store.verify()
         asked, now = store.manifest.get("asked"), _asked(config)
         stale = is_stale(store, folder)
     if asked is None or stale:

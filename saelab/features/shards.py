@@ -21,7 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from saelab.errors import ArtifactError, ConfigError, ResourceError
-from saelab.formats.files import TENSOR_SEAL, atomic_path, seal_tensors
+from saelab.formats.files import (
+    TENSOR_SEAL,
+    atomic_path,
+    seal_tensors,
+    unreadable_tensors,
+)
 
 ROW_LIMIT = 1 << 32
 """Positions a text may have: rows are stored in 32 bits."""
@@ -149,7 +154,7 @@ def check_shard(path: Path) -> tuple[dict[str, str], int]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a readable safetensors file ({error})") from None
+        raise unreadable_tensors(path, error) from None
     if metadata.get(TENSOR_SEAL) != seal_tensors(tensors, metadata)[TENSOR_SEAL]:
         raise ArtifactError(
             f"{path} was changed since it was written (its SHA-256 differs): the same `saelab "

@@ -17,7 +17,7 @@ from saelab.errors import ArtifactError, ConfigError
 
 from .chart import Chart
 from .files import read_json
-from .manifest import check_manifest, new_manifest, write_manifest
+from .manifest import check_item_files, check_manifest, new_manifest, write_manifest
 
 Better = Literal["lower", "higher", "neither"]
 
@@ -150,11 +150,16 @@ def write_evaluation_result(path: Path, result: EvaluationResult) -> EvaluationR
     return written
 
 
-def read_evaluation_result(path: Path) -> EvaluationResult:
+def read_evaluation_result(path: Path, *, check_files: bool = True) -> EvaluationResult:
     """Read a result and check it.
 
+    Args:
+        path: the JSON file.
+        check_files: check those of the files it names that are there, too.
+
     Raises:
-        ArtifactError: missing, damaged, of another kind, or from a newer saelab.
+        ArtifactError: missing, damaged, of another kind, or from a newer saelab; or a file beside
+            it was changed since.
     """
     content = read_json(path)
     old = isinstance(content, dict) and content.get("kind") == COMPARISON_KIND
@@ -165,11 +170,8 @@ def read_evaluation_result(path: Path) -> EvaluationResult:
             f"`saelab compare RUN … --out {path.parent}`, which uses the evaluations that are there"
         )
     result = check_evaluation_result(content, path)
-    for items, name in result.item_files.items():
-        if Path(name).name != name:
-            raise ArtifactError(
-                f"{path} names {name!r} as its file of {items}; a file name beside it was expected"
-            )
+    if check_files:
+        check_item_files(content, path, may_be_missing=True)
     return result
 
 

@@ -19,22 +19,44 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from saelab.errors import ArtifactError, ResourceError
+from saelab.errors import ArtifactError, ResourceError, SaelabError, lacking, resource_problem
 
 TEMPORARY_SUFFIX = ".partial"
-# Libraries report a full disk as other errors, in which only these words say so.
-_NO_ROOM_WORDS = re.compile(r"no space left|os error 28|quota exceeded|disk is full", re.IGNORECASE)
-_REMEDY: ContextVar[str] = ContextVar("remedy", default="give the same command again")
+_REMEDY: ContextVar[str | Callable[[], str] | None] = ContextVar("remedy", default=None)
 
 
 @contextmanager
-def remedy_when_full(words: str) -> Iterator[None]:
-    """What a full disk tells the user to do inside the block, such as "go on with --resume"."""
-    token = _REMEDY.set(words)
+def remedy_when_full(words: str | Callable[[], str]) -> Iterator[None]:
+    """What a full disk tells the user to do inside the block, such as "go on with --resume".
+
+    Words that depend on what is there by then are asked for when the disk is full. A command that
+    runs others has the word: it is the one that was typed.
+    """
+    token = _REMEDY.set(_REMEDY.get() or words)
     try:
         yield
     finally:
         _REMEDY.reset(token)
+
+
+@contextmanager
+def full_disk_said(path: Path) -> Iterator[None]:
+    """Turn what systems and libraries say of a full disk into one sentence with the remedy.
+
+    Raises:
+        ResourceError: the disk is full, or the user's share of it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SaelabError) or lacking(error) not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        remedy = _REMEDY.get() or "give the same command again"
+        remedy = remedy if isinstance(remedy, str) else remedy()
+        raise ResourceError(
+            f"disk full or quota used up while writing {path}: free some space and {remedy}; what "
+            "was finished before is intact"
+        ) from error
 
 
 @contextmanager
@@ -44,27 +66,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         ResourceError: the disk is full, or the user's share of it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))
-    try:
-        yield temporary
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-        _flush_folder(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, Exception) and _means_no_room(error):
-            raise ResourceError(
-                f"disk full or quota used up while writing {path}: free some space and "
-                f"{_REMEDY.get()}; what was finished before is intact"
-            ) from error
-        raise
-
-
-def _means_no_room(error: Exception) -> bool:
-    by_number = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return by_number or bool(_NO_ROOM_WORDS.search(str(error)))
+    with full_disk_said(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+            _flush_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def temporary_name(name: str) -> str:
@@ -216,13 +229,20 @@ def read_tensors(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a readable safetensors file ({error})") from None
+        raise unreadable_tensors(path, error) from None
     if {TENSOR_SEAL, SEALED} & set(metadata) and seal_tensors(tensors, metadata) != metadata:
         raise ArtifactError(
             f"{path} was changed since it was written (its SHA-256 differs): restore it from a "
             "copy, or make it again"
         )
     return tensors
+
+
+def unreadable_tensors(path: Path, error: Exception, remedy: str = "") -> SaelabError:
+    """What to say of a safetensors file that cannot be read: it is damaged, or the machine lacks
+    memory or open files."""
+    words = f"{path} is not a readable safetensors file ({error}){remedy and ': '}{remedy}"
+    return resource_problem(error) or ArtifactError(words)
 
 
 def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -259,11 +279,17 @@ def require_free_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files and folders in a folder whose writers are dead."""
+def remove_leftovers(folder: Path, *, below: bool = True) -> None:
+    """Delete the temporary files and folders in a folder whose writers are dead.
+
+    Args:
+        folder: where; it need not exist.
+        below: whether to look into its folders too.
+    """
     if not folder.is_dir():
         return
-    for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
+    pattern = f"*{TEMPORARY_SUFFIX}"
+    for leftover in folder.rglob(pattern) if below else folder.glob(pattern):
         if not _is_abandoned(leftover):
             continue
         if leftover.is_dir() and not leftover.is_symlink():

@@ -6,6 +6,7 @@ left over by a crash, which harms nobody.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -18,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from saelab.errors import ConfigError
+
+from .files import remove_leftovers
 
 try:
     import fcntl
@@ -41,6 +44,8 @@ def writer_lock(target: Path) -> Iterator[None]:
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     descriptor = _acquire(target)
     try:
+        # What dead writers left: nobody else writes here now, and living ones' names say so.
+        remove_leftovers(target) if target.is_dir() else remove_leftovers(folder, below=False)
         yield
     finally:
         if descriptor is not None:
@@ -67,9 +72,16 @@ def _acquire(target: Path) -> int | None:
     if fcntl is None:
         return None
     path = lock_file(target)
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES):
+                raise
+            raise ConfigError(
+                f"{target} cannot be written ({error.strerror}): write elsewhere"
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -86,8 +98,10 @@ def _acquire(target: Path) -> int | None:
         if _is_still(path, descriptor):
             break
         os.close(descriptor)
-    os.truncate(descriptor, 0)
-    os.write(descriptor, json.dumps(_holder()).encode())
+    # On a full disk the holder stays unnamed; whether the work fits is for the work to find out.
+    with suppress(OSError):
+        os.truncate(descriptor, 0)
+        os.write(descriptor, json.dumps(_holder()).encode())
     return descriptor
 
 

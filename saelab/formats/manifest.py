@@ -144,8 +144,15 @@ def is_sealed(content: dict[str, Any]) -> bool:
     return SEAL in content
 
 
-def check_item_files(content: dict[str, Any], path: Path) -> list[str]:
+def check_item_files(
+    content: dict[str, Any], path: Path, *, may_be_missing: bool = False
+) -> list[str]:
     """Check the files that a manifest names beside it.
+
+    Args:
+        content: the manifest.
+        path: where it lies.
+        may_be_missing: whether files that are not there are passed over.
 
     Returns:
         Those whose SHA-256 was not recorded, so that they could not be checked.
@@ -156,9 +163,13 @@ def check_item_files(content: dict[str, Any], path: Path) -> list[str]:
     hashes = content.get(ITEM_HASHES, {})
     for name in content.get("item_files", {}).values():
         if not isinstance(name, str) or Path(name).name != name:
-            raise ArtifactError(f"{path} names {str(name)[:60]!r}; a file beside it was expected")
+            raise ArtifactError(
+                f"{path} names {str(name)[:60]!r}; a file name beside it was expected"
+            )
         file = path.parent / name
         if not file.is_file():
+            if may_be_missing:
+                continue
             raise ArtifactError(f"{path} names {name} beside it: missing; evaluate again")
         if name in hashes and sha256_of(file) != hashes[name]:
             raise ArtifactError(

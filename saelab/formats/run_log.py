@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from saelab.errors import ArtifactError, ResourceError
 
-from .files import write_bytes
+from .files import full_disk_said, write_bytes
 
 logger = logging.getLogger(__name__)
 NOT_CURVES = ("step", "dictionary", "tokens")
@@ -47,16 +47,18 @@ class JsonlLog:
                 line for line in read_log(path, skip_damaged=True) if line["step"] <= keep_up_to
             ]
             write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, step: int, line: Mapping[str, Any]) -> None:
         """Append one line."""
-        self._file.write(json.dumps({"step": step, **line}) + "\n")
-        self._file.flush()
+        with full_disk_said(self._path):
+            self._file.write(json.dumps({"step": step, **line}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with full_disk_said(self._path):
+            self._file.close()
 
 
 class WandbLog:

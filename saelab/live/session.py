@@ -22,6 +22,7 @@ from saelab.errors import ConfigError
 from saelab.model.generation import GeneratedTokens
 from saelab.model.gradients import Quantity
 from saelab.model.language_model import LanguageModel
+from saelab.model.model_files import mismatch_with
 
 from .attribution import Attribution, attribute
 from .edits import FeatureEdit, apply_edits
@@ -75,12 +76,11 @@ class LiveSession:
     def _mismatches(self) -> list[str]:
         model, origin = self.model, self.saved.made_from
         warnings = []
-        recorded = origin.get("model_hash")
-        if recorded is not None and recorded != model.content_hash:
+        differs = mismatch_with(model, origin)
+        if differs is not None:
             warnings.append(
-                f"The dictionary was trained on {origin['model']!r} with content hash "
-                f"{recorded[:12]}…, but the model loaded has {model.content_hash[:12]}…: its "
-                "features may mean nothing here."
+                f"The dictionary was trained on {origin['model']!r}, but the model loaded is "
+                f"another (it had {differs}): its features may mean nothing here."
             )
         if self._prepend_bos and model.bos_id is None:
             warnings.append(

@@ -13,25 +13,29 @@ import logging
 import os
 import shutil
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from saelab.errors import ConfigError, ModelError, did_you_mean, first_line
 from saelab.formats.files import (
-    TEMPORARY_SUFFIX,
+    full_disk_said,
     hash_of,
     read_json,
+    remove_leftovers,
     require_free_space,
     sha256_of,
+    temporary_name,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from .language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +58,11 @@ OWN_OPTIONS = {
     "trust_remote_code": "saelab runs no code of a model's",
 }
 """Options of transformers that saelab sets itself, and what to give instead."""
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+CHAT_TEMPLATES = ("chat_template*", "*chat_templates/*")
 # Written differently by different library versions without changing what the model computes.
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+VOLATILE_TOKENIZER_CONFIG = ("name_or_path", "backend", "is_local", "local_files_only")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +75,56 @@ class ModelFiles:
     """A Hugging Face model folder."""
 
     def content_hash(self) -> str:
-        """SHA-256 over the config, weight and tokenizer files; the same in any folder.
+        """SHA-256 over the config, weight and vocabulary files, then after a colon one over the
+        tokenizer's settings and chat templates; the same in any folder.
 
-        The config counts without the fields that only name the library version or the path.
+        Configs count without the fields that only name the library version or the path. Older
+        artifacts record the first half: compare with `model_mismatch`.
         """
+        return f"{self._weights_hash()}:{_settings_hash(self.folder)}"
+
+    def _weights_hash(self) -> str:
         record = self.folder / RECORD
         if record.is_file():
             known = read_json(record)
             if known.get("files") == _file_stamps(self.folder):
                 return known["content_hash"]
-        return _content_hash(self.folder)
+        return _weights_hash(self.folder)
+
+
+def identity_of(model: LanguageModel) -> dict[str, Any]:
+    """What artifacts record of a model to know it again."""
+    return {"model_hash": model.content_hash, "bos_id": model.bos_id}
+
+
+def model_mismatch(recorded: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """How two records of a model differ, in words; None where they are of the same model.
+
+    Args:
+        recorded: what an artifact was made from; older ones record no `bos_id`, and a `model_hash`
+            that does not cover the tokenizer's settings.
+        other: what another was made from, or `identity_of` the model at hand.
+    """
+    hashes = [str(each.get("model_hash")).partition(":") for each in (recorded, other)]
+    (weights, _, settings), (other_weights, _, other_settings) = hashes
+    if weights != other_weights:
+        return f"content hash {weights[:12]}…, not {other_weights[:12]}…"
+    if "bos_id" in recorded and "bos_id" in other and recorded["bos_id"] != other["bos_id"]:
+        return f"BOS token {recorded['bos_id']}, not {other['bos_id']}"
+    if settings and other_settings and settings != other_settings:
+        return f"tokenizer settings of hash {settings[:12]}…, not {other_settings[:12]}…"
+    return None
+
+
+def mismatch_with(model: LanguageModel, recorded: Mapping[str, Any]) -> str | None:
+    """How a model differs from the one an artifact records, in words; None where it does not.
+
+    A model that was recorded without a hash may be any.
+    """
+    here = identity_of(model)
+    if recorded.get("model_hash") is None:
+        recorded = {**recorded, "model_hash": here["model_hash"]}
+    return model_mismatch(recorded, here)
 
 
 def resolve_model(name: str) -> ModelFiles:
@@ -172,12 +219,13 @@ def convert_gguf(gguf: Path, name: str) -> Path:
     # Quantised to four bits at the least, stored as float32: eight times the size.
     require_free_space(target.parent, 8 * gguf.stat().st_size, f"converting {gguf.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(target.parent)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    remove_leftovers(target.parent)
+    temporary = target.with_name(temporary_name(target.name))
     logger.info("converting %s to %s (once; about 20 s for 135M parameters)", gguf.name, target)
     try:
-        _write_dequantised(gguf, temporary)
-        record = {"source": gguf.name, "content_hash": _content_hash(temporary)}
+        with full_disk_said(target):
+            _write_dequantised(gguf, temporary)
+        record = {"source": gguf.name, "content_hash": _weights_hash(temporary)}
         write_json(temporary / RECORD, record | {"files": _file_stamps(temporary)})
         if target.exists() and not _is_intact(target):
             shutil.rmtree(target, ignore_errors=True)
@@ -252,7 +300,14 @@ def _hub_folder(given: str) -> Path:
         folder = snapshot_download(
             name,
             revision=revision or None,
-            allow_patterns=["config.json", "generation_config.json", *weights, *TOKENIZER],
+            allow_patterns=[
+                "config.json",
+                "generation_config.json",
+                *weights,
+                *TOKENIZER,
+                *TOKENIZER_SETTINGS,
+                *CHAT_TEMPLATES,
+            ],
             ignore_patterns=["*/*", "consolidated*"],
         )
     except HFValidationError:
@@ -320,16 +375,35 @@ def _require_model_folder(folder: Path) -> None:
         )
 
 
-def _content_hash(folder: Path) -> str:
-    config = read_json(folder / "config.json")
-    for field in VOLATILE_CONFIG:
-        config.pop(field, None)
-    parts = {"config.json": hash_of(config)}
+def _weights_hash(folder: Path) -> str:
+    parts = {"config.json": _hash_without(folder / "config.json", VOLATILE_CONFIG)}
     vocabulary = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
     for pattern in (WEIGHTS[0], OLD_WEIGHTS[0], *vocabulary):
         for path in folder.glob(pattern):
             parts[path.name] = sha256_of(path)
     return hash_of(parts)
+
+
+def _settings_hash(folder: Path) -> str:
+    """Hash of what makes another tokenizer of the same vocabulary: its BOS token and the like."""
+    parts = {
+        name: _hash_without(folder / name, VOLATILE_TOKENIZER_CONFIG)
+        for name in TOKENIZER_SETTINGS
+        if (folder / name).is_file()
+    }
+    for pattern in CHAT_TEMPLATES:
+        for path in folder.glob(pattern):
+            if path.is_file():
+                parts[path.relative_to(folder).as_posix()] = sha256_of(path)
+    return hash_of(parts)
+
+
+def _hash_without(path: Path, volatile: Sequence[str]) -> str:
+    """Hash of a JSON object without some of its fields."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object: it was damaged or is of something else")
+    return hash_of({name: value for name, value in content.items() if name not in volatile})
 
 
 def _file_stamps(folder: Path) -> dict[str, list[int]]:
@@ -349,13 +423,6 @@ def _is_intact(folder: Path) -> bool:
         (folder / name).is_file() and (folder / name).stat().st_size == size
         for name, (size, _) in recorded.items()
     )
-
-
-def _remove_stale(folder: Path, older_than: float = 3600.0) -> None:
-    """Delete half-made folders that killed processes left behind over an hour ago."""
-    for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        if leftover.is_dir() and time.time() - leftover.stat().st_mtime > older_than:
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _local_names_clause(given: str | None = None) -> str:

@@ -12,6 +12,7 @@ import torch
 from saelab.cache.config import TokenFilter
 from saelab.cache.reader import open_cache
 from saelab.cache.writer import write_caches
+from saelab.commands.info import describe
 from saelab.errors import (
     ActivationError,
     ArtifactError,
@@ -142,6 +143,7 @@ def test_the_manifest_says_what_the_cache_is_of(make_cache, program):
     assert set(made_from) == {
         "model",
         "model_hash",
+        "bos_id",
         "hook_point",
         "text",
         "text_hash",
@@ -310,9 +312,39 @@ def test_resuming_with_other_settings_names_them(program, small_text, tmp_path, 
         write_caches(tmp_path / "out", changed, model=model, resume=True)
     assert "context_length: 16, not 32" in str(caught.value)
     assert "rows.max_norm_ratio: 10.0, not 5.0" in str(caught.value)
+    model.bos_id = 5
+    with pytest.raises(ConfigError, match="BOS token 0, not 5"):
+        write_caches(tmp_path / "out", program.small_config(small_text), model=model, resume=True)
     model.content_hash = "changed"
     with pytest.raises(ConfigError, match="model: its files changed"):
         write_caches(tmp_path / "out", program.small_config(small_text), model=model, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("norm_ceiling", lambda manifest: manifest.update(norm_ceiling=11.0)),
+        ("contexts", lambda manifest: manifest["shards"][0].update(contexts=16)),
+    ],
+)
+def test_an_edited_manifest_of_an_unfinished_cache_is_refused(
+    program, small_text, tmp_path, monkeypatch, name, edit
+):
+    model = program.TableModel()
+    stopping = Interrupting(model, 12, lambda _: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(model, "capture", stopping)
+    config = program.small_config(small_text)
+    with pytest.raises(Stopped):
+        write_caches(tmp_path / "out", config, model=model)
+    path = tmp_path / "out" / program.HOOK_POINTS[0] / "manifest.json"
+    assert any("intact so far" in line for line in describe(path.parent))
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"manifest\.json is incomplete or was edited"):
+        write_caches(tmp_path / "out", config, model=model, resume=True)
+    with pytest.raises(ArtifactError, match=r"manifest\.json is incomplete or was edited"):
+        describe(path.parent)
 
 
 def test_resuming_checks_what_is_there(program, small_text, tmp_path, monkeypatch):

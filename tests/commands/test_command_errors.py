@@ -41,6 +41,15 @@ def test_a_file_in_the_way_is_one_line_and_exit_code_2(words, tmp_path, capsys):
     [
         (OSError(28, "No space left on device", "x.bin"), "cannot use x.bin: No space left"),
         (PermissionError(13, "Permission denied", "x"), "cannot use x: Permission denied"),
+        (
+            OSError(24, "Too many open files", "x"),
+            "Too many open files: raise the limit with `ulim",
+        ),
+        (
+            ValueError("Cannot allocate memory (os error 12)"),
+            "out of memory on this machine: lower",
+        ),
+        (ValueError("I/O error: No space left on device (os error 28)"), "disk full or quota used"),
         (OSError(5, "Input/output error"), "cannot use a file: Input/output error"),
         (OSError("only words"), "saelab: only words"),
     ],
@@ -52,7 +61,7 @@ def test_what_the_system_says_is_named_with_its_file(error, message, capsys, mon
     monkeypatch.setattr("saelab.cli.run_command", fail)
     assert main(["info", "x"]) == 2
     assert message in capsys.readouterr().err
-    with pytest.raises(OSError):
+    with pytest.raises(type(error)):
         main(["info", "x", "--debug"])
 
 

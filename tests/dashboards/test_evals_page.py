@@ -179,6 +179,18 @@ def test_rows_beside_a_result_are_shown(evals, open_evals):
     (evals / "rows.parquet").write_bytes(b"no parquet")
     app = open_evals()
     assert not app.exception and "rows.parquet cannot be read" in words(app)
+    parquet.write_table(pyarrow.table({"latent": list(range(1, 401))}), evals / "rows.parquet")
+    app = open_evals()
+    assert not app.exception and "rows.parquet was changed since it was written" in words(app)
+    assert "Every number and its definition" in words(app)
+
+
+def test_edited_numbers_are_a_sentence(evals, open_evals):
+    write_evaluation_result(evals / "core.json", result_of("core"))
+    text = (evals / "core.json").read_text()
+    (evals / "core.json").write_text(text.replace('"value": 0', '"value": 1'))
+    app = open_evals()
+    assert not app.exception and "core.json is incomplete or was edited" in words(app)
 
 
 def write_planted_comparison(tmp_path, **changes):

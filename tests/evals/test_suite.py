@@ -17,6 +17,7 @@ from saelab.evals import command
 from saelab.evals.suite import Definition, Measurement, Suite, evaluate
 from saelab.formats.chart import Axis, Chart, Series
 from saelab.formats.evaluation_result import Table, read_evaluation_result
+from saelab.formats.lock import writer_lock
 
 MEASURED: list[str] = []
 
@@ -150,6 +151,44 @@ def test_the_same_call_again_keeps_results_and_other_settings_are_refused(
         evaluate(toy, folders, ToyConfig(n_columns=5))
     evaluate(toy, folders, ToyConfig(n_columns=5, overwrite=True))
     assert MEASURED == ["sae0", "sae1", "sae0", "sae1"]
+
+
+def test_edited_results_and_rows_are_refused_in_words(toy, save_trained, topk_dictionary):
+    from pyarrow import parquet
+
+    folder = save_trained(topk_dictionary(0), "sae0")
+    ((path, _),) = evaluate(toy, [folder], ToyConfig())
+    rows, good = path.with_name("toy_norms_latents.parquet"), path.read_text()
+    path.write_text(good.replace('"mean_norm"', '"mean_norms"'))
+    with pytest.raises(ConfigError, match=r"toy_norms\.json .*edited.*add --overwrite"):
+        evaluate(toy, [folder], ToyConfig())
+    path.write_text(good)
+    whole = rows.read_bytes()
+    parquet.write_table(parquet.read_table(rows).slice(1), rows)
+    with pytest.raises(ConfigError, match=r"latents\.parquet is not the file.*add --overwrite"):
+        evaluate(toy, [folder], ToyConfig())
+    with pytest.raises(ArtifactError, match=r"latents\.parquet is not the file"):
+        read_evaluation_result(path)
+    rows.write_bytes(whole)
+    evaluate(toy, [folder], ToyConfig())
+    assert MEASURED == ["sae0"]
+
+
+def test_another_process_that_finishes_first_is_seen(toy, save_trained, topk_dictionary):
+    """What is there is looked at only once nobody else can write it."""
+    folder = save_trained(topk_dictionary(0), "sae0")
+    with (
+        writer_lock(folder / "evals" / "toy_norms.json"),
+        pytest.raises(ConfigError, match=r"is being written by process \d+"),
+    ):
+        evaluate(toy, [folder], ToyConfig())
+    together = replace(toy, folder=lambda config: folder / "evals")
+    evaluate(toy, [folder], ToyConfig())
+    with (
+        writer_lock(folder / "evals" / "toy_norms.json"),
+        pytest.raises(ConfigError, match=r"is being written by process \d+"),
+    ):
+        evaluate(together, [folder], ToyConfig())
 
 
 def test_dictionaries_judged_together_are_kept_together_or_not_at_all(

@@ -270,6 +270,12 @@ def test_a_flipped_bit_in_a_store_is_never_called_intact(run):
         connection.execute("UPDATE feature SET density = density * 2")
     with pytest.raises(ArtifactError, match="SHA-256 of its tables differs"):
         describe(path)
+    with pytest.raises(ArtifactError, match="SHA-256 of its tables differs"):
+        features([str(folder), "--n-tokens", "100", "--device", "cpu"])
+    from saelab.dashboards.context import open_store
+
+    with pytest.raises(ArtifactError, match="SHA-256 of its tables differs"):
+        open_store(path)
 
 
 def test_a_full_disk_while_the_store_is_written_is_one_line(run, monkeypatch, capsys):

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from saelab.errors import ConfigError
+from saelab.formats.files import temporary_name
 from saelab.formats.lock import lock_file, writer_lock
 
 HOLD = """
@@ -61,6 +62,25 @@ def test_nothing_is_left_in_or_beside_the_folder(tmp_path):
     with writer_lock(tmp_path / "new" / "out"):
         (tmp_path / "new" / "out").mkdir()
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "out"]
+
+
+def test_whoever_holds_it_removes_what_dead_writers_left(tmp_path, holder):
+    """Of a folder all that is in it, of a file what lies beside it; what lives is left alone."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    folder, own = tmp_path / "sae", temporary_name("a.json")
+    of_dead = own.replace(f"-{os.getpid()}.", f"-{dead.pid}.")
+    of_living = own.replace(f"-{os.getpid()}.", f"-{holder.pid}.")
+    (folder / "evals").mkdir(parents=True)
+    for name in (of_dead, of_living, own):
+        for place in (folder, folder / "evals"):
+            (place / name).write_text("half")
+    with writer_lock(folder / "features.sqlite"):
+        assert not (folder / of_dead).exists()
+        assert (folder / "evals" / of_dead).exists()
+    with writer_lock(folder):
+        assert not (folder / "evals" / of_dead).exists()
+    assert len(list(folder.rglob("*.partial"))) == 4
 
 
 def test_many_processes_never_hold_it_together(tmp_path):

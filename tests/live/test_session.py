@@ -237,6 +237,10 @@ def test_mismatches_are_said(tiny_model, tmp_path):
     warnings = LiveSession(SharedModel(tiny_model, FairLock()), saved).warnings
     assert "content hash ffffffffffff…" in warnings[0]
     assert "bfloat16 activations" in warnings[1]
+    saved = save_for(tiny_model, tmp_path / "e", random_dictionary(), bos_id=7)
+    assert (
+        "BOS token 7, not 0" in LiveSession(SharedModel(tiny_model, FairLock()), saved).warnings[0]
+    )
 
 
 def test_a_dictionary_that_does_not_fit_is_refused(tiny_model, tmp_path):

@@ -10,7 +10,12 @@ import pytest
 
 from saelab.errors import ModelError
 from saelab.model import model_files
-from saelab.model.model_files import convert_gguf, list_models, resolve_model
+from saelab.model.model_files import (
+    convert_gguf,
+    list_models,
+    model_mismatch,
+    resolve_model,
+)
 
 
 @pytest.fixture
@@ -72,6 +77,45 @@ def test_hash_sees_the_config(copied):
     config["rms_norm_eps"] = 0.5
     (copied / "config.json").write_text(json.dumps(config))
     assert resolve_model(str(copied)).content_hash() != before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", '{"bos_token": "<|eos|>"}'),
+        ("special_tokens_map.json", '{"bos_token": "<|eos|>"}'),
+        ("added_tokens.json", '{"<|new|>": 300}'),
+        ("chat_template.jinja", "{{ messages }}"),
+        ("additional_chat_templates/tools.jinja", "{{ tools }}"),
+    ],
+)
+def test_hash_sees_what_the_tokenizer_is_set_to(copied, name, content):
+    before = resolve_model(str(copied)).content_hash()
+    (copied / name).parent.mkdir(exist_ok=True)
+    (copied / name).write_text(content)
+    after = resolve_model(str(copied)).content_hash()
+    assert model_mismatch({"model_hash": before}, {"model_hash": after}).startswith(
+        "tokenizer sett"
+    )
+    # An artifact of an older saelab has a hash that says nothing of these files.
+    assert model_mismatch({"model_hash": before.partition(":")[0]}, {"model_hash": after}) is None
+
+
+def test_hash_does_not_see_who_wrote_the_tokenizer(copied):
+    before = resolve_model(str(copied)).content_hash()
+    config = json.loads((copied / "tokenizer_config.json").read_text())
+    config |= {"is_local": True, "name_or_path": "elsewhere"}
+    (copied / "tokenizer_config.json").write_text(json.dumps(config))
+    assert resolve_model(str(copied)).content_hash() == before
+
+
+def test_records_of_models_are_compared_as_far_as_they_go():
+    old, new = {"model_hash": "a"}, {"model_hash": "a:1", "bos_id": 0}
+    assert model_mismatch(old, new) is None and model_mismatch(new, old) is None
+    assert model_mismatch({"model_hash": "b"}, new) == "content hash b…, not a…"
+    assert model_mismatch(old | {"bos_id": None}, new) == "BOS token None, not 0"
+    assert model_mismatch({**new, "bos_id": 1, "model_hash": "a:2"}, new) == "BOS token 1, not 0"
+    assert model_mismatch({"model_hash": None}, new) == "content hash None…, not a…"
 
 
 def test_conversion_happens_once_and_knows_its_hash(gguf, tiny_model_folder, monkeypatch):

@@ -157,6 +157,7 @@ def test_a_result_about_another_dictionary(plant, refused):
         lambda text: text.replace('"metrics"', '"metricks"'),
         lambda text: text.replace('"evaluation_result"', '"dictionary"'),
         lambda text: text.replace('"schema_version": 2', '"schema_version": 99'),
+        lambda text: text.replace('"unit": "1"', '"unit": "2"', 1),
     ],
 )
 def test_a_damaged_result_is_named(plant, refused, suite, damage):
@@ -223,6 +224,10 @@ def test_rows_of_a_suite_that_were_edited(plant, tmp_path, columns, message):
     for folder in (run / "dictionaries").iterdir():
         path = folder / "evals" / "consistency_features.parquet"
         parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(ConfigError, match=r"consistency_features\.parquet is not the file"):
+        run_compare([run], CompareConfig(out=tmp_path / "out"))
+    for path in run.glob("dictionaries/*/evals/consistency.json"):
+        write_manifest(path, read_json(path))
     with pytest.raises(ArtifactError, match=message):
         run_compare([run], CompareConfig(out=tmp_path / "out"))
 

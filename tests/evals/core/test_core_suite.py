@@ -339,6 +339,7 @@ def test_the_same_command_again_measures_only_what_is_missing(
     ("changes", "error", "message"),
     [
         ({"model_hash": "0" * 64}, ArtifactError, r"trained on .* content hash 000000000000…"),
+        ({"bos_id": 1}, ArtifactError, r"trained on .* BOS token 1, not 0"),
         ({"hook_point": "blocks.9.hook_resid_post"}, ModelError, r"blocks\.9\.hook_resid_post"),
         ({"hook_point": "blocks.1.attn.hook_k"}, ArtifactError, "activations of width 32, but"),
         ({"hook_point": "left out"}, ArtifactError, "does not record its hook_point"),

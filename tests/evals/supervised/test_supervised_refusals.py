@@ -58,7 +58,11 @@ def test_dictionaries_of_another_task_model_or_width_are_refused(planted, tmp_pa
     model = planted.PlantedModel()
     for name, changes, message in (
         ("task", {"task": "ioi"}, "trained on the task 'ioi', not on 'planted': give --task ioi"),
-        ("model", {"model_hash": "other"}, "another content hash than 'planted' here"),
+        (
+            "model",
+            {"model_hash": "other"},
+            "is not 'planted' as it is here .it had content hash other",
+        ),
         ("site", {"site": "nonsense"}, "'nonsense' names no site"),
     ):
         folder = planted.save(
