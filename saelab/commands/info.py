@@ -16,8 +16,9 @@ from saelab.config import parse_arguments
 from saelab.errors import ArtifactError
 from saelab.features.reader import FeatureStore, is_stale
 from saelab.features.schema import FLAGS, LABEL_FILE
+from saelab.formats.database import open_to_read
 from saelab.formats.evaluation_result import read_comparison, read_evaluation_result
-from saelab.formats.files import is_sealed_tensors, read_json, sha256_of
+from saelab.formats.files import is_sealed_tensors, odd_content_is_damage, read_json, sha256_of
 from saelab.formats.kinds import KINDS, Kind
 from saelab.formats.manifest import (
     SEAL,
@@ -67,6 +68,11 @@ def describe(path: Path) -> list[str]:
         ArtifactError: the path holds no artifact of saelab, or a damaged or a newer one.
     """
     file, kind = _find(path)
+    with odd_content_is_damage(file):
+        return _describe(file, kind)
+
+
+def _describe(file: Path, kind: Kind) -> list[str]:
     title = kind.name.replace("_", " ")
     if not kind.has_manifest:
         return [title, f"path: {file}", *DESCRIBERS[kind.name](file)]
@@ -308,7 +314,7 @@ def _describe_store(file: Path, manifest: dict[str, Any]) -> list[str]:
 
 def _describe_labels(file: Path) -> list[str]:
     try:
-        with closing(sqlite3.connect(f"file:{file.resolve()}?mode=ro", uri=True)) as connection:
+        with closing(open_to_read(file)) as connection:
             (state,) = connection.execute("PRAGMA integrity_check").fetchone()
             (count,) = connection.execute("SELECT count(*) FROM label").fetchone()
     except sqlite3.Error as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Integer, Shaped
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.formats.files import read_json
+from saelab.formats.database import open_to_read
+from saelab.formats.files import parse_json, read_json
 from saelab.formats.manifest import check_manifest, require_fields
 
 from .records import Example, FeatureRecord
@@ -271,8 +271,8 @@ class FeatureStore:
     def _read_manifest(self) -> dict[str, Any]:
         (content,) = self._single_row("SELECT content FROM manifest", "manifest")
         try:
-            manifest = json.loads(content)
-        except (TypeError, ValueError):
+            manifest = parse_json(str(content))
+        except ValueError:
             raise ArtifactError(f"{self.path}: its manifest is no JSON: build it again") from None
         check_manifest(manifest, self.path, KIND)
         return require_fields(manifest, NEEDED, self.path)
@@ -304,16 +304,17 @@ class FeatureStore:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    if not path.is_file():
+    if not path.exists():
         raise ArtifactError(
             f"{path} does not exist: build it with `saelab features` on the dictionary's folder"
         )
     try:
-        connection = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False
-        )
+        connection = open_to_read(path, finished=True)
     except sqlite3.Error as error:
-        raise ArtifactError(f"{path} cannot be opened ({error}): check its permissions") from None
+        raise ArtifactError(
+            f"{path} is not a readable feature store ({error}): build it again with "
+            "`saelab features … --overwrite`"
+        ) from None
     connection.row_factory = sqlite3.Row
     return connection
 
