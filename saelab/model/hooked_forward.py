@@ -78,7 +78,9 @@ class HookedForward:
         config = bridge.cfg
         device = next(plain.parameters()).device
         self._points = {
-            name: point for name, point in bridge.hook_dict.items() if _fires(bridge, name, point)
+            name: point
+            for name, point in bridge.hook_dict.items()
+            if _fires(bridge, name, point) and not _is_misnamed(name, point)
         }
         # Two axes of the probe must not be mistaken for heads: 3 rows, and a length no head
         # count equals.
@@ -344,7 +346,8 @@ class HookedForward:
         """Whether both routes give the same rows on the probe, up to rounding."""
         expected = self._probe([name]).get(name)
         plain = self._read_until(self.probe_tokens, site)
-        if expected is None or plain is None:
+        # Some modules (OPT's MLP) read all positions as one axis: no row per token to compare.
+        if expected is None or plain is None or plain.dim() < 3:
             return False
         x, reference = (tensor.flatten(2).float() for tensor in (plain, expected))
         if x.shape != reference.shape:
@@ -383,6 +386,18 @@ def _fires(bridge: Any, name: str, point: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_misnamed(name: str, point: Any) -> bool:
+    """Whether the bridge calls an MLP's input or output its neurons.
+
+    So it does with a mixture of experts, whose neurons are inside the experts.
+    """
+    neurons = {"mlp.hook_pre": "mlp.hook_in", "mlp.hook_post": "mlp.hook_out"}
+    return any(
+        name.endswith(f".{theirs}") and str(point.name).endswith(f".{tensor}")
+        for theirs, tensor in neurons.items()
+    )
 
 
 @contextmanager

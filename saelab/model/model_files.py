@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from saelab.errors import ModelError, did_you_mean, first_line
+from saelab.errors import ModelError, did_you_mean, first_line, panics_as_errors
 from saelab.formats.files import (
     TEMPORARY_SUFFIX,
     hash_of,
@@ -187,7 +187,7 @@ def _write_dequantised(gguf: Path, folder: Path) -> None:
     try:
         # The dequantiser draws another bar, which transformers' settings do not reach.
         hidden = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-        with quiet_transformers(), hidden:
+        with quiet_transformers(), hidden, panics_as_errors():
             model = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
             )
@@ -283,6 +283,10 @@ def _missing_files(folder: Path) -> str | None:
 
 
 def _require_model_folder(folder: Path) -> None:
+    for path in folder.iterdir():
+        # Opening a pipe would wait for ever, wherever in transformers it happens.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelError(f"{path} is a pipe or a device; a file of a model was expected")
     missing = _missing_files(folder)
     if missing is not None:
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
@@ -368,12 +372,18 @@ def load_hugging_face(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with quiet_transformers():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                files.folder, dtype=dtype, local_files_only=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
+        # Off where transformers would ask on the terminal whether to run a model's own code.
+        local = {"local_files_only": True, "trust_remote_code": False}
+        with quiet_transformers(), panics_as_errors():
+            model: Any = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, **local)
+            tokenizer = AutoTokenizer.from_pretrained(files.folder, **local)
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model {files.name!r} brings Python code of its own that would have to be run to "
+                "load it (trust_remote_code), which saelab does not support: use a model whose "
+                "architecture transformers itself has"
+            ) from error
         raise ModelError(
             f"model {files.name!r} in {files.folder} cannot be loaded "
             f"({first_line(error)}): it must be a causal language model that transformers can read"
