@@ -98,7 +98,7 @@ def _find(path: Path) -> tuple[Path, Kind]:
     if path.is_file():
         kind = _kind_of(path)
         if kind is None:
-            raise NoArtifactError(f"{path} is no saelab artifact: {', '.join(KINDS)} are known")
+            raise NoArtifactError(f"{path} is not a file of saelab: {', '.join(KINDS)} are known")
         return path, kind
     if not path.exists():
         raise ArtifactError(f"{path} does not exist")
@@ -123,7 +123,12 @@ def _candidates(folder: Path) -> Iterator[Path]:
 def _kind_of(file: Path) -> Kind | None:
     """What a file is: JSON says so itself, the rest is known by its name."""
     if file.suffix == ".json":
-        content = read_json(file)
+        try:
+            content = read_json(file)
+        except ArtifactError:
+            if _has_our_name(file):
+                raise
+            return None
         if not isinstance(content, dict) or not {"kind", "schema_version"} <= set(content):
             return None
         name = content["kind"]
@@ -134,11 +139,28 @@ def _kind_of(file: Path) -> Kind | None:
             )
         return KINDS[name]
     if file.suffix == ".sqlite":
+        if not _has_our_name(file) and not _holds_manifest(file):
+            return None
         return KINDS["feature_labels" if file.name == LABEL_FILE else "feature_store"]
     for kind in KINDS.values():
         if not kind.has_manifest and any(fnmatch(file.name, pattern) for pattern in kind.files):
             return kind
     return None
+
+
+def _has_our_name(file: Path) -> bool:
+    """Whether a file is called as saelab calls its own, so that unreadable means damaged."""
+    patterns = (pattern for kind in KINDS.values() for pattern in kind.files)
+    return any(fnmatch(file.name, pattern) for pattern in patterns if pattern != "*.sqlite")
+
+
+def _holds_manifest(file: Path) -> bool:
+    try:
+        with closing(open_to_read(file)) as connection:
+            connection.execute("SELECT content FROM manifest").fetchone()
+    except sqlite3.Error:
+        return False
+    return True
 
 
 def _verdict(file: Path, manifest: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """`saelab info` on whole, damaged and newer artifacts: a verdict, or one line naming the fault."""
 
 import json
+import sqlite3
 
 import pytest
 
@@ -153,3 +154,16 @@ def test_an_unfinished_cache_has_its_shards_checked(tmp_path, tiny_model_folder)
     shard.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"shard-00001\.safetensors was changed"):
         describe(folder)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\x00\x01", b"[1]", b'{"a": 1}', b"[" * 100_000])
+def test_what_others_wrote_is_not_called_damaged(content, tmp_path):
+    for name in ("notes.json", "other.sqlite", "archive.zip"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ArtifactError, match="is not a file of saelab"):
+            describe(tmp_path / name)
+    with sqlite3.connect(tmp_path / "theirs.sqlite") as connection:
+        connection.execute("CREATE TABLE people (name TEXT)")
+    connection.close()
+    with pytest.raises(ArtifactError, match="is not a file of saelab"):
+        describe(tmp_path / "theirs.sqlite")
