@@ -106,6 +106,16 @@ def to_plain(config: Any) -> Any:
     return config
 
 
+def local_place(name: str) -> str:
+    """The absolute path of a local folder or file, for records that mean the same in any folder.
+
+    What is neither, such as a name on the Hub, and a path that is absolute stay as they are.
+    """
+    path = Path(name).expanduser()
+    local = path.is_dir() or (path.is_file() and bool(path.suffix))
+    return str(path.absolute()) if local and not Path(name).is_absolute() else name
+
+
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested plain settings as one dict with dotted names."""
     flattened: dict[str, Any] = {}

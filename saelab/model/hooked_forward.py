@@ -80,7 +80,7 @@ class HookedForward:
         self._points = {
             name: point
             for name, point in bridge.hook_dict.items()
-            if _fires(bridge, name, point) and not _is_misnamed(name, point)
+            if _fires(bridge, name, point) and _means_neurons(name, point)
         }
         # Two axes of the probe must not be mistaken for heads: 3 rows, and a length no head
         # count equals.
@@ -104,6 +104,13 @@ class HookedForward:
             ModelError: no such hook point, or one that has no row per token.
         """
         known = self._points
+        given = self.bridge.hook_dict.get(name)
+        if given is not None and not _means_neurons(name, given):
+            raise ModelError(
+                f"the model has no hook point {name!r}: that MLP is a mixture of experts, without "
+                "one hidden layer that every token goes through; what it reads and writes is at "
+                f"{name.replace('hook_pre', 'hook_in').replace('hook_post', 'hook_out')!r}"
+            )
         if name not in known:
             raise ModelError(
                 f"the model has no hook point {name!r}: {did_you_mean(name, known)} "
@@ -346,7 +353,7 @@ class HookedForward:
         """Whether both routes give the same rows on the probe, up to rounding."""
         expected = self._probe([name]).get(name)
         plain = self._read_until(self.probe_tokens, site)
-        # Some modules (OPT's MLP) read all positions as one axis: no row per token to compare.
+        # Some architectures flatten contexts and positions into one axis in a part of the block.
         if expected is None or plain is None or plain.dim() < 3:
             return False
         x, reference = (tensor.flatten(2).float() for tensor in (plain, expected))
@@ -388,16 +395,11 @@ def _fires(bridge: Any, name: str, point: Any) -> bool:
     return True
 
 
-def _is_misnamed(name: str, point: Any) -> bool:
-    """Whether the bridge calls an MLP's input or output its neurons.
-
-    So it does with a mixture of experts, whose neurons are inside the experts.
-    """
-    neurons = {"mlp.hook_pre": "mlp.hook_in", "mlp.hook_post": "mlp.hook_out"}
-    return any(
-        name.endswith(f".{theirs}") and str(point.name).endswith(f".{tensor}")
-        for theirs, tensor in neurons.items()
-    )
+def _means_neurons(name: str, point: Any) -> bool:
+    """Whether a hook point named for an MLP's hidden layer is not the whole MLP's input or output,
+    as the bridge has it for mixtures of experts."""
+    ends = {"mlp.hook_pre": "mlp.hook_in", "mlp.hook_post": "mlp.hook_out"}
+    return not any(name.endswith(a) and str(point.name).endswith(b) for a, b in ends.items())
 
 
 @contextmanager

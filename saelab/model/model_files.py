@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from saelab.errors import ModelError, did_you_mean, first_line, panics_as_errors
+from saelab.config import local_place
+from saelab.errors import ConfigError, ModelError, did_you_mean, first_line, panics_as_errors
 from saelab.formats.files import (
     TEMPORARY_SUFFIX,
     hash_of,
@@ -70,6 +71,27 @@ class ModelFiles:
         return _content_hash(self.folder)
 
 
+LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
+"""Names under which configs say how many tokens a model reads at once."""
+
+
+def require_context(name: str, context_length: int) -> None:
+    """Refuse contexts longer than a model's config allows, before its weights are read.
+
+    Raises:
+        ConfigError: they are longer.
+        ModelError: there is no such model.
+    """
+    config = read_json(resolve_model(name).folder / "config.json")
+    known = [config.get(length) for length in LENGTHS] if isinstance(config, dict) else []
+    longest = max((value for value in known if isinstance(value, int)), default=None)
+    if longest is not None and context_length > longest:
+        raise ConfigError(
+            f"context_length: {context_length} is longer than the {longest} tokens that {name} "
+            "takes: lower --context-length"
+        )
+
+
 def resolve_model(name: str) -> ModelFiles:
     """Find the local folder of a model, converting or downloading it where that is needed.
 
@@ -87,12 +109,15 @@ def resolve_model(name: str) -> ModelFiles:
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelError(f"model file {path} does not exist: give the path of a .gguf file")
-        return ModelFiles(name=name, folder=convert_gguf(path, path.stem))
+        return ModelFiles(name=local_place(name), folder=convert_gguf(path, path.stem))
     if path.is_dir():
         _require_model_folder(path)
-        return ModelFiles(name=name, folder=path)
+        return ModelFiles(name=local_place(name), folder=path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ModelError(f"model folder {path} does not exist: {_local_names_clause()}")
+        raise ModelError(
+            f"model folder {path} does not exist: if it was moved, give its place with --model; "
+            f"{_local_names_clause()}"
+        )
     return ModelFiles(name=name, folder=_hub_folder(name))
 
 

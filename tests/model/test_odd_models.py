@@ -134,3 +134,45 @@ def test_a_hostile_file_of_a_model_is_refused(name, content, copied):
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
         load_language_model(str(folder), dtype="float32", device="cpu")
     assert len(str(caught.value)) < 700
+
+
+def test_a_context_too_long_is_refused_before_the_weights_are_read(
+    tiny_model_folder, tmp_path, monkeypatch
+):
+    from saelab.cache import writer
+    from saelab.cache.config import HarvestConfig
+    from saelab.errors import ConfigError
+
+    monkeypatch.setattr(writer, "load_language_model", lambda *_, **__: pytest.fail("loaded"))
+    config = HarvestConfig(
+        model=str(tiny_model_folder),
+        hook_points=("blocks.1.hook_resid_post",),
+        context_length=129,
+        n_tokens=None,
+    )
+    with pytest.raises(ConfigError, match="context_length: 129 is longer than the 128 tokens"):
+        writer.write_caches(tmp_path / "out", config)
+
+
+def test_local_names_are_recorded_as_absolute_paths(tiny_model_folder, tmp_path, monkeypatch):
+    from saelab.cache.config import HarvestConfig
+    from saelab.text.sources import TextConfig
+
+    (tmp_path / "smollm2-135m").mkdir()
+    (tmp_path / "sotu").mkdir()
+    (tmp_path / "text.txt").write_text("some text")
+    shutil.copytree(tiny_model_folder, tmp_path / "models" / "mine")
+    monkeypatch.chdir(tmp_path)
+    config = HarvestConfig(model="models/mine", text=TextConfig(source="text.txt"))
+    assert config.model == str(tmp_path / "models" / "mine")
+    assert config.text.source == str(tmp_path / "text.txt")
+    model = load_language_model("models/mine", dtype="float32", device="cpu")
+    assert model.name == config.model
+    monkeypatch.chdir("/")
+    assert HarvestConfig(model=config.model, text=config.text) == config
+    monkeypatch.chdir(tmp_path)
+    named = HarvestConfig(model="owner/model", text=TextConfig(source="owner/dataset"))
+    assert (named.model, named.text.source) == ("owner/model", "owner/dataset")
+    assert (HarvestConfig().model, HarvestConfig().text.source) == ("smollm2-135m", "sotu")
+    with pytest.raises(ModelError, match="if it was moved, give its place with --model"):
+        load_language_model(str(tmp_path / "models" / "gone"))
