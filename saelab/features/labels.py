@@ -223,7 +223,7 @@ class LabelBook:
                 self._prepare(connection)
                 with connection:
                     yield connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise ArtifactError(
                 f"labels in {self.path} cannot be read or written ({error}): check that it is "
                 "saelab's file and that it may be written, or move it away"

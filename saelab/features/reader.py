@@ -15,7 +15,7 @@ from jaxtyping import Bool, Integer, Shaped
 
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.database import open_to_read
-from saelab.formats.files import parse_json, read_json
+from saelab.formats.files import odd_content_is_damage, parse_json, read_json
 from saelab.formats.manifest import check_manifest, require_fields
 
 from .records import Example, FeatureRecord
@@ -146,13 +146,16 @@ class FeatureStore:
             )
         )
         windows = Windows(self._contexts(needed.tolist()), self.vocabulary, window)
-        return record_of(packed, windows, self.manifest)
+        with odd_content_is_damage(self.path):
+            return record_of(packed, windows, self.manifest)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The text of every token."""
         lengths, content = self._single_row("SELECT lengths, bytes FROM vocabulary", "vocabulary")
-        return Vocabulary.from_arrays(np.frombuffer(lengths, "<u4"), content)
+        with odd_content_is_damage(self.path):
+            plain = np.frombuffer(content, np.uint8).tobytes()
+            return Vocabulary.from_arrays(np.frombuffer(lengths, "<u4"), plain)
 
     @cached_property
     def _table(self) -> dict[str, Shaped[np.ndarray, " features"]]:
@@ -161,10 +164,11 @@ class FeatureStore:
             names = [column[0] for column in cursor.description]
             rows = cursor.fetchall()
         by_column = zip(*rows, strict=True) if rows else [()] * len(names)
-        columns = {
-            name: np.array(values, dtype=COLUMN_DTYPES.get(name, np.float64))
-            for name, values in zip(names, by_column, strict=True)
-        }
+        with odd_content_is_damage(self.path):
+            columns = {
+                name: np.array(values, dtype=COLUMN_DTYPES.get(name, np.float64))
+                for name, values in zip(names, by_column, strict=True)
+            }
         for column in columns.values():
             column.setflags(write=False)
         return columns
@@ -240,9 +244,10 @@ class FeatureStore:
         dtype = self.manifest["token_dtype"]
         contexts = {}
         for sequence, tokens, counted in self._all(sql, tuple(sequences)):
-            ids = np.frombuffer(tokens, dtype).astype(np.int64)
-            bits = np.unpackbits(np.frombuffer(counted, np.uint8), count=len(ids)).astype(bool)
-            contexts[sequence] = Context(ids, bits)
+            with odd_content_is_damage(self.path):
+                ids = np.frombuffer(tokens, dtype).astype(np.int64)
+                bits = np.unpackbits(np.frombuffer(counted, np.uint8), count=len(ids)).astype(bool)
+                contexts[sequence] = Context(ids, bits)
         missing = [sequence for sequence in sequences if sequence not in contexts]
         if missing:
             raise ArtifactError(
@@ -296,7 +301,7 @@ class FeatureStore:
         try:
             with self._lock:
                 yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise ArtifactError(
                 f"{self.path} is not a readable feature store ({error}): build it again with "
                 "`saelab features … --overwrite`"

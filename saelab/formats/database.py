@@ -12,7 +12,7 @@ from pathlib import Path
 
 from saelab.errors import ArtifactError
 
-from .files import require_file
+from .files import odd_content_is_damage, require_file
 
 _COMPUTED = (2, 3)
 """What SQLite calls hidden of a column that is computed on reading or on writing."""
@@ -55,7 +55,8 @@ def require_plain_tables(
         ArtifactError: it holds views, triggers, computed columns or other tables.
         sqlite3.Error: it cannot be read.
     """
-    found = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    with odd_content_is_damage(path):  # SQLite's own messages can hold bytes that are no text
+        found = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
     for kind, name, sql in found:
         definition = str(sql).upper()
         virtual = "VIRTUAL TABLE" in definition and "USING FTS5" not in definition
