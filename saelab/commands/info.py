@@ -18,7 +18,13 @@ from saelab.features.reader import FeatureStore, is_stale
 from saelab.features.schema import FLAGS, LABEL_FILE
 from saelab.formats.database import open_to_read
 from saelab.formats.evaluation_result import read_comparison, read_evaluation_result
-from saelab.formats.files import is_sealed_tensors, odd_content_is_damage, read_json, sha256_of
+from saelab.formats.files import (
+    is_sealed_tensors,
+    odd_content_is_damage,
+    read_json,
+    require_file,
+    sha256_of,
+)
 from saelab.formats.kinds import KINDS, Kind
 from saelab.formats.manifest import (
     SEAL,
@@ -102,6 +108,8 @@ def _find(path: Path) -> tuple[Path, Kind]:
         return path, kind
     if not path.exists():
         raise ArtifactError(f"{path} does not exist")
+    if not path.is_dir():
+        require_file(path)
     if path.name == WORK_FOLDER:
         return path, KINDS["feature_shards"]
     for candidate in _candidates(path):
