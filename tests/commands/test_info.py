@@ -5,6 +5,7 @@ import sqlite3
 
 import pytest
 
+from saelab.cli import main
 from saelab.commands.info import DESCRIBERS, describe
 from saelab.errors import ArtifactError
 from saelab.formats.evaluation_result import (
@@ -167,3 +168,18 @@ def test_what_others_wrote_is_not_called_damaged(content, tmp_path):
     connection.close()
     with pytest.raises(ArtifactError, match="is not a file of saelab"):
         describe(tmp_path / "theirs.sqlite")
+
+
+def test_half_a_surrogate_pair_in_a_file_is_printed_as_its_code(tmp_path, capsys):
+    metric = MeasuredMetric(name="fvu", value=0.25, unit="1", definition="…")
+    result = EvaluationResult(
+        suite="core",
+        dictionary_name="half \ud800",
+        dictionary_hash="abc",
+        settings={},
+        made_from={"model": "m"},
+        metrics=(metric,),
+    )
+    write_evaluation_result(tmp_path / "core.json", result)
+    assert main(["info", str(tmp_path / "core.json")]) == 0
+    assert "half \\ud800" in capsys.readouterr().out
