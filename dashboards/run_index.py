@@ -27,6 +27,8 @@ Value = TypeVar("Value")
 
 DEEPEST = 8
 """Folders below the one given that are looked into."""
+LARGEST_SHOWN = 1 << 53
+"""Numbers from which on none counts anything that there is."""
 SKIPPED_FOLDERS = {"checkpoint", "__pycache__", "node_modules"}
 
 
@@ -193,7 +195,7 @@ def _run(folder: Path, run_id: str, dictionaries: tuple[DictionaryEntry, ...]) -
         try:
             manifest = _run_manifest(folder / RUN_FILE)
             facts = {key: str(manifest[key]) for key in ("status", "created") if key in manifest}
-        except SaelabError as error:
+        except (SaelabError, OSError) as error:
             facts = {"problem": str(error)}
     return RunEntry(
         id=run_id,
@@ -218,7 +220,7 @@ def _dictionary(folder: Path, owner: Path, run_id: str) -> DictionaryEntry:
     facts: dict[str, Any]
     try:
         facts = _facts(folder)
-    except SaelabError as error:
+    except (SaelabError, OSError) as error:
         facts = {"problem": str(error)}
     return DictionaryEntry(
         run_id=run_id,
@@ -296,18 +298,30 @@ def _facts(folder: Path) -> dict[str, Any]:
     config, made_from = _part(manifest, "config"), _part(manifest, "made_from")
     metadata, imported = _part(shape, "metadata"), _part(made_from, "imported")
     measured = _part(imported, "measured")
+    numbers = {
+        **{name: shape.get(name) for name in ("d_in", "d_sae", "k")},
+        "l0": config.get("measured_l0", measured.get("l0")),
+        "fvu": config.get("fvu_on_training_rows", measured.get("fvu")),
+        "dead": config.get("dead_fraction", measured.get("dead_fraction")),
+    }
     return {
         "facts": {
-            "method": config.get("method", imported.get("format")),
-            "architecture": shape.get("architecture"),
-            "d_in": shape.get("d_in"),
-            "d_sae": shape.get("d_sae"),
-            "k": shape.get("k"),
-            "l0": config.get("measured_l0", measured.get("l0")),
-            "fvu": config.get("fvu_on_training_rows", measured.get("fvu")),
-            "dead": config.get("dead_fraction", measured.get("dead_fraction")),
+            "method": _text(config.get("method", imported.get("format"))),
+            "architecture": _text(shape.get("architecture")),
+            **{name: _number(value) for name, value in numbers.items()},
         },
-        "model": made_from.get("model") or metadata.get("model_name"),
-        "hook_point": made_from.get("hook_point") or metadata.get("hook_name"),
-        "content_hash": manifest.get("content_hash"),
+        "model": _text(made_from.get("model") or metadata.get("model_name")),
+        "hook_point": _text(made_from.get("hook_point") or metadata.get("hook_name")),
+        "content_hash": _text(manifest.get("content_hash")),
     }
+
+
+def _text(value: Any) -> str | None:
+    """What a page can print, of a value that may be anything."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
+
+
+def _number(value: Any) -> int | float | None:
+    """What a table can hold, of a value that may be anything."""
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if known and abs(value) < LARGEST_SHOWN else None

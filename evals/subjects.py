@@ -12,6 +12,7 @@ from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataSpec, ModelKey, check_fit, data_spec_of
 from saelab.errors import ConfigError
 from saelab.model.language_model import LanguageModel
+from saelab.model.model_files import require_context
 from saelab.text.contexts import describe_text
 
 
@@ -81,6 +82,8 @@ def load_models(subjects: Sequence[Subject], device: str) -> dict[ModelKey, Lang
         ConfigError: contexts longer than the model's.
     """
     models: dict[ModelKey, LanguageModel] = {}
+    for subject in subjects:
+        require_context(subject.spec.model, subject.spec.context_length)
     for subject in subjects:
         key = subject.spec.model_key
         if key not in models:

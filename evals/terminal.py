@@ -43,27 +43,51 @@ def show(suite: Suite[Any], results: Sequence[tuple[Path, EvaluationResult]]) ->
     console = Console()
     named = {metric.name for _, result in results for metric in result.metrics}
     shown = {name: label for name, label in suite.shown.items() if name in named}
+    names = _told_apart(results)
     rows = [
-        [result.dictionary_name, *(_values(result).get(name) for name in shown)]
-        for _, result in results
+        [label, *(_values(result).get(name) for name in shown)]
+        for label, (_, result) in zip(names, results, strict=True)
         if any(name in _values(result) for name in shown)
     ]
     if shown:
         console.print(terminal_table("", ["dictionary", *shown.values()], rows))
     else:
-        for _, result in results:
+        for label, (_, result) in zip(names, results, strict=True):
             in_short = [table for table in result.tables if table.section == IN_SHORT]
             for table in in_short or result.tables[:1]:
                 # Headings that are broken into lines by hand are narrow enough for a terminal.
                 rigid = any("\n" in column for column in table.columns)
-                title, lines = result.dictionary_name, table.rows
-                console.print(terminal_table(title, table.columns, lines, rigid=rigid))
+                console.print(terminal_table(label, table.columns, table.rows, rigid=rigid))
                 if table.note:
                     console.print(table.note, highlight=False)
     for note in dict.fromkeys(note for _, result in results for note in result.notes):
         console.print(note, highlight=False)
     for path, _ in results:
         console.print(f"report: {path.with_suffix('.html')}", soft_wrap=True, highlight=False)
+
+
+def _told_apart(results: Sequence[tuple[Path, EvaluationResult]]) -> list[str]:
+    """The dictionaries' names; those of one name with their hook point and folder, as they differ.
+
+    Runs of one recipe at other hook points name their dictionaries alike.
+    """
+    labels = [result.dictionary_name for _, result in results]
+    for index, label in enumerate(labels):
+        alike = [i for i, (_, other) in enumerate(results) if other.dictionary_name == label]
+        parts = [
+            [str(results[i][1].made_from.get("hook_point", "")) for i in alike],
+            _different_folders([results[i][0] for i in alike]),
+        ]
+        mine = [part[alike.index(index)] for part in parts if len(set(part)) > 1]
+        labels[index] = " ".join([label, *filter(None, mine)])
+    return labels
+
+
+def _different_folders(paths: Sequence[Path]) -> list[str]:
+    """Of each path, its parts that the paths do not share."""
+    parts = [path.absolute().parts for path in paths]
+    shared = set(parts[0]).intersection(*parts)
+    return ["/".join(part for part in each if part not in shared) for each in parts]
 
 
 def _values(result: EvaluationResult) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Each module has `main(arguments) -> None`; what it raises as a `SaelabError` is 
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"saelab {version('saelab')}")
         return 0
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Half a surrogate pair in a file, or a character the terminal lacks, ends no command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s")
     logging.getLogger("saelab").setLevel(logging.INFO)
     try:

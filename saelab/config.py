@@ -12,12 +12,15 @@ import dataclasses
 import functools
 import io
 import math
+import re
 import typing
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import ConfigError, did_you_mean
+from .errors import LONGEST_VALUE, ConfigError, did_you_mean, shown
+from .formats.files import DEEPEST_JSON, file_problem
 
 Config = TypeVar("Config")
 
@@ -35,9 +38,13 @@ class Within:
 
     def admits(self, value: float | int) -> bool:
         """Whether a number is finite and within the limits."""
+        try:
+            finite = math.isfinite(value)
+        except OverflowError:  # an integer that no float can hold
+            finite = False
         above = self.low < value or (value == self.low and not self.low_open)
         below = value < self.high or (value == self.high and not self.high_open)
-        return math.isfinite(value) and above and below
+        return finite and above and below
 
     def __str__(self) -> str:
         if self.high == math.inf:
@@ -50,7 +57,11 @@ class Within:
 
 def problems_in(config: Any) -> list[str]:
     """What the types of a config's fields forbid: limits, and words that are no alternative."""
-    problems = []
+    problems = [
+        f"{field.name} is {shown(value)}; it must fit 64 bits"
+        for field in dataclasses.fields(config)
+        if isinstance(value := getattr(config, field.name), int) and abs(value) >= 1 << 63
+    ]
     for name, allowed in _allowed_values(type(config)).items():
         value = getattr(config, name)
         if isinstance(allowed, tuple):
@@ -95,6 +106,16 @@ def to_plain(config: Any) -> Any:
     return config
 
 
+def local_place(name: str) -> str:
+    """The absolute path of a local folder or file, for records that mean the same in any folder.
+
+    What is neither, such as a name on the Hub, and a path that is absolute stay as they are.
+    """
+    path = Path(name).expanduser()
+    local = path.is_dir() or (path.is_file() and bool(path.suffix))
+    return str(path.absolute()) if local and not Path(name).is_absolute() else name
+
+
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested plain settings as one dict with dotted names."""
     flattened: dict[str, Any] = {}
@@ -118,6 +139,7 @@ def from_plain(config_type: type[Config], content: Any, origin: str) -> Config:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     _forbid_unknown_keys(config_type, ConfigDict(extra="forbid"))
+    content = _as_meant(config_type, content)
     problems: list[str] = []
     while True:
         try:
@@ -145,23 +167,65 @@ def load_yaml(config_type: type[Config], path: Path) -> Config:
     return from_plain(config_type, read_yaml(path), str(path))
 
 
+LONGEST_YAML = 1 << 18
+"""Bytes of a file of settings."""
+MOST_YAML_VALUES = 100_000
+"""Values of a file of settings, its aliases unfolded."""
+
+
 def read_yaml(path: Path) -> Any:
-    """Parse a YAML file.
+    """Parse a YAML file of settings.
 
     Raises:
-        ConfigError: the file is missing or not YAML.
+        ConfigError: the file is missing, no plain file, not YAML, or a bomb.
     """
     import yaml
 
+    problem = file_problem(path, "YAML file")
+    if problem is None and path.stat().st_size > LONGEST_YAML:
+        problem = f"{path} has more than {LONGEST_YAML:,} bytes: it is no file of settings"
+    if problem is not None:
+        hint = "" if path.exists() else "; `saelab recipes` lists the recipes shipped"
+        raise ConfigError(problem + hint)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise ConfigError(
-            f"recipe {path} does not exist; `saelab recipes` lists those shipped"
-        ) from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        _refuse_bombs(node, {})
+        return loader.construct_document(node) or {}
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not usable YAML: it is nested too deeply") from None
+    except Exception as error:  # the library raises any kind for values such as `!!int ''`
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ConfigError(f"{path} is not valid YAML: {reason}") from None
+
+
+def _refuse_bombs(node: Any, known: dict[int, int], depth: int = 0) -> int:
+    """How many values a YAML node stands for: a few aliases of aliases can stand for millions.
+
+    Args:
+        node: as composed, where every alias is the node that it names.
+        known: counts by the id of a node; 0 while it is being counted.
+        depth: levels above it.
+    """
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise ValueError("an alias in it names what contains it")
+        return known[id(node)]
+    if depth > DEEPEST_JSON:
+        raise ValueError(f"it is nested more than {DEEPEST_JSON} levels deep")
+    known[id(node)] = 0
+    children = node.value if isinstance(node.value, list) else []
+    pairs = (pair if isinstance(pair, tuple) else (pair,) for pair in children)
+    inside = (_refuse_bombs(child, known, depth + 1) for pair in pairs for child in pair)
+    count = 1 + sum(inside)
+    if count > MOST_YAML_VALUES:
+        raise ValueError(f"its aliases stand for more than {MOST_YAML_VALUES:,} values")
+    known[id(node)] = count
+    return count
 
 
 def to_yaml(config: Any) -> str:
@@ -193,7 +257,7 @@ def parse_arguments(
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 config_type,
-                args=list(arguments),
+                args=_spelt_out(config_type, arguments),
                 prog=program,
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
                 **start,
@@ -206,25 +270,139 @@ def parse_arguments(
 
 def option_strings(config_type: Any, prefix: str = "--") -> list[str]:
     """Every command-line option of a config, as `parse_arguments` spells it."""
+    return [name for name, _ in _options(config_type, prefix)]
+
+
+def _options(config_type: Any, prefix: str = "--") -> list[tuple[str, Any]]:
+    """Every command-line option of a config with the type of its value."""
     import tyro
 
-    options: list[str] = []
+    options: list[tuple[str, Any]] = []
     hints = typing.get_type_hints(config_type)
     marked = typing.get_type_hints(config_type, include_extras=True)
     (positional,) = typing.get_args(tyro.conf.Positional[int])[1:]
     for field in dataclasses.fields(config_type):
         nested = _dataclasses_in(hints[field.name])
         if field.metadata.get("flatten"):
-            options += option_strings(nested[0], prefix)
+            options += _options(nested[0], prefix)
         elif nested:
             # Of several alternatives, the options are those of the one that is the default.
             chosen = type(field.default_factory()) if len(nested) > 1 else nested[0]  # type: ignore[misc]
-            options += option_strings(chosen, f"{prefix}{_dashed(field.name)}.")
+            options += _options(chosen, f"{prefix}{_dashed(field.name)}.")
         elif positional not in getattr(marked[field.name], "__metadata__", ()):
             # A flag that is on by default is spelt as what turns it off.
             negation = "no-" if hints[field.name] is bool and field.default is True else ""
-            options.append(f"{prefix}{negation}{_dashed(field.name)}")
+            options.append((f"{prefix}{negation}{_dashed(field.name)}", hints[field.name]))
     return options
+
+
+_NUMBER = re.compile(r"([+-]?\d[\d_]*(?:\.\d+)?(?:[eE]\+?\d{1,3})?)([kMB]?)")
+_TIMES = {"": 1, "k": 1_000, "M": 1_000_000, "B": 1_000_000_000}
+
+
+def _whole_number(text: str) -> int | None:
+    """The whole number that people write as 1e6, 1.5M, 64k or 1_000_000; None: it is none."""
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None or len(text) > LONGEST_VALUE:
+        return None
+    number = Fraction(match[1].replace("_", "")) * _TIMES[match[2]]
+    return int(number) if number.denominator == 1 else None
+
+
+def _values_of(hint: Any) -> tuple[bool, set[Any]]:
+    """Whether a type is that of a tuple of any length, and the types that a value may have."""
+    if typing.get_origin(hint) is tuple and typing.get_args(hint)[1:] == (...,):
+        return True, {typing.get_args(hint)[0]}
+    return False, set(typing.get_args(hint)) or {hint}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _value_meant(kinds: set[Any], value: Any) -> Any:
+    """A value that was written another way than its type is, as that type; else as it is."""
+    if not isinstance(value, str) or str in kinds:
+        return value
+    if type(None) in kinds and value.lower() in ("none", "null"):
+        return None
+    number = _whole_number(value) if int in kinds else None
+    return value if number is None else number
+
+
+def _word_meant(option: str, kinds: set[Any], word: str) -> str:
+    """A word of the command line as tyro reads it.
+
+    Raises:
+        ConfigError: the option takes numbers, and this is none.
+    """
+    meant = _value_meant(kinds, word)
+    if isinstance(meant, str) and kinds and kinds <= {int, float, type(None)}:
+        if float not in kinds:
+            what = "whole number, such as 400000, 1e6 or 1M"
+        elif _is_number(word):
+            return word
+        else:
+            what = "number"
+        none = ", nor none" if type(None) in kinds else ""
+        raise ConfigError(f"Error parsing {option}: {shown(word)} is no {what}{none}")
+    return str(meant)
+
+
+def _as_meant(config_type: Any, content: Any) -> Any:
+    """Plain values in which a lone value stands as the tuple of one that its field holds, and 1M
+    and none as what they mean."""
+    if not isinstance(content, dict):
+        return content
+    hints = typing.get_type_hints(config_type)
+    meant = dict(content)
+    for name in hints.keys() & content.keys():
+        value, nested = content[name], _dataclasses_in(hints[name])
+        several, kinds = _values_of(hints[name])
+        if len(nested) == 1 and isinstance(value, dict):
+            meant[name] = _as_meant(nested[0], value)
+        elif several:
+            lone = isinstance(value, str | int | float)
+            values = [value] if lone else value if isinstance(value, list | tuple) else None
+            if values is not None and not dataclasses.is_dataclass(next(iter(kinds))):
+                meant[name] = [
+                    _value_meant(kinds, part) for each in values for part in _split(kinds, each)
+                ]
+        else:
+            meant[name] = _value_meant(kinds, value)
+    return meant
+
+
+def _split(kinds: set[Any], value: Any) -> list[Any]:
+    """The numbers of "16,32"; any other value alone."""
+    return value.split(",") if isinstance(value, str) and kinds & {int, float} else [value]
+
+
+def _spelt_out(config_type: Any, arguments: Sequence[str]) -> list[str]:
+    """Command-line words in which 1M, none and 16,32 are spelt as tyro reads them."""
+    hints = dict(_options(config_type))
+    words: list[str] = []
+    option, several, kinds = "", False, set()
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            hint = hints.get(_dashed(name))
+            several, kinds = (False, set()) if hint is None else _values_of(hint)
+            option = name
+            if not (equals and kinds):
+                words.append(word)
+                continue
+            words.append(name)
+            word = value
+        parts = _split(kinds, word) if several else [word]
+        words += [_word_meant(option, kinds, part) for part in parts]
+        if not several:
+            kinds = set()
+    return words
 
 
 def _dashed(name: str) -> str:
@@ -280,16 +458,29 @@ def _without_failing_parts(content: Any, locations: Sequence[tuple[int | str, ..
     return content
 
 
+_PLAIN_WORDS = {
+    "Input should be a valid": "must be a",
+    "Input should be": "must be",
+    "a integer": "a whole number",
+    "a tuple": "a list",
+    "a string": "text",
+    "a dictionary": "a table",
+}
+"""What pydantic says, and how this library says it."""
+
+
 def _describe(problem: Any, config_type: Any, origin: str) -> str:
-    path = [str(part) for part in problem["loc"]]
+    path = [str(part)[:LONGEST_VALUE] for part in problem["loc"]]
     field = ".".join(path)
     if problem["type"] == "unexpected_keyword_argument":
         known = _field_names(config_type, path[:-1])
         return f"{origin}: unknown field {field!r}; {did_you_mean(path[-1], known)}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+    for theirs, ours in _PLAIN_WORDS.items():
+        message = message.replace(theirs, ours)
     given = problem.get("input")
-    shown = f" (got {given!r})" if not isinstance(given, dict) else ""
-    return f"{origin}: {field or 'settings'}: {message}{shown}"
+    got = "" if isinstance(given, dict) else f" (got {shown(given)})"
+    return f"{origin}: {field or 'settings'}: {message}{got}"
 
 
 def _field_names(config_type: Any, path: list[str]) -> list[str]:

@@ -8,8 +8,20 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
+
+LONGEST_MESSAGE = 3000
+"""Characters of a whole message; what is between its beginning and its end is left out."""
+# Longer than any path that people type.
+_LONG_WORD = re.compile(r"(\S{60})\S{180,}(\S{20})")
+LONGEST_VALUE = 80
+"""Characters of a value that a message shows."""
+MOST_PROBLEMS = 20
+"""Problems that a message lists; the rest are counted."""
 
 _LESS_MEMORY = (
     "lower the batch (--batch-rows, --batch-contexts), the width (--d-sae) or the number of "
@@ -30,7 +42,17 @@ _NO_ROOM_WORDS = re.compile(r"no space left|quota exceeded|disk is full", re.IGN
 
 
 class SaelabError(Exception):
-    """Base of every error that is the interface's business rather than a bug."""
+    """Base of every error that is the interface's business rather than a bug.
+
+    What a message quotes of a file is cut here, since a file can hold a value of any length.
+    """
+
+    def __init__(self, message: str):
+        message = _LONG_WORD.sub(r"\1…\2", message)
+        if len(message) > LONGEST_MESSAGE:
+            half = LONGEST_MESSAGE // 2
+            message = f"{message[:half]} … {message[-half:]}"
+        super().__init__(message)
 
 
 class ConfigError(SaelabError, ValueError):
@@ -41,7 +63,10 @@ class ConfigError(SaelabError, ValueError):
 
     def __init__(self, problems: str | Iterable[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("; ".join(self.problems))
+        listed = self.problems[:MOST_PROBLEMS]
+        if len(self.problems) > len(listed):
+            listed = [*listed, f"and {len(self.problems) - len(listed):,} more"]
+        super().__init__("; ".join(listed))
 
 
 class ModelError(SaelabError):
@@ -118,6 +143,44 @@ def resource_problem(error: BaseException) -> ResourceError | None:
     return ResourceError(f"{what}: {advice}")
 
 
+def shown(value: Any) -> str:
+    """A value as a message quotes it: its `repr`, cut short, however large the value is.
+
+    Example:
+        >>> shown("topp"), len(shown("x" * 1_000_000)) <= LONGEST_VALUE
+        ("'topp'", True)
+    """
+    text = _CUTTING.repr(value)
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
+
+
+class _Cutting(reprlib.Repr):
+    """Looks at a few items of a few levels, so that a bomb of aliases is not unfolded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxstring = self.maxother = LONGEST_VALUE
+
+    def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002 - as reprlib calls it
+        # Python refuses to write an integer of more than 4,300 digits.
+        return repr(x) if x.bit_length() <= 256 else f"an integer of {x.bit_length():,} bits"
+
+
+_CUTTING = _Cutting()
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Turn a panic of a library written in Rust, which is no `Exception`, into a RuntimeError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(f"a library failed inside: {first_line(error)}") from error
+
+
 def first_line(error: BaseException) -> str:
     """The beginning of an error's text, or else its class, for a message of one line."""
     lines = str(error).strip().splitlines()
@@ -132,6 +195,7 @@ def did_you_mean(given: str, known: Iterable[str], limit: int = 3) -> str:
         "did you mean 'topk'?"
     """
     known = list(known)
+    given = given[:LONGEST_VALUE]
     near = get_close_matches(given, known, n=limit, cutoff=0.6)
     if near:
         return "did you mean " + " or ".join(repr(name) for name in near) + "?"

@@ -1,16 +1,30 @@
-"""Keeping freed memory instead of handing it back to the system after every step."""
+"""How much memory there is, and keeping what was freed instead of handing it back at every step."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import platform
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 KEPT_BYTES = (1 << 31) - 1
 """Free memory above this much, the most that can be asked for, is still given back."""
+
+
+def memory_of(device: Any) -> int | None:
+    """Bytes of memory of a torch device, used ones included; None where nothing says it."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def keep_freed_memory() -> bool:

@@ -7,9 +7,13 @@ own from the folder.
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import pytest
+
+# pytest imports test files by path, so that `hostile` has to be made known.
+sys.path.append(str(Path(__file__).parent))
 
 TINY_TEXT = [
     "the king met the queen at the old mill near the river",

@@ -16,6 +16,7 @@ from torch import Tensor
 from saelab.errors import ArtifactError
 from saelab.formats.files import (
     hash_of,
+    odd_content_is_damage,
     read_tensors,
     remove_leftovers,
     sha256_of,
@@ -91,6 +92,11 @@ def load_checkpoint(folder: Path, settings_hash: str) -> Checkpoint | None:
     pointer_file = folder / POINTER_FILE
     if not pointer_file.exists():
         return None
+    with odd_content_is_damage(pointer_file):
+        return _load_checkpoint(pointer_file, settings_hash)
+
+
+def _load_checkpoint(pointer_file: Path, settings_hash: str) -> Checkpoint:
     pointer = read_manifest(pointer_file, KIND)
     if not is_sealed(pointer):
         _check_older_pointer(pointer, pointer_file)
@@ -99,7 +105,7 @@ def load_checkpoint(folder: Path, settings_hash: str) -> Checkpoint | None:
             f"{pointer_file} was made with other settings than this run has: "
             "resume with the settings of the run, or start over with --overwrite"
         )
-    file = folder / pointer["file"]
+    file = pointer_file.parent / pointer["file"]
     if not file.is_file():
         raise ArtifactError(f"{file}, named by {pointer_file}, is missing: start with --overwrite")
     if sha256_of(file) != pointer["sha256"]:

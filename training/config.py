@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from saelab.cache.config import HarvestConfig
-from saelab.config import Within, problems_in
+from saelab.config import Within, local_place, problems_in
 from saelab.dictionary.decomposition import ErrorComponent
 from saelab.dictionary.site import Site
 from saelab.errors import ConfigError, did_you_mean
@@ -127,6 +127,8 @@ class TrainConfig:
     """Weights & Biases project to log to as well. None: no network is touched."""
 
     def __post_init__(self) -> None:
+        if self.model not in (None, HarvestConfig.model):
+            object.__setattr__(self, "model", local_place(self.model))
         problems = problems_in(self)
         for name in ("methods", "d_sae", "k", "seeds"):
             values = getattr(self, name)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelab.errors import ResourceError
+from saelab.memory import memory_of
 from saelab.sparse.world import current_world
 
 from .config import DictionarySpec, OptimizerConfig
@@ -54,7 +56,11 @@ class Learner:
         """A learner at its start, its weights drawn from the dictionary's seed.
 
         `d_out` is the width of what is written; None: what is read is written.
+
+        Raises:
+            ResourceError: the device has too little memory for it.
         """
+        _require_memory(spec, (d_in, d_in if d_out is None else d_out), device)
         settings = DictionarySettings(
             d_in=d_in,
             d_out=d_out,
@@ -118,6 +124,18 @@ class Learner:
             self.optimizer.state[parameter] = {
                 key: _laid_out_like(parameter, tensor) for key, tensor in moments.items()
             }
+
+
+def _require_memory(spec: DictionarySpec, widths: tuple[int, int], device: torch.device) -> None:
+    """Refuse a dictionary that the device cannot hold, before anything is allocated."""
+    # Weights, their gradients, and Adam's two moments, in float32.
+    needed, there = 4 * 4 * sum(widths) * spec.d_sae, memory_of(device)
+    if there is not None and needed > there:
+        raise ResourceError(
+            f"{spec.name}: training {spec.d_sae:,} latents of width {widths[0]:,} takes "
+            f"{needed / 1e9:,.0f} GB (weights, gradients and Adam's moments), and {device} has "
+            f"{there / 1e9:,.0f} GB: lower --d-sae"
+        )
 
 
 class StepClock:

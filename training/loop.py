@@ -67,6 +67,7 @@ class TrainingLoop:
         self.device = next(learners[0].method.parameters()).device
         self.normalisation = normalisation_of(stream, self.device)
         self._since_log = _Stopwatch(self.device)
+        self._first_losses: dict[str, float | None] = {}
 
     def run(self) -> None:
         """Train to the end.
@@ -126,8 +127,27 @@ class TrainingLoop:
             }
             for log in self.logs:
                 log.write(self.step, line)
+            self._watch(learner.spec.name, line.get("loss_reconstruction"), line["fvu"])
             shown.append("FVU undefined" if line["fvu"] is None else f"FVU {line['fvu']:.3f}")
         return ", ".join(shown[:4]) + ("" if len(shown) <= 4 else ", …")
+
+    def _watch(self, name: str, loss: float | None, fvu: float | None) -> None:
+        """Say so, once at the end, where a dictionary has learnt nothing.
+
+        Of the losses only the reconstruction's is watched: weights of penalties grow by design.
+        """
+        first = self._first_losses.setdefault(name, loss)
+        if self.step < self.config.n_steps:
+            return
+        if fvu is not None and fvu > 1:
+            problem = f"FVU is {fvu:.3g}, worse than always predicting the mean"
+        elif loss is not None and first is not None and loss > 1.5 * first:
+            problem = f"the reconstruction loss grew from {first:.3g} to {loss:.3g}"
+        else:
+            return
+        logger.warning(
+            "%s: %s: training diverged or learnt nothing; lower its learning rate", name, problem
+        )
 
     def _save_if_finite(self) -> None:
         """Never let a checkpoint of broken weights replace a good one."""

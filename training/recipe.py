@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.config import from_plain, read_yaml, to_plain
-from saelab.errors import ConfigError
+from saelab.errors import ConfigError, shown
 from saelab.formats.run import RUN_FILE
 
 from .config import TrainConfig
@@ -118,7 +118,9 @@ def train_parts(
 
 def _problems_with_parts(parts: Any, origin: str) -> list[str]:
     if not isinstance(parts, dict) or not parts:
-        return [f"{origin}: parts must map the name of each part to its settings (got {parts!r})"]
+        return [
+            f"{origin}: parts must map the name of each part to its settings (got {shown(parts)})"
+        ]
     problems = []
     for name, changes in parts.items():
         if not isinstance(name, str) or not PART_NAME.fullmatch(name):
@@ -127,7 +129,9 @@ def _problems_with_parts(parts: Any, origin: str) -> list[str]:
                 "'_', '.' and '-'"
             )
         if changes is not None and not isinstance(changes, dict):
-            problems.append(f"{origin}: the part {name!r} must hold settings (got {changes!r})")
+            problems.append(
+                f"{origin}: the part {name!r} must hold settings (got {shown(changes)})"
+            )
         elif changes and "out" in changes:
             problems.append(
                 f"{origin}: the part {name!r} names an out of its own; a part lies in out/{name}"

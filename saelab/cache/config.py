@@ -6,12 +6,12 @@ applied to activations in `rows`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
-from saelab.config import Within, problems_in, to_plain
+from saelab.config import Within, local_place, problems_in, to_plain
 from saelab.errors import ConfigError
-from saelab.text.sources import TextConfig
+from saelab.text.sources import EMBEDDED_TEXT, TextConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,12 @@ class HarvestConfig:
     """Contexts in one shard, rounded up to whole batches."""
 
     def __post_init__(self) -> None:
+        # What is installed goes by its name, whatever lies in the folder under that name.
+        if self.model != HarvestConfig.model:
+            object.__setattr__(self, "model", local_place(self.model))
+        if self.text.source != EMBEDDED_TEXT:
+            text = replace(self.text, source=local_place(self.text.source))
+            object.__setattr__(self, "text", text)
         problems = problems_in(self)
         if not self.hook_points:
             problems.append("hook_points: none given; name at least one")

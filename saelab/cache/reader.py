@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.errors import ActivationError, ArtifactError, ConfigError, did_you_mean
+from saelab.formats.files import odd_content_is_damage
 
 from .batch import ActivationBatch, RowStatistics, first_not_finite
 from .config import TokenFilter
@@ -67,6 +68,11 @@ def open_cache(
         (24, True)
     """
     folder = _find_folder(Path(folder), hook_point)
+    with odd_content_is_damage(folder):
+        return _open_cache(folder, hook_point, verify)
+
+
+def _open_cache(folder: Path, hook_point: str | None, verify: bool | None) -> ActivationCache:
     path = folder / MANIFEST_NAME
     manifest = read_cache_manifest(path)
     if hook_point is not None and manifest["hook_point"] != hook_point:

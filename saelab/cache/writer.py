@@ -17,6 +17,7 @@ from saelab.formats.lock import writer_lock
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.memory import keep_freed_memory
 from saelab.model.language_model import LanguageModel, load_language_model
+from saelab.model.model_files import require_context
 from saelab.progress import progress_bar
 
 from .config import HarvestConfig
@@ -66,6 +67,7 @@ def _write_caches(
     paths = [out / hook_point for hook_point in config.hook_points]
     _check_existing(paths, resume=resume, overwrite=overwrite)
     if model is None:
+        require_context(config.model, config.context_length)
         model = load_language_model(
             config.model,
             dtype=config.model_dtype,

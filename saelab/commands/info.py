@@ -16,8 +16,15 @@ from saelab.config import parse_arguments
 from saelab.errors import ArtifactError
 from saelab.features.reader import FeatureStore, is_stale
 from saelab.features.schema import FLAGS, LABEL_FILE
+from saelab.formats.database import open_to_read
 from saelab.formats.evaluation_result import read_evaluation_result
-from saelab.formats.files import is_sealed_tensors, read_json, sha256_of
+from saelab.formats.files import (
+    is_sealed_tensors,
+    odd_content_is_damage,
+    read_json,
+    require_file,
+    sha256_of,
+)
 from saelab.formats.kinds import KINDS, Kind
 from saelab.formats.manifest import (
     SEAL,
@@ -67,6 +74,11 @@ def describe(path: Path) -> list[str]:
         ArtifactError: the path holds no artifact of saelab, or a damaged or a newer one.
     """
     file, kind = _find(path)
+    with odd_content_is_damage(file):
+        return _describe(file, kind)
+
+
+def _describe(file: Path, kind: Kind) -> list[str]:
     title = kind.name.replace("_", " ")
     if not kind.has_manifest:
         return [title, f"path: {file}", *DESCRIBERS[kind.name](file)]
@@ -92,10 +104,12 @@ def _find(path: Path) -> tuple[Path, Kind]:
     if path.is_file():
         kind = _kind_of(path)
         if kind is None:
-            raise NoArtifactError(f"{path} is no saelab artifact: {', '.join(KINDS)} are known")
+            raise NoArtifactError(f"{path} is not a file of saelab: {', '.join(KINDS)} are known")
         return path, kind
     if not path.exists():
         raise ArtifactError(f"{path} does not exist")
+    if not path.is_dir():
+        require_file(path)
     if path.name == WORK_FOLDER:
         return path, KINDS["feature_shards"]
     for candidate in _candidates(path):
@@ -117,7 +131,12 @@ def _candidates(folder: Path) -> Iterator[Path]:
 def _kind_of(file: Path) -> Kind | None:
     """What a file is: JSON says so itself, the rest is known by its name."""
     if file.suffix == ".json":
-        content = read_json(file)
+        try:
+            content = read_json(file)
+        except ArtifactError:
+            if _has_our_name(file):
+                raise
+            return None
         if not isinstance(content, dict) or not {"kind", "schema_version"} <= set(content):
             return None
         name = content["kind"]
@@ -128,11 +147,28 @@ def _kind_of(file: Path) -> Kind | None:
             )
         return KINDS[name]
     if file.suffix == ".sqlite":
+        if not _has_our_name(file) and not _holds_manifest(file):
+            return None
         return KINDS["feature_labels" if file.name == LABEL_FILE else "feature_store"]
     for kind in KINDS.values():
         if not kind.has_manifest and any(fnmatch(file.name, pattern) for pattern in kind.files):
             return kind
     return None
+
+
+def _has_our_name(file: Path) -> bool:
+    """Whether a file is called as saelab calls its own, so that unreadable means damaged."""
+    patterns = (pattern for kind in KINDS.values() for pattern in kind.files)
+    return any(fnmatch(file.name, pattern) for pattern in patterns if pattern != "*.sqlite")
+
+
+def _holds_manifest(file: Path) -> bool:
+    try:
+        with closing(open_to_read(file)) as connection:
+            connection.execute("SELECT content FROM manifest").fetchone()
+    except sqlite3.Error:
+        return False
+    return True
 
 
 def _verdict(file: Path, manifest: dict[str, Any]) -> str:
@@ -295,7 +331,7 @@ def _describe_store(file: Path, manifest: dict[str, Any]) -> list[str]:
 
 def _describe_labels(file: Path) -> list[str]:
     try:
-        with closing(sqlite3.connect(f"file:{file.resolve()}?mode=ro", uri=True)) as connection:
+        with closing(open_to_read(file)) as connection:
             (state,) = connection.execute("PRAGMA integrity_check").fetchone()
             (count,) = connection.execute("SELECT count(*) FROM label").fetchone()
     except sqlite3.Error as error:

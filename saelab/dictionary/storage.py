@@ -19,6 +19,7 @@ from torch import Tensor
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import (
     hash_of,
+    odd_content_is_damage,
     read_json,
     read_tensors,
     sha256_of,
@@ -216,6 +217,11 @@ def load_dictionary(folder: Path, device: str = "cpu") -> SavedDictionary:
         >>> saved.dictionary.encode(torch.zeros(2, saved.dictionary.d_in)).n_rows
         2
     """
+    with odd_content_is_damage(folder):
+        return _load_dictionary(folder, device)
+
+
+def _load_dictionary(folder: Path, device: str) -> SavedDictionary:
     foreign = (folder / CONFIG_FILE).is_file() and not (folder / MANIFEST_FILE).exists()
     manifest = foreign_manifest(folder) if foreign else _read_dictionary_manifest(folder)
     if not foreign:

@@ -18,7 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from saelab.errors import ArtifactError, ConfigError
+from saelab.errors import ArtifactError, ConfigError, shown
+from saelab.formats.database import require_plain_tables
+from saelab.formats.files import require_file
 
 LABEL_SCHEMA_VERSION = 1
 MAX_LABEL_CHARACTERS = 200
@@ -38,6 +40,12 @@ CREATE TABLE IF NOT EXISTS note (
     created TEXT NOT NULL, PRIMARY KEY (dictionary, feature)
 );
 """
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "id": int,
+    "feature": int,
+    "score": (int, float, type(None)),
+}
+"""Types of columns that hold no text: SQLite itself lets any value into any column."""
 
 
 @dataclass(frozen=True)
@@ -195,24 +203,34 @@ class LabelBook:
             return []
         sql = f"SELECT {columns} WHERE dictionary = ? {rest}"
         with self._connected() as connection:
-            return connection.execute(sql, (self._dictionary, *values)).fetchall()
+            rows = connection.execute(sql, (self._dictionary, *values)).fetchall()
+        for row in rows:
+            for name, value in zip(columns.partition(" FROM ")[0].split(", "), row, strict=True):
+                if not isinstance(value, TYPES.get(name, str)):
+                    raise ArtifactError(
+                        f"labels in {self.path} were damaged: a {name} is {shown(value)}"
+                    )
+        return rows
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         """A connection for one transaction; several servers may write to the same file."""
+        if self.path.exists():
+            require_file(self.path, "database of labels")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._lock, closing(sqlite3.connect(self.path, timeout=10)) as connection:
                 self._prepare(connection)
                 with connection:
                     yield connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise ArtifactError(
                 f"labels in {self.path} cannot be read or written ({error}): check that it is "
                 "saelab's file and that it may be written, or move it away"
             ) from None
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        require_plain_tables(connection, self.path, only=("label", "note"))
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > LABEL_SCHEMA_VERSION:
             raise ArtifactError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Integer, Shaped
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.formats.files import read_json
+from saelab.formats.database import open_to_read
+from saelab.formats.files import odd_content_is_damage, parse_json, read_json
 from saelab.formats.manifest import check_manifest, require_fields
 
 from .records import Example, FeatureRecord
@@ -146,13 +146,16 @@ class FeatureStore:
             )
         )
         windows = Windows(self._contexts(needed.tolist()), self.vocabulary, window)
-        return record_of(packed, windows, self.manifest)
+        with odd_content_is_damage(self.path):
+            return record_of(packed, windows, self.manifest)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The text of every token."""
         lengths, content = self._single_row("SELECT lengths, bytes FROM vocabulary", "vocabulary")
-        return Vocabulary.from_arrays(np.frombuffer(lengths, "<u4"), content)
+        with odd_content_is_damage(self.path):
+            plain = np.frombuffer(content, np.uint8).tobytes()
+            return Vocabulary.from_arrays(np.frombuffer(lengths, "<u4"), plain)
 
     @cached_property
     def _table(self) -> dict[str, Shaped[np.ndarray, " features"]]:
@@ -161,10 +164,11 @@ class FeatureStore:
             names = [column[0] for column in cursor.description]
             rows = cursor.fetchall()
         by_column = zip(*rows, strict=True) if rows else [()] * len(names)
-        columns = {
-            name: np.array(values, dtype=COLUMN_DTYPES.get(name, np.float64))
-            for name, values in zip(names, by_column, strict=True)
-        }
+        with odd_content_is_damage(self.path):
+            columns = {
+                name: np.array(values, dtype=COLUMN_DTYPES.get(name, np.float64))
+                for name, values in zip(names, by_column, strict=True)
+            }
         for column in columns.values():
             column.setflags(write=False)
         return columns
@@ -240,9 +244,10 @@ class FeatureStore:
         dtype = self.manifest["token_dtype"]
         contexts = {}
         for sequence, tokens, counted in self._all(sql, tuple(sequences)):
-            ids = np.frombuffer(tokens, dtype).astype(np.int64)
-            bits = np.unpackbits(np.frombuffer(counted, np.uint8), count=len(ids)).astype(bool)
-            contexts[sequence] = Context(ids, bits)
+            with odd_content_is_damage(self.path):
+                ids = np.frombuffer(tokens, dtype).astype(np.int64)
+                bits = np.unpackbits(np.frombuffer(counted, np.uint8), count=len(ids)).astype(bool)
+                contexts[sequence] = Context(ids, bits)
         missing = [sequence for sequence in sequences if sequence not in contexts]
         if missing:
             raise ArtifactError(
@@ -271,8 +276,8 @@ class FeatureStore:
     def _read_manifest(self) -> dict[str, Any]:
         (content,) = self._single_row("SELECT content FROM manifest", "manifest")
         try:
-            manifest = json.loads(content)
-        except (TypeError, ValueError):
+            manifest = parse_json(str(content))
+        except ValueError:
             raise ArtifactError(f"{self.path}: its manifest is no JSON: build it again") from None
         check_manifest(manifest, self.path, KIND)
         return require_fields(manifest, NEEDED, self.path)
@@ -296,7 +301,7 @@ class FeatureStore:
         try:
             with self._lock:
                 yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise ArtifactError(
                 f"{self.path} is not a readable feature store ({error}): build it again with "
                 "`saelab features … --overwrite`"
@@ -304,16 +309,17 @@ class FeatureStore:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    if not path.is_file():
+    if not path.exists():
         raise ArtifactError(
             f"{path} does not exist: build it with `saelab features` on the dictionary's folder"
         )
     try:
-        connection = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False
-        )
+        connection = open_to_read(path, finished=True)
     except sqlite3.Error as error:
-        raise ArtifactError(f"{path} cannot be opened ({error}): check its permissions") from None
+        raise ArtifactError(
+            f"{path} is not a readable feature store ({error}): build it again with "
+            "`saelab features … --overwrite`"
+        ) from None
     connection.row_factory = sqlite3.Row
     return connection
 

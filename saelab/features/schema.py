@@ -217,7 +217,7 @@ def unpack(kind: str, data: bytes, origin: str) -> dict[str, Shaped[np.ndarray, 
             offset += arrays[name].nbytes
         if offset != len(data):
             raise ValueError(f"{len(data) - offset} bytes too many")
-    except (struct.error, ValueError) as error:
+    except (struct.error, ValueError, TypeError) as error:
         raise ArtifactError(
             f"{origin}: its {kind} cannot be read ({error}): the file was damaged; build it again "
             "with `saelab features … --overwrite`"

@@ -13,13 +13,21 @@ import os
 import platform
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from saelab.errors import ArtifactError, ResourceError, SaelabError, lacking, resource_problem
+from saelab.errors import (
+    ArtifactError,
+    ResourceError,
+    SaelabError,
+    lacking,
+    panics_as_errors,
+    resource_problem,
+)
 
 TEMPORARY_SUFFIX = ".partial"
 _REMEDY: ContextVar[str | Callable[[], str] | None] = ContextVar("remedy", default=None)
@@ -134,21 +142,114 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, text.encode())
 
 
+def file_problem(path: Path, what: str) -> str | None:
+    """What keeps a path from being read as a file, in words; None where it is a plain file.
+
+    Asked before a file is opened: opening a pipe waits for ever, and a device has no end.
+
+    Args:
+        path: the path.
+        what: the file that is expected, as in "JSON file".
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{path} does not exist"
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read ({getattr(error, 'strerror', None) or error})"
+    if stat.S_ISREG(mode):
+        return None
+    held = "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device or socket"
+    return f"{path} is a {held}; a {what} was expected"
+
+
+def require_file(path: Path, what: str = "file") -> None:
+    """Refuse what is no plain file, without opening it.
+
+    Raises:
+        ArtifactError: it is missing, a folder, a pipe or a device.
+    """
+    problem = file_problem(path, what)
+    if problem is not None:
+        raise ArtifactError(problem)
+
+
+@contextmanager
+def odd_content_is_damage(path: Path) -> Iterator[None]:
+    """What a reader stumbles over inside the block, as an error that names the file.
+
+    For readers of many fields: a file that was edited and sealed again can hold anything anywhere.
+
+    Args:
+        path: the file or folder that is read.
+
+    Raises:
+        ArtifactError: a value is missing, or of a type or size that no writer of saelab's gives it.
+    """
+    try:
+        yield
+    except SaelabError:
+        raise
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ArtifactError(f"{path} was damaged or edited: a name in it is too long") from error
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as e:
+        if out_of_memory(e) is not None:
+            raise
+        raise ArtifactError(
+            f"{path} was damaged or edited: it holds what saelab never writes "
+            f"({type(e).__name__}: {first_line(e)})"
+        ) from e
+
+
+DEEPEST_JSON = 100
+"""Levels of lists and objects in a file; what walks them later calls itself for each."""
+LONGEST_INTEGER = 300
+"""Digits of an integer; a longer one does not even fit a float."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON that others may have written, as Python values.
+
+    Raises:
+        ValueError: in short words, whatever is wrong: no JSON, no UTF-8, nested too deeply, or an
+            integer too long.
+    """
+    try:
+        plain = text if isinstance(text, str) else text.decode("utf-8")
+        content = json.loads(plain, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(DEEPEST_JSON):
+        if not level:
+            return content
+        parts = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [inner for part in parts for inner in part if isinstance(inner, dict | list)]
+    raise ValueError(f"it is nested more than {DEEPEST_JSON} levels deep")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > LONGEST_INTEGER:
+        raise ValueError(f"it holds an integer of {len(digits):,} digits")
+    return int(digits)
+
+
 def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        ArtifactError: the file is missing or is not JSON.
+        ArtifactError: the file is missing, no plain file, or is not JSON.
     """
-    if path.exists() and not path.is_file():
-        raise ArtifactError(f"{path} is a folder or a pipe; a JSON file was expected")
+    require_file(path, "JSON file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} does not exist") from None
-    except (ValueError, RecursionError) as error:
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
         raise ArtifactError(
-            f"{path} is not valid JSON ({error}): it was damaged or edited"
+            f"{path} is not valid JSON ({first_line(error)}): it was damaged or edited"
         ) from None
 
 
@@ -222,13 +323,12 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist")
+    require_file(path, "safetensors file")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with panics_as_errors(), safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise unreadable_tensors(path, error) from None
     if {TENSOR_SEAL, SEALED} & set(metadata) and seal_tensors(tensors, metadata) != metadata:
         raise ArtifactError(

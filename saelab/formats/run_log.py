@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from saelab.errors import ArtifactError, ResourceError
 
-from .files import full_disk_said, write_bytes
+from .files import full_disk_said, parse_json, require_file, write_bytes
 
 logger = logging.getLogger(__name__)
 NOT_CURVES = ("step", "dictionary", "tokens")
@@ -94,18 +94,20 @@ def read_log(path: Path, *, skip_damaged: bool = False) -> list[dict[str, Any]]:
         skip_damaged: leave out damaged lines, and those that name no step, with a warning.
 
     Raises:
-        ArtifactError: a line before the last is not JSON, or a line is no JSON object.
+        ArtifactError: no plain file; a line before the last is not JSON, or a line is no JSON
+            object.
     """
+    require_file(path, "log of training metrics")
     lines = path.read_bytes().splitlines()
     parsed: list[dict[str, Any]] = []
     damaged: list[int] = []
     for number, line in enumerate(lines, start=1):
         problem, content = "", None
         try:
-            content = json.loads(line.decode())
+            content = parse_json(line)
         except UnicodeDecodeError:
             problem = f"{path} is not a log of training metrics: line {number} is no text"
-        except (ValueError, RecursionError):
+        except ValueError:
             if number < len(lines):
                 problem = f"{path}, line {number}, is not JSON: it was damaged"
         else:

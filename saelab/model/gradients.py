@@ -23,6 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from saelab.errors import ModelError
+
 from .backward_by_hand import AttentionByHand, closed_form, rms_epsilon
 from .hooked_forward import HookedForward, Visit
 
@@ -126,8 +128,30 @@ def next_token_gradients(
         last = logits[0, -1]
         last = last.to(torch.promote_types(last.dtype, torch.float32))
         value = last[target] if quantity == "logit" else last.log_softmax(0)[target]
-        (gradient,) = torch.autograd.grad(value, activations[hook_point])
+        (gradient,) = _gradients(value, [hook_point], activations)
     return activations[hook_point][0].detach(), gradient[0], float(value.detach())
+
+
+def _gradients(
+    value: Tensor,
+    hook_points: Sequence[str],
+    activations: Mapping[str, Tensor],
+    by_value: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Gradients with respect to what was kept at hook points.
+
+    Raises:
+        ModelError: what a hook point shows is a copy that the model does not go on with.
+    """
+    wanted = [activations[name] for name in hook_points]
+    gradients = torch.autograd.grad(value, wanted, by_value, allow_unused=True)
+    lost = [name for name, each in zip(hook_points, gradients, strict=True) if each is None]
+    if lost:
+        raise ModelError(
+            f"the gradient at {', '.join(lost)} cannot be had: this model goes on with another "
+            "tensor than the one shown there; use hook_resid_pre or hook_resid_post"
+        )
+    return gradients
 
 
 def _recording(
@@ -200,14 +224,13 @@ class LossGradients:
                 tokens, visits, graph_for=hook_points, stop_at_head=head is not None
             )
         assert result is not None
-        wanted = [activations[name] for name in hook_points]
         if head is None:
             with torch.enable_grad():
                 loss = next_token_loss(result, tokens).sum()
-            gradients = torch.autograd.grad(loss, wanted)
+            gradients = _gradients(loss, hook_points, activations)
         else:
             by_hidden = next_token_loss_gradient(result.detach(), head, tokens)
-            gradients = torch.autograd.grad(result, wanted, by_hidden)
+            gradients = _gradients(result, hook_points, activations, by_hidden)
         return {
             name: (activations[name].detach(), gradient)
             for name, gradient in zip(hook_points, gradients, strict=True)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.errors import ModelError, first_line
+from saelab.errors import ModelError, first_line, panics_as_errors
 
 from .devices import resolve_device, warn_if_bfloat16_is_slow
 from .generation import Edit, GeneratedTokens, generate_tokens
@@ -181,7 +181,14 @@ class LanguageModel:
         if not texts:
             return []
         off = dict.fromkeys(("add_special_tokens", "return_attention_mask", "verbose"), False)
-        encoded = self._tokenizer(list(texts), split_special_tokens=True, **off)
+        try:
+            with panics_as_errors():
+                encoded = self._tokenizer(list(texts), split_special_tokens=True, **off)
+        except RuntimeError as error:
+            raise ModelError(
+                f"the tokenizer of {self.name} fails on this text ({first_line(error)}): its "
+                "tokenizer.json is damaged, or tokenizers has a fault"
+            ) from error
         return [list(ids) for ids in encoded["input_ids"]]
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saelab.errors import ConfigError, ModelError, did_you_mean, first_line
+from saelab.config import local_place
+from saelab.errors import ConfigError, ModelError, did_you_mean, first_line, panics_as_errors
 from saelab.formats.files import (
     full_disk_said,
     hash_of,
@@ -127,6 +128,27 @@ def mismatch_with(model: LanguageModel, recorded: Mapping[str, Any]) -> str | No
     return model_mismatch(recorded, here)
 
 
+LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
+"""Names under which configs say how many tokens a model reads at once."""
+
+
+def require_context(name: str, context_length: int) -> None:
+    """Refuse contexts longer than a model's config allows, before its weights are read.
+
+    Raises:
+        ConfigError: they are longer.
+        ModelError: there is no such model.
+    """
+    config = read_json(resolve_model(name).folder / "config.json")
+    known = [config.get(length) for length in LENGTHS] if isinstance(config, dict) else []
+    longest = max((value for value in known if isinstance(value, int)), default=None)
+    if longest is not None and context_length > longest:
+        raise ConfigError(
+            f"context_length: {context_length} is longer than the {longest} tokens that {name} "
+            "takes: lower --context-length"
+        )
+
+
 def resolve_model(name: str) -> ModelFiles:
     """Find the local folder of a model, converting or downloading it where that is needed.
 
@@ -145,12 +167,15 @@ def resolve_model(name: str) -> ModelFiles:
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelError(f"model file {path} does not exist: give the path of a .gguf file")
-        return ModelFiles(name=name, folder=convert_gguf(path, path.stem))
+        return ModelFiles(name=local_place(name), folder=convert_gguf(path, path.stem))
     if path.is_dir():
         _require_model_folder(path)
-        return ModelFiles(name=name, folder=path)
+        return ModelFiles(name=local_place(name), folder=path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ModelError(f"model folder {path} does not exist: {_local_names_clause()}")
+        raise ModelError(
+            f"model folder {path} does not exist: if it was moved, give its place with --model; "
+            f"{_local_names_clause()}"
+        )
     return ModelFiles(name=name, folder=_hub_folder(name))
 
 
@@ -246,7 +271,7 @@ def _write_dequantised(gguf: Path, folder: Path) -> None:
     try:
         # The dequantiser draws another bar, which transformers' settings do not reach.
         hidden = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-        with quiet_transformers(), hidden:
+        with quiet_transformers(), hidden, panics_as_errors():
             model = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
             )
@@ -366,6 +391,10 @@ def _missing_files(folder: Path) -> str | None:
 
 
 def _require_model_folder(folder: Path) -> None:
+    for path in folder.iterdir():
+        # Opening a pipe would wait for ever, wherever in transformers it happens.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelError(f"{path} is a pipe or a device; a file of a model was expected")
     missing = _missing_files(folder)
     if missing is not None:
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
@@ -526,12 +555,18 @@ def load_hugging_face(
     given = model_options(options)
     kind = AutoModelForMaskedLM if is_encoder(files.folder) else AutoModelForCausalLM
     try:
-        with quiet_transformers():
-            model: Any = kind.from_pretrained(
-                files.folder, dtype=dtype, local_files_only=True, **given
-            )
-            tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
+        # Off where transformers would ask on the terminal whether to run a model's own code.
+        local = {"local_files_only": True, "trust_remote_code": False}
+        with quiet_transformers(), panics_as_errors():
+            model: Any = kind.from_pretrained(files.folder, dtype=dtype, **local, **given)
+            tokenizer = AutoTokenizer.from_pretrained(files.folder, **local)
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model {files.name!r} brings Python code of its own that would have to be run to "
+                "load it (trust_remote_code), which saelab does not support: use a model whose "
+                "architecture transformers itself has"
+            ) from error
         raise ModelError(
             f"model {files.name!r} in {files.folder} cannot be loaded "
             f"({first_line(error)}): it must be a causal language model or an encoder that "

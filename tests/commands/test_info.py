@@ -1,9 +1,11 @@
 """`saelab info` on whole, damaged and newer artifacts: a verdict, or one line naming the fault."""
 
 import json
+import sqlite3
 
 import pytest
 
+from saelab.cli import main
 from saelab.commands.info import DESCRIBERS, describe
 from saelab.errors import ArtifactError
 from saelab.formats.evaluation_result import (
@@ -153,3 +155,31 @@ def test_an_unfinished_cache_has_its_shards_checked(tmp_path, tiny_model_folder)
     shard.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"shard-00001\.safetensors was changed"):
         describe(folder)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\x00\x01", b"[1]", b'{"a": 1}', b"[" * 100_000])
+def test_what_others_wrote_is_not_called_damaged(content, tmp_path):
+    for name in ("notes.json", "other.sqlite", "archive.zip"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ArtifactError, match="is not a file of saelab"):
+            describe(tmp_path / name)
+    with sqlite3.connect(tmp_path / "theirs.sqlite") as connection:
+        connection.execute("CREATE TABLE people (name TEXT)")
+    connection.close()
+    with pytest.raises(ArtifactError, match="is not a file of saelab"):
+        describe(tmp_path / "theirs.sqlite")
+
+
+def test_half_a_surrogate_pair_in_a_file_is_printed_as_its_code(tmp_path, capsys):
+    metric = MeasuredMetric(name="fvu", value=0.25, unit="1", definition="…")
+    result = EvaluationResult(
+        suite="core",
+        dictionary_name="half \ud800",
+        dictionary_hash="abc",
+        settings={},
+        made_from={"model": "m"},
+        metrics=(metric,),
+    )
+    write_evaluation_result(tmp_path / "core.json", result)
+    assert main(["info", str(tmp_path / "core.json")]) == 0
+    assert "half \\ud800" in capsys.readouterr().out

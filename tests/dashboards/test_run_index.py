@@ -1,6 +1,8 @@
 """What the scan finds, what it refuses to follow, and that no address reaches a path."""
 
 import json
+import os
+import shutil
 
 import pytest
 from hypothesis import given
@@ -73,6 +75,39 @@ def test_damaged_manifests_are_problems(tmp_path, name, content):
     index = scan([tmp_path])
     found = [run.problem for run in index.runs] + [e.problem for e in index.dictionaries]
     assert any(problem and name in problem for problem in found) or content == '{"kind": "cache"}'
+
+
+def test_one_hostile_file_hides_no_other_run(world, tmp_path):
+    """Whatever lies beside them, all good runs are listed, and at once."""
+    shutil.copytree(world, tmp_path / "good")
+    whole = scan([tmp_path])
+    hostile = [
+        b"[" * 100_000,
+        b'{"a": ' + b"9" * 5_000 + b"}",
+        b"\xff\xfe",
+        b'{"kind": "dictionary", "schema_version": 1, "config": [], "made_from": {"model": [1]}}',
+        b'{"architecture": {}, "d_sae": 1e999, "k": NaN, "metadata": 3}',
+        b'{"architecture": "\\ud800", "d_in": "x", "d_sae": ' + b"9" * 200 + b"}",
+        b"null",
+    ]
+    for number, content in enumerate(hostile):
+        for name in ("run.json", "cfg.json", "saelab.json", "features.sqlite"):
+            folder = tmp_path / f"bad{number}-{name}"
+            folder.mkdir()
+            (folder / "cfg.json").write_bytes(b"{}")
+            (folder / name).write_bytes(content)
+    for name in ("run.json", "cfg.json", "saelab.json", "features.sqlite", "compare.json"):
+        folder = tmp_path / f"pipe-{name}"
+        folder.mkdir()
+        os.mkfifo(folder / name)
+    index = scan([tmp_path])
+    found = {run.id: run for run in index.runs}
+    assert all(
+        found[run.id] == run for run in whole.runs if run.problem is None and run.dictionaries
+    )
+    for entry in index.dictionaries:
+        for value in entry.facts.values():
+            assert value is None or isinstance(value, str) or abs(value) < 2**53
 
 
 def test_an_edited_manifest_is_read_again(tmp_path):

@@ -15,8 +15,14 @@ from saelab.dictionary import load_dictionary
 from saelab.errors import ArtifactError, ConfigError
 from saelab.evals import command
 from saelab.evals.suite import Definition, Measurement, Suite, evaluate
+from saelab.evals.terminal import show
 from saelab.formats.chart import Axis, Chart, Series
-from saelab.formats.evaluation_result import Table, read_evaluation_result
+from saelab.formats.evaluation_result import (
+    EvaluationResult,
+    MeasuredMetric,
+    Table,
+    read_evaluation_result,
+)
 from saelab.formats.lock import writer_lock
 
 MEASURED: list[str] = []
@@ -260,3 +266,30 @@ def test_results_of_the_first_version_still_open_with_their_numbers(tmp_path, ca
     path.write_text(json.dumps(old | {"charts": [{"name": 1}]}))
     with pytest.raises(ArtifactError, match="not a usable evaluation result"):
         read_evaluation_result(path)
+
+
+def test_dictionaries_of_one_name_are_shown_with_their_run_and_hook_point(capsys):
+    def result(hook_point):
+        return EvaluationResult(
+            suite="toy_norms",
+            dictionary_name="topk-d8",
+            dictionary_hash="a" * 64,
+            settings={},
+            made_from={"hook_point": hook_point},
+            metrics=(MeasuredMetric(name="mean_norm", value=1.0, unit="1", definition="a norm"),),
+        )
+
+    end = "dictionaries/topk-d8/evals/toy_norms.json"
+    runs = [
+        (Path(f"runs/{run}/{end}"), result(f"blocks.{block}.hook_out"))
+        for run, block in (("first", 0), ("second", 0), ("second", 1))
+    ]
+    show(TOY, runs)
+    lines = " ".join(capsys.readouterr().out.split())
+    assert "topk-d8 blocks.0.hook_out first" in lines
+    assert "topk-d8 blocks.0.hook_out second" in lines
+    assert "topk-d8 blocks.1.hook_out second" in lines
+    show(TOY, runs[:2])
+    assert "blocks.0" not in capsys.readouterr().out.partition("report")[0]
+    show(TOY, runs[:1])
+    assert "first" not in capsys.readouterr().out.partition("report")[0]

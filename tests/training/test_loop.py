@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from saelab.errors import ActivationError
+from saelab.errors import ActivationError, ResourceError
 from saelab.formats.files import read_json
 from saelab.sparse import SparseCodes
 from saelab.training.config import OptimizerConfig
@@ -23,6 +23,25 @@ def test_a_loss_that_explodes_stops_the_run_in_words_and_keeps_the_checkpoint(ru
     with pytest.raises(ActivationError, match=r"reconstruction loss is .*learning-rate"):
         train(wild)
     assert read_json(wild.out / "run.json")["status"] == "running"
+
+
+def test_a_run_that_learns_nothing_says_so_and_one_that_learns_does_not(run_config, caplog):
+    from saelab.training.methods import MethodOptions
+    from saelab.training.methods.topk import TopKOptions
+
+    short = dataclasses.replace(run_config, k=(4,), n_tokens=256 * 12)
+    train(short)
+    assert "diverged" not in caplog.text
+    options = MethodOptions(topk=TopKOptions(learning_rate=1000.0))
+    train(dataclasses.replace(short, options=options, out=short.out.with_name("wild")))
+    assert "topk-d64-k4-s0: FVU is" in caplog.text and "lower its learning rate" in caplog.text
+
+
+def test_a_width_that_no_memory_holds_is_refused_before_it_is_allocated(run_config):
+    huge = dataclasses.replace(run_config, d_sae=(10**13,))
+    with pytest.raises(ResourceError, match=r"10,000,000,000,000 latents.*GB.*lower --d-sae"):
+        train(huge)
+    assert not huge.out.exists()
 
 
 def test_learning_rate_rises_stays_and_falls_to_nearly_zero():

@@ -128,7 +128,14 @@ def _read(source: Source, format_name: str) -> Iterator[Foreign]:
             )
     except SaelabError:
         raise
-    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         if out_of_memory(error) is not None:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
