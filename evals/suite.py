@@ -35,7 +35,7 @@ from .definitions import Definition
 logger = logging.getLogger(__name__)
 
 ConfigT = TypeVar("ConfigT")
-NOT_DECISIVE = ("out", "overwrite", "device", "card")
+NOT_DECISIVE = ("out", "overwrite", "device", "card", "activations")
 """Settings that decide no number, so they are not stored with a result."""
 REPLACE = "add --overwrite to replace it"
 

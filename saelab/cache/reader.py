@@ -25,6 +25,7 @@ from saelab.errors import ActivationError, ArtifactError, ConfigError, did_you_m
 from .batch import ActivationBatch, RowStatistics, first_not_finite
 from .config import TokenFilter
 from .format import (
+    ADOPTED_KEY,
     MANIFEST_NAME,
     how_to_finish,
     map_shard,
@@ -147,7 +148,11 @@ class ActivationCache:
 
     def provenance(self) -> dict[str, Any]:
         """What a dictionary trained on this cache was made from."""
-        return {**self.manifest["made_from"], "cache_hash": self.content_hash}
+        made_from = {**self.manifest["made_from"], "cache_hash": self.content_hash}
+        if ADOPTED_KEY in made_from:
+            # There is no text to read again: this is where the held-out rows are found.
+            made_from["activations"] = str(self.folder.resolve().parent)
+        return made_from
 
     def rows(
         self,
