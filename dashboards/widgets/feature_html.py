@@ -155,11 +155,13 @@ def examples_html(
 
 def distinct(examples: Sequence[Example], hide_repeats: bool) -> Iterator[Example]:
     """The examples, on request without those whose shown text has been seen."""
-    seen: set[tuple[str, ...]] = set()
+    seen: set[tuple[object, ...]] = set()
     for example in examples:
-        if hide_repeats and example.texts in seen:
+        # Rows of equal labels are not repeats of one another: each has a token of its own.
+        shown = (example.texts, example.token_ids)
+        if hide_repeats and shown in seen:
             continue
-        seen.add(example.texts)
+        seen.add(shown)
         yield example
 
 

@@ -156,11 +156,12 @@ def adopt_activations(
         check_existing(folders, resume=resume, overwrite=overwrite)
         with stop_on_signals() as stop:
             ceilings, origin = _survey(source, config, stop)
+            plain = to_plain(config) | {"paths": [str(path) for path in paths]}
             writers = [
                 _Writer.open(
-                    share, source, config, ceilings, origin | {"part": name}, paths, resume
+                    share, source, plain, ceilings, {**origin, "part": part}, resume=resume
                 )
-                for share, name in zip(shares, ("train", HELD_OUT), strict=False)
+                for share, part in zip(shares, ("train", HELD_OUT), strict=False)
             ]
             _write(out, source, config, writers, stop)
     return folders
