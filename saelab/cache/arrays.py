@@ -220,6 +220,11 @@ def _pt(path: Path) -> Iterator[ForeignArray]:
     def opened() -> Any:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
+    if not zipfile.is_zipfile(path):
+        raise ActivationError(
+            f"{path} is a bare pickle or of torch before 1.6, which cannot be read without running "
+            "code that may be in it: save it again with torch.save"
+        )
     content = opened()
     tensors = {"": content} if isinstance(content, Tensor) else content
     if isinstance(tensors, list | tuple):

@@ -138,7 +138,7 @@ def test_several_arrays_are_hook_points_with_the_same_rows(tmp_path):
         {"early": torch.tensor(loud), "late": -torch.tensor(VALUES)}, tmp_path / "a.safetensors"
     )
     adopt_activations(
-        [tmp_path / "a.safetensors"], tmp_path / "out", AdoptConfig(held_out_fraction=0)
+        [tmp_path / "a.safetensors"], tmp_path / "out", AdoptConfig(held_out_fraction=0.0)
     )
     early, late = (open_cache(tmp_path / "out", name) for name in ("early", "late"))
     assert early.excluded == {"bos": 0, "separator": 0, "position": 0, "norm": 1, "norm_at:late": 0}
@@ -189,7 +189,7 @@ def _truncated(path):
 BAD = {
     "nan.npy": (lambda p: np.save(p, _with((211, 2), np.nan)), "row 211 holds a NaN"),
     "inf.npz": (lambda p: np.savez(p, x=_with((299, 0), np.inf)), "row 299 holds a NaN or an inf"),
-    "huge.npy": (lambda p: np.save(p, VALUES * 1e300), "row 0 holds a NaN or an inf"),
+    "huge.npy": (lambda p: np.save(p, VALUES.astype("f8") * 1e300), "row 0 holds a NaN or an inf"),
     "objects.npy": (lambda p: np.save(p, np.array([{}, 1], object)), "cannot be read"),
     "objects.npz": (lambda p: np.savez(p, x=np.array([{}], object)), "array of Python objects"),
     "integers.npy": (lambda p: np.save(p, VALUES.astype(int)), "holds no activations"),
@@ -199,7 +199,7 @@ BAD = {
     "truncated.npy": (_truncated, "cannot be read"),
     "text.npy": (lambda p: p.write_text("hello"), "cannot be read"),
     "code.pt": (lambda p: torch.save(Harmful(p.with_suffix(".made")), p), "pickled code"),
-    "pickle.pt": (lambda p: p.write_bytes(pickle.dumps(VALUES)), "code"),
+    "pickle.pt": (lambda p: p.write_bytes(pickle.dumps(VALUES)), "is a bare pickle"),
     "list.pt": (lambda p: torch.save([torch.zeros(3, 2)], p), "holds a list of 1 entries"),
     "nested.pt": (lambda p: torch.save({"a": {"b": torch.zeros(3, 2)}}, p), "'a' of"),
     "sparse.pt": (lambda p: torch.save(torch.eye(3).to_sparse(), p), "sparse"),
