@@ -248,7 +248,7 @@ def _loss_data(losses: LossFindings, values: dict[str, Any], mean_source: str) -
 
 def _data(index: int, rows: RowFindings, values: dict[str, Any]) -> dict[str, Any]:
     reconstruction, sparsity = rows.reconstruction[index], rows.sparsity[index]
-    return {
+    data = {
         "density_histogram": {
             **density_histogram(sparsity.density(), sparsity.n_rows),
             "n_rows": sparsity.n_rows,
@@ -258,13 +258,13 @@ def _data(index: int, rows: RowFindings, values: dict[str, Any]) -> dict[str, An
             "mean": values["l0_mean"],
             "median": values["l0_q50"],
         },
-        "fvu_by_position": {
-            **_position_curve(rows, reconstruction.fvu_by_group()),
-            "pooled": values["fvu"],
-        },
         "error_by_norm": reconstruction.error_by_norm(),
         "density_and_strength": _points(sparsity),
     }
+    if len(rows.position_bin) > 1:  # Adopted rows may be no contexts.
+        curve = _position_curve(rows, reconstruction.fvu_by_group())
+        data["fvu_by_position"] = {**curve, "pooled": values["fvu"]}
+    return data
 
 
 def _l0_bars(sparsity: SparsityStatistics) -> dict[str, list[int]]:
