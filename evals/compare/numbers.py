@@ -275,8 +275,9 @@ def _values(
     for suite, names in HEADINGS.items():
         result = results.get(suite)
         for name in names if suite != COMPUTED else ():
-            missing = result is None or (candidate.spec.adopted is not None and name in OF_MODEL)
-            values[name] = None if missing else number(result.value(_key(name, config)))
+            without_model = candidate.spec.adopted is not None and name in OF_MODEL
+            unknown = result is None or without_model
+            values[name] = None if unknown else number(result.value(_key(name, config)))
     if values["l0_mean"] is None:
         raise ArtifactError(
             f"the core result of {candidate.folder} leaves L0 undefined: it was edited"
