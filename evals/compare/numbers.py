@@ -276,8 +276,10 @@ def _values(
         result = results.get(suite)
         for name in names if suite != COMPUTED else ():
             without_model = candidate.spec.adopted is not None and name in OF_MODEL
-            unknown = result is None or without_model
-            values[name] = None if unknown else number(result.value(_key(name, config)))
+            known = None
+            if result is not None and not without_model:
+                known = result.value(_key(name, config))
+            values[name] = number(known)
     if values["l0_mean"] is None:
         raise ArtifactError(
             f"the core result of {candidate.folder} leaves L0 undefined: it was edited"
