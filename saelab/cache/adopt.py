@@ -12,8 +12,8 @@ its context in the files as given, held-out ones counted, so that labels by row 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from saelab.config import to_plain
-from saelab.errors import ActivationError, ConfigError, Stopped, did_you_mean
+from saelab.errors import ActivationError, Stopped
 from saelab.formats.files import (
     hash_of,
     remedy_when_full,
@@ -32,11 +32,11 @@ from saelab.formats.files import (
 )
 from saelab.formats.lock import writer_lock
 from saelab.interrupts import StopRequest, stop_on_signals
-from saelab.progress import progress_bar
 
-from .arrays import ForeignArray, open_arrays
+from .adopted_source import Part, Source, open_source
+from .arrays import ForeignArray
 from .batch import first_not_finite
-from .config import AdoptConfig, TokenFilter
+from .config import AdoptConfig
 from .format import ADOPTED_KEY, DTYPES, HELD_OUT, MANIFEST_NAME, new_cache_manifest, row_bytes
 from .harvest import CapturedBatch, rows_beside
 from .hook_folder import HookFolder, remove_cache
@@ -48,75 +48,10 @@ _log = logging.getLogger(__name__)
 
 NO_TEXT = "none: activations from elsewhere"
 """What `made_from` names as the text."""
-TOKEN_NAMES = ("tokens", "token_ids", "input_ids")
-DEFAULT_HOOK_POINT = "activations"
-BLOCK_BYTES = 1 << 24
-"""Float32 bytes of one block of all hook points."""
 SHARD_ROWS, SHARD_BYTES = 1 << 16, 1 << 27
 """Rows and bytes of a shard of training rows, at most; of held-out rows an eighth."""
 NORM_SAMPLE = 131_072
 """Rows whose median norm sets the ceiling: all, or as many spread evenly over them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """The arrays of one file: side by side, with their tokens."""
-
-    path: Path
-    hook_points: dict[str, ForeignArray]
-    tokens: ForeignArray | None
-
-    @property
-    def contexts(self) -> int:
-        return next(iter(self.hook_points.values())).shape[0]
-
-    def blocks(self, contexts: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """Activations [contexts, positions, d_in] by hook point and tokens, 0 without any."""
-        readers = [array.blocks(contexts) for array in self.hook_points.values()]
-        tokens = None if self.tokens is None else self.tokens.blocks(contexts)
-        for blocks in zip(*readers, strict=True):
-            shaped = [block if block.ndim == 3 else block[:, None] for block in blocks]
-            if tokens is None:
-                ids = torch.zeros(shaped[0].shape[:2], dtype=torch.int64)
-            else:
-                ids = next(tokens).long().reshape(shaped[0].shape[:2])
-            yield dict(zip(self.hook_points, shaped, strict=True)), ids
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """Everything that is adopted, and what is known of it before a value is read."""
-
-    parts: list[_Part]
-    widths: dict[str, int]
-    """By hook point."""
-    context_length: int
-    rule: TokenFilter
-    special_ids: frozenset[int]
-    bos_id: int | None
-    n_tokens_known: int | None
-    """Tokens of the vocabulary; None without a model."""
-    model: str
-    model_hash: str | None
-
-    @property
-    def n_contexts(self) -> int:
-        return sum(part.contexts for part in self.parts)
-
-    @property
-    def block(self) -> int:
-        """Contexts of a block."""
-        return max(1, BLOCK_BYTES // (4 * self.context_length * sum(self.widths.values())))
-
-    def blocks(self, what: str) -> Iterator[tuple[_Part, int, dict[str, Tensor], Tensor]]:
-        """All blocks: their file, the index of the first context in it, activations, tokens."""
-        with progress_bar(self.n_contexts * self.context_length, what, "rows") as bar:
-            for part in self.parts:
-                first = 0
-                for activations, tokens in part.blocks(self.block):
-                    yield part, first, activations, tokens
-                    first += len(tokens)
-                    bar.update(tokens.numel())
 
 
 def adopt_activations(
@@ -150,7 +85,7 @@ def adopt_activations(
     """
     out = Path(out)
     with writer_lock(out), remedy_when_full("go on with --resume"):
-        source = _open(paths, config)
+        source = open_source(paths, config)
         shares = [out, out / HELD_OUT] if config.held_out_fraction else [out]
         folders = [share / name for share in shares for name in source.widths]
         check_existing(folders, resume=resume, overwrite=overwrite)
@@ -167,148 +102,8 @@ def adopt_activations(
     return folders
 
 
-def _open(paths: Sequence[Path], config: AdoptConfig) -> _Source:
-    """Open every file and check that they fit together, by their shapes alone."""
-    if not paths:
-        raise ConfigError("no file of activations was given: `saelab cache adopt PATH … --out OUT`")
-    if config.tokens and len(config.tokens) != len(paths):
-        raise ConfigError(
-            f"tokens: {len(config.tokens)} files of tokens were given for {len(paths)} of "
-            "activations: give one for each, in their order"
-        )
-    tokens = config.tokens or [None] * len(paths)
-    parts = [_open_part(path, ids, config) for path, ids in zip(paths, tokens, strict=True)]
-    first = parts[0]
-    for part in parts[1:]:
-        if list(part.hook_points) != list(first.hook_points):
-            raise ActivationError(
-                f"{part.path} holds {', '.join(part.hook_points)}; {first.path} holds "
-                f"{', '.join(first.hook_points)}: name what both hold with --arrays"
-            )
-        for name, array in part.hook_points.items():
-            if array.shape[1:] != first.hook_points[name].shape[1:]:
-                raise ActivationError(
-                    f"{array} has rows of shape {list(array.shape[1:])}; {first.path} has "
-                    f"{list(first.hook_points[name].shape[1:])}: files that are joined are alike"
-                )
-        if (part.tokens is None) != (first.tokens is None):
-            without = part if part.tokens is None else first
-            raise ActivationError(f"{without.path} has no tokens and others have: give all or none")
-    shape = next(iter(first.hook_points.values())).shape
-    length = shape[1] if len(shape) == 3 else 1
-    outside = [position for position in config.rows.exclude_positions if position >= length]
-    if outside:
-        raise ConfigError(
-            f"rows.exclude_positions: {outside} lie outside contexts of {length} positions"
-        )
-    widths = {name: array.shape[-1] for name, array in first.hook_points.items()}
-    return _with_model(parts, widths, length, config)
-
-
-def _with_model(
-    parts: list[_Part], widths: dict[str, int], length: int, config: AdoptConfig
-) -> _Source:
-    """Add what only a language model knows: which tokens are special, and its content hash."""
-    special: frozenset[int] = frozenset()
-    bos, known, model_hash = None, None, None
-    rule = replace(config.rows, exclude_bos=False, exclude_separators=False)
-    name = config.name or f"unnamed ({parts[0].path.name})"
-    if config.model is not None:
-        from saelab.model.language_model import load_language_model
-
-        model = load_language_model(config.model, dtype="float32", device="cpu")
-        for hook_point, width in widths.items():
-            if model.width_at(hook_point) != width:
-                raise ActivationError(
-                    f"{parts[0].path} holds rows of width {width}; {hook_point} of {config.model} "
-                    f"has width {model.width_at(hook_point)}: name its own hook point or model"
-                )
-        # A row by itself is no first position of anything; its token may still be special.
-        rule = config.rows if length > 1 else replace(config.rows, exclude_bos=False)
-        if parts[0].tokens is not None:
-            special, bos = frozenset(model.special_ids), model.bos_id
-            known = len(model.token_bytes())
-        name, model_hash = config.model, model.content_hash
-    return _Source(
-        parts=parts,
-        widths=widths,
-        context_length=length,
-        rule=rule,
-        special_ids=special,
-        bos_id=bos,
-        n_tokens_known=known,
-        model=name,
-        model_hash=model_hash,
-    )
-
-
-def _open_part(path: Path, tokens: Path | None, config: AdoptConfig) -> _Part:
-    arrays = {array.name: array for array in open_arrays(path)}
-    chosen = [_named(path, arrays, name) for name in config.arrays] or [
-        array for array in arrays.values() if array.is_float and len(array.shape) in (2, 3)
-    ]
-    if not chosen:
-        held = ", ".join(f"{array} {list(array.shape)}" for array in arrays.values())
-        raise ActivationError(
-            f"{path} holds no activations: floating-point numbers [rows, d_in] or [contexts, "
-            f"positions, d_in] were expected; it holds {held or 'no array of numbers'}"
-        )
-    if config.hook_point is not None and len(chosen) > 1:
-        held = ", ".join(array.name for array in chosen)
-        raise ConfigError(
-            f"hook_point: {path} holds several arrays ({held}): choose one with --arrays"
-        )
-    hook_points: dict[str, ForeignArray] = {}
-    for array in chosen:
-        if not array.is_float or len(array.shape) not in (2, 3) or 0 in array.shape:
-            kind = "floating-point numbers" if array.is_float else "integers"
-            raise ActivationError(
-                f"{array} is {kind} of shape {list(array.shape)}: floating-point numbers [rows, "
-                "d_in] or [contexts, positions, d_in] were expected"
-            )
-        if array.shape[:-1] != chosen[0].shape[:-1]:
-            raise ActivationError(
-                f"{array} has {list(array.shape[:-1])} rows and {chosen[0]} has "
-                f"{list(chosen[0].shape[:-1])}: they are not side by side; choose with --arrays"
-            )
-        hook_points[_hook_point(config.hook_point or array.name or DEFAULT_HOOK_POINT)] = array
-    if tokens is not None:
-        found = [array for array in open_arrays(tokens) if not array.is_float]
-        if len(found) != 1:
-            raise ActivationError(f"{tokens} holds {len(found)} arrays of integers: one is needed")
-        ids = found[0]
-    else:
-        ids = next((arrays[n] for n in TOKEN_NAMES if n in arrays and not arrays[n].is_float), None)
-    if ids is not None and ids.shape != chosen[0].shape[:-1]:
-        raise ActivationError(
-            f"{ids} has shape {list(ids.shape)}; {list(chosen[0].shape[:-1])} was expected: a "
-            "token for each row"
-        )
-    return _Part(path=path, hook_points=hook_points, tokens=ids)
-
-
-def _named(path: Path, arrays: Mapping[str, ForeignArray], name: str) -> ForeignArray:
-    if name not in arrays:
-        raise ConfigError(f"arrays: {path} holds no {name!r}; {did_you_mean(name, arrays)}")
-    return arrays[name]
-
-
-def _hook_point(name: str) -> str:
-    """A name that can be a folder's.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if name in ("", ".", "..", HELD_OUT) or set(name) & set("/\\\0") or len(name) > 200:
-        raise ConfigError(
-            f"hook_point: {name[:60]!r} cannot be the name of a folder, in which the cache would "
-            "lie: give another with --hook-point"
-        )
-    return name
-
-
 def _survey(
-    source: _Source, config: AdoptConfig, stop: StopRequest
+    source: Source, config: AdoptConfig, stop: StopRequest
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
     """Check every value; the norm ceiling of each hook point, and what the files are.
 
@@ -352,7 +147,7 @@ def _check_finite(array: ForeignArray, rows: Tensor, first: int, length: int) ->
         )
 
 
-def _check_tokens(part: _Part, first: int, tokens: Tensor, known: int | None) -> None:
+def _check_tokens(part: Part, first: int, tokens: Tensor, known: int | None) -> None:
     limit = known or 1 << 31
     bad = (tokens < 0) | (tokens >= limit)
     if bool(bad.any()):
@@ -364,7 +159,7 @@ def _check_tokens(part: _Part, first: int, tokens: Tensor, known: int | None) ->
 
 
 def _selection(
-    source: _Source, block: Tensor, tokens: Int[Tensor, "batch seq"], ceiling: float | None
+    source: Source, block: Tensor, tokens: Int[Tensor, "batch seq"], ceiling: float | None
 ) -> Any:
     return select_rows(
         source.rule,
@@ -391,7 +186,7 @@ def _ceiling(hook_point: str, norms: Tensor, config: AdoptConfig) -> float | Non
     return ratio * median
 
 
-def _n_held_out(source: _Source, config: AdoptConfig) -> int:
+def _n_held_out(source: Source, config: AdoptConfig) -> int:
     if config.held_out_fraction == 0:
         return 0
     n_held = max(1, round(config.held_out_fraction * source.n_contexts))
@@ -403,7 +198,7 @@ def _n_held_out(source: _Source, config: AdoptConfig) -> int:
     return n_held
 
 
-def _described(part: _Part) -> dict[str, Any]:
+def _described(part: Part) -> dict[str, Any]:
     """A file as `made_from` names it: by what is in it, not by where it lies."""
     arrays = [*part.hook_points.values(), *([part.tokens] if part.tokens else [])]
     files = dict.fromkeys(file for array in arrays for file in array.files)
@@ -427,7 +222,7 @@ class _Writer:
     def open(
         cls,
         out: Path,
-        source: _Source,
+        source: Source,
         config: dict[str, Any],
         ceilings: Mapping[str, float | None],
         origin: dict[str, Any],
@@ -462,7 +257,7 @@ class _Writer:
 
     def add(
         self,
-        source: _Source,
+        source: Source,
         activations: Mapping[str, Tensor],
         tokens: Int[Tensor, "contexts positions"],
         contexts: Int[Tensor, " contexts"],
@@ -510,7 +305,7 @@ class _Writer:
 
 def _manifest(
     hook_point: str,
-    source: _Source,
+    source: Source,
     config: dict[str, Any],
     ceiling: float | None,
     origin: dict[str, Any],
@@ -548,7 +343,7 @@ def _manifest(
 
 
 def _write(
-    out: Path, source: _Source, config: AdoptConfig, writers: list[_Writer], stop: StopRequest
+    out: Path, source: Source, config: AdoptConfig, writers: list[_Writer], stop: StopRequest
 ) -> None:
     """Write every context to the caches of its share."""
     if all(folder.complete for writer in writers for folder in writer.folders.values()):

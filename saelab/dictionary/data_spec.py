@@ -451,17 +451,10 @@ def evaluated_rows(
     batch_contexts: int,
     device: torch.device,
 ) -> Iterator[SiteRows]:
-    """The held-out rows of a data spec, from the model's text or from adopted caches.
+    """The held-out rows of a data spec: of the model's text, or without one of adopted caches.
 
-    Args:
-        model: None where the rows are adopted.
-        spec: which rows.
-        n_tokens: of text, rounded up to contexts; of adopted rows, rounded up to shards.
-        batch_contexts: contexts in one forward pass.
-        device: of the rows where no model has one.
-
-    Raises:
-        SaelabError: as `held_out_rows` and `adopted_shards` say.
+    `n_tokens` of text are rounded up to contexts, of adopted rows up to shards; see
+    `held_out_rows` and `adopted_shards`.
     """
     if model is None:
         return (rows for rows, _ in adopted_shards(spec, n_tokens, device, held_out=True))

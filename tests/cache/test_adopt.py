@@ -13,7 +13,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from saelab.cache import adopt
+from saelab.cache import adopt, adopted_source
 from saelab.cache.adopt import adopt_activations
 from saelab.cache.config import AdoptConfig, TokenFilter
 from saelab.cache.reader import open_cache
@@ -65,7 +65,7 @@ WRITERS = {
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks and shards of a few rows, so that their borders are met."""
-    monkeypatch.setattr(adopt, "BLOCK_BYTES", 4 * D_IN * 37)
+    monkeypatch.setattr(adopted_source, "BLOCK_BYTES", 4 * D_IN * 37)
     monkeypatch.setattr(adopt, "SHARD_ROWS", 64)
 
 
