@@ -382,8 +382,7 @@ def splice_at(
 def open_adopted(spec: DataSpec, *, held_out: bool) -> tuple[AnyCache, ActivationCache]:
     """The adopted caches of a data spec, those of several hook points side by side.
 
-    Returns:
-        The caches, and the first of them, for tokens and positions.
+    The second of what is returned is the first cache, for tokens and positions.
 
     Raises:
         ArtifactError: they are not there, or were adopted from other files than the dictionary's.
