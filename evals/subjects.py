@@ -9,11 +9,16 @@ from typing import Any
 
 from saelab.cache.config import DataOverrides
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import DataSpec, ModelKey, check_fit, data_spec_of
+from saelab.dictionary.data_spec import (
+    DataSpec,
+    ModelKey,
+    check_fit,
+    data_spec_of,
+    needs_model,
+)
 from saelab.errors import ConfigError
 from saelab.model.language_model import LanguageModel
 from saelab.model.model_files import require_context
-from saelab.text.contexts import describe_text
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def origin_of(subject: Subject) -> dict[str, Any]:
         "model": spec.model,
         "model_hash": spec.model_hash,
         "hook_point": str(spec.site),
-        "text": describe_text(spec.text),
+        "text": spec.text_described(),
         "split": "held_out",
         "architecture": dictionary.architecture,
         "d_in": dictionary.d_in,
@@ -73,14 +78,19 @@ def describe(saved: SavedDictionary) -> str:
 def load_models(subjects: Sequence[Subject], device: str) -> dict[ModelKey, LanguageModel]:
     """Load the model of every subject once, and check that each subject belongs to its model.
 
+    A suite that can do without one leaves out those of adopted activations.
+
     Returns:
         `model_key` of the data specs -> model.
 
     Raises:
         ModelError: an unknown model or hook point.
         ArtifactError: a dictionary that does not fit its model.
-        ConfigError: contexts longer than the model's.
+        ConfigError: contexts longer than the model's, or activations without a model.
     """
+    without = [subject.saved for subject in subjects if subject.spec.adopted is not None]
+    if without:
+        raise ConfigError(needs_model(without[0]))
     models: dict[ModelKey, LanguageModel] = {}
     for subject in subjects:
         require_context(subject.spec.model, subject.spec.context_length)

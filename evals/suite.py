@@ -39,7 +39,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ConfigT = TypeVar("ConfigT")
-NOT_DECISIVE = ("out", "overwrite", "device", "card", "batch_contexts", "batch_variants")
+NOT_DECISIVE = (
+    "out",
+    "overwrite",
+    "device",
+    "card",
+    "batch_contexts",
+    "batch_variants",
+    "activations",
+)
 """Settings that decide no number, so they are not stored with a result."""
 REPLACE = "add --overwrite to replace it"
 MOST_NAMED = 4

@@ -155,7 +155,9 @@ def check_same_origin(run: RunManifest, made_from: dict[str, Any]) -> None:
     Raises:
         ConfigError: the cache, the model or the dictionary whose error is learnt was changed.
     """
-    compared = (run.made_from.keys() & made_from.keys()) - {"model_hash", "bos_id"}
+    # Where adopted caches lie may change; models are compared below.
+    apart = {"model_hash", "bos_id", "activations"}
+    compared = (run.made_from.keys() & made_from.keys()) - apart
     differing = sorted(
         key for key in compared if hash_of(run.made_from[key]) != hash_of(made_from[key])
     )

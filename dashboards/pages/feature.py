@@ -32,6 +32,7 @@ from ..widgets.feature_html import (
 from ..widgets.feature_table import about
 from ..widgets.figures import activation_histogram, logit_histogram
 from ..widgets.page_parts import FEATURE_PAGE, plain, run_page, show_figure, show_note, show_problem
+from ..widgets.token_html import short_label
 
 LISTS = {
     "Top": "Contexts with the highest maxima, one window for each context, no two alike. The "
@@ -95,7 +96,7 @@ def _show_head(
     if labels:
         _show_label(labels[0])
     else:
-        tokens = ", ".join(repr(text) for text in record.top_tokens[:5])
+        tokens = ", ".join(repr(short_label(text)) for text in record.top_tokens[:5])
         st.caption(plain(f"No label yet. Strongest on {tokens}" if tokens else "No label yet."))
     badges = " ".join(f":orange-badge[{flag}]" for flag in record.flags)
     st.markdown(f":blue-badge[{plain(entry.name)}] {badges}")
@@ -222,7 +223,12 @@ def _draw_controls() -> tuple[str, str, ExampleView]:
             key="feature_own_scale",
             help="Colour each example from 0 to its own maximum instead of the feature's.",
         )
-    view = ExampleView(show_values=values, hide_repeats=repeats, own_scale=own_scale)
+    view = ExampleView(
+        show_values=values,
+        hide_repeats=repeats,
+        own_scale=own_scale,
+        folders=context.run_index().roots,
+    )
     return chosen, window, view
 
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from saelab.report.page import Html
 
 from .figures import activation_histogram, logit_histogram
 from .html_tables import page_table
+from .pictures import picture
 from .token_html import legend, short, token_row, tokens_page, visible, visible_text
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -54,6 +56,8 @@ class ExampleView:
     """Leave out a context whose shown text has been seen in the same list."""
     own_scale: bool = False
     """Colour each example from 0 to its own maximum instead of the feature's."""
+    folders: tuple[Path, ...] = ()
+    """Folders of images: a row whose label is the path of one in them is shown as that image."""
 
 
 def numbers_of(record: FeatureRecord) -> list[tuple[str, str, str]]:
@@ -136,6 +140,7 @@ def examples_html(
     """A list of examples, the colour scale above it."""
     items = "".join(
         f'<li class="ex"><div class="meta">{escape(example_facts(example))}</div>'
+        + (picture(example.texts[0], view.folders) if len(example.texts) == 1 else "")
         + token_row(
             example.texts,
             example.activations.tolist(),
@@ -155,11 +160,13 @@ def examples_html(
 
 def distinct(examples: Sequence[Example], hide_repeats: bool) -> Iterator[Example]:
     """The examples, on request without those whose shown text has been seen."""
-    seen: set[tuple[str, ...]] = set()
+    seen: set[tuple[object, ...]] = set()
     for example in examples:
-        if hide_repeats and example.texts in seen:
+        # Rows of equal labels are not repeats of one another: each has a token of its own.
+        shown = (example.texts, example.token_ids)
+        if hide_repeats and shown in seen:
             continue
-        seen.add(example.texts)
+        seen.add(shown)
         yield example
 
 

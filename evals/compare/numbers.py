@@ -142,6 +142,8 @@ def density_curve(densities: Sequence[Float[Tensor, " d_sae"]]) -> dict[str, lis
     }
 
 
+OF_MODEL = ("loss_recovered_mean", "loss_recovered_zero", "kl")
+"""Numbers that adopted activations have none of, since there is no language model to splice in."""
 COMPUTED = "compare"
 HEADINGS: dict[str, dict[str, str]] = {
     "core": {
@@ -273,7 +275,10 @@ def _values(
     for suite, names in HEADINGS.items():
         result = results.get(suite)
         for name in names if suite != COMPUTED else ():
-            known = None if result is None else result.value(_key(name, config))
+            without_model = candidate.spec.adopted is not None and name in OF_MODEL
+            known = None
+            if result is not None and not without_model:
+                known = result.value(_key(name, config))
             values[name] = number(known)
     if values["l0_mean"] is None:
         raise ArtifactError(

@@ -11,13 +11,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.dictionary import ARCHITECTURES, Dictionary, SavedDictionary
-from saelab.dictionary.data_spec import held_out_rows
+from saelab.dictionary.data_spec import evaluated_rows
 from saelab.errors import ActivationError
 from saelab.progress import progress_bar
 from saelab.sparse import PreActivations, SparseCodes
 from saelab.stats.metrics import SparsityStatistics
 from saelab.stats.moments import Moments
-from saelab.text.contexts import describe_text
 
 from ..alike import is_planted
 from ..subjects import by_data_spec, load_models, subjects_of
@@ -129,7 +128,7 @@ def rank(
     of_text = [saved for saved in dictionaries if not is_planted(saved)]
     activities: dict[str, Activity] = {}
     described: dict[str, dict[str, Any]] = {}
-    passes = [*_text_passes(of_text, config), *_planted_passes(planted, config, device)]
+    passes = [*_text_passes(of_text, config, device), *_planted_passes(planted, config, device)]
     for members, batches, rows in passes:
         statistics = [ActivityStatistics(saved.dictionary) for saved in members]
         with progress_bar(config.n_tokens, "rank latents", "rows") as bar:
@@ -144,22 +143,23 @@ def rank(
 
 
 def _text_passes(
-    dictionaries: Sequence[SavedDictionary], config: ConsistencyConfig
+    dictionaries: Sequence[SavedDictionary], config: ConsistencyConfig, device: torch.device
 ) -> Iterator[Pass]:
     subjects = subjects_of(dictionaries, [saved.folder for saved in dictionaries], config)
-    models = load_models(subjects, config.device)
+    of_text = [subject for subject in subjects if subject.spec.adopted is None]
+    models = load_models(of_text, config.device)
     for spec, group in by_data_spec(subjects).items():
-        model = models[spec.model_key]
+        model = models[spec.model_key] if spec.adopted is None else None
         for subject in group:
-            subject.saved.dictionary.to(model.device)
+            subject.saved.dictionary.to(device)
         described = {
-            "rows": "held-out text",
-            "text": describe_text(spec.text),
+            "rows": "held-out text" if model is not None else "held-out adopted rows",
+            "text": spec.text_described(),
             "context_length": spec.context_length,
             "model_dtype": spec.model_dtype,
             "norm_ceiling": spec.norm_ceiling,
         }
-        batches = held_out_rows(model, spec, config.n_tokens, config.batch_contexts)
+        batches = evaluated_rows(model, spec, config.n_tokens, config.batch_contexts, device)
         rows = (batch.inputs for batch in batches)
         yield [subject.saved for subject in group], rows, described
 

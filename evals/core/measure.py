@@ -12,6 +12,7 @@ import torch
 from saelab.dictionary import load_dictionary
 from saelab.dictionary.data_spec import DataSpec, recorded_mean
 from saelab.memory import keep_freed_memory
+from saelab.model.devices import resolve_device
 from saelab.model.language_model import LanguageModel
 from saelab.stats.metric_definitions import INFERENCE_MODES
 from saelab.stats.metrics import SparsityStatistics, density_histogram, loss_recovered
@@ -29,6 +30,10 @@ logger = logging.getLogger(__name__)
 
 TRAINING_MEAN = "the mean of the dictionary's training activations"
 EVALUATED_MEAN = "the mean of the evaluated rows"
+NO_LOSSES = (
+    "No language model: the activations are from elsewhere, so what splicing costs (losses, KL) is "
+    "not measured."
+)
 MOST_POINTS = 4096
 MOST_L0_BARS = 60
 
@@ -46,29 +51,36 @@ def measure_core(
         ActivationError: activations that are not finite.
     """
     subjects = subjects_of([load_dictionary(folder) for folder in folders], outs, config)
-    models = load_models(subjects, config.device)
+    of_text = [subject for subject in subjects if subject.spec.adopted is None]
+    models = load_models(of_text, config.device)
     for model in models.values():
         model.require_next_token("the core suite's losses")
     # Each pass makes and frees the same hundreds of megabytes of logits: a fifth of its time.
     keep_freed_memory()
     for spec, group in by_data_spec(subjects).items():
-        yield from _measure_group(models[spec.model_key], spec, group, config)
+        model = models[spec.model_key] if spec.adopted is None else None
+        yield from _measure_group(model, spec, group, config)
 
 
 def _measure_group(
-    model: LanguageModel, spec: DataSpec, group: Sequence[Subject], config: CoreConfig
+    model: LanguageModel | None, spec: DataSpec, group: Sequence[Subject], config: CoreConfig
 ) -> Iterator[Measurement]:
     dictionaries = [subject.saved for subject in group]
+    device = resolve_device(config.device) if model is None else model.device
     for saved in dictionaries:
-        saved.dictionary.to(model.device)
-    recorded = [recorded_mean(saved, model.device) for saved in dictionaries]
-    rows = measure_rows(model, spec, dictionaries, config)
+        saved.dictionary.to(device)
+    recorded = [recorded_mean(saved, device) for saved in dictionaries]
+    rows = measure_rows(model, spec, dictionaries, config, device)
     if rows.n_tokens < config.n_tokens:
         logger.warning(
-            "the held-out text has %d tokens of the %d asked for: all of it was evaluated",
+            "there are %d held-out tokens or rows of the %d asked for: all were evaluated",
             rows.n_tokens,
             config.n_tokens,
         )
+    if model is None:
+        for index, subject in enumerate(group):
+            yield _measurement(subject, index, config, rows, None, None, TRAINING_MEAN)
+        return
     evaluated_mean = rows.mean().float()
     means = [evaluated_mean if mean is None else mean for mean in recorded]
     losses = measure_losses(model, spec, dictionaries, means, config)
@@ -83,19 +95,21 @@ def _measurement(
     index: int,
     config: CoreConfig,
     rows: RowFindings,
-    losses: LossFindings,
+    losses: LossFindings | None,
     modes: ModeFindings | None,
     mean_source: str,
 ) -> Measurement:
-    """Everything measured about one dictionary, the one at `index` in the findings."""
+    """Everything measured about one dictionary, the one at `index` in the findings.
+
+    `losses` and `modes` are None where there is no model.
+    """
     saved, spec = subject.saved, subject.spec
     numbers: dict[str, Any] = {
         **rows.reconstruction[index].values(),
         **rows.sparsity[index].values(),
-        **losses.values(index),
-        **_counts(rows, losses),
+        **_counts(rows),
     }
-    data = _data(index, rows, losses, numbers, mean_source)
+    data = _data(index, rows, numbers)
     settings = {
         "n_loss_tokens": config.loss_tokens,
         **row_settings(spec),
@@ -104,14 +118,19 @@ def _measurement(
     }
     facts = {
         "n_rows": numbers["n_rows"],
-        "n_loss_positions": losses.n_positions,
-        "mean_source": mean_source,
         "norm_ceiling": ", ".join(
             "none" if ceiling is None else f"{ceiling:.6g}" for ceiling in spec.norm_ceilings
         ),
-        "loss_excluded": ", ".join(f"{count:,} {name}" for name, count in losses.excluded.items()),
     }
-    if modes is not None:
+    if losses is not None:
+        numbers |= losses.values(index) | _loss_counts(losses)
+        data["losses"] = _loss_data(losses, numbers, mean_source)
+        facts |= {
+            "n_loss_positions": losses.n_positions,
+            "mean_source": mean_source,
+            "loss_excluded": ", ".join(f"{count:,} {n}" for n, count in losses.excluded.items()),
+        }
+    if losses is not None and modes is not None:
         in_modes = _mode_values(modes, losses, index)
         numbers |= in_modes
         facts |= _mode_facts(modes, in_modes)
@@ -138,8 +157,8 @@ def _measurement(
         rows={"features": _features(rows.sparsity[index])},
         seed=None if modes is None else SHUFFLE_SEED,
         title=f"Core evaluation of {saved.name}",
-        subtitle=f"{describe(saved)}. Held-out part of {spec.text.source}, contexts of "
-        f"{spec.context_length} tokens.",
+        subtitle=f"{describe(saved)}. {spec.in_words}.",
+        notes=() if losses is not None else (NO_LOSSES,),
     )
 
 
@@ -162,11 +181,16 @@ def _features(sparsity: SparsityStatistics) -> dict[str, Any]:
     }
 
 
-def _counts(rows: RowFindings, losses: LossFindings) -> dict[str, int]:
+def _counts(rows: RowFindings) -> dict[str, int]:
     return {
         "n_contexts": rows.n_contexts,
         "n_tokens": rows.n_tokens,
         **{f"n_excluded_{reason}": count for reason, count in rows.excluded.items()},
+    }
+
+
+def _loss_counts(losses: LossFindings) -> dict[str, int]:
+    return {
         "n_loss_contexts": losses.n_contexts,
         "n_loss_positions": losses.n_positions,
         "n_loss_rows_replaced": losses.n_replaced,
@@ -215,21 +239,18 @@ def _mode_settings(findings: ModeFindings) -> dict[str, Any]:
     }
 
 
-def _data(
-    index: int,
-    rows: RowFindings,
-    losses: LossFindings,
-    values: dict[str, Any],
-    mean_source: str,
-) -> dict[str, Any]:
-    reconstruction, sparsity = rows.reconstruction[index], rows.sparsity[index]
+def _loss_data(losses: LossFindings, values: dict[str, Any], mean_source: str) -> dict[str, Any]:
     conditions = ("clean", "spliced", "mean_ablation", "zero_ablation")
     return {
-        "losses": {
-            "loss": {condition: values[f"loss_{condition}"] for condition in conditions},
-            "n_positions": losses.n_positions,
-            "mean_source": mean_source,
-        },
+        "loss": {condition: values[f"loss_{condition}"] for condition in conditions},
+        "n_positions": losses.n_positions,
+        "mean_source": mean_source,
+    }
+
+
+def _data(index: int, rows: RowFindings, values: dict[str, Any]) -> dict[str, Any]:
+    reconstruction, sparsity = rows.reconstruction[index], rows.sparsity[index]
+    data = {
         "density_histogram": {
             **density_histogram(sparsity.density(), sparsity.n_rows),
             "n_rows": sparsity.n_rows,
@@ -239,13 +260,13 @@ def _data(
             "mean": values["l0_mean"],
             "median": values["l0_q50"],
         },
-        "fvu_by_position": {
-            **_position_curve(rows, reconstruction.fvu_by_group()),
-            "pooled": values["fvu"],
-        },
         "error_by_norm": reconstruction.error_by_norm(),
         "density_and_strength": _points(sparsity),
     }
+    if len(rows.position_bin) > 1:  # Adopted rows may be no contexts.
+        curve = _position_curve(rows, reconstruction.fvu_by_group())
+        data["fvu_by_position"] = {**curve, "pooled": values["fvu"]}
+    return data
 
 
 def _l0_bars(sparsity: SparsityStatistics) -> dict[str, list[int]]:

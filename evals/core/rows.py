@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import DataSpec, held_out_batches, site_rows
+from saelab.dictionary.data_spec import DataSpec, SiteRows, evaluated_rows
 from saelab.errors import ActivationError, ArtifactError
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
@@ -45,12 +45,15 @@ class RowFindings:
 
 
 def measure_rows(
-    model: LanguageModel,
+    model: LanguageModel | None,
     spec: DataSpec,
     dictionaries: Sequence[SavedDictionary],
     config: CoreConfig,
+    device: torch.device,
 ) -> RowFindings:
     """Run the model once over the text, up to the last hook point, and reconstruct every row.
+
+    Without a model the rows are those of adopted caches.
 
     Raises:
         ActivationError: activations that are not finite, or no row is left.
@@ -58,36 +61,27 @@ def measure_rows(
         TextError: too little text.
     """
     n_bins = min(POSITION_BINS, spec.context_length)
-    positions = torch.arange(spec.context_length, device=model.device)
+    positions = torch.arange(spec.context_length, device=device)
     findings = RowFindings(
         reconstruction=[
-            ReconstructionStatistics(saved.dictionary.d_out, n_bins, model.device)
+            ReconstructionStatistics(saved.dictionary.d_out, n_bins, device)
             for saved in dictionaries
         ],
-        sparsity=[
-            SparsityStatistics(saved.dictionary.d_sae, model.device) for saved in dictionaries
-        ],
+        sparsity=[SparsityStatistics(saved.dictionary.d_sae, device) for saved in dictionaries],
         position_bin=positions * n_bins // spec.context_length,
     )
-    batches = held_out_batches(model, spec, config.n_tokens, config.batch_contexts)
     with progress_bar(config.n_tokens, "reconstruct", "tokens") as bar:
-        for tokens in batches:
-            _add_batch(findings, model, spec, dictionaries, tokens)
-            bar.update(tokens.numel())
+        for rows in evaluated_rows(model, spec, config.n_tokens, config.batch_contexts, device):
+            _add_batch(findings, dictionaries, rows)
+            bar.update(rows.keep.numel())
     return findings
 
 
 @torch.no_grad()
 def _add_batch(
-    findings: RowFindings,
-    model: LanguageModel,
-    spec: DataSpec,
-    dictionaries: Sequence[SavedDictionary],
-    tokens: Int[Tensor, "batch seq"],
+    findings: RowFindings, dictionaries: Sequence[SavedDictionary], rows: SiteRows
 ) -> None:
-    captured = model.capture(tokens, spec.site.hook_points)
-    rows = site_rows(model, spec, tokens, captured, findings.n_contexts)
-    group = findings.position_bin.expand(tokens.shape)[rows.keep]
+    group = findings.position_bin.expand(rows.keep.shape)[rows.keep]
     for saved, reconstruction, sparsity in zip(
         dictionaries, findings.reconstruction, findings.sparsity, strict=True
     ):
@@ -95,8 +89,8 @@ def _add_batch(
             codes = saved.dictionary.encode(rows.inputs)
             sparsity.update(codes)
             reconstruction.update(rows.targets, saved.dictionary.decode(codes), group)
-    findings.n_contexts += tokens.shape[0]
-    findings.n_tokens += tokens.numel()
+    findings.n_contexts += rows.keep.shape[0]
+    findings.n_tokens += rows.keep.numel()
     for reason, count in rows.excluded.items():
         findings.excluded[reason] = findings.excluded.get(reason, 0) + count
 

@@ -7,6 +7,7 @@ applied to activations in `rows`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from saelab.config import Within, local_place, problems_in, to_plain
@@ -66,6 +67,9 @@ class DataOverrides:
     """For transformers' loading, each `name=value` or a JSON object. None: as in training."""
     model_dtype: Literal["bfloat16", "float32", "float16"] | None = None
     """Dtype the model computes in. None: as in training."""
+    activations: Path | None = None
+    """Folder of the adopted caches, for a dictionary of activations from elsewhere. None: where
+    they were in training."""
     device: str = "auto"
     """Device of model and dictionary: `auto`, `cpu`, `cuda`."""
 
@@ -148,3 +152,41 @@ class HarvestConfig:
         return (
             plain if self.model_kwargs else {k: v for k, v in plain.items() if k != "model_kwargs"}
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptConfig:
+    """How activations from elsewhere become caches."""
+
+    arrays: tuple[str, ...] = ()
+    """Arrays to take of files that hold several, each a hook point. None given: all that are
+    floating-point numbers in two or three dimensions."""
+    tokens: tuple[Path, ...] = ()
+    """Files of token ids, one for each file of activations. None given: arrays named `tokens`,
+    `token_ids` or `input_ids` beside the activations, where there are any."""
+    hook_point: str | None = None
+    """What one array is called as a hook point. None: its name in the file, else `activations`."""
+    name: str | None = None
+    """What the activations are of, for people, where that is no language model saelab loads."""
+    model: str | None = None
+    """Language model they are of, which is loaded: its tokenizer shows tokens and tells special
+    ones, and `--text-source` lets suites measure what it loses."""
+    held_out_fraction: Annotated[float, Within(0, 1, high_open=True)] = 0.1
+    """Fraction of the contexts (of the rows, where those are none) that training never sees."""
+    seed: int = 0
+    """Decides which are held out."""
+    cache_dtype: Literal["bfloat16", "float32"] = "float32"
+    """Dtype that rows are kept in."""
+    rows: TokenFilter = field(default_factory=TokenFilter)
+    """Which positions are kept as rows; BOS and separators are known only with `--model`."""
+
+    def __post_init__(self) -> None:
+        problems = problems_in(self)
+        if self.name is not None and self.model is not None:
+            problems.append("name: --model says what the activations are of; give one of the two")
+        if len(set(self.arrays)) != len(self.arrays):
+            problems.append(f"arrays: {list(self.arrays)} names one twice")
+        if self.hook_point is not None and len(self.arrays) > 1:
+            problems.append("hook_point: one name was given for several arrays: leave it out")
+        if problems:
+            raise ConfigError(problems)

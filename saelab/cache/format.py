@@ -27,6 +27,10 @@ SAMPLED_SHARDS = 4
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # One metadata key: safetensors writes several in an order that differs between processes.
 METADATA_KEY = "saelab"
+ADOPTED_KEY = "adopted"
+"""Where `made_from` keeps which files the rows are of, of a cache of activations from elsewhere."""
+HELD_OUT = "held_out"
+"""Folder beside the caches of adopted training rows that holds those of the held-out ones."""
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "status": str,

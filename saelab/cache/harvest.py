@@ -151,11 +151,7 @@ class Harvest:
     def keep_rows(
         self, batch: CapturedBatch, norm_ceilings: Mapping[str, float | None]
     ) -> dict[str, Rows]:
-        """The rows of a batch that the token filter keeps, by hook point.
-
-        Hook points harvested together have the same rows: one that is excluded at any of them is
-        excluded at all, and counted at the others as `norm_at:<hook point>`, since tokens and
-        positions are the same everywhere.
+        """The rows of a batch that the token filter keeps, by hook point; see `rows_beside`.
 
         Args:
             batch: the forward pass.
@@ -165,16 +161,9 @@ class Harvest:
             ActivationError: an activation or a gradient is NaN or infinite; the message names
                 context and position.
         """
-        selections = {name: self._select(batch, name, c) for name, c in norm_ceilings.items()}
-        kept: dict[str, Rows] = {}
-        for hook_point, selection in selections.items():
-            keep, excluded = selection.keep, dict(selection.excluded)
-            for beside in (name for name in selections if name != hook_point):
-                kept_beside = selections[beside].keep.to(keep.device)
-                excluded[f"norm_at:{beside}"] = int((keep & ~kept_beside).sum())
-                keep = keep & kept_beside
-            kept[hook_point] = _rows_at(batch, hook_point, keep, excluded)
-        return kept
+        return rows_beside(
+            batch, {name: self._select(batch, name, c) for name, c in norm_ceilings.items()}
+        )
 
     def calibrate(self, batches: list[CapturedBatch], hook_point: str) -> Calibration:
         """Measure the median norm over the first contexts, and set the ceiling of the norm rule.
@@ -246,6 +235,27 @@ class Harvest:
             calibration=asdict(calibration),
             n_tokens_requested=config.n_tokens,
         )
+
+
+def rows_beside(batch: CapturedBatch, selections: Mapping[str, RowSelection]) -> dict[str, Rows]:
+    """The rows of a batch that are kept at every hook point, by hook point.
+
+    Hook points harvested together have the same rows: one that is excluded at any of them is
+    excluded at all, and counted at the others as `norm_at:<hook point>`, since tokens and
+    positions are the same everywhere.
+
+    Raises:
+        ActivationError: a gradient is NaN or infinite; the message names context and position.
+    """
+    kept: dict[str, Rows] = {}
+    for hook_point, selection in selections.items():
+        keep, excluded = selection.keep, dict(selection.excluded)
+        for beside in (name for name in selections if name != hook_point):
+            kept_beside = selections[beside].keep.to(keep.device)
+            excluded[f"norm_at:{beside}"] = int((keep & ~kept_beside).sum())
+            keep = keep & kept_beside
+        kept[hook_point] = _rows_at(batch, hook_point, keep, excluded)
+    return kept
 
 
 def _rows_at(

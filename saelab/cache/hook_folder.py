@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,7 @@ from saelab.formats.files import (
 )
 from saelab.formats.kinds import KINDS
 from saelab.formats.manifest import write_manifest
-from saelab.model.model_files import mismatch_with
-from saelab.text.contexts import describe_text
+from saelab.model.model_files import model_mismatch
 
 from .batch import RowSums
 from .format import (
@@ -44,7 +44,7 @@ from .format import (
     shard_name,
     verify_shards,
 )
-from .harvest import Harvest, Rows
+from .harvest import Rows
 
 
 class HookFolder:
@@ -65,26 +65,43 @@ class HookFolder:
         self._excluded: Counter[str] = Counter()
 
     @classmethod
-    def resume(cls, folder: Path, harvest: Harvest) -> HookFolder:
+    def resume(
+        cls,
+        folder: Path,
+        config: Mapping[str, Any],
+        shard_contexts: int,
+        *,
+        model: Mapping[str, Any],
+        text_hash: str | None,
+        source: str,
+    ) -> HookFolder:
         """Go on with what an interrupted run left, after checking that it is of the same run.
+
+        Args:
+            folder: what was left.
+            config: settings of the command that goes on, as its manifest holds them.
+            shard_contexts: contexts that a shard covers.
+            model: what caches record of it, as `identity_of` gives it.
+            text_hash: content hash of what the rows are of.
+            source: what that is called.
 
         Raises:
             ConfigError: it was started with other settings, another model or another text.
             ArtifactError: manifest or shards are damaged.
         """
         path = folder / MANIFEST_NAME
-        manifest, config = read_cache_manifest(path), harvest.config
-        before, now = flat(manifest["config"]), flat(config.to_json())
+        manifest = read_cache_manifest(path)
+        before, now = flat(manifest["config"]), flat(dict(config))
         differing = [
             f"{name}: {before.get(name)!r}, not {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
             if before.get(name) != now.get(name)
         ]
-        changed = mismatch_with(harvest.model, origin_of(manifest))
+        changed = model_mismatch(origin_of(manifest), model)
         if changed is not None:
             differing.append(f"model: its files changed since ({changed})")
-        if manifest["made_from"].get("text_hash") != describe_text(config.text)["content_hash"]:
-            differing.append(f"text: the content of {config.text.source} changed since")
+        if manifest["made_from"].get("text_hash") != text_hash:
+            differing.append(f"text: the content of {source} changed since")
         if differing:
             raise ConfigError(
                 f"{folder} was started with other settings ({'; '.join(differing)}): resume with "
@@ -92,7 +109,7 @@ class HookFolder:
             )
         remove_leftovers(folder)
         verify_shards(folder, shard_entries(manifest, path))
-        return cls(folder, manifest, config.shard_contexts)
+        return cls(folder, manifest, shard_contexts)
 
     @property
     def complete(self) -> bool:

@@ -26,6 +26,7 @@ from saelab.formats.files import odd_content_is_damage
 from .batch import ActivationBatch, RowStatistics, first_not_finite
 from .config import TokenFilter
 from .format import (
+    ADOPTED_KEY,
     MANIFEST_NAME,
     how_to_finish,
     map_shard,
@@ -154,7 +155,11 @@ class ActivationCache:
 
     def provenance(self) -> dict[str, Any]:
         """What a dictionary trained on this cache was made from."""
-        return {**origin_of(self.manifest), "cache_hash": self.content_hash}
+        made_from = {**origin_of(self.manifest), "cache_hash": self.content_hash}
+        if ADOPTED_KEY in made_from:
+            # There is no text to read again: this is where the held-out rows are found.
+            made_from["activations"] = str(self.folder.resolve().parent)
+        return made_from
 
     def rows(
         self,

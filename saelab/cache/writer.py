@@ -17,8 +17,9 @@ from saelab.formats.lock import writer_lock
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.memory import keep_freed_memory
 from saelab.model.language_model import LanguageModel, load_language_model
-from saelab.model.model_files import require_context
+from saelab.model.model_files import identity_of, require_context
 from saelab.progress import progress_bar
+from saelab.text.contexts import describe_text
 
 from .config import HarvestConfig
 from .format import MANIFEST_NAME, row_bytes
@@ -65,7 +66,7 @@ def _write_caches(
     out: Path, config: HarvestConfig, resume: bool, overwrite: bool, model: LanguageModel | None
 ) -> list[Path]:
     paths = [out / hook_point for hook_point in config.hook_points]
-    _check_existing(paths, resume=resume, overwrite=overwrite)
+    check_existing(paths, resume=resume, overwrite=overwrite)
     if model is None:
         require_context(config.model, config.context_length)
         model = load_language_model(
@@ -76,7 +77,7 @@ def _write_caches(
         )
     harvest = Harvest(model, config)
     folders = {
-        path.name: HookFolder.resume(path, harvest)
+        path.name: _resumed(path, harvest)
         for path in paths
         if resume and (path / MANIFEST_NAME).is_file()
     }
@@ -100,7 +101,25 @@ def _write_caches(
     return paths
 
 
-def _check_existing(paths: list[Path], *, resume: bool, overwrite: bool) -> None:
+def _resumed(path: Path, harvest: Harvest) -> HookFolder:
+    config = harvest.config
+    return HookFolder.resume(
+        path,
+        config.to_json(),
+        config.shard_contexts,
+        model=identity_of(harvest.model),
+        text_hash=describe_text(config.text)["content_hash"],
+        source=config.text.source,
+    )
+
+
+def check_existing(paths: list[Path], *, resume: bool, overwrite: bool) -> None:
+    """Refuse to write over what is there unless asked to, and over anything but a cache at all.
+
+    Raises:
+        ConfigError: something is there, or both were asked for.
+        ArtifactError: what is there is no cache.
+    """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other: give one of them")
     there = [path for path in paths if path.exists() and (not path.is_dir() or any(path.iterdir()))]

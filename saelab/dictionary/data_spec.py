@@ -7,31 +7,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saelab.cache.aligned import AlignedCaches, open_caches
+from saelab.cache.batch import ActivationBatch
 from saelab.cache.config import DataOverrides, TokenFilter
+from saelab.cache.format import ADOPTED_KEY, HELD_OUT
+from saelab.cache.reader import ActivationCache, open_cache
 from saelab.cache.rows import select_rows
 from saelab.config import from_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.model.language_model import LanguageModel, load_language_model
 from saelab.model.model_files import mismatch_with
 from saelab.synthetic.truth import ORIGIN_KEY
-from saelab.text.contexts import TextConfig, context_batches
+from saelab.text.contexts import TextConfig, context_batches, describe_text
 
 from . import Dictionary, SavedDictionary
 from .decomposition import ORIGIN_KEY as ERROR_ORIGIN_KEY
 from .site import Site
 
+AnyCache = ActivationCache | AlignedCaches
 RECORDED = ("model", "hook_point", "text", "context_length", "row_rule", "norm_ceiling")
 
 
 ModelKey = tuple[str, str, tuple[str, ...]]
 """What tells models apart that are loaded for several data specs: name, dtype, `model_kwargs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopted:
+    """Caches of activations from elsewhere, as `saelab cache adopt` wrote them."""
+
+    folder: Path
+    """The folder that holds the caches of the training rows, and in `held_out` the others."""
+    text_hash: str
+    """Content hash of the files they are of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +72,8 @@ class DataSpec:
     """Which rows count."""
     norm_ceilings: tuple[float | None, ...]
     """Norm above which rows are excluded, at each of the site's hook points; None: no row is."""
+    adopted: Adopted | None = None
+    """The caches that rows are read from where no language model reads text for them."""
 
     @property
     def model_key(self) -> ModelKey:
@@ -88,6 +106,19 @@ class DataSpec:
             return self.norm_ceilings[0]
         return dict(zip(self.site.hook_points, self.norm_ceilings, strict=True))
 
+    @property
+    def in_words(self) -> str:
+        """Which rows are evaluated, in words."""
+        if self.adopted is not None:
+            return "Held-out rows of activations from elsewhere"
+        return f"Held-out part of {self.text.source}, contexts of {self.context_length} tokens"
+
+    def text_described(self) -> dict[str, Any]:
+        """What results record of the text."""
+        if self.adopted is not None:
+            return {"source": self.text.source, "content_hash": self.adopted.text_hash}
+        return describe_text(self.text)
+
 
 def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
     """The data spec a dictionary recorded, with the overrides of a suite's config.
@@ -101,6 +132,7 @@ def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
     text = from_plain(TextConfig, saved.text, f"text settings of {saved.folder}")
     overrides = {"source": config.text_source, "text_field": config.text_field}
     site = saved.site
+    adopted = _adopted(saved, config)
     ceilings = origin.get("norm_ceilings") or {site.hook_points[0]: saved.norm_ceiling}
     return DataSpec(
         model=config.model or saved.model_name,
@@ -118,6 +150,43 @@ def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
         context_length=config.context_length or saved.context_length,
         token_filter=TokenFilter.from_json(saved.token_filter),
         norm_ceilings=tuple(ceilings[name] for name in site.hook_points),
+        adopted=adopted,
+    )
+
+
+def _adopted(saved: SavedDictionary, config: DataOverrides) -> Adopted | None:
+    """Where the rows of a dictionary of adopted activations lie; None: a model reads its text.
+
+    Raises:
+        ConfigError: settings that only a language model can follow, or the other way round.
+    """
+    origin = saved.made_from
+    if ADOPTED_KEY not in origin:
+        if config.activations is not None:
+            raise ConfigError(
+                f"activations: {saved.folder} was not trained on adopted activations: its rows are "
+                "those of its language model"
+            )
+        return None
+    if config.text_source is None:
+        given = {"model": config.model, "context_length": config.context_length}
+        if odd := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(
+                f"{odd[0]}: {saved.folder} is of adopted activations, which are rows and no text: "
+                "name the text that a language model is to read with --text-source too"
+            )
+        recorded = config.activations or Path(origin["activations"])
+        return Adopted(folder=recorded, text_hash=origin["text_hash"])
+    if config.model is None and origin.get("model_hash") is None:
+        raise ConfigError(f"text_source: {needs_model(saved)}")
+    return None
+
+
+def needs_model(saved: SavedDictionary) -> str:
+    """Why what only a language model can do cannot be done with adopted activations."""
+    return (
+        f"{saved.folder} is of adopted activations ({saved.model_name}), and this needs the "
+        "language model they are of: name it with --model, and text with --text-source"
     )
 
 
@@ -335,6 +404,87 @@ def splice_at(
         name: replacing(rows[:, start:end])
         for name, start, end in zip(site.writes, [0, *ends], ends, strict=False)
     }
+
+
+def open_adopted(spec: DataSpec, *, held_out: bool) -> tuple[AnyCache, ActivationCache]:
+    """The adopted caches of a data spec, those of several hook points side by side.
+
+    The second of what is returned is the first cache, for tokens and positions.
+
+    Raises:
+        ArtifactError: they are not there, or were adopted from other files than the dictionary's.
+    """
+    assert spec.adopted is not None
+    folder = spec.adopted.folder / HELD_OUT if held_out else spec.adopted.folder
+    if not folder.is_dir():
+        where = spec.adopted.folder
+        raise ArtifactError(
+            f"{where} has no {HELD_OUT}: adopt with a --held-out-fraction above 0"
+            if where.is_dir()
+            else f"{where}, which the dictionary was trained on, is not there: say where its "
+            "caches are with --activations"
+        )
+    caches = open_caches(folder, spec.site)
+    first = caches
+    if not isinstance(first, ActivationCache):
+        first = open_cache(folder, spec.site.hook_points[0], verify=False)
+    if first.manifest["made_from"].get("text_hash") != spec.adopted.text_hash:
+        raise ArtifactError(
+            f"{first.folder} holds other rows than the dictionary was trained on: name the folder "
+            "of its own with --activations"
+        )
+    return caches, first
+
+
+def adopted_shards(
+    spec: DataSpec, n_tokens: int, device: torch.device, *, held_out: bool
+) -> Iterator[tuple[SiteRows, ActivationBatch]]:
+    """The rows of adopted caches, shard by shard until `n_tokens` are reached.
+
+    Returns:
+        The rows on the device, and for each its token, context and position in the files.
+
+    Raises:
+        ArtifactError: as `open_adopted` says.
+        ActivationError: a row that is not finite.
+    """
+    caches, first = open_adopted(spec, held_out=held_out)
+    done = 0
+    shards = zip(pairwise(first.shard_starts), first.manifest["shards"], strict=True)
+    for (start, stop), entry in shards:
+        if done >= n_tokens:
+            return
+        origin = first.rows(torch.arange(start, stop), with_context=True, with_gradients=False)
+        assert origin.sequence is not None and origin.position is not None
+        _, context = origin.sequence.unique_consecutive(return_inverse=True)
+        keep = torch.zeros(entry["contexts"], spec.context_length, dtype=torch.bool)
+        keep[context, origin.position.long()] = True
+        excluded: dict[str, int] = {}
+        for reason, count in entry["excluded"].items():
+            name = reason.partition("_at:")[0]
+            excluded[name] = excluded.get(name, 0) + count
+        batch = origin if caches is first else caches.rows(torch.arange(start, stop))
+        inputs = batch.activations.to(device)
+        targets = inputs if batch.targets is None else batch.targets.to(device)
+        yield SiteRows(keep.to(device), excluded, inputs, targets), origin
+        done += keep.numel()
+
+
+def evaluated_rows(
+    model: LanguageModel | None,
+    spec: DataSpec,
+    n_tokens: int,
+    batch_contexts: int,
+    device: torch.device,
+) -> Iterator[SiteRows]:
+    """The held-out rows of a data spec: of the model's text, or without one of adopted caches.
+
+    `n_tokens` of text are rounded up to contexts, of adopted rows up to shards; see
+    `held_out_rows` and `adopted_shards`.
+    """
+    if model is None:
+        return (rows for rows, _ in adopted_shards(spec, n_tokens, device, held_out=True))
+    return held_out_rows(model, spec, n_tokens, batch_contexts)
 
 
 @torch.no_grad()

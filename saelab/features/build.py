@@ -310,6 +310,8 @@ class _Build:
             "options": self._options.to_json(),
             "schema_version": SCHEMA_VERSION,
         }
+        if labels := sources.made_from.get("labels"):
+            content["labels"] = labels
         lens = sources.lens
         manifest = new_manifest(
             KIND,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from saelab.cache.config import DataOverrides
@@ -77,6 +78,11 @@ class FeaturesConfig(DataOverrides):
     split: Literal["train", "held_out"] = "train"
     """Which part of the text. The training part by default: it is ten times as long, and rare
     features show in long text only."""
+    labels: Path | None = None
+    """What the rows of adopted activations are called: a .txt, .csv, .jsonl or .parquet file with
+    a label for each row or context, such as a class, a sentence or the path of an image."""
+    label_column: str | None = None
+    """Column of `labels`. None: `label`, or the only one."""
     batch_contexts: int = 8
     """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
     store: StoreOptions = field(default_factory=StoreOptions, metadata={"flatten": True})
@@ -88,5 +94,7 @@ class FeaturesConfig(DataOverrides):
             for name in ("n_tokens", "batch_contexts")
             if (value := getattr(self, name)) < 1
         ]
+        if self.label_column is not None and self.labels is None:
+            problems.append("label_column: there is no file of labels: name it with --labels")
         if problems:
             raise ConfigError(problems)

@@ -12,13 +12,14 @@ from saelab.config import to_plain
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.dictionary.data_spec import DataSpec, ModelKey, check_fit, data_spec_of
 from saelab.errors import ArtifactError, ConfigError
-from saelab.formats.files import remove_leftovers
+from saelab.formats.files import remove_leftovers, sha256_of
 from saelab.formats.lock import writer_lock
 from saelab.formats.run import RUN_FILE
+from saelab.model.devices import resolve_device
 from saelab.model.language_model import LanguageModel
 from saelab.model.model_files import identity_of
-from saelab.text.contexts import describe_text
 
+from .adopted_rows import encode_rows, read_rows
 from .build import StoreSources, write_store
 from .config import FeaturesConfig
 from .reader import DICTIONARY_FILE, FeatureStore, is_stale
@@ -127,27 +128,41 @@ def _build_groups(
     for spec, dictionaries in groups.items():
         if all(saved.folder in complete for saved in dictionaries):
             continue
-        if spec.model_key not in models:
-            models = {spec.model_key: spec.load_model(config.device)}
-        _build_group(models[spec.model_key], spec, dictionaries, config, complete)
+        if spec.adopted is None and config.labels is not None:
+            raise ConfigError(
+                f"labels: {dictionaries[0].folder} reads text, whose tokens are its labels: leave "
+                "--labels out"
+            )
+        key = spec.model_key
+        # Adopted rows need a model only to show tokens and logits, where it is known.
+        if key not in models and (spec.adopted is None or spec.model_hash is not None):
+            models = {key: spec.load_model(config.device)}
+        _build_group(models.get(key), spec, dictionaries, config, complete)
 
 
 def _build_group(
-    model: LanguageModel,
+    model: LanguageModel | None,
     spec: DataSpec,
     dictionaries: Sequence[SavedDictionary],
     config: FeaturesConfig,
     complete: Collection[Path],
 ) -> None:
+    device = resolve_device(config.device) if model is None else model.device
     for saved in dictionaries:
-        check_fit(model, spec, saved)
-        saved.dictionary.to(model.device)
+        if model is not None:
+            check_fit(model, spec, saved)
+        saved.dictionary.to(device)
     # All of them, because how many read the text together decides where a shard ends.
     subjects = subjects_of(dictionaries, spec, model, config)
+    rows = None if spec.adopted is None else read_rows(spec, config, model)
     discard([subject for subject in subjects if subject.saved.folder in complete])
     subjects = [subject for subject in subjects if subject.saved.folder not in complete]
-    shards = read_text(model, spec, subjects, config)
-    vocabulary = Vocabulary(model.token_bytes())
+    if rows is not None:
+        vocabulary, shards = rows.vocabulary, encode_rows(rows, subjects, device)
+    else:
+        assert model is not None
+        shards = read_text(model, spec, subjects, config)
+        vocabulary = Vocabulary(model.token_bytes())
     for subject, codes in zip(subjects, shards, strict=True):
         remove_leftovers(subject.saved.folder)
         sources = _sources(model, spec, subject.saved, codes, vocabulary, config)
@@ -157,21 +172,22 @@ def _build_group(
 
 
 def _sources(
-    model: LanguageModel,
+    model: LanguageModel | None,
     spec: DataSpec,
     saved: SavedDictionary,
     shards: Shards,
     vocabulary: Vocabulary,
     config: FeaturesConfig,
 ) -> StoreSources:
-    missed = _no_lens_because(model, spec.site.writes, saved.dictionary.d_out)
+    missed = "the activations are from elsewhere, and no language model is known"
+    if model is not None:
+        missed = _no_lens_because(model, spec.site.writes, saved.dictionary.d_out)
     training = saved.manifest["config"]
-    text = describe_text(spec.text)
     return StoreSources(
         shards=shards,
         dictionary=saved.dictionary,
         vocabulary=vocabulary,
-        lens=None if missed else model.logit_lens(),
+        lens=None if missed or model is None else model.logit_lens(),
         no_lens_because=missed,
         dictionary_facts={
             "name": saved.name,
@@ -186,15 +202,18 @@ def _sources(
             "dictionary": saved.name,
             "dictionary_hash": saved.content_hash,
             "weights_sha256": saved.manifest["files"]["sae_weights.safetensors"],
-            "model": model.name,
-            **identity_of(model),
-            "model_dtype": str(model.dtype).removeprefix("torch."),
+            "model": spec.model if model is None else model.name,
+            **({"model_hash": None, "bos_id": None} if model is None else identity_of(model)),
+            "model_dtype": spec.model_dtype
+            if model is None
+            else str(model.dtype).removeprefix("torch."),
             "hook_point": str(spec.site),
-            "text": text,
+            "text": spec.text_described(),
             "text_split": config.split,
             "context_length": spec.context_length,
             "row_rule": saved.token_filter,
             "norm_ceiling": spec.norm_ceiling,
+            **({} if spec.adopted is None else {"labels": _labels_described(config)}),
         },
         asked=_asked(config),
         options=config.store,
@@ -220,8 +239,16 @@ def made_otherwise(folder: Path, config: FeaturesConfig) -> str:
 def _asked(config: FeaturesConfig) -> dict[str, Any]:
     """The settings by which a command knows its stores again: all that decide their content."""
     plain = to_plain(config)
-    del plain["batch_contexts"], plain["device"]
+    del plain["batch_contexts"], plain["device"], plain["activations"]
+    plain["labels"] = _labels_described(config)
     return plain | plain.pop("store")
+
+
+def _labels_described(config: FeaturesConfig) -> dict[str, str] | None:
+    """A file of labels by its content; None where rows have none."""
+    if config.labels is None:
+        return None
+    return {"file": config.labels.name, "sha256": sha256_of(config.labels)}
 
 
 def _no_lens_because(model: LanguageModel, written: Sequence[str], width: int) -> str:

@@ -28,7 +28,7 @@ from saelab.formats.files import hash_of, remove_leftovers
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
-from saelab.text.contexts import context_batches, describe_text
+from saelab.text.contexts import context_batches
 
 from .config import FeaturesConfig
 from .schema import check_context_length
@@ -66,12 +66,12 @@ class Subject:
 def subjects_of(
     dictionaries: Sequence[SavedDictionary],
     spec: DataSpec,
-    model: LanguageModel,
+    model: LanguageModel | None,
     config: FeaturesConfig,
 ) -> list[Subject]:
-    """Put each dictionary together with the name of its build."""
+    """Put each dictionary together with the name of its build; adopted rows need no model."""
     shard = _shard_contexts(len(dictionaries), spec.context_length)
-    text = describe_text(spec.text)
+    text = spec.text_described()
     return [
         Subject(
             saved,
@@ -79,8 +79,8 @@ def subjects_of(
             hash_of(
                 {
                     "dictionary": saved.content_hash,
-                    "model": model.content_hash,
-                    "dtype": str(model.dtype),
+                    "model": None if model is None else model.content_hash,
+                    "dtype": None if model is None else str(model.dtype),
                     "hook_point": str(spec.site),
                     "text": text,
                     "split": config.split,
@@ -113,7 +113,7 @@ def read_text(
     check_context_length(spec.context_length)
     per_shard = subjects[0].shard_contexts
     wanted = -(-config.n_tokens // spec.context_length)
-    done = _finished_shards(subjects, per_shard)
+    done = finished_shards(subjects, per_shard)
     contexts = islice(
         context_batches(
             spec.text,
@@ -139,7 +139,7 @@ def read_text(
             tokens = torch.cat(shard)
             text = _encode(model, spec, subjects, tokens, index * per_shard, config, stop, bar)
             for subject in subjects:
-                _write(subject, index, text)
+                write_codes(subject, index, text)
             index += 1
     if index == 0:
         raise TextError(f"the {config.split} part of {spec.text.source} fills no context")
@@ -201,7 +201,8 @@ def _encode(
     return ShardText(first_context, tokens.numpy(), np.concatenate(counted), dict(excluded))
 
 
-def _write(subject: Subject, index: int, text: ShardText) -> None:
+def write_codes(subject: Subject, index: int, text: ShardText) -> None:
+    """Write the codes that a subject has buffered as one shard."""
     row, latent, value = (np.concatenate(part) for part in zip(*subject.pairs, strict=True))
     subject.pairs.clear()
     write_shard(
@@ -220,7 +221,7 @@ def _shard_contexts(n_dictionaries: int, context_length: int) -> int:
     return max(1, tokens // context_length)
 
 
-def _finished_shards(subjects: Sequence[Subject], per_shard: int) -> int:
+def finished_shards(subjects: Sequence[Subject], per_shard: int) -> int:
     """Whole shards that every subject has; shards of another build are removed."""
     finished = []
     for subject in subjects:
