@@ -16,6 +16,7 @@ from saelab.errors import ActivationError, ArtifactError
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.stats.metrics import ReconstructionStatistics, SparsityStatistics, require_finite
+from saelab.text.contexts import TextBatch
 
 from .config import CoreConfig
 
@@ -35,7 +36,7 @@ class RowFindings:
     n_contexts: int = 0
     """Contexts run."""
     n_tokens: int = 0
-    """Tokens run, excluded rows included."""
+    """Tokens run, excluded rows included; padding is none."""
     excluded: dict[str, int] = field(default_factory=dict)
     """Rows excluded, by the first reason that applies."""
 
@@ -71,9 +72,9 @@ def measure_rows(
     )
     batches = held_out_batches(model, spec, config.n_tokens, config.batch_contexts)
     with progress_bar(config.n_tokens, "reconstruct", "tokens") as bar:
-        for tokens in batches:
-            _add_batch(findings, model, spec, dictionaries, tokens)
-            bar.update(tokens.numel())
+        for batch in batches:
+            _add_batch(findings, model, spec, dictionaries, batch)
+            bar.update(batch.tokens.numel())
     return findings
 
 
@@ -83,11 +84,11 @@ def _add_batch(
     model: LanguageModel,
     spec: DataSpec,
     dictionaries: Sequence[SavedDictionary],
-    tokens: Int[Tensor, "batch seq"],
+    batch: TextBatch,
 ) -> None:
-    captured = model.capture(tokens, spec.site.hook_points)
-    rows = site_rows(model, spec, tokens, captured, findings.n_contexts)
-    group = findings.position_bin.expand(tokens.shape)[rows.keep]
+    captured = model.capture(batch.tokens, spec.site.hook_points)
+    rows = site_rows(model, spec, batch, captured, findings.n_contexts)
+    group = findings.position_bin.expand(batch.tokens.shape)[rows.keep]
     for saved, reconstruction, sparsity in zip(
         dictionaries, findings.reconstruction, findings.sparsity, strict=True
     ):
@@ -95,8 +96,8 @@ def _add_batch(
             codes = saved.dictionary.encode(rows.inputs)
             sparsity.update(codes)
             reconstruction.update(rows.targets, saved.dictionary.decode(codes), group)
-    findings.n_contexts += tokens.shape[0]
-    findings.n_tokens += tokens.numel()
+    findings.n_contexts += len(batch)
+    findings.n_tokens += int(batch.lengths().sum())
     for reason, count in rows.excluded.items():
         findings.excluded[reason] = findings.excluded.get(reason, 0) + count
 

@@ -165,9 +165,7 @@ class LanguageModel:
         """
         return self._forward.width_at(hook_point)
 
-    def tokenize(
-        self, texts: Sequence[str], *, control_tokens: bool = False
-    ) -> list[list[int]]:
+    def tokenize(self, texts: Sequence[str], *, control_tokens: bool = False) -> list[list[int]]:
         """Token ids of each text, with no special token added.
 
         Text that spells a special token ("<|endoftext|>") stays ordinary text, unless

@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Bool, Int, Shaped, UInt8
 from torch import Tensor
 
 from saelab.config import to_plain
@@ -100,20 +100,24 @@ class TextBatch:
         """Tokens of each context without its padding."""
         return (self.states() != PADDING).sum(1)
 
+    def predicted(self) -> Bool[Tensor, "batch seq-1"]:
+        """Which positions have a next token that is no padding."""
+        return self.states()[:, 1:] != PADDING
+
     def of_text(
-        self, predictions: Shaped[Tensor, "batch positions *rest"]
+        self, predictions: Shaped[Tensor, "batch positions *rest"], first: int = 0
     ) -> Shaped[Tensor, "*some"]:
         """Losses or logits at predicting the next token, without those of padding.
 
         Args:
             predictions: entry i of each context is about its token i + 1.
+            first: entries before it are left out as well.
 
         Returns:
-            The same tensor where nothing is padded, else the entries that count, flattened.
+            The entries that count; flattened over contexts and positions if there is padding.
         """
-        if self.left_out is None or not bool((self.left_out == PADDING).any()):
-            return predictions
-        return predictions[(self.left_out[:, 1:] != PADDING).to(predictions.device)]
+        predictions, predicted = predictions[:, first:], self.predicted()[:, first:]
+        return predictions if predicted.all() else predictions[predicted.to(predictions.device)]
 
 
 def read_documents(config: TextConfig, counts: Counter[str] | None = None) -> Iterator[Document]:
@@ -401,14 +405,18 @@ def _contexts(
     """The contexts of one source."""
     documents = chain.from_iterable(_token_groups(config, model, split, counts))
     bos = [] if model.bos_id is None else [model.bos_id]
-    lay_out = _one_per_context if config.one_document_per_context else _packed
-    for ids, states in lay_out(documents, model, length - len(bos), counts):
+    body = length - len(bos)
+    if config.one_document_per_context:
+        bodies = _one_per_context(documents, model, body, counts)
+    else:
+        bodies = _packed(documents, model, body)
+    for ids, states in bodies:
         counts["contexts"] += 1
         yield bos + ids, bytes(len(bos)) + states
 
 
 def _packed(
-    documents: Iterator[TokenisedDocument], model: LanguageModel, body: int, counts: Counter[str]
+    documents: Iterator[TokenisedDocument], model: LanguageModel, body: int
 ) -> Iterator[_Context]:
     """Documents one behind the other, each with a separator behind it, cut in pieces."""
     separator = [] if model.separator_id is None else [model.separator_id]

@@ -96,8 +96,7 @@ def document_of(
     elif _is_list_of(values[0], dict):
         document = _conversation(name, values[0], where, counts)
     elif _is_list_of(values[0], int):
-        mask = values[1] if len(values) == 2 else None
-        document = _tokens(name, values[0], mask, where)
+        document = _tokens(name, values, where)
     else:
         raise TextError(
             f"field {fields[0]!r} of {where()} is {type(values[0]).__name__}, expected text, a "
@@ -171,10 +170,10 @@ def _message(
     return {**given, "role": role, "content": clean(content, counts)}
 
 
-def _tokens(
-    name: str, ids: list[int], mask: list[int] | None, where: Callable[[], str]
-) -> Document | None:
-    if mask is not None:
+def _tokens(name: str, values: list[list[int]], where: Callable[[], str]) -> Document | None:
+    """Token ids, without those that an attention mask beside them leaves out."""
+    ids = values[0]
+    for mask in values[1:]:
         if len(mask) != len(ids):
             raise TextError(f"{where()} has {len(ids)} token ids and a mask of {len(mask)}")
         ids = [token for token, attended in zip(ids, mask, strict=True) if attended]

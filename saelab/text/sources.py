@@ -153,7 +153,7 @@ def read_files(
                     spans.extend((index, start, stop))
             if len(spans) > before:
                 # A file of another kind is found out before what lies ahead of it is read.
-                _read_span(file, *spans[before + 1 : before + 3], text_field, Counter())
+                _read_span(file, spans[before + 1], spans[before + 2], text_field, Counter())
         else:
             units.append((index, 0))
     n_spans = len(spans) // 3
@@ -241,9 +241,7 @@ def _json_object(text: str, where: Callable[[], str]) -> dict[str, Any]:
         record = json.loads(text)
     except (json.JSONDecodeError, RecursionError, ValueError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
-        raise TextError(
-            f"{where()} is not JSON ({reason}): expected one object a line"
-        ) from None
+        raise TextError(f"{where()} is not JSON ({reason}): expected one object a line") from None
     if not isinstance(record, dict):
         raise TextError(f"{where()} is not a JSON object")
     return record
