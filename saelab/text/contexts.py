@@ -100,7 +100,7 @@ class TextBatch:
         """Tokens of each context without its padding."""
         return (self.states() != PADDING).sum(1)
 
-    def predicted(self) -> Bool[Tensor, "batch seq-1"]:
+    def predicted(self) -> Bool[Tensor, "batch predictions"]:
         """Which positions have a next token that is no padding."""
         return self.states()[:, 1:] != PADDING
 

@@ -29,6 +29,8 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 """Word in a path -> split that it names."""
+NO_SPLITS = ("data", "part")
+"""What shards are called that tell no split, as by `save_to_disk`."""
 _SHARD = re.compile(r"(\w+)-\d+-of-\d+")
 NAMES_SHOWN = 3
 
@@ -95,7 +97,8 @@ def text_files(path: Path, split: str) -> TextFiles:
 def split_of(name: str) -> str | None:
     """The split that a file's path names, as shards or in words; None where it names none."""
     for part in reversed(PurePosixPath(name).parts):
-        if shard := _SHARD.match(part):
+        shard = _SHARD.match(part)
+        if shard and shard[1] not in NO_SPLITS:
             return SPLITS.get(shard[1].lower(), shard[1])
         for word in re.split(r"[^a-z]+", part.lower()):
             if word in SPLITS:

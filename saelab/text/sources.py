@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -353,34 +354,35 @@ def _byte_pieces(handle: Iterable[bytes], *, whole_lines: bool) -> Iterator[_Pie
 
 def _csv_records(handle: Any, file: Path) -> Iterator[_Piece]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(io.TextIOWrapper(handle, "utf-8-sig", newline=""), strict=True)
-    for number, record in enumerate(reader):
-        if None in record:
-            raise TextError(
-                f"{file}, line {reader.line_num} has more fields than the {len(record) - 1} of the "
-                "header"
-            )
-        yield _Piece(number, record)
+    with io.TextIOWrapper(handle, "utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        for number, record in enumerate(reader):
+            if None in record:
+                raise TextError(
+                    f"{file}, line {reader.line_num} has more fields than the {len(record) - 1} of "
+                    "the header"
+                )
+            yield _Piece(number, record)
 
 
 def _json_records(handle: Any, file: Path) -> Iterator[_Piece]:
     """Records of a .json file: an array of objects, one object a line, or one object."""
-    reader = io.TextIOWrapper(handle, "utf-8-sig")
-    first = next((line for line in reader if line.strip()), "")
-    try:
-        one_a_line = isinstance(json.loads(first), dict)
-    except ValueError:
-        one_a_line = False
-    if one_a_line:
-        lines = (line for line in (first, *reader) if line.strip())
-        for number, line in enumerate(lines):
-            place = f"{file}, record {number + 1}"
-            yield _Piece(number, _json_object(line, lambda place=place: place))
-        return
-    try:
-        content = json.loads(first + reader.read())
-    except (ValueError, RecursionError) as error:
-        raise TextError(f"text file {file} is not JSON ({first_line(error)})") from None
+    with io.TextIOWrapper(handle, "utf-8-sig") as reader:
+        first = next((line for line in reader if line.strip()), "")
+        try:
+            one_a_line = isinstance(json.loads(first), dict)
+        except (ValueError, RecursionError):
+            one_a_line = False
+        if one_a_line:
+            lines = (line for line in chain([first], reader) if line.strip())
+            for number, line in enumerate(lines):
+                place = f"{file}, record {number + 1}"
+                yield _Piece(number, _json_object(line, lambda place=place: place))
+            return
+        try:
+            content = json.loads(first + reader.read())
+        except (ValueError, RecursionError) as error:
+            raise TextError(f"text file {file} is not JSON ({first_line(error)})") from None
     for number, record in enumerate(content if isinstance(content, list) else [content]):
         if not isinstance(record, dict):
             raise TextError(f"{file}, record {number + 1} is not a JSON object")
@@ -391,20 +393,23 @@ def _arrow_records(file: Path, text_field: str) -> Iterator[_Piece]:
     import pyarrow
     from pyarrow import ipc
 
-    with pyarrow.memory_map(str(file)) as source:
-        try:
-            reader = ipc.open_stream(source)
-            batches: Iterable[Any] = reader
-        except pyarrow.ArrowInvalid:
-            source.seek(0)
-            reader = ipc.open_file(source)
-            batches = map(reader.get_batch, range(reader.num_record_batches))
-        fields = _checked_fields(reader.schema, text_field, file)
-        number = 0
-        for batch in batches:
-            for record in _records_of(batch, fields, file):
-                yield _Piece(number, record)
-                number += 1
+    try:
+        with pyarrow.memory_map(str(file)) as source:
+            try:
+                reader = ipc.open_stream(source)
+                batches: Iterable[Any] = reader
+            except pyarrow.ArrowInvalid:
+                source.seek(0)
+                reader = ipc.open_file(source)
+                batches = map(reader.get_batch, range(reader.num_record_batches))
+            fields = _checked_fields(reader.schema, text_field, file)
+            number = 0
+            for batch in batches:
+                for record in _records_of(batch, fields, file):
+                    yield _Piece(number, record)
+                    number += 1
+    except pyarrow.ArrowException as error:
+        raise OSError(first_line(error)) from None
 
 
 # Columns.
