@@ -196,8 +196,13 @@ def _encode(
                 )
             )
         bar.update(batch.tokens.numel())
+    lengths = contexts.lengths().numpy()
     return ShardText(
-        first_context, contexts.tokens.numpy(), np.concatenate(counted), dict(excluded)
+        first_context,
+        contexts.tokens.numpy(),
+        np.concatenate(counted),
+        dict(excluded),
+        lengths if (lengths < length).any() else None,
     )
 
 
