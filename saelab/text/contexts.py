@@ -266,7 +266,9 @@ def what_was_read(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     lines = []
     for source, found in counts.items():
         parts = [
-            words.format(f"{found[name]:,}") for name, words in COUNT_WORDS.items() if found[name]
+            words.format(f"{found[name]:,}")
+            for name, words in COUNT_WORDS.items()
+            if found.get(name)
         ]
         lines.append(f"{source}: {', '.join(parts)}")
     return lines
