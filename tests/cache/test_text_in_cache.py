@@ -18,21 +18,7 @@ from saelab.text.contexts import TextConfig, is_held_out, read_documents
 
 HOOKS = ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")
 LENGTH = 16
-WORDS = ["the", "king", "met", "queen", "at", "old", "mill", "near", "wide", "river", "boat", "corn"]
-    "the",
-    "king",
-    "met",
-    "the",
-    "queen",
-    "at",
-    "the",
-    "old",
-    "mill",
-    "near",
-    "the",
-    "wide",
-    "river",
-]
+WORDS = ["the", "king", "met", "queen", "at", "old", "mill", "near", "wide", "river", "corn"]
 
 
 @pytest.fixture(scope="module")
