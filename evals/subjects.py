@@ -11,7 +11,7 @@ from saelab.cache.config import DataOverrides
 from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of
 from saelab.errors import ConfigError
-from saelab.model.language_model import LanguageModel, load_language_model
+from saelab.model.language_model import LanguageModel, load_language_model, require_context
 from saelab.text.contexts import describe_text
 
 
@@ -84,6 +84,7 @@ def load_models(subjects: Sequence[Subject], device: str) -> dict[tuple[str, str
     for subject in subjects:
         key = (subject.spec.model, subject.spec.model_dtype)
         if key not in models:
+            require_context(subject.spec.model, subject.spec.context_length)
             models[key] = load_language_model(key[0], dtype=key[1], device=device)
         check_fit(models[key], subject.spec, subject.saved)
     return models

@@ -16,7 +16,7 @@ from saelab.formats.files import remedy_when_full, require_free_space
 from saelab.formats.lock import writer_lock
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.memory import keep_freed_memory
-from saelab.model.language_model import LanguageModel, load_language_model
+from saelab.model.language_model import LanguageModel, load_language_model, require_context
 from saelab.progress import progress_bar
 from saelab.text.contexts import check_text
 
@@ -70,6 +70,7 @@ def _write_caches(
     for line in files:
         _log.info("%s", line)
     if model is None:
+        require_context(config.model, config.context_length)
         model = load_language_model(config.model, dtype=config.model_dtype, device=config.device)
     harvest = Harvest(model, config)
     folders = {

@@ -6,11 +6,13 @@ one that a message spells is ordinary text, as in every text, unless the setting
 
 from __future__ import annotations
 
+import logging
 import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, chain
 
 from saelab.errors import ModelError, TextError
@@ -18,6 +20,8 @@ from saelab.model.language_model import LanguageModel
 
 from .records import Document
 from .sources import TextConfig
+
+logger = logging.getLogger(__name__)
 
 COUNTED, OTHER_ROLE, PADDING = 0, 1, 2
 """What a position of a context is."""
@@ -58,7 +62,8 @@ class Tokeniser:
         """
         plain = [d.text for d in documents if d.messages is None and d.tokens is None]
         for text in plain:
-            self._spells_control(text)
+            if self._spells_control(text) and not self._config.control_tokens:
+                _warn_of_control_strings(self._config.source)
         control = {"control_tokens": True} if self._config.control_tokens else {}
         texts = iter(self._model.tokenize(plain, **control))
         return [self._one(document, texts) for document in documents]
@@ -93,6 +98,8 @@ class Tokeniser:
             raise ModelError(f"{error}; document {document.id}") from error
         contents = "\n".join(message["content"] for message in document.messages)
         escaped = self._spells_control(contents) and not self._config.control_tokens
+        if escaped:
+            _warn_of_control_strings(self._config.source)
         if not self._config.roles and not escaped:
             (ids,) = self._model.tokenize([text], control_tokens=True)
             return TokenisedDocument(ids, bytes(len(ids)))
@@ -150,6 +157,16 @@ class Tokeniser:
                 "out"
             )
         return pieces
+
+
+@cache
+def _warn_of_control_strings(source: str) -> None:
+    """Say once of a source that it spells control tokens."""
+    logger.warning(
+        "%s holds text that spells control tokens; it is read as ordinary text, and "
+        "--text.control-tokens reads it as the tokens that it spells",
+        source,
+    )
 
 
 @dataclass(frozen=True)

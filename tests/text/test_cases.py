@@ -357,6 +357,19 @@ def test_a_missing_column_is_found_out_before_the_model_is_loaded(tmp_path, monk
     assert "holds no conversations" in capsys.readouterr().err
 
 
+def test_a_context_too_long_is_found_out_before_the_model_is_loaded(
+    tmp_path, monkeypatch, capsys, tiny_model_folder
+):
+    from saelab import cli
+    from saelab.cache import writer
+
+    monkeypatch.setattr(writer, "load_language_model", None)
+    words = ["--model", str(tiny_model_folder), "--context-length", "500", "--n-tokens", "none"]
+    source = ["--text.source", str(CASES / "bom.jsonl")]
+    assert cli.main(["cache", str(tmp_path / "cache"), *words, *source]) == 2
+    assert "500 is longer than the 128 tokens" in capsys.readouterr().err
+
+
 def test_settings_of_today_keep_their_hashes(tmp_path):
     """Settings that were added leave no trace where they have their default."""
     from saelab.config import from_plain, to_plain

@@ -143,10 +143,11 @@ def test_a_message_cannot_end_itself(tmp_path, tiny):
     assert ids.count(2) == 3 and counts["control_strings"] == 1
 
 
-def test_control_strings_in_plain_text(tmp_path, tiny):
+def test_control_strings_in_plain_text(tmp_path, tiny, caplog):
     record = {"text": "a<|endoftext|>b"}
     ids, _, counts = one(tmp_path / "x.jsonl", tiny, record)
     assert 2 not in ids and counts["control_strings"] == 1
+    assert caplog.text.count("spells control tokens; it is read as ordinary text") == 1
     ids, _, counts = one(tmp_path / "x.jsonl", tiny, record, control_tokens=True)
     assert ids.count(2) == 1 and counts["control_strings"] == 1
 
