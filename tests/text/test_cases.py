@@ -364,7 +364,7 @@ def test_a_context_too_long_is_found_out_before_the_model_is_loaded(
     from saelab.cache import writer
 
     monkeypatch.setattr(writer, "load_language_model", None)
-    words = ["--model", str(tiny_model_folder), "--context-length", "500", "--n-tokens", "none"]
+    words = ["--model", str(tiny_model_folder), "--context-length", "500"]
     source = ["--text.source", str(CASES / "bom.jsonl")]
     assert cli.main(["cache", str(tmp_path / "cache"), *words, *source]) == 2
     assert "500 is longer than the 128 tokens" in capsys.readouterr().err
