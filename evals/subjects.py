@@ -11,7 +11,8 @@ from saelab.cache.config import DataOverrides
 from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of
 from saelab.errors import ConfigError
-from saelab.model.language_model import LanguageModel, load_language_model, require_context
+from saelab.model.context_limit import require_context
+from saelab.model.language_model import LanguageModel, load_language_model
 from saelab.text.contexts import describe_text
 
 

@@ -18,8 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.errors import ConfigError, ModelError, first_line
-from saelab.formats.files import read_json
+from saelab.errors import ModelError, first_line
 
 from .devices import resolve_device, warn_if_bfloat16_is_slow
 from .generation import Edit, GeneratedTokens, generate_tokens
@@ -91,23 +90,6 @@ def load_language_model(
     twins = dict(zip(map(id, model.modules()), plain.modules(), strict=True))
     bridge = _boot_bridge(files, model, copy.deepcopy(tokenizer), DTYPES[dtype], resolved)
     return LanguageModel(files, tokenizer, HookedForward(bridge, plain, twins))
-
-
-def require_context(name: str, context_length: int) -> None:
-    """Refuse contexts too long for a model by what its config says, without loading it.
-
-    Raises:
-        ConfigError: they are; where the config does not say, loading finds out.
-        ModelError: no such model.
-    """
-    config = read_json(resolve_model(name).folder / "config.json")
-    limits = [config.get(key) for key in ("max_position_embeddings", "n_positions")]
-    longest = max((limit for limit in limits if isinstance(limit, int)), default=context_length)
-    if 0 < longest < context_length:
-        raise ConfigError(
-            f"context_length: {context_length} is longer than the {longest} tokens that {name} "
-            "takes"
-        )
 
 
 class LanguageModel:
@@ -196,11 +178,7 @@ class LanguageModel:
         return [list(ids) for ids in encoded["input_ids"]]
 
     def tokenize_with_starts(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids of a text with its control tokens, and where each token begins in it.
-
-        Raises:
-            ModelError: the tokenizer does not say where tokens begin.
-        """
+        """Token ids of a text with its control tokens, and where each token begins in it."""
         off = dict.fromkeys(("add_special_tokens", "return_attention_mask", "verbose"), False)
         if not self._tokenizer.is_fast:
             raise ModelError(
@@ -214,9 +192,6 @@ class LanguageModel:
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A conversation as the tokenizer's own template writes it.
-
-        Args:
-            messages: each with role and content, and what else the template reads.
 
         Raises:
             ModelError: the tokenizer has no template, or its template refuses the conversation.
