@@ -90,12 +90,19 @@ def _allowed_values(config_type: type) -> dict[str, Within | tuple[Any, ...]]:
     return allowed
 
 
+OMIT_DEFAULT = {"omit_default": True}
+"""Metadata of a field that was added later: `to_plain` leaves it out while it has its default, so
+that settings saved before it existed have the same hash as the same settings now."""
+
+
 def to_plain(config: Any) -> Any:
     """A config as plain JSON values: dicts, lists, strings, numbers, booleans, None."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {
-            field.name: to_plain(getattr(config, field.name))
+            field.name: to_plain(value)
             for field in dataclasses.fields(config)
+            if (value := getattr(config, field.name)) != field.default
+            or field.metadata.get("omit_default") is not True
         }
     if isinstance(config, (list, tuple)):
         return [to_plain(item) for item in config]

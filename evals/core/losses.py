@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
@@ -18,6 +18,7 @@ from saelab.dictionary.data_spec import DataSpec, held_out_batches, site_rows, s
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.stats.metrics import kl_divergence, loss_recovered, require_finite
+from saelab.text.contexts import TextBatch
 
 from .config import CoreConfig
 from .rows import reconstruct
@@ -85,9 +86,9 @@ def measure_losses(
     findings = LossFindings(spliced=[*zeros], mean_ablation=[*zeros], kl=[*zeros])
     batches = held_out_batches(model, spec, config.loss_tokens, config.batch_contexts)
     with progress_bar(config.loss_tokens, "splice", "tokens") as bar:
-        for tokens in batches:
-            _add_batch(findings, model, spec, dictionaries, means, tokens)
-            bar.update(tokens.numel())
+        for batch in batches:
+            _add_batch(findings, model, spec, dictionaries, means, batch)
+            bar.update(batch.tokens.numel())
     return findings
 
 
@@ -98,17 +99,17 @@ def _add_batch(
     spec: DataSpec,
     dictionaries: Sequence[SavedDictionary],
     means: Sequence[Float[Tensor, " d_in"]],
-    tokens: Int[Tensor, "batch seq"],
+    batch: TextBatch,
 ) -> None:
-    clean = model.run(tokens, capture=spec.site.hook_points)
-    rows = site_rows(model, spec, tokens, clean.activations, findings.n_contexts)
-    clean_logits = clean.logits[:, :-1]
+    clean = model.run(batch.tokens, capture=spec.site.hook_points)
+    rows = site_rows(model, spec, batch, clean.activations, findings.n_contexts)
+    clean_logits, clean_loss = batch.of_text(clean.logits[:, :-1]), batch.of_text(clean.loss)
 
     def run(replacement: Tensor) -> tuple[Tensor, float]:
-        output = model.run(tokens, splice_at(model, spec.site, rows.keep, replacement))
-        return output.logits[:, :-1], summed_loss(output.loss)
+        output = model.run(batch.tokens, splice_at(model, spec.site, rows.keep, replacement))
+        return batch.of_text(output.logits[:, :-1]), summed_loss(batch.of_text(output.loss))
 
-    findings.clean += summed_loss(clean.loss)
+    findings.clean += summed_loss(clean_loss)
     findings.zero_ablation += run(torch.zeros_like(rows.targets))[1]
     # Equal means give equal losses: run each once, whichever dictionaries share it.
     mean_loss: dict[bytes, float] = {}
@@ -120,14 +121,14 @@ def _add_batch(
         logits, loss = run(reconstruct(saved, rows.inputs))
         findings.spliced[index] += loss
         findings.kl[index] += kl_divergence(clean_logits, logits).sum().item()
-    findings.n_contexts += tokens.shape[0]
-    findings.n_positions += clean.loss.numel()
+    findings.n_contexts += len(batch)
+    findings.n_positions += clean_loss.numel()
     findings.n_replaced += len(rows.targets)
     for reason, count in rows.excluded.items():
         findings.excluded[reason] = findings.excluded.get(reason, 0) + count
 
 
-def summed_loss(loss: Float[Tensor, "batch positions"]) -> float:
+def summed_loss(loss: Float[Tensor, "*positions"]) -> float:
     """Losses added up in float64, nats.
 
     Raises:

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from saelab.cache.rows import capture_with_gradients
 from saelab.dictionary import InferenceModes, SavedDictionary, has_inference_modes
 from saelab.dictionary.data_spec import DataSpec, held_out_batches, select, splice_at
 from saelab.errors import ArtifactError
@@ -26,6 +27,7 @@ from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes
 from saelab.stats.metric_definitions import INFERENCE_MODES
 from saelab.stats.metrics import ReconstructionStatistics, kl_divergence, require_finite
+from saelab.text.contexts import TextBatch
 
 from .config import CoreConfig
 from .losses import LossFindings, summed_loss
@@ -125,12 +127,12 @@ def measure_modes(
     donor = _last_gradients(model, spec, batches)
     first_context = 0
     with progress_bar(config.loss_tokens, "inference modes", "tokens") as bar:
-        for tokens in batches:
-            captured = _Captured.of(model, spec, tokens, first_context)
+        for batch in batches:
+            captured = _Captured.of(model, spec, batch, first_context)
             others, donor = captured.shuffled(donor, first_context)
             _add_batch([*findings.values()], model, spec, captured, others)
-            first_context += tokens.shape[0]
-            bar.update(tokens.numel())
+            first_context += len(batch)
+            bar.update(batch.tokens.numel())
     return findings
 
 
@@ -148,7 +150,7 @@ def _modes_of(saved: SavedDictionary) -> InferenceModes | None:
 class _Captured:
     """The evaluated rows of some contexts and the gradients that belong to them."""
 
-    tokens: Int[Tensor, "batch seq"]
+    text: TextBatch
     keep: Bool[Tensor, "batch seq"]
     rows: Float[Tensor, "rows d_in"]
     gradients: Float[Tensor, "rows d_in"]
@@ -157,14 +159,14 @@ class _Captured:
     def of(
         model: LanguageModel,
         spec: DataSpec,
-        tokens: Int[Tensor, "batch seq"],
+        batch: TextBatch,
         first_context: int,
     ) -> _Captured:
         hook_point = spec.hook_point
-        activations, gradients = model.capture_with_gradients(tokens, [hook_point])[hook_point]
-        keep, _ = select(model, spec, tokens, {hook_point: activations}, first_context)
+        activations, gradients = capture_with_gradients(model, batch, [hook_point])[hook_point]
+        keep, _ = select(model, spec, batch, {hook_point: activations}, first_context)
         require_finite(gradients[keep], "the gradient of the model's loss")
-        return _Captured(tokens, keep, activations[keep].float(), gradients[keep].float())
+        return _Captured(batch, keep, activations[keep].float(), gradients[keep].float())
 
     def shuffled(
         self, donor: Float[Tensor, "others d_in"], first_context: int
@@ -187,11 +189,11 @@ class _Captured:
 
 
 def _last_gradients(
-    model: LanguageModel, spec: DataSpec, batches: Sequence[Tensor]
+    model: LanguageModel, spec: DataSpec, batches: Sequence[TextBatch]
 ) -> Float[Tensor, "rows d_in"]:
     """The gradients of the last context that has evaluated rows; none where no context has."""
     gradients = torch.zeros(0, model.width_at(spec.hook_point), device=model.device)
-    contexts = [context for tokens in batches for context in tokens.split(1)]
+    contexts = [batch[at : at + 1] for batch in batches for at in range(len(batch))]
     for index in reversed(range(len(contexts))):
         gradients = _Captured.of(model, spec, contexts[index], index).gradients
         if len(gradients):
@@ -207,7 +209,8 @@ def _add_batch(
     captured: _Captured,
     others: Float[Tensor, "rows d_in"],
 ) -> None:
-    clean_logits = model.run(captured.tokens).logits[:, :-1]
+    text = captured.text
+    clean_logits = text.of_text(model.run(text.tokens).logits[:, :-1])
     for finding in findings:
         codes_of = finding.codes(captured.rows, captured.gradients, others)
         for mode, codes in codes_of.items():
@@ -220,6 +223,7 @@ def _add_batch(
                 # Its splice was run where losses are measured.
                 continue
             splice = splice_at(model, spec.site, captured.keep, reconstruction)
-            output = model.run(captured.tokens, splice)
-            sums.spliced += summed_loss(output.loss)
-            sums.kl += kl_divergence(clean_logits, output.logits[:, :-1]).sum().item()
+            output = model.run(text.tokens, splice)
+            sums.spliced += summed_loss(text.of_text(output.loss))
+            logits = text.of_text(output.logits[:, :-1])
+            sums.kl += kl_divergence(clean_logits, logits).sum().item()

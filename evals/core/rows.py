@@ -35,7 +35,7 @@ class RowFindings:
     n_contexts: int = 0
     """Contexts run."""
     n_tokens: int = 0
-    """Tokens run, excluded rows included."""
+    """Tokens run, excluded rows included; padding is none."""
     excluded: dict[str, int] = field(default_factory=dict)
     """Rows excluded, by the first reason that applies."""
 
@@ -90,7 +90,7 @@ def _add_batch(
             sparsity.update(codes)
             reconstruction.update(rows.targets, saved.dictionary.decode(codes), group)
     findings.n_contexts += rows.keep.shape[0]
-    findings.n_tokens += rows.keep.numel()
+    findings.n_tokens += rows.keep.numel() - rows.excluded.get("padding", 0)
     for reason, count in rows.excluded.items():
         findings.excluded[reason] = findings.excluded.get(reason, 0) + count
 

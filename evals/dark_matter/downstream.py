@@ -19,7 +19,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
@@ -31,6 +31,7 @@ from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.stats.metrics import kl_divergence
 from saelab.stats.seeds import seeded_generator
+from saelab.text.contexts import TextBatch
 
 from ..core.losses import summed_loss
 from .analysis import AnalysisResult, Context, Finding, bars, bars_of_parts, in_words
@@ -186,7 +187,7 @@ def measure_downstream(
     wanted = islice(contexts, -(-n_tokens // spec.context_length))
     with progress_bar(n_tokens, "downstream", "tokens") as bar:
         while batch := list(islice(wanted, batch_contexts)):
-            _add_batch(findings, model, spec, saved, weight, torch.cat(batch), seed)
+            _add_batch(findings, model, spec, saved, weight, TextBatch.joined(batch), seed)
             bar.update(len(batch) * spec.context_length)
     if findings.n_contexts == 0:
         raise ActivationError(
@@ -205,18 +206,18 @@ def measure_downstream(
 
 def _unseen_contexts(
     model: LanguageModel, spec: DataSpec, seed: int, train_fraction: float | None
-) -> Iterator[Int[Tensor, "1 seq"]]:
+) -> Iterator[TextBatch]:
     """The contexts of the held-out text, without those that a probe was fitted on."""
     # Reading stops when enough contexts are there.
     batches = held_out_batches(model, spec, 1 << 60, 1)
-    for index, tokens in enumerate(batches):
+    for index, batch in enumerate(batches):
         context = torch.tensor([index])
         if (
             train_fraction is None
             or int(cells_of(context, context * 0, seed=seed, train_fraction=train_fraction))
             in CONTEXT_TEST
         ):
-            yield tokens
+            yield batch
 
 
 def _add_batch(
@@ -225,25 +226,29 @@ def _add_batch(
     spec: DataSpec,
     saved: SavedDictionary,
     probe: ErrorProbe,
-    tokens: Int[Tensor, "batch seq"],
+    batch: TextBatch,
     seed: int,
 ) -> None:
     first = findings.first_position
-    clean = model.run(tokens, capture=[spec.hook_point])
-    rows = site_rows(model, spec, tokens, clean.activations, findings.n_contexts)
-    clean_logits = clean.logits[:, first:-1]
-    findings.original += summed_loss(clean.loss[:, first:])
+    clean = model.run(batch.tokens, capture=[spec.hook_point])
+    rows = site_rows(model, spec, batch, clean.activations, findings.n_contexts)
+    clean_logits, clean_loss = (
+        batch.of_text(clean.logits[:, :-1], first),
+        batch.of_text(clean.loss, first),
+    )
+    findings.original += summed_loss(clean_loss)
     for name, condition in CONDITIONS.items():
         generator = seeded_generator("downstream", seed, name, findings.n_contexts)
         live = LiveParts(decompose(saved.dictionary, probe, rows.inputs), rows.inputs, generator)
         if name == "identity":
             _add_norms(findings, live)
         replacement = condition.replacement(live)
-        output = model.run(tokens, splice_at(model, spec.site, rows.keep, replacement))
-        findings.loss[name] += summed_loss(output.loss[:, first:])
-        findings.kl[name] += kl_divergence(clean_logits, output.logits[:, first:-1]).sum().item()
-    findings.n_contexts += tokens.shape[0]
-    findings.n_positions += clean.loss[:, first:].numel()
+        output = model.run(batch.tokens, splice_at(model, spec.site, rows.keep, replacement))
+        logits = batch.of_text(output.logits[:, :-1], first)
+        findings.loss[name] += summed_loss(batch.of_text(output.loss, first))
+        findings.kl[name] += kl_divergence(clean_logits, logits).sum().item()
+    findings.n_contexts += len(batch)
+    findings.n_positions += clean_loss.numel()
 
 
 def _add_norms(findings: DownstreamFindings, live: LiveParts) -> None:

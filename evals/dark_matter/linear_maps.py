@@ -103,8 +103,8 @@ def source_rows(
     specs = [spec, *(source_spec for _, source_spec in sources.values())]
     first_context = 0
     with progress_bar(n_tokens, "sources", "tokens") as bar:
-        for tokens in held_out_batches(model, spec, n_tokens, batch_contexts):
-            captured, where, _ = captured_rows(model, specs, tokens, first_context, first_position)
+        for batch in held_out_batches(model, spec, n_tokens, batch_contexts):
+            captured, where, _ = captured_rows(model, specs, batch, first_context, first_position)
             judged, *of_sources = (activations.float() for activations in captured)
             yield SourceRows(
                 activations=judged,
@@ -112,8 +112,8 @@ def source_rows(
                 sequence=where["sequence"],
                 position=where["position"],
             )
-            first_context += len(tokens)
-            bar.update(tokens.numel())
+            first_context += len(batch)
+            bar.update(batch.tokens.numel())
 
 
 TARGETS = tuple(COMPONENT_WORDS)

@@ -29,7 +29,7 @@ from saelab.errors import ActivationError, ArtifactError, ConfigError
 from saelab.model.language_model import LanguageModel
 from saelab.model.model_files import model_mismatch
 from saelab.progress import progress_bar
-from saelab.text.contexts import TextConfig, context_batches, describe_text
+from saelab.text.contexts import TextBatch, TextConfig, describe_text, text_batches
 
 from .suite import DarkMatterConfig
 
@@ -232,28 +232,34 @@ def _text_blocks(
     n_rows = n_contexts = 0
     with progress_bar(config.n_tokens, "activations", "rows") as bar:
         # As many tokens as could possibly be needed: reading stops when the rows are there.
-        for tokens in held_out_batches(model, spec, 1 << 60, config.batch_contexts):
+        for batch in held_out_batches(model, spec, 1 << 60, config.batch_contexts):
             with_loss = max(0, -(-config.n_loss_tokens // spec.context_length) - n_contexts)
-            loss = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
+            loss = torch.full(batch.tokens.shape, torch.nan, dtype=torch.float64)
             if with_loss:
-                loss[:with_loss, :-1] = model.run(tokens[:with_loss]).loss.double().cpu()
+                loss[:with_loss] = _next_token_losses(model, batch[:with_loss])
             (activations,), where, keep = captured_rows(
-                model, [spec], tokens, n_contexts, first_position
+                model, [spec], batch, n_contexts, first_position
             )
             kept = {"activations": activations.cpu(), **where, "loss": loss[keep]}
             kept = {name: column[: config.n_tokens - n_rows] for name, column in kept.items()}
             yield kept
-            n_contexts += len(tokens)
+            n_contexts += len(batch)
             n_rows += len(kept["tokens"])
             bar.update(len(kept["tokens"]))
             if n_rows >= config.n_tokens:
                 return
 
 
+def _next_token_losses(model: LanguageModel, batch: TextBatch) -> Float[Tensor, "batch seq"]:
+    """The loss at predicting the token after each, float64; NaN where none follows."""
+    loss = model.run(batch.tokens).loss.double().cpu()
+    return pad(loss.masked_fill(~batch.predicted(), torch.nan), (0, 1), value=torch.nan)
+
+
 def captured_rows(
     model: LanguageModel,
     specs: Sequence[DataSpec],
-    tokens: Int[Tensor, "batch seq"],
+    batch: TextBatch,
     first_context: int,
     first_position: int,
 ) -> tuple[list[Float[Tensor, "rows _"]], Columns, Bool[Tensor, "batch seq"]]:
@@ -266,11 +272,12 @@ def captured_rows(
     Raises:
         ActivationError: activations that are not finite.
     """
+    tokens = batch.tokens
     captured = model.capture(tokens, [spec.hook_point for spec in specs])
     position = torch.arange(tokens.shape[1]).expand(tokens.shape)
     keep = position >= first_position
     for spec in specs:
-        keep = keep & select(model, spec, tokens, captured, first_context)[0].cpu()
+        keep = keep & select(model, spec, batch, captured, first_context)[0].cpu()
     context = torch.arange(len(tokens))[:, None].expand(tokens.shape) + first_context
     columns = {"tokens": tokens.cpu().long(), "sequence": context, "position": position}
     where = {name: column[keep] for name, column in columns.items()}
@@ -375,15 +382,12 @@ def _context_losses(cache: ActivationCache, model: LanguageModel | None, n_token
     tokens, losses = [torch.zeros(0, length).long()], [torch.zeros(0, length).double()]
     if model is not None and n_tokens > 0:
         text = from_plain(TextConfig, made_from["text"], f"text settings of {cache.folder}")
-        contexts = context_batches(
-            text, model, split="train", context_length=length, batch_contexts=1
-        )
+        contexts = text_batches(text, model, split="train", context_length=length, batch_contexts=1)
         wanted = min(-(-n_tokens // length), int(cache.manifest["n_contexts"]))
         with progress_bar(wanted, "token losses", "contexts") as bar:
             for context in islice(contexts, wanted):
-                tokens.append(context)
-                # No token follows the last one.
-                losses.append(pad(model.run(context).loss.double().cpu(), (0, 1), value=torch.nan))
+                tokens.append(context.tokens)
+                losses.append(_next_token_losses(model, context))
                 bar.update(1)
     return {"tokens": torch.cat(tokens), "loss": torch.cat(losses)}
 

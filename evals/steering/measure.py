@@ -20,6 +20,7 @@ from saelab.progress import progress_bar
 from saelab.stats.cosines import random_directions
 from saelab.stats.metrics import SparsityStatistics
 from saelab.stats.seeds import seeded_generator
+from saelab.text.contexts import TextBatch
 
 from ..alike import is_planted, row_settings
 from ..subjects import Subject, by_data_spec, describe, load_models, origin_of, subjects_of
@@ -244,7 +245,8 @@ def draw_prompts(
         ConfigError: contexts longer than the model's.
     """
     short = replace(spec, context_length=length)
-    pool = torch.cat(list(held_out_batches(model, short, POOL_PER_CONTEXT * count * length, BATCH)))
+    n_tokens = POOL_PER_CONTEXT * count * length
+    pool = TextBatch.joined([*held_out_batches(model, short, n_tokens, BATCH)])
     order = torch.randperm(len(pool), generator=seeded_generator("steering", "prompts", seed))
     usable = _usable(model, short, pool[order])
     chosen = list(islice(usable, count))
@@ -257,14 +259,13 @@ def draw_prompts(
     return torch.stack(chosen)
 
 
-def _usable(
-    model: LanguageModel, spec: DataSpec, pool: Int[Tensor, "contexts seq"]
-) -> Iterator[Int[Tensor, " seq"]]:
+def _usable(model: LanguageModel, spec: DataSpec, pool: TextBatch) -> Iterator[Int[Tensor, " seq"]]:
     """The contexts whose last position counts as a row, computed as they are needed."""
-    for tokens in pool.split(BATCH):
-        captured = model.capture(tokens, spec.site.hook_points)
-        keep, _ = select(model, spec, tokens, captured)
-        yield from tokens[keep[:, -1].cpu()]
+    for start in range(0, len(pool), BATCH):
+        batch = pool[start : start + BATCH]
+        captured = model.capture(batch.tokens, spec.site.hook_points)
+        keep, _ = select(model, spec, batch, captured)
+        yield from batch.tokens[keep[:, -1].cpu()]
 
 
 def _features(findings: SteeringFindings, config: SteeringConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,11 +14,17 @@ from torch import Tensor
 from saelab.errors import ActivationError, ConfigError
 from saelab.model.language_model import LanguageModel
 from saelab.model.model_files import identity_of
-from saelab.text.contexts import context_batches, describe_text
+from saelab.text.contexts import (
+    Counts,
+    TextBatch,
+    describe_text,
+    require_held_out,
+    text_batches,
+)
 
 from .config import HarvestConfig
 from .format import new_cache_manifest
-from .rows import RowSelection, select_rows
+from .rows import RowSelection, capture_with_gradients, select_rows
 
 # Contexts whose median norm sets the ceiling: a median needs no more, and they are not run twice.
 CALIBRATION_CONTEXTS = 32
@@ -28,10 +35,17 @@ class CapturedBatch:
     """One forward pass: every position of some contexts, at every hook point."""
 
     first_context: int
-    tokens: Int[Tensor, "batch seq"]
+    text: TextBatch
     activations: dict[str, Tensor]
     """Hook point to [batch seq d_in], in the model's dtype."""
     gradients: dict[str, Tensor] | None
+    read: dict[str, dict[str, int]]
+    """What became of all text up to these contexts, by source."""
+
+    @property
+    def tokens(self) -> Int[Tensor, "batch seq"]:
+        """Token ids."""
+        return self.text.tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +82,7 @@ class Harvest:
         ConfigError: another model than the config's, contexts longer than the model takes, or
             another dtype.
         ModelError: a hook point that the model does not have.
+        TextError: what is held out of the text fills no context.
     """
 
     def __init__(self, model: LanguageModel, config: HarvestConfig):
@@ -92,6 +107,7 @@ class Harvest:
         self.config = config
         self.widths = {hook_point: model.width_at(hook_point) for hook_point in config.hook_points}
         self.calibration_batches = -(-CALIBRATION_CONTEXTS // config.batch_contexts)
+        require_held_out(config.text, model, config.context_length)
 
     def batches(self, *, first_context: int = 0) -> Iterator[CapturedBatch]:
         """Run the model over the training text, batch by batch, until `n_tokens` or its end.
@@ -104,35 +120,38 @@ class Harvest:
             TextError: the text does not fill the first batch.
         """
         config = self.config
-        batches = context_batches(
+        counts: Counts = defaultdict(Counter)
+        batches = text_batches(
             config.text,
             self.model,
             split="train",
             context_length=config.context_length,
             batch_contexts=config.batch_contexts,
             skip_contexts=first_context,
+            counts=counts,
         )
         next_context = first_context
-        for tokens in batches:
+        for batch in batches:
             if config.n_contexts is not None:
-                tokens = tokens[: config.n_contexts - next_context]
-            if len(tokens) == 0:
+                batch = batch[: config.n_contexts - next_context]
+            if len(batch) == 0:
                 return
-            yield self._capture(tokens, next_context)
-            next_context += len(tokens)
+            yield self._capture(batch, next_context, counts)
+            next_context += len(batch)
             if next_context == config.n_contexts:
                 return
 
-    def _capture(self, tokens: Int[Tensor, "batch seq"], first: int) -> CapturedBatch:
+    def _capture(self, batch: TextBatch, first: int, counts: Counts) -> CapturedBatch:
         hook_points, gradients = self.config.hook_points, None
+        read = {source: dict(found) for source, found in counts.items()}
         if self.config.gradients:
-            both = self.model.capture_with_gradients(tokens, hook_points)
+            both = capture_with_gradients(self.model, batch, hook_points)
             activations = {hook_point: pair[0] for hook_point, pair in both.items()}
             gradients = {hook_point: pair[1] for hook_point, pair in both.items()}
         else:
-            activations = self.model.capture(tokens, hook_points)
+            activations = self.model.capture(batch.tokens, hook_points)
         return CapturedBatch(
-            first_context=first, tokens=tokens, activations=activations, gradients=gradients
+            first_context=first, text=batch, activations=activations, gradients=gradients, read=read
         )
 
     def _select(
@@ -146,6 +165,7 @@ class Harvest:
             bos_id=self.model.bos_id,
             norm_ceiling=norm_ceiling,
             first_context=batch.first_context,
+            left_out=batch.text.left_out,
         )
 
     def keep_rows(
@@ -178,7 +198,7 @@ class Harvest:
         if len(norms) == 0:
             raise ActivationError(
                 "the token filter excludes every position of the first contexts: relax rows.* of "
-                "the config"
+                "the config" + (", or name other text.roles" if self.config.text.roles else "")
             )
         median, ratio = float(norms.median()), self.config.rows.max_norm_ratio
         return Calibration(

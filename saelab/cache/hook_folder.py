@@ -147,8 +147,15 @@ class HookFolder:
         self._fill = stop
         self._excluded.update(rows.excluded)
 
-    def commit(self, contexts: int) -> None:
-        """Write the unfinished shard, which covers `contexts` contexts, then name it."""
+    def commit(
+        self, contexts: int, text_read: Mapping[str, Mapping[str, int]] | None = None
+    ) -> None:
+        """Write the unfinished shard, then name it.
+
+        Args:
+            contexts: that it covers.
+            text_read: what became of all text up to its end, by source; None: there is no text.
+        """
         index = len(self.manifest["shards"])
         path = self.folder / shard_name(index)
         tensors = {name: column[: self._fill] for name, column in self._buffer.items()}
@@ -175,6 +182,8 @@ class HookFolder:
             excluded=dict(sorted(self._excluded.items())),
         )
         self.manifest["shards"].append(asdict(entry))
+        if text_read is not None:
+            self.manifest["text_read"] = text_read
         self.save_manifest()
         self._fill = 0
         self._excluded.clear()

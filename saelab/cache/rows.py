@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from saelab.errors import ActivationError
+from saelab.model.language_model import LanguageModel
+from saelab.text.contexts import TextBatch
+from saelab.text.tokens import OTHER_ROLE, PADDING
 
 from .config import TokenFilter
 
@@ -21,7 +24,8 @@ class RowSelection:
     keep: Bool[Tensor, "batch seq"]
     """True where a position is a row."""
     excluded: dict[str, int]
-    """Positions excluded, by the first reason that applies: bos, separator, position, norm."""
+    """Positions excluded, by the first reason that applies: padding, bos, separator, role,
+    position, norm. Padding and role are named where the text has such positions."""
     norms: Float[Tensor, "batch seq"]
     """Euclidean norm of every position, float32."""
 
@@ -35,6 +39,7 @@ def select_rows(
     bos_id: int | None,
     norm_ceiling: float | None,
     first_context: int = 0,
+    left_out: UInt8[Tensor, "batch seq"] | None = None,
 ) -> RowSelection:
     """Decide which positions of some contexts are rows.
 
@@ -47,6 +52,7 @@ def select_rows(
             those counted as "bos"; with `exclude_bos` off, one that is not first is a separator.
         norm_ceiling: rows with a larger norm are excluded; None excludes none.
         first_context: index of the first context in the text, for messages.
+        left_out: what the text leaves out, as in `TextBatch`; None: nothing.
 
     Raises:
         ActivationError: an activation is NaN or infinite.
@@ -64,9 +70,12 @@ def select_rows(
     at_position = torch.zeros_like(first)
     for position in rule.exclude_positions:
         at_position[:, position : position + 1] = True
+    states = None if left_out is None else left_out.to(tokens.device)
     reasons = {
+        **({} if states is None else {"padding": states == PADDING}),
         "bos": is_bos if rule.exclude_bos else None,
         "separator": is_separator if rule.exclude_separators else None,
+        **({} if states is None else {"role": states == OTHER_ROLE}),
         "position": at_position if rule.exclude_positions else None,
         "norm": norms > norm_ceiling if norm_ceiling is not None else None,
     }
@@ -77,6 +86,35 @@ def select_rows(
         if applies is not None:
             keep &= ~applies
     return RowSelection(keep=keep, excluded=excluded, norms=norms)
+
+
+def capture_with_gradients(
+    model: LanguageModel, batch: TextBatch, hook_points: Sequence[str]
+) -> dict[str, tuple[Float[Tensor, "batch seq _"], Float[Tensor, "batch seq _"]]]:
+    """Activations and gradients of some contexts; the loss is of their text, not of their padding.
+
+    Contexts of one length are run together without their padding, where both are zero.
+    """
+    lengths = batch.lengths()
+    if bool((lengths == batch.tokens.shape[1]).all()):
+        return model.capture_with_gradients(batch.tokens, hook_points)
+    whole: dict[str, tuple[Tensor, Tensor]] = {}
+    for length in lengths.unique().tolist():
+        chosen = (lengths == length).nonzero().flatten()
+        tokens = batch.tokens[chosen, :length]
+        if length > 1:
+            found = model.capture_with_gradients(tokens, hook_points)
+        else:
+            # Nothing is predicted.
+            alone = model.capture(tokens, hook_points)
+            found = {name: (part, torch.zeros_like(part)) for name, part in alone.items()}
+        for name, parts in found.items():
+            if name not in whole:
+                shape = (*batch.tokens.shape, parts[0].shape[-1])
+                whole[name] = (parts[0].new_zeros(shape), parts[1].new_zeros(shape))
+            for everywhere, part in zip(whole[name], parts, strict=True):
+                everywhere[chosen.to(part.device), :length] = part
+    return whole
 
 
 def _require_finite(

@@ -19,7 +19,7 @@ from saelab.memory import keep_freed_memory
 from saelab.model.language_model import LanguageModel, load_language_model
 from saelab.model.model_files import identity_of, require_context
 from saelab.progress import progress_bar
-from saelab.text.contexts import describe_text
+from saelab.text.contexts import check_text, describe_text
 
 from .config import HarvestConfig
 from .format import MANIFEST_NAME, row_bytes
@@ -67,6 +67,9 @@ def _write_caches(
 ) -> list[Path]:
     paths = [out / hook_point for hook_point in config.hook_points]
     check_existing(paths, resume=resume, overwrite=overwrite)
+    files = check_text(config.text)
+    for line in files:
+        _log.info("%s", line)
     if model is None:
         require_context(config.model, config.context_length)
         model = load_language_model(
@@ -92,7 +95,7 @@ def _write_caches(
     with stop_on_signals() as stop:
         batches = harvest.batches(first_context=first_context)
         if len(folders) < len(paths):
-            batches = _start_folders(batches, paths, folders, harvest)
+            batches = _start_folders(batches, paths, folders, harvest, files)
         _fill(out, batches, folders, harvest, first_context, stop)
     for folder in folders.values():
         if not folder.complete:
@@ -165,6 +168,7 @@ def _start_folders(
     paths: list[Path],
     folders: dict[str, HookFolder],
     harvest: Harvest,
+    files: list[str],
 ) -> Iterator[CapturedBatch]:
     """Calibrate on the first batches and start the folders that are missing.
 
@@ -179,6 +183,7 @@ def _start_folders(
         if path.is_dir():
             remove_cache(path)
         manifest = harvest.new_manifest(path.name, calibrations[path.name])
+        manifest["text_files"] = files
         folders[path.name] = HookFolder(path, manifest, harvest.config.shard_contexts)
         folders[path.name].save_manifest()
     return chain(head, batches)
@@ -196,6 +201,7 @@ def _fill(
     config = harvest.config
     length, done, in_shard = config.context_length, first_context, 0
     behind: list[HookFolder] = []
+    read: dict[str, dict[str, int]] = {}
     ceilings = {name: folders[name].manifest["norm_ceiling"] for name in config.hook_points}
     total = None if config.n_contexts is None else config.n_contexts * length
     with progress_bar(total, "caching", "tokens", initial=done * length) as bar:
@@ -204,14 +210,14 @@ def _fill(
             behind = [folder for folder in folders.values() if folder.contexts <= done - in_shard]
             if in_shard == 0:
                 _require_space_for_shard(out, config, behind, done)
-            rows = harvest.keep_rows(batch, ceilings)
+            rows, read = harvest.keep_rows(batch, ceilings), batch.read
             for folder in behind:
                 folder.add(rows[folder.manifest["hook_point"]])
             done += len(batch.tokens)
             in_shard += len(batch.tokens)
             if in_shard == config.shard_contexts or done == config.n_contexts:
                 for folder in behind:
-                    folder.commit(in_shard)
+                    folder.commit(in_shard, read)
                 in_shard = 0
             bar.update(len(batch.tokens) * length)
             if stop and done != config.n_contexts:
@@ -223,7 +229,7 @@ def _fill(
                 )
         if in_shard:
             for folder in behind:
-                folder.commit(in_shard)
+                folder.commit(in_shard, read)
 
 
 def _report(folders: dict[str, HookFolder], config: HarvestConfig) -> None:

@@ -183,6 +183,7 @@ def _verdict(file: Path, manifest: dict[str, Any]) -> str:
 def _describe_cache(file: Path, manifest: dict[str, Any]) -> list[str]:
     from saelab.cache import format as cache_format
     from saelab.cache.reader import open_cache
+    from saelab.text.contexts import what_was_read
 
     require_fields(manifest, {"status": str}, file)
     if manifest["status"] != "complete":
@@ -198,10 +199,12 @@ def _describe_cache(file: Path, manifest: dict[str, Any]) -> list[str]:
             f"unfinished ({manifest['status']}): {cache_format.how_to_finish(manifest)}",
         ]
     cache = open_cache(file.parent, verify=True)
+    read = what_was_read(manifest.get("text_read", {}))
     return [
         f"rows: {cache.n_rows:,} of width {cache.d_in}"
         + (" with gradients" if cache.has_gradients else ""),
         f"excluded: {_short(cache.excluded)}",
+        *(f"text {line}" for line in (*manifest.get("text_files", ()), *read)),
         f"content hash: {cache.content_hash}",
         f"intact: {KINDS['activation_cache'].intact}",
     ]

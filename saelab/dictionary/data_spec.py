@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.cache.aligned import AlignedCaches, open_caches
@@ -26,7 +26,13 @@ from saelab.errors import ArtifactError, ConfigError
 from saelab.model.language_model import LanguageModel, load_language_model
 from saelab.model.model_files import mismatch_with
 from saelab.synthetic.truth import ORIGIN_KEY
-from saelab.text.contexts import TextConfig, context_batches, describe_text
+from saelab.text.contexts import (
+    TextBatch,
+    TextConfig,
+    check_text,
+    describe_text,
+    text_batches,
+)
 
 from . import Dictionary, SavedDictionary
 from .decomposition import ORIGIN_KEY as ERROR_ORIGIN_KEY
@@ -130,7 +136,13 @@ def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
     require_origin(saved)
     origin = saved.made_from
     text = from_plain(TextConfig, saved.text, f"text settings of {saved.folder}")
-    overrides = {"source": config.text_source, "text_field": config.text_field}
+    if config.text_source is not None:
+        text = replace(text, source=config.text_source, mixture=())
+    if config.text_field is not None:
+        text = replace(text, text_field=config.text_field)
+    if config.text_source is not None or config.text_field is not None:
+        # What the user names is looked at before a model is loaded.
+        check_text(text)
     site = saved.site
     adopted = _adopted(saved, config)
     ceilings = origin.get("norm_ceilings") or {site.hook_points[0]: saved.norm_ceiling}
@@ -144,9 +156,7 @@ def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
             else config.model_kwargs
         ),
         site=site,
-        text=replace(
-            text, **{name: value for name, value in overrides.items() if value is not None}
-        ),
+        text=text,
         context_length=config.context_length or saved.context_length,
         token_filter=TokenFilter.from_json(saved.token_filter),
         norm_ceilings=tuple(ceilings[name] for name in site.hook_points),
@@ -275,13 +285,13 @@ def require_width(
 
 def held_out_batches(
     model: LanguageModel, spec: DataSpec, n_tokens: int, batch_contexts: int
-) -> Iterator[Int[Tensor, "batch seq"]]:
+) -> Iterator[TextBatch]:
     """The first contexts of the held-out text, `n_tokens` rounded up to whole contexts.
 
     Raises:
         TextError: the held-out text does not fill one context.
     """
-    contexts = context_batches(
+    contexts = text_batches(
         spec.text,
         model,
         split="held_out",
@@ -291,7 +301,7 @@ def held_out_batches(
     # Batched here rather than there, so that text shorter than one batch is evaluated too.
     wanted = islice(contexts, -(-n_tokens // spec.context_length))
     while batch := list(islice(wanted, batch_contexts)):
-        yield torch.cat(batch)
+        yield TextBatch.joined(batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,7 +321,7 @@ class SiteRows:
 def select(
     model: LanguageModel,
     spec: DataSpec,
-    tokens: Int[Tensor, "batch seq"],
+    batch: TextBatch,
     captured: Mapping[str, Float[Tensor, "batch seq _"]],
     first_context: int = 0,
 ) -> tuple[Bool[Tensor, "batch seq"], dict[str, int]]:
@@ -326,12 +336,13 @@ def select(
     for name, ceiling in zip(spec.site.hook_points, spec.norm_ceilings, strict=True):
         selection = select_rows(
             spec.token_filter,
-            tokens.to(captured[name].device),
+            batch.tokens,
             captured[name],
             special_ids=model.special_ids,
             bos_id=model.bos_id,
             norm_ceiling=ceiling,
             first_context=first_context,
+            left_out=batch.left_out,
         )
         if keep is None:
             keep, excluded = selection.keep, dict(selection.excluded)
@@ -346,7 +357,7 @@ def select(
 def site_rows(
     model: LanguageModel,
     spec: DataSpec,
-    tokens: Int[Tensor, "batch seq"],
+    batch: TextBatch,
     captured: Mapping[str, Float[Tensor, "batch seq _"]],
     first_context: int = 0,
 ) -> SiteRows:
@@ -355,14 +366,14 @@ def site_rows(
     Args:
         model: whose special tokens the filter knows.
         spec: site and token filter.
-        tokens: the contexts.
+        batch: the contexts.
         captured: activations at every hook point of the site.
         first_context: index of the first context in the text, for messages.
 
     Raises:
         ActivationError: activations that are not finite.
     """
-    keep, excluded = select(model, spec, tokens, captured, first_context)
+    keep, excluded = select(model, spec, batch, captured, first_context)
     rows = {name: captured[name][keep].float() for name in spec.site.hook_points}
     inputs = _side_by_side([rows[name] for name in spec.site.reads])
     if spec.site.is_autoencoder:
@@ -498,10 +509,10 @@ def held_out_rows(
         TextError: the held-out text does not fill one context.
     """
     first_context = 0
-    for tokens in held_out_batches(model, spec, n_tokens, batch_contexts):
-        captured = model.capture(tokens, spec.site.hook_points)
-        yield site_rows(model, spec, tokens, captured, first_context)
-        first_context += tokens.shape[0]
+    for batch in held_out_batches(model, spec, n_tokens, batch_contexts):
+        captured = model.capture(batch.tokens, spec.site.hook_points)
+        yield site_rows(model, spec, batch, captured, first_context)
+        first_context += len(batch)
 
 
 def recorded_mean(saved: SavedDictionary, device: torch.device) -> Float[Tensor, " d_out"] | None:

@@ -102,7 +102,8 @@ def write_store(path: Path, sources: StoreSources) -> dict[str, Any]:
         sums, tops = build.examples(writer, bar.update)
         build.together(writer, bar.update, neighbours, sums, tops)
         writer.features(build.columns)
-        writer.text(sources.shards.tokens, sources.shards.counted, build.token_dtype)
+        shards = sources.shards
+        writer.text(shards.tokens, shards.counted, shards.lengths, build.token_dtype)
         writer.vocabulary(sources.vocabulary)
         manifest = build.manifest()
         writer.manifest(manifest)
@@ -117,7 +118,7 @@ class _Build:
         self._shards = sources.shards
         self._options = sources.options
         self._d_sae = sources.dictionary.d_sae
-        self._keys = TextKeys(sources.shards.tokens, sources.options)
+        self._keys = TextKeys(sources.shards.tokens, sources.options, sources.shards.lengths)
         self._map: dict[str, Any] = {}
         largest_token = int(sources.shards.tokens.max(initial=0))
         self.token_dtype = "<u2" if largest_token < 1 << 16 else "<u4"
@@ -325,7 +326,7 @@ class _Build:
             "dictionary": dict(sources.dictionary_facts),
             "n_features": self._d_sae,
             "n_tokens": shards.n_tokens,
-            "n_positions": shards.tokens.size,
+            "n_positions": int(shards.lengths.sum()),
             "n_sequences": len(shards.tokens),
             "context_length": shards.context_length,
             "excluded": shards.excluded,

@@ -29,17 +29,23 @@ class TextKeys:
     Args:
         tokens: the text.
         options: with the seed, and the width of the windows compared.
+        lengths: of each context before its padding; None: nothing is padded.
 
     Raises:
         ConfigError: contexts too long for the file's positions.
     """
 
     def __init__(
-        self, tokens: Integer[np.ndarray, "contexts context_length"], options: StoreOptions
+        self,
+        tokens: Integer[np.ndarray, "contexts context_length"],
+        options: StoreOptions,
+        lengths: Integer[np.ndarray, " contexts"] | None = None,
     ):
         contexts, length = tokens.shape
         check_context_length(length)
         self.context_length = length
+        self.lengths = (np.full(contexts, length) if lengths is None else lengths).astype(np.uint64)
+        """Tokens of each context before its padding."""
         self.position_draw = random_words(contexts * length, 2 * options.seed)
         """A random number of every position."""
         self.context_draw = random_words(contexts, 2 * options.seed + 1)
@@ -290,7 +296,6 @@ class SilentContexts:
 
     def _random(self) -> dict[str, np.ndarray]:
         """The silent contexts that are drawn first, each with a position drawn in it."""
-        length = self._keys.context_length
         chosen = np.zeros(0, np.int64)
         step = max(64, 4 * self._n_random)
         for start in range(0, len(self._drawn_order), step):
@@ -300,5 +305,5 @@ class SilentContexts:
             ]
             if len(chosen) == self._n_random:
                 break
-        anchors = self._keys.context_draw[chosen] % np.uint64(length)
+        anchors = self._keys.context_draw[chosen] % self._keys.lengths[chosen]
         return {"random_sequence": chosen, "random_anchor": anchors}

@@ -274,15 +274,16 @@ class StoreWriter:
         self,
         tokens: Integer[np.ndarray, "contexts context_length"],
         counted: Bool[np.ndarray, "contexts context_length"],
+        lengths: Integer[np.ndarray, " contexts"],
         token_dtype: str,
     ) -> None:
-        """Fill table `sequence`."""
+        """Fill table `sequence`, each context without its padding."""
         bits = np.packbits(counted, axis=1)
         self._connection.executemany(
             "INSERT INTO sequence VALUES (?, ?, ?)",
             (
-                (index, ids.astype(token_dtype).tobytes(), bits[index].tobytes())
-                for index, ids in enumerate(tokens)
+                (index, ids[:n].astype(token_dtype).tobytes(), bits[index, : -(-n // 8)].tobytes())
+                for index, (ids, n) in enumerate(zip(tokens, lengths.tolist(), strict=True))
             ),
         )
 

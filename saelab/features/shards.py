@@ -43,6 +43,8 @@ class ShardText:
     """Which positions are rows."""
     excluded: dict[str, int]
     """How many are not, by reason."""
+    lengths: Integer[np.ndarray, " contexts"] | None = None
+    """Tokens of each context before its padding; None: nothing is padded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +121,8 @@ def write_shard(
         "row": (row[order] + first_row).astype(np.uint32),
         "activation": activation[order].astype(np.float32),
     }
+    if text.lengths is not None:
+        tensors["length"] = text.lengths.astype(np.int32)
     metadata = {
         "build": build,
         "first_context": str(first_context),
@@ -184,6 +188,14 @@ class Shards:
         """Token ids of the whole text."""
         self.counted: Bool[np.ndarray, "contexts context_length"] = np.concatenate(counted) != 0
         """Which of its positions are rows."""
+        lengths = [
+            file.get_tensor("length")
+            if "length" in file.keys()  # noqa: SIM118
+            else np.full(len(part), part.shape[1], np.int32)
+            for file, part in zip(self._files, tokens, strict=True)
+        ]
+        self.lengths: Integer[np.ndarray, " contexts"] = np.concatenate(lengths)
+        """Tokens of each context before its padding."""
         self.n_active: Integer[np.ndarray, " d_sae"] = sum(
             (np.diff(pointer) for pointer in self._pointers), start=np.zeros(d_sae, np.int64)
         )

