@@ -9,13 +9,7 @@ from typing import Any
 
 from saelab.cache.config import DataOverrides
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import (
-    DataSpec,
-    ModelKey,
-    check_fit,
-    data_spec_of,
-    needs_model,
-)
+from saelab.dictionary.data_spec import DataSpec, ModelKey, check_fit, data_spec_of, needs_model
 from saelab.errors import ConfigError
 from saelab.model.language_model import LanguageModel
 from saelab.model.model_files import require_context

@@ -27,8 +27,8 @@ from saelab.formats.evaluation_result import (
     Table,
     read_evaluation_result,
     write_evaluation_result,
+    write_rows,
 )
-from saelab.formats.files import atomic_path
 from saelab.formats.lock import writer_lock
 
 from .definitions import Definition
@@ -473,31 +473,3 @@ def _write_page(path: Path, result: EvaluationResult, *, wanted: bool) -> None:
         write_result_page(path, result)
     else:
         path.unlink(missing_ok=True)
-
-
-def write_rows(path: Path, columns: Mapping[str, Any]) -> None:
-    """Write a parquet file of named columns: lists, numpy arrays, pyarrow arrays or tensors.
-
-    NaN, infinity and negative integers of a tensor become null.
-    """
-    import pyarrow
-    from pyarrow import parquet
-
-    arrays = {
-        name: _array(values) if hasattr(values, "detach") else values
-        for name, values in columns.items()
-    }
-    with atomic_path(path) as temporary:
-        parquet.write_table(pyarrow.table(arrays), temporary)
-
-
-def _array(values: Any) -> Any:
-    import pyarrow
-    import torch
-
-    values = values.detach().cpu()
-    if values.dtype == torch.bool:
-        return pyarrow.array(values.numpy())
-    if values.is_floating_point():
-        return pyarrow.array(values.double().numpy(), mask=~values.isfinite().numpy())
-    return pyarrow.array(values.int().numpy(), mask=(values < 0).numpy())

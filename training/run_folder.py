@@ -11,7 +11,7 @@ from saelab.dictionary.storage import CONFIG_FILE, MANIFEST_FILE, SELF_TEST_FILE
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import TEMPORARY_SUFFIX, hash_of, remove_leftovers
 from saelab.formats.run import DICTIONARIES_FOLDER, RUN_FILE, RunManifest, read_run
-from saelab.model.model_files import model_mismatch
+from saelab.model.identity import model_mismatch
 
 from .config import TrainConfig
 

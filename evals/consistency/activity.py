@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.dictionary import ARCHITECTURES, Dictionary, SavedDictionary
-from saelab.dictionary.data_spec import evaluated_rows
+from saelab.dictionary.site_rows import evaluated_rows
 from saelab.errors import ActivationError
 from saelab.progress import progress_bar
 from saelab.sparse import PreActivations, SparseCodes

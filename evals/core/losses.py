@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import DataSpec, held_out_batches, site_rows, splice_at
+from saelab.dictionary.data_spec import DataSpec
+from saelab.dictionary.site_rows import held_out_batches, site_rows, splice_at
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.stats.metrics import kl_divergence, loss_recovered, require_finite

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from saelab.cache.rows import capture_with_gradients
 from saelab.dictionary import InferenceModes, SavedDictionary, has_inference_modes
-from saelab.dictionary.data_spec import DataSpec, held_out_batches, select, splice_at
+from saelab.dictionary.data_spec import DataSpec
+from saelab.dictionary.site_rows import held_out_batches, select, splice_at
 from saelab.errors import ArtifactError
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import DataSpec, SiteRows, evaluated_rows
+from saelab.dictionary.data_spec import DataSpec
+from saelab.dictionary.site_rows import SiteRows, evaluated_rows
 from saelab.errors import ActivationError, ArtifactError
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar

@@ -23,8 +23,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import DataSpec, held_out_batches, site_rows, splice_at
+from saelab.dictionary.data_spec import DataSpec
 from saelab.dictionary.decomposition import Decomposition, ErrorProbe, decompose
+from saelab.dictionary.site_rows import held_out_batches, site_rows, splice_at
 from saelab.errors import ActivationError
 from saelab.formats.chart import Axis, Chart
 from saelab.model.language_model import LanguageModel

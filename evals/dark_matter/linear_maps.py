@@ -19,12 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import SavedDictionary, load_dictionary
-from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of, held_out_batches
+from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of
 from saelab.dictionary.decomposition import ErrorProbe, decompose
+from saelab.dictionary.site_rows import held_out_batches
 from saelab.errors import ActivationError, ArtifactError, ConfigError
 from saelab.formats.chart import Axis, Chart
+from saelab.model.identity import model_mismatch
 from saelab.model.language_model import LanguageModel
-from saelab.model.model_files import model_mismatch
 from saelab.progress import progress_bar
 
 from .analysis import COMPONENT_WORDS, AnalysisResult, Context, Finding, bars_of_parts, slug

@@ -24,10 +24,11 @@ from torch.nn.functional import pad
 from saelab.cache.reader import ActivationCache, open_cache
 from saelab.config import from_plain
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import DataSpec, held_out_batches, select
+from saelab.dictionary.data_spec import DataSpec
+from saelab.dictionary.site_rows import held_out_batches, select
 from saelab.errors import ActivationError, ArtifactError, ConfigError
+from saelab.model.identity import model_mismatch
 from saelab.model.language_model import LanguageModel
-from saelab.model.model_files import model_mismatch
 from saelab.progress import progress_bar
 from saelab.text.contexts import TextBatch, TextConfig, describe_text, text_batches
 

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.dictionary import load_dictionary
-from saelab.dictionary.data_spec import DataSpec, held_out_batches, held_out_rows, select
+from saelab.dictionary.data_spec import DataSpec
+from saelab.dictionary.site_rows import held_out_batches, held_out_rows, select
 from saelab.errors import ArtifactError, ConfigError, TextError
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from saelab.dictionary import Dictionary, SavedDictionary, load_dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError
+from saelab.model.identity import mismatch_with
 from saelab.model.language_model import LanguageModel
-from saelab.model.model_files import mismatch_with
 from saelab.sparse import SparseCodes
 
 from .dictionaries import SupervisedDictionary

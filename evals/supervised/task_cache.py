@@ -22,8 +22,8 @@ from saelab.config import to_plain
 from saelab.errors import ConfigError
 from saelab.formats.files import require_free_space
 from saelab.formats.manifest import new_manifest
+from saelab.model.identity import identity_of
 from saelab.model.language_model import LanguageModel
-from saelab.model.model_files import identity_of
 
 from .sites import PromptSite
 from .tasks import Prompt, padded_tokens, positions_of

@@ -19,7 +19,7 @@ from torch import Tensor
 from saelab.dictionary.site import Site
 from saelab.errors import ActivationError
 from saelab.formats.files import hash_of
-from saelab.model.model_files import model_mismatch
+from saelab.model.identity import model_mismatch
 
 from .batch import ActivationBatch, RowStatistics
 from .reader import ActivationCache, open_cache

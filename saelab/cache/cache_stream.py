@@ -18,7 +18,7 @@ from torch import Tensor
 from saelab.dictionary.decomposition import ORIGIN_KEY, ErrorRows
 from saelab.errors import ActivationError
 from saelab.formats.files import hash_of
-from saelab.model.model_files import model_mismatch
+from saelab.model.identity import model_mismatch
 from saelab.progress import progress_bar
 
 from .aligned import AlignedCaches

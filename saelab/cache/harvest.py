@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.errors import ActivationError, ConfigError
+from saelab.model.identity import identity_of
 from saelab.model.language_model import LanguageModel
-from saelab.model.model_files import identity_of
 from saelab.text.contexts import (
     Counts,
     TextBatch,

@@ -26,7 +26,7 @@ from saelab.formats.files import (
 )
 from saelab.formats.kinds import KINDS
 from saelab.formats.manifest import write_manifest
-from saelab.model.model_files import model_mismatch
+from saelab.model.identity import model_mismatch
 
 from .batch import RowSums
 from .format import (

@@ -16,8 +16,9 @@ from saelab.formats.files import remedy_when_full, require_free_space
 from saelab.formats.lock import writer_lock
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.memory import keep_freed_memory
+from saelab.model.identity import identity_of
 from saelab.model.language_model import LanguageModel, load_language_model
-from saelab.model.model_files import identity_of, require_context
+from saelab.model.model_files import require_context
 from saelab.progress import progress_bar
 from saelab.text.contexts import check_text, describe_text
 

@@ -18,7 +18,8 @@ from jaxtyping import Bool, Integer
 
 from saelab.cache.format import ADOPTED_KEY
 from saelab.cache.reader import ActivationCache
-from saelab.dictionary.data_spec import AnyCache, DataSpec, open_adopted
+from saelab.dictionary.data_spec import DataSpec
+from saelab.dictionary.site_rows import AnyCache, open_adopted
 from saelab.errors import Stopped
 from saelab.interrupts import stop_on_signals
 from saelab.model.language_model import LanguageModel

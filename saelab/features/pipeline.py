@@ -16,8 +16,8 @@ from saelab.formats.files import remove_leftovers, sha256_of
 from saelab.formats.lock import writer_lock
 from saelab.formats.run import RUN_FILE
 from saelab.model.devices import resolve_device
+from saelab.model.identity import identity_of
 from saelab.model.language_model import LanguageModel
-from saelab.model.model_files import identity_of
 
 from .adopted_rows import encode_rows, read_rows
 from .build import StoreSources, write_store

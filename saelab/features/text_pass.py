@@ -20,7 +20,8 @@ import torch
 from einops import rearrange
 
 from saelab.dictionary import SavedDictionary
-from saelab.dictionary.data_spec import DataSpec, site_rows
+from saelab.dictionary.data_spec import DataSpec
+from saelab.dictionary.site_rows import site_rows
 from saelab.errors import Stopped, TextError
 from saelab.formats.files import hash_of, remove_leftovers
 from saelab.interrupts import StopRequest, stop_on_signals

@@ -8,6 +8,7 @@ suite), and the names of the per-item files beside it. Readers need neither torc
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from saelab.config import from_plain, to_plain
 from saelab.errors import ArtifactError, ConfigError
 
 from .chart import Chart
-from .files import read_json
+from .files import atomic_path, read_json
 from .manifest import check_item_files, check_manifest, new_manifest, write_manifest
 
 Better = Literal["lower", "higher", "neither"]
@@ -268,3 +269,31 @@ def _metric_problems(metrics: list[Any]) -> list[str]:
             problems.append(f"metric {name!r} appears twice")
         seen.add(name)
     return problems
+
+
+def write_rows(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write a parquet file of named columns: lists, numpy arrays, pyarrow arrays or tensors.
+
+    NaN, infinity and negative integers of a tensor become null.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    arrays = {
+        name: _array(values) if hasattr(values, "detach") else values
+        for name, values in columns.items()
+    }
+    with atomic_path(path) as temporary:
+        parquet.write_table(pyarrow.table(arrays), temporary)
+
+
+def _array(values: Any) -> Any:
+    import pyarrow
+    import torch
+
+    values = values.detach().cpu()
+    if values.dtype == torch.bool:
+        return pyarrow.array(values.numpy())
+    if values.is_floating_point():
+        return pyarrow.array(values.double().numpy(), mask=~values.isfinite().numpy())
+    return pyarrow.array(values.int().numpy(), mask=(values < 0).numpy())

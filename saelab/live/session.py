@@ -21,8 +21,8 @@ from saelab.dictionary.data_spec import require_origin, require_width
 from saelab.errors import ConfigError
 from saelab.model.generation import GeneratedTokens
 from saelab.model.gradients import Quantity
+from saelab.model.identity import mismatch_with
 from saelab.model.language_model import LanguageModel
-from saelab.model.model_files import mismatch_with
 
 from .attribution import Attribution, attribute
 from .edits import FeatureEdit, apply_edits

@@ -3,7 +3,8 @@
 The TransformerLens bridge knows every hook point but runs a slower attention and hundreds of hooks.
 A plain copy of the Hugging Face model, sharing the weights, has the same tensors at the inputs and
 outputs of its modules and runs as fast as the library does. A hook point is served by the plain
-route once a short probe has shown that both give the same tensor there; else by the bridge.
+route once a short probe has shown that both give the same tensor there; else by the bridge. This
+is the only module that imports transformer_lens, and it does so when a model is loaded.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +24,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from saelab.errors import ModelError, did_you_mean
+from saelab.errors import ModelError, did_you_mean, first_line
+
+from .hugging_face import quiet_transformers
 
 logger = logging.getLogger(__name__)
 
@@ -438,3 +442,22 @@ def _leaf(x: Tensor) -> Tensor:
     """The same activation as the beginning of an autograd graph; a copy, so that the model may add
     to it in place."""
     return x.detach().requires_grad_(True).clone()
+
+
+def boot_bridge(
+    name: str, folder: Path, model: Any, tokenizer: Any, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """The TransformerLens bridge around a loaded model, which it rewires in place."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    try:
+        with quiet_transformers():
+            bridge = TransformerBridge.boot_transformers(
+                str(folder), hf_model=model, tokenizer=tokenizer, dtype=dtype, device=device
+            )
+    except Exception as error:
+        raise ModelError(
+            f"model {name!r} ({type(model).__name__}) is not supported by transformer_lens "
+            f"({first_line(error)})"
+        ) from error
+    return bridge.eval()

@@ -1,8 +1,7 @@
 """The language model: tokens in, activations, gradients, logits and losses out.
 
 Hook points have TransformerLens names on every architecture that its bridge supports. Weights are
-the raw ones (no folded layer norm, no centring). This is the only module that imports
-transformer_lens, and it does so when a model is loaded.
+the raw ones (no folded layer norm, no centring).
 """
 
 from __future__ import annotations
@@ -23,16 +22,10 @@ from saelab.errors import ModelError, first_line, panics_as_errors
 from .devices import resolve_device, warn_if_bfloat16_is_slow
 from .generation import Edit, GeneratedTokens, generate_tokens
 from .gradients import LossGradients, Quantity, next_token_gradients, next_token_loss
-from .hooked_forward import HookedForward, Visit, keeping
+from .hooked_forward import HookedForward, Visit, boot_bridge, keeping
+from .hugging_face import is_encoder, load_hugging_face
 from .logit_lens import Lens, lens_of
-from .model_files import (
-    ModelFiles,
-    is_encoder,
-    list_models,
-    load_hugging_face,
-    quiet_transformers,
-    resolve_model,
-)
+from .model_files import ModelFiles, list_models, resolve_model
 from .patched_runs import PatchedRuns, run_last_position
 from .token_bytes import token_bytes
 
@@ -90,13 +83,17 @@ def load_language_model(
     if dtype == "bfloat16" and resolved.type == "cpu":
         warn_if_bfloat16_is_slow()
     files = resolve_model(name)
-    model, tokenizer = load_hugging_face(files, DTYPES[dtype], resolved, model_kwargs)
+    model, tokenizer = load_hugging_face(
+        files.name, files.folder, DTYPES[dtype], resolved, model_kwargs
+    )
     # The bridge rewires the model it is given; the copy keeps the library's own forward pass
     # and, through the memo, the very same weights.
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     plain = copy.deepcopy(model, shared)
     twins = dict(zip(map(id, model.modules()), plain.modules(), strict=True))
-    bridge = _boot_bridge(files, model, copy.deepcopy(tokenizer), DTYPES[dtype], resolved)
+    bridge = boot_bridge(
+        files.name, files.folder, model, copy.deepcopy(tokenizer), DTYPES[dtype], resolved
+    )
     return LanguageModel(files, tokenizer, HookedForward(bridge, plain, twins))
 
 
@@ -122,6 +119,7 @@ class LanguageModel:
         separator_id: the token put between documents; None where the model has none.
         special_ids: every special token of the tokenizer.
         end_ids: tokens that end a text: the tokenizer's EOS and the separator.
+        tokenizer: the one transformers loaded.
         control_strings: what special tokens are spelt.
         tokenizer_size: entries of the tokenizer; the logits may have more, that mean nothing.
     """
@@ -130,7 +128,7 @@ class LanguageModel:
 
     def __init__(self, files: ModelFiles, tokenizer: Any, forward: HookedForward):
         self._files = files
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._forward = forward
         weights = next(forward.plain.parameters())
         config = forward.bridge.cfg
@@ -149,7 +147,10 @@ class LanguageModel:
         self.device: torch.device = weights.device
         start = tokenizer.cls_token_id if self.is_encoder else None
         self.bos_id: int | None = tokenizer.bos_token_id if start is None else start
-        self.separator_id: int | None = _separator_id(tokenizer)
+        # The pretraining one if the vocabulary has it, else EOS.
+        self.separator_id: int | None = tokenizer.get_vocab().get(
+            DOCUMENT_SEPARATOR, tokenizer.eos_token_id
+        )
         added = (id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special)
         self.special_ids: frozenset[int] = frozenset([*tokenizer.all_special_ids, *added])
         ends = {tokenizer.eos_token_id, self.separator_id} - {None}
@@ -190,7 +191,7 @@ class LanguageModel:
         off = dict.fromkeys(("add_special_tokens", "return_attention_mask", "verbose"), False)
         try:
             with panics_as_errors():
-                encoded = self._tokenizer(
+                encoded = self.tokenizer(
                     list(texts), split_special_tokens=not control_tokens, **off
                 )
         except RuntimeError as error:
@@ -200,41 +201,10 @@ class LanguageModel:
             ) from error
         return [list(ids) for ids in encoded["input_ids"]]
 
-    def tokenize_with_starts(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids of a text with its control tokens, and where each token begins in it."""
-        off = dict.fromkeys(("add_special_tokens", "return_attention_mask", "verbose"), False)
-        if not self._tokenizer.is_fast:
-            raise ModelError(
-                f"the tokenizer of {self.name} does not say where its tokens begin in the text, so "
-                "roles cannot be told apart: use one with a tokenizer.json"
-            )
-        encoded = self._tokenizer(
-            text, split_special_tokens=False, return_offsets_mapping=True, **off
-        )
-        return list(encoded["input_ids"]), [start for start, _ in encoded["offset_mapping"]]
-
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """A conversation as the tokenizer's own template writes it.
-
-        Raises:
-            ModelError: the tokenizer has no template, or its template refuses the conversation.
-        """
-        if not self._tokenizer.chat_template:
-            raise ModelError(
-                f"the tokenizer of {self.name} has no chat template, so conversations cannot be "
-                "read with it: use the model's instruct version, or text in place of conversations"
-            )
-        try:
-            return self._tokenizer.apply_chat_template([*map(dict, messages)], tokenize=False)
-        except Exception as error:
-            raise ModelError(
-                f"the chat template of {self.name} refuses a conversation ({first_line(error)})"
-            ) from error
-
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Each token as text; bytes that are no whole character show as "�"."""
-        pieces = self._tokenizer.convert_ids_to_tokens(list(ids))
-        strings = [self._tokenizer.decode([id_], clean_up_tokenization_spaces=False) for id_ in ids]
+        pieces = self.tokenizer.convert_ids_to_tokens(list(ids))
+        strings = [self.tokenizer.decode([id_], clean_up_tokenization_spaces=False) for id_ in ids]
         # Sentencepiece tokenizers drop the leading space of a lone token.
         return [
             " " + string if str(piece).startswith("▁") and not string.startswith(" ") else string
@@ -243,7 +213,7 @@ class LanguageModel:
 
     def token_bytes(self) -> list[bytes]:
         """The bytes of every token of the vocabulary, by id."""
-        return token_bytes(self._tokenizer, self.d_vocab)
+        return token_bytes(self.tokenizer, self.d_vocab)
 
     def logit_lens(self) -> Lens:
         """The way from the residual stream to the logits, on the CPU in float32."""
@@ -252,7 +222,7 @@ class LanguageModel:
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Tokens as one text; bytes that are no whole character show as "�"."""
-        return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
     @torch.no_grad()
     def capture(
@@ -519,28 +489,3 @@ def _replaced(name: str, change: Callable[[Tensor], Tensor], x: Tensor) -> Tenso
             f"shape {tuple(x.shape)}: return the same shape"
         )
     return new.to(dtype=x.dtype, device=x.device)
-
-
-def _separator_id(tokenizer: Any) -> int | None:
-    """The token between documents: the pretraining one if the vocabulary has it, else EOS."""
-    known = tokenizer.get_vocab().get(DOCUMENT_SEPARATOR)
-    return tokenizer.eos_token_id if known is None else known
-
-
-def _boot_bridge(
-    files: ModelFiles, model: Any, tokenizer: Any, dtype: torch.dtype, device: torch.device
-) -> Any:
-    """The TransformerLens bridge around a loaded model, which it rewires in place."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    try:
-        with quiet_transformers():
-            bridge = TransformerBridge.boot_transformers(
-                str(files.folder), hf_model=model, tokenizer=tokenizer, dtype=dtype, device=device
-            )
-    except Exception as error:
-        raise ModelError(
-            f"model {files.name!r} ({type(model).__name__}) is not supported by transformer_lens "
-            f"({first_line(error)})"
-        ) from error
-    return bridge.eval()

@@ -8,17 +8,16 @@ into the user's cache; a hub name is looked up in the local hub cache before the
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from collections.abc import Iterator
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -26,7 +25,6 @@ from saelab.config import local_place
 from saelab.errors import ConfigError, ModelError, did_you_mean, first_line, panics_as_errors
 from saelab.formats.files import (
     full_disk_said,
-    hash_of,
     read_json,
     remove_leftovers,
     require_free_space,
@@ -35,8 +33,15 @@ from saelab.formats.files import (
     write_json,
 )
 
-if TYPE_CHECKING:
-    from .language_model import LanguageModel
+from .hugging_face import quiet_transformers
+from .identity import (
+    CHAT_TEMPLATES,
+    OLD_WEIGHTS,
+    TOKENIZER_SETTINGS,
+    WEIGHTS,
+    settings_hash,
+    weights_hash,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,23 +52,7 @@ NETWORK_TIMEOUT = 4.0
 """Seconds to wait for the hub to answer before saying that there is no network."""
 
 # What a model needs, and nothing else: repositories often hold several copies of the weights.
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json")
-OWN_OPTIONS = {
-    "dtype": "give --model-dtype",
-    "torch_dtype": "give --model-dtype",
-    "revision": "write it after the name, as in owner/model@revision",
-    "local_files_only": "files are looked up before the model is loaded",
-    "gguf_file": "give the .gguf file as the model",
-    "trust_remote_code": "saelab runs no code of a model's",
-}
-"""Options of transformers that saelab sets itself, and what to give instead."""
-TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-CHAT_TEMPLATES = ("chat_template*", "*chat_templates/*")
-# Written differently by different library versions without changing what the model computes.
-VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
-VOLATILE_TOKENIZER_CONFIG = ("name_or_path", "backend", "is_local", "local_files_only")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +71,7 @@ class ModelFiles:
         Configs count without the fields that only name the library version or the path. Older
         artifacts record the first half: compare with `model_mismatch`.
         """
-        return f"{self._weights_hash()}:{_settings_hash(self.folder)}"
+        return f"{self._weights_hash()}:{settings_hash(self.folder)}"
 
     def _weights_hash(self) -> str:
         record = self.folder / RECORD
@@ -90,42 +79,7 @@ class ModelFiles:
             known = read_json(record)
             if known.get("files") == _file_stamps(self.folder):
                 return known["content_hash"]
-        return _weights_hash(self.folder)
-
-
-def identity_of(model: LanguageModel) -> dict[str, Any]:
-    """What artifacts record of a model to know it again."""
-    return {"model_hash": model.content_hash, "bos_id": model.bos_id}
-
-
-def model_mismatch(recorded: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """How two records of a model differ, in words; None where they are of the same model.
-
-    Args:
-        recorded: what an artifact was made from; older ones record no `bos_id`, and a `model_hash`
-            that does not cover the tokenizer's settings.
-        other: what another was made from, or `identity_of` the model at hand.
-    """
-    hashes = [str(each.get("model_hash")).partition(":") for each in (recorded, other)]
-    (weights, _, settings), (other_weights, _, other_settings) = hashes
-    if weights != other_weights:
-        return f"content hash {weights[:12]}…, not {other_weights[:12]}…"
-    if "bos_id" in recorded and "bos_id" in other and recorded["bos_id"] != other["bos_id"]:
-        return f"BOS token {recorded['bos_id']}, not {other['bos_id']}"
-    if settings and other_settings and settings != other_settings:
-        return f"tokenizer settings of hash {settings[:12]}…, not {other_settings[:12]}…"
-    return None
-
-
-def mismatch_with(model: LanguageModel, recorded: Mapping[str, Any]) -> str | None:
-    """How a model differs from the one an artifact records, in words; None where it does not.
-
-    A model that was recorded without a hash may be any.
-    """
-    here = identity_of(model)
-    if recorded.get("model_hash") is None:
-        recorded = {**recorded, "model_hash": here["model_hash"]}
-    return model_mismatch(recorded, here)
+        return weights_hash(self.folder)
 
 
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
@@ -250,7 +204,7 @@ def convert_gguf(gguf: Path, name: str) -> Path:
     try:
         with full_disk_said(target):
             _write_dequantised(gguf, temporary)
-        record = {"source": gguf.name, "content_hash": _weights_hash(temporary)}
+        record = {"source": gguf.name, "content_hash": weights_hash(temporary)}
         write_json(temporary / RECORD, record | {"files": _file_stamps(temporary)})
         if target.exists() and not _is_intact(target):
             shutil.rmtree(target, ignore_errors=True)
@@ -404,37 +358,6 @@ def _require_model_folder(folder: Path) -> None:
         )
 
 
-def _weights_hash(folder: Path) -> str:
-    parts = {"config.json": _hash_without(folder / "config.json", VOLATILE_CONFIG)}
-    vocabulary = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
-    for pattern in (WEIGHTS[0], OLD_WEIGHTS[0], *vocabulary):
-        for path in folder.glob(pattern):
-            parts[path.name] = sha256_of(path)
-    return hash_of(parts)
-
-
-def _settings_hash(folder: Path) -> str:
-    """Hash of what makes another tokenizer of the same vocabulary: its BOS token and the like."""
-    parts = {
-        name: _hash_without(folder / name, VOLATILE_TOKENIZER_CONFIG)
-        for name in TOKENIZER_SETTINGS
-        if (folder / name).is_file()
-    }
-    for pattern in CHAT_TEMPLATES:
-        for path in folder.glob(pattern):
-            if path.is_file():
-                parts[path.relative_to(folder).as_posix()] = sha256_of(path)
-    return hash_of(parts)
-
-
-def _hash_without(path: Path, volatile: Sequence[str]) -> str:
-    """Hash of a JSON object without some of its fields."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no JSON object: it was damaged or is of something else")
-    return hash_of({name: value for name, value in content.items() if name not in volatile})
-
-
 def _file_stamps(folder: Path) -> dict[str, list[int]]:
     """Size and modification time of every file except the record itself."""
     return {
@@ -462,134 +385,3 @@ def _local_names_clause(given: str | None = None) -> str:
     near = did_you_mean(given, names) if given else ""
     hint = near + " " if near.startswith("did you mean") else ""
     return f"{hint}these work here: {', '.join(names)}; so does a model folder or a .gguf file"
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and notices for the time of the block."""
-    from transformers.utils import logging as transformers_logging
-
-    bars = transformers_logging.is_progress_bar_enabled()
-    level = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def model_options(words: Sequence[str]) -> dict[str, Any]:
-    """What transformers is given beside the folder, from words as the command line takes them.
-
-    Args:
-        words: each "name=value", the value as JSON or else as text, or one JSON object of several.
-            "load_in_4bit" and "load_in_8bit" quantise with bitsandbytes.
-
-    Raises:
-        ConfigError: no such form, an option that saelab sets itself, or a package that is missing.
-    """
-    options: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if word.lstrip().startswith("{"):
-            options |= _json_or(word, {}, whole=True)
-        elif equals and name.strip():
-            options[name.strip()] = _json_or(value, value)
-        else:
-            raise ConfigError(
-                f"model_kwargs: {word!r} is neither name=value nor a JSON object, such as "
-                "attn_implementation=eager"
-            )
-    for name, instead in OWN_OPTIONS.items():
-        if name in options:
-            raise ConfigError(f"model_kwargs: {name} is not given here: {instead}")
-    bits = ("load_in_4bit", "load_in_8bit")
-    quantised = {name: options.pop(name) for name in bits if name in options}
-    needed = {
-        "bitsandbytes": list(quantised),
-        "accelerate": [n for n in options if n == "device_map"],
-    }
-    for package, asking in needed.items():
-        if asking and find_spec(package) is None:
-            raise ConfigError(
-                f"model_kwargs: {asking[0]} needs the package {package}, which is not installed: "
-                f"`pip install {package}`"
-            )
-    if quantised:
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(**quantised)
-    return options
-
-
-def _json_or(text: str, otherwise: Any, *, whole: bool = False) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        if whole:
-            raise ConfigError(f"model_kwargs: {text!r} is not valid JSON ({error})") from None
-        return otherwise
-
-
-def load_hugging_face(
-    files: ModelFiles, dtype: torch.dtype, device: torch.device, options: Sequence[str] = ()
-) -> tuple[Any, Any]:
-    """Model (frozen, eval mode) and tokenizer from a local folder, never from the network.
-
-    Args:
-        files: of the model. An encoder comes with its masked-token head, drawn at random where the
-            folder has none.
-        dtype: of weights.
-        device: where it goes, unless the options say so.
-        options: for transformers, as `model_options` reads them.
-
-    Raises:
-        ModelError: the folder holds no language model that transformers can read.
-        ConfigError: options that saelab or this machine does not take.
-    """
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
-
-    given = model_options(options)
-    kind = AutoModelForMaskedLM if is_encoder(files.folder) else AutoModelForCausalLM
-    try:
-        # Off where transformers would ask on the terminal whether to run a model's own code.
-        local = {"local_files_only": True, "trust_remote_code": False}
-        with quiet_transformers(), panics_as_errors():
-            model: Any = kind.from_pretrained(files.folder, dtype=dtype, **local, **given)
-            tokenizer = AutoTokenizer.from_pretrained(files.folder, **local)
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"model {files.name!r} brings Python code of its own that would have to be run to "
-                "load it (trust_remote_code), which saelab does not support: use a model whose "
-                "architecture transformers itself has"
-            ) from error
-        raise ModelError(
-            f"model {files.name!r} in {files.folder} cannot be loaded "
-            f"({first_line(error)}): it must be a causal language model or an encoder that "
-            "transformers can read"
-        ) from error
-    if "device_map" not in given and getattr(model, "hf_quantizer", None) is None:
-        model = model.to(device)
-    return model.eval().requires_grad_(False), tokenizer
-
-
-def is_encoder(folder: Path) -> bool:
-    """Whether a model folder holds an encoder, whose tokens see those after them too."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    config = read_json(folder / "config.json")
-    kind = config.get("model_type")
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-    decodes = config.get("is_decoder") or config.get("is_encoder_decoder")
-    return (
-        kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        and not decodes
-        and (causal is None or causal not in (config.get("architectures") or ()))
-    )

@@ -10,12 +10,13 @@ import logging
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, chain
+from typing import Any
 
-from saelab.errors import ModelError, TextError
+from saelab.errors import ModelError, TextError, first_line
 from saelab.model.language_model import LanguageModel
 
 from .records import Document
@@ -93,7 +94,7 @@ class Tokeniser:
     def _chat(self, document: Document) -> TokenisedDocument:
         assert document.messages is not None
         try:
-            text = self._model.render_chat(document.messages)
+            text = _rendered(self._model, document.messages)
         except ModelError as error:
             raise ModelError(f"{error}; document {document.id}") from error
         contents = "\n".join(message["content"] for message in document.messages)
@@ -112,7 +113,7 @@ class Tokeniser:
             ]
             states = [bytes([p.state]) * len(ids) for p, ids in zip(pieces, parts, strict=True)]
             return TokenisedDocument([*chain.from_iterable(parts)], b"".join(states))
-        ids, starts = self._model.tokenize_with_starts(text)
+        ids, starts = _with_starts(self._model, text)
         ends = [*accumulate(len(piece.text) for piece in pieces[:-1])]
         states = [pieces[bisect_right(ends, start)].state for start in starts]
         return TokenisedDocument(ids, bytes(states))
@@ -131,7 +132,7 @@ class Tokeniser:
         marked = [
             {**message, "content": f"\ue000{index}\ue001"} for index, message in enumerate(messages)
         ]
-        around = _STAND_IN.split(self._model.render_chat(marked))
+        around = _STAND_IN.split(_rendered(self._model, marked))
         roles = self._config.roles
         of_template = OTHER_ROLE if roles else COUNTED
         pieces = [_Piece(around[0], of_template, True)]
@@ -178,3 +179,34 @@ class _Piece:
     """`COUNTED` or `OTHER_ROLE`."""
     of_template: bool
     """Whether the template wrote it; else it is a message's content."""
+
+
+def _with_starts(model: LanguageModel, text: str) -> tuple[list[int], list[int]]:
+    """Token ids of a text with its control tokens, and where each token begins in it."""
+    if not model.tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer of {model.name} does not say where its tokens begin in the text, so "
+            "roles cannot be told apart: use one with a tokenizer.json"
+        )
+    off = dict.fromkeys(("add_special_tokens", "return_attention_mask", "verbose"), False)
+    encoded = model.tokenizer(text, split_special_tokens=False, return_offsets_mapping=True, **off)
+    return list(encoded["input_ids"]), [start for start, _ in encoded["offset_mapping"]]
+
+
+def _rendered(model: LanguageModel, messages: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation as the tokenizer's own template writes it.
+
+    Raises:
+        ModelError: the tokenizer has no template, or its template refuses the conversation.
+    """
+    if not model.tokenizer.chat_template:
+        raise ModelError(
+            f"the tokenizer of {model.name} has no chat template, so conversations cannot be "
+            "read with it: use the model's instruct version, or text in place of conversations"
+        )
+    try:
+        return model.tokenizer.apply_chat_template([*map(dict, messages)], tokenize=False)
+    except Exception as error:
+        raise ModelError(
+            f"the chat template of {model.name} refuses a conversation ({first_line(error)})"
+        ) from error

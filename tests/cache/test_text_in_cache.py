@@ -116,7 +116,7 @@ def test_the_stream_without_a_cache_leaves_out_the_same(tiny_model, documents):
 
 def test_rows_of_one_role_only(tiny_model, tmp_path, monkeypatch):
     template = "{% for m in messages %}<|eos|>{{ m.role }} {{ m.content }}{% endfor %}"
-    monkeypatch.setattr(tiny_model._tokenizer, "chat_template", template)
+    monkeypatch.setattr(tiny_model.tokenizer, "chat_template", template)
     talk = [
         {"role": role, "content": " ".join(WORDS[i : i + 4])}
         for i, role in enumerate(("user", "assistant", "user", "assistant"))

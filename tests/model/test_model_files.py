@@ -10,12 +10,8 @@ import pytest
 
 from saelab.errors import ModelError
 from saelab.model import model_files
-from saelab.model.model_files import (
-    convert_gguf,
-    list_models,
-    model_mismatch,
-    resolve_model,
-)
+from saelab.model.identity import model_mismatch
+from saelab.model.model_files import convert_gguf, list_models, resolve_model
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
 from saelab.dictionary.data_spec import data_spec_of
 from saelab.errors import ConfigError, ModelError
 from saelab.model import model_files
+from saelab.model.hugging_face import model_options
 from saelab.model.language_model import load_language_model
-from saelab.model.model_files import model_options, resolve_model
+from saelab.model.model_files import resolve_model
 
 HOOK_POINT = "blocks.1.hook_resid_post"
 GIVEN = ("attn_implementation=eager", '{"device_map": {"": "cpu"}}')

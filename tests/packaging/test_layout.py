@@ -15,7 +15,7 @@ ROOMS = {"saelab": "saelab", "training": "saelab.training", "evals": "saelab.eva
 ROOMS["dashboards"] = "saelab.dashboards"
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 ONLY_IMPORTER = {
-    "transformer_lens": "saelab/model/language_model.py",
+    "transformer_lens": "saelab/model/hooked_forward.py",
     "datasets": "saelab/text/documents.py",
     "wandb": "saelab/formats/run_log.py",
 }

@@ -24,12 +24,12 @@ class TokenizerOnly(LanguageModel):
     """A language model's tokenizer without its weights."""
 
     def __init__(self, tokenizer, template=None):
-        self.name, self.max_context, self._tokenizer = "tokenizer", 2048, tokenizer
+        self.name, self.max_context, self.tokenizer = "tokenizer", 2048, tokenizer
         self.bos_id, self.separator_id = tokenizer.bos_token_id, 2
         self.control_strings = frozenset(tokenizer.all_special_tokens)
         self.tokenizer_size = len(tokenizer)
         if template is not None:
-            self._tokenizer.chat_template = template
+            self.tokenizer.chat_template = template
 
 
 @pytest.fixture
@@ -71,10 +71,10 @@ def test_the_embedded_models_own_template(smollm2):
     documents = list(read_documents(config))
     found = Tokeniser(config, smollm2, Counter())(documents)
     for document, tokens in zip(documents, found, strict=True):
-        expected = smollm2._tokenizer.apply_chat_template(list(document.messages), tokenize=True)
+        expected = smollm2.tokenizer.apply_chat_template(list(document.messages), tokenize=True)
         expected = expected["input_ids"] if hasattr(expected, "keys") else expected
         assert tokens.ids == expected
-    start = smollm2._tokenizer.convert_tokens_to_ids("<|im_start|>")
+    start = smollm2.tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert found[0].ids.count(start) == 3
 
 
@@ -153,20 +153,20 @@ def test_control_strings_in_plain_text(tmp_path, tiny, caplog):
 
 
 def test_without_a_template_in_one_line(tmp_path, tiny):
-    tiny._tokenizer.chat_template = None
+    tiny.tokenizer.chat_template = None
     with pytest.raises(ModelError, match=r"no chat template.*instruct") as caught:
         one(tmp_path / "x.jsonl", tiny, {"messages": TALK})
     assert "\n" not in str(caught.value)
 
 
 def test_a_template_that_refuses_names_the_conversation(tmp_path, tiny):
-    tiny._tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    tiny.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ModelError, match=r"refuses .*roles must alternate.*x.jsonl@0"):
         one(tmp_path / "x.jsonl", tiny, {"messages": TALK})
 
 
 def test_a_template_that_rewrites_messages_cannot_tell_roles(tmp_path, tiny):
-    tiny._tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+    tiny.tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
     ids, _, _ = one(tmp_path / "x.jsonl", tiny, {"messages": TALK})
     assert "KING" in tiny.text_of(ids)
     with pytest.raises(TextError, match="rewrites the messages"):

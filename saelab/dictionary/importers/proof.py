@@ -21,8 +21,9 @@ from torch import Tensor
 from saelab.cache.config import TokenFilter
 from saelab.cache.rows import select_rows
 from saelab.dictionary.architectures import Dictionary
-from saelab.dictionary.data_spec import DataSpec, held_out_batches, site_rows
+from saelab.dictionary.data_spec import DataSpec
 from saelab.dictionary.site import Site
+from saelab.dictionary.site_rows import held_out_batches, site_rows
 from saelab.errors import ActivationError
 from saelab.model.language_model import LanguageModel
 from saelab.stats.metrics import SparsityStatistics, fvu

@@ -7,8 +7,9 @@ import torch
 
 from saelab.cache.config import TokenFilter
 from saelab.dictionary import Site, load_dictionary
-from saelab.dictionary.data_spec import DataSpec, held_out_batches
+from saelab.dictionary.data_spec import DataSpec
 from saelab.dictionary.decomposition import ErrorProbe
+from saelab.dictionary.site_rows import held_out_batches
 from saelab.errors import ActivationError
 from saelab.evals.dark_matter.downstream import (
     CONDITIONS,

@@ -1,0 +1,157 @@
+"""A model folder through transformers: what it is given, what is loaded, and which kind it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saelab.errors import ConfigError, ModelError, first_line, panics_as_errors
+from saelab.formats.files import read_json
+
+OWN_OPTIONS = {
+    "dtype": "give --model-dtype",
+    "torch_dtype": "give --model-dtype",
+    "revision": "write it after the name, as in owner/model@revision",
+    "local_files_only": "files are looked up before the model is loaded",
+    "gguf_file": "give the .gguf file as the model",
+    "trust_remote_code": "saelab runs no code of a model's",
+}
+"""Options of transformers that saelab sets itself, and what to give instead."""
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and notices for the time of the block."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def model_options(words: Sequence[str]) -> dict[str, Any]:
+    """What transformers is given beside the folder, from words as the command line takes them.
+
+    Args:
+        words: each "name=value", the value as JSON or else as text, or one JSON object of several.
+            "load_in_4bit" and "load_in_8bit" quantise with bitsandbytes.
+
+    Raises:
+        ConfigError: no such form, an option that saelab sets itself, or a package that is missing.
+    """
+    options: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.lstrip().startswith("{"):
+            options |= _json_or(word, {}, whole=True)
+        elif equals and name.strip():
+            options[name.strip()] = _json_or(value, value)
+        else:
+            raise ConfigError(
+                f"model_kwargs: {word!r} is neither name=value nor a JSON object, such as "
+                "attn_implementation=eager"
+            )
+    for name, instead in OWN_OPTIONS.items():
+        if name in options:
+            raise ConfigError(f"model_kwargs: {name} is not given here: {instead}")
+    bits = ("load_in_4bit", "load_in_8bit")
+    quantised = {name: options.pop(name) for name in bits if name in options}
+    needed = {
+        "bitsandbytes": list(quantised),
+        "accelerate": [n for n in options if n == "device_map"],
+    }
+    for package, asking in needed.items():
+        if asking and find_spec(package) is None:
+            raise ConfigError(
+                f"model_kwargs: {asking[0]} needs the package {package}, which is not installed: "
+                f"`pip install {package}`"
+            )
+    if quantised:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(**quantised)
+    return options
+
+
+def _json_or(text: str, otherwise: Any, *, whole: bool = False) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        if whole:
+            raise ConfigError(f"model_kwargs: {text!r} is not valid JSON ({error})") from None
+        return otherwise
+
+
+def load_hugging_face(
+    name: str, folder: Path, dtype: torch.dtype, device: torch.device, options: Sequence[str] = ()
+) -> tuple[Any, Any]:
+    """Model (frozen, eval mode) and tokenizer from a local folder, never from the network.
+
+    Args:
+        name: what the user called the model.
+        folder: its files. An encoder comes with its masked-token head, drawn at random where the
+            folder has none.
+        dtype: of weights.
+        device: where it goes, unless the options say so.
+        options: for transformers, as `model_options` reads them.
+
+    Raises:
+        ModelError: the folder holds no language model that transformers can read.
+        ConfigError: options that saelab or this machine does not take.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+    given = model_options(options)
+    kind = AutoModelForMaskedLM if is_encoder(folder) else AutoModelForCausalLM
+    try:
+        # Off where transformers would ask on the terminal whether to run a model's own code.
+        local = {"local_files_only": True, "trust_remote_code": False}
+        with quiet_transformers(), panics_as_errors():
+            model: Any = kind.from_pretrained(folder, dtype=dtype, **local, **given)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model {name!r} brings Python code of its own that would have to be run to "
+                "load it (trust_remote_code), which saelab does not support: use a model whose "
+                "architecture transformers itself has"
+            ) from error
+        raise ModelError(
+            f"model {name!r} in {folder} cannot be loaded "
+            f"({first_line(error)}): it must be a causal language model or an encoder that "
+            "transformers can read"
+        ) from error
+    if "device_map" not in given and getattr(model, "hf_quantizer", None) is None:
+        model = model.to(device)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def is_encoder(folder: Path) -> bool:
+    """Whether a model folder holds an encoder, whose tokens see those after them too."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type")
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    decodes = config.get("is_decoder") or config.get("is_encoder_decoder")
+    return (
+        kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        and not decodes
+        and (causal is None or causal not in (config.get("architectures") or ()))
+    )
