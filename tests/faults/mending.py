@@ -20,6 +20,7 @@ from world import Command, World
 NOT_DAMAGED = (".html", ".lock")
 FINISHED = (
     "cache",
+    "cache adopt",
     "train",
     "eval core",
     "eval consistency",

@@ -52,6 +52,11 @@ COMMANDS = (
         inputs="model text",
     ),
     Command(
+        "cache adopt",
+        "cache adopt arrays.npy --out adopted --seed 1",
+        inputs="arrays.npy",
+    ),
+    Command(
         "train",
         f"train --cache cache --hook-point {HOOK} --out run --d-sae 48 --k 4 --seeds 0 1"
         " --n-tokens 6400 --batch-rows 128 --device cpu --checkpoint-every-steps 10"
@@ -221,6 +226,10 @@ def make_inputs(folder: Path) -> None:
     for index in range(100):
         words = " ".join(chance.choices(conftest.WORDS, k=60))
         (folder / "text" / f"{index:02}.txt").write_text(words)
+    import numpy
+
+    arrays = numpy.random.default_rng(0).standard_normal((40_000, 16), dtype=numpy.float32)
+    numpy.save(folder / "arrays.npy", arrays)
     (folder / "judged").mkdir()
     planted.planted_candidates(folder / "judged", ("identity", "always"))
     _write_deep_llama(folder / "embedded", conftest)
@@ -236,6 +245,7 @@ def prepare_process(inputs: Path) -> tuple[ModuleType, ModuleType]:
     import saelab.features.text_pass as text_pass
     import saelab.model.model_files as model_files
     import saelab.text.contexts as contexts
+    import saelab.text.documents as documents
     from saelab.cli import COMMANDS as MODULES
 
     for command in MODULES.values():
@@ -252,7 +262,7 @@ def prepare_process(inputs: Path) -> tuple[ModuleType, ModuleType]:
 
     # Several shards of a small text, so that there is something to go on from.
     text_pass.LEAST_SHARD_TOKENS = text_pass.BUFFERED_TOKENS = 256
-    contexts._sotu_files = lambda: [
+    documents.sotu_files = contexts.sotu_files = lambda: [
         (file.stem, file) for file in sorted((inputs / "text").iterdir())
     ]
     for module in list(sys.modules.values()):
