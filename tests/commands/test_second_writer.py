@@ -18,7 +18,7 @@ WRITTEN = {
     "synthetic": "planted/planted",
     "eval": "evals/core.json",
     "features": "sae/features.sqlite",
-    "compare": "compared",
+    "compare": "compared/compare.json",
     "import": "imported/saelab.json",
     "quickstart": "quick",
     "planted": "toys",
