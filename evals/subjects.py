@@ -131,7 +131,12 @@ def result_folders(
         outs = [out]
     else:
         outs = [out / folder.name for folder in resolved]
-    problems = []
+    problems = [
+        f"{folder} is a file and a dictionary is a folder: give the folder it lies in; "
+        "`saelab import` opens dictionaries of other libraries"
+        for folder in folders
+        if folder.is_file()
+    ]
     if len({path.resolve() for path in outs}) < len(outs):
         problems.append(
             f"dictionaries {[str(folder) for folder in folders]} would write to the same folder: "

@@ -6,7 +6,7 @@ the numbers of a dictionary, further analyses follow; several dictionaries make 
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +18,7 @@ from saelab.dictionary.decomposition import ORIGIN_KEY, save_probe
 from saelab.errors import ConfigError
 from saelab.formats.chart import Chart
 from saelab.formats.evaluation_result import EvaluationResult
-from saelab.formats.files import hash_of
+from saelab.formats.files import hash_of, remove_leftovers, temporary_name
 from saelab.memory import keep_freed_memory
 from saelab.model.devices import resolve_device
 
@@ -105,9 +105,13 @@ def _family_folder(outs: Sequence[Path], config: DarkMatterConfig) -> Path:
 @contextmanager
 def _temporary_folder(beside: Path) -> Iterator[Path]:
     """A folder for files between passes, where the results go: there is room for their size."""
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".dark_matter-", dir=beside) as folder:
-        yield Path(folder)
+    folder = beside / temporary_name(".dark_matter")
+    remove_leftovers(beside, below=False)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_one_data_spec(subjects: Sequence[Subject]) -> None:

@@ -11,6 +11,8 @@ import tyro
 
 from saelab.config import parse_arguments
 from saelab.errors import ConfigError
+from saelab.formats.files import whole_folder
+from saelab.formats.lock import writer_lock
 
 PROGRAM = "saelab export"
 Target = Literal["saelens", "sparsify", "dictionary_learning", "neuronpedia", "vectors", "gguf"]
@@ -59,22 +61,25 @@ def main(arguments: Sequence[str]) -> None:
             f"latents: needed for {' and '.join(VECTOR_EXPORTS)}, and for nothing else; "
             f"{len(command.latents)} were given with --to {command.to}"
         )
-    if command.out.exists() and any(command.out.iterdir()) and not command.overwrite:
-        raise ConfigError(f"{command.out} is not empty: add --overwrite, or give another --out")
-    saved = load_dictionary(command.dictionary)
-    if wants_vector:
-        steering = Steering(
-            dict(_strength(given) for given in command.latents), command.name or "steering"
-        )
-        files = VECTOR_EXPORTS[command.to](saved, command.out, steering)
-    elif command.to == "neuronpedia":
-        from saelab.features.neuronpedia import export_neuronpedia
+    with writer_lock(command.out):
+        # Under the lock, which has removed what a killed export left.
+        if command.out.exists() and any(command.out.iterdir()) and not command.overwrite:
+            raise ConfigError(f"{command.out} is not empty: add --overwrite, or give another --out")
+        saved = load_dictionary(command.dictionary)
+        with whole_folder(command.out) as out:
+            if wants_vector:
+                steering = Steering(
+                    dict(_strength(given) for given in command.latents), command.name or "steering"
+                )
+                files = VECTOR_EXPORTS[command.to](saved, out, steering)
+            elif command.to == "neuronpedia":
+                from saelab.features.neuronpedia import export_neuronpedia
 
-        files = [export_neuronpedia(saved, command.out, command.name)]
-    else:
-        files = DICTIONARY_EXPORTS[command.to](saved, command.out)
+                files = [export_neuronpedia(saved, out, command.name)]
+            else:
+                files = DICTIONARY_EXPORTS[command.to](saved, out)
     for file in files:
-        print(f"exported: {file}")
+        print(f"exported: {command.out / file.relative_to(out)}")
 
 
 def _strength(given: str) -> tuple[int, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,8 +13,11 @@ import tyro
 from saelab.config import parse_arguments
 from saelab.features.config import FeaturesConfig
 from saelab.features.schema import STORE_FILE
+from saelab.formats.files import whole_folder
+from saelab.formats.lock import writer_lock
 
 PROGRAM = "saelab features"
+Format = Literal["parquet", "neuronpedia-json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class FeaturesCommand:
         default_factory=FeaturesConfig, metadata={"flatten": True}
     )
     """Settings."""
-    export: tuple[Literal["parquet", "neuronpedia-json"], Path] | None = None
+    export: tuple[Format, Path] | None = None
     """Write the features in another format to a folder, and build only stores that are missing."""
     overwrite: bool = False
     """Replace stores that exist."""
@@ -46,17 +50,27 @@ def main(arguments: Sequence[str]) -> None:
 
     folders = dictionary_folders(command.paths)
     existing = "compare" if command.export is None else "keep"
-    build_features(folders, command.config, existing="replace" if command.overwrite else existing)
-    if command.export is not None:
-        from saelab.features.export import export_store
-
-        kind, out = command.export
-        for folder in folders:
-            target = out if len(folders) == 1 else out / folder.resolve().name
-            store = folder / STORE_FILE
-            for file in export_store(store, kind, target, overwrite=command.overwrite):
-                print(f"exported: {file}")
+    existing = "replace" if command.overwrite else existing
+    with nullcontext() if command.export is None else writer_lock(command.export[1]):
+        build_features(folders, command.config, existing=existing)
+        if command.export is not None:
+            _export(folders, *command.export, overwrite=command.overwrite)
     show(folders)
+
+
+def _export(folders: Sequence[Path], kind: Format, out: Path, *, overwrite: bool) -> None:
+    from saelab.features.export import export_store
+
+    with whole_folder(out) as whole:
+        targets = [whole / folder.resolve().name for folder in folders]
+        targets = [whole] if len(folders) == 1 else targets
+        files = [
+            file.relative_to(whole)
+            for folder, target in zip(folders, targets, strict=True)
+            for file in export_store(folder / STORE_FILE, kind, target, overwrite=overwrite)
+        ]
+    for file in files:
+        print(f"exported: {out / file}")
 
 
 def show(folders: Sequence[Path]) -> None:

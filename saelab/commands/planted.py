@@ -92,7 +92,7 @@ def _run_preset(command: PlantedCommand, name: str, config: PlantedConfig) -> No
     folder = command.out / name
     print(f"\n{name}: {folder}")
     cache = folder / "cache"
-    if command.overwrite or not (cache / "planted" / "manifest.json").exists():
+    if command.overwrite or not _is_complete(cache / "planted" / "manifest.json"):
         words = ["synthetic", name, str(cache), "--seed", str(command.planted_seed)]
         _run([*words, *(["--overwrite"] if cache.exists() else [])])
     run = folder / "train"
@@ -110,6 +110,12 @@ def _run_preset(command: PlantedCommand, name: str, config: PlantedConfig) -> No
     _run(words)
     dictionaries = sorted(str(path) for path in (run / "dictionaries").iterdir())
     _run(["eval", "recovery", *dictionaries, "--card", str(folder), "--overwrite"])
+
+
+def _is_complete(manifest: Path) -> bool:
+    from saelab.cache.format import read_cache_manifest
+
+    return manifest.exists() and read_cache_manifest(manifest)["status"] == "complete"
 
 
 def _mean_l0(config: PlantedConfig) -> int:

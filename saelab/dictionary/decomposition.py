@@ -41,6 +41,8 @@ class ErrorProbe:
     """Coefficients, input dimension by error dimension."""
     bias: Float[Tensor, " d_in"]
     """Constant, in activation units."""
+    dictionary_hash: str | None = None
+    """Content hash of that dictionary; None where not recorded."""
 
     def linear_error(self, activations: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
         """The predicted error x B + b, in the dtype and on the device of the probe."""
@@ -108,7 +110,11 @@ def load_probe(path: Path) -> ErrorProbe:
     Raises:
         ArtifactError: missing, damaged, or no probe.
     """
+    from safetensors import safe_open
+
     tensors = read_tensors(path)
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata() or {}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     width = shapes.get("bias", (0,))[0]
     if shapes != {"weight": (width, width), "bias": (width,)}:
@@ -116,7 +122,7 @@ def load_probe(path: Path) -> ErrorProbe:
             f"{path} is no error probe: it holds {shapes}, expected a square 'weight' and a 'bias' "
             "of its width; make it with `saelab eval dark-matter`"
         )
-    return ErrorProbe(tensors["weight"], tensors["bias"])
+    return ErrorProbe(tensors["weight"], tensors["bias"], metadata.get("dictionary_hash"))
 
 
 class ErrorRows:
@@ -129,7 +135,7 @@ class ErrorRows:
             "nonlinear": the rest.
 
     Raises:
-        ArtifactError: the probe is of another width than the dictionary.
+        ArtifactError: the probe is of another width, or was fitted to another dictionary.
         ConfigError: there is no probe, and the component needs one.
     """
 
@@ -145,6 +151,12 @@ class ErrorRows:
             raise ArtifactError(
                 f"the probe has width {len(probe.bias)} and {saved.folder} has width "
                 f"{saved.dictionary.d_in}: give the probe that was fitted to this dictionary"
+            )
+        elif probe.dictionary_hash not in (None, saved.content_hash):
+            raise ArtifactError(
+                f"the probe was fitted to another dictionary than {saved.folder} (content hash "
+                f"{probe.dictionary_hash}, not {saved.content_hash}): make the dictionary's own "
+                f"with `saelab eval dark-matter {saved.folder} --overwrite`"
             )
         self.saved, self.probe, self.component = saved, probe, component
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
-from saelab.formats.files import read_json
+from saelab.formats.files import read_json, whole_folder
+from saelab.formats.lock import writer_lock
 
 from .importers.sources import HubPath, fetch, hub_refusal
 from .storage import CONFIG_FILE, HASHED_FILES, MANIFEST_FILE, SavedDictionary, load_dictionary
@@ -112,18 +113,20 @@ def pull(where: HubPath, out: Path) -> SavedDictionary:
         ConfigError: `out` exists.
         ArtifactError: it is not there, or no intact dictionary of saelab's.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists: give another --out")
-    source = fetch(where)
-    if not (source / MANIFEST_FILE).is_file():
-        raise ArtifactError(
-            f"{where.repo}/{where.path} was not saved by saelab: open it with `saelab import "
-            f"hf:{where.repo}/{where.path}`"
-        )
-    load_dictionary(source)
-    # A copy, since what lies in the Hub's cache must not be written to.
-    shutil.copytree(source, out, symlinks=False)
-    return load_dictionary(out)
+    with writer_lock(out):
+        if out.exists():
+            raise ConfigError(f"{out} exists: give another --out")
+        source = fetch(where)
+        if not (source / MANIFEST_FILE).is_file():
+            raise ArtifactError(
+                f"{where.repo}/{where.path} was not saved by saelab: open it with `saelab import "
+                f"hf:{where.repo}/{where.path}`"
+            )
+        load_dictionary(source)
+        # A copy, since what lies in the Hub's cache must not be written to.
+        with whole_folder(out) as whole:
+            shutil.copytree(source, whole, symlinks=False, dirs_exist_ok=True)
+        return load_dictionary(out)
 
 
 def model_card(saved: SavedDictionary, results: Sequence[EvaluationResult], where: HubPath) -> str:

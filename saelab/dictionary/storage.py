@@ -26,7 +26,7 @@ from saelab.formats.files import (
     write_json,
     write_tensors,
 )
-from saelab.formats.manifest import NOT_CONTENT, new_manifest, read_manifest
+from saelab.formats.manifest import NOT_CONTENT, new_manifest, read_manifest, write_manifest
 
 from .architectures import Dictionary
 from .reference import reference_codes, reference_reconstruction
@@ -200,7 +200,7 @@ def save_dictionary(
     )
     manifest |= {"files": files} | ({} if site is None else {"site": site.to_json()})
     manifest["content_hash"] = _content_hash(manifest)
-    write_json(folder / MANIFEST_FILE, manifest)
+    write_manifest(folder / MANIFEST_FILE, manifest)
     return manifest["content_hash"]
 
 

@@ -25,7 +25,7 @@ from .config import FeaturesConfig
 from .reader import DICTIONARY_FILE, FeatureStore, is_stale
 from .schema import FLAGS, STORE_FILE
 from .shards import Shards
-from .text_pass import discard, read_text, subjects_of
+from .text_pass import WORK_FOLDER, discard, read_text, subjects_of
 from .token_text import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ def build_features(
         complete = [folder for folder in folders if (folder / STORE_FILE).exists()]
         if existing == "replace":
             complete = []
+        _require_place_for_shards(folders, replace=existing == "replace")
         if existing == "compare":
             _require_same(complete, config)
         if len(complete) < len(folders):
@@ -106,6 +107,17 @@ def build_features(
                 groups.setdefault(data_spec_of(saved, config), []).append(saved)
             _build_groups(groups, config, complete)
     return stores
+
+
+def _require_place_for_shards(folders: Sequence[Path], *, replace: bool) -> None:
+    for work in (folder / WORK_FOLDER for folder in folders):
+        if work.is_file() and not replace:
+            raise ConfigError(
+                f"{work} is a file and the folder of an unfinished build is expected: add "
+                "--overwrite to replace it"
+            )
+        if work.is_file():
+            work.unlink()
 
 
 def _require_same(folders: Sequence[Path], config: FeaturesConfig) -> None:

@@ -90,6 +90,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write to, which becomes `folder` when everything is in it.
+
+    A folder that holds something already is yielded itself: its files are replaced one by one.
+
+    Raises:
+        NotADirectoryError: it is a file.
+        ResourceError: the disk is full, or the user's share of it.
+    """
+    exists = folder.exists()
+    if exists and any(folder.iterdir()):
+        yield folder
+        return
+    # An empty folder may be somebody's working directory, or a link: it is filled, not replaced.
+    beside = folder / "whole" if exists else folder
+    temporary = beside.with_name(temporary_name(beside.name))
+    with full_disk_said(folder):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            if exists:
+                for entry in temporary.iterdir():
+                    entry.replace(folder / entry.name)
+                temporary.rmdir()
+            else:
+                temporary.replace(folder)
+            _flush_folder(beside.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
 def temporary_name(name: str) -> str:
     """The name under which this process writes a file or folder before it is complete."""
     return f"{name}.{_host()}-{os.getpid()}{TEMPORARY_SUFFIX}"

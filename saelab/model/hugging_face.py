@@ -115,8 +115,9 @@ def load_hugging_face(
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
     given = model_options(options)
-    kind = AutoModelForMaskedLM if is_encoder(folder) else AutoModelForCausalLM
     try:
+        kind = AutoModelForMaskedLM if is_encoder(folder) else AutoModelForCausalLM
+        _require_layers(folder)
         # Off where transformers would ask on the terminal whether to run a model's own code.
         local = {"local_files_only": True, "trust_remote_code": False}
         with quiet_transformers(), panics_as_errors():
@@ -137,6 +138,28 @@ def load_hugging_face(
     if "device_map" not in given and getattr(model, "hf_quantizer", None) is None:
         model = model.to(device)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def _require_layers(folder: Path) -> None:
+    """Refuse settings of more layers than there are tensors, before transformers makes them all."""
+    from safetensors import SafetensorError, safe_open
+
+    config = read_json(folder / "config.json")
+    inner = config.get("text_config")
+    named = [each.get("num_hidden_layers") for each in (config, inner) if isinstance(each, dict)]
+    claimed = max((n for n in named if isinstance(n, int)), default=0)
+    n_tensors = 0
+    try:
+        for path in folder.glob("*.safetensors"):
+            with panics_as_errors(), safe_open(str(path), framework="pt") as file:
+                n_tensors += len(file.keys())
+    except (SafetensorError, OSError, RuntimeError, ValueError):
+        return  # transformers says what is wrong with it
+    if 0 < n_tensors < claimed:
+        raise ModelError(
+            f"{folder / 'config.json'} names {claimed:,} layers and the weights have {n_tensors:,} "
+            "tensors: it was damaged or edited; get the model again"
+        )
 
 
 def is_encoder(folder: Path) -> bool:

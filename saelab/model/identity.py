@@ -85,4 +85,7 @@ def _hash_without(path: Path, volatile: Sequence[str]) -> str:
     content = read_json(path)
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds no JSON object: it was damaged or is of something else")
-    return hash_of({name: value for name, value in content.items() if name not in volatile})
+    try:
+        return hash_of({name: value for name, value in content.items() if name not in volatile})
+    except ValueError:
+        raise ModelError(f"{path} holds NaN or infinity, which no model's settings are") from None

@@ -20,12 +20,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.cache.config import TokenFilter
-from saelab.cache.format import new_cache_manifest, row_bytes
+from saelab.cache.format import (
+    MANIFEST_NAME,
+    new_cache_manifest,
+    read_cache_manifest,
+    row_bytes,
+)
 from saelab.cache.harvest import Rows
 from saelab.cache.hook_folder import HookFolder, remove_cache, require_only_cache
 from saelab.config import to_plain
-from saelab.errors import ConfigError
-from saelab.formats.files import remedy_when_full, require_free_space
+from saelab.errors import ArtifactError, ConfigError
+from saelab.formats.files import require_free_space
 from saelab.formats.lock import writer_lock
 from saelab.progress import progress_bar
 from saelab.sparse import SparseCodes
@@ -55,7 +60,8 @@ def write_planted_cache(out: Path, config: PlantedConfig, *, overwrite: bool = F
     Args:
         out: the folder that holds the cache.
         config: the planted dictionary; its first `n_rows` rows of the stream "train" are written.
-        overwrite: replace a cache that is there.
+        overwrite: replace a cache that is there. What was begun with the same settings is replaced
+            without it.
 
     Returns:
         The cache's folder, for `open_cache` and `saelab train --cache`.
@@ -66,9 +72,9 @@ def write_planted_cache(out: Path, config: PlantedConfig, *, overwrite: bool = F
         ResourceError: the disk is too small, or full.
     """
     folder = Path(out) / HOOK_POINT
-    with writer_lock(folder), remedy_when_full("give the same command again with --overwrite"):
+    with writer_lock(folder):
         exists = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-        if exists and not overwrite:
+        if exists and not overwrite and not _is_unfinished(folder / MANIFEST_NAME, config):
             raise ConfigError(
                 f"{folder} already exists: give --overwrite to replace it, or another folder"
             )
@@ -83,6 +89,15 @@ def write_planted_cache(out: Path, config: PlantedConfig, *, overwrite: bool = F
         _fill(writing, config)
         writing.finish()
     return folder
+
+
+def _is_unfinished(path: Path, config: PlantedConfig) -> bool:
+    """Whether a manifest is of a cache of this planted dictionary that was cut short."""
+    try:
+        manifest = read_cache_manifest(path)
+    except ArtifactError:
+        return False
+    return manifest["status"] != "complete" and manifest["config"] == to_plain(config)
 
 
 def planted_manifest(config: PlantedConfig) -> dict[str, Any]:

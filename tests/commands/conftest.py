@@ -26,15 +26,18 @@ def made(tmp_path_factory, tiny_model_folder, model_text):
     foreign = folder / "foreign"
     assert main(["export", first, "--to", "dictionary_learning", "--out", str(foreign)]) == 0
     core = ["eval", "core", first, "--out", "{out}/evals", "--n-tokens", "256"]
+    features = ["features", "{out}/sae", "--n-tokens", "320", "--device", "cpu"]
     return {
         "cache": cache,
         "train": train,
         "synthetic": ["synthetic", "smoke", "{out}/planted", "--n-rows", "2000"],
         "eval": [*core, "--n-loss-tokens", "64", "--device", "cpu"],
-        "features": ["features", "{out}/sae", "--n-tokens", "320", "--device", "cpu"],
+        "features": features,
         "compare": ["compare", f"{folder}/run", "--out", "{out}/compared"],
         "import": ["import", str(foreign), "--out", "{out}/imported", "--unproved"],
         "quickstart": ["quickstart", "--out", "{out}/quick"],
         "planted": ["planted", "smoke", "--out", "{out}/toys"],
+        "export": ["export", first, "--to", "saelens", "--out", "{out}/exported"],
+        "features export": [*features, "--export", "parquet", "{out}/exported"],
         "dictionary": first,
     }

@@ -5,8 +5,10 @@ import json
 
 import pytest
 
+from saelab.cache.hook_folder import HookFolder
 from saelab.cli import main
 from saelab.commands import planted
+from saelab.synthetic.cache import planted_manifest
 from saelab.synthetic.presets import PRESETS
 from saelab.training.config import TrainConfig
 from saelab.training.methods import METHODS
@@ -46,6 +48,16 @@ def test_every_method_is_given_settings_it_can_meet_on_every_preset(tmp_path, mo
     assert len(training) == len(PRESETS)
     for words in training:
         assert main([*words, "--print-config"]) == 0, capsys.readouterr().err
+
+
+def test_an_unfinished_cache_is_made_before_it_is_trained_on(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(planted, "_run", ran.append)
+    config, cache = PRESETS["smoke"], tmp_path / "smoke" / "cache"
+    HookFolder(cache / "planted", planted_manifest(config), 8).save_manifest()
+    with contextlib.suppress(FileNotFoundError):  # nothing was trained, so nothing is scored
+        planted._run_preset(planted.PlantedCommand(out=tmp_path, resume=True), "smoke", config)
+    assert [words[0] for words in ran] == ["synthetic", "train"]
 
 
 def test_mistakes_cost_one_line_and_write_nothing(tmp_path, capsys):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -16,10 +18,12 @@ WRITTEN = {
     "synthetic": "planted/planted",
     "eval": "evals/core.json",
     "features": "sae/features.sqlite",
-    "compare": "compared",
+    "compare": "compared/compare.json",
     "import": "imported/saelab.json",
     "quickstart": "quick",
     "planted": "toys",
+    "export": "exported",
+    "features export": "exported",
 }
 
 
@@ -35,3 +39,20 @@ def test_the_second_is_refused_in_one_line(name, made, tmp_path, capsys):
         assert f"is being written by process {os.getpid()} on " in said
         assert "wait until it has finished, stop it, or write elsewhere" in said
         assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["export", "features export"])
+def test_a_killed_export_is_made_by_the_same_command(name, made, tmp_path):
+    shutil.copytree(made["dictionary"], tmp_path / "sae")
+    script = "import os, sys, saelab.formats.files as files\n"
+    script += "from saelab.cli import main\n"
+    # After the first file that is renamed into the export.
+    script += "flush = files._flush_folder\n"
+    script += "files._flush_folder = lambda f: os._exit(9) if 'exported' in f.name else flush(f)\n"
+    script += "main(sys.argv[1:])"
+    words = [word.format(out=tmp_path) for word in made[name]]
+    killed = subprocess.run([sys.executable, "-c", script, *words], check=False)
+    assert killed.returncode == 9 and not (tmp_path / "exported").exists()
+    assert main(words) == 0
+    assert len(list((tmp_path / "exported").iterdir())) == 2
+    assert not list(tmp_path.glob("*exported*.partial"))

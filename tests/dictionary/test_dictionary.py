@@ -18,6 +18,7 @@ from saelab.dictionary import (
 from saelab.dictionary.architectures import INPUT_NORMALISATIONS
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import read_json, read_tensors, sha256_of, write_json
+from saelab.formats.manifest import SEAL, seal
 from saelab.sparse import SparseCodes
 
 MADE_FROM = {
@@ -140,7 +141,7 @@ def saved_folder(tmp_path):
 def edit_json(path, change):
     content = read_json(path)
     change(content)
-    write_json(path, content)
+    write_json(path, seal(content) if SEAL in content else content)
 
 
 def rehash(folder):
@@ -214,6 +215,16 @@ def test_manifests_of_another_kind_or_time_are_refused(saved_folder, change, mes
     edit_json(saved_folder / "saelab.json", change)
     with pytest.raises(ArtifactError, match=message):
         load_dictionary(saved_folder)
+
+
+def test_the_moment_and_the_versions_are_sealed_where_there_is_a_seal(saved_folder):
+    manifest = read_json(saved_folder / "saelab.json")
+    write_json(saved_folder / "saelab.json", manifest | {"created": "2000-01-01T00:00:00+00:00"})
+    with pytest.raises(ArtifactError, match=r"saelab\.json is incomplete or was edited"):
+        load_dictionary(saved_folder)
+    del manifest[SEAL]  # as older ones are
+    write_json(saved_folder / "saelab.json", manifest)
+    assert load_dictionary(saved_folder).content_hash == manifest["content_hash"]
 
 
 def test_foreign_missing_and_half_written_folders_are_told_apart(saved_folder, tmp_path):

@@ -9,7 +9,8 @@ from saelab.dictionary import ARCHITECTURES, Dictionary, Site, load_dictionary, 
 from saelab.dictionary.data_spec import require_width
 from saelab.dictionary.saelens import settings_of
 from saelab.errors import ArtifactError, ConfigError
-from saelab.formats.files import read_json, read_tensors, write_json
+from saelab.formats.files import read_json, read_tensors
+from saelab.formats.manifest import write_manifest
 
 MADE_FROM = {"model": "tiny", "hook_point": "blocks.0.ln2.hook_normalized"}
 SITE = Site(("blocks.0.ln2.hook_normalized",), ("blocks.0.hook_mlp_out",))
@@ -157,11 +158,11 @@ def test_a_manifest_without_a_site_opens_as_an_autoencoder(tmp_path):
     manifest = read_json(tmp_path / "saelab.json")
     del manifest["site"]
     manifest["content_hash"] = _content_hash(manifest)
-    write_json(tmp_path / "saelab.json", manifest)
+    write_manifest(tmp_path / "saelab.json", manifest)
     assert load_dictionary(tmp_path).site == Site.of(MADE_FROM["hook_point"])
     manifest["site"] = {"reads": []}
     manifest["content_hash"] = _content_hash(manifest)
-    write_json(tmp_path / "saelab.json", manifest)
+    write_manifest(tmp_path / "saelab.json", manifest)
     with pytest.raises(ArtifactError, match="names no hook points"):
         load_dictionary(tmp_path)
 

@@ -289,6 +289,16 @@ def test_a_full_disk_while_the_store_is_written_is_one_line(run, monkeypatch, ca
     assert "free some space and give the same command again" in capsys.readouterr().err
 
 
+def test_a_file_where_shards_go_is_replaced_by_overwrite(run):
+    folder = dictionary_folders([run])[0]
+    (folder / "features.build").write_text("")
+    words = [str(folder), "--n-tokens", "50", "--device", "cpu"]
+    with pytest.raises(ConfigError, match=r"features\.build is a file .* --overwrite"):
+        features(words)
+    features([*words, "--overwrite"])
+    assert not (folder / "features.build").exists()
+
+
 def test_a_second_process_is_told_who_builds(run):
     folder = dictionary_folders([run])[0]
     with (

@@ -123,3 +123,21 @@ def test_a_file_that_is_no_json_is_one_line(tmp_path):
     os.mkfifo(path)
     with pytest.raises(ArtifactError, match="a JSON file was expected"):
         files.read_json(path)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path, exists):
+    folder = tmp_path / "exported"
+    if exists:
+        folder.mkdir()
+    with pytest.raises(KeyError), files.whole_folder(folder) as half:
+        (half / "a").write_text("1")
+        raise KeyError
+    assert not list(tmp_path.rglob("a")) and folder.exists() == exists
+    with files.whole_folder(folder) as half:
+        (half / "below").mkdir()
+        (half / "below" / "a").write_text("1")
+        assert not (folder / "below").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["exported", "below", "a"]
+    with files.whole_folder(folder) as whole:
+        assert whole == folder

@@ -11,6 +11,7 @@ import torch
 
 from saelab.errors import ModelError
 from saelab.model.language_model import load_language_model
+from saelab.model.model_files import resolve_model
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,18 @@ def test_a_panic_of_the_tokenizer_is_an_error_in_words(copied):
     folder = copied("tokenizer.json", normalizer=broken)
     with pytest.raises(ModelError, match="a library failed inside: Precompiled"):
         load_language_model(str(folder), dtype="float32", device="cpu")
+
+
+def test_more_layers_than_weights_are_refused_before_they_are_made(copied):
+    folder = copied("config.json", num_hidden_layers=10**9)
+    with pytest.raises(ModelError, match=r"names 1,000,000,000 layers and the weights have \d+ "):
+        load_language_model(str(folder), dtype="float32", device="cpu")
+
+
+def test_infinity_in_the_settings_is_a_line(copied):
+    folder = copied("config.json", rope_theta=float("inf"))
+    with pytest.raises(ModelError, match=r"config\.json holds NaN or infinity"):
+        resolve_model(str(folder)).content_hash()
 
 
 def test_a_pipe_among_a_models_files_is_not_opened(copied):

@@ -110,6 +110,16 @@ def test_an_unfinished_cache_says_how_to_go_on(tmp_path):
     assert "with --overwrite" in describe(folder)[-1]
 
 
+def test_an_unfinished_cache_is_made_by_the_same_settings_and_no_others(tmp_path):
+    folder = write_planted_cache(tmp_path, SMALL)
+    whole = open_cache(folder).content_hash
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_manifest(folder / "manifest.json", manifest | {"status": "writing"})
+    with pytest.raises(ConfigError, match="already exists: give --overwrite"):
+        write_planted_cache(tmp_path, replace(SMALL, seed=1))
+    assert open_cache(write_planted_cache(tmp_path, SMALL)).content_hash == whole
+
+
 def test_the_truth_comes_back_from_a_dictionary_alone(folder, tmp_path):
     saved = saved_on(open_cache(folder).provenance(), tmp_path / "sae")
     assert truth_of(saved) == SMALL

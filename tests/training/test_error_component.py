@@ -191,6 +191,10 @@ def test_what_does_not_belong_together_is_refused(base, run_config, tiny_cache, 
     save_probe(narrow, ErrorProbe(torch.eye(8), torch.zeros(8)), {})
     with pytest.raises(ArtifactError, match=r"the probe has width 8 and .* has width 32"):
         ErrorRows.load(base, narrow, "linear")
+    another = tmp_path / "another.safetensors"
+    save_probe(another, ErrorProbe(torch.eye(32), torch.zeros(32)), {"dictionary_hash": "0" * 64})
+    with pytest.raises(ArtifactError, match=r"to another dictionary than .*eval dark-matter"):
+        ErrorRows.load(base, another, "linear")
     cache = open_cache(tiny_cache)
     rows = ErrorRows.load(base, None, "linear")
     with pytest.raises(ActivationError, match="gradients are of activations"):

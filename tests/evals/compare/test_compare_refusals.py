@@ -167,6 +167,18 @@ def test_a_damaged_result_is_named(plant, refused, suite, damage):
     assert str(path) in refused(run)
 
 
+@pytest.mark.parametrize("suite", ["core", "consistency"])
+def test_a_changed_table_of_latents(plant, refused, suite):
+    run = plant.run(methods=("topk",), ks=(4,))
+    path = run / "dictionaries" / "topk-d48-k4-s0" / "evals" / f"{suite}_features.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4] ^= 1
+    path.write_bytes(content)
+    error = refused(run)
+    assert f"{path} is not the file that {suite}.json was written with" in error
+    assert "add --overwrite" in error
+
+
 def test_a_lost_table_of_latents(plant, refused):
     run = plant.run(methods=("topk",), ks=(4,))
     (run / "dictionaries" / "topk-d48-k4-s0" / "evals" / "core_features.parquet").unlink()

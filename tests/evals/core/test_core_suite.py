@@ -406,6 +406,9 @@ def test_the_same_dictionary_twice_and_none_are_refused(save):
         run_core([folder, folder], SMALL)
     with pytest.raises(ConfigError, match="no dictionary was given"):
         run_core([], SMALL)
+    for given in ("sae_weights.safetensors", "saelab.json"):
+        with pytest.raises(ConfigError, match=f"{given} is a file and .*`saelab import` opens"):
+            run_core([folder / given], SMALL)
 
 
 def test_the_command_evaluates_and_shows_a_table(save, capsys):

@@ -69,7 +69,7 @@ def test_one_dictionary_on_held_out_text(tmp_path, dictionary_folder):
     assert {"error_parts", "norm_predictors", "norm_test", "error_trace"} <= names
     page = (out / "dark_matter.html").read_text()
     assert "pursuit codes" in page
-    assert not list(out.glob(".dark_matter-*"))
+    assert not list(out.glob(".dark_matter*"))
     assert not (out / "dark_matter_family.json").exists()
 
 
