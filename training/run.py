@@ -29,7 +29,7 @@ from saelab.dictionary.decomposition import ErrorRows
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import hash_of, remedy_when_full
 from saelab.formats.lock import writer_lock
-from saelab.formats.run import DICTIONARIES_FOLDER, RunManifest, write_run
+from saelab.formats.run import DICTIONARIES_FOLDER, RUN_FILE, RunManifest, write_run
 from saelab.formats.run_log import JsonlLog, RunLog, WandbLog, read_log
 from saelab.model.devices import resolve_device
 from saelab.stats.metrics import batch_fvu, mean_l0

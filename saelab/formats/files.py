@@ -24,7 +24,9 @@ from saelab.errors import (
     ArtifactError,
     ResourceError,
     SaelabError,
+    first_line,
     lacking,
+    out_of_memory,
     panics_as_errors,
     resource_problem,
 )
