@@ -110,8 +110,11 @@ def to_dictionary_learning(saved: SavedDictionary, out: Path) -> list[Path]:
         ConfigError: a dictionary that writes elsewhere or normalises each row.
     """
     dictionary = saved.dictionary
-    if not saved.site.is_autoencoder or dictionary.W_skip is not None:
-        raise _refused("dictionary_learning", saved, "it knows autoencoders alone")
+    one_hook_point = len(saved.site.hook_points) == 1
+    if not one_hook_point or dictionary.W_skip is not None:
+        raise _refused(
+            "dictionary_learning", saved, "it knows autoencoders of one hook point alone"
+        )
     _refuse_normalisation("dictionary_learning", saved)
     names = {
         "relu": "AutoEncoder" if dictionary.b_in is None else "AutoEncoderNew",

@@ -6,9 +6,10 @@ Nothing is sent unless the caller says so; `plan_push` only looks.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
@@ -133,30 +134,25 @@ def model_card(saved: SavedDictionary, results: Sequence[EvaluationResult], wher
     """The card that the Hub shows: what it is, how to open it, and every result's numbers."""
     dictionary, training = saved.dictionary, saved.manifest.get("config", {})
     address = "/".join(part for part in (where.repo, where.path) if part)
+    imported = saved.made_from.get("imported")
     facts = {
         "Architecture": dictionary.architecture,
         "Latents": f"{dictionary.d_sae:,}",
         "Width": f"{dictionary.d_in:,}",
         "Language model": saved.made_from.get("model"),
         "Hook point": str(saved.site),
-        "Training method": training.get("method"),
+        "Training method": None if imported else training.get("method"),
         "Training tokens": training.get("n_tokens"),
         "Target L0": training.get("target_l0"),
         "Context length": saved.made_from.get("context_length"),
         "Text": (saved.made_from.get("text") or {}).get("source"),
         "Content hash": saved.content_hash,
     }
-    imported = saved.made_from.get("imported")
-    origin = (
-        "trained with saelab"
-        if imported is None
-        else f"imported by saelab from {imported['source']} ({imported['format']})"
-    )
     lines = [
         *("---", "library_name: saelens", "tags:", "- sparse-autoencoder", "- saelab", "---", ""),
         f"# {saved.name}",
         "",
-        f"A sparse dictionary of a language model's activations, {origin}.",
+        f"A sparse dictionary of a language model's activations. {_origin(imported)}",
         "",
         *("```", f"saelab pull hf:{address} --out {saved.name}", f"saelab info {saved.name}"),
         *("```", "", "| | |", "|---|---|"),
@@ -173,3 +169,21 @@ def model_card(saved: SavedDictionary, results: Sequence[EvaluationResult], wher
             lines.append(f"| {metric.name} | {value} | {metric.unit} | {metric.definition} |")
         lines += ["", f"All numbers and charts: `{RESULTS_FOLDER}/{result.suite}.html`."]
     return "\n".join(lines) + "\n"
+
+
+def _origin(imported: Mapping[str, Any] | None) -> str:
+    """Whose a dictionary is, and what is known of how well it was read, in sentences."""
+    if imported is None:
+        return "Trained with saelab."
+    source = imported["source"]
+    # Where it lay on this machine is nobody's business.
+    source = Path(source).name if Path(source).expanduser().is_absolute() else source
+    doubts = [f"Note: {note}." for note in imported["notes"]]
+    doubts += [f"Warning: {sentence}." for sentence in imported.get("disagreements", ())]
+    if "measured" not in imported:
+        doubts.append("Not proved: nothing was measured when it was imported.")
+    origin = (
+        f"Trained by others, and imported by saelab from `{source}` ({imported['format']}): "
+        "authors and licence are theirs."
+    )
+    return "\n\n".join([origin, *doubts])

@@ -23,7 +23,7 @@ from saelab.formats.files import hash_of
 from saelab.formats.manifest import new_manifest
 from saelab.model.logit_lens import Lens
 from saelab.progress import progress_bar
-from saelab.stats.cosines import most_similar, principal_map, unit_rows
+from saelab.stats.cosines import most_similar, principal_map, row_norms, unit_rows
 
 from .coactivation import LatentSums, RowCodes, coactivation_arrays, row_codes
 from .config import StoreOptions
@@ -144,8 +144,8 @@ class _Build:
             "density": density,
             "max_act": np.zeros(d_sae),
             "n_sequences": np.zeros(d_sae, np.int64),
-            "decoder_norm": _numbers(torch.linalg.vector_norm(dictionary.W_dec.double(), dim=1)),
-            "encoder_norm": _numbers(torch.linalg.vector_norm(dictionary.W_enc.double(), dim=0)),
+            "decoder_norm": _numbers(row_norms(dictionary.W_dec)),
+            "encoder_norm": _numbers(row_norms(dictionary.W_enc.T)),
             "encoder_bias": undefined if bias is None else _numbers(bias),
             "threshold": undefined if threshold is None else _numbers(threshold),
             "map_x": _numbers(coordinates[:, 0]),
@@ -162,9 +162,10 @@ class _Build:
         """Fill table `neighbours`; returns the decoder neighbours."""
         dictionary, n = self._sources.dictionary, self._options.n_neighbours
         nearest: list[np.ndarray] = []
-        sides = (dictionary.W_dec, dictionary.W_enc.T)
-        blocks = (most_similar(unit_rows(vectors.float()), None, n) for vectors in sides)
-        for (part, *decoder), (_, *encoder) in zip(*blocks, strict=True):
+        # One side after the other: the unit rows of a side are as large as its weights.
+        decoder_side = list(most_similar(unit_rows(dictionary.W_dec.float()), None, n))
+        encoder_side = most_similar(unit_rows(dictionary.W_enc.T.float()), None, n)
+        for (part, *decoder), (_, *encoder) in zip(decoder_side, encoder_side, strict=True):
             names = ("decoder_cosine", "decoder_feature", "encoder_cosine", "encoder_feature")
             arrays = {
                 name: tensor.cpu().numpy()

@@ -98,17 +98,16 @@ def logit_chunks(
         lens: of the model.
         n: tokens at either end.
     """
-    rows = decoder.float()
-    if lens.centres_input:
-        rows = rows - rows.mean(dim=1, keepdim=True)
-    rows = rows * lens.gain.float()
     unembedding = lens.unembedding.float()
     unembedding = unembedding - unembedding.mean(dim=0)
     n_vocab = unembedding.shape[0]
     size = max(1, CHUNK_ENTRIES // n_vocab)
     n = min(n, n_vocab)
-    for start in range(0, rows.shape[0], size):
-        logits = rows[start : start + size] @ unembedding.T
+    for part in decoder.split(size):
+        rows = part.float()
+        if lens.centres_input:
+            rows = rows - rows.mean(dim=1, keepdim=True)
+        logits = (rows * lens.gain.float()) @ unembedding.T
         top, bottom = logits.topk(n, dim=1), logits.topk(n, dim=1, largest=False)
         ends = torch.stack([bottom.values[:, 0], top.values[:, 0]], dim=1).double()
         arrays = {

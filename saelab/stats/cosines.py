@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,8 @@ from .seeds import seeded_generator
 
 BLOCK_ENTRIES = 1 << 24
 """Cosines held at a time (64 MB in float32)."""
+BLOCK_ROWS = 4096
+"""Rows held in float64 at a time."""
 
 
 def unit_rows(vectors: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
@@ -120,15 +123,30 @@ def principal_map(
     Returns:
         Coordinates, and the fraction of the variance that each axis explains.
     """
-    unit = unit_rows(vectors.double())
-    centred = unit - unit.mean(dim=0)
-    values, axes = torch.linalg.eigh(centred.T @ centred)
+    mean = _sum_of(unit.sum(dim=0) for unit in _unit_blocks(vectors)) / len(vectors)
+    centred = (unit - mean for unit in _unit_blocks(vectors))
+    values, axes = torch.linalg.eigh(_sum_of(block.T @ block for block in centred))
     axes = axes[:, -2:].flip(1)
     largest = axes.abs().argmax(dim=0)
     axes = axes * torch.sign(axes[largest, torch.arange(axes.shape[1])])
-    coordinates = centred @ axes
+    coordinates = torch.cat([(unit - mean) @ axes for unit in _unit_blocks(vectors)])
     if axes.shape[1] < 2:
         coordinates = torch.cat([coordinates, torch.zeros_like(coordinates)], dim=1)
     total = float(values.clamp_min(0).sum())
     explained = [float(value) / total if total > 0 else 0.0 for value in values[-2:].flip(0)]
     return coordinates, explained
+
+
+def row_norms(vectors: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:
+    """The norm of each row, in float64, in which no more than a few rows are held at a time."""
+    parts = vectors.split(BLOCK_ROWS)
+    return torch.cat([torch.linalg.vector_norm(part.double(), dim=1) for part in parts])
+
+
+def _unit_blocks(vectors: Tensor) -> Iterator[Tensor]:
+    """A few unit rows at a time, in float64: all of them can be twice the size of a dictionary."""
+    return (unit_rows(part.double()) for part in vectors.split(BLOCK_ROWS))
+
+
+def _sum_of(parts: Iterator[Tensor]) -> Tensor:
+    return reduce(torch.add, parts)

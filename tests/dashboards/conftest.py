@@ -3,47 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 # pytest imports test files by path, so the modules beside them have to be made known.
 sys.path.append(str(Path(__file__).parent))
-from toy_store import APP, D_IN, N_FEATURES, decoder, write_toy_store
-
-
-def write_dictionary(folder: Path, rows: np.ndarray, content_hash: str) -> Path:
-    """A dictionary's folder as far as the dashboard reads it."""
-    from safetensors.numpy import save_file
-
-    folder.mkdir(parents=True)
-    save_file({"W_dec": rows.astype(np.float32)}, str(folder / "sae_weights.safetensors"))
-    (folder / "cfg.json").write_text(
-        json.dumps(
-            {
-                "architecture": "relu",
-                "d_in": D_IN,
-                "d_sae": len(rows),
-                "metadata": {"model_name": "toy-model", "hook_name": "blocks.0.hook_resid_post"},
-            }
-        )
-    )
-    (folder / "saelab.json").write_text(
-        json.dumps(
-            {
-                "kind": "dictionary",
-                "schema_version": 1,
-                "config": {"method": "relu", "measured_l0": 2.5, "fvu_on_training_rows": 0.25},
-                "made_from": {"model": "toy-model", "hook_point": "blocks.0.hook_resid_post"},
-                "files": {"sae_weights.safetensors": "0" * 64},
-                "content_hash": content_hash,
-            }
-        )
-    )
-    return folder
+from toy_store import N_FEATURES, decoder, page_opener, write_dictionary, write_toy_store
 
 
 def write_core_result(folder: Path, fvu: float, l0: float) -> None:
@@ -113,19 +80,3 @@ def open_page(world, monkeypatch):
 def open_page_of(monkeypatch):
     """`open_page_of(folder)("home")`: the app opened on another folder."""
     return lambda *roots: page_opener(monkeypatch, *roots)
-
-
-def page_opener(monkeypatch, *roots):
-    from streamlit.testing.v1 import AppTest
-
-    monkeypatch.setenv("SAELAB_DASHBOARD_ROOTS", json.dumps([os.fspath(root) for root in roots]))
-
-    def open_page(name: str = "home", **params: str) -> AppTest:
-        app = AppTest.from_file(str(APP), default_timeout=30)
-        for key, value in params.items():
-            app.query_params[key.rstrip("_")] = value
-        if name != "home":
-            app.switch_page(f"{name}.py")
-        return app.run()
-
-    return open_page

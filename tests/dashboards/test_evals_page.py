@@ -6,8 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from conftest import page_opener, write_dictionary
-from toy_store import decoder
+from toy_store import decoder, page_opener, write_dictionary
 
 from saelab.errors import ArtifactError
 from saelab.formats.chart import Axis, Chart, Series

@@ -9,9 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import streamlit as st
 import torch
-from conftest import page_opener
 from live_world import HOOK, TEXT, tiny_dictionary, write_live_run
-from toy_store import N_FEATURES
+from toy_store import N_FEATURES, page_opener
 
 HERE = {"run": "live", "sae": "tiny"}
 HOSTILE = [

@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from conftest import page_opener
+from toy_store import page_opener
 
 from saelab.errors import ArtifactError
 from saelab.formats.run_log import Curve, read_history
@@ -93,7 +93,7 @@ def test_foreign_files_are_refused_in_words(tmp_path, content, message):
 
 
 def test_a_missing_log_is_refused_in_words(tmp_path):
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match="does not exist"):
         read_history(tmp_path / "nothing.jsonl")
 
 

@@ -7,6 +7,7 @@ quotes, formulas, control characters, right-to-left text and an emoji cut in two
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from pathlib import Path
 
@@ -265,3 +266,51 @@ def _moments(values):
         return float(mean), 0.0, None, None
     z = (values - mean) / std
     return float(mean), float(std), float((z**3).mean()), float((z**4).mean())
+
+
+def write_dictionary(folder: Path, rows: np.ndarray, content_hash: str) -> Path:
+    """A dictionary's folder as far as the dashboard reads it."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
+    save_file({"W_dec": rows.astype(np.float32)}, str(folder / "sae_weights.safetensors"))
+    (folder / "cfg.json").write_text(
+        json.dumps(
+            {
+                "architecture": "relu",
+                "d_in": D_IN,
+                "d_sae": len(rows),
+                "metadata": {"model_name": "toy-model", "hook_name": "blocks.0.hook_resid_post"},
+            }
+        )
+    )
+    (folder / "saelab.json").write_text(
+        json.dumps(
+            {
+                "kind": "dictionary",
+                "schema_version": 1,
+                "config": {"method": "relu", "measured_l0": 2.5, "fvu_on_training_rows": 0.25},
+                "made_from": {"model": "toy-model", "hook_point": "blocks.0.hook_resid_post"},
+                "files": {"sae_weights.safetensors": "0" * 64},
+                "content_hash": content_hash,
+            }
+        )
+    )
+    return folder
+
+
+def page_opener(monkeypatch, *roots):
+    """A function that opens a page of the app on these folders, and runs it once."""
+    from streamlit.testing.v1 import AppTest
+
+    monkeypatch.setenv("SAELAB_DASHBOARD_ROOTS", json.dumps([os.fspath(root) for root in roots]))
+
+    def open_page(name: str = "home", **params: str) -> AppTest:
+        app = AppTest.from_file(str(APP), default_timeout=30)
+        for key, value in params.items():
+            app.query_params[key.rstrip("_")] = value
+        if name != "home":
+            app.switch_page(f"{name}.py")
+        return app.run()
+
+    return open_page

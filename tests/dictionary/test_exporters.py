@@ -106,3 +106,14 @@ def test_what_a_format_cannot_carry_is_refused(architecture, arguments, message,
     assert main(given) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_several_hook_points_are_refused_before_anything_is_written(tmp_path, capsys):
+    both = ("blocks.1.hook_resid_post", HOOK)
+    save(tmp_path / "ours", "relu", site=Site(both, both))
+    out = tmp_path / "out"
+    given = ["export", str(tmp_path / "ours"), "--to", "dictionary_learning", "--out", str(out)]
+    assert main(given) == 2
+    error = capsys.readouterr().err
+    assert "ours cannot be exported to dictionary_learning: it knows autoencoders of one" in error
+    assert not list(tmp_path.rglob("ae.pt"))

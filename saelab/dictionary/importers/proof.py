@@ -29,7 +29,7 @@ from saelab.model.language_model import LanguageModel
 from saelab.stats.metrics import SparsityStatistics, fvu
 from saelab.text.contexts import TextConfig, text_batches
 
-from .foreign import SCALE, in_raw_units
+from .foreign import SCALE
 
 CALIBRATION_CONTEXTS = 32
 BATCH_CONTEXTS = 8
@@ -225,7 +225,14 @@ def _likely_cause(
         for name, rows in elsewhere.items()
     }
     if suspicious:
-        for cause, changed in _alternatives(dictionary, x, reported.get(SCALE)).items():
+        for name, scale in _scales(x, reported.get(SCALE)).items():
+            scores[f"activations are to be scaled {name} first (by {scale:.4g})"] = tried(
+                dictionary, x * scale, y * scale
+            )
+            scores[f"its scale {name} is folded in already (undoing {scale:.4g})"] = tried(
+                dictionary, x / scale, y / scale
+            )
+        for cause, changed in _alternatives(dictionary).items():
             scores[cause] = tried(changed, x, y)
     if not scores:
         return None
@@ -243,30 +250,22 @@ def _scales(x: Float[Tensor, "rows d_in"], known: float | None) -> dict[str, flo
     if spread > 0:
         factors["to variance 1"] = 1 / spread
     if known:
-        factors["by the constant that its registry records"] = known
+        factors["by the constant that is recorded with it"] = known
     return factors
 
 
-def _alternatives(
-    dictionary: Dictionary, x: Float[Tensor, "rows d_in"], known_scale: float | None
-) -> dict[str, Dictionary]:
+def _alternatives(dictionary: Dictionary) -> dict[str, Dictionary]:
+    """The same weights, read otherwise."""
     tensors = dictionary.tensors()
     extra = {"k": dictionary.k or None, "input_normalisation": dictionary.input_normalisation}
 
     def changed(**changes: Any) -> Dictionary:
         return Dictionary(dictionary.architecture, **{**tensors, **extra, **changes})
 
-    def scaled(scale: float) -> Dictionary:
-        raw = in_raw_units(tensors, scale)
-        return changed(**raw)
-
     found: dict[str, Dictionary] = {}
-    for name, scale in _scales(x, known_scale).items():
-        found[f"activations are to be scaled {name} first (by {scale:.4g})"] = scaled(scale)
-        found[f"its scale {name} is folded in already (undoing {scale:.4g})"] = scaled(1 / scale)
     if dictionary.b_in is None:
         found["b_dec is not to be subtracted from the input"] = changed(
-            b_in=torch.zeros(dictionary.d_in, device=x.device)
+            b_in=torch.zeros_like(dictionary.b_dec)
         )
     elif dictionary.d_in == dictionary.d_out:
         found["b_dec is to be subtracted from the input"] = changed(b_in=None)

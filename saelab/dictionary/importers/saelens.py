@@ -27,6 +27,7 @@ from saelab.dictionary.storage import MANIFEST_FILE, foreign_manifest
 from saelab.errors import ArtifactError, ConfigError
 
 from .foreign import (
+    SCALE,
     Foreign,
     Format,
     Source,
@@ -61,7 +62,7 @@ def read(source: Source) -> Iterator[Foreign]:
     config = {**load_config(folder / CONFIG_FILE), **overrides}
     scale = _training_scale(folder)
     if scale is None and settings_of(config)["normalize_activations"] == AVERAGE_ONLY:
-        scale = source.hints.get("norm_scaling_factor")
+        scale = source.hints.get(SCALE)
     settings, site = settings_of(config), foreign_manifest(folder).get("site")
     normalisation = settings["normalize_activations"]
     if scale is not None:
@@ -86,6 +87,7 @@ def read(source: Source) -> Iterator[Foreign]:
     origin = {
         "context_length": settings.get("context_size"),
         "prepend_bos": settings.get("prepend_bos"),
+        SCALE: scale,
         **_reported(folder, settings),
     }
     yield Foreign(

@@ -230,7 +230,9 @@ def hub_refusal(where: HubPath, error: Exception, what: str) -> ArtifactError:
         )
     if isinstance(error, errors.HFValidationError):
         return ArtifactError(f"{where.repo} is no name of a repository: give hf:owner/repository")
-    if isinstance(error, errors.RepositoryNotFoundError):
+    # Who may see a repository and not write to it is answered like one who may not see it.
+    hidden = what == "fetched" or status == 404
+    if isinstance(error, errors.RepositoryNotFoundError) and hidden:
         return ArtifactError(
             f"there is no repository {where.repo} on the Hub, or it is private: check its name, or "
             "set HF_TOKEN to a token of an account that may see it"
@@ -244,7 +246,8 @@ def hub_refusal(where: HubPath, error: Exception, what: str) -> ArtifactError:
     if status is not None:
         return ArtifactError(f"{failed}: the Hub answers with error {status}; try again later")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return ArtifactError(f"{failed}: HF_HUB_OFFLINE is set, and it is not in the local cache")
+        remedy = ": unset it" if what == "written" else ", and it is not in the local cache"
+        return ArtifactError(f"{failed}: HF_HUB_OFFLINE is set{remedy}")
     if isinstance(error, errors.IncompleteSnapshotError) or _is_no_connection(error):
         return ArtifactError(
             f"{failed}: the Hub cannot be reached ({type(error).__name__}); check the network, or "

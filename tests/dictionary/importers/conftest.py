@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from saelab.dictionary import Dictionary, save_dictionary
 from saelab.dictionary.importers import Source, resolve
 
 # pytest imports test files by path, so the modules beside them have to be made known.
@@ -45,3 +47,21 @@ def copied(tmp_path, source_of) -> Callable[[str], Path]:
         return folder
 
     return copy
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A dictionary of saelab's."""
+    eye = torch.eye(4)
+    dictionary = Dictionary(
+        "relu", W_enc=eye, W_dec=eye, b_enc=torch.zeros(4), b_dec=torch.zeros(4)
+    )
+    made_from = {"model": "m", "hook_point": "blocks.1.hook_resid_post", "context_length": 8}
+    save_dictionary(
+        tmp_path / "sae",
+        dictionary,
+        self_test_inputs=torch.randn(16, 4),
+        training={"method": "relu"},
+        made_from=made_from,
+    )
+    return tmp_path / "sae"

@@ -35,12 +35,14 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(status, b"{}", {"X-Error-Code": code} if code else {})
         api, resolve = "/api/models/me/saes/", f"/me/saes/resolve/{COMMIT}/"
         sizes = {name: len(content) for name, content in self.files.items()} | self.sizes
-        if self.path.startswith(api + "revision/") or self.path.startswith(api[:-1] + "?"):
+        if self.path.startswith(api + "revision/") or self.path.split("?")[0] == api[:-1]:
             siblings = [{"rfilename": name, "size": size} for name, size in sizes.items()]
             return self.tell({"id": "me/saes", "sha": COMMIT, "siblings": siblings})
         if self.path.startswith(api + "tree/"):
             tree = [{"type": "file", "path": n, "size": s, "oid": n} for n, s in sizes.items()]
             return self.tell(tree)
+        if self.path == "/api/repos/create":
+            return self.tell({"url": "https://huggingface.co/me/saes"})
         name = self.path.removeprefix(resolve)
         if name not in self.files:
             return self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
@@ -139,3 +141,31 @@ def test_a_repository_of_hundreds_of_gigabytes_is_not_fetched_whole(hub, capsys)
     hub.sizes = {"layers.1/sae.pt": 300_000_000_000}
     error = said(capsys, "import", "hf:me/saes")
     assert "300 GB in all: say which is wanted, such as hf:me/saes/layers.1" in error
+
+
+@pytest.mark.parametrize(
+    ("status", "begins", "words"),
+    [
+        (401, "/api/models/me/saes/preupload", "the Hub does not allow it (401); set HF_TOKEN"),
+        (401, "/", "the Hub does not allow it (401); set HF_TOKEN"),
+        (403, "/", "a fine-grained one needs access to gated repositories to fetch, or write to"),
+        (403, "/api/models/me/saes/preupload", "the Hub does not allow it (403); set HF_TOKEN"),
+        (409, "/api/models/me/saes/preupload", "answers with error 409; try again later"),
+        (500, "/", "me/saes cannot be written: the Hub answers with error 500; try again later"),
+    ],
+)
+def test_a_push_that_is_refused_says_what_to_do(hub, folder, capsys, status, begins, words):
+    hub.refusal = (status, "", begins)
+    assert words in said(capsys, "push", str(folder), "hf:me/saes/a", "--yes")
+
+
+def test_a_push_without_a_network_or_kept_from_it_says_so(hub, folder, capsys, monkeypatch):
+    lies_at(monkeypatch, "http://127.0.0.1:9")
+    words = ["push", str(folder), "hf:me/saes/a"]
+    assert "me/saes cannot be written: the Hub cannot be reached" in said(capsys, *words, "--yes")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    refused = said(capsys, *words, "--yes")
+    assert "me/saes cannot be written: HF_HUB_OFFLINE is set: unset it" in refused
+    assert main(words) == 0  # which only looks
+    fetched = said(capsys, "import", "hf:me/saes/layers.1")
+    assert "HF_HUB_OFFLINE is set, and it is not in the local cache" in fetched

@@ -145,9 +145,12 @@ def test_info_of_a_foreign_source_names_its_format_and_the_command(case, source_
 
 def test_info_of_what_nobody_knows_is_still_an_error(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("nothing")
-    for path in (tmp_path, tmp_path / "notes.txt"):
+    for path, words in (
+        (tmp_path, "holds no saelab artifact"),
+        (tmp_path / "notes.txt", "is not a file of saelab"),
+    ):
         assert main(["info", str(path)]) == 2
-        assert "no saelab artifact" in capsys.readouterr().err
+        assert words in capsys.readouterr().err
 
 
 def test_info_of_an_imported_dictionary_says_how_it_was_read_and_what_was_measured(

@@ -10,8 +10,9 @@ import torch
 from saelab.cache.config import HarvestConfig
 from saelab.cache.writer import write_caches
 from saelab.cli import main
-from saelab.dictionary import load_dictionary
-from saelab.dictionary.importers.foreign import in_raw_units
+from saelab.dictionary import importers, load_dictionary
+from saelab.dictionary.importers import Source
+from saelab.dictionary.importers.foreign import SCALE, in_raw_units
 from saelab.formats.files import read_json, read_tensors, write_json, write_tensors
 from saelab.training.config import OptimizerConfig, TrainConfig
 from saelab.training.run import train
@@ -74,26 +75,63 @@ def test_nothing_is_said_of_a_dictionary_as_it_was_trained(imported):
     assert "WARNING" not in said and "Likely cause" not in said
 
 
-@pytest.mark.parametrize(
-    ("norm", "power", "cause"),
-    [
-        (32**0.5, -1, "are to be scaled to norm √d_in first"),
-        (32**0.5, 1, "is folded in already"),
-        (1.0, -1, "are to be scaled to norm 1 first"),
-        (1.0, 1, "its scale to norm 1 is folded in already"),
-    ],
-)
-def test_a_missing_and_a_doubled_scale_are_named(trained, imported, norm, power, cause):
-    """Of the same latents with a threshold, since TopK finds them at any scale."""
+@pytest.fixture
+def thresholded(trained):
+    """The tensors of the dictionary with a threshold, since TopK finds its latents at any scale."""
     dictionary = load_dictionary(trained).dictionary
     rows = read_tensors(trained / "self_test.safetensors")["inputs"]
     heights = (rows - dictionary.b_dec) @ dictionary.W_enc + dictionary.b_enc
     threshold = torch.full_like(dictionary.b_enc, float(heights.quantile(1 - 8 / 64)))
-    right = dictionary.tensors() | {"threshold": threshold}
-    assert "WARNING" not in imported(right, architecture="jumprelu")
-    scale = norm / float(rows.norm(dim=1).mean())
-    said = imported(in_raw_units(right, scale**power), architecture="jumprelu")
-    assert "WARNING: " in said and cause in said.split("Likely cause:")[1]
+    return dictionary.tensors() | {"threshold": threshold}
+
+
+@pytest.mark.parametrize(
+    ("scale_of", "words"),
+    [
+        (lambda rows: 32**0.5 / rows.norm(dim=1).mean(), "to norm √d_in"),
+        (lambda rows: 1 / rows.norm(dim=1).mean(), "to norm 1"),
+        (lambda rows: 1 / rows.std(dim=0).square().mean().sqrt(), "to variance 1"),
+    ],
+    ids=["norm of the width's root", "norm 1", "variance 1"],
+)
+@pytest.mark.parametrize(
+    ("power", "cause"),
+    [(-1, "activations are to be scaled {} first"), (1, "its scale {} is folded in already")],
+    ids=["missing", "doubled"],
+)
+def test_a_missing_and_a_doubled_scale_are_named(
+    trained, thresholded, imported, scale_of, words, power, cause
+):
+    rows = read_tensors(trained / "self_test.safetensors")["inputs"]
+    scaled = in_raw_units(thresholded, float(scale_of(rows)) ** power)
+    said = imported(scaled, architecture="jumprelu")
+    assert "WARNING: " in said and cause.format(words) in said.split("Likely cause:")[1]
+
+
+def test_nothing_is_said_of_the_same_latents_with_a_threshold(thresholded, imported):
+    assert "WARNING" not in imported(thresholded, architecture="jumprelu")
+
+
+def test_a_scale_that_a_registry_records_and_no_file_is_named(thresholded, imported, monkeypatch):
+    def registered(name):
+        return Source(Path(name), name, {SCALE: 0.03})
+
+    monkeypatch.setattr(importers, "resolve", registered)
+    said = imported(in_raw_units(thresholded, 1 / 0.03), architecture="jumprelu")
+    cause = "activations are to be scaled by the constant that is recorded with it first (by 0.03)"
+    assert cause in said.split("Likely cause:")[1]
+
+
+def test_a_scale_of_its_own_files_that_is_folded_in_already_is_named(
+    thresholded, imported, tmp_path
+):
+    (tmp_path / "sae").mkdir()
+    scaler = tmp_path / "sae" / "activation_scaler.json"
+    write_json(scaler, {"scaling_factor": 0.03, "has_whitening": False})
+    out = ("--out", str(tmp_path / "ours"))
+    said = imported(thresholded, *out, architecture="jumprelu")
+    cause = "its scale by the constant that is recorded with it is folded in already (undoing 0.03)"
+    assert cause in said.split("Likely cause:")[1]
 
 
 def test_another_hook_point_is_named(imported):

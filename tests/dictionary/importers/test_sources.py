@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import huggingface_hub
 import pytest
-import torch
 
 from saelab.cli import main
-from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
+from saelab.dictionary import load_dictionary
+from saelab.dictionary.hub import plan_push
 from saelab.dictionary.importers.sources import HubPath, find_release, hub_path, releases, resolve
 from saelab.errors import ArtifactError
 
@@ -53,23 +53,6 @@ class _Response:
     headers: ClassVar[dict[str, str]] = {}
     request = None
     status_code = 404
-
-
-@pytest.fixture
-def folder(tmp_path):
-    eye = torch.eye(4)
-    dictionary = Dictionary(
-        "relu", W_enc=eye, W_dec=eye, b_enc=torch.zeros(4), b_dec=torch.zeros(4)
-    )
-    made_from = {"model": "m", "hook_point": "blocks.1.hook_resid_post", "context_length": 8}
-    save_dictionary(
-        tmp_path / "sae",
-        dictionary,
-        self_test_inputs=torch.randn(16, 4),
-        training={"method": "relu"},
-        made_from=made_from,
-    )
-    return tmp_path / "sae"
 
 
 def test_the_parts_of_a_hub_path():
@@ -129,3 +112,19 @@ def test_nothing_is_pushed_without_yes_and_pulling_gives_it_back(hub, folder, tm
     assert main(["pull", "hf:me/saes/a", "--out", str(tmp_path / "back")]) == 0
     assert load_dictionary(tmp_path / "back").content_hash == load_dictionary(folder).content_hash
     assert main(["pull", "hf:me/saes/a", "--out", str(tmp_path / "back")]) == 2
+
+
+def test_the_card_of_what_was_imported_says_whose_it_is_and_names_no_path_of_this_machine(
+    copied, tmp_path
+):
+    out = tmp_path / "imported"
+    unproved = ["--text-source", "sotu", "--context-length", "8", "--unproved", "--model", "m"]
+    source = str(copied("batchtopk-batchtopk"))
+    assert main(["import", source, *unproved, "--out", str(out)]) == 0
+    card = plan_push(out, hub_path("hf:me/saes/a")).card
+    whose = "Trained by others, and imported by saelab from `batchtopk-batchtopk` (batchtopk): "
+    assert whose + "authors and licence are theirs." in card
+    assert "Note: its training kept the largest" in card
+    assert "Not proved: nothing was measured when it was imported." in card
+    assert str(tmp_path) not in card and "Training method" not in card
+    assert "Trained with saelab" not in card
