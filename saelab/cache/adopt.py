@@ -32,6 +32,7 @@ from saelab.formats.files import (
 )
 from saelab.formats.lock import writer_lock
 from saelab.interrupts import StopRequest, stop_on_signals
+from saelab.text.contexts import TextBatch
 
 from .adopted_source import Part, Source, open_source
 from .arrays import ForeignArray
@@ -270,8 +271,9 @@ class _Writer:
             start = self._done - self._in_shard
             behind = [name for name, each in self.folders.items() if each.contexts <= start]
             if behind:
+                text = TextBatch(tokens[:taken])
                 batch = CapturedBatch(
-                    first_context=0, tokens=tokens[:taken], activations=now, gradients=None
+                    first_context=0, text=text, activations=now, gradients=None, read={}
                 )
                 selections = {
                     name: _selection(source, block, tokens[:taken], self._ceilings[name])

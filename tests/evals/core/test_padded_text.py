@@ -98,7 +98,7 @@ def test_losses_and_rows_are_those_of_single_passes(tiny_model, setting):
     assert found.clean == pytest.approx(clean, rel=1e-5)
     assert found.zero_ablation == pytest.approx(zero, rel=1e-5)
     assert found.spliced[0] == pytest.approx(spliced, rel=1e-5)
-    measured = measure_rows(tiny_model, spec, [saved], config)
+    measured = measure_rows(tiny_model, spec, [saved], config, torch.device("cpu"))
     assert measured.n_tokens == sum(tokens.shape[1] for tokens in contexts)
     assert measured.excluded["padding"] == n_tokens - measured.n_tokens
     mean = torch.cat(rows).double().mean(0)
