@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saelab.cache.aligned import AlignedCaches, open_caches
 from saelab.cache.batch import ActivationBatch
-from saelab.cache.config import DataOverrides, TokenFilter
+from saelab.cache.config import DataOverrides, TokenFilter, recorded_name
 from saelab.cache.format import ADOPTED_KEY, HELD_OUT
 from saelab.cache.reader import ActivationCache, open_cache
 from saelab.cache.rows import select_rows
@@ -137,7 +137,7 @@ def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
     origin = saved.made_from
     text = from_plain(TextConfig, saved.text, f"text settings of {saved.folder}")
     if config.text_source is not None:
-        text = replace(text, source=config.text_source, mixture=())
+        text = replace(text, source=recorded_name(config.text_source), mixture=())
     if config.text_field is not None:
         text = replace(text, text_field=config.text_field)
     if config.text_source is not None or config.text_field is not None:
@@ -147,7 +147,7 @@ def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
     adopted = _adopted(saved, config)
     ceilings = origin.get("norm_ceilings") or {site.hook_points[0]: saved.norm_ceiling}
     return DataSpec(
-        model=config.model or saved.model_name,
+        model=recorded_name(config.model or saved.model_name),
         model_hash=origin.get("model_hash"),
         model_dtype=config.model_dtype or origin.get("model_dtype", "bfloat16"),
         model_kwargs=(
