@@ -174,14 +174,16 @@ def test_a_cache_says_what_was_dropped_and_goes_on_after_relative_paths(
         str(tmp_path / "x.jsonl"),
         str(tmp_path / "y.jsonl"),
     ]
-    one = replace(config, text=TextConfig(source="x.jsonl"), hook_points=HOOKS[:1])
+    one = replace(
+        config, model=tiny_model.name, text=TextConfig(source="x.jsonl"), hook_points=HOOKS[:1]
+    )
     (path,) = write_caches(tmp_path / "out", one, model=tiny_model)
     read = open_cache(path).manifest["text_read"][one.text.source]
     assert 0 < read["dropped"] < LENGTH - 1
     assert any("dropped at the end" in line for line in describe(path))
     # As an earlier version recorded it.
     manifest = open_cache(path).manifest
-    manifest["config"]["model"], manifest["config"]["text"]["source"] = "model", "x.jsonl"
+    manifest["config"]["text"]["source"] = "x.jsonl"
     write_manifest(path / "manifest.json", manifest)
     assert write_caches(tmp_path / "out", one, model=tiny_model, resume=True) == [path]
     with pytest.raises(ConfigError, match=r"other settings.*text\.source"):
