@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from saelab.cache.config import HarvestConfig
+from saelab.cache.format import content_hash
 from saelab.cache.model_stream import ModelStream
 from saelab.cache.reader import open_cache
 from saelab.cache.writer import write_caches
@@ -184,6 +185,7 @@ def test_a_cache_says_what_was_dropped_and_goes_on_after_relative_paths(
     # As an earlier version recorded it.
     manifest = open_cache(path).manifest
     manifest["config"]["text"]["source"] = "x.jsonl"
+    manifest["content_hash"] = content_hash(manifest)
     write_manifest(path / "manifest.json", manifest)
     assert write_caches(tmp_path / "out", one, model=tiny_model, resume=True) == [path]
     with pytest.raises(ConfigError, match=r"other settings.*text\.source"):

@@ -101,7 +101,7 @@ def test_inference_modes_are_those_of_single_passes(tiny_model, setting, tmp_pat
         plain.dictionary,
         self_test_inputs=torch.randn(4, 32),
         training={"method": "gradient_topk", "inference": inference},
-        made_from={},
+        made_from={"hook_point": HOOK},
     )
     saved = load_dictionary(tmp_path / "modes")
     modes = InferenceModes(saved)
