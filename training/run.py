@@ -113,6 +113,8 @@ def open_stream(config: TrainConfig) -> ActivationStream:
     with_gradients = bool(config.methods_that_need_gradients())
     if config.cache is None:
         from saelab.model.language_model import load_language_model
+        from saelab.model.model_files import require_context
+        from saelab.text.contexts import check_text
 
         alone = config.hook_point or config.stream.hook_points[0]
         hook_points = config.site.hook_points if config.site else (alone,)
@@ -122,6 +124,10 @@ def open_stream(config: TrainConfig) -> ActivationStream:
             hook_points=hook_points,
             gradients=with_gradients,
         )
+        # What takes no weights to find out comes before they are read.
+        for line in check_text(harvest.text):
+            logger.info("%s", line)
+        require_context(harvest.model, harvest.context_length)
         model = load_language_model(
             harvest.model,
             dtype=harvest.model_dtype,

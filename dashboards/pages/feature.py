@@ -28,6 +28,7 @@ from ..widgets.feature_html import (
     logit_tables,
     number_strip,
     provenance_table,
+    shows_rows,
 )
 from ..widgets.feature_table import about
 from ..widgets.figures import activation_histogram, logit_histogram
@@ -64,7 +65,7 @@ def render() -> None:
             f"Feature {feature} was never active on the {store.n_tokens:,} tokens counted. What "
             "its weights alone say is below."
         )
-    st.html(number_strip(record))
+    st.html(number_strip(record, of_rows=shows_rows(store)))
     _show_charts(record, store)
     if record.n_active:
         _show_examples(entry, feature, record.max_act)
@@ -173,7 +174,7 @@ def _show_charts(record: FeatureRecord, store: FeatureStore) -> None:
     with right:
         st.markdown("##### Logits")
         if lens is None:
-            show_note("This store was built without a language model, so it has no logits.")
+            show_note(f"No logits: {store.manifest.get('logit_lens') or 'none were computed'}.")
         else:
             st.html(logit_tables(lens))
             st.caption(plain(store.manifest.get("logit_lens") or ""))
@@ -183,8 +184,9 @@ def _show_charts(record: FeatureRecord, store: FeatureStore) -> None:
 def _show_examples(entry: DictionaryEntry, feature: int, maximum: float) -> None:
     """Draw the chosen list; changing it draws nothing else again."""
     st.header("Examples")
-    chosen, window, view = _draw_controls()
-    record = context.require_store(entry).feature(feature, WINDOWS[window])
+    store = context.require_store(entry)
+    chosen, window, view = _draw_controls(of_rows=shows_rows(store))
+    record = store.feature(feature, WINDOWS[window])
     st.caption(plain(LISTS[chosen]))
     lists = {"Top": record.top_examples, "Random": record.random_positives}
     if chosen in lists:
@@ -202,7 +204,7 @@ def _show_examples(entry: DictionaryEntry, feature: int, maximum: float) -> None
         _show_list(record.random_silent, maximum, view)
 
 
-def _draw_controls() -> tuple[str, str, ExampleView]:
+def _draw_controls(*, of_rows: bool) -> tuple[str, str, ExampleView]:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         control = st.segmented_control
         chosen = url_state.choice(control, "List", list(LISTS), param="tab", required=True)
@@ -228,6 +230,7 @@ def _draw_controls() -> tuple[str, str, ExampleView]:
         hide_repeats=repeats,
         own_scale=own_scale,
         folders=context.run_index().roots,
+        of_rows=of_rows,
     )
     return chosen, window, view
 

@@ -58,20 +58,40 @@ class ExampleView:
     """Colour each example from 0 to its own maximum instead of the feature's."""
     folders: tuple[Path, ...] = ()
     """Folders of images: a row whose label is the path of one in them is shown as that image."""
+    of_rows: bool = False
+    """Whether a context is one row of adopted activations, which has no text around it."""
 
 
-def numbers_of(record: FeatureRecord) -> list[tuple[str, str, str]]:
-    """(name, value, definition) of the numbers at the top of a feature's page."""
+def shows_rows(store: FeatureStore) -> bool:
+    """Whether what a store counts are rows of adopted activations, each by itself."""
+    return store.manifest["context_length"] == 1
+
+
+def numbers_of(record: FeatureRecord, *, of_rows: bool = False) -> list[tuple[str, str, str]]:
+    """(name, value, definition) of the numbers at the top of a feature's page.
+
+    `of_rows`: what is counted are rows by themselves, not tokens in contexts.
+    """
     moments = record.moments
+    counted = f"active on {record.n_active:,} of the {record.n_tokens:,} "
+    counted += (
+        "rows counted"
+        if of_rows
+        else "tokens counted; first tokens and separators are in neither number"
+    )
+    contexts = (
+        "Contexts",
+        f"{record.n_sequences:,}",
+        "contexts in which it is active at least once",
+    )
     numbers = [
         (
             "Density",
             "undefined" if record.density is None else percent(record.density),
-            f"active on {record.n_active:,} of the {record.n_tokens:,} tokens counted; first "
-            "tokens and separators are in neither number",
+            counted,
         ),
-        ("Contexts", f"{record.n_sequences:,}", "contexts in which it is active at least once"),
-        ("Maximum", short(record.max_act), "largest activation on the tokens counted"),
+        *(() if of_rows else (contexts,)),
+        ("Maximum", short(record.max_act), "largest activation on what was counted"),
         (
             "Mean if active",
             short(moments.mean),
@@ -102,12 +122,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def number_strip(record: FeatureRecord) -> str:
+def number_strip(record: FeatureRecord, *, of_rows: bool = False) -> str:
     """The numbers of a feature side by side, each over its definition."""
     items = "".join(
         f"<div><dt>{escape(name)}</dt><dd><b>{escape(value)}</b><small>{escape(text)}</small></dd>"
         "</div>"
-        for name, value, text in numbers_of(record)
+        for name, value, text in numbers_of(record, of_rows=of_rows)
     )
     return f'<style>{STRIP_STYLE}</style><dl class="saelab-strip">{items}</dl>'
 
@@ -139,7 +159,8 @@ def examples_html(
 ) -> str:
     """A list of examples, the colour scale above it."""
     items = "".join(
-        f'<li class="ex"><div class="meta">{escape(example_facts(example))}</div>'
+        '<li class="ex"><div class="meta">'
+        f"{escape(example_facts(example, of_rows=view.of_rows))}</div>"
         + (picture(example.texts[0], view.folders) if len(example.texts) == 1 else "")
         + token_row(
             example.texts,
@@ -170,10 +191,12 @@ def distinct(examples: Sequence[Example], hide_repeats: bool) -> Iterator[Exampl
         yield example
 
 
-def example_facts(example: Example) -> str:
+def example_facts(example: Example, *, of_rows: bool = False) -> str:
     """Where an example is from and how strong it is, in words."""
     position = int(example.positions[example.anchor])
     where = f"context {example.sequence:,}, position {position}"
+    if of_rows:
+        where = f"row {example.sequence:,} of those read"
     if example.other_feature is not None:
         return (
             f"{where} · silent here; its neighbour, feature {example.other_feature}, has "
@@ -226,9 +249,9 @@ def feature_html(name: str, store: FeatureStore, feature: int, labels: Sequence[
     ]
     parts = [
         f"<h1>{escape(title)}</h1>{label}{flags}",
-        number_strip(record),
+        number_strip(record, of_rows=shows_rows(store)),
         *_charts(record),
-        *_example_lists(record),
+        *_example_lists(record, ExampleView(of_rows=shows_rows(store))),
         "<h2>Neighbours</h2>",
         page_table("Nearest features", ["list", "value", "features"], neighbours),
         "<h2>Provenance</h2>",
@@ -311,8 +334,8 @@ def svg_bars(chart: Chart, colour: str) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _example_lists(record: FeatureRecord) -> list[str]:
-    view, most = ExampleView(), record.max_act
+def _example_lists(record: FeatureRecord, view: ExampleView) -> list[str]:
+    most = record.max_act
     parts = ["<h2>Top examples</h2>", examples_html(record.top_examples, most, view)]
     if record.quantile_groups:
         parts.append("<h2>Quantiles of the contexts</h2>")

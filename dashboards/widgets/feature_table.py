@@ -15,7 +15,7 @@ from saelab.features.reader import FeatureStore
 from saelab.features.schema import FLAGS
 from saelab.features.unpacking import split_tokens
 
-from .token_html import visible_text
+from .token_html import short_label, visible_text
 
 BEST_MATCH = "best match"
 SORTS: dict[str, str] = {
@@ -140,7 +140,7 @@ def table_columns(
 
 def tokens_text(joined: str, most: int = TOKENS_IN_TABLE) -> str:
     """Tokens of a text column, readable in one cell."""
-    return "  ".join(visible_text(token) for token in split_tokens(joined)[:most])
+    return "  ".join(visible_text(short_label(token)) for token in split_tokens(joined)[:most])
 
 
 def about(

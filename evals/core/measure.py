@@ -30,10 +30,12 @@ logger = logging.getLogger(__name__)
 
 TRAINING_MEAN = "the mean of the dictionary's training activations"
 EVALUATED_MEAN = "the mean of the evaluated rows"
-NO_LOSSES = (
-    "No language model: the activations are from elsewhere, so what splicing costs (losses, KL) is "
-    "not measured."
-)
+NO_LOSSES = {
+    "adopted": "No language model: the activations are from elsewhere, so what splicing costs "
+    "(losses, KL) is not measured.",
+    "encoder": "The model is an encoder, whose tokens see those after them: no next token is "
+    "predicted, so what splicing costs (losses, KL) is not measured.",
+}
 MOST_POINTS = 4096
 MOST_L0_BARS = 60
 
@@ -53,8 +55,6 @@ def measure_core(
     subjects = subjects_of([load_dictionary(folder) for folder in folders], outs, config)
     of_text = [subject for subject in subjects if subject.spec.adopted is None]
     models = load_models(of_text, config.device)
-    for model in models.values():
-        model.require_next_token("the core suite's losses")
     # Each pass makes and frees the same hundreds of megabytes of logits: a fifth of its time.
     keep_freed_memory()
     for spec, group in by_data_spec(subjects).items():
@@ -77,7 +77,7 @@ def _measure_group(
             rows.n_tokens,
             config.n_tokens,
         )
-    if model is None:
+    if model is None or model.is_encoder:
         for index, subject in enumerate(group):
             yield _measurement(subject, index, config, rows, None, None, TRAINING_MEAN)
         return
@@ -101,7 +101,7 @@ def _measurement(
 ) -> Measurement:
     """Everything measured about one dictionary, the one at `index` in the findings.
 
-    `losses` and `modes` are None where there is no model.
+    `losses` and `modes` are None where no model predicts a next token.
     """
     saved, spec = subject.saved, subject.spec
     numbers: dict[str, Any] = {
@@ -158,7 +158,7 @@ def _measurement(
         seed=None if modes is None else SHUFFLE_SEED,
         title=f"Core evaluation of {saved.name}",
         subtitle=f"{describe(saved)}. {spec.in_words}.",
-        notes=() if losses is not None else (NO_LOSSES,),
+        notes=() if losses else (NO_LOSSES["adopted" if spec.adopted else "encoder"],),
     )
 
 

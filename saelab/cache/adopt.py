@@ -271,12 +271,9 @@ class _Writer:
             start = self._done - self._in_shard
             behind = [name for name, each in self.folders.items() if each.contexts <= start]
             if behind:
+                text = TextBatch(tokens[:taken])
                 batch = CapturedBatch(
-                    first_context=0,
-                    text=TextBatch(tokens[:taken]),
-                    activations=now,
-                    gradients=None,
-                    read={},
+                    first_context=0, text=text, activations=now, gradients=None, read={}
                 )
                 selections = {
                     name: _selection(source, block, tokens[:taken], self._ceilings[name])

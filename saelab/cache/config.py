@@ -109,12 +109,10 @@ class HarvestConfig:
     """Contexts in one shard, rounded up to whole batches."""
 
     def __post_init__(self) -> None:
-        # What is installed goes by its name, whatever lies in the folder under that name.
-        if self.model != HarvestConfig.model:
-            object.__setattr__(self, "model", local_place(self.model))
-        if self.text.source != EMBEDDED_TEXT:
-            text = replace(self.text, source=local_place(self.text.source))
-            object.__setattr__(self, "text", text)
+        mixture = tuple((recorded_name(name), share) for name, share in self.text.mixture)
+        text = replace(self.text, source=recorded_name(self.text.source), mixture=mixture)
+        object.__setattr__(self, "model", recorded_name(self.model))
+        object.__setattr__(self, "text", text)
         problems = problems_in(self)
         if not self.hook_points:
             problems.append("hook_points: none given; name at least one")
@@ -152,6 +150,12 @@ class HarvestConfig:
         return (
             plain if self.model_kwargs else {k: v for k, v in plain.items() if k != "model_kwargs"}
         )
+
+
+def recorded_name(name: str) -> str:
+    """A model or text as records name it: what is installed by its name, whatever lies in the
+    folder under that name; what is local by its absolute path."""
+    return name if name in (EMBEDDED_TEXT, HarvestConfig.model) else local_place(name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,6 +107,8 @@ class Harvest:
         self.config = config
         self.widths = {hook_point: model.width_at(hook_point) for hook_point in config.hook_points}
         self.calibration_batches = -(-CALIBRATION_CONTEXTS // config.batch_contexts)
+        self.read_to_end: dict[str, dict[str, int]] | None = None
+        """What became of all the text, by source, once `batches` came to its end."""
         require_held_out(config.text, model, config.context_length)
 
     def batches(self, *, first_context: int = 0) -> Iterator[CapturedBatch]:
@@ -140,10 +142,10 @@ class Harvest:
             next_context += len(batch)
             if next_context == config.n_contexts:
                 return
+        self.read_to_end = _plain(counts)
 
     def _capture(self, batch: TextBatch, first: int, counts: Counts) -> CapturedBatch:
         hook_points, gradients = self.config.hook_points, None
-        read = {source: dict(found) for source, found in counts.items()}
         if self.config.gradients:
             both = capture_with_gradients(self.model, batch, hook_points)
             activations = {hook_point: pair[0] for hook_point, pair in both.items()}
@@ -151,7 +153,11 @@ class Harvest:
         else:
             activations = self.model.capture(batch.tokens, hook_points)
         return CapturedBatch(
-            first_context=first, text=batch, activations=activations, gradients=gradients, read=read
+            first_context=first,
+            text=batch,
+            activations=activations,
+            gradients=gradients,
+            read=_plain(counts),
         )
 
     def _select(
@@ -255,6 +261,10 @@ class Harvest:
             calibration=asdict(calibration),
             n_tokens_requested=config.n_tokens,
         )
+
+
+def _plain(counts: Counts) -> dict[str, dict[str, int]]:
+    return {source: dict(found) for source, found in counts.items()}
 
 
 def rows_beside(batch: CapturedBatch, selections: Mapping[str, RowSelection]) -> dict[str, Rows]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab.config import flat
+from saelab.config import flat, local_place
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import (
     TEMPORARY_SUFFIX,
@@ -96,6 +96,7 @@ class HookFolder:
             f"{name}: {before.get(name)!r}, not {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
             if before.get(name) != now.get(name)
+            and not _same_place(before.get(name), now.get(name))
         ]
         changed = model_mismatch(origin_of(manifest), model)
         if changed is not None:
@@ -227,6 +228,11 @@ class HookFolder:
         self.manifest.update(finished)
         self.manifest["content_hash"] = content_hash(self.manifest)
         self.save_manifest()
+
+
+def _same_place(before: object, now: object) -> bool:
+    """Whether a recorded relative path means the same file or folder as an absolute one."""
+    return isinstance(before, str) and local_place(before) == now
 
 
 def require_only_cache(folder: Path) -> None:

@@ -100,6 +100,8 @@ def _write_caches(
         _fill(out, batches, folders, harvest, first_context, stop)
     for folder in folders.values():
         if not folder.complete:
+            if harvest.read_to_end is not None:
+                folder.manifest["text_read"] = harvest.read_to_end
             folder.finish()
     _report(folders, config)
     return paths

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.cache.config import DataOverrides, TokenFilter
+from saelab.cache.config import DataOverrides, TokenFilter, recorded_name
 from saelab.cache.format import ADOPTED_KEY
 from saelab.config import from_plain
 from saelab.errors import ArtifactError, ConfigError
@@ -129,7 +129,7 @@ def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
     origin = saved.made_from
     text = from_plain(TextConfig, saved.text, f"text settings of {saved.folder}")
     if config.text_source is not None:
-        text = replace(text, source=config.text_source, mixture=())
+        text = replace(text, source=recorded_name(config.text_source), mixture=())
     if config.text_field is not None:
         text = replace(text, text_field=config.text_field)
     if config.text_source is not None or config.text_field is not None:
@@ -139,7 +139,7 @@ def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
     adopted = _adopted(saved, config)
     ceilings = origin.get("norm_ceilings") or {site.hook_points[0]: saved.norm_ceiling}
     return DataSpec(
-        model=config.model or saved.model_name,
+        model=recorded_name(config.model or saved.model_name),
         model_hash=origin.get("model_hash"),
         model_dtype=config.model_dtype or origin.get("model_dtype", "bfloat16"),
         model_kwargs=(

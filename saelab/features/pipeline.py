@@ -18,6 +18,7 @@ from saelab.formats.run import RUN_FILE
 from saelab.model.devices import resolve_device
 from saelab.model.identity import identity_of
 from saelab.model.language_model import LanguageModel
+from saelab.model.model_files import require_context
 
 from .adopted_rows import encode_rows, read_rows
 from .build import StoreSources, write_store
@@ -148,6 +149,7 @@ def _build_groups(
         key = spec.model_key
         # Adopted rows need a model only to show tokens and logits, where it is known.
         if key not in models and (spec.adopted is None or spec.model_hash is not None):
+            require_context(spec.model, spec.context_length)
             models = {key: spec.load_model(config.device)}
         _build_group(models.get(key), spec, dictionaries, config, complete)
 

@@ -211,6 +211,7 @@ COUNT_WORDS = {
     "control_strings": "{} spell control tokens",
     "tokens": "{} tokens",
     "contexts": "{} contexts",
+    "dropped": "{} tokens dropped at the end, which fill no context",
 }
 """Count -> what is said of it."""
 
@@ -333,14 +334,14 @@ def _contexts(
     if config.one_document_per_context:
         bodies = _one_per_context(documents, model, body, counts)
     else:
-        bodies = _packed(documents, model, body)
+        bodies = _packed(documents, model, body, counts)
     for ids, states in bodies:
         counts["contexts"] += 1
         yield bos + ids, bytes(len(bos)) + states
 
 
 def _packed(
-    documents: Iterator[TokenisedDocument], model: LanguageModel, body: int
+    documents: Iterator[TokenisedDocument], model: LanguageModel, body: int, counts: Counter[str]
 ) -> Iterator[_Context]:
     """Documents one behind the other, each with a separator behind it, cut in pieces."""
     separator = [] if model.separator_id is None else [model.separator_id]
@@ -355,6 +356,7 @@ def _packed(
             yield ids[start : start + body], bytes(states[start : start + body])
             start += body
         del ids[:start], states[:start]
+    counts["dropped"] += len(ids)
 
 
 def _one_per_context(

@@ -154,9 +154,12 @@ def read_files(
                     spans.extend((index, start, stop))
             if len(spans) > before:
                 # A file of another kind is found out before what lies ahead of it is read.
-                _read_span(file, spans[before + 1], spans[before + 2], text_field, Counter())
+                places = (spans[at + 1 : at + 3] for at in range(before, len(spans), 3))
+                any(_read_span(file, *place, text_field, Counter()) for place in places)
         else:
             units.append((index, 0))
+            if suffix != ".json":  # which is read whole
+                next(_documents_of(file, text_field, Counter()), None)
     n_spans = len(spans) // 3
     for position in shuffled(n_spans + len(units), seed):
         if position < n_spans:
@@ -270,20 +273,23 @@ def _read_blocks(
     file: Path, text_field: str, seed: int, counts: Counter[str]
 ) -> Iterator[Document]:
     """The documents of a file that is read from its beginning, shuffled within each block."""
-    documents = (
-        document
-        for piece in _pieces_of(file, text_field)
-        if (document := _document_of_piece(piece, file, text_field, counts)) is not None
-    )
     block: list[Document] = []
     number = characters = 0
-    for document in documents:
+    for document in _documents_of(file, text_field, counts):
         block.append(document)
         characters += len(document.text)
         if characters >= BLOCK_CHARACTERS:
             yield from (block[index] for index in shuffled(len(block), seed + number))
             block, characters, number = [], 0, number + 1
     yield from (block[index] for index in shuffled(len(block), seed + number))
+
+
+def _documents_of(file: Path, text_field: str, counts: Counter[str]) -> Iterator[Document]:
+    """The documents of a file that is read from its beginning, in order."""
+    for piece in _pieces_of(file, text_field):
+        document = _document_of_piece(piece, file, text_field, counts)
+        if document is not None:
+            yield document
 
 
 def _document_of_piece(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -114,6 +115,21 @@ def test_a_saelens_folder_brings_hook_point_contexts_and_tokens(tmp_path):
     for (context, position), (values, token) in found.items():
         assert np.array_equal(values, CONTEXTS[context, position])
         assert token == TOKENS[context, position]
+
+
+def test_what_saelens_itself_wrote_is_read_as_datasets_reads_it(tmp_path):
+    from datasets import load_from_disk
+
+    folder = Path(__file__).parent / "fixtures" / "saelens-cached"
+    adopt_activations([folder], tmp_path / "out", AdoptConfig())
+    expected = load_from_disk(folder).with_format("numpy")
+    cache = open_cache(tmp_path / "out")
+    assert (cache.hook_point, cache.d_in) == ("blocks.1.hook_resid_post", 8)
+    found, _ = read_all(tmp_path / "out")
+    assert len(found) == len(expected) * 8 == 192
+    for (context, position), (values, token) in found.items():
+        assert np.array_equal(values, expected[context][cache.hook_point][position])
+        assert token == expected[context]["token_ids"][position]
 
 
 def test_files_are_joined_in_order_with_their_tokens(tmp_path):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from saelab.cache.config import HarvestConfig
+from saelab.cache.format import content_hash
 from saelab.cache.model_stream import ModelStream
 from saelab.cache.reader import open_cache
 from saelab.cache.writer import write_caches
 from saelab.commands.info import describe
-from saelab.errors import TextError
+from saelab.errors import ConfigError, TextError
+from saelab.formats.manifest import write_manifest
 from saelab.text.contexts import TextConfig, is_held_out, read_documents
 
 HOOKS = ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")
@@ -155,3 +158,36 @@ def test_too_little_held_out_text_is_found_out_before_a_pass(tiny_model, tmp_pat
     with pytest.raises(TextError, match="less than one context of 64"):
         write_caches(tmp_path / "out", config, model=tiny_model)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cache_says_what_was_dropped_and_goes_on_after_relative_paths(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x", "y"):
+        lines = [json.dumps({"text": f"{' '.join(WORDS)} {i}"}) + "\n" for i in range(30)]
+        Path(f"{name}.jsonl").write_text("".join(lines))
+    Path("model").symlink_to(tiny_model.name)
+    text = TextConfig(source="x.jsonl", mixture=(("y.jsonl", 0.3),))
+    config = replace(harvest_config(tiny_model, text, gradients=False), model="model")
+    assert config.model == str(tmp_path / "model")
+    assert [config.text.source, *(name for name, _ in config.text.mixture)] == [
+        str(tmp_path / "x.jsonl"),
+        str(tmp_path / "y.jsonl"),
+    ]
+    one = replace(
+        config, model=tiny_model.name, text=TextConfig(source="x.jsonl"), hook_points=HOOKS[:1]
+    )
+    (path,) = write_caches(tmp_path / "out", one, model=tiny_model)
+    read = open_cache(path).manifest["text_read"][one.text.source]
+    assert 0 < read["dropped"] < LENGTH - 1
+    assert any("dropped at the end" in line for line in describe(path))
+    # As an earlier version recorded it.
+    manifest = open_cache(path).manifest
+    manifest["config"]["text"]["source"] = "x.jsonl"
+    manifest["content_hash"] = content_hash(manifest)
+    write_manifest(path / "manifest.json", manifest)
+    assert write_caches(tmp_path / "out", one, model=tiny_model, resume=True) == [path]
+    with pytest.raises(ConfigError, match=r"other settings.*text\.source"):
+        other = replace(one, text=TextConfig(source="y.jsonl"))
+        write_caches(tmp_path / "out", other, model=tiny_model, resume=True)

@@ -12,7 +12,7 @@ import random
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -41,6 +41,12 @@ class Command:
     @property
     def words(self) -> list[str]:
         return shlex.split(self.line)
+
+    def reading(self, inputs: Path) -> Command:
+        """The same command, with its inputs named by where they are: artifacts record that."""
+        names = self.inputs.split()
+        words = [str(inputs / word) if word in names else word for word in self.words]
+        return replace(self, line=shlex.join(words))
 
 
 COMMANDS = (
@@ -162,6 +168,9 @@ class World:
     commands: tuple[Command, ...] = COMMANDS
     seconds: dict[str, float] = field(default_factory=dict)
     expected: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.commands = tuple(each.reading(self.folder / "inputs") for each in self.commands)
 
     def result(self, name: str) -> Path:
         """Folder in which a command was left to itself."""

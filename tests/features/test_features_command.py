@@ -519,3 +519,33 @@ def test_neuronpedia_gets_the_same_bytes_again_and_nothing_of_before(
     capsys.readouterr()
     assert main([*given, "--overwrite"]) == 2
     assert "built from a different checkpoint" in capsys.readouterr().err
+
+
+def test_contexts_too_long_are_refused_before_the_model_is_loaded(run, monkeypatch):
+    monkeypatch.setattr(pipeline.DataSpec, "load_model", lambda *given: pytest.fail("was loaded"))
+    with pytest.raises(ConfigError, match="is longer than the 128 tokens"):
+        build_features(dictionary_folders([run]), FeaturesConfig(context_length=4096))
+
+
+def test_padding_is_read_by_no_feature(tmp_path, tiny_model):
+    path = tmp_path / "x.jsonl"
+    texts = [" ".join(["the king met the queen"] * (1 + i % 3)) + f" {i}" for i in range(20)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    text = TextConfig(source=str(path), held_out_fraction=0.0, one_document_per_context=True)
+    folder = save(tmp_path / "d", tiny_model, path, 0, text=to_plain(text))
+    [store_path] = build_features([folder], FeaturesConfig(device="cpu", batch_contexts=3))
+    rows = []
+    for document in texts:
+        (ids,) = tiny_model.tokenize([document])
+        for start in range(0, len(ids), LENGTH - 1):
+            tokens = torch.tensor([[tiny_model.bos_id, *ids[start : start + LENGTH - 1]]])
+            rows.append(tiny_model.capture(tokens, [HOOK])[HOOK][0, 1:])
+    codes = load_dictionary(folder).dictionary.encode_dense(torch.cat(rows))
+    with FeatureStore(store_path) as store:
+        assert store.n_tokens == len(codes)
+        padding = store.manifest["excluded"]["padding"]
+        assert padding == len(rows) * (LENGTH - 1) - len(codes) > 0
+        for feature in range(store.n_features):
+            record = store.feature(feature)
+            assert record.n_active == int((codes[:, feature] > 0).sum())
+            assert record.max_act == pytest.approx(float(codes[:, feature].max()), rel=1e-4)

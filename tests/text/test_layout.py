@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter, defaultdict
 
 import pytest
 import torch
 
-from saelab.errors import ConfigError
-from saelab.text.contexts import TextBatch, TextConfig, describe_text, text_batches
+from saelab.errors import ConfigError, TextError
+from saelab.text.contexts import (
+    TextBatch,
+    TextConfig,
+    describe_text,
+    read_documents,
+    text_batches,
+    what_was_read,
+)
 from saelab.text.tokens import PADDING
 
 from .test_text import ByteModel, write_jsonl
@@ -47,6 +55,27 @@ def test_one_document_per_context(tmp_path):
     assert counts[str(path)]["divided"] == 1 and counts[str(path)]["contexts"] == 6
     assert whole.lengths().sum() == 5 + 7 + 28 + 6
     assert "one document per context" in describe_text(config)["packing"]
+
+
+def test_what_is_dropped_at_the_end_is_counted(tmp_path):
+    path = write_jsonl(tmp_path / "x.jsonl", ["a" * 10, "b" * 8])  # 20 with their separators
+    counts = defaultdict(Counter)
+    config = TextConfig(source=str(path), held_out_fraction=0.0)
+    assert len(batches_of(config, counts=counts)) == 2
+    assert counts[str(path)]["dropped"] == 20 - 2 * 7
+    assert "6 tokens dropped at the end" in what_was_read(counts)[0]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".csv"])
+def test_the_first_record_of_every_file_is_looked_at_before_any_is_read(tmp_path, suffix):
+    write_jsonl(tmp_path / "a.jsonl", ["text"] * 50)
+    bad = "body\nx\n" if suffix == ".csv" else '{"text": null}\n\n{"body": "x"}\n'
+    content = bad.encode()
+    (tmp_path / f"b{suffix}").write_bytes(
+        gzip.compress(content) if suffix.endswith("gz") else content
+    )
+    with pytest.raises(TextError, match=rf"b\{suffix}"):
+        next(read_documents(TextConfig(source=str(tmp_path))))
 
 
 def test_a_document_that_fits_is_not_padded(tmp_path):

@@ -12,13 +12,22 @@ import time
 import pytest
 import torch
 
+from saelab.cache.config import HarvestConfig
 from saelab.config import to_yaml
 from saelab.dictionary import load_dictionary
-from saelab.errors import ActivationError, ArtifactError, ConfigError, ResourceError, Stopped
+from saelab.errors import (
+    ActivationError,
+    ArtifactError,
+    ConfigError,
+    ResourceError,
+    Stopped,
+    TextError,
+)
 from saelab.formats.files import read_json, read_tensors
 from saelab.formats.lock import writer_lock
 from saelab.formats.manifest import write_manifest
 from saelab.formats.run_log import read_log
+from saelab.text.contexts import TextConfig
 from saelab.training.config import TrainConfig
 from saelab.training.run import train
 
@@ -465,3 +474,23 @@ def test_equal_rows_after_training_leave_fvu_undefined_and_cost_nothing(
     assert saved.manifest["config"]["fvu_on_training_rows"] is None
     show(None, run_config, run)
     assert "undefined" in capsys.readouterr().out
+
+
+def test_text_and_context_are_looked_at_before_a_model_is_loaded(
+    tiny_model_folder, tmp_path, monkeypatch
+):
+    from saelab.model import language_model
+
+    def refuse(*given, **settings):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(language_model, "load_language_model", refuse)
+    (tmp_path / "x.txt").write_text("one document, of which nothing can be held out")
+    shape = {"d_sae": (32,), "k": (4,), "batch_rows": 64, "n_tokens": 1280}
+    for stream, error, words in (
+        ({"text": TextConfig(source=str(tmp_path / "x.txt"))}, TextError, "held out"),
+        ({"context_length": 4096, "n_tokens": 1 << 17}, ConfigError, "is longer than the 128"),
+    ):
+        harvest = HarvestConfig(model=str(tiny_model_folder), **stream)
+        with pytest.raises(error, match=words):
+            train(TrainConfig(stream=harvest, out=tmp_path / "run", **shape))
