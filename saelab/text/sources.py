@@ -154,7 +154,7 @@ def read_files(
                     spans.extend((index, start, stop))
             if len(spans) > before:
                 # A file of another kind is found out before what lies ahead of it is read.
-                places = (spans[at + 1 : at + 3] for at in range(before, len(spans), 3))
+                places = zip(spans[before + 1 :: 3], spans[before + 2 :: 3], strict=True)
                 any(_read_span(file, *place, text_field, Counter()) for place in places)
         else:
             units.append((index, 0))
