@@ -17,7 +17,7 @@ DIFFERS = {
     "seconds_per_step": "speed",
     "train_seconds": "speed",
     "tokens_per_second": "speed",
-    "results": "a comparison's hashes of result files, which hold the time",
+    "item_hashes": "of tables that are compared themselves, and may hold such hashes",
     "peak_memory_gb": "memory of the process",
 }
 """JSON keys, in any depth, whose values may differ between two runs of one command, and why."""
@@ -62,6 +62,8 @@ def _hash(path: Path) -> str:
         content = b"\n".join(_plain(json.loads(line)) for line in content.splitlines())
     elif path.suffix == ".sqlite":
         content = _tables(path)
+    elif path.suffix == ".parquet":
+        content = _columns(path)
     elif path.suffix == ".safetensors":
         content = _tensors(content)
     elif path.suffix == PAGES:
@@ -91,6 +93,15 @@ def _tensors(content: bytes) -> bytes:
         json.dumps(header | {METADATA: sorted(header.get(METADATA, {}).items())}).encode()
         + (content[start:])
     )
+
+
+def _columns(path: Path) -> bytes:
+    """A table without a comparison's hashes of result files, which hold the time."""
+    from pyarrow import parquet
+
+    table = parquet.read_table(path)
+    kept = [name for name in table.column_names if not name.endswith("_sha256")]
+    return repr((table.schema.names, table.select(kept).to_pydict())).encode()
 
 
 def _tables(path: Path) -> bytes:
