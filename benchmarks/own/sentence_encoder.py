@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from saelab.text.config import TextConfig
 from saelab.text.contexts import read_documents
-from saelab.text.sources import TextConfig
 
 SHORTEST, LONGEST = 40, 250
 """Characters of a sentence."""

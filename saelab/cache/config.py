@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from saelab.config import Within, local_place, problems_in, to_plain
 from saelab.errors import ConfigError
-from saelab.text.sources import EMBEDDED_TEXT, TextConfig
+from saelab.text.config import EMBEDDED_TEXT, TextConfig
 
 
 @dataclass(frozen=True, kw_only=True)

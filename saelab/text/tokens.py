@@ -19,8 +19,8 @@ from typing import Any
 from saelab.errors import ModelError, TextError, first_line
 from saelab.model.language_model import LanguageModel
 
+from .config import TextConfig
 from .records import Document
-from .sources import TextConfig
 
 logger = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 
 from saelab.cache import adopt
 from saelab.cache.adopt import adopt_activations
@@ -102,14 +103,16 @@ def test_consistency_ranks_latents_on_the_held_out_rows(trained):
 
 
 def test_a_comparison_leaves_what_a_model_would_tell_undefined(trained, tmp_path):
-    from saelab.evals.compare.config import CompareConfig
-    from saelab.evals.compare.suite import run_compare
+    from saelab.evals.compare.suite import CompareConfig, run_compare
 
     config = CompareConfig(out=tmp_path / "compared", steering=False, overwrite=True)
-    compared = run_compare([trained / "run"], config)
-    assert [member.values["kl"] for member in compared.members] == [None, None]
+    (result,) = run_compare([trained / "run"], config)
+    numbers = {metric.name.rsplit("/", 1)[1] for metric in result.metrics}
+    assert "fvu" in numbers and "kl" not in numbers
+    members = parquet.read_table(config.out / result.item_files["dictionaries"]).to_pylist()
+    assert len(members) == 2
     for name in ("fvu", "dead_fraction", "l0_std", "mcs_share"):
-        assert all(member.values[name] is not None for member in compared.members)
+        assert all(member[name] is not None for member in members)
 
 
 @pytest.mark.parametrize("suite", ["steering", "dark-matter"])

@@ -366,7 +366,7 @@ def test_exports(run, tmp_path, capsys):
 def test_bad_input_in_words(tmp_path, run, tiny_model, text_file):
     with pytest.raises(ConfigError, match="no run was given"):
         features([])
-    with pytest.raises(ArtifactError, match="is not there: expected"):
+    with pytest.raises(ArtifactError, match="gone does not exist: give a run"):
         features([str(tmp_path / "gone")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ArtifactError, match="neither a run nor a dictionary folder"):

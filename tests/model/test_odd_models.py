@@ -169,7 +169,7 @@ def test_a_context_too_long_is_refused_before_the_weights_are_read(
 
 def test_local_names_are_recorded_as_absolute_paths(tiny_model_folder, tmp_path, monkeypatch):
     from saelab.cache.config import HarvestConfig
-    from saelab.text.sources import TextConfig
+    from saelab.text.config import TextConfig
 
     (tmp_path / "smollm2-135m").mkdir()
     (tmp_path / "sotu").mkdir()
