@@ -47,6 +47,8 @@ class JsonlLog:
                 line for line in read_log(path, skip_damaged=True) if line["step"] <= keep_up_to
             ]
             write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        elif keep_up_to:
+            logger.warning("%s is missing: the curves begin at step %d", path, keep_up_to)
         self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def write(self, step: int, line: Mapping[str, Any]) -> None:

@@ -8,7 +8,8 @@ import torch
 from saelab.cache.config import HarvestConfig
 from saelab.cache.writer import write_caches
 from saelab.dictionary import load_dictionary
-from saelab.dictionary.data_spec import data_spec_of, held_out_rows
+from saelab.dictionary.data_spec import data_spec_of
+from saelab.dictionary.site_rows import held_out_rows
 from saelab.errors import ModelError
 from saelab.evals.command import evaluate
 from saelab.evals.core.config import CoreConfig

@@ -142,15 +142,6 @@ def _rows(name: str) -> Callable[[Path], Any]:
     return read
 
 
-def _comparison(folder: Path) -> Any:
-    from saelab.formats.evaluation_result import read_comparison
-    from saelab.formats.manifest import check_item_files
-
-    result, content = read_comparison(folder / "compare.json")
-    check_item_files(content, folder / "compare.json")
-    return result, content
-
-
 def _manifest(kind: str, name: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
         from saelab.formats.manifest import read_manifest
@@ -263,7 +254,8 @@ ARTIFACTS = (
         _rows("core_features.parquet"),
         f"{SECOND}/evals",
     ),
-    Artifact("comparison", "compare", "comparison", "compare.json compare.parquet", _comparison),
+    _of_suite("compare", "compare", "comparison"),
+    Artifact("comparison", "by hand", "old", "compare.json", _result("compare.json")),
     Artifact(
         "recovery_score_card",
         "eval recovery",
@@ -328,7 +320,12 @@ def make_by_hand(folder: Path) -> None:
     from saelab.evals.supervised.circuit import CIRCUIT_KIND, Circuit, RoleEffects
     from saelab.evals.supervised.sites import CrossSection, PromptSite, write_cross_sections
     from saelab.features.labels import LabelBook
-    from saelab.formats.files import write_json
+    from saelab.formats.evaluation_result import (
+        EvaluationResult,
+        MeasuredMetric,
+        write_evaluation_result,
+    )
+    from saelab.formats.files import read_json, write_json
     from saelab.formats.manifest import new_manifest, write_manifest
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -346,9 +343,14 @@ def make_by_hand(folder: Path) -> None:
     origin: Any = {"seed": 0, "config": {"n_prompts": 8}, "made_from": {"model": "m"}}
     write_manifest(folder / "ioi.circuit.json", new_manifest(CIRCUIT_KIND, **origin) | circuit)
     (folder / "old").mkdir(exist_ok=True)
+    metric = MeasuredMetric(name="fvu", value=0.25, unit="1", definition="of the variance")
     family = {"dictionaries": [{"name": "d", "fvu": 0.25}], "notes": ["a note"]}
     old = new_manifest("dark_matter_family", 1, **origin) | family
     write_json(folder / "old" / "dark_matter_family.json", old)
+    result = EvaluationResult("compare", "d", "", {"n": 1}, {"model": "m"}, metrics=(metric,))
+    write_evaluation_result(folder / "old" / "compare.json", result)
+    comparison = read_json(folder / "old" / "compare.json") | {"kind": "comparison", "rows": []}
+    write_manifest(folder / "old" / "compare.json", comparison)
 
 
 UNFINISHED = {

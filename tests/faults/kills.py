@@ -37,10 +37,18 @@ def kill_trial(world: World, command: Command, folder: Path, seed: str) -> dict[
     return {"kills": kills, "fault": what_is_wrong(world, command, folder, last)}
 
 
-def what_is_wrong(world: World, command: Command, folder: Path, last: Outcome) -> str | None:
-    """What is wrong with a command that was left to end; None: it left what it should."""
+def what_is_wrong(
+    world: World, command: Command, folder: Path, last: Outcome, *, besides: str = ""
+) -> str | None:
+    """What is wrong with a command that was left to end; None: it left what it should.
+
+    `besides` is a file that may be another.
+    """
     problem = last.problem()
-    differing = differences(fingerprint(folder), world.expected[command.name])
+    found, expected = fingerprint(folder), world.expected[command.name]
+    if besides in found:
+        expected = expected | {besides: found[besides]}
+    differing = differences(found, expected)
     # Where the kill came after the last file, the command may say that everything is there.
     if problem is None and last.code == 2 and differing:
         problem = f"typed again it is refused ({'; '.join(differing[:4])}): {last.refusal()}"

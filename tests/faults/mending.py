@@ -57,7 +57,9 @@ def mend_trial(
         last = type_again(command.words, folder)
         problem = last.problem()
         if last.code == 0 or problem:
-            problem = problem or what_is_wrong(world, command, folder, last)
+            # Curves before the checkpoint are nowhere else.
+            besides = path if path.endswith("metrics.jsonl") else ""
+            problem = problem or what_is_wrong(world, command, folder, last, besides=besides)
             return {"ended": "went on", "fault": problem and f"{path}: {done}: {problem}"}
     last = run([*command.words, "--overwrite"], folder)
     problem = last.problem()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kills import what_is_wrong
-from trials import Child
+from trials import Child, run
 from world import Command, World
 
 
@@ -31,6 +31,9 @@ def pair_trial(world: World, command: Command, folder: Path, seed: str) -> dict[
             problem = problem or what_is_wrong(world, command, folder, ended[winner])
             return {"ended": "refused", "fault": problem}
     problem = ended[1].problem() or what_is_wrong(world, command, folder, ended[0])
-    if problem is None and ended[1].code == 2 and "exist" not in ended[1].refusal():
-        problem = f"the second was refused without naming the first: {ended[1].refusal()}"
+    if problem is None and ended[1].code == 2:
+        # As it is when all is over, so it had nobody to name.
+        alone = run(command.words, folder)
+        if alone.refusal() != ended[1].refusal():
+            problem = f"the second was refused without naming the first: {ended[1].refusal()}"
     return {"ended": "apart", "fault": problem}

@@ -66,6 +66,10 @@ class Outcome:
         return lines[-1] if lines else ""
 
 
+SEED_OF_A_FRESH_PROCESS = 67280421310721
+"""Of PyTorch's random numbers, whose state is part of a checkpoint."""
+
+
 class Child:
     """A command that runs in a forked process.
 
@@ -98,6 +102,7 @@ class Child:
             sys.argv = ["saelab", *words]
             # Else the first threads of the child race to make PyTorch's pool anew.
             sys.modules["torch"].set_num_threads(1)
+            sys.modules["torch"].manual_seed(SEED_OF_A_FRESH_PROCESS)
             faulthandler.enable(sys.stderr)
             if prepare is not None:
                 prepare()
