@@ -347,7 +347,14 @@ def make_by_hand(folder: Path) -> None:
     family = {"dictionaries": [{"name": "d", "fvu": 0.25}], "notes": ["a note"]}
     old = new_manifest("dark_matter_family", 1, **origin) | family
     write_json(folder / "old" / "dark_matter_family.json", old)
-    result = EvaluationResult("compare", "d", "", {"n": 1}, {"model": "m"}, metrics=(metric,))
+    result = EvaluationResult(
+        suite="compare",
+        dictionary_name="d",
+        dictionary_hash="",
+        settings={"n": 1},
+        made_from={"model": "m"},
+        metrics=(metric,),
+    )
     write_evaluation_result(folder / "old" / "compare.json", result)
     comparison = read_json(folder / "old" / "compare.json") | {"kind": "comparison", "rows": []}
     write_manifest(folder / "old" / "compare.json", comparison)
