@@ -142,6 +142,12 @@ def _rows(name: str) -> Callable[[Path], Any]:
     return read
 
 
+def _old_comparison(folder: Path) -> Any:
+    from saelab.formats.evaluation_result import read_evaluation_result
+
+    return read_evaluation_result(folder / "compare.json")
+
+
 def _manifest(kind: str, name: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
         from saelab.formats.manifest import read_manifest
@@ -255,7 +261,7 @@ ARTIFACTS = (
         f"{SECOND}/evals",
     ),
     _of_suite("compare", "compare", "comparison"),
-    Artifact("comparison", "by hand", "old", "compare.json", _result("compare.json")),
+    Artifact("comparison", "by hand", "old", "compare.json", _old_comparison),
     Artifact(
         "recovery_score_card",
         "eval recovery",
