@@ -137,6 +137,9 @@ def result_folders(
         for folder in folders
         if folder.is_file()
     ]
+    problems += [
+        f"dictionary folder {folder} does not exist" for folder in folders if not folder.exists()
+    ]
     if len({path.resolve() for path in outs}) < len(outs):
         problems.append(
             f"dictionaries {[str(folder) for folder in folders]} would write to the same folder: "

@@ -254,6 +254,8 @@ class TrainingRun:
     ):
         self.config, self.out, self.step = config, config.out, 0
         self.device = resolve_device(config.device)
+        # Their state is part of every checkpoint, and a process draws it from the clock.
+        torch.manual_seed(config.data_seed)
         self.stream = open_stream(config)
         schedule = Schedule.of(config.n_steps, extensions)
         self.learners = build_learners(config, self.stream, self.device, schedule)
