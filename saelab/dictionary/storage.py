@@ -337,7 +337,7 @@ def _self_test(dictionary: Dictionary, folder: Path) -> None:
 def _deviation(
     dictionary: Dictionary, latents: Int[Tensor, " tested"], stored: dict[str, Tensor]
 ) -> str | None:
-    """What of the stored rows is off by more than rounding; `latents` names the dictionary's own."""
+    """What of the stored rows is off by more than rounding; `latents` are those tested."""
     position = torch.zeros(int(latents.max()) + 1, dtype=torch.long)
     position[latents] = torch.arange(len(latents))
     codes = reference_codes(dictionary, stored["inputs"])
