@@ -13,13 +13,13 @@ from saelab.formats.evaluation_result import IN_SHORT, EvaluationResult
 from .suite import Suite, evaluate
 
 
-def run_command(suite: Suite[Any], arguments: Sequence[str]) -> None:
-    """Run a suite with the words after `saelab eval SUITE` and show its table.
+def run_command(suite: Suite[Any], arguments: Sequence[str], program: str = "") -> None:
+    """Run a suite with the words after `saelab eval SUITE`, or after `program`; show its table.
 
     Raises:
         SaelabError: whatever the user can put right.
     """
-    program = f"saelab eval {suite.name}"
+    program = program or f"saelab eval {suite.name}"
     command: Any = parse_arguments(suite.command(), arguments, program=program)
     if suite.needs_dictionaries and not command.dictionaries:
         raise ConfigError(f"no dictionary was given: type `{program} FOLDER [FOLDER …]`")

@@ -92,4 +92,4 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         SaelabError: whatever the user can put right.
     """
-    run_command(SUITE, arguments)
+    run_command(SUITE, arguments, "saelab compare")

@@ -47,7 +47,7 @@ def test_every_command_has_help(name, capsys):
         (["cache", "somewhere", "--context-length", "9000"], "9000"),
         (["cache", "somewhere", "--hook-points", "blocks.12.hook_resid_pots"], "hook_resid_post"),
         (["cache"], "Missing from saelab cache: PATH"),
-        (["eval", "cor"], "unknown evaluation suite 'cor'; did you mean 'core'?"),
+        (["eval", "cor"], "unknown evaluation suite 'cor'; did you mean 'core'"),
         (["eval", "core", "nowhere"], "nowhere"),
         (["info", "nowhere"], "nowhere does not exist"),
         (["quickstart", "--k", "0"], "k is 0; it must be at least 1"),

@@ -12,7 +12,7 @@ from saelab.cache.writer import write_caches
 from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
 from saelab.dictionary.data_spec import data_spec_of
 from saelab.errors import ConfigError, ModelError
-from saelab.model import model_files
+from saelab.model import hugging_face
 from saelab.model.hugging_face import model_options
 from saelab.model.language_model import load_language_model
 from saelab.model.model_files import resolve_model
@@ -45,7 +45,7 @@ def test_words_become_options():
     ],
 )
 def test_options_that_cannot_be_are_refused_in_a_line(monkeypatch, word, reason):
-    monkeypatch.setattr(model_files, "find_spec", lambda name: None)
+    monkeypatch.setattr(hugging_face, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=reason) as caught:
         model_options((word,))
     assert "\n" not in str(caught.value)
