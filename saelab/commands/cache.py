@@ -49,7 +49,7 @@ class AdoptCommand:
     """Files of activations."""
     out: Path
     """Folder to write to: a cache folder for each hook point in it, and one in its `held_out`."""
-    config: tyro.conf.OmitArgPrefixes[AdoptConfig] = field(
+    config: Annotated[AdoptConfig, tyro.conf.arg(name="")] = field(
         default_factory=AdoptConfig, metadata={"flatten": True}
     )
     """What of them, and how."""
