@@ -24,7 +24,7 @@ def choose(chance: random.Random, without: Sequence[str] = ()) -> str:
 
 
 def damage(path: Path, how: str, chance: random.Random, other: Path | None = None) -> str:
-    """Damage a file; it is written anew, so that another name of it keeps the old content.
+    """Damage a file. It is written as a new one, so that hard links keep the old content.
 
     Args:
         path: the file.

@@ -100,7 +100,7 @@ class Child:
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             sys.argv = ["saelab", *words]
-            # Else the first threads of the child race to make PyTorch's pool anew.
+            # Else the first threads of the child race to make PyTorch's pool again.
             sys.modules["torch"].set_num_threads(1)
             sys.modules["torch"].manual_seed(SEED_OF_A_FRESH_PROCESS)
             faulthandler.enable(sys.stderr)

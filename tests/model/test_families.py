@@ -93,15 +93,19 @@ def test_opt_gives_its_mlp_and_its_neurons_row_by_row_and_takes_them_back(family
     layer.fc2.register_forward_hook(lambda module, args, out: seen.update(out=out))
     expected_logits = plain(input_ids=TOKENS).logits
     expected = {
+        "blocks.1.mlp.hook_pre": seen["pre"].reshape(3, 7, 64),
         "blocks.1.mlp.hook_post": seen["pre"].relu().reshape(3, 7, 64),
         "blocks.1.hook_mlp_out": seen["out"].reshape(3, 7, 32),
     }
     for name, rows in expected.items():
+        assert name in model.hook_points()
         torch.testing.assert_close(model.capture(TOKENS, [name])[name], rows, rtol=1e-5, atol=1e-6)
         logits = model.run(TOKENS, {name: lambda x: x.clone()}).logits
         torch.testing.assert_close(logits, expected_logits, rtol=1e-5, atol=1e-6)
         changed = model.run(TOKENS, {name: torch.zeros_like}).logits
         assert (changed - expected_logits).abs().max() > 1e-4
+    with pytest.raises(ModelError, match=r"gradient at blocks\.1\.mlp\.hook_post cannot be had"):
+        model.capture_with_gradients(TOKENS, ["blocks.1.mlp.hook_post"])
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss"])
@@ -112,6 +116,8 @@ def test_a_mixture_of_experts_has_no_neurons_by_the_name_of_its_output(family, n
         assert hook_point not in model.hook_points()
         with pytest.raises(ModelError, match=f"no hook point '{hook_point}'.*'blocks.0.{instead}'"):
             model.capture(TOKENS, [hook_point])
+    of_mlp = [name for name in model.hook_points() if name.startswith("blocks.0.mlp.hook_")]
+    assert of_mlp == ["blocks.0.mlp.hook_in", "blocks.0.mlp.hook_out"]
 
 
 @pytest.mark.parametrize("name", ["bert", "bare_bert", "roberta"])

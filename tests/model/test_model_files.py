@@ -123,7 +123,7 @@ def test_conversion_happens_once_and_knows_its_hash(gguf, tiny_model_folder, mon
     assert convert_gguf(gguf, "small") == first
 
 
-def test_tampered_conversion_is_hashed_anew(gguf):
+def test_tampered_conversion_is_hashed_again(gguf):
     files = resolve_model(str(gguf))
     before = files.content_hash()
     weights = files.folder / "model.safetensors"

@@ -7,87 +7,10 @@ import os
 import shutil
 
 import pytest
-import torch
 
 from saelab.errors import ModelError
 from saelab.model.language_model import load_language_model
 from saelab.model.model_files import resolve_model
-
-
-@pytest.fixture(scope="module")
-def opt(tmp_path_factory, tiny_model_folder):
-    """A random OPT, whose MLP reads all positions as one axis."""
-    from transformers import OPTConfig, OPTForCausalLM
-
-    torch.manual_seed(0)
-    config = OPTConfig(
-        vocab_size=300,
-        hidden_size=32,
-        word_embed_proj_dim=32,
-        ffn_dim=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        init_std=0.2,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    return saved(OPTForCausalLM(config), tmp_path_factory.mktemp("opt"), tiny_model_folder)
-
-
-@pytest.fixture(scope="module")
-def mixtral(tmp_path_factory, tiny_model_folder):
-    """A random mixture of experts."""
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        max_position_embeddings=64,
-    )
-    return saved(MixtralForCausalLM(config), tmp_path_factory.mktemp("mixtral"), tiny_model_folder)
-
-
-def saved(model, folder, tokenizer_of):
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tokenizer_of / name, folder / name)
-    return folder
-
-
-def test_the_mlp_of_opt_gives_the_rows_that_its_layers_have(opt):
-    from transformers import OPTForCausalLM
-
-    tokens = torch.arange(24).reshape(2, 12)
-    layer = (plain := OPTForCausalLM.from_pretrained(opt)).model.decoder.layers[1]
-    seen = {}
-    layer.fc1.register_forward_hook(lambda _, x, y: seen.update(hook_pre=y))
-    layer.fc2.register_forward_hook(lambda _, x, y: seen.update(hook_post=x[0], hook_out=y))
-    with torch.no_grad():
-        plain(tokens)
-    model = load_language_model(str(opt), dtype="float32", device="cpu")
-    listed = model.hook_points()
-    for name, rows in seen.items():
-        hook_point = "blocks.1.hook_mlp_out" if name == "hook_out" else f"blocks.1.mlp.{name}"
-        assert hook_point in listed
-        captured = model.capture(tokens, [hook_point])[hook_point]
-        torch.testing.assert_close(captured.flatten(0, 1), rows, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ModelError, match=r"gradient at blocks\.1\.mlp\.hook_post cannot be had"):
-        model.capture_with_gradients(tokens, ["blocks.1.mlp.hook_post"])
-
-
-def test_the_output_of_experts_is_not_called_neurons(mixtral):
-    model = load_language_model(str(mixtral), dtype="float32", device="cpu")
-    of_mlp = [name for name in model.hook_points() if ".mlp." in name]
-    assert of_mlp == ["blocks.0.mlp.hook_in", "blocks.0.mlp.hook_out"]
-    with pytest.raises(ModelError, match=r"no hook point 'blocks\.0\.mlp\.hook_post'"):
-        model.width_at("blocks.0.mlp.hook_post")
 
 
 @pytest.fixture
