@@ -47,25 +47,31 @@ def write_tiny_tokenizer(folder: Path, *, bos: bool = True) -> None:
     ).save_pretrained(folder)
 
 
-def write_tiny_llama(folder: Path) -> Path:
-    """A random Llama: d_model 32, 3 blocks, 4 heads with 2 key/value heads, context 128."""
+def write_tiny_llama(folder: Path, **settings: int) -> Path:
+    """A random Llama: d_model 32, 3 blocks, 4 heads with 2 key/value heads, context 128.
+
+    `settings` of transformers' config take the place of those.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+    }
     config = LlamaConfig(
         vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.2,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
         tie_word_embeddings=False,
+        **shape | settings,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     write_tiny_tokenizer(folder)

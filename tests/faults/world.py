@@ -241,7 +241,9 @@ def make_inputs(folder: Path) -> None:
     numpy.save(folder / "arrays.npy", arrays)
     (folder / "judged").mkdir()
     planted.planted_candidates(folder / "judged", ("identity", "always"))
-    _write_deep_llama(folder / "embedded", conftest)
+    # Has the hook point that quickstart reads.
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 14}
+    conftest.write_tiny_llama(folder / "embedded", max_position_embeddings=256, **shape)
 
 
 def prepare_process(inputs: Path) -> tuple[ModuleType, ModuleType]:
@@ -278,26 +280,3 @@ def prepare_process(inputs: Path) -> tuple[ModuleType, ModuleType]:
         if getattr(module, "resolve_model", None) is found:
             module.resolve_model = resolve
     return conftest, planted
-
-
-def _write_deep_llama(folder: Path, conftest: ModuleType) -> None:
-    """A random Llama of 14 narrow blocks, which has the hook point that quickstart reads."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=14,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-        tie_word_embeddings=False,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    conftest.write_tiny_tokenizer(folder)
