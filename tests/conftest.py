@@ -99,6 +99,13 @@ def write_tiny_gpt2(folder: Path) -> Path:
     return folder
 
 
+def context_batches(*text, **settings):
+    """The tokens alone of `text_batches`."""
+    from saelab.text.contexts import text_batches
+
+    return (batch.tokens for batch in text_batches(*text, **settings))
+
+
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory):
     """Folder of the tiny Llama."""

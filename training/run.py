@@ -112,8 +112,7 @@ def open_stream(config: TrainConfig) -> ActivationStream:
     seed, batch_rows = config.data_seed, config.batch_rows
     with_gradients = bool(config.methods_that_need_gradients())
     if config.cache is None:
-        from saelab.model.language_model import load_language_model
-        from saelab.model.model_files import require_context
+        from saelab.cache.harvest import load_model
         from saelab.text.contexts import check_text
 
         alone = config.hook_point or config.stream.hook_points[0]
@@ -127,13 +126,7 @@ def open_stream(config: TrainConfig) -> ActivationStream:
         # What takes no weights to find out comes before they are read.
         for line in check_text(harvest.text):
             logger.info("%s", line)
-        require_context(harvest.model, harvest.context_length)
-        model = load_language_model(
-            harvest.model,
-            dtype=harvest.model_dtype,
-            device=harvest.device,
-            model_kwargs=harvest.model_kwargs,
-        )
+        model = load_model(harvest)
         return ModelStream(model, harvest, batch_rows, seed, config.stream_pool_rows, config.site)
     cache = open_fitting_cache(config, verify=config.verify or None)
     assert cache is not None

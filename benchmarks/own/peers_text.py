@@ -10,12 +10,10 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
 from saelab.formats.files import write_tensors
 from saelab.model.language_model import load_language_model
 from saelab.model.model_files import EMBEDDED_MODEL, resolve_model
-from saelab.text.contexts import TextConfig, context_batches, is_held_out, read_documents
+from saelab.text.contexts import TextConfig, is_held_out, read_documents, text_batches
 
 
 def main() -> None:
@@ -33,14 +31,14 @@ def main() -> None:
             if not is_held_out(text, document.text):
                 file.write(json.dumps({"text": document.text}) + "\n")
     model = load_language_model(arguments.model, dtype="float32", device="cpu")
-    batches = context_batches(
+    batches = text_batches(
         text,
         model,
         split="held_out",
         context_length=arguments.context_length,
         batch_contexts=arguments.contexts,
     )
-    tokens: torch.Tensor = next(batches)
+    tokens = next(batches).tokens
     write_tensors(arguments.out / "held_out.safetensors", {"tokens": tokens})
     print(json.dumps({"model_folder": str(resolve_model(arguments.model).folder)}))
 

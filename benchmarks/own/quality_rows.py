@@ -18,7 +18,7 @@ from saelab.cache.rows import select_rows
 from saelab.cache.writer import write_caches
 from saelab.formats.files import hash_of, sha256_of, write_tensors
 from saelab.model.language_model import load_language_model
-from saelab.text.contexts import context_batches
+from saelab.text.contexts import text_batches
 
 CHUNK_ROWS = 16_384
 
@@ -50,13 +50,14 @@ def held_out_rows(config: HarvestConfig, cache: ActivationCache, n_tokens: int) 
     """Rows of the held-out text [n, d_in] that the cache's own rule and norm ceiling keep."""
     model = load_language_model(config.model, dtype=config.model_dtype, device="cpu")
     kept, seen = [], 0
-    for tokens in context_batches(
+    for batch in text_batches(
         config.text,
         model,
         split="held_out",
         context_length=config.context_length,
         batch_contexts=config.batch_contexts,
     ):
+        tokens = batch.tokens
         activations = model.capture(tokens, [cache.hook_point])[cache.hook_point]
         selection = select_rows(
             cache.token_filter,

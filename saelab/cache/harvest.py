@@ -13,7 +13,8 @@ from torch import Tensor
 
 from saelab.errors import ActivationError, ConfigError
 from saelab.model.identity import identity_of
-from saelab.model.language_model import LanguageModel
+from saelab.model.language_model import LanguageModel, load_language_model
+from saelab.model.model_files import require_context
 from saelab.text.contexts import (
     Counts,
     TextBatch,
@@ -46,6 +47,22 @@ class CapturedBatch:
     def tokens(self) -> Int[Tensor, "batch seq"]:
         """Token ids."""
         return self.text.tokens
+
+
+def load_model(config: HarvestConfig) -> LanguageModel:
+    """The model of a harvest; contexts too long for it are refused before its weights are read.
+
+    Raises:
+        ConfigError: they are.
+        ModelError: there is no such model.
+    """
+    require_context(config.model, config.context_length)
+    return load_language_model(
+        config.model,
+        dtype=config.model_dtype,
+        device=config.device,
+        model_kwargs=config.model_kwargs,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

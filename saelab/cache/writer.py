@@ -17,14 +17,13 @@ from saelab.formats.lock import writer_lock
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.memory import keep_freed_memory
 from saelab.model.identity import identity_of
-from saelab.model.language_model import LanguageModel, load_language_model
-from saelab.model.model_files import require_context
+from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.text.contexts import check_text, describe_text
 
 from .config import HarvestConfig
 from .format import MANIFEST_NAME, row_bytes
-from .harvest import CapturedBatch, Harvest
+from .harvest import CapturedBatch, Harvest, load_model
 from .hook_folder import HookFolder, remove_cache, require_only_cache
 
 _log = logging.getLogger(__name__)
@@ -71,15 +70,7 @@ def _write_caches(
     files = check_text(config.text)
     for line in files:
         _log.info("%s", line)
-    if model is None:
-        require_context(config.model, config.context_length)
-        model = load_language_model(
-            config.model,
-            dtype=config.model_dtype,
-            device=config.device,
-            model_kwargs=config.model_kwargs,
-        )
-    harvest = Harvest(model, config)
+    harvest = Harvest(load_model(config) if model is None else model, config)
     folders = {
         path.name: _resumed(path, harvest)
         for path in paths

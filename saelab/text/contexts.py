@@ -277,27 +277,6 @@ def text_batches(
     return batches()
 
 
-def context_batches(
-    config: TextConfig,
-    model: LanguageModel,
-    *,
-    split: Literal["train", "held_out"],
-    context_length: int,
-    batch_contexts: int,
-    skip_contexts: int = 0,
-) -> Iterator[Int[Tensor, "batch seq"]]:
-    """The tokens alone of `text_batches`, for what does not ask which of them are rows."""
-    batches = text_batches(
-        config,
-        model,
-        split=split,
-        context_length=context_length,
-        batch_contexts=batch_contexts,
-        skip_contexts=skip_contexts,
-    )
-    return (batch.tokens for batch in batches)
-
-
 _Context = tuple[list[int], bytes]
 """Tokens of one context, and what each position is."""
 

@@ -13,7 +13,8 @@ from saelab.cache.model_stream import ModelStream
 from saelab.cache.reader import open_cache
 from saelab.cache.writer import write_caches
 from saelab.errors import ModelError
-from saelab.text.contexts import TextConfig, context_batches
+from saelab.text.contexts import TextConfig
+from tests.conftest import context_batches
 
 TINY_HOOKS = ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post")
 

@@ -22,7 +22,7 @@ from saelab.errors import (
     Stopped,
     TextError,
 )
-from saelab.text.contexts import context_batches
+from tests.conftest import context_batches
 
 
 def expected_rows(program, model, config, hook_point):

@@ -17,9 +17,9 @@ from saelab.evals.command import evaluate
 from saelab.features.config import FeaturesConfig
 from saelab.features.pipeline import build_features
 from saelab.features.reader import FeatureStore
-from saelab.text.contexts import context_batches
 from saelab.training.config import TrainConfig
 from saelab.training.run import train
+from tests.conftest import context_batches
 
 HOOK, LENGTH = "blocks.1.hook_resid_post", 16
 

@@ -15,9 +15,9 @@ from saelab.evals.core.suite import run_core
 from saelab.features.reader import FeatureStore
 from saelab.model.language_model import load_language_model
 from saelab.stats.metrics import fvu
-from saelab.text.contexts import context_batches
 from saelab.training.config import OptimizerConfig, TrainConfig
 from saelab.training.run import train
+from tests.conftest import context_batches
 
 CONTEXT = 32
 READ, MLP, RESIDUAL = "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out", "blocks.0.hook_resid_post"

@@ -30,7 +30,8 @@ from saelab.features.reader import FeatureStore
 from saelab.features.schema import StoreWriter
 from saelab.formats.lock import writer_lock
 from saelab.formats.manifest import seal
-from saelab.text.contexts import TextConfig, context_batches
+from saelab.text.contexts import TextConfig
+from tests.conftest import context_batches
 
 LENGTH = 16
 HOOK = "blocks.1.hook_resid_post"

@@ -377,7 +377,8 @@ def embedded_exact():
 
 
 def held_out_tokens(model, contexts):
-    from saelab.text.contexts import TextConfig, context_batches
+    from saelab.text.contexts import TextConfig
+    from tests.conftest import context_batches
 
     batches = context_batches(
         TextConfig(), model, split="held_out", context_length=128, batch_contexts=contexts

@@ -75,11 +75,11 @@ def test_a_hostile_file_of_a_model_is_refused(name, content, copied):
 def test_a_context_too_long_is_refused_before_the_weights_are_read(
     tiny_model_folder, tmp_path, monkeypatch
 ):
-    from saelab.cache import writer
+    from saelab.cache import harvest, writer
     from saelab.cache.config import HarvestConfig
     from saelab.errors import ConfigError
 
-    monkeypatch.setattr(writer, "load_language_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(harvest, "load_language_model", lambda *_, **__: pytest.fail("loaded"))
     config = HarvestConfig(
         model=str(tiny_model_folder),
         hook_points=("blocks.1.hook_resid_post",),

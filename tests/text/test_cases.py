@@ -341,12 +341,12 @@ def test_a_pipe_in_place_of_a_file_is_refused(tmp_path):
 
 def test_a_missing_column_is_found_out_before_the_model_is_loaded(tmp_path, monkeypatch, capsys):
     from saelab import cli
-    from saelab.cache import writer
+    from saelab.cache import harvest
 
     def load(*args, **kwargs):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(writer, "load_language_model", load)
+    monkeypatch.setattr(harvest, "load_language_model", load)
     source = ["--text.source", str(CASES / "bom.jsonl")]
     out = str(tmp_path / "cache")
     assert cli.main(["cache", out, *source, "--text.text-field", "body"]) == 2
@@ -361,9 +361,9 @@ def test_a_context_too_long_is_found_out_before_the_model_is_loaded(
     tmp_path, monkeypatch, capsys, tiny_model_folder
 ):
     from saelab import cli
-    from saelab.cache import writer
+    from saelab.cache import harvest
 
-    monkeypatch.setattr(writer, "load_language_model", None)
+    monkeypatch.setattr(harvest, "load_language_model", None)
     words = ["--model", str(tiny_model_folder), "--context-length", "500"]
     source = ["--text.source", str(CASES / "bom.jsonl")]
     assert cli.main(["cache", str(tmp_path / "cache"), *words, *source]) == 2

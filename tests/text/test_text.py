@@ -17,11 +17,11 @@ from saelab.text import contexts as text
 from saelab.text import sources as text_files
 from saelab.text.contexts import (
     TextConfig,
-    context_batches,
     describe_text,
     is_held_out,
     read_documents,
 )
+from tests.conftest import context_batches
 
 BOS, SEPARATOR = 256, 257
 

@@ -479,18 +479,18 @@ def test_equal_rows_after_training_leave_fvu_undefined_and_cost_nothing(
 def test_text_and_context_are_looked_at_before_a_model_is_loaded(
     tiny_model_folder, tmp_path, monkeypatch
 ):
-    from saelab.model import language_model
+    from saelab.cache import harvest
 
     def refuse(*given, **settings):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(language_model, "load_language_model", refuse)
+    monkeypatch.setattr(harvest, "load_language_model", refuse)
     (tmp_path / "x.txt").write_text("one document, of which nothing can be held out")
     shape = {"d_sae": (32,), "k": (4,), "batch_rows": 64, "n_tokens": 1280}
     for stream, error, words in (
         ({"text": TextConfig(source=str(tmp_path / "x.txt"))}, TextError, "held out"),
         ({"context_length": 4096, "n_tokens": 1 << 17}, ConfigError, "is longer than the 128"),
     ):
-        harvest = HarvestConfig(model=str(tiny_model_folder), **stream)
+        streamed = HarvestConfig(model=str(tiny_model_folder), **stream)
         with pytest.raises(error, match=words):
-            train(TrainConfig(stream=harvest, out=tmp_path / "run", **shape))
+            train(TrainConfig(stream=streamed, out=tmp_path / "run", **shape))

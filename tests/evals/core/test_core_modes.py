@@ -21,11 +21,12 @@ from saelab.evals.core.suite import SUITE, run_core
 from saelab.evals.terminal import show
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.stats.metric_definitions import INFERENCE_MODES, METRICS, MODES_GROUP
-from saelab.text.contexts import TextConfig, context_batches
+from saelab.text.contexts import TextConfig
 from saelab.training.config import TrainConfig
 from saelab.training.methods import MethodOptions
 from saelab.training.methods.gradient_topk import GradientTopKOptions
 from saelab.training.run import train
+from tests.conftest import context_batches
 
 HOOK = "blocks.1.hook_resid_post"
 CONTEXT, D_IN, K, BETA = 32, 32, 4, 2.0

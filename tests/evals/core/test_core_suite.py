@@ -19,7 +19,8 @@ from saelab.evals.core.suite import SUITE, run_core
 from saelab.evals.terminal import run_command
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.stats.metric_definitions import METRICS, MODES_GROUP
-from saelab.text.contexts import TextConfig, context_batches
+from saelab.text.contexts import TextConfig
+from tests.conftest import context_batches
 
 HOOK = "blocks.1.hook_resid_post"
 CONTEXT, D_IN, CEILING = 32, 32, 11.0
