@@ -31,7 +31,7 @@ from saelab.formats.files import hash_of, remedy_when_full
 from saelab.formats.lock import writer_lock
 from saelab.formats.run import DICTIONARIES_FOLDER, RUN_FILE, RunManifest, write_run
 from saelab.formats.run_log import JsonlLog, RunLog, WandbLog, read_log
-from saelab.model.devices import resolve_device
+from saelab.model.devices import resolve_device, warn_if_bfloat16_is_slow
 from saelab.stats.metrics import batch_fvu, mean_l0
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, saved_step
@@ -247,6 +247,8 @@ class TrainingRun:
     ):
         self.config, self.out, self.step = config, config.out, 0
         self.device = resolve_device(config.device)
+        if config.product_dtype == "bfloat16":
+            warn_if_bfloat16_is_slow(self.device, "the encoder", "--product-dtype float32")
         # Their state is part of every checkpoint, and a process draws it from the clock.
         torch.manual_seed(config.data_seed)
         self.stream = open_stream(config)

@@ -119,15 +119,20 @@ def _run_stage(command: QuickstartCommand, folder: QuickstartFolder, name: str) 
 
 def _words(command: QuickstartCommand, name: str) -> list[str]:
     """The sub-command a person would type for a stage."""
+    from saelab.model.devices import bfloat16_is_slow, resolve_device
+
     cache, train = command.out / CACHE_FOLDER, command.out / TRAIN_FOLDER
+    slow = bfloat16_is_slow(resolve_device("auto"))
     if name == "cache":
         # The embedded text has 237 long documents: a window of each shows more of them.
         window = "2048" if command.cache_tokens <= 400_000 else "None"
         n_tokens = ("--n-tokens", str(command.cache_tokens))
-        return ["cache", str(cache), *n_tokens, "--text.max-tokens-per-document", window]
+        dtype = ("--model-dtype", "float32") if slow else ()
+        return ["cache", str(cache), *n_tokens, "--text.max-tokens-per-document", window, *dtype]
     if name == "train":
         settings = {"cache": cache, "out": train, "n-tokens": command.train_tokens}
         settings |= {"d-sae": command.d_sae, "k": command.k}
+        settings |= {"product-dtype": "float32"} if slow else {}
         options = (word for key, value in settings.items() for word in (f"--{key}", str(value)))
         return ["train", "quickstart", *options]
     folder = str(_dictionary_folder(command))

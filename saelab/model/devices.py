@@ -37,15 +37,27 @@ def resolve_device(name: str) -> torch.device:
         ) from None
 
 
+def bfloat16_is_slow(device: torch.device) -> bool:
+    """Whether a device is a CPU known to have no instructions for bfloat16 products."""
+    features = cpu_features() if device.type == "cpu" else set()
+    return bool(features) and not features & BFLOAT16_INSTRUCTIONS
+
+
 @cache
-def warn_if_bfloat16_is_slow() -> None:
-    """Log, once, that this CPU has no bfloat16 instructions; the dtype stays what was asked for."""
-    features = cpu_features()
-    if features and not features & BFLOAT16_INSTRUCTIONS:
+def warn_if_bfloat16_is_slow(device: torch.device, what: str, instead: str) -> None:
+    """Log, once, that a CPU has no bfloat16 instructions; the dtype stays what was asked for.
+
+    Args:
+        device: where it is computed.
+        what: takes longer.
+        instead: options to give.
+    """
+    if bfloat16_is_slow(device):
         logger.warning(
-            "this CPU has no bfloat16 instructions: the model takes up to 60 times as long as in "
-            "float32; give --model-dtype float32 (the same for the cache and all that is made of "
-            "it, which record the dtype)"
+            "this CPU has no bfloat16 instructions: %s takes up to 60 times as long as in float32; "
+            "give %s",
+            what,
+            instead,
         )
 
 

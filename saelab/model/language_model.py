@@ -80,8 +80,13 @@ def load_language_model(
     if dtype not in DTYPES:
         raise ModelError(f"model dtype {dtype!r} is unknown: expected one of {', '.join(DTYPES)}")
     resolved = resolve_device(device)
-    if dtype == "bfloat16" and resolved.type == "cpu":
-        warn_if_bfloat16_is_slow()
+    if dtype == "bfloat16":
+        warn_if_bfloat16_is_slow(
+            resolved,
+            "the model",
+            "--model-dtype float32 (the same for the cache and all that is made of it, which "
+            "record the dtype)",
+        )
     files = resolve_model(name)
     model, tokenizer = load_hugging_face(
         files.name, files.folder, DTYPES[dtype], resolved, model_kwargs

@@ -18,10 +18,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = {
     "quickstart": "--cache-tokens 16384 --train-tokens 65536 --eval-tokens 4096 "
     "--feature-tokens 4096",
-    # A CPU without bfloat16 instructions takes 60 times as long as in float32; quickstart does so.
+    # A CPU without bfloat16 instructions takes 60 times as long as in float32.
     "cache": "--n-tokens 16384 --model-dtype float32",
-    "train": "--n-tokens 16384 --d-sae 256 512 --k 8",
-    "train papers": "--methods topk gradient_topk --n-tokens 16384 --d-sae 128 --k 8 --seeds 0 1",
+    "train": "--n-tokens 16384 --d-sae 256 512 --k 8 --product-dtype float32",
+    "train papers": "--methods topk gradient_topk --n-tokens 16384 --d-sae 128 --k 8 --seeds 0 1 "
+    "--product-dtype float32",
     "compare": "--n-tokens 2048 --n-loss-tokens 1024 --steering-latents 4 --steering-seeds 1",
     "planted": "--n-steps 60 --seeds 0 1",
     "eval": "--n-tokens 2048 --n-loss-tokens 1024",

@@ -479,5 +479,16 @@ def test_bfloat16_on_a_cpu_without_it_is_said_once(
     assert len(said) == warnings
 
 
+@pytest.mark.parametrize(("features", "slow"), [({"avx2"}, True), ({"amx_bf16"}, False)])
+def test_quickstart_computes_in_float32_where_bfloat16_is_slow(monkeypatch, features, slow):
+    from saelab.commands.quickstart import QuickstartCommand, _words
+
+    monkeypatch.setattr(devices, "cpu_features", lambda: features)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for stage, option in (("cache", "--model-dtype"), ("train", "--product-dtype")):
+        words = _words(QuickstartCommand(), stage)
+        assert (words[-2:] == [option, "float32"]) == slow == (option in words)
+
+
 def test_cpu_features_are_those_of_this_machine():
     assert devices.cpu_features() & {"sse2", "asimd", "neon"}

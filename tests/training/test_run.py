@@ -494,3 +494,13 @@ def test_text_and_context_are_looked_at_before_a_model_is_loaded(
         streamed = HarvestConfig(model=str(tiny_model_folder), **stream)
         with pytest.raises(error, match=words):
             train(TrainConfig(stream=streamed, out=tmp_path / "run", **shape))
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("bfloat16", True), ("float32", False)])
+def test_a_product_that_this_cpu_is_slow_at_is_said(run_config, monkeypatch, caplog, dtype, said):
+    from saelab.model import devices
+
+    monkeypatch.setattr(devices, "cpu_features", lambda: {"avx2"})
+    devices.warn_if_bfloat16_is_slow.cache_clear()
+    train(dataclasses.replace(run_config, product_dtype=dtype))
+    assert ("give --product-dtype float32" in caplog.text) == said
