@@ -102,8 +102,6 @@ class TrainingBatch:
     """Gradients of the model's summed loss with respect to the raw, not normalised, targets."""
     step: int
     """Steps taken before this one."""
-    tokens_seen: int
-    """Rows trained on before this step."""
     normalisation: Normalisation | None = None
     """How both were normalised; None: they are as the model has them."""
 

@@ -104,7 +104,6 @@ class TrainingLoop:
             targets,
             None if gradients is None else gradients.to(self.device),
             step=self.step,
-            tokens_seen=self.step * self.config.batch_rows,
             normalisation=self.normalisation,
         )
         outputs = [learner.step(batch) for learner in self.learners]

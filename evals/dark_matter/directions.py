@@ -48,8 +48,10 @@ class DirectionSums:
     def __init__(self, dictionary: Dictionary, seed: int):
         self._dictionary = dictionary
         self._generator = torch.Generator().manual_seed(seed)
-        self.reconstructed = RegressionStatistics(dictionary.d_in, 1, N_CELLS)
-        self.control = RegressionStatistics(dictionary.d_in, 1, N_CELLS)
+        self.reconstructed, self.control = (
+            RegressionStatistics(dictionary.d_in, 1, N_CELLS, dictionary.W_dec.device)
+            for _ in range(2)
+        )
 
     def update(self, codes: SparseCodes, cell: Int[Tensor, " rows"]) -> None:
         """Add the codes of some rows; the control assigns them to random ones of these rows."""
@@ -59,7 +61,7 @@ class DirectionSums:
             row.to(codes.latent.device), plain.latent, plain.value, plain.n_rows, plain.d_sae
         )
         for statistics, chosen in ((self.reconstructed, plain), (self.control, shuffled)):
-            vectors = combine_latents(chosen, self._dictionary.W_dec).double().cpu()
+            vectors = combine_latents(chosen, self._dictionary.W_dec).double()
             statistics.update(vectors, vectors.square().sum(1, keepdim=True), cell)
 
 
@@ -131,7 +133,7 @@ def direction_findings(
         statistics.moments(CONTEXT_TEST).score(probe).pooled_r_squared()
         for statistics, probe in ((directions.reconstructed, fitted), (directions.control, control))
     )
-    W_dec = dictionary.W_dec.double().cpu()
+    W_dec = dictionary.W_dec.double()
     norm = torch.linalg.vector_norm(W_dec, dim=1)
     count, total, square, cube = sums.code_powers
     alive = ((count > 0) & (norm > 0)).nonzero().flatten()
@@ -157,7 +159,7 @@ def running_mean(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     if len(values) == 0:
         return values
     total = torch.cat([values.new_zeros(1), values.cumsum(0)])
-    index = torch.arange(len(values))
+    index = torch.arange(len(values), device=values.device)
     low = (index - WINDOW // 2).clamp(min=0)
     high = (index + WINDOW // 2).clamp(max=len(values))
     return (total[high] - total[low]) / (high - low)

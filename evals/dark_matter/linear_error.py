@@ -112,27 +112,27 @@ class ErrorSums:
     """Sums over the rows for one dictionary under one encoder: what every fit and score needs.
 
     Args:
-        dictionary: on the device that codes are on.
+        dictionary: on the device that rows and codes are on, and the sums.
         design: products of the same rows' activations, from an earlier pass; None: collected.
     """
 
     def __init__(self, dictionary: Dictionary, design: CrossStatistics | None = None):
         self._dictionary = dictionary
-        d_in = dictionary.d_in
+        d_in, device = dictionary.d_in, dictionary.W_dec.device
         # The last target is the squared norm of the error.
-        self.regression = RegressionStatistics(d_in, d_in + 1, N_CELLS, design=design)
-        self.errors = CrossStatistics(d_in, d_in, N_CELLS)
+        self.regression = RegressionStatistics(d_in, d_in + 1, N_CELLS, device, design=design)
+        self.errors = CrossStatistics(d_in, d_in, N_CELLS, device)
         self.baselines = {
-            name: RegressionStatistics(1, 1, N_CELLS)
+            name: RegressionStatistics(1, 1, N_CELLS, device)
             for name in ("token_loss", "l0", "activation_norm")
         }
-        self.tokens = TokenMeans()
-        self.sparsity = SparsityStatistics(dictionary.d_sae)
-        self.code_powers = torch.zeros(4, dictionary.d_sae, dtype=torch.float64)
+        self.tokens = TokenMeans(device)
+        self.sparsity = SparsityStatistics(dictionary.d_sae, device)
+        self.code_powers = torch.zeros(4, dictionary.d_sae, dtype=torch.float64, device=device)
         """By latent: count of positive codes and sums of their first three powers, in activation
         units."""
         self.n_rows = 0
-        self._sums = torch.zeros(4, dtype=torch.float64)
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
 
     def update(self, batch: RowBatch, codes: SparseCodes) -> None:
         """Add rows.
@@ -141,7 +141,7 @@ class ErrorSums:
             ActivationError: something is not finite.
         """
         x, cell = batch.activations.double(), batch.cell
-        reconstruction = self._dictionary.decode(codes).cpu().double()
+        reconstruction = self._dictionary.decode(codes).double()
         error = error_of(x, reconstruction)
         squared = error.square().sum(1, keepdim=True)
         self.regression.update(x, torch.cat([error, squared], dim=1), cell)
@@ -149,7 +149,7 @@ class ErrorSums:
         norm = torch.linalg.vector_norm(x, dim=1)
         numbers = {
             "token_loss": batch.loss,
-            "l0": codes.l0().double().cpu(),
+            "l0": codes.l0().double(),
             "activation_norm": norm,
         }
         for name, number in numbers.items():
@@ -157,9 +157,9 @@ class ErrorSums:
             self.baselines[name].update(number[known, None], squared[known], cell[known])
         self.tokens.update(batch.tokens, squared.squeeze(1), cell)
         self.sparsity.update(codes)
-        value, latent = scaled_values(codes).double().cpu(), codes.latent.cpu()
+        value = scaled_values(codes).double()
         for power, sums in enumerate(self.code_powers):
-            sums.index_add_(0, latent, torch.where(value > 0, value**power, 0.0))
+            sums.index_add_(0, codes.latent, torch.where(value > 0, value**power, 0.0))
         self.n_rows += len(x)
         bias = self._dictionary.baseline(x)
         x, hat = (vectors - bias for vectors in (x, reconstruction))
@@ -200,9 +200,10 @@ def scaled_values(codes: SparseCodes) -> Float[Tensor, " pairs"]:
 class TokenMeans:
     """Counts and sums of one number by token id and cell; grows with the vocabulary alone."""
 
-    def __init__(self) -> None:
-        self._count, self._total = torch.zeros(2, N_CELLS, 0, dtype=torch.float64)
-        self._square = torch.zeros(N_CELLS, dtype=torch.float64)
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        of = {"dtype": torch.float64, "device": device}
+        self._count, self._total = torch.zeros(2, N_CELLS, 0, **of)
+        self._square = torch.zeros(N_CELLS, **of)
 
     def update(
         self,

@@ -157,14 +157,15 @@ def measure_linear_maps(
     d_in = saved.dictionary.d_in
     widths = [d_in, *(source.dictionary.d_in for source in sources.values())]
     # The activation itself is a target too: its deviation is what FVU is a share of.
-    statistics = RegressionStatistics(sum(widths), (len(TARGETS) + 1) * d_in, N_CELLS)
+    device = saved.dictionary.W_dec.device
+    statistics = RegressionStatistics(sum(widths), (len(TARGETS) + 1) * d_in, N_CELLS, device)
     for batch in batches:
         parts = decompose(saved.dictionary, probe, batch.activations)
         regressors = [parts.reconstruction]
         regressors += [source.dictionary(batch.sources[name]) for name, source in sources.items()]
         targets = [parts.error, parts.linear_error, parts.nonlinear_error, batch.activations]
         cell = cells_of(batch.sequence, batch.position, seed=seed, train_fraction=train_fraction)
-        statistics.update(torch.cat(regressors, 1).cpu(), torch.cat(targets, 1).cpu(), cell)
+        statistics.update(torch.cat(regressors, 1), torch.cat(targets, 1), cell)
     train, test = statistics.moments(CONTEXT_TRAIN), statistics.moments(CONTEXT_TEST)
     if test.n_rows < 2:
         raise ActivationError(

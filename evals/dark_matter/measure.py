@@ -133,12 +133,12 @@ def measure(
             bar.update(len(batch.tokens))
     what = f"{name} with {encoder}" if prefix else name
     probe, values = fit_error(sums, config.ridge, what)
-    parts = PartSums(dictionary.d_in)
-    directions = DirectionSums(dictionary, config.seed) if config.wants("directions") else None
     device = dictionary.W_dec.device
+    parts = PartSums(dictionary.d_in, device)
+    directions = DirectionSums(dictionary, config.seed) if config.wants("directions") else None
     with token_writer(token_file) as write, progress_bar(None, f"{encoder}: parts", "rows") as bar:
-        for batch, encoded in zip(rows.batches(), codes.batches(device), strict=True):
-            x = batch.activations.to(device).double()
+        for batch, encoded in zip(rows.batches(device), codes.batches(device), strict=True):
+            x = batch.activations.double()
             norms = parts.update(batch, decompose(dictionary, probe, x, encoded))
             if directions is not None:
                 directions.update(encoded, batch.cell)
@@ -162,11 +162,11 @@ def _encoded(
     """Each batch with its codes, or with pursuit codes of the own codes' L0."""
     device = dictionary.W_dec.device
     if own_codes is None:
-        for batch in rows.batches():
-            yield batch, dictionary.encode(batch.activations.to(device))
+        for batch in rows.batches(device):
+            yield batch, dictionary.encode(batch.activations)
         return
     from saelab.dictionary.pursuit import PursuitEncoder
 
     pursuit = PursuitEncoder(dictionary)
-    for batch, codes in zip(rows.batches(), own_codes.batches(device), strict=True):
-        yield batch, pursuit.encode(batch.activations.to(device), codes.l0())
+    for batch, codes in zip(rows.batches(device), own_codes.batches(device), strict=True):
+        yield batch, pursuit.encode(batch.activations, codes.l0())

@@ -59,20 +59,20 @@ def combination(
     """The matrix and the constant that make a vector of `VECTORS` from [activation, error]."""
     activation, error, linear = MIXTURES[name]
     weight, bias = probe.weight.double(), probe.bias.double()
-    identity = torch.eye(len(bias), dtype=torch.float64)
+    identity = torch.eye(len(bias)).to(weight)
     return torch.cat([activation * identity + linear * weight, error * identity]), linear * bias
 
 
 class PartSums:
     """Sums of the second pass."""
 
-    def __init__(self, d_in: int):
-        self.squares = CrossStatistics(2 * d_in, len(VECTORS), N_CELLS)
+    def __init__(self, d_in: int, device: torch.device | str = "cpu"):
+        self.squares = CrossStatistics(2 * d_in, len(VECTORS), N_CELLS, device)
         """Of [activation, error] with the squared norm of each of `VECTORS`."""
-        self.from_square = RegressionStatistics(1, len(VECTORS), N_CELLS)
+        self.from_square = RegressionStatistics(1, len(VECTORS), N_CELLS, device)
         """The squared norms on the activation's alone."""
         # Of the error and its parts on the test rows: norms, and their ratios to the error's.
-        self._norms, self._ratios = torch.zeros(2, 3, dtype=torch.float64)
+        self._norms, self._ratios = torch.zeros(2, 3, dtype=torch.float64, device=device)
         self._n_test_rows = 0
 
     def update(self, batch: RowBatch, parts: Decomposition) -> dict[str, Float[Tensor, " rows"]]:
@@ -84,7 +84,7 @@ class PartSums:
         self.squares.update(joint, targets, batch.cell)
         self.from_square.update(squares["activation"][:, None], targets, batch.cell)
         norms = {name: square.sqrt() for name, square in squares.items()}
-        test = torch.isin(batch.cell, torch.tensor(CONTEXT_TEST))
+        test = torch.isin(batch.cell, batch.cell.new_tensor(CONTEXT_TEST))
         of_error = torch.stack(
             [norms[name][test] for name in ("error", "linear_error", "nonlinear_error")]
         )
@@ -198,7 +198,7 @@ def gaussian_r_squared(
     variance = 2 * sigma.square().sum() + 4 * mean @ sigma @ mean
     if not float(variance) > 0 or not float(design.trace()) > 0:
         return None
-    ridge = RIDGE * design.diagonal().mean() * torch.eye(n_regressors, dtype=design.dtype)
+    ridge = RIDGE * design.diagonal().mean() * torch.eye(n_regressors).to(design)
     solved = torch.cholesky_solve(between[:, None], torch.linalg.cholesky(design + ridge))
     return float(4 * between @ solved.squeeze(1) / variance)
 

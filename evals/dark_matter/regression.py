@@ -137,6 +137,7 @@ class RegressionStatistics:
         n_regressors: columns that predict, without the constant.
         n_targets: columns that are predicted.
         n_cells: into how many cells rows fall.
+        device: of the sums.
         design: sums of the same rows' regressors with themselves, where several regressions share
             them; None: collected here.
 
@@ -154,12 +155,13 @@ class RegressionStatistics:
         n_regressors: int,
         n_targets: int,
         n_cells: int = 1,
+        device: torch.device | str = "cpu",
         *,
         design: CrossStatistics | None = None,
     ):
         self._shared = design is not None
-        self.design = design or CrossStatistics(n_regressors, n_regressors, n_cells)
-        self.cross = CrossStatistics(n_regressors, n_targets, n_cells)
+        self.design = design or CrossStatistics(n_regressors, n_regressors, n_cells, device)
+        self.cross = CrossStatistics(n_regressors, n_targets, n_cells, device)
 
     def update(
         self,

@@ -30,6 +30,7 @@ from saelab.errors import ActivationError, ArtifactError, ConfigError
 from saelab.model.identity import model_mismatch
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
+from saelab.stats.seeds import keyed_uniforms
 from saelab.text.contexts import TextBatch, TextConfig, describe_text, text_batches
 
 from .suite import DarkMatterConfig
@@ -81,8 +82,8 @@ class Rows:
     described: dict[str, Any]
     """What the rows are, for the result."""
 
-    def batches(self) -> Iterator[RowBatch]:
-        """All rows in reading order, `BATCH_ROWS` or fewer at a time."""
+    def batches(self, device: torch.device | str = "cpu") -> Iterator[RowBatch]:
+        """All rows in reading order, `BATCH_ROWS` or fewer at a time, on a device."""
         for columns in self.read():
             cell = cells_of(
                 columns["sequence"],
@@ -90,8 +91,8 @@ class Rows:
                 seed=self.seed,
                 train_fraction=self.train_fraction,
             )
-            activations = columns["activations"].float()
-            yield RowBatch(**{**columns, "activations": activations}, cell=cell)
+            on_device = {name: c.to(device) for name, c in {**columns, "cell": cell}.items()}
+            yield RowBatch(**on_device | {"activations": on_device["activations"].float()})
 
 
 def first_position_of(asked: int | None, context_length: int) -> int:
@@ -130,22 +131,9 @@ def cells_of(
     """
     context = sequence.cpu().numpy().astype(np.uint64)
     token = (context << np.uint64(32)) + position.cpu().numpy().astype(np.uint64)
-    test_context = _uniform(context, 2 * seed) >= train_fraction
-    test_token = _uniform(token, 2 * seed + 1) >= train_fraction
+    test_context = keyed_uniforms(context, 2 * seed) >= train_fraction
+    test_token = keyed_uniforms(token, 2 * seed + 1) >= train_fraction
     return torch.from_numpy(2 * test_context.astype(np.int64) + test_token.astype(np.int64))
-
-
-def _uniform(keys: np.ndarray, seed: int) -> np.ndarray:
-    """Numbers in [0, 1) by SplitMix64 of each key under a seed."""
-    with np.errstate(over="ignore"):
-        z = keys * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % (1 << 63)) * np.uint64(
-            0xD1342543DE82EF95
-        )
-        z = z + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
 class Spill:

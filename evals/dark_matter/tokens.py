@@ -61,17 +61,18 @@ def write_tokens(
     norms: Mapping[str, Float[Tensor, " rows"]],
 ) -> None:
     """Add rows with the norms of `NORMS` in each; a loss that was not measured is null."""
-    loss = batch.loss.numpy()
-    columns: dict[str, Any] = {
-        "sequence": batch.sequence.numpy(),
-        "position": batch.position.int().numpy(),
-        "token": batch.tokens.int().numpy(),
-        "held_out": torch.isin(batch.cell, torch.tensor(CONTEXT_TEST)).numpy(),
-        "loss": pyarrow.array(loss, mask=np.isnan(loss)),
-        "l0": l0.cpu().int().numpy(),
-        **{f"{name}_norm": norms[name].float().numpy() for name in NORMS},
+    columns = {
+        "sequence": batch.sequence,
+        "position": batch.position.int(),
+        "token": batch.tokens.int(),
+        "held_out": torch.isin(batch.cell, batch.cell.new_tensor(CONTEXT_TEST)),
+        "loss": batch.loss,
+        "l0": l0.int(),
+        **{f"{name}_norm": norms[name].float() for name in NORMS},
     }
-    writer.write_table(pyarrow.table(columns, schema=SCHEMA))
+    plain: dict[str, Any] = {name: column.cpu().numpy() for name, column in columns.items()}
+    plain["loss"] = pyarrow.array(plain["loss"], mask=np.isnan(plain["loss"]))
+    writer.write_table(pyarrow.table(plain, schema=SCHEMA))
 
 
 def trace_of(path: Path) -> dict[str, list[Any]]:

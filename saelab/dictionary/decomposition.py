@@ -79,7 +79,7 @@ def decompose(
         dictionary: what explains them.
         probe: fitted to this dictionary's errors, of another encoder's if `codes` are.
         activations: rows to take apart.
-        codes: of these rows by another encoder, such as `pursue`. None: the dictionary's own.
+        codes: of these rows by `PursuitEncoder` or the like. None: the dictionary's own.
 
     Raises:
         ActivationError: activations of another width than the probe or the dictionary.

@@ -124,25 +124,3 @@ class PursuitEncoder:
                 break
         row, latent, value = state.pairs()
         return rows[row], latent, value
-
-
-def pursue(
-    dictionary: Dictionary,
-    activations: Float[Tensor, "rows d_in"],
-    counts: Int[Tensor, " rows"] | None = None,
-    *,
-    mask_active: bool = False,
-) -> SparseCodes:
-    """Codes by gradient pursuit, as `PursuitEncoder` finds them; make one to encode many batches.
-
-    Args:
-        dictionary: whose decoder is used.
-        activations: rows, in the units the dictionary takes.
-        counts: how many latents each row may have; None: as many as the dictionary's own encoder
-            gives it.
-        mask_active: never pick an active latent again.
-
-    Raises:
-        ConfigError: counts that are negative, or not one for each row.
-    """
-    return PursuitEncoder(dictionary, mask_active=mask_active).encode(activations, counts)

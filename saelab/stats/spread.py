@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,12 +21,6 @@ class Spread:
     """Sample standard deviation (n − 1); None for fewer than two seeds."""
     n: int
     """Seeds that have the number."""
-
-    def half_width(self, level: float = 0.95) -> float | None:
-        """Half the width of the mean's confidence interval by Student's t; None for one seed."""
-        if self.sd is None:
-            return None
-        return t_quantile(self.n - 1, level) * self.sd / math.sqrt(self.n)
 
 
 def spread_of(values: Iterable[float | None]) -> Spread:
@@ -79,13 +72,3 @@ def pearson(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> float | 
     a, b = (values.double() - values.double().mean() for values in (first, second))
     scale = float(a.norm() * b.norm())
     return min(1.0, max(-1.0, float(a @ b) / scale)) if scale > 0 else None
-
-
-def rank_correlation(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank; None where one does not vary."""
-    from scipy.stats import rankdata
-
-    first, second = (
-        torch.from_numpy(rankdata(values.detach().cpu().numpy())) for values in (first, second)
-    )
-    return pearson(first, second)

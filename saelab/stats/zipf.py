@@ -91,8 +91,6 @@ class ZipfFit:
     """Share of the variance of log density over the fitted ranks that the law explains."""
     tail_gap: float
     """Log of the law's density over the measured one at the last rank that fired at all."""
-    n_fired: int
-    """Latents that fired: the ranks there are."""
 
     def densities(self, n: int) -> Float[Tensor, " n"]:
         """The law's density of ranks 1 to n."""
@@ -131,5 +129,4 @@ def fit_zipf(density: Float[Tensor, " d_sae"]) -> ZipfFit | None:
         log_scale=scale,
         r_squared=1 - squared / deviation,
         tail_gap=at_end - float(fired[-1].log()),
-        n_fired=len(fired),
     )

@@ -68,11 +68,6 @@ class PlantedSource:
         """V: the true features, Gaussian directions of norm 1, float32."""
         return self._features.float()
 
-    @property
-    def dense_basis(self) -> Float[Tensor, "rank d_in"]:
-        """Orthonormal directions of the dense part, float32."""
-        return self._dense_basis.float()
-
     def rows(self, n_rows: int, *, stream: str = TRAIN, start: int = 0) -> PlantedRows:
         """Rows `start` to `start + n_rows` of an endless stream, the same however they are cut.
 

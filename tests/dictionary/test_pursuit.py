@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.dictionary import Dictionary, pursuit_state
-from saelab.dictionary.pursuit import PursuitEncoder, pursue
+from saelab.dictionary.pursuit import PursuitEncoder
 from saelab.dictionary.strongest_latent import LatentScreen
 from saelab.errors import ConfigError
 from saelab.stats.metrics import fvu
@@ -62,6 +62,10 @@ def mixtures(dictionary, rows, seed=1, share=0.1, noise=0.3):
     weight *= torch.rand(shape, generator=generator, dtype=torch.float64) < share
     noise *= torch.randn(rows, dictionary.d_in, generator=generator, dtype=torch.float64)
     return weight @ dictionary.W_dec + dictionary.b_dec + noise
+
+
+def pursue(dictionary, x, counts=None, *, mask_active=False):
+    return PursuitEncoder(dictionary, mask_active=mask_active).encode(x, counts)
 
 
 def assert_same_codes(codes, expected):

@@ -24,7 +24,6 @@ from saelab.stats.spread import (
     Spread,
     pearson,
     quantiles,
-    rank_correlation,
     spread_of,
     t_quantile,
 )
@@ -38,15 +37,11 @@ def test_the_examples_of_the_docstrings_hold(module):
     assert doctest.testmod(found, extraglobs={"torch": torch, "np": np}).failed == 0
 
 
-def test_spread_over_seeds_with_its_interval_by_students_t():
+def test_spread_over_seeds():
     values = [0.3, 0.1, 0.7, 0.2]
     spread = spread_of([None, *values])
     assert spread.mean == pytest.approx(statistics.mean(values)) and spread.n == 4
     assert spread.sd == pytest.approx(statistics.stdev(values))
-    low, _ = scipy.stats.t.interval(
-        0.95, 3, loc=spread.mean, scale=scipy.stats.sem(np.array(values))
-    )
-    assert spread.half_width() == pytest.approx(spread.mean - low)
     assert spread_of([]) == Spread(None, None, 0) and spread_of([2.0]) == Spread(2.0, None, 1)
     assert spread_of([0.1, 0.1, 0.1]) == Spread(0.1, 0.0, 3)
 
@@ -63,8 +58,7 @@ def test_correlations_are_scipys_and_undefined_where_nothing_varies():
     second = (first + torch.randn(50, generator=generator)).round()
     a, b = first.numpy(), second.numpy()
     assert pearson(first, second) == pytest.approx(scipy.stats.pearsonr(a, b).statistic)
-    assert rank_correlation(first, second) == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
-    assert pearson(first, torch.ones(50)) is None and rank_correlation(first, 0 * first) is None
+    assert pearson(first, torch.ones(50)) is None
     assert quantiles(first, [0.1, 0.5]) == pytest.approx(np.quantile(a, [0.1, 0.5]).tolist())
     assert np.isnan(quantiles(first[:0], [0.5])).all()
 

@@ -71,7 +71,7 @@ def test_a_law_is_found_again_from_its_densities(exponent, offset):
     density = 8 * zipf_shares(2000, exponent=exponent, offset=offset)
     shuffled = density[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
     fit = fit_zipf(torch.cat([shuffled, torch.zeros(30)]))
-    assert fit is not None and fit.n_fired == 2000
+    assert fit is not None
     assert fit.exponent == pytest.approx(exponent, rel=1e-6) and fit.offset == offset
     assert fit.r_squared == pytest.approx(1.0) and fit.tail_gap == pytest.approx(0, abs=1e-6)
     torch.testing.assert_close(fit.densities(2000), density)

@@ -59,9 +59,7 @@ def normalisation_of(x):
 
 def batch_of(raw, step=0, normalisation=None):
     shown = raw if normalisation is None else normalisation.apply(raw)
-    return TrainingBatch(
-        shown, shown, None, step=step, tokens_seen=step * raw.shape[0], normalisation=normalisation
-    )
+    return TrainingBatch(shown, shown, None, step=step, normalisation=normalisation)
 
 
 class Literal:

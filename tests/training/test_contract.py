@@ -33,7 +33,6 @@ def batch(step, rows=ROWS):
         NORMALISATION.apply(raw),
         gradients * 1e-3,
         step=step,
-        tokens_seen=step * rows,
         normalisation=NORMALISATION,
     )
 
@@ -131,7 +130,6 @@ def transcoder_batch(step):
         targets,
         gradients * 1e-3,
         step=step,
-        tokens_seen=step * ROWS,
         normalisation=BOTH,
     )
 
@@ -169,8 +167,8 @@ def test_hook_points_side_by_side_keep_their_own_scales():
     rows = torch.cat([raw, written_rows(raw)], dim=1)
     inputs = joined.apply(rows)
     torch.testing.assert_close(inputs[:, :D_IN], NORMALISATION.apply(raw))
-    learner.step(TrainingBatch(inputs, inputs, None, step=0, tokens_seen=0))
-    output = learner.method.losses(TrainingBatch(inputs, inputs, None, step=1, tokens_seen=0))
+    learner.step(TrainingBatch(inputs, inputs, None, step=0))
+    output = learner.method.losses(TrainingBatch(inputs, inputs, None, step=1))
     found = learner.method.to_dictionary(joined)(rows)
     torch.testing.assert_close(
         found, joined.undo(output.reconstruction.detach()), rtol=1e-3, atol=1e-3

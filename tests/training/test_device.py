@@ -36,12 +36,12 @@ def test_the_steady_step_does_not_wait_for_the_gpu(name):
     learner = learner_on(name, "cuda")
     x = torch.randn(1024, 256, device="cuda")
     for step in range(2 * REFRESH_STEPS):
-        learner.step(TrainingBatch(x, x, x, step=step, tokens_seen=0))
+        learner.step(TrainingBatch(x, x, x, step=step))
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(2 * REFRESH_STEPS + 1, 3 * REFRESH_STEPS - 1):
-            learner.step(TrainingBatch(x, x, x, step=step, tokens_seen=0))
+            learner.step(TrainingBatch(x, x, x, step=step))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -54,7 +54,7 @@ def test_gpu_and_cpu_agree(name):
     for device in ("cpu", "cuda"):
         learner = learner_on(name, device)
         output = learner.method.losses(
-            TrainingBatch(x.to(device), x.to(device), x.to(device), step=0, tokens_seen=0)
+            TrainingBatch(x.to(device), x.to(device), x.to(device), step=0)
         )
         torch.stack(list(output.losses.values())).sum().backward()
         results.append([p.grad.cpu() for p in learner.method.parameters()])

@@ -20,7 +20,7 @@ def settings(**changes):
 
 
 def batch_of(x, step=1):
-    return TrainingBatch(x, x, None, step=step, tokens_seen=step * x.shape[0])
+    return TrainingBatch(x, x, None, step=step)
 
 
 def made(n_dead=0, weight=1.7, **changes):

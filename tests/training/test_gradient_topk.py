@@ -26,7 +26,7 @@ def settings(**changes):
 def batch_of(step, dtype=torch.float32, scale=1e-4):
     generator = torch.Generator().manual_seed(step)
     x, g = (torch.randn(ROWS, D_IN, generator=generator).to(dtype) for _ in range(2))
-    return TrainingBatch(x, x, g * scale, step=step, tokens_seen=step * ROWS)
+    return TrainingBatch(x, x, g * scale, step=step)
 
 
 @pytest.mark.parametrize("scale", ["all", "token"])
@@ -100,7 +100,7 @@ def test_the_overlap_with_plain_selection_falls_with_beta_as_in_the_toy_check():
     for beta, overlap in ((0.1, 0.90), (0.3, 0.76), (1.0, 0.54), (3.0, 0.43)):
         options = GradientTopKOptions(beta=beta, beta_warmup_fraction=0.0)
         method = GradientTopK(size, options)
-        method.losses(TrainingBatch(x, x, g, step=16, tokens_seen=0))
+        method.losses(TrainingBatch(x, x, g, step=16))
         changed = method.metrics()["selection_changed_by_gradient"]
         assert 1 - changed == pytest.approx(overlap, abs=0.02)
 
@@ -124,9 +124,7 @@ def test_a_batch_or_a_cache_without_gradients_is_refused_in_words(
 
     method = GradientTopK(settings(), GradientTopKOptions())
     with pytest.raises(ActivationError, match=r"saelab cache OUT --gradients"):
-        method.losses(
-            TrainingBatch(torch.randn(4, D_IN), torch.randn(4, D_IN), None, step=0, tokens_seen=0)
-        )
+        method.losses(TrainingBatch(torch.randn(4, D_IN), torch.randn(4, D_IN), None, step=0))
     plain = dataclasses.replace(tiny_harvest, gradients=False)
     (cache,) = write_caches(tmp_path / "plain", plain)
     config = dataclasses.replace(run_config, cache=cache, methods=("topk", "gradient_topk"))

@@ -86,7 +86,6 @@ def begun(name, source, *, k=K, d_out=None):
         targets,
         torch.ones_like(targets),
         step=0,
-        tokens_seen=0,
         normalisation=normalisation,
     )
     return method, changes, batch, x
@@ -191,7 +190,7 @@ def test_a_foreign_topk_reproduces_its_reconstruction_at_step_zero(run_config, c
     expected = read_tensors(FOREIGN / "expected.safetensors")
     normalisation = normalisation_of_stream(training.stream, torch.device("cpu"))
     inputs = normalisation.apply(expected["x"])
-    batch = TrainingBatch(inputs, inputs, None, step=0, tokens_seen=0, normalisation=normalisation)
+    batch = TrainingBatch(inputs, inputs, None, step=0, normalisation=normalisation)
     output = training.learners[0].method.losses(batch)
     undone = normalisation.undo(output.reconstruction.detach())
     torch.testing.assert_close(undone, expected["reconstruction"], rtol=1e-4, atol=1e-4)

@@ -33,7 +33,7 @@ def test_one_batch_of_equal_rows_leaves_fvu_undefined_and_the_run_alive(tmp_path
     rows = torch.ones(4, 3)
     codes = SparseCodes.from_mask(torch.ones(4, 2), torch.ones(4, 2, dtype=torch.bool))
     output = StepOutput(losses={"mse": torch.tensor(0.5)}, reconstruction=rows, codes=codes)
-    figures = step_figures(TrainingBatch(rows, rows, None, step=0, tokens_seen=0), output)
+    figures = step_figures(TrainingBatch(rows, rows, None, step=0), output)
     assert figures["fvu"] is None and figures["loss"] == 0.5 and figures["l0"] == 2
     later = figures | {"fvu": 0.25}
     with (tmp_path / "metrics.jsonl").open("w") as log:

@@ -58,11 +58,11 @@ def test_a_batch_of_equal_rows_has_no_fvu_and_ends_no_run():
     rows = torch.ones(4, 3)
     codes = SparseCodes.from_dense(torch.eye(4, 5))
     output = StepOutput({"reconstruction": torch.tensor(0.5)}, codes, rows / 2)
-    figures = step_figures(TrainingBatch(rows, rows, None, step=0, tokens_seen=0), output)
+    figures = step_figures(TrainingBatch(rows, rows, None, step=0), output)
     assert figures["fvu"] is None and figures["loss"] == 0.5 and figures["l0"] == 1.0
     rows = rows * torch.arange(4.0).view(4, 1)
     output = StepOutput({"reconstruction": torch.tensor(0.5)}, codes, rows / 2)
-    assert step_figures(TrainingBatch(rows, rows, None, step=0, tokens_seen=0), output)["fvu"] > 0
+    assert step_figures(TrainingBatch(rows, rows, None, step=0), output)["fvu"] > 0
 
 
 def test_methods_are_calibrated_and_measured_where_they_were_trained(run_config, monkeypatch):

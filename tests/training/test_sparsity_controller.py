@@ -122,7 +122,7 @@ def test_a_planted_problem_ends_within_five_percent_of_its_target(name):
     )
     stream = normalisation.apply(planted(n_steps * rows, 2)).split(rows)
     for step, x in enumerate(stream):
-        learner.step(TrainingBatch(x, x, None, step=step, tokens_seen=step * rows))
+        learner.step(TrainingBatch(x, x, None, step=step))
     dictionary = learner.method.to_dictionary(normalisation)
     l0 = mean_l0(dictionary.encode(planted(16384, 3)))
     assert abs(l0 / K - 1) < 0.05

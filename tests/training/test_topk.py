@@ -20,7 +20,7 @@ def settings(**changes):
 
 
 def batch_of(x, step=0):
-    return TrainingBatch(x, x, None, step=step, tokens_seen=step * x.shape[0])
+    return TrainingBatch(x, x, None, step=step)
 
 
 def dense_losses(weights, x, k, dead, k_aux, weight):

@@ -60,7 +60,7 @@ def trained(name):
     for step in range(N_STEPS):
         active = torch.rand(ROWS, 30, generator=generator, dtype=torch.float64)
         x = ((active < 0.1) * active * 10 @ features)[share]
-        batch = TrainingBatch(x, x, x.roll(1, 1), step=step, tokens_seen=step * ROWS)
+        batch = TrainingBatch(x, x, x.roll(1, 1), step=step)
         codes = learner.step(batch).codes
         seen[f"codes.{step:02}"] = codes.to_dense().detach()
     if learner.method.needs_calibration:

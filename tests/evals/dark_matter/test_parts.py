@@ -280,3 +280,31 @@ def test_probe_directions_find_the_cubic_ratio_of_sparse_orthogonal_features():
     control = values["directions_independent_r_squared"]
     assert values["directions_r_squared"] == pytest.approx(control, abs=0.03)
     assert running_mean(torch.arange(500.0))[250] == pytest.approx(249.5)
+
+
+def test_sums_are_kept_and_made_where_the_dictionary_is(monkeypatch):
+    far = a_dictionary().to("meta")
+    sums, parts, directions = ErrorSums(far), PartSums(D_IN, "meta"), DirectionSums(far, 0)
+    kept = [sums.errors, parts.squares]
+    for regression in (
+        sums.regression,
+        *sums.baselines.values(),
+        parts.from_square,
+        directions.reconstructed,
+        directions.control,
+    ):
+        kept += [regression.design, regression.cross]
+    tensors = [statistics.merged().cross for statistics in kept]
+    tensors += [sums.code_powers, sums.sparsity.count, sums.tokens._count]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+    def refuse(_):
+        raise AssertionError("rows are brought to the CPU")
+
+    dictionary, batch = a_dictionary(), a_batch()
+    codes = dictionary.encode(batch.activations)
+    probe = ErrorProbe(torch.zeros(D_IN, D_IN), torch.zeros(D_IN))
+    monkeypatch.setattr(torch.Tensor, "cpu", refuse)
+    ErrorSums(dictionary).update(batch, codes)
+    DirectionSums(dictionary, 0).update(codes, batch.cell)
+    PartSums(D_IN).update(batch, decompose(dictionary, probe, batch.activations.double(), codes))
