@@ -12,15 +12,6 @@ from saelab.dictionary.data_spec import DataSpec
 Item = TypeVar("Item")
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level, with dotted names."""
-    result: dict[str, Any] = {}
-    for name, value in settings.items():
-        nested = isinstance(value, dict)
-        result |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return result
-
-
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names whose values are not the same in all, in the order in which they appear."""
     names = dict.fromkeys(name for each in settings for name in each)

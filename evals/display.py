@@ -20,7 +20,6 @@ def written(spread: Spread, decimals: int | None = None, *, signed: bool = False
     """A spread as text: "0.1346 ± 0.0005", "0.1346 ± —" of one seed, "—" of none.
 
     Args:
-        spread: mean and deviation.
         decimals: of both; None: such that the mean has four significant digits.
         signed: whether a positive mean has a sign.
 

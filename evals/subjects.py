@@ -30,9 +30,7 @@ def subjects_of(
     """Put each dictionary together with its data spec.
 
     Args:
-        dictionaries: as loaded.
         places: where the results of each go, as `result_folders` says.
-        config: the suite's settings.
 
     Raises:
         ArtifactError: a dictionary that does not record its data spec.
@@ -104,23 +102,11 @@ def by_data_spec(subjects: Sequence[Subject]) -> dict[DataSpec, list[Subject]]:
     return groups
 
 
-def result_folders(
-    folders: Sequence[Path],
-    out: Path | None,
-    result_file: str | None = None,
-    *,
-    overwrite: bool = True,
-) -> list[Path]:
-    """Where each dictionary's results go.
-
-    Args:
-        folders: saved dictionaries.
-        out: folder asked for; None: the folder `evals` in each dictionary.
-        result_file: name of a result that must not lie there; None: any may.
-        overwrite: whether a result that exists may be replaced.
+def result_folders(folders: Sequence[Path], out: Path | None) -> list[Path]:
+    """Where each dictionary's results go: a folder in `out`; None: `evals` in each dictionary.
 
     Raises:
-        ConfigError: no or doubled folders, or a result that exists and may not be overwritten.
+        ConfigError: no folders, one that is no dictionary's, or two with one place for results.
     """
     if not folders:
         raise ConfigError("no dictionary was given: name at least one dictionary folder")
@@ -145,11 +131,6 @@ def result_folders(
             f"dictionaries {[str(folder) for folder in folders]} would write to the same folder: "
             "name each once, and leave --out away where folder names are equal"
         )
-    problems += [
-        f"{path / result_file} exists already: add --overwrite to replace it"
-        for path in outs
-        if result_file and (path / result_file).exists() and not overwrite
-    ]
     if problems:
         raise ConfigError(problems)
     return outs

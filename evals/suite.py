@@ -14,12 +14,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, make_dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import tyro
 
 from saelab.cache.config import DataOverrides
-from saelab.config import to_plain
+from saelab.config import Within, problems_in, to_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.chart import Chart
 from saelab.formats.evaluation_result import (
@@ -59,23 +59,20 @@ class HeldOutConfig(DataOverrides):
     """Settings of every suite that reads held-out text: what is put in place of what a dictionary
     recorded, and where the results go."""
 
-    batch_contexts: int = 4
+    batch_contexts: Annotated[int, Within(1)] = 4
     """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
     out: Path | None = None
     """Folder for the results, one in it for each of several. None: `evals` in each dictionary."""
     overwrite: bool = False
     """Replace an existing result."""
 
-    def problems(self, **least: int) -> list[str]:
-        """What is wrong with these settings, in words; `least`: what further ones must reach."""
-        problems = [
-            f"{name}: {value} is below {bound}"
-            for name, bound in {**least, "batch_contexts": 1}.items()
-            if (value := getattr(self, name)) < bound
-        ]
-        if self.context_length is not None and self.context_length < 2:
-            problems.append(f"context_length: {self.context_length} is below 2 tokens")
-        return problems
+    def __post_init__(self) -> None:
+        if problems := [*problems_in(self), *self.problems()]:
+            raise ConfigError(problems)
+
+    def problems(self) -> list[str]:
+        """What is wrong with settings beside one another, in words."""
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +188,16 @@ class Suite(Generic[ConfigT]):
         return made
 
 
+def more_losses_than_tokens(n_loss_tokens: int | None, n_tokens: int) -> list[str]:
+    """Why losses cannot be measured on more tokens than are evaluated, in words, where they are."""
+    if n_loss_tokens is None or n_loss_tokens <= n_tokens:
+        return []
+    return [
+        f"n_loss_tokens: {n_loss_tokens} exceeds n_tokens = {n_tokens}; losses are measured on the "
+        "first of the same tokens"
+    ]
+
+
 def not_positive(name: str, values: Sequence[float]) -> list[str]:
     """What is wrong with a setting of one or more different positive numbers, in words."""
     different = bool(values) and len(set(values)) == len(values)
@@ -223,9 +230,6 @@ def evaluate(
     settings and of the same content is not measured a second time.
 
     Args:
-        suite: the suite.
-        folders: saved dictionaries.
-        config: its settings.
         pages: whether to write pages, 5 MB each; without, an older page is removed.
 
     Returns:
@@ -343,7 +347,6 @@ def asked_of(config: Any, compared: Iterable[str] = ()) -> dict[str, Any]:
     """The settings that decide numbers, as they were given, and what is compared with one another.
 
     Args:
-        config: settings of a suite.
         compared: content hashes of the dictionaries of a group.
     """
     plain = to_plain(config).items()
@@ -361,7 +364,6 @@ def existing_results(
     """The results that need no measuring, and what is wrong with others that are in the way.
 
     Args:
-        suite: the suite.
         hashes: content hash of the dictionary of each result folder.
         asked: what is asked now, as `asked_of` says it.
         refuse_lost: whether a result without its rows is in the way, too; else it is as none.

@@ -49,8 +49,6 @@ class InitialWeights:
         """Unfold a dictionary of the activations that a normalisation is of.
 
         Args:
-            source: the dictionary.
-            normalisation: of what is read and what is written.
             autoencodes: whether input and output have one bias, as a sparse autoencoder's do.
 
         Raises:
@@ -113,10 +111,6 @@ def load_source(
     """The saved dictionary that training begins from.
 
     Args:
-        folder: where it lies.
-        d_in: width of what the run reads.
-        d_out: width of what it writes.
-        d_sae: widths of the run's dictionaries.
         site: what they read and write; None: the one hook point of their activations.
 
     Raises:

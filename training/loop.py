@@ -44,7 +44,6 @@ class TrainingLoop:
     """The steps of a run from wherever it stands to its end.
 
     Args:
-        config: of the run.
         stream: of activations, positioned where the run stands.
         learners: one for each dictionary, in the same state.
         logs: take the metrics.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.cache.config import DataOverrides
+from saelab.config import flat
 from saelab.dictionary import load_dictionary
 from saelab.dictionary.data_spec import DataSpec, data_spec_of
 from saelab.errors import ArtifactError, ConfigError
@@ -18,7 +19,7 @@ from saelab.formats.manifest import require_fields
 from saelab.formats.run import NUMBER_OR_NONE, RUN_FILE, TrainedDictionary, read_run
 from saelab.progress import progress_bar
 
-from ..alike import differing, flat, twins
+from ..alike import differing, twins
 
 DICTIONARY_FILE = "saelab.json"
 UNKNOWN_SEED = -1

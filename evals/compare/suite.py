@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from saelab.errors import ConfigError
+from saelab.config import Within
 
-from ..suite import HeldOutConfig, Suite, deferred, not_positive
+from ..suite import HeldOutConfig, Suite, deferred, more_losses_than_tokens, not_positive
 from ..terminal import run_command
 
 
@@ -26,10 +27,10 @@ class CompareConfig(HeldOutConfig):
 
     out: Path = Path("runs/comparison")
     """Folder for compare.json, compare.html and the tables of numbers (parquet)."""
-    n_tokens: int = 16_384
+    n_tokens: Annotated[int, Within(1)] = 16_384
     """Tokens of held-out text per dictionary for reconstruction, densities, and which latents are
     alive (suites core, consistency and steering), rounded up to contexts."""
-    n_loss_tokens: int = 4_096
+    n_loss_tokens: Annotated[int, Within(1)] = 4_096
     """Tokens, the first of those, on which losses and KL are measured."""
     consistency: bool = True
     """Compare the latents of the seeds of each method, width and k."""
@@ -37,12 +38,12 @@ class CompareConfig(HeldOutConfig):
     """Steer with one dictionary per method and width (more with the two settings below)."""
     steering_k: tuple[int, ...] | None = None
     """Target L0 of the dictionaries that are steered with. None: the middle one of each width."""
-    steering_seeds: int = 1
+    steering_seeds: Annotated[int, Within(1)] = 1
     """Seeds per method, width and k that are steered with: the lowest."""
-    steering_latents: int = 128
+    steering_latents: Annotated[int, Within(2)] = 128
     """Latents per dictionary that are steered with, drawn at random, and as many random directions
     that they are compared with."""
-    steering_strength: float = 1.0
+    steering_strength: Annotated[float, Within(0, low_open=True)] = 1.0
     """Length of what is added, in multiples of the mean norm of the held-out rows."""
     reference: str = "topk"
     """Method that differences are taken to. Where no dictionary is of it: the first one's."""
@@ -53,21 +54,13 @@ class CompareConfig(HeldOutConfig):
     """Evaluate again where a result of other settings exists, and replace the comparison of other
     dictionaries in `out`. Results of the same settings are always used as they are."""
 
-    def __post_init__(self) -> None:
-        ones = ("n_tokens", "n_loss_tokens", "steering_seeds")
-        problems = self.problems(**dict.fromkeys(ones, 1), steering_latents=2)
-        if self.n_loss_tokens > self.n_tokens:
-            problems.append(
-                f"n_loss_tokens: {self.n_loss_tokens} exceeds n_tokens = {self.n_tokens}; losses "
-                "are measured on the first of the same tokens"
-            )
-        if self.common_l0 is not None:
-            problems += not_positive("common_l0", self.common_l0)
-        if self.steering_k is not None:
-            problems += not_positive("steering_k", self.steering_k)
-        problems += not_positive("steering_strength", (self.steering_strength,))
-        if problems:
-            raise ConfigError(problems)
+    def problems(self) -> list[str]:
+        """More tokens for losses than there are, and L0 values that are none."""
+        problems = more_losses_than_tokens(self.n_loss_tokens, self.n_tokens)
+        for name in ("common_l0", "steering_k"):
+            if (values := getattr(self, name)) is not None:
+                problems += not_positive(name, values)
+        return problems
 
 
 CONFIG = CompareConfig

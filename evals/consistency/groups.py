@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from saelab.config import flat
 from saelab.dictionary import SavedDictionary
 from saelab.dictionary.storage import site_of
 from saelab.errors import ConfigError
 
-from ..alike import differing, flat, twins
+from ..alike import differing, twins
 
 MEASURED = ("measured_l0", "fvu_on_training_rows", "dead_fraction")
 """What the training record says of the outcome, not of the settings."""

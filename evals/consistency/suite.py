@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from saelab.errors import ConfigError
+from saelab.config import Within
 from saelab.formats.evaluation_result import EvaluationResult
 
 from ..suite import HeldOutConfig, Suite, deferred
@@ -26,29 +26,18 @@ class ConsistencyConfig(HeldOutConfig):
     across: bool = False
     """Also compare each group with the others: methods, widths or sparsities with one another.
     Groups of one dictionary are then allowed."""
-    threshold: float = 0.9
+    threshold: Annotated[float, Within(0, 1, low_open=True, high_open=True)] = 0.9
     """Cosine of two decoder rows above which they count as the same latent."""
-    top_fraction: float = 0.01
+    top_fraction: Annotated[float, Within(0, 1, low_open=True)] = 0.01
     """Fraction of the alive latents, the highest of a ranking, that the numbers of the "most
     active" latents are about; the curves show every fraction."""
     activity: bool = True
     """Measure on held-out rows which latents are alive and how they rank (max activation,
     Z-score, density). Without it all latents count, nothing is ranked and no model is run."""
-    n_tokens: int = 65_536
+    n_tokens: Annotated[int, Within(1)] = 65_536
     """Tokens of held-out text for that, rounded up to contexts (rows, for planted features)."""
     seed: int = 0
     """Decides the random directions that the floor is measured with."""
-
-    def __post_init__(self) -> None:
-        problems = self.problems(n_tokens=1)
-        if not 0 < self.threshold < 1:
-            problems.append(f"threshold: {self.threshold} is not between 0 and 1")
-        if not 0 < self.top_fraction <= 1:
-            problems.append(
-                f"top_fraction: {self.top_fraction} is not above 0 and at most 1 (all latents)"
-            )
-        if problems:
-            raise ConfigError(problems)
 
 
 def finish(results: Sequence[EvaluationResult], config: ConsistencyConfig) -> None:

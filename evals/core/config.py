@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from saelab.errors import ConfigError
+from saelab.config import Within
 
-from ..suite import HeldOutConfig
+from ..suite import HeldOutConfig, more_losses_than_tokens
 
 DEFAULT_LOSS_TOKENS = 16_384
 
@@ -19,27 +20,15 @@ class CoreConfig(HeldOutConfig):
     here, so that training and evaluation mean the same rows.
     """
 
-    n_tokens: int = 65_536
+    n_tokens: Annotated[int, Within(1)] = 65_536
     """Tokens of held-out text for reconstruction and sparsity, rounded up to contexts."""
-    n_loss_tokens: int | None = None
+    n_loss_tokens: Annotated[int | None, Within(1)] = None
     """Tokens, the first of those, on which losses and KL are measured (about six times as slow).
     None: 16,384, or all of `n_tokens` where that is less."""
 
-    def __post_init__(self) -> None:
-        problems = [
-            f"{name}: {value} is below 1"
-            for name in ("n_tokens", "n_loss_tokens")
-            if (value := getattr(self, name)) is not None and value < 1
-        ]
-        if self.n_loss_tokens is not None and self.n_loss_tokens > self.n_tokens:
-            problems.append(
-                f"n_loss_tokens: {self.n_loss_tokens} exceeds n_tokens = {self.n_tokens}; losses "
-                "are "
-                "measured on the first of the same tokens"
-            )
-        problems += self.problems()
-        if problems:
-            raise ConfigError(problems)
+    def problems(self) -> list[str]:
+        """More tokens for losses than there are."""
+        return more_losses_than_tokens(self.n_loss_tokens, self.n_tokens)
 
     @property
     def loss_tokens(self) -> int:

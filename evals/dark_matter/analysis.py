@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from saelab.dictionary.decomposition import ErrorComponent, ErrorProbe
-from saelab.formats.chart import Axis, Chart, Series, Value
+from saelab.formats.chart import Axis, Chart, Series
 from saelab.formats.evaluation_result import Table
 from saelab.model.language_model import LanguageModel
 
@@ -118,8 +118,3 @@ def in_words(value: float | None, digits: int = 3, unit: str = "") -> str:
 def slug(name: str) -> str:
     """A name as part of a number's name."""
     return re.sub(r"[^A-Za-z0-9]+", "_", name)
-
-
-def rounded(values: Iterable[float]) -> list[Value]:
-    """Values of a chart to five significant digits."""
-    return [float(f"{value:.5g}") for value in values]

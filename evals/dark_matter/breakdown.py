@@ -162,7 +162,6 @@ def break_down(members: Sequence[Member], l0: float | None) -> Breakdown:
     """Choose a dictionary per width, fit, and decide whether areas can be drawn.
 
     Args:
-        members: of the family.
         l0: at which widths are compared; None: the one that most widths reach, nearest to 60.
 
     Raises:

@@ -21,8 +21,9 @@ from saelab.sparse import SparseCodes
 from saelab.sparse.kernels import combine_latents
 from saelab.stats.spread import pearson
 
-from .analysis import Values, in_words, rounded
-from .linear_error import ErrorSums, scaled_values
+from ..display import rounded
+from .analysis import Values, in_words
+from .linear_error import ErrorSums
 from .regression import RegressionStatistics
 from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS
 
@@ -55,7 +56,7 @@ class DirectionSums:
 
     def update(self, codes: SparseCodes, cell: Int[Tensor, " rows"]) -> None:
         """Add the codes of some rows; the control assigns them to random ones of these rows."""
-        plain = SparseCodes(codes.row_pointer, codes.latent, scaled_values(codes), codes.d_sae)
+        plain = SparseCodes(codes.row_pointer, codes.latent, codes.scaled_values(), codes.d_sae)
         row = torch.randint(codes.n_rows, (len(codes.latent),), generator=self._generator)
         shuffled = SparseCodes.from_pairs(
             row.to(codes.latent.device), plain.latent, plain.value, plain.n_rows, plain.d_sae
@@ -106,7 +107,7 @@ class DirectionFindings:
                 Series(
                     name=label,
                     x=list(range(1, len(latents) + 1)),
-                    y=rounded(values.tolist()),
+                    y=[*rounded(values)],
                     labels=[f"latent {latent}" for latent in latents],
                     dashed=label == "mean code when active",
                 )

@@ -157,7 +157,7 @@ class ErrorSums:
             self.baselines[name].update(number[known, None], squared[known], cell[known])
         self.tokens.update(batch.tokens, squared.squeeze(1), cell)
         self.sparsity.update(codes)
-        value = scaled_values(codes).double()
+        value = codes.scaled_values().double()
         for power, sums in enumerate(self.code_powers):
             sums.index_add_(0, codes.latent, torch.where(value > 0, value**power, 0.0))
         self.n_rows += len(x)
@@ -188,13 +188,6 @@ class ErrorSums:
             "norm_r_squared_token_identity": self.tokens.r_squared(CONTEXT_TRAIN, CONTEXT_TEST),
             "norm_r_squared_token_identity_in_sample": self.tokens.r_squared(None, None),
         }
-
-
-def scaled_values(codes: SparseCodes) -> Float[Tensor, " pairs"]:
-    """Each code times its row's scale: what multiplies the decoder row in activation units."""
-    if codes.row_scale is None:
-        return codes.value
-    return codes.value * codes.row_scale[codes.pair_rows()]
 
 
 class TokenMeans:

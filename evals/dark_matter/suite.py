@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from saelab.errors import ConfigError
+from saelab.config import Within
 
 from ..suite import HeldOutConfig, Suite, deferred
 
@@ -56,53 +56,42 @@ class DarkMatterConfig(HeldOutConfig):
     `component_dictionaries`)."""
     cache: Path | None = None
     """Activation cache of the hook point to take rows from. None: the model on held-out text."""
-    n_tokens: int = 250_000
+    n_tokens: Annotated[int, Within(1)] = 250_000
     """Rows to evaluate, counted after the token filter and `first_position`; fewer where the text
     or the cache ends."""
-    n_loss_tokens: int = 16_384
+    n_loss_tokens: Annotated[int, Within(0)] = 16_384
     """Tokens at the start of the text on which the model's loss is measured, for the baseline that
     predicts the error norm from it. 0: not at all, and with `cache` no model is loaded for it."""
-    first_position: int | None = None
+    first_position: Annotated[int | None, Within(0)] = None
     """Rows at earlier positions of a context are left out. None: 200, as in the paper, in contexts
     of at least 400 tokens; in shorter ones 0."""
-    train_fraction: float = 0.6
+    train_fraction: Annotated[float, Within(0, 1, low_open=True, high_open=True)] = 0.6
     """Share of the contexts that probes are fitted on; the others are held out."""
-    ridge: float = 1e-6
+    ridge: Annotated[float, Within(0, 1, high_open=True)] = 1e-6
     """Regularisation of every least-squares fit, in units of the mean variance of a regressor."""
-    seed: int = 0
+    seed: Annotated[int, Within(0)] = 0
     """Draws the splits, the controls and planted noise."""
-    breakdown_l0: float | None = None
+    breakdown_l0: Annotated[float | None, Within(0, low_open=True)] = None
     """L0 at which widths are compared. None: the one that most widths reach, nearest to 60."""
-    n_downstream_tokens: int = 16_384
+    n_downstream_tokens: Annotated[int, Within(1)] = 16_384
     """Tokens of held-out text for "downstream", rounded up to contexts."""
-    n_synthetic_rows: int = 50_000
+    n_synthetic_rows: Annotated[int, Within(1)] = 50_000
     """Rows for "synthetic"; all rows where there are fewer."""
     sources: tuple[Path, ...] = ()
     """Dictionaries of other hook points of the same model whose outputs "linear-maps" maps to the
     error: an earlier layer's, and the same layer's MLP and attention outputs."""
     component_dictionaries: tuple[Path, ...] = ()
     """Dictionaries that were trained on the parts of a dictionary's error, for "components"."""
-    batch_contexts: int = 8
+    batch_contexts: Annotated[int, Within(1)] = 8
     """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
     out: Path | None = None
     """Folder for the results; one folder per dictionary in it where there are several, and the
     family's report beside them. None: the folder `evals` in each dictionary, and the family's
     report in that of the first."""
 
-    def __post_init__(self) -> None:
-        least = {"n_tokens": 1, "n_downstream_tokens": 1, "n_synthetic_rows": 1}
-        least |= {"n_loss_tokens": 0, "first_position": 0, "seed": 0}
-        problems = [
-            f"{name}: {value} is below {lowest}"
-            for name, lowest in least.items()
-            if (value := getattr(self, name)) is not None and value < lowest
-        ]
-        if not 0 < self.train_fraction < 1:
-            problems.append(f"train_fraction: {self.train_fraction} is not between 0 and 1")
-        if not 0 <= self.ridge < 1:
-            problems.append(f"ridge: {self.ridge} is not at least 0 and below 1")
-        if self.breakdown_l0 is not None and self.breakdown_l0 <= 0:
-            problems.append(f"breakdown_l0: {self.breakdown_l0} is not above 0")
+    def problems(self) -> list[str]:
+        """Settings that contradict one another, and analyses without what they need."""
+        problems = []
         if self.cache is not None and self.context_length is not None:
             problems.append("context_length: a cache has its own; give one or the other")
         if self.wants("linear-maps") and not self.sources:
@@ -115,9 +104,7 @@ class DarkMatterConfig(HeldOutConfig):
                 "component_dictionaries: the analysis components needs dictionaries trained on the "
                 "parts of the error: name their folders with --component-dictionaries"
             )
-        problems += self.problems()
-        if problems:
-            raise ConfigError(problems)
+        return problems
 
     def wants(self, analysis: Analysis) -> bool:
         """Whether an analysis was asked for."""

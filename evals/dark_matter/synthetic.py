@@ -164,8 +164,6 @@ def validate(
 
     Args:
         rows: real activations in reading order; the first `train_fraction` of them are fitted on.
-        seed: draws the noise.
-        train_fraction: share of the rows that fits see.
         ridge: of the fits: x₀ alone is rank-deficient where few latents are live.
 
     Raises:

@@ -23,7 +23,8 @@ from torch import Tensor
 from saelab.formats.chart import Axis, Chart, Series
 from saelab.formats.files import atomic_path
 
-from .analysis import ERROR, VECTOR_LABELS, rounded
+from ..display import rounded
+from .analysis import ERROR, VECTOR_LABELS
 from .regression import RegressionStatistics
 from .rows import CONTEXT_TEST, RowBatch
 
@@ -214,7 +215,7 @@ def trace_chart(trace: Mapping[str, list[Any]], prefix: str, codes: str) -> Char
             Series(
                 name=VECTOR_LABELS[name],
                 x=list(trace["position"]),
-                y=rounded(trace[f"{name}_norm"]),
+                y=[*rounded(trace[f"{name}_norm"])],
                 labels=[f"token {token}" for token in trace["token"]],
                 style={"error": 0, "linear_error": 2}.get(name, 1),
                 dashed=name == "error",
@@ -238,7 +239,7 @@ def family_traces(labels: Sequence[str], paths: Sequence[Path]) -> list[Chart]:
             x=Axis(title="position in the context"),
             y=Axis(title=f"norm of the {VECTOR_LABELS[name]} (activation units)"),
             series=tuple(
-                Series(name=label, x=list(position), y=rounded(trace[f"{name}_norm"]))
+                Series(name=label, x=list(position), y=[*rounded(trace[f"{name}_norm"])])
                 for label, trace in zip(labels, traces, strict=True)
             ),
             named_ends=bool(position),

@@ -55,7 +55,6 @@ def match(
     """Match a dictionary's decoder rows with the true features.
 
     Args:
-        features: V.
         decoder: W_dec; its rows may have any norm.
         threshold: cosine from which a latent matches a feature.
     """

@@ -157,10 +157,8 @@ def _consistent_share(
 def _features(truth: PlantedConfig, matching: Matching, table: FeatureTable) -> dict[str, Tensor]:
     """One parquet row per true feature; null where a number is undefined.
 
-    Columns: feature, parent (of a feature that is active only where another is), frequency (by the
-    law), observed_frequency (on the held-out rows), best_latent and cosine, one_to_one_latent and
-    one_to_one_cosine, matched, latent_frequency, f1, mass_share, absorbed_share, n_latents (alive
-    latents whose best feature it is, at the threshold).
+    Columns: feature, parent (of a feature that is active only where another is), best_latent and
+    cosine, one_to_one_latent and one_to_one_cosine, and those of `FeatureTable`.
     """
     parents = [truth.parent_of(feature) for feature in range(truth.n_features)]
     latent, cosine = matching.assigned_latent, matching.assigned_cosine
@@ -170,16 +168,9 @@ def _features(truth: PlantedConfig, matching: Matching, table: FeatureTable) -> 
     return {
         "feature": torch.arange(truth.n_features),
         "parent": torch.tensor([-1 if parent is None else parent for parent in parents]),
-        "frequency": table.frequency,
-        "observed_frequency": table.observed_frequency,
         "best_latent": matching.best_latent,
         "cosine": matching.cosine,
         "one_to_one_latent": latent,
         "one_to_one_cosine": torch.where(latent >= 0, cosine, torch.nan),
-        "matched": table.matched,
-        "latent_frequency": table.latent_frequency,
-        "f1": table.f1,
-        "mass_share": table.mass_share,
-        "absorbed_share": table.absorbed_share,
-        "n_latents": table.n_latents,
+        **vars(table),
     }

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from saelab.config import Within, problems_in
 from saelab.errors import ConfigError
 from saelab.formats.evaluation_result import EvaluationResult
 
@@ -34,7 +36,7 @@ class RecoveryConfig:
     The true features are regenerated from the dictionary's own manifest.
     """
 
-    n_rows: int = 8192
+    n_rows: Annotated[int, Within(2)] = 8192
     """Rows of the stream "held_out" of the planted dictionary; training never sees them."""
     threshold: float = 0.9
     """Cosine from which a decoder row matches a true feature, wherever no other is named."""
@@ -50,9 +52,7 @@ class RecoveryConfig:
     """Replace an existing result."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.n_rows < 2:
-            problems.append(f"n_rows: {self.n_rows} is below 2")
+        problems = problems_in(self)
         if not 0.5 <= self.threshold <= 1:
             problems.append(
                 f"threshold: {self.threshold} is not between 0.5, below which latents match "

@@ -47,10 +47,8 @@ def measure_effects(
     """Add every direction at every strength in every context.
 
     Args:
-        model: the language model.
         hook_point: where directions are added.
         prompts: the contexts; the first half chooses promoted tokens, the rest tests them.
-        directions: unit vectors.
         mean_norm: what strengths multiply, in activation units.
         config: strengths, promoted tokens, and steered copies of a context run at once.
         name: of the directions, for the progress bar.

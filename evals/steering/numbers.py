@@ -36,7 +36,6 @@ def summarise(
         latents: a number per latent.
         random: the same number of random directions.
         n_bootstrap: resamples of both for the 95 % interval.
-        seed: of the resamples.
 
     Returns:
         mean, q05 … q95; random_mean, random_q05 … random_q95; difference, difference_low,

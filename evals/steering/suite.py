@@ -7,8 +7,9 @@ steering wherever they are added, and not only where they are active by themselv
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from saelab.errors import ConfigError
+from saelab.config import Within
 
 from ..suite import HeldOutConfig, Suite, deferred, not_positive
 
@@ -21,36 +22,32 @@ class SteeringConfig(HeldOutConfig):
     random directions.
     """
 
-    n_latents: int = 128
+    n_latents: Annotated[int, Within(2)] = 128
     """Live latents per dictionary, drawn at random; all of them where there are fewer."""
-    n_contexts: int = 16
+    n_contexts: Annotated[int, Within(2)] = 16
     """Contexts of held-out text, drawn at random; promoted tokens are chosen on the first half of
     them and tested on the others."""
-    prompt_tokens: int = 32
+    prompt_tokens: Annotated[int, Within(2)] = 32
     """Tokens in each of those contexts; the last one is where directions are added."""
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Length of what is added, in multiples of the mean norm of the held-out rows."""
-    n_random: int = 128
+    n_random: Annotated[int, Within(2)] = 128
     """Random unit directions that latents are compared with."""
-    n_top_tokens: int = 10
+    n_top_tokens: Annotated[int, Within(1)] = 10
     """Promoted tokens by which consistency is measured."""
-    n_bootstrap: int = 1000
+    n_bootstrap: Annotated[int, Within(1)] = 1000
     """Resamples for the 95 % intervals of differences."""
     seed: int = 0
     """Decides latents, contexts, random directions and resamples."""
-    n_tokens: int = 16_384
+    n_tokens: Annotated[int, Within(1)] = 16_384
     """Tokens of held-out text on which live latents and the mean norm are found, rounded up to
     contexts as long as in training."""
-    batch_variants: int = 128
+    batch_variants: Annotated[int, Within(1)] = 128
     """Steered copies of a context in one forward pass; memory grows with it."""
 
-    def __post_init__(self) -> None:
-        counts = ("n_top_tokens", "n_bootstrap", "n_tokens", "batch_variants")
-        pairs = ("n_contexts", "prompt_tokens", "n_latents", "n_random")
-        problems = self.problems(**dict.fromkeys(pairs, 2), **dict.fromkeys(counts, 1))
-        problems += not_positive("strengths", self.strengths)
-        if problems:
-            raise ConfigError(problems)
+    def problems(self) -> list[str]:
+        """Strengths that are none."""
+        return not_positive("strengths", self.strengths)
 
 
 SUITE = Suite(

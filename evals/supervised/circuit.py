@@ -271,15 +271,9 @@ def find_sites(
     seed: int = 0,
     least_effect: float = LEAST_EFFECT,
 ) -> Path:
-    """Search a model's heads for a task's circuit and write its cross-sections.
+    """Search a model's heads for a task's circuit and write its cross-sections to a JSON file.
 
-    Args:
-        path: JSON file for the cross-sections; the effects go beside it as `NAME.circuit.json`.
-        model: the language model.
-        task: the task.
-        n_prompts: prompts that every patch is run on.
-        seed: of the prompts and their counterfactuals.
-        least_effect: absolute effect below which a head has no role.
+    The effects go beside it as `NAME.circuit.json`.
 
     Returns:
         The page with the heat maps.

@@ -60,10 +60,7 @@ class SiteDictionaries:
     def encode(self, site: PromptSite, rows: Float[Tensor, "rows d_in"]) -> SparseCodes:
         """Codes f that multiply the decoder rows in the units of the activations."""
         codes = self._saved(site).dictionary.encode(rows)
-        if codes.row_scale is None:
-            return codes
-        scaled = codes.value * codes.row_scale[codes.pair_rows()]
-        return replace(codes, value=scaled, row_scale=None, row_offset=None)
+        return replace(codes, value=codes.scaled_values(), row_scale=None, row_offset=None)
 
     def W_dec(self, site: PromptSite) -> Float[Tensor, "d_sae d_in"]:
         """Decoder rows."""

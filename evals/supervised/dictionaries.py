@@ -188,7 +188,6 @@ class DesignSums:
     """What mean and least-squares features need of labels and activations, in float64.
 
     Args:
-        design: the columns.
         index: those of each fitting prompt.
 
     Raises:
@@ -250,7 +249,6 @@ def fixed_gauge(
     """Features of the same reconstructions whose means, by frequency, are zero per attribute.
 
     Args:
-        design: the columns.
         features: any least-squares features.
         together: how many prompts have both values.
 

@@ -72,12 +72,6 @@ def greedy_edit(
     O(k · rows · candidates · d_in), with no [rows, d_sae, d_in] tensor.
 
     Args:
-        start: activations of the prompts.
-        target: activations of their counterfactuals.
-        start_codes: codes of `start`.
-        target_codes: codes of `target`.
-        W_dec: decoder rows.
-        k: most latents to move.
         variant: which moves there are.
     """
     candidates, before, after = _candidates(start_codes, target_codes)

@@ -107,7 +107,6 @@ def measure(
     Args:
         folders: saved dictionaries, or folders that hold some; none: the supervised dictionaries
             and the floors alone.
-        config: settings.
 
     Raises:
         ConfigError: an unknown task, cross-section or parametrisation; a task whose words are not

@@ -177,8 +177,6 @@ def grouped_bars(
 
     Args:
         values: (name, category) -> value, low and high; undefined values are left out.
-        names: every series, in order.
-        whiskers: whether to draw low and high.
         labels: text of a bar.
     """
     series = []

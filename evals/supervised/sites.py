@@ -235,10 +235,6 @@ def write_cross_sections(
     """Write cross-sections for `--sites FILE`.
 
     Args:
-        path: the JSON file.
-        sections: what to write.
-        model: name of the model they are of.
-        task: name of the task they are for.
         found_by: settings of the search; None where a person chose them.
     """
     manifest = new_manifest(
@@ -259,7 +255,6 @@ def read_cross_sections(path: Path, *, task: str | None = None) -> list[CrossSec
     """Read cross-sections that `write_cross_sections` or a person wrote.
 
     Args:
-        path: the JSON file.
         task: the task they must be for; None: any.
 
     Raises:
@@ -384,9 +379,6 @@ def patched_outcomes(
     """Run prompts once per variant and keep what the model answers.
 
     Args:
-        model: the language model.
-        task: says how answers are judged.
-        prompts: the prompts.
         variants: name -> site -> what replaces its activation, a row per prompt; no site: the
             clean run.
         targets: counterfactuals, whose answers give `target_metric`.

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from saelab.config import Within, problems_in
 from saelab.errors import ConfigError
 from saelab.formats.files import remedy_when_full
 from saelab.formats.lock import writer_lock
 
 from ..suite import Suite, deferred
-
-
-def below(settings: Any, **least: int) -> list[str]:
-    """A problem for every setting that is less than it may be."""
-    return [
-        f"{name}: {getattr(settings, name)} is below {limit}"
-        for name, limit in least.items()
-        if getattr(settings, name) < limit
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,28 +27,28 @@ class SupervisedConfig:
     hook points of the dictionaries given."""
     cross_section: tuple[str, ...] = ()
     """Names of the cross-sections to judge at. Empty: all of the file's."""
-    n_fit: int = 5000
+    n_fit: Annotated[int, Within(2)] = 5000
     """Prompts that the supervised dictionary is fitted to (split "train")."""
-    n_interpret: int = 3000
+    n_interpret: Annotated[int, Within(2)] = 3000
     """Prompts that latents are interpreted on (split "validation")."""
-    n_eval: int = 2000
+    n_eval: Annotated[int, Within(2)] = 2000
     """Prompts that scores are computed on, with their counterfactuals."""
     eval_split: Literal["test", "unseen_frame"] = "test"
     """Split of those: other combinations of values, or a sentence that no fit has seen."""
-    k: tuple[int, ...] = (2, 4, 8, 16)
+    k: Annotated[tuple[int, ...], Within(1)] = (2, 4, 8, 16)
     """Numbers of latents that an edit may change."""
     greedy: Literal["joint", "free"] = "joint"
     """Moves of the greedy edit: a code goes to its value at the target (joint), or may also be only
     removed or only added (free)."""
     aware_active_only: bool = True
     """Whether edits by interpretation choose among active latents; else the literal first ones."""
-    f1: tuple[float, ...] = (0.5, 0.6, 0.8)
+    f1: Annotated[tuple[float, ...], Within(0, 1, low_open=True)] = (0.5, 0.6, 0.8)
     """F1 thresholds at which latents are counted."""
-    f1_patch: float = 0.6
+    f1_patch: Annotated[float, Within(0, 1, low_open=True)] = 0.6
     """F1 from which latents count as interpretable when codes are exchanged between prompts."""
-    sweep: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+    sweep: Annotated[tuple[float, ...], Within(0, 1, low_open=True)] = (0.2, 0.4, 0.6, 0.8)
     """F1 thresholds of the sweep that removes latents below or above them."""
-    union_values: int = 10
+    union_values: Annotated[int, Within(1)] = 10
     """Predicates in a union, at most."""
     skylines: tuple[Literal["mse", "mean"], ...] = ("mse", "mean")
     """Supervised dictionaries; the first one is the ceiling and decides the gate."""
@@ -69,7 +61,7 @@ class SupervisedConfig:
     """Judge dictionaries also where the supervised dictionary itself fails."""
     prompt_seeds: tuple[int, ...] = (0,)
     """Seeds of the prompts; everything is measured once for each."""
-    resamples: int = 1000
+    resamples: Annotated[int, Within(1)] = 1000
     """Resamples of the prompts for the confidence intervals."""
     model: str = "smollm2-135m"
     """The language model."""
@@ -77,7 +69,7 @@ class SupervisedConfig:
     """Dtype the model computes in."""
     device: str = "auto"
     """Device of the model: `auto`, `cpu`, `cuda`."""
-    batch_prompts: int = 128
+    batch_prompts: Annotated[int, Within(1)] = 128
     """Prompts in one forward pass; memory grows with it, the numbers do not depend on it."""
     out: Path | None = None
     """Folder of the results. None: runs/supervised-TASK."""
@@ -85,19 +77,10 @@ class SupervisedConfig:
     """Replace existing results."""
 
     def __post_init__(self) -> None:
-        problems = below(
-            self, n_fit=2, n_interpret=2, n_eval=2, batch_prompts=1, resamples=1, union_values=1
-        )
-        if not self.k or min(self.k) < 1:
-            problems.append(f"k: {list(self.k)} needs numbers of at least 1")
-        for name in ("f1", "sweep"):
-            if not all(0 < value <= 1 for value in getattr(self, name)):
-                problems.append(f"{name}: {list(getattr(self, name))} is not within (0, 1]")
-        if not 0 < self.f1_patch <= 1:
-            problems.append(f"f1_patch: {self.f1_patch} is not within (0, 1]")
+        problems = problems_in(self)
         problems += [
             f"{name}: name at least one"
-            for name in ("f1", "skylines", "parametrisations", "prompt_seeds")
+            for name in ("k", "f1", "skylines", "parametrisations", "prompt_seeds")
             if not getattr(self, name)
         ]
         if self.cross_section and self.sites is None:
@@ -124,13 +107,13 @@ class SupervisedCommand:
     find_sites: Path | None = None
     """Search the model's heads for the task's circuit, write the cross-sections to this JSON file,
     for --sites, and a page with heat maps beside it; nothing is judged."""
-    circuit_prompts: int = 32
+    circuit_prompts: Annotated[int, Within(2)] = 32
     """Prompts that each head is patched on in that search."""
     write_cache: Path | None = None
     """Write the task's activations at the sites of --sites (at those of --cross-section, where
     given) to one activation cache per site in this folder, for `saelab train task_saes`; nothing is
     judged."""
-    cache_prompts: int = 20_000
+    cache_prompts: Annotated[int, Within(2)] = 20_000
     """Prompts in each of those caches (split "train")."""
     toys: Path | None = None
     """Run the two toy models and write their page to this folder; nothing is judged."""
@@ -142,12 +125,11 @@ class SupervisedCommand:
     def __post_init__(self) -> None:
         modes = ("find_sites", "write_cache", "toys")
         given = [name for name in modes if getattr(self, name) is not None]
-        problems = []
+        problems = problems_in(self)
         if len(given) > 1:
             problems.append(f"{', '.join(given)} exclude one another: give only one")
         if given and self.dictionaries:
             problems.append(f"{given[0]}: nothing is judged with it, so give no dictionaries")
-        problems += below(self, circuit_prompts=2, cache_prompts=2)
         if self.write_cache is not None and self.config.sites is None:
             problems.append(
                 "write_cache: which sites? give --sites FILE, as --find-sites FILE writes it"

@@ -15,13 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.cache.config import TokenFilter
-from saelab.cache.format import KIND, row_bytes
+from saelab.cache.format import new_cache_manifest, row_bytes
 from saelab.cache.harvest import Rows
 from saelab.cache.hook_folder import HookFolder, remove_cache, require_only_cache
 from saelab.config import to_plain
 from saelab.errors import ConfigError
 from saelab.formats.files import require_free_space
-from saelab.formats.manifest import new_manifest
 from saelab.model.identity import identity_of
 from saelab.model.language_model import LanguageModel
 
@@ -49,14 +48,7 @@ def write_task_caches(
     """Write one cache per site, `out/<site>/`.
 
     Args:
-        out: the folder that holds the caches.
-        model: that the activations are of.
-        task_name: the task's name.
-        prompts: whose activations these are.
         activations: site -> a row per prompt.
-        split: of the prompts.
-        seed: that they were drawn with.
-        overwrite: replace existing caches.
 
     Returns:
         The caches' folders, in the order of the sites.
@@ -118,15 +110,13 @@ def _manifest(
     rows: Float[Tensor, "prompts d_in"],
     origin: dict[str, Any],
 ) -> dict[str, Any]:
-    shared = {
+    text = {"source": f"task: {origin['name']}"}
+    made_from = {
         "hook_point": str(site),
-        "text": {"source": f"task: {origin['name']}"},
+        "text": text,
         "context_length": 1,
         "row_rule": to_plain(EVERY_ROW),
         "norm_ceiling": None,
-    }
-    made_from = {
-        **shared,
         "model": model.name,
         **identity_of(model),
         "text_hash": None,
@@ -134,18 +124,14 @@ def _manifest(
         "model_dtype": str(model.dtype).removeprefix("torch."),
         ORIGIN_KEY: origin,
     }
-    manifest = new_manifest(KIND, seed=origin["seed"], config=origin, made_from=made_from)
-    return manifest | {
-        **shared,
-        "status": "writing",
-        "resumable": False,
-        "d_in": rows.shape[1],
-        "dtype": DTYPE,
-        "has_gradients": False,
-        "gradient_of": None,
-        "tokenizer": None,
-        "bos_rule": "one row per prompt of the task, at the position its site names",
-        "calibration": None,
-        "n_tokens_requested": len(rows),
-        "shards": [],
-    }
+    return new_cache_manifest(
+        made_from,
+        seed=origin["seed"],
+        config=origin,
+        d_in=rows.shape[1],
+        dtype=DTYPE,
+        text=text,
+        bos_rule="one row per prompt of the task, at the position its site names",
+        n_tokens_requested=len(rows),
+        resumable=False,
+    )

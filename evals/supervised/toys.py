@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.config import to_plain
+from saelab.config import Within, problems_in, to_plain
 from saelab.errors import ConfigError
 from saelab.formats.chart import Axis, Chart, Series
 from saelab.formats.evaluation_result import (
@@ -31,7 +32,6 @@ from saelab.sparse import SparseCodes
 
 from .predicates import PredicateFamily, f1_scores, on_pairs, overlaps
 from .scores import in_words
-from .suite import below
 
 TOY_CASES = tuple((ratio, l1) for l1 in (0.1, 0.2, 0.3, 0.5) for ratio in (1.0, 1.2, 1.5))
 """Ratio of norms and L1 weight of the occlusion toys that are run."""
@@ -44,35 +44,29 @@ RANDOM_BIAS = 2.35
 class OcclusionToyOptions:
     """The occlusion toy and the autoencoder trained on it."""
 
-    ratio: float = 1.5
+    ratio: Annotated[float, Within(0, low_open=True)] = 1.5
     """Norm of the long directions over that of the short ones."""
-    l1: float = 0.2
+    l1: Annotated[float, Within(0, low_open=True)] = 0.2
     """Weight of Σf beside Σ(x − x̂)², on rows of mean norm 1."""
-    n_values: int = 60
+    n_values: Annotated[int, Within(1)] = 60
     """Directions in each of the two sets."""
-    d_in: int = 32
+    d_in: Annotated[int, Within(1)] = 32
     """Width of a row."""
-    d_sae: int = 256
+    d_sae: Annotated[int, Within(1)] = 256
     """Latents."""
-    n_rows: int = 8000
+    n_rows: Annotated[int, Within(1)] = 8000
     """Rows."""
-    epochs: int = 200
+    epochs: Annotated[int, Within(1)] = 200
     """Passes over them."""
-    batch_rows: int = 512
+    batch_rows: Annotated[int, Within(1)] = 512
     """Rows in a step."""
-    learning_rate: float = 2e-3
+    learning_rate: Annotated[float, Within(0, low_open=True)] = 2e-3
     """Of Adam."""
     seed: int = 0
     """Of directions, rows and initial weights."""
 
     def __post_init__(self) -> None:
-        problems = below(self, n_values=1, d_in=1, d_sae=1, n_rows=1, epochs=1, batch_rows=1)
-        problems += [
-            f"{name}: {getattr(self, name)} is not positive"
-            for name in ("ratio", "l1", "learning_rate")
-            if not getattr(self, name) > 0
-        ]
-        if problems:
+        if problems := problems_in(self):
             raise ConfigError(problems)
 
 
@@ -161,26 +155,23 @@ def _train(
 class SplittingToyOptions:
     """The over-splitting toy: x ~ ±μ + N(0, I)."""
 
-    penalties: tuple[float, ...] = (1.0, 3.0, 5.0, 6.0, 7.0, 8.0, 10.0)
+    penalties: Annotated[tuple[float, ...], Within(0)] = (1.0, 3.0, 5.0, 6.0, 7.0, 8.0, 10.0)
     """λ, the weights of Σf beside ‖x − x̂‖²."""
-    n_rows: int = 20_000
+    n_rows: Annotated[int, Within(2)] = 20_000
     """Rows."""
-    d_in: int = 100
+    d_in: Annotated[int, Within(2)] = 100
     """Width of a row."""
-    mean_norm: float = 2.0
+    mean_norm: Annotated[float, Within(0, low_open=True)] = 2.0
     """‖μ‖."""
-    n_scales: int = 100
+    n_scales: Annotated[int, Within(2)] = 100
     """Scales of the random encoder tried, evenly over [0, 0.1]."""
     seed: int = 0
     """Of rows and random latents."""
 
     def __post_init__(self) -> None:
-        problems = below(self, n_rows=2, d_in=2, n_scales=2)
-        if not self.penalties or min(self.penalties) < 0 or not self.mean_norm > 0:
-            problems.append(
-                "penalties and mean_norm: give at least one penalty of 0 or more, and "
-                "a positive norm"
-            )
+        problems = problems_in(self)
+        if not self.penalties:
+            problems.append("penalties is empty; give at least one")
         if problems:
             raise ConfigError(problems)
 

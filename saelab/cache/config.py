@@ -59,7 +59,7 @@ class DataOverrides:
     """Text in place of the dictionary's own (a source that `saelab.text` reads). None: its own."""
     text_field: str | None = None
     """Field that holds the text in `text_source`. None: as the dictionary recorded it."""
-    context_length: int | None = None
+    context_length: Annotated[int | None, Within(2)] = None
     """Tokens in a context. None: as in training."""
     model: str | None = None
     """Where the dictionary's language model lies, if not under its recorded name. None: there."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from saelab.cli import run_command
-from saelab.config import parse_arguments
+from saelab.config import Within, parse_arguments, problems_in
 from saelab.errors import ConfigError
 from saelab.formats.files import remedy_when_full
 from saelab.formats.lock import writer_lock
@@ -36,11 +37,11 @@ class PlantedCommand:
     """Training methods. None given: all that the recipe `planted` names."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the initial weights; scores are means over them."""
-    n_steps: int = 8000
+    n_steps: Annotated[int, Within(1)] = 8000
     """Steps of 512 rows. The scores in the literature are of 24,000."""
     planted_seed: int = 0
     """Seed of the features and rows."""
-    threads: int = 1
+    threads: Annotated[int, Within(1)] = 1
     """Processor threads to compute with; matrices this small gain nothing from more."""
     resume: bool = False
     """Go on with what an interrupted call left in the folder."""
@@ -49,9 +50,7 @@ class PlantedCommand:
 
     def __post_init__(self) -> None:
         empty = [name for name in ("presets", "seeds") if not getattr(self, name)]
-        low = [name for name in ("n_steps", "threads") if getattr(self, name) < 1]
-        problems = [f"{name} is empty; give at least one" for name in empty]
-        problems += [f"{name} is {getattr(self, name)}; it must be at least 1" for name in low]
+        problems = problems_in(self) + [f"{name} is empty; give at least one" for name in empty]
         if self.resume and self.overwrite:
             problems.append("--resume and --overwrite exclude each other: give one of them")
         if problems:

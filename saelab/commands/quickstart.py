@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from saelab.cli import run_command
-from saelab.config import parse_arguments, to_plain
+from saelab.config import Within, parse_arguments, problems_in, to_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.features.schema import STORE_FILE
 from saelab.formats.files import TEMPORARY_SUFFIX, remedy_when_full
@@ -45,17 +45,17 @@ class QuickstartCommand:
 
     out: Path = Path("runs/quickstart")
     """Folder for everything it makes."""
-    cache_tokens: int = 400_000
+    cache_tokens: Annotated[int, Within(8192)] = 400_000
     """Tokens of text to run through the model."""
-    train_tokens: int = 1_200_000
+    train_tokens: Annotated[int, Within(4096)] = 1_200_000
     """Rows to train on, repeats included."""
-    d_sae: int = 4608
+    d_sae: Annotated[int, Within(1)] = 4608
     """Number of latents."""
-    k: int = 32
+    k: Annotated[int, Within(1)] = 32
     """Active latents per token."""
-    eval_tokens: int = 32_768
+    eval_tokens: Annotated[int, Within(4096)] = 32_768
     """Held-out tokens to judge on; losses are measured on a quarter of them."""
-    feature_tokens: int = 200_000
+    feature_tokens: Annotated[int, Within(4096)] = 200_000
     """Tokens to read every feature on, for the browser."""
     resume: bool = False
     """Go on with an interrupted quickstart."""
@@ -63,13 +63,7 @@ class QuickstartCommand:
     """Delete what an earlier quickstart made in the folder and start over."""
 
     def __post_init__(self) -> None:
-        least = {"cache_tokens": 8192, "train_tokens": 4096, "d_sae": 1, "k": 1}
-        least |= {"eval_tokens": 4096, "feature_tokens": 4096}
-        problems = [
-            f"{name} is {getattr(self, name)}; it must be at least {value}"
-            for name, value in least.items()
-            if getattr(self, name) < value
-        ]
+        problems = problems_in(self)
         if self.k > self.d_sae:
             problems.append(
                 f"k = {self.k} is more than d_sae = {self.d_sae}: a token cannot have more active "

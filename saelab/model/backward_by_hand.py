@@ -75,8 +75,6 @@ def attention_gradients(
 
     Args:
         query: query heads; each key head serves the same number of consecutive ones.
-        key: key heads.
-        value: value heads.
         gradient: of the loss with respect to the attention's output.
         scale: factor of the scores.
     """
@@ -183,9 +181,7 @@ def rms_norm_gradient(
     With t = w·g it is r·t − x·r³·mean(t·x), in float32 or the dtype of x, whichever is finer.
 
     Args:
-        x: input of the norm.
         weight: w, one per entry.
-        epsilon: ε.
         gradient: g, of the loss with respect to y.
     """
     width = x.shape[-1]

@@ -154,7 +154,6 @@ class HookedForward:
         """Run the model, calling each visit with its hook point's activation.
 
         Args:
-            tokens: token ids.
             visits: hook point -> function; heads arrive flattened.
             stop_when_seen: stop as soon as every hook point has fired; returns None.
             graph_for: hook points whose visits will be differentiated with respect to; what is

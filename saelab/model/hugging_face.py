@@ -101,10 +101,8 @@ def load_hugging_face(
     """Model (frozen, eval mode) and tokenizer from a local folder, never from the network.
 
     Args:
-        name: what the user called the model.
         folder: its files. An encoder comes with its masked-token head, drawn at random where the
             folder has none.
-        dtype: of weights.
         device: where it goes, unless the options say so.
         options: for transformers, as `model_options` reads them.
 

@@ -105,7 +105,8 @@ def load_language_model(
 class LanguageModel:
     """A frozen language model with hook points; made by `load_language_model`.
 
-    An encoder gives activations; what is about the next token it refuses.
+    Tokens are ids on any device, hook points have TransformerLens names. An encoder gives
+    activations; what is about the next token it refuses.
 
     Attributes:
         name: as given by the user.
@@ -235,10 +236,6 @@ class LanguageModel:
     ) -> dict[str, Float[Tensor, "batch seq _"]]:
         """Activations at hook points, from one pass that stops at the last one asked for.
 
-        Args:
-            tokens: token ids on any device.
-            hook_points: TransformerLens names.
-
         Returns:
             Hook point -> [batch seq d_in] in the model's dtype on its device.
 
@@ -255,10 +252,6 @@ class LanguageModel:
         The gradient is the total derivative: what the loss, summed over all positions of each
         context (nats, float32), changes by when the activation does, later hook points of the
         same call following. Contexts do not influence each other; they are taken a few at a time.
-
-        Args:
-            tokens: token ids on any device.
-            hook_points: TransformerLens names.
 
         Returns:
             Hook point -> (activations, gradients), each [batch seq d_in] in the model's dtype.
@@ -280,7 +273,6 @@ class LanguageModel:
         """A full forward pass, optionally with activations replaced or kept on the way.
 
         Args:
-            tokens: token ids on any device.
             splice: hook point -> function from the activation [batch seq d_in] (model dtype) to
                 its replacement of the same shape (any dtype).
             capture: hook points whose activations are given back; none that is spliced.
@@ -313,8 +305,6 @@ class LanguageModel:
         The context before its last token is computed once for all, where the model allows it.
 
         Args:
-            context: token ids on any device.
-            hook_point: TransformerLens name.
             additions: what is added to the activation there, one row per variant.
 
         Raises:
@@ -344,8 +334,6 @@ class LanguageModel:
         """Activations, the gradient of a next token's logit with respect to them, and its value.
 
         Args:
-            tokens: one context on any device.
-            hook_point: TransformerLens name.
             target: id of the token whose logit after the context is differentiated.
             quantity: "logit", or "log_probability" (nats).
 
@@ -375,13 +363,11 @@ class LanguageModel:
 
         Args:
             prompt: token ids on any device, at least one.
-            hook_point: TransformerLens name.
             edit: from activations [versions seq d_in], tokens [versions seq] and the position of
                 the first of them, to the activations' replacement; sees every position once.
             n_versions: rows written side by side, with the same random numbers.
             n_tokens: most tokens to write; all versions may end earlier.
             temperature: that logits are divided by; 0 takes the likeliest token.
-            seed: of the random numbers.
 
         Raises:
             ModelError: as for `run`; or no prompt, or more tokens than the model's context holds.

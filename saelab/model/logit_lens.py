@@ -44,7 +44,6 @@ def lens_of(plain: Any, final_norm: Any) -> Lens:
     What the norm does is read off its output rather than its class: some multiply by 1 + weight.
 
     Args:
-        plain: the model.
         final_norm: its last norm as a function of activations; None where it has none.
     """
     head = plain.get_output_embeddings().weight

@@ -142,12 +142,8 @@ def run_last_position(
     (SmolLM2-135M, bfloat16, one CPU core).
 
     Args:
-        forward: the model.
-        tokens: the context.
-        name: hook point.
         visit: sees the activation [variants 1 d_in] of the last position and returns its
             replacement.
-        n_variants: rows of the batch.
     """
     past = keys_before(forward, tokens, tokens.shape[1] - 1) if forward.is_plain(name) else None
     if past is None:

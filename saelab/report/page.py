@@ -215,7 +215,6 @@ def html_table(
 
     Args:
         caption: shown above the table, and read out before it.
-        columns: titles.
         rows: cells, as `format_value` takes them, or `Html`.
         kind: class of the frame.
     """

@@ -93,10 +93,8 @@ def training_figure(
 
     Args:
         number: its name in the log.
-        curves: by dictionary.
         names: every dictionary of the page, so that a line keeps its look from figure to figure.
         scale: of the vertical axis; None: the number's own. Log leaves out what is not positive.
-        x_scale: of the horizontal axis.
 
     Returns:
         The figure; None where there is nothing to draw.

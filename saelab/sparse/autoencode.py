@@ -37,7 +37,6 @@ def encode_selected(
     Args:
         inputs: activations as the dictionary sees them; b_in is subtracted inside.
         W_enc: encoder weights; fastest with each latent's column contiguous in memory.
-        b_enc: encoder bias.
         b_in: bias subtracted from the input: b_dec itself in a sparse autoencoder.
         selected: the pairs, with their pre-activations as values; these are what is returned.
         pairs: `TransposedPairs.of(selected)` where it is at hand; it costs a sort.
@@ -56,8 +55,6 @@ def decode_selected(
 
     Args:
         selected: the pairs; their own values play no part.
-        value: weight of each pair.
-        W_dec: decoder weights.
         pairs: `TransposedPairs.of(selected)` where it is at hand; it costs a sort.
     """
     pairs = TransposedPairs.of(selected) if pairs is None else pairs
@@ -78,10 +75,6 @@ def autoencode(
 
     Args:
         inputs: activations as the dictionary sees them; b_dec is subtracted inside.
-        W_enc: encoder weights.
-        b_enc: encoder bias.
-        W_dec: decoder weights.
-        b_dec: decoder bias.
         selected: the active pairs with their pre-activations as values.
         b_in: subtracted from the inputs. None: b_dec.
 

@@ -93,6 +93,12 @@ class SparseCodes:
         """The same pairs with other values."""
         return replace(self, value=value)
 
+    def scaled_values(self) -> Float[Tensor, " pairs"]:
+        """Each code times its row's scale: what multiplies the decoder row in activation units."""
+        if self.row_scale is None:
+            return self.value
+        return self.value * self.row_scale[self.pair_rows()]
+
     def pair_rows(self) -> Int[Tensor, " pairs"]:
         """The row each pair belongs to."""
         rows = torch.arange(self.n_rows, device=self.latent.device)

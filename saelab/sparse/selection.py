@@ -100,8 +100,6 @@ def select_boosted_top_k(
     changes (Olmo et al., 2024, arXiv 2411.10397, Figure 1; the scale of g carries β).
 
     Args:
-        pre: the pre-activations z.
-        k: pairs to choose in each row.
         gradients: of the loss with respect to the row, multiplied by β.
         W_dec: decoder weights, rows of norm one.
     """

@@ -58,10 +58,6 @@ def match_one_to_one(
 ) -> tuple[Int[Tensor, " n"], float]:
     """Match as many rows as possible to a partner each, of the largest total cosine.
 
-    Args:
-        rows: unit rows.
-        columns: unit rows.
-
     Returns:
         The index in `columns` of each row's partner, -1 for those left over where there are fewer;
         and a bound on how far their mean cosine is below the best possible: 0 where it is exact.
@@ -82,8 +78,6 @@ def auction(
     """`match_one_to_one` without the matrix, within a tolerance of the best.
 
     Args:
-        rows: unit rows.
-        columns: unit rows.
         tolerance: how far the mean cosine of the matched may be below the best possible, unless
             it had to be doubled.
         kept_columns: best columns remembered of each row; memory and speed, not the result.

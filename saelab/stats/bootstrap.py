@@ -44,7 +44,6 @@ class Bootstrap:
     Args:
         n_items: items that every score is over, such as prompts.
         n_resamples: draws of them.
-        seed: of the draws.
     """
 
     def __init__(self, n_items: int, n_resamples: int = 1000, seed: int = 0):

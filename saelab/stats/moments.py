@@ -17,11 +17,6 @@ class Moments:
     A group is whatever the caller wants a curve over, such as the position in the context; with one
     group this is a plain streamed mean and variance.
 
-    Args:
-        d_in: width of the rows.
-        n_groups: groups that rows fall into.
-        device: of the sums.
-
     Example:
         >>> moments = Moments(2)
         >>> moments.update(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))

@@ -40,12 +40,8 @@ def zipf_budgets(
     down goes to the largest remainders.
 
     Args:
-        n: number of ranks.
-        total: the sum.
         exponent: of the law; 0 gives equal budgets.
         offset: of the law.
-        smallest: least budget of a rank.
-        largest: largest budget of a rank.
 
     Raises:
         ConfigError: no budgets within the limits have this sum.

@@ -58,7 +58,6 @@ def write_planted_cache(out: Path, config: PlantedConfig, *, overwrite: bool = F
     """Write the training rows of a planted dictionary as the activation cache `out/planted/`.
 
     Args:
-        out: the folder that holds the cache.
         config: the planted dictionary; its first `n_rows` rows of the stream "train" are written.
         overwrite: replace a cache that is there. What was begun with the same settings is replaced
             without it.

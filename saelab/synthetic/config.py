@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from saelab.config import Within, problems_in
 from saelab.errors import ConfigError
 
 
@@ -81,9 +83,9 @@ class DensePartConfig:
 class PlantedConfig:
     """A planted dictionary and the pool of training rows made of it."""
 
-    n_features: int = 64
+    n_features: Annotated[int, Within(2)] = 64
     """True features, each a random direction."""
-    d_in: int = 24
+    d_in: Annotated[int, Within(2)] = 24
     """Width of a row; below n_features the features are in superposition."""
     support: ExactSupportConfig | BernoulliSupportConfig = field(
         default_factory=BernoulliSupportConfig
@@ -93,21 +95,21 @@ class PlantedConfig:
     """Coefficients of active features are uniform from here …"""
     coefficient_high: float = 1.5
     """… to here; equal bounds make them constant."""
-    partner_probability: float = 0.0
+    partner_probability: Annotated[float, Within(0, 1)] = 0.0
     """Probability that an active feature switches on its partner, one fixed other feature. What was
     switched on switches on nothing further."""
     hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
     """Features that are active only where their parent is."""
     dense: DensePartConfig = field(default_factory=DensePartConfig)
     """Part of every row that is no feature."""
-    noise: float = 0.0
+    noise: Annotated[float, Within(0)] = 0.0
     """Root mean square norm of isotropic Gaussian noise, in the same unit: the norm of a feature
     with coefficient 1. Its standard deviation is noise / sqrt(d_in) in each dimension."""
     normalise_rows: bool = True
     """Divide each row by its norm. A row without any part stays zero."""
-    n_rows: int = 100_000
+    n_rows: Annotated[int, Within(1)] = 100_000
     """Rows in the training pool."""
-    seed: int = 0
+    seed: Annotated[int, Within(0)] = 0
     """Of the features and of every row."""
 
     def __post_init__(self) -> None:
@@ -116,25 +118,18 @@ class PlantedConfig:
             raise ConfigError(problems)
 
     def _problems(self) -> list[str]:
-        problems = [
-            f"{name}: {getattr(self, name)} is below {least}"
-            for name, least in (("n_features", 2), ("d_in", 2), ("n_rows", 1), ("seed", 0))
-            if getattr(self, name) < least
-        ]
+        problems = problems_in(self)
         if not 0 < self.coefficient_low <= self.coefficient_high < math.inf:
             problems.append(
                 f"coefficients: low = {self.coefficient_low}, high = {self.coefficient_high}; "
                 "expected 0 < low <= high"
             )
-        if not 0 <= self.partner_probability <= 1:
-            problems.append(f"partner_probability: {self.partner_probability} is not in [0, 1]")
         if not 0 < self.hierarchy.child_probability <= 1:
             problems.append(
                 f"hierarchy.child_probability: {self.hierarchy.child_probability} is not in (0, 1]"
             )
-        for name, value in (("noise", self.noise), ("dense.scale", self.dense.scale)):
-            if not 0 <= value < math.inf:
-                problems.append(f"{name}: {value} is not a finite number of at least 0")
+        if not 0 <= self.dense.scale < math.inf:
+            problems.append(f"dense.scale: {self.dense.scale} is not a finite number of at least 0")
         if not 0 <= self.dense.rank <= self.d_in:
             problems.append(
                 f"dense.rank: {self.dense.rank} is not between 0 and d_in = {self.d_in}"

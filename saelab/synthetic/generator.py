@@ -45,11 +45,7 @@ def planted_rows(
 
 
 class PlantedSource:
-    """Everything of a planted dictionary that does not change from row to row.
-
-    Args:
-        config: the planted dictionary.
-    """
+    """Everything of a planted dictionary that does not change from row to row."""
 
     def __init__(self, config: PlantedConfig):
         self.config = config
@@ -72,7 +68,6 @@ class PlantedSource:
         """Rows `start` to `start + n_rows` of an endless stream, the same however they are cut.
 
         Args:
-            n_rows: how many.
             stream: any label; rows of different labels are independent. Training caches hold the
                 first rows of "train", evaluation takes "held_out".
             start: index of the first row.

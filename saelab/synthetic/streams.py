@@ -44,10 +44,8 @@ def draw_support(
     """Which features are active in a block of rows, [BLOCK_ROWS, n_features].
 
     Args:
-        config: the planted dictionary.
         generator: of the block; advanced.
         frequencies: of the roots, by the support law alone.
-        partner: of the roots.
         first_row: index of the block's first row in its stream.
     """
     active = np.zeros((BLOCK_ROWS, config.n_features), dtype=bool)

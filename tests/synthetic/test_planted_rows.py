@@ -245,12 +245,12 @@ def test_configs_survive_json(config):
     [
         (
             {"n_features": 1, "n_rows": 0, "seed": -1},
-            "n_features: 1 is below 2; n_rows: 0.*seed: -1",
+            "n_features is 1; it must be at least 2.*n_rows is 0;.*seed is -1;",
         ),
         ({"coefficient_low": 0.0}, "expected 0 < low <= high"),
-        ({"partner_probability": 1.5}, "partner_probability: 1.5 is not in"),
+        ({"partner_probability": 1.5}, "partner_probability is 1.5; it must be between 0 and 1"),
         ({"hierarchy": HierarchyConfig(child_probability=0.0)}, "child_probability: 0.0 is not in"),
-        ({"noise": math.nan}, "noise: nan is not a finite number"),
+        ({"noise": math.nan}, "noise is nan; it must be at least 0, finite"),
         ({"dense": DensePartConfig(rank=25)}, "dense.rank: 25 is not between 0 and d_in = 24"),
         ({"hierarchy": HierarchyConfig(n_parents=30)}, "60 children leave 4 of 64 features"),
         ({"hierarchy": HierarchyConfig(n_parents=-1)}, "-1 parents of 2 children"),

@@ -235,7 +235,6 @@ class SparsityController(nn.Module):
 
     Args:
         target_l0: wanted mean number of active latents per token.
-        n_steps: of the run.
         start_l0_factor: L0 of the first batch over the target.
         fixed: the weight of every step; None: controlled.
     """

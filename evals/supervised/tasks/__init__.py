@@ -237,8 +237,6 @@ def counterfactual_pairs(
     """One counterfactual for each prompt that has one.
 
     Args:
-        task: the task.
-        prompts: the prompts to change.
         edit: the attributes to change, each to a value drawn for the prompt.
         seed: of the draws; the draw of a prompt depends on its index in the list only.
 
@@ -346,7 +344,6 @@ class FramePrompts(FrameWriter, ABC):
     """How prompts are drawn, written and changed whose sentences are frames with words in slots.
 
     Args:
-        tokenizer: of the model.
         pools: attribute -> the values that a counterfactual draws from.
         example: a word for every slot, with which all frames are checked.
     """
@@ -419,12 +416,10 @@ def single_tokens(
     """The words that are one token after a space, in their order.
 
     Args:
-        tokenizer: of the model.
         words: with spaces between them; forms of one word, with a slash between them, are kept
             if all are single tokens.
         at_least: how many the task needs.
         what: they are, for the message.
-        task: its name.
 
     Raises:
         ConfigError: there are fewer than the task needs.

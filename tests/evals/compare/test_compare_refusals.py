@@ -308,5 +308,5 @@ def test_settings_that_do_not_fit_are_named_together():
     with pytest.raises(ConfigError) as error:
         CompareConfig(n_tokens=0, steering_latents=1, common_l0=(4.0, -1.0), steering_k=())
     text = str(error.value)
-    for part in ("n_tokens: 0 is below 1", "steering_latents: 1", "common_l0: -1.0", "steering_k"):
+    for part in ("n_tokens is 0;", "steering_latents is 1;", "common_l0: -1.0", "steering_k"):
         assert part in text

@@ -263,7 +263,8 @@ def test_an_existing_result_is_kept_unless_overwrite_is_asked_for(runs, tmp_path
 
 def test_settings_that_do_not_fit_are_named_together():
     with pytest.raises(
-        ConfigError, match=r"n_tokens: 0 is below 1; threshold: 1\.5 .*top_fraction"
+        ConfigError,
+        match=r"threshold is 1\.5; .*top_fraction is 0.*n_tokens is 0; it must be at least 1",
     ):
         ConsistencyConfig(n_tokens=0, threshold=1.5, top_fraction=0.0)
 

@@ -384,7 +384,7 @@ def test_text_shorter_than_asked_for_is_evaluated_whole_and_counted(save, caplog
 
 
 def test_settings_that_do_not_fit_are_named_together():
-    with pytest.raises(ConfigError, match=r"n_loss_tokens: 0 .*batch_contexts: -1"):
+    with pytest.raises(ConfigError, match=r"batch_contexts is -1; .*n_loss_tokens is 0;"):
         CoreConfig(n_loss_tokens=0, batch_contexts=-1)
     with pytest.raises(ConfigError, match=r"n_loss_tokens: 99 exceeds n_tokens = 9"):
         CoreConfig(n_tokens=9, n_loss_tokens=99)

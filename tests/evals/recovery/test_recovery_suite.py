@@ -361,7 +361,7 @@ def test_what_cannot_be_judged_is_refused_in_one_line(save, tmp_path, capsys):
         ([], "no dictionary was given"),
         ([str(tmp_path / "nowhere")], "does not exist"),
         ([str(folder), "--threshold", "0.3"], "threshold: 0.3 is not between 0.5"),
-        ([str(folder), "--n-rows", "1", "--overwrite"], "n_rows: 1 is below 2"),
+        ([str(folder), "--n-rows", "1", "--overwrite"], "n_rows is 1; it must be at least 2"),
         ([str(folder), "--device", "abacus", "--overwrite"], "device 'abacus' cannot be used"),
     ):
         assert main(["eval", "recovery", *words]) == 2

@@ -256,7 +256,9 @@ def test_dead_latents_and_too_little_text_are_refused(save_trained, topk_diction
 
 
 def test_settings_that_do_not_fit_are_named_together():
-    with pytest.raises(ConfigError, match=r"n_contexts: 1 is below 2; .*-1\.0 is not a positive"):
+    with pytest.raises(
+        ConfigError, match=r"n_contexts is 1; it must be at least 2.*-1\.0 is not a pos"
+    ):
         SteeringConfig(n_contexts=1, strengths=(-1.0, 2.0))
     with pytest.raises(ConfigError, match="must be one or more different numbers"):
         SteeringConfig(strengths=(1.0, 1.0))
