@@ -3,40 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from saelab.formats.evaluation_result import Better, MeasuredMetric
-
-
-@dataclass(frozen=True, kw_only=True)
-class Definition:
-    """What a number of a suite means."""
-
-    name: str
-    """Key of the number."""
-    unit: str
-    """Unit; "1" for ratios."""
-    text: str
-    """How it is computed, in words."""
-    better: Better = "neither"
-    """Which direction is the better one."""
-    group: str = "Numbers"
-    """Heading under which it stands."""
-    source: str = ""
-    """Paper or equation it is from."""
-
-    def measured(self, value: float | int | None) -> MeasuredMetric:
-        """The number with its definition."""
-        return MeasuredMetric(
-            name=self.name,
-            value=value,
-            unit=self.unit,
-            definition=self.text,
-            group=self.group,
-            better=self.better,
-            source=self.source,
-        )
+from saelab.formats.evaluation_result import Better, Definition
 
 
 def filled_in(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from saelab.stats.metric_definitions import METRICS, define
@@ -14,16 +15,7 @@ from .config import CoreConfig
 
 def definitions(facts: Mapping[str, Any]) -> list[Definition]:
     """Every shared metric, with the facts of a measurement filled in."""
-    return [
-        Definition(
-            name=name,
-            unit=metric.unit,
-            text=define(name, **facts),
-            group=metric.group,
-            better=metric.better,
-        )
-        for name, metric in METRICS.items()
-    ]
+    return [replace(metric, text=define(name, **facts)) for name, metric in METRICS.items()]
 
 
 SUITE = Suite(

@@ -13,7 +13,7 @@ from saelab.formats.evaluation_result import Table
 from saelab.model.language_model import LanguageModel
 
 from ..subjects import Subject
-from .rows import Rows
+from .rows import EvaluatedRows
 from .suite import DarkMatterConfig
 
 PART_LABELS = {"linear": "linear error", "nonlinear": "nonlinear error", "error": "whole error"}
@@ -50,14 +50,14 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Context:
+class AnalysisContext:
     """What an analysis of one dictionary may need."""
 
     subject: Subject
     """The dictionary, its data spec, and where its results go."""
     model: LanguageModel | None
     """None where no analysis that was asked for runs it."""
-    rows: Rows
+    rows: EvaluatedRows
     config: DarkMatterConfig
     probe: ErrorProbe
     """Fitted on the training contexts."""

@@ -33,8 +33,8 @@ from .analysis import (
     COMPONENT_WORDS,
     PART_LABELS,
     PART_STYLES,
+    AnalysisContext,
     AnalysisResult,
-    Context,
     Finding,
     slug,
 )
@@ -249,7 +249,7 @@ def components_chart(findings: ComponentFindings) -> Chart:
     )
 
 
-def components_result(context: Context) -> AnalysisResult:
+def components_result(context: AnalysisContext) -> AnalysisResult:
     """Run the analysis on a dictionary."""
     config, saved = context.config, context.subject.saved
     device = str(saved.dictionary.b_dec.device)

@@ -35,7 +35,7 @@ from saelab.stats.seeds import seeded_generator
 from saelab.text.contexts import TextBatch
 
 from ..core.losses import summed_loss
-from .analysis import AnalysisResult, Context, Finding, bars, bars_of_parts, in_words
+from .analysis import AnalysisContext, AnalysisResult, Finding, bars, bars_of_parts, in_words
 from .rows import CONTEXT_TEST, cells_of
 
 logger = logging.getLogger(__name__)
@@ -430,7 +430,7 @@ def _losses_chart(findings: DownstreamFindings) -> Chart:
     )
 
 
-def downstream_result(context: Context) -> AnalysisResult:
+def downstream_result(context: AnalysisContext) -> AnalysisResult:
     """Run the analysis on a dictionary."""
     assert context.model is not None
     config = context.config

@@ -24,7 +24,7 @@ from saelab.model.devices import resolve_device
 
 from ..subjects import Subject, load_models, subjects_of
 from ..suite import Definition, Measurement
-from .analysis import AnalysisResult, Context, Finding
+from .analysis import AnalysisContext, AnalysisResult, Finding
 from .breakdown import Member
 from .components import components_result
 from .downstream import downstream_result
@@ -34,7 +34,7 @@ from .linear_maps import linear_maps_result
 from .measure import GROUPS, Measured, measure
 from .norm_test import norm_test_chart
 from .regression import CrossStatistics
-from .rows import Rows, rows_of_cache, rows_of_text
+from .rows import EvaluatedRows, rows_of_cache, rows_of_text
 from .suite import FAMILY_SUITE, Analysis, DarkMatterConfig
 from .synthetic import synthetic_result
 
@@ -47,7 +47,7 @@ SEEN = (
 )
 COMPARED = ("hook_point", "model", "text", "context_length", "token_filter", "norm_ceiling")
 """What dictionaries judged together must share."""
-FURTHER: dict[Analysis, Callable[[Context], AnalysisResult]] = {
+FURTHER: dict[Analysis, Callable[[AnalysisContext], AnalysisResult]] = {
     "downstream": downstream_result,
     "linear-maps": linear_maps_result,
     "synthetic": synthetic_result,
@@ -92,7 +92,7 @@ def measure_dark_matter(
         for subject in subjects:
             with _temporary_folder(temporary) as own_folder:
                 passes = _passes(subject, rows, config, own_folder, design)
-                context = Context(subject, model, rows, config, passes[0].probe)
+                context = AnalysisContext(subject, model, rows, config, passes[0].probe)
                 further = [run(context) for name, run in FURTHER.items() if config.wants(name)]
             design = passes[0].design
             yield _measurement(subject, rows, passes, further)
@@ -145,7 +145,7 @@ def _check_named_dictionaries(judged: SavedDictionary, config: DarkMatterConfig)
 
 def _passes(
     subject: Subject,
-    rows: Rows,
+    rows: EvaluatedRows,
     config: DarkMatterConfig,
     folder: Path,
     design: CrossStatistics | None,
@@ -171,7 +171,10 @@ def _passes(
 
 
 def _measurement(
-    subject: Subject, rows: Rows, passes: Sequence[Measured], further: Sequence[AnalysisResult]
+    subject: Subject,
+    rows: EvaluatedRows,
+    passes: Sequence[Measured],
+    further: Sequence[AnalysisResult],
 ) -> Measurement:
     saved, dictionary = subject.saved, subject.saved.dictionary
     numbers = {

@@ -28,7 +28,7 @@ from saelab.model.identity import model_mismatch
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 
-from .analysis import COMPONENT_WORDS, AnalysisResult, Context, Finding, bars_of_parts, slug
+from .analysis import COMPONENT_WORDS, AnalysisContext, AnalysisResult, Finding, bars_of_parts, slug
 from .regression import RIDGE, RegressionMoments, RegressionStatistics
 from .rows import CONTEXT_TEST, CONTEXT_TRAIN, N_CELLS, captured_rows, cells_of
 from .suite import DarkMatterConfig
@@ -273,7 +273,7 @@ def linear_maps_chart(findings: LinearMapFindings) -> Chart:
     )
 
 
-def linear_maps_result(context: Context) -> AnalysisResult:
+def linear_maps_result(context: AnalysisContext) -> AnalysisResult:
     """Run the analysis on a dictionary."""
     assert context.model is not None
     config, subject = context.config, context.subject

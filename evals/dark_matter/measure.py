@@ -24,7 +24,7 @@ from .directions import DIRECTIONS, DirectionSums, direction_findings
 from .linear_error import FIRST_PASS, SECOND_PASS, UNITS, ErrorSums, fit_error
 from .norm_test import NORM_TEST, PartSums, norm_test
 from .regression import CrossStatistics
-from .rows import RowBatch, Rows, Spill
+from .rows import EvaluatedRows, RowBatch, Spill
 from .suite import PURSUIT, DarkMatterConfig
 from .tokens import token_writer, trace_chart, trace_of
 
@@ -99,7 +99,7 @@ class CodesSpill:
 @torch.no_grad()
 def measure(
     dictionary: Dictionary,
-    rows: Rows,
+    rows: EvaluatedRows,
     config: DarkMatterConfig,
     *,
     name: str,
@@ -157,7 +157,7 @@ def measure(
 
 
 def _encoded(
-    dictionary: Dictionary, rows: Rows, own_codes: CodesSpill | None
+    dictionary: Dictionary, rows: EvaluatedRows, own_codes: CodesSpill | None
 ) -> Iterator[tuple[RowBatch, SparseCodes]]:
     """Each batch with its codes, or with pursuit codes of the own codes' L0."""
     device = dictionary.W_dec.device

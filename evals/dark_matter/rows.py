@@ -68,7 +68,7 @@ class RowBatch:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Rows:
+class EvaluatedRows:
     """A source of rows that can be read any number of times."""
 
     read: Callable[[], Iterable[Columns]]
@@ -176,7 +176,7 @@ def in_batches(blocks: Iterable[Columns], n_rows: int) -> Iterator[Columns]:
 @torch.no_grad()
 def rows_of_text(
     model: LanguageModel, spec: DataSpec, config: DarkMatterConfig, folder: Path
-) -> Rows:
+) -> EvaluatedRows:
     """Run the model over held-out text once and keep the rows in temporary files.
 
     Raises:
@@ -200,7 +200,7 @@ def rows_of_text(
             n_rows,
             config.n_tokens,
         )
-    return Rows(
+    return EvaluatedRows(
         read=spill.batches,
         seed=config.seed,
         train_fraction=config.train_fraction,
@@ -275,7 +275,7 @@ def captured_rows(
 
 def rows_of_cache(
     folder: Path, saved: SavedDictionary, config: DarkMatterConfig, model: LanguageModel | None
-) -> Rows:
+) -> EvaluatedRows:
     """The rows of a cache that count for a dictionary: its norm ceiling leaves out more of them.
 
     Raises:
@@ -296,7 +296,7 @@ def rows_of_cache(
             saved.name,
             cache.folder,
         )
-    return Rows(
+    return EvaluatedRows(
         read=partial(_cache_blocks, cache, losses, first, saved.norm_ceiling, config.n_tokens),
         seed=config.seed,
         train_fraction=config.train_fraction,

@@ -34,7 +34,7 @@ from saelab.progress import progress_bar
 from saelab.stats.seeds import seeded_generator
 from saelab.stats.spread import pearson
 
-from .analysis import AnalysisResult, Context, Finding, in_words
+from .analysis import AnalysisContext, AnalysisResult, Finding, in_words
 from .regression import RIDGE, CrossStatistics, RegressionMoments
 from .rows import BATCH_ROWS, in_batches
 
@@ -384,7 +384,7 @@ def synthetic_table(findings: SyntheticFindings) -> Table:
     )
 
 
-def synthetic_result(context: Context) -> AnalysisResult:
+def synthetic_result(context: AnalysisContext) -> AnalysisResult:
     """Run the analysis on a dictionary."""
     config, saved = context.config, context.subject.saved
     batches = in_batches(context.rows.read(), config.n_synthetic_rows)

@@ -194,7 +194,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     "Reconstruction": {
         "nmse": "Sum of |x - reconstruction|^2 divided by the sum of |x|^2, both over the "
         "{n_rows} held-out rows. It says nothing of recovery: the lowest go with none.",
-        **{name: METRICS[name].definition for name in _SHARED},
+        **{name: METRICS[name].text for name in _SHARED},
     },
     "Consistency": {
         "mcs_090": "Share of the alive latents whose mean, over the other {n_others} dictionaries "

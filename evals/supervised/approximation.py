@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.dictionary.architectures import error_of
 from saelab.formats.chart import Axis, Chart, Series
 from saelab.formats.evaluation_result import Table
 from saelab.stats.bootstrap import UNDEFINED, Bootstrap, Estimate
@@ -193,7 +194,7 @@ def _measure(
     rest = {}
     for site, reconstruction in replaced.items():
         rows, mean = section.material.activations[site], section.means[site]
-        error = rows - reconstruction
+        error = error_of(rows, reconstruction)
         rest[site] = mean + error
         variance = (rows - mean).double().square().sum()
         fvu = float(error.double().square().sum() / variance) if variance > 0 else None

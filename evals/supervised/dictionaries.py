@@ -10,7 +10,7 @@ feature for the value a_i of each attribute i, all with coefficient 1.
   the bias x̄. Of nested attributes (a name determines a gender) the coarser gets the mean of the
   finer's features.
 
-Sums are float64. Values without a prompt have a zero feature and are listed.
+Sums are float64. Values without a prompt have a zero feature and a count of 0.
 Source: Makelov, Lange & Nanda, arXiv 2405.08366, section 3.1, A.5 and A.6.
 """
 
@@ -136,12 +136,6 @@ class SupervisedDictionary:
     """The mean activation of the fitting prompts."""
     counts: Int[Tensor, " features"]
     """Fitting prompts with each value; 0: never seen, and the feature is zero."""
-
-    @property
-    def unseen(self) -> list[str]:
-        """Values that no fitting prompt had, as "attribute=value"."""
-        names = self.design.feature_names
-        return [name for name, count in zip(names, self.counts.tolist(), strict=True) if not count]
 
     def codes(self, labels: Sequence[Labels]) -> Float[Tensor, "prompts features"]:
         """1 in the column of each attribute's value, 0 elsewhere."""

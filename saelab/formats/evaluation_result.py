@@ -54,6 +54,36 @@ class MeasuredMetric:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Definition:
+    """What a number means, with braces for facts of a run where they are not filled in yet."""
+
+    name: str
+    """Key of the number."""
+    unit: str
+    """Unit; "1" for ratios."""
+    text: str
+    """How it is computed, in words."""
+    better: Better = "neither"
+    """Which direction is the better one."""
+    group: str = "Numbers"
+    """Heading under which it stands."""
+    source: str = ""
+    """Paper or equation it is from."""
+
+    def measured(self, value: float | int | None) -> MeasuredMetric:
+        """The number with its definition."""
+        return MeasuredMetric(
+            name=self.name,
+            value=value,
+            unit=self.unit,
+            definition=self.text,
+            group=self.group,
+            better=self.better,
+            source=self.source,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """A table of a result that is no list of metrics."""
 

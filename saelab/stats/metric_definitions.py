@@ -9,27 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
-Better = Literal["lower", "higher", "neither"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A metric as it is named, counted and explained."""
-
-    name: str
-    """Key in result files."""
-    group: str
-    """Heading under which reports show it."""
-    unit: str
-    """Unit of the value; "1" for ratios."""
-    definition: str
-    """One or two sentences; braces hold facts of the run."""
-    better: Better = "neither"
-    """Which direction is the better one, all else equal."""
-
+from saelab.formats.evaluation_result import Better, Definition
 
 _PREDICTED = (
     "mean over the {n_loss_positions} predicted positions (every token but the first of each "
@@ -181,9 +162,9 @@ _ENTRIES = [
         "runs.",
     ],
 ]
-METRICS: dict[str, Metric] = {
-    name: Metric(name=name, group=group, unit=unit, definition=definition, better=_better(name))
-    for group, name, unit, definition in _ENTRIES
+METRICS = {
+    name: Definition(name=name, group=group, unit=unit, text=text, better=_better(name))
+    for group, name, unit, text in _ENTRIES
 }
 
 
@@ -203,4 +184,4 @@ def define(name: str, **facts: object) -> str:
     texts = {
         key: f"{fact:,}" if isinstance(fact, int) else str(fact) for key, fact in facts.items()
     }
-    return METRICS[name].definition.format_map(_Facts(texts))
+    return METRICS[name].text.format_map(_Facts(texts))

@@ -55,13 +55,6 @@ class PowerLaw:
         """The fitted value at some widths."""
         return self.c + self.a * widths**-self.m
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in vars(self).items()
-        }
-
 
 def fit_power_law(widths: Floats, values: Floats) -> PowerLaw:
     """Fit c + a M^-m with c, a, m ≥ 0 by least squares.

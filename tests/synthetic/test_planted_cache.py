@@ -192,7 +192,7 @@ def test_the_preset_gives_the_options_their_defaults(tmp_path, capsys):
         ([], "no preset was given: type `saelab synthetic PRESET OUT`; presets: imbalanced"),
         (["smoke"], "no folder was given"),
         (["--n-rows", "5", "smoke", "x"], "must be the first word: saelab synthetic smoke"),
-        (["smoke", "x", "--noise", "-1"], "noise: -1.0 is not a finite number"),
+        (["smoke", "x", "--noise", "-1"], "noise is -1.0; it must be at least 0, finite"),
         (["smoke", "x", "--nois", "1"], "did you mean --noise?"),
     ],
 )

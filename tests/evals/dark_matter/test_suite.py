@@ -230,7 +230,7 @@ def test_settings_that_do_not_fit_are_all_named(tmp_path):
             analyses=("linear-maps", "components"),
         )
     text = str(caught.value)
-    for part in ("n_tokens: 0", "train_fraction", "ridge: 2.0", "n_loss_tokens", "--sources"):
+    for part in ("n_tokens is 0;", "train_fraction", "ridge is 2.0;", "n_loss_tokens", "--sources"):
         assert part in text
     assert "--component-dictionaries" in text
 
