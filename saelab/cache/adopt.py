@@ -34,7 +34,7 @@ from saelab.formats.lock import writer_lock
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.text.contexts import TextBatch
 
-from .adopted_source import Part, Source, open_source
+from .adopted_source import AdoptedSource, Part, open_source
 from .arrays import ForeignArray
 from .batch import first_not_finite
 from .config import AdoptConfig
@@ -104,7 +104,7 @@ def adopt_activations(
 
 
 def _survey(
-    source: Source, config: AdoptConfig, stop: StopRequest
+    source: AdoptedSource, config: AdoptConfig, stop: StopRequest
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
     """Check every value; the norm ceiling of each hook point, and what the files are.
 
@@ -160,7 +160,7 @@ def _check_tokens(part: Part, first: int, tokens: Tensor, known: int | None) -> 
 
 
 def _selection(
-    source: Source, block: Tensor, tokens: Int[Tensor, "batch seq"], ceiling: float | None
+    source: AdoptedSource, block: Tensor, tokens: Int[Tensor, "batch seq"], ceiling: float | None
 ) -> Any:
     return select_rows(
         source.rule,
@@ -187,7 +187,7 @@ def _ceiling(hook_point: str, norms: Tensor, config: AdoptConfig) -> float | Non
     return ratio * median
 
 
-def _n_held_out(source: Source, config: AdoptConfig) -> int:
+def _n_held_out(source: AdoptedSource, config: AdoptConfig) -> int:
     if config.held_out_fraction == 0:
         return 0
     n_held = max(1, round(config.held_out_fraction * source.n_contexts))
@@ -223,7 +223,7 @@ class _Writer:
     def open(
         cls,
         out: Path,
-        source: Source,
+        source: AdoptedSource,
         config: dict[str, Any],
         ceilings: Mapping[str, float | None],
         origin: dict[str, Any],
@@ -258,7 +258,7 @@ class _Writer:
 
     def add(
         self,
-        source: Source,
+        source: AdoptedSource,
         activations: Mapping[str, Tensor],
         tokens: Int[Tensor, "contexts positions"],
         contexts: Int[Tensor, " contexts"],
@@ -307,7 +307,7 @@ class _Writer:
 
 def _manifest(
     hook_point: str,
-    source: Source,
+    source: AdoptedSource,
     config: dict[str, Any],
     ceiling: float | None,
     origin: dict[str, Any],
@@ -345,7 +345,7 @@ def _manifest(
 
 
 def _write(
-    out: Path, source: Source, config: AdoptConfig, writers: list[_Writer], stop: StopRequest
+    out: Path, source: AdoptedSource, config: AdoptConfig, writers: list[_Writer], stop: StopRequest
 ) -> None:
     """Write every context to the caches of its share."""
     if all(folder.complete for writer in writers for folder in writer.folders.values()):

@@ -49,7 +49,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class AdoptedSource:
     """Everything that is adopted, and what is known of it before a value is read."""
 
     parts: list[Part]
@@ -85,7 +85,7 @@ class Source:
                     bar.update(tokens.numel())
 
 
-def open_source(paths: Sequence[Path], config: AdoptConfig) -> Source:
+def open_source(paths: Sequence[Path], config: AdoptConfig) -> AdoptedSource:
     """Open every file and check that they fit together, by their shapes alone."""
     if not paths:
         raise ConfigError("no file of activations was given: `saelab cache adopt PATH … --out OUT`")
@@ -125,7 +125,7 @@ def open_source(paths: Sequence[Path], config: AdoptConfig) -> Source:
 
 def _with_model(
     parts: list[Part], widths: dict[str, int], length: int, config: AdoptConfig
-) -> Source:
+) -> AdoptedSource:
     """Add what only a language model knows: which tokens are special, and its content hash."""
     special: frozenset[int] = frozenset()
     bos, known, model_hash = None, None, None
@@ -147,7 +147,7 @@ def _with_model(
             special, bos = frozenset(model.special_ids), model.bos_id
             known = len(model.token_bytes())
         name, model_hash = config.model, model.content_hash
-    return Source(
+    return AdoptedSource(
         parts=parts,
         widths=widths,
         context_length=length,

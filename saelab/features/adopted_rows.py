@@ -29,7 +29,7 @@ from .config import FeaturesConfig
 from .row_labels import read_labels
 from .schema import check_context_length
 from .shards import Shards, ShardText
-from .text_pass import Subject, finished_shards, write_codes
+from .text_pass import StoreSubject, finished_shards, write_codes
 from .token_text import Vocabulary
 
 BATCH_ROWS = 4096
@@ -144,7 +144,9 @@ def _default_labels(
 
 
 @torch.no_grad()
-def encode_rows(text: RowText, subjects: Sequence[Subject], device: torch.device) -> list[Shards]:
+def encode_rows(
+    text: RowText, subjects: Sequence[StoreSubject], device: torch.device
+) -> list[Shards]:
     """Write every dictionary's codes of the rows, or finish what was begun.
 
     Raises:

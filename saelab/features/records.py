@@ -67,7 +67,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Moments:
+class ActivationMoments:
     """Moments of a distribution, computed in float64; None where undefined."""
 
     mean: float | None
@@ -98,7 +98,7 @@ class LogitLens:
     """Tokens it suppresses most, rising."""
     histogram: Histogram
     """Over the whole vocabulary, as are the moments."""
-    moments: Moments
+    moments: ActivationMoments
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class FeatureRecord:
     n_sequences: int
     max_act: float
     """Largest activation; 0 if never active."""
-    moments: Moments
+    moments: ActivationMoments
     """Of its positive activations."""
     quantiles: tuple[tuple[float, float], ...]
     """(level, value) of its positive activations, interpolated linearly; empty if never active."""

@@ -43,7 +43,7 @@ LEAST_SHARD_TOKENS = 4_096
 
 
 @dataclass(eq=False)
-class Subject:
+class StoreSubject:
     """A dictionary being read, and its shards."""
 
     saved: SavedDictionary
@@ -67,12 +67,12 @@ def subjects_of(
     spec: DataSpec,
     model: LanguageModel | None,
     config: FeaturesConfig,
-) -> list[Subject]:
+) -> list[StoreSubject]:
     """Put each dictionary together with the name of its build; adopted rows need no model."""
     shard = _shard_contexts(len(dictionaries), spec.context_length)
     text = spec.text_described()
     return [
-        Subject(
+        StoreSubject(
             saved,
             saved.folder / WORK_FOLDER,
             hash_of(
@@ -95,7 +95,7 @@ def subjects_of(
 
 
 def read_text(
-    model: LanguageModel, spec: DataSpec, subjects: Sequence[Subject], config: FeaturesConfig
+    model: LanguageModel, spec: DataSpec, subjects: Sequence[StoreSubject], config: FeaturesConfig
 ) -> list[Shards]:
     """Run the model over the text and write every dictionary's codes, or finish what was begun.
 
@@ -148,7 +148,7 @@ def read_text(
     ]
 
 
-def discard(subjects: Sequence[Subject]) -> None:
+def discard(subjects: Sequence[StoreSubject]) -> None:
     """Remove the shards, when the stores are built."""
     for subject in subjects:
         shutil.rmtree(subject.folder, ignore_errors=True)
@@ -158,7 +158,7 @@ def discard(subjects: Sequence[Subject]) -> None:
 def _encode(
     model: LanguageModel,
     spec: DataSpec,
-    subjects: Sequence[Subject],
+    subjects: Sequence[StoreSubject],
     contexts: TextBatch,
     first_context: int,
     config: FeaturesConfig,
@@ -207,7 +207,7 @@ def _encode(
     )
 
 
-def write_codes(subject: Subject, index: int, text: ShardText) -> None:
+def write_codes(subject: StoreSubject, index: int, text: ShardText) -> None:
     """Write the codes that a subject has buffered as one shard."""
     row, latent, value = (np.concatenate(part) for part in zip(*subject.pairs, strict=True))
     subject.pairs.clear()
@@ -227,7 +227,7 @@ def _shard_contexts(n_dictionaries: int, context_length: int) -> int:
     return max(1, tokens // context_length)
 
 
-def finished_shards(subjects: Sequence[Subject], per_shard: int) -> int:
+def finished_shards(subjects: Sequence[StoreSubject], per_shard: int) -> int:
     """Whole shards that every subject has; shards of another build are removed."""
     finished = []
     for subject in subjects:

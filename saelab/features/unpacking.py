@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from saelab.errors import ArtifactError
 
 from .records import (
+    ActivationMoments,
     Example,
     FeatureRecord,
     Histogram,
     LogitLens,
-    Moments,
     Neighbour,
     QuantileGroup,
     TokenScore,
@@ -159,7 +159,9 @@ def _record_of(packed: PackedFeature, windows: Windows, manifest: dict[str, Any]
     return FeatureRecord(
         **{name: row[name] for name in COLUMNS},
         n_tokens=manifest["n_tokens"],
-        moments=Moments(row["mean_act"], row["std_act"], row["skewness"], row["kurtosis"]),
+        moments=ActivationMoments(
+            row["mean_act"], row["std_act"], row["skewness"], row["kurtosis"]
+        ),
         quantiles=tuple(
             zip(manifest["quantile_levels"], statistics["quantiles"].tolist(), strict=False)
         ),
@@ -251,7 +253,7 @@ def _logit_lens(arrays: Arrays, windows: Windows) -> LogitLens:
         top=_scores(arrays["top_token"], arrays["top_value"], windows),
         bottom=_scores(arrays["bottom_token"], arrays["bottom_value"], windows),
         histogram=_histogram(low, high, arrays["histogram"]),
-        moments=Moments(*moments),
+        moments=ActivationMoments(*moments),
     )
 
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -130,6 +131,18 @@ def test_files_are_short_start_with_what_they_are_and_unpickle_nothing(path):
         allowed = ("saelab/dictionary/importers/foreign.py", "saelab/cache/arrays.py")
         assert relative(path) in allowed
         assert text.count("torch.load(") == text.count("weights_only=True")
+
+
+def test_class_names_are_unique():
+    """A name that two files give to different things sends its reader to the wrong one."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES]
+    names = Counter(
+        node.name
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_every_module_can_be_imported_first():
