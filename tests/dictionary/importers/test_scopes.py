@@ -58,44 +58,6 @@ def test_one_format_alone_takes_a_folder_for_its_own(case):
     assert len(matching) == 1, f"{case}: {matching}"
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "llamascopium-jumprelu",
-        "llamascopium-jumprelu-plain",
-        "llamascopium-crosscoder",
-        "llamascopium-clt-jumprelu",
-        "llamascopium-clt-layertopk",
-    ],
-)
-def test_the_scale_is_folded_in_where_llamascopium_itself_changes_the_function(case):
-    """Its standardised parameters reconstruct something else than its own dictionary does."""
-    expected, dictionary = expected_of(case), read_one(folder_of(case), "llamascopium").dictionary
-    right = expected["reconstruction"]
-    assert off(expected["standardised_reconstruction"], right) > 0.05
-    assert off(dictionary(expected["x"]), right) < 1e-6
-    assert torch.equal(dictionary.encode_dense(expected["x"]) > 0, expected["codes"] > 0)
-
-
-def test_a_cross_layer_transcoder_keeps_its_last_layer_and_its_targets_apart():
-    """circuit-tracer loses the last layer of Gemma Scope 2's; SAELens adds all targets up."""
-    folder, expected = folder_of("gemma-scope-2-clt"), expected_of("gemma-scope-2-clt")
-    foreign = read_one(folder, "gemma-scope-2")
-    assert foreign.site == Site(
-        tuple(f"blocks.{layer}.mlp.hook_in" for layer in range(3)),
-        tuple(f"blocks.{layer}.hook_mlp_out" for layer in range(3)),
-    )
-    ours = foreign.dictionary(expected["x"]).unflatten(1, (3, -1))
-    right = expected["reconstruction"].unflatten(1, (3, -1))
-    summed = expected["summed"].unflatten(1, (3, -1))
-    for layer in range(3):
-        assert off(ours[:, layer], right[:, layer]) < 1e-6
-        assert off(summed[:, layer], right[:, layer]) > 0.3
-    decoder = foreign.dictionary.W_dec.unflatten(0, (3, -1)).unflatten(2, (3, -1))
-    assert not decoder[1, :, 0].any() and not decoder[2, :, :2].any(), "reads what comes later"
-    assert foreign.model == "google/gemma-3-270m"
-
-
 def test_thresholds_of_llama_scope_are_of_raw_activations():
     """With rows of norm one SAELens agrees; a transcoder's are in units of what it writes."""
     for case, norm in (("llama-scope-residual", 9.0), ("llama-scope-transcoder", 1.5)):
