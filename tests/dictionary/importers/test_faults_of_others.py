@@ -15,7 +15,7 @@ from foreign_files import load, read_one
 
 from saelab.cli import main
 from saelab.dictionary import Site
-from saelab.dictionary.importers.foreign import load_weights
+from saelab.dictionary.importers.files import load_weights
 from saelab.errors import ArtifactError
 
 

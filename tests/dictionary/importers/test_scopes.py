@@ -257,6 +257,22 @@ def test_model_and_hook_point_are_read_from_settings_and_names(case, model, site
         assert (without.model, without.site) == (model, site)
 
 
+def test_llama_scope_2_says_its_model_by_its_repository(tmp_path):
+    named = "OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B/transcoder/8x/k128/layer12_transcoder_8x_k128"
+    shutil.copytree(folder_of("llamascopium-transcoder"), tmp_path / named)
+    change(
+        tmp_path / named / "config.json",
+        act_fn="topk",
+        top_k=5,
+        hook_point_in="blocks.1.a",
+        hook_point_out="blocks.1.b",
+    )
+    (foreign,) = read_foreign(Source(tmp_path / named, f"hf:{named}"))
+    assert foreign.model == "Qwen/Qwen3-1.7B" and foreign.dictionary.k == 5
+    assert foreign.site == Site(("blocks.1.a",), ("blocks.1.b",))
+    assert foreign.dictionary.b_in is not None and not foreign.dictionary.b_in.any()
+
+
 def test_files_without_their_folders_leave_the_hook_point_to_the_user(tmp_path):
     shutil.copy(folder_of("gemma-scope-att") / "params.npz", tmp_path)
     foreign = read_one(tmp_path, "gemma-scope")
