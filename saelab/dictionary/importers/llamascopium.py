@@ -142,7 +142,7 @@ def _expressible_gate(
 
 
 def autoencoder_tensors(
-    config: Mapping[str, Any], weights: Mapping[str, Any], path: Path, n_hook_points: int = 1
+    config: Mapping[str, Any], weights: Mapping[str, Any], path: Path, _n_hook_points: int = 1
 ) -> dict[str, Tensor]:
     """W_enc, b_enc, W_dec, b_dec and perhaps threshold of an autoencoder, in training's scale.
 
