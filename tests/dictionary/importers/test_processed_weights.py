@@ -9,6 +9,7 @@ biases and whose attention has a value bias.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def random_dictionary(b_dec: float = 0.0) -> Dictionary:
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(96, 32, generator=generator) / 32**0.5
     bias = 0.1 * torch.randn(96, generator=generator)
-    tensors = {"W_enc": directions.T.clone(), "W_dec": directions, "b_enc": bias}
+    tensors: dict[str, Any] = {"W_enc": directions.T.clone(), "W_dec": directions, "b_enc": bias}
     return Dictionary("relu", **tensors, b_dec=torch.full((32,), b_dec))
 
 
@@ -126,7 +127,8 @@ def test_other_sites_and_normalised_rows_are_refused(raw):
     for site in (Site(two, two), Site(two[:1], two[1:])):
         with pytest.raises(ConfigError, match="read and write one hook point"):
             on_raw_weights(random_dictionary(), site, raw)
-    normed = Dictionary("relu", input_normalisation="layer_norm", **random_dictionary().tensors())
+    tensors: dict[str, Any] = dict(random_dictionary().tensors())
+    normed = Dictionary("relu", input_normalisation="layer_norm", **tensors)
     with pytest.raises(ConfigError, match="normalises each row already"):
         on_raw_weights(normed, Site.of(two[0]), raw)
 
