@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from saelab.dictionary import Dictionary, Site
     from saelab.dictionary.importers import Foreign, Source
     from saelab.dictionary.importers.proof import Proof
+    from saelab.model.language_model import LanguageModel
 
 PROGRAM = "saelab import"
 
@@ -58,8 +59,8 @@ class ImportCommand:
     token_filter: TokenFilter = field(default_factory=TokenFilter)
     """Which tokens count."""
     processed_weights: bool = False
-    """It was trained on a model whose writing weights are centred, as TransformerLens made them by
-    default (most GPT-2 releases): each row's mean is taken off first."""
+    """It was trained on a model with folded norms and centred writing weights, as TransformerLens
+    made them by default (most GPT-2 releases), and is brought to the raw model."""
     n_tokens: Annotated[int, Within(1)] = 16_384
     """Tokens of held-out text to prove it on."""
     device: str = "auto"
@@ -185,7 +186,9 @@ def _keep(
     site, made_from = _data_settings(command, foreign)
     dictionary = foreign.dictionary
     if command.processed_weights:
-        dictionary = _centred(dictionary)
+        from saelab.dictionary.importers.processed import on_raw_weights
+
+        dictionary = on_raw_weights(dictionary, site, prover.model(made_from["model"]))
     if command.check:
         record["check"] = _check(source, record["format"], dictionary)
     if command.unproved:
@@ -261,22 +264,6 @@ def _text(command: ImportCommand) -> TextConfig:
     )
 
 
-def _centred(dictionary: Dictionary) -> Dictionary:
-    from saelab.dictionary import Dictionary
-
-    if dictionary.input_normalisation != "none":
-        raise ConfigError(
-            f"processed_weights: the source normalises each row already "
-            f"({dictionary.input_normalisation}), which centring would change: leave it away"
-        )
-    return Dictionary(
-        dictionary.architecture,
-        k=dictionary.k or None,
-        input_normalisation="center",
-        **dictionary.tensors(),
-    )
-
-
 class _Prover:
     """Proves the dictionaries of a source, on a model that is loaded once."""
 
@@ -287,6 +274,10 @@ class _Prover:
         self._command = command
         self._load, self._describe = cache(load_language_model), cache(describe_text)
 
+    def model(self, name: str) -> LanguageModel:
+        """The language model."""
+        return self._load(name, dtype=self._command.model_dtype, device=self._command.device)
+
     def prove(
         self, dictionary: Dictionary, site: Site, made_from: dict[str, Any], origin: Mapping
     ) -> tuple[Proof, Any, dict[str, Any]]:
@@ -296,7 +287,7 @@ class _Prover:
 
         command = self._command
         dtype, text = command.model_dtype, _text(command)
-        model = self._load(made_from["model"], dtype=dtype, device=command.device)
+        model = self.model(made_from["model"])
         require_width(model, site, dictionary, command.source)
         settings = (text, made_from["context_length"], command.token_filter)
         ceilings = norm_ceilings(model, site, *settings)

@@ -45,10 +45,9 @@ def main(arguments: Sequence[str]) -> None:
 
     where = hub_path(command.repository)
     upload = plan_push(command.dictionary, where)
-    print(f"to hf:{where.repo}/{where.path}: {upload.n_bytes / 1e6:,.1f} MB")
-    for file in upload.files:
-        size = file.stat().st_size
-        print(f"  {file.relative_to(command.dictionary)} ({size:,} bytes)")
+    print(f"to hf:{where.repo}/{where.path}: {sum(upload.sizes.values()) / 1e6:,.1f} MB")
+    for name, size in upload.sizes.items():
+        print(f"  {name} ({size:,} bytes)")
     print(f"  {CARD_FILE} (the model card):\n")
     print(upload.card)
     if not command.yes:

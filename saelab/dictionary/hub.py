@@ -5,19 +5,28 @@ Nothing is sent unless the caller says so; `plan_push` only looks.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.evaluation_result import EvaluationResult, read_evaluation_result
-from saelab.formats.files import read_json, whole_folder
+from saelab.formats.files import json_bytes, read_json, whole_folder
 from saelab.formats.lock import writer_lock
+from saelab.formats.manifest import seal
 
 from .importers.sources import HubPath, fetch, hub_refusal
-from .storage import CONFIG_FILE, HASHED_FILES, MANIFEST_FILE, SavedDictionary, load_dictionary
+from .storage import (
+    CONFIG_FILE,
+    HASHED_FILES,
+    MANIFEST_FILE,
+    SavedDictionary,
+    content_hash_of,
+    load_dictionary,
+)
 
 CARD_FILE = "README.md"
 RESULTS_FOLDER = "evals"
@@ -31,21 +40,25 @@ class Upload:
 
     where: HubPath
     """Repository and folder."""
-    files: Sequence[Path]
-    """Files, inside the dictionary's folder."""
+    files: Mapping[str, Path | bytes]
+    """By name in the folder: the file, or its content where it is not sent as it lies here."""
     card: str
     """Content of the model card."""
 
     @property
-    def n_bytes(self) -> int:
-        """Size of the files."""
-        return sum(file.stat().st_size for file in self.files)
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file by name."""
+        return {
+            name: len(file) if isinstance(file, bytes) else file.stat().st_size
+            for name, file in self.files.items()
+        }
 
 
 def plan_push(folder: Path, where: HubPath) -> Upload:
     """What uploading a dictionary would send: its files, its evaluation results, a model card.
 
-    Labels, notes, feature stores and whatever else lies in the folder stay here.
+    Labels, notes, feature stores and whatever else lies in the folder stay here. Of a model, text
+    or source that is named by a path of this machine, the last part alone is sent.
 
     Raises:
         ArtifactError: no intact dictionary, or an evaluation result that is not.
@@ -55,20 +68,63 @@ def plan_push(folder: Path, where: HubPath) -> Upload:
             f"{folder} was not saved by saelab: open it with `saelab import {folder}`, then push it"
         )
     saved = load_dictionary(folder)
-    results = [
-        path for path in sorted((folder / RESULTS_FOLDER).glob("*.json")) if _is_result(path)
-    ]
-    files = [folder / name for name in (MANIFEST_FILE, *HASHED_FILES) if (folder / name).exists()]
-    for path in results:
-        files += [path, *(page for page in [path.with_suffix(".html")] if page.exists())]
-    read = [read_evaluation_result(path) for path in results]
-    other = [result for result in read if result.dictionary_hash != saved.content_hash]
+    paths = [path for path in sorted((folder / RESULTS_FOLDER).glob("*.json")) if _is_result(path)]
+    results = {path: read_evaluation_result(path) for path in paths}
+    other = [each for each in results.values() if each.dictionary_hash != saved.content_hash]
     if other:
         raise ArtifactError(
             f"{folder / RESULTS_FOLDER} holds a {other[0].suite} result of another dictionary: "
             "make it again with --overwrite, or take it away"
         )
-    return Upload(where, tuple(files), model_card(saved, read, where))
+    sent = [folder / name for name in (MANIFEST_FILE, *HASHED_FILES) if (folder / name).exists()]
+    for path in results:
+        sent += [path, *(page for page in [path.with_suffix(".html")] if page.exists())]
+    files: dict[str, Path | bytes] = {str(path.relative_to(folder)): path for path in sent}
+    card = model_card(saved, list(results.values()), where)
+    told = [saved.made_from, saved.manifest["config"]]
+    told += [part for each in results.values() for part in (each.asked, each.settings)]
+    local: set[str] = set()
+    _each_string(told, lambda text: local.add(text) if text.startswith(("/", "~/")) else None)
+    if not local:
+        return Upload(where, files, card)
+    rewritten, public = _without_paths(saved, paths, local)
+    return Upload(where, files | rewritten, public(card))
+
+
+def _without_paths(
+    saved: SavedDictionary, results: Sequence[Path], local: Collection[str]
+) -> tuple[dict[str, bytes], Callable[[str], str]]:
+    """The files that may hold paths, with their last parts instead, and what changes any text so.
+
+    Its content hash names the manifest too, so the dictionary and its results get another.
+    """
+    names = {path: Path(path).name for path in sorted(local, key=len, reverse=True)}
+
+    def public(text: str) -> str:
+        for path, name in names.items():
+            text = text.replace(path, name)
+        return text
+
+    config = json_bytes(_each_string(saved.config, public))
+    manifest = _each_string(saved.manifest, public)
+    manifest["files"][CONFIG_FILE] = hashlib.sha256(config).hexdigest()
+    manifest["content_hash"] = names[saved.content_hash] = content_hash_of(manifest)
+    files = {CONFIG_FILE: config, MANIFEST_FILE: json_bytes(seal(manifest))}
+    for path in results:
+        content = seal(_each_string(read_json(path), public))
+        files[f"{RESULTS_FOLDER}/{path.name}"] = json_bytes(content)
+        if (page := path.with_suffix(".html")).exists():
+            files[f"{RESULTS_FOLDER}/{page.name}"] = public(page.read_text("utf-8")).encode()
+    return files, public
+
+
+def _each_string(content: Any, change: Callable[[str], Any]) -> Any:
+    """Plain values with every string in them changed."""
+    if isinstance(content, Mapping):
+        return {name: _each_string(value, change) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_each_string(value, change) for value in content]
+    return change(content) if isinstance(content, str) else content
 
 
 def _is_result(path: Path) -> bool:
@@ -89,8 +145,8 @@ def push(folder: Path, upload: Upload, *, private: bool) -> str:
 
     prefix = f"{upload.where.path}/" if upload.where.path else ""
     operations = [
-        CommitOperationAdd(prefix + str(file.relative_to(folder)), str(file))
-        for file in upload.files
+        CommitOperationAdd(prefix + name, file if isinstance(file, bytes) else str(file))
+        for name, file in upload.files.items()
     ]
     operations.append(CommitOperationAdd(prefix + CARD_FILE, upload.card.encode()))
     api = HfApi()
@@ -176,8 +232,6 @@ def _origin(imported: Mapping[str, Any] | None) -> str:
     if imported is None:
         return "Trained with saelab."
     source = imported["source"]
-    # Where it lay on this machine is nobody's business.
-    source = Path(source).name if Path(source).expanduser().is_absolute() else source
     doubts = [f"Note: {note}." for note in imported["notes"]]
     doubts += [f"Warning: {sentence}." for sentence in imported.get("disagreements", ())]
     if "measured" not in imported:

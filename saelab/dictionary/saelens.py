@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import ArtifactError, ConfigError
@@ -218,12 +219,15 @@ def read_saelens(
         raise ArtifactError(f"{folder / CONFIG_FILE}: {error}") from None
 
 
-def with_unit_decoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_unit_decoder(
+    tensors: Mapping[str, Tensor], norm: Float[Tensor, " d_sae"] | None = None
+) -> dict[str, Tensor]:
     """The same function with decoder rows of norm one, whose norms the encoder takes up.
 
     Selection by h · ‖W_dec‖ becomes selection by h, and codes are in units of the reconstruction.
+    With another norm given, the same of that.
     """
-    norm = tensors["W_dec"].norm(dim=1).clamp_min(1e-8)
+    norm = tensors["W_dec"].norm(dim=1).clamp_min(1e-8) if norm is None else norm
     return {
         "W_enc": tensors["W_enc"] * norm,
         "b_enc": tensors["b_enc"] * norm,

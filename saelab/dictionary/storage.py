@@ -199,7 +199,7 @@ def save_dictionary(
         KIND, SCHEMA_VERSION, seed=seed, config=dict(training), made_from=dict(made_from)
     )
     manifest |= {"files": files} | ({} if site is None else {"site": site.to_json()})
-    manifest["content_hash"] = _content_hash(manifest)
+    manifest["content_hash"] = content_hash_of(manifest)
     write_manifest(folder / MANIFEST_FILE, manifest)
     return manifest["content_hash"]
 
@@ -294,7 +294,7 @@ def _read_dictionary_manifest(folder: Path) -> dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict) or set(files) != set(HASHED_FILES):
         raise ArtifactError(f"{folder / MANIFEST_FILE} does not list the files it vouches for")
-    if _content_hash(manifest) != manifest.get("content_hash"):
+    if content_hash_of(manifest) != manifest.get("content_hash"):
         raise ArtifactError(
             f"{folder / MANIFEST_FILE} was edited: its content no longer has the hash it names; "
             "copy the dictionary folder again"
@@ -302,7 +302,7 @@ def _read_dictionary_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _content_hash(manifest: dict[str, Any]) -> str:
+def content_hash_of(manifest: dict[str, Any]) -> str:
     """Hash of everything in the manifest that is not about the moment of saving."""
     return hash_of({key: value for key, value in manifest.items() if key not in NOT_CONTENT})
 

@@ -173,8 +173,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically; numbers that JSON cannot hold (NaN, infinity) are refused."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_bytes(path, text.encode())
+    write_bytes(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """What a JSON file of ours holds."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def file_problem(path: Path, what: str) -> str | None:

@@ -146,11 +146,11 @@ def edit_json(path, change):
 
 def rehash(folder):
     """Make the hashes fit again, as somebody would who edits on purpose."""
-    from saelab.dictionary.storage import _content_hash
+    from saelab.dictionary.storage import content_hash_of
 
     def change(manifest):
         manifest["files"] = {name: sha256_of(folder / name) for name in manifest["files"]}
-        manifest["content_hash"] = _content_hash(manifest)
+        manifest["content_hash"] = content_hash_of(manifest)
 
     edit_json(folder / "saelab.json", change)
 

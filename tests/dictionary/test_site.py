@@ -144,7 +144,7 @@ def test_widths_are_checked_at_what_is_read_and_at_what_is_written(tiny_model, t
 
 
 def test_a_manifest_without_a_site_opens_as_an_autoencoder(tmp_path):
-    from saelab.dictionary.storage import _content_hash
+    from saelab.dictionary.storage import content_hash_of
 
     weights = transcoder("relu", d_out=6).tensors()
     del weights["b_in"]
@@ -157,11 +157,11 @@ def test_a_manifest_without_a_site_opens_as_an_autoencoder(tmp_path):
     )
     manifest = read_json(tmp_path / "saelab.json")
     del manifest["site"]
-    manifest["content_hash"] = _content_hash(manifest)
+    manifest["content_hash"] = content_hash_of(manifest)
     write_manifest(tmp_path / "saelab.json", manifest)
     assert load_dictionary(tmp_path).site == Site.of(MADE_FROM["hook_point"])
     manifest["site"] = {"reads": []}
-    manifest["content_hash"] = _content_hash(manifest)
+    manifest["content_hash"] = content_hash_of(manifest)
     write_manifest(tmp_path / "saelab.json", manifest)
     with pytest.raises(ArtifactError, match="names no hook points"):
         load_dictionary(tmp_path)

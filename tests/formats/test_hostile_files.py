@@ -19,7 +19,7 @@ from saelab.cache.reader import open_cache
 from saelab.cli import main
 from saelab.commands.info import describe
 from saelab.dictionary import load_dictionary
-from saelab.dictionary.importers.foreign import load_weights, peek_shapes
+from saelab.dictionary.importers.files import load_weights, peek_shapes
 from saelab.errors import LONGEST_MESSAGE, ArtifactError, SaelabError
 from saelab.features.labels import LabelBook
 from saelab.features.reader import FeatureStore

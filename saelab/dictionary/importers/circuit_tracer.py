@@ -19,17 +19,8 @@ from torch import Tensor
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
-from .foreign import (
-    Foreign,
-    Format,
-    Source,
-    build,
-    load_config,
-    load_weights,
-    peek_config,
-    peek_shapes,
-    take,
-)
+from .files import load_config, load_weights, peek_config, peek_shapes, take
+from .foreign import Foreign, Format, Source, build_unshifted
 
 CONFIG = "config.yaml"
 RUN_CONFIGS = ("wandb-config.yaml", "wanb-config.yaml")
@@ -101,19 +92,18 @@ def _read_one(source: Source, config: dict[str, Any], layer: int, path: Path, na
         architecture, extra = "relu", {}
     reads = config.get("feature_input_hook", "mlp.hook_in")
     writes = config.get("feature_output_hook", "hook_mlp_out")
-    b_in = torch.zeros(encoder.shape[1])
-    run_configs = [path.parent / each for each in RUN_CONFIGS if (path.parent / each).is_file()]
+    run_configs = [path.parent / each for each in RUN_CONFIGS]
     size = re.search(r"qwen3-(\d+(?:\.\d+)?)b", source.name.lower())
-    model = f"Qwen/Qwen3-{size[1]}B" if size and run_configs else None
+    model = (
+        f"Qwen/Qwen3-{size[1]}B" if size and any(each.is_file() for each in run_configs) else None
+    )
     return Foreign(
-        dictionary=build(path, architecture, W_enc=encoder.T, b_in=b_in, **tensors, **extra),
+        dictionary=build_unshifted(path, architecture, W_enc=encoder.T, **tensors, **extra),
         name=name,
         site=Site((f"blocks.{layer}.{reads}",), (f"blocks.{layer}.{writes}",)),
         model=config.get("model_name", model),
         conventions={
             "orientation": "W_enc transposed; W_dec and W_skip as they are",
-            "input bias": "none",
-            "scale": "none",
             "selection": {"topk": f"{k} largest", "jumprelu": "threshold, strictly greater"}.get(
                 architecture, "ReLU"
             ),
@@ -121,7 +111,7 @@ def _read_one(source: Source, config: dict[str, Any], layer: int, path: Path, na
             "position 0": POSITION_0,
         },
         notes=notes_without_relu(architecture, threshold),
-        files=tuple(each for each in (path, path.parent / CONFIG, *run_configs) if each.is_file()),
+        files=(path, path.parent / CONFIG, *run_configs),
     )
 
 

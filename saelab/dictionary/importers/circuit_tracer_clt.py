@@ -20,16 +20,8 @@ from saelab.errors import ArtifactError
 
 from .circuit_tracer import CONFIG, POSITION_0, notes_without_relu
 from .cross_layer import block_matrices, require_dense_size
-from .foreign import (
-    Foreign,
-    Format,
-    Source,
-    build,
-    load_config,
-    load_weights,
-    peek_shapes,
-    take,
-)
+from .files import load_config, load_weights, peek_shapes, take
+from .foreign import Foreign, Format, Source, build_unshifted
 
 SKIP_FILE = "W_skip.safetensors"
 
@@ -63,32 +55,18 @@ def read(source: Source) -> Iterator[Foreign]:
         )
     )
     yield Foreign(
-        dictionary=build(folder, architecture, **tensors),
+        dictionary=build_unshifted(folder, architecture, **tensors),
         site=Site(reads, writes),
         model=config.get("model_name"),
         conventions={
             "orientation": f"encoders transposed; {n_layers} layers side by side as block matrices",
             "layout": "decoders grouped by source, then by target; latent = layer · d_sae + index",
-            "input bias": "none",
-            "scale": "none",
             "selection": "ReLU" if architecture == "relu" else "threshold, strictly greater",
             "hook point": f"{reads[0]} -> {writes[0]}, and so on; layer norms are not folded",
             "position 0": POSITION_0,
         },
         notes=notes_without_relu(architecture, tensors.get("threshold")),
-        files=tuple(
-            path
-            for path in (
-                *(
-                    folder / f"W_{part}_{layer}.safetensors"
-                    for layer in range(n_layers)
-                    for part in ("enc", "dec")
-                ),
-                folder / CONFIG,
-                skip,
-            )
-            if path.is_file()
-        ),
+        files=(*sorted(folder.glob("W_*_*.safetensors")), folder / CONFIG, skip),
     )
 
 
@@ -124,7 +102,7 @@ def _blocks(folder: Path, layers: list[dict[str, Tensor]]) -> dict[str, Any]:
         for later in range(tensors["W_dec"].shape[1])
     }
     matrices = block_matrices([tensors["W_enc"].T for tensors in layers], decoders)
-    return {**joined, **matrices, "b_in": torch.zeros_like(joined["b_dec"])}
+    return {**joined, **matrices}
 
 
 FORMAT = Format("circuit-tracer cross-layer transcoders (mntss)", matches, read)

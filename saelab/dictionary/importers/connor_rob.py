@@ -10,7 +10,8 @@ from pathlib import Path
 
 from saelab.dictionary.site import Site
 
-from .foreign import Foreign, Format, Source, build, load_config, load_weights, peek_config, take
+from .files import load_config, load_weights, peek_config, take
+from .foreign import Foreign, Format, Source, build
 
 
 def _config(path: Path) -> Path:
@@ -44,13 +45,11 @@ def read(source: Source) -> Iterator[Foreign]:
             site=Site.of(config["act_name"]),
             model=config.get("model_name", "gpt2"),
             conventions={
-                "orientation": "as it is",
                 "input bias": "b_dec is subtracted",
-                "scale": "none",
                 "selection": "ReLU",
                 "hook point": "as recorded, heads side by side",
             },
-            origin={"context_length": config["seq_len"]} if config.get("seq_len") else {},
+            origin={"context_length": config.get("seq_len")},
             files=(path, _config(path)),
         )
 

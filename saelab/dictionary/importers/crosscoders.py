@@ -17,23 +17,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from saelab.dictionary.saelens import with_unit_decoder
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
 from .cross_layer import require_dense_size
-from .foreign import (
-    Foreign,
-    Format,
-    Source,
-    batch_top_k,
-    build,
-    in_raw_units,
-    load_weights,
-    peek_config,
-    peek_shapes,
-    single_file,
-    take,
-)
+from .files import load_weights, peek_config, peek_shapes, single_file, take
+from .foreign import Foreign, Format, Source, batch_top_k, build, build_unshifted, in_raw_units
 
 CROSSCODER, SAE, MIXED, NONE, DECOUPLED = range(1, 6)
 NORMS = {
@@ -44,6 +34,8 @@ NORMS = {
     DECOUPLED: "norm of each decoder",
 }
 """By code_normalization_id: what a code is multiplied by to be held against the threshold."""
+ALPHAS = (("sae", 1.0), ("cc", 0.1))
+"""Weights of the two norms in MIXED, where its config names none."""
 COMPILED = "_orig_mod."
 DENOMINATOR = 1e-8
 """Added to the scale that reconstructions are divided by."""
@@ -95,13 +87,12 @@ def _read_science(source: Source) -> Iterator[Foreign]:
         k = int(weights.get("k", config.get("k", 0)))
         architecture, extra, notes = batch_top_k(k, float(thresholds), decoder.shape[1])
         if architecture == "topk":
-            tensors |= _by_norm(tensors, norm)
+            tensors |= with_unit_decoder(tensors, norm)
         else:
             extra["threshold"] = extra["threshold"] / norm
     tensors, scale = _raw(tensors, weights, encoder.shape[0])
     yield Foreign(
         dictionary=build(path, architecture, **tensors, **extra),
-        model=None,
         conventions={
             "orientation": "activations side by side",
             "input bias": "the mean of each activation" if scale != "none" else "none",
@@ -117,7 +108,7 @@ def _read_science(source: Source) -> Iterator[Foreign]:
             "hook point": "given by the user",
         },
         notes=(*notes, UNNAMED.format(encoder.shape[0])),
-        files=tuple(each for each in (path, path.parent / "config.json") if each.is_file()),
+        files=(path, path.parent / "config.json"),
     )
 
 
@@ -135,17 +126,6 @@ def _norms(decoder: Tensor, kind: int, config: dict[str, Any]) -> Tensor:
     if kind not in norms:
         raise ArtifactError(f"code_normalization_id {kind} is unknown: known are 1 to 5")
     return norms[kind].clamp_min(1e-12)
-
-
-ALPHAS = (("sae", 1.0), ("cc", 0.1))
-
-
-def _by_norm(tensors: dict[str, Tensor], norm: Tensor) -> dict[str, Tensor]:
-    return {
-        "W_enc": tensors["W_enc"] * norm,
-        "b_enc": tensors["b_enc"] * norm,
-        "W_dec": tensors["W_dec"] / norm[:, None],
-    }
 
 
 def _decoupled(
@@ -207,7 +187,6 @@ def _read_weights(source: Source) -> Iterator[Foreign]:
         "W_dec": rearrange(decoder, "f layer d -> f (layer d)"),
         "b_enc": b_enc,
         "b_dec": b_dec.flatten(),
-        "b_in": torch.zeros(b_dec.numel()),
     }
     listed = config.get("hook_points")
     hook_points = tuple(listed) if isinstance(listed, list) else ()
@@ -217,19 +196,18 @@ def _read_weights(source: Source) -> Iterator[Foreign]:
         "its files do not hold: without it codes are too large or too small",
     )
     yield Foreign(
-        dictionary=build(path, "relu", **tensors),
+        dictionary=build_unshifted(path, "relu", **tensors),
         site=site,
         conventions={
             "orientation": "activations side by side",
-            "input bias": "none",
             "scale": "none: not in the files",
             "selection": "ReLU",
             "scale of the codes": "raw; its training weighs them by the sum of decoder norms",
             "hook point": str(config.get("hook_point", "given by the user")),
         },
-        origin={"context_length": config["seq_len"]} if config.get("seq_len") else {},
+        origin={"context_length": config.get("seq_len")},
         notes=notes if site else (*notes, UNNAMED.format(len(encoder))),
-        files=tuple(each for each in (path, config_path) if each.is_file()),
+        files=(path, config_path),
     )
 
 

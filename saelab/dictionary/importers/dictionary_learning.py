@@ -12,23 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError, ConfigError
 
-from .foreign import (
-    Foreign,
-    Format,
-    Source,
-    batch_top_k,
-    build,
-    load_config,
-    load_weights,
-    peek_config,
-    renamed,
-)
+from .files import load_config, load_weights, peek_config, renamed
+from .foreign import Foreign, Format, Source, batch_top_k, build, build_unshifted
 
 CONFIG, WEIGHTS, EVALUATION = "config.json", "ae.pt", "eval_results.json"
 LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
@@ -100,11 +90,11 @@ def _read_one(path: Path, config_path: Path, name: str) -> Foreign:
     elif architecture == "batchtopk":
         threshold = float(weights.get("threshold", -1.0)) * norm_factor
         architecture, extra, notes = batch_top_k(k, threshold, tensors["W_enc"].shape[1])
-    if not subtracts:
-        extra["b_in"] = torch.zeros_like(tensors["b_dec"])
     buffer = config.get("buffer") or {}
     return Foreign(
-        dictionary=build(path, architecture, **tensors, **extra),
+        dictionary=(build if subtracts else build_unshifted)(
+            path, architecture, **tensors, **extra
+        ),
         name=name,
         site=_site(trainer, buffer),
         model=trainer.get("lm_name"),
@@ -144,7 +134,7 @@ def _origin(
     measured = peek_config(path.parent / EVALUATION)
     explained, alive = measured.get("frac_variance_explained"), measured.get("frac_alive")
     groups = weights.get("group_sizes")
-    origin = {
+    return {
         "context_length": buffer.get("ctx_len"),
         "reported_l0": measured.get("l0"),
         "reported_fvu": None if explained is None else 1 - explained,
@@ -155,7 +145,6 @@ def _origin(
             "group_sizes": groups.tolist() if isinstance(groups, Tensor) else None,
         },
     }
-    return {name: value for name, value in origin.items() if value is not None}
 
 
 def reference(source: Source, x: Tensor) -> tuple[Tensor, Tensor]:

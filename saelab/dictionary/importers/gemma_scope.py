@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
-from .foreign import Foreign, Format, Source, build, in_raw_units, load_weights, names_of, take
+from .files import load_weights, take
+from .foreign import Foreign, Format, Source, build_unshifted, in_raw_units, names_of
 
 WEIGHTS = "params.npz"
 NAMES = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)\b")
@@ -31,11 +31,8 @@ TRANSCODER_SITE = (
     "what the MLP adds to the residual stream: after the norm behind it"
 )
 CONVENTIONS = {
-    "orientation": "as it is",
-    "input bias": "none",
     "selection": "above the latent's threshold and above 0",
     "threshold": "as it is, on pre-activations of raw activations",
-    "scale": "none",
     "position 0": "special tokens were left out of training",
 }
 TRAINING = {"context_length": 1024, "prepend_bos": True}
@@ -64,15 +61,13 @@ def read(source: Source) -> Iterator[Foreign]:
         root = tensors["W_enc"].shape[0] ** 0.5
         tensors |= in_raw_units(tensors, 1 / root)
         conventions["scale"] = "1 / √d_in of the embeddings as the model scales them, folded in"
-    tensors["b_in"] = torch.zeros(tensors["W_enc"].shape[:1])
     l0 = re.search(r"average_l0_(\d+)", names_of(source))
-    reported: dict[str, Any] = {} if l0 is None else {"reported_l0": float(l0[1])}
     yield Foreign(
-        dictionary=build(path, "jumprelu", **tensors),
+        dictionary=build_unshifted(path, "jumprelu", **tensors),
         site=site,
         model=model,
         conventions=CONVENTIONS | conventions,
-        origin=TRAINING | reported,
+        origin=TRAINING | {"reported_l0": float(l0[1]) if l0 else None},
         notes=notes,
         files=(path,),
     )

@@ -20,19 +20,8 @@ from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
 from .cross_layer import block_matrices, require_dense_size
-from .foreign import (
-    Foreign,
-    Format,
-    Source,
-    build,
-    load_config,
-    load_weights,
-    names_of,
-    peek_config,
-    peek_shapes,
-    require_shapes,
-    take,
-)
+from .files import load_config, load_weights, peek_config, peek_shapes, require_shapes, take
+from .foreign import Foreign, Format, Source, build_unshifted, names_of
 from .gemma_scope import CONVENTIONS, TRAINING
 
 CONFIG, WEIGHTS, LAYER_FILES = "config.json", "params.safetensors", "params_layer_*.safetensors"
@@ -90,7 +79,6 @@ def read(source: Source) -> Iterator[Foreign]:
     else:
         files = [folder / WEIGHTS]
         dictionary, site = _single(files[0]), _site(config, names)
-    reported = {"reported_l0": config["l0"]} if "l0" in config and kind != "clt" else {}
     yield Foreign(
         dictionary=dictionary,
         site=site,
@@ -100,8 +88,8 @@ def read(source: Source) -> Iterator[Foreign]:
             "orientation": "as it is; the affine skip transposed",
             "hook point": WORDS if site is not None else "not recorded",
         },
-        origin=TRAINING | reported,
-        files=(*([folder / CONFIG] if config else []), *files),
+        origin=TRAINING | {"reported_l0": None if kind == "clt" else config.get("l0")},
+        files=(folder / CONFIG, *files),
     )
 
 
@@ -115,8 +103,7 @@ def _single(path: Path) -> Any:
     tensors = {name.replace("w_", "W_"): tensor for name, tensor in held.items()}
     if skip is not None:
         tensors["W_skip"] = skip.T.contiguous()
-    tensors["b_in"] = torch.zeros(tensors["W_enc"].shape[:1])
-    return build(path, "jumprelu", **tensors)
+    return build_unshifted(path, "jumprelu", **tensors)
 
 
 def _layer_files(folder: Path) -> list[Path]:
@@ -161,14 +148,13 @@ def _cross_layer(folder: Path, files: list[Path]) -> tuple[Any, Site]:
         blocks[name] = torch.cat([held[name] for held in layers])
     if SKIP in shapes:
         blocks["W_skip"] = torch.block_diag(*(held[SKIP].T for held in layers))
-    blocks["b_in"] = torch.zeros(n_layers * d_model)
     read, write = (HOOK_POINTS[module] for module in FOLDERS["clt"])
     every = range(n_layers)
     site = Site(
         tuple(f"blocks.{layer}.{read}" for layer in every),
         tuple(f"blocks.{layer}.{write}" for layer in every),
     )
-    return build(folder, "jumprelu", **blocks), site
+    return build_unshifted(folder, "jumprelu", **blocks), site
 
 
 def _folder_kind(names: str) -> str | None:

@@ -11,25 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
-from .foreign import (
-    Foreign,
-    Format,
-    Source,
-    batch_top_k,
-    build,
-    load_weights,
-    peek_config,
-    peek_shapes,
-    renamed,
-    single_file,
-    take,
-)
+from .files import load_weights, peek_config, peek_shapes, renamed, single_file, take
+from .foreign import Foreign, Format, Source, batch_top_k, build_unshifted
 
 SUFFIXES = (".pt", ".pth")
 TIED = {"W", "b_enc", "b_dec"}
@@ -75,9 +63,8 @@ def _foreign(
     layer, model = _layer(path.name), re.match(r"(.+)-SAE-l\d+", path.name)
     owners = {"Llama": "meta-llama/", "DeepSeek": "deepseek-ai/"}
     known = model and owners.get(model[1].split("-")[0])
-    b_in = torch.zeros_like(tensors["b_dec"])
     return {
-        "dictionary": build(path, architecture, **tensors, b_in=b_in, **extra),
+        "dictionary": build_unshifted(path, architecture, **tensors, **extra),
         "site": None if layer is None else Site.of(f"blocks.{layer}.hook_resid_post"),
         "model": f"{known}{model[1]}" if model and known else None,
         "files": (path,),
@@ -125,8 +112,6 @@ def _conventions(orientation: str, selection: str) -> dict[str, str]:
     hook_point = "residual stream after the layer that the file's name says"
     return {
         "orientation": orientation,
-        "input bias": "none",
-        "scale": "none",
         "selection": selection,
         "hook point": hook_point,
     }

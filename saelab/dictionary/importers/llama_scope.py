@@ -15,7 +15,8 @@ from pathlib import Path
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
-from .foreign import Foreign, Format, Source, full_threshold, load_config, load_weights, names_of
+from .files import load_config, load_weights
+from .foreign import Foreign, Format, Source, full_threshold, names_of
 from .llamascopium import autoencoder_tensors, hook_points
 from .openmoss import conventions, scale_of, scaled_dictionary
 

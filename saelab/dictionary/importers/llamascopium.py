@@ -19,17 +19,8 @@ from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
 from .cross_layer import block_matrices, require_dense_size
-from .foreign import (
-    Foreign,
-    Format,
-    Source,
-    load_config,
-    load_weights,
-    names_of,
-    peek_config,
-    require_shapes,
-    take,
-)
+from .files import load_config, load_weights, peek_config, require_shapes, take
+from .foreign import Foreign, Format, Source, names_of
 from .openmoss import conventions, scaled_dictionary
 
 CONFIG = "config.json"
@@ -139,7 +130,7 @@ def _expressible_gate(
     if kind == "crosscoder" and act_fn != "relu":
         reasons[act_fn] = (
             "each hook point has its own choice of latents, so codes differ between them; only a "
-            "relu crosscoder has one code for all"
+            "relu crosscoder has one code for all: take that, or an autoencoder of one hook point"
         )
     gates = {name: name for name in ("relu", "jumprelu", "topk")}
     if kind == "clt":  # the k largest of a token's layers are those of the one dictionary
@@ -151,14 +142,13 @@ def _expressible_gate(
 
 
 def autoencoder_tensors(
-    config: Mapping[str, Any], weights: Mapping[str, Any], path: Path, n_hook_points: int = 1
+    config: Mapping[str, Any], weights: Mapping[str, Any], path: Path, _n_hook_points: int = 1
 ) -> dict[str, Tensor]:
     """W_enc, b_enc, W_dec, b_dec and perhaps threshold of an autoencoder, in training's scale.
 
     Raises:
         ArtifactError: a tensor is missing or of another shape than the settings promise.
     """
-    del n_hook_points
     d_model, d_sae = _widths(config, path)
     names = ["W_E", "b_E", "W_D", "b_D"]
     if "encoder.weight" in weights:

@@ -14,16 +14,8 @@ import torch
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
-from .foreign import (
-    Foreign,
-    Format,
-    Source,
-    build,
-    load_config,
-    load_weights,
-    peek_config,
-    renamed,
-)
+from .files import load_config, load_weights, peek_config, renamed
+from .foreign import Foreign, Format, Source, build
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 NAMES = {"W_enc": "encoder.weight", "W_dec": "decoder.weight", "b_dec": "pre_encoder_bias"}
@@ -66,7 +58,7 @@ def read(source: Source) -> Iterator[Foreign]:
             "selection": f"{config['k']} largest, then ReLU",
             "hook point": "residual stream after a layer, before the final norm",
         },
-        origin={"context_length": config["max_length"]} if config.get("max_length") else {},
+        origin={"context_length": config.get("max_length")},
         notes=()
         if len(layers) == 1
         else (

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from saelab.errors import ArtifactError
 
-from .foreign import Foreign, Format, Source, build, single_file
+from .files import single_file
+from .foreign import Foreign, Format, Source, build
 
 MAGIC = b"SAE1"
 BLOCK = 32
@@ -51,7 +52,6 @@ def read(source: Source) -> Iterator[Foreign]:
         conventions={
             "orientation": "encoder transposed; no decoder in the file",
             "input bias": "folded into the encoder's bias",
-            "scale": "none",
             "selection": f"{k} largest after ReLU",
             "weights": "four bits, in blocks of 32",
             "hook point": "final token embeddings of multilingual-e5-small",

@@ -13,7 +13,8 @@ from pathlib import Path
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
-from .foreign import Foreign, Format, Source, build, load_weights, peek_shapes, renamed, single_file
+from .files import load_weights, peek_shapes, renamed, single_file
+from .foreign import Foreign, Format, Source, build
 
 NAMES = {"W_enc": "encoder.weight", "b_enc": "latent_bias", "W_dec": "decoder.weight"}
 NAMES |= {"b_dec": "pre_bias"}

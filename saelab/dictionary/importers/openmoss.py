@@ -122,7 +122,6 @@ def conventions(config: Mapping[str, Any]) -> dict[str, str]:
     by_norm = act_fn == "topk" and gate != "h"
     return {
         "orientation": "as Llamascopium computes it: x W_E, f W_D",
-        "input bias": "none",
         "scale": scale.get(normalisation, "none"),
         "selection": selection[act_fn],
         "threshold": "divided by ‖W_D‖" if act_fn == "jumprelu" and gate != "h" else "as it is",

@@ -18,17 +18,8 @@ from torch import Tensor
 
 from saelab.errors import ArtifactError
 
-from .foreign import (
-    Foreign,
-    Format,
-    Source,
-    build,
-    load_weights,
-    peek_config,
-    peek_shapes,
-    single_file,
-    take,
-)
+from .files import load_weights, peek_config, peek_shapes, single_file, take
+from .foreign import Foreign, Format, Source, build
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
 ROWS, RELAXED = "dictionary._weights", ("dictionary.W", "dictionary.C", "dictionary.Relax")
@@ -78,14 +69,12 @@ def read(source: Source) -> Iterator[Foreign]:
         ),
         conventions={
             "orientation": "encoder transposed; dictionary fused to one matrix",
-            "input bias": "none",
-            "scale": "none",
             "selection": f"{name}, after ReLU",
             "threshold": "exp, at least: read as greater" if "thresholds" in weights else "none",
             "hook point": "given by the user",
         },
         notes=notes,
-        files=tuple(each for each in (path, settings_path) if each.is_file()),
+        files=(path, settings_path),
     )
 
 

@@ -22,14 +22,16 @@ from saelab.cache.config import TokenFilter
 from saelab.cache.rows import select_rows
 from saelab.dictionary.architectures import Dictionary
 from saelab.dictionary.data_spec import DataSpec
+from saelab.dictionary.saelens import WRITTEN_TO_RESIDUAL
 from saelab.dictionary.site import Site
 from saelab.dictionary.site_rows import held_out_batches, site_rows
-from saelab.errors import ActivationError
+from saelab.errors import ActivationError, ConfigError, ModelError
 from saelab.model.language_model import LanguageModel
 from saelab.stats.metrics import SparsityStatistics, fvu
 from saelab.text.contexts import TextConfig, text_batches
 
 from .foreign import SCALE
+from .processed import on_raw_weights
 
 CALIBRATION_CONTEXTS = 32
 BATCH_CONTEXTS = 8
@@ -154,7 +156,8 @@ def prove(
     suspicious = bool(disagreements)
     cause = None
     if n > 1:
-        cause = _likely_cause(dictionary, x[:n], y[:n], others, suspicious, reported)
+        processed = _on_raw_weights(dictionary, site, model) if suspicious else {}
+        cause = _likely_cause(dictionary, x[:n], y[:n], others, suspicious, reported, processed)
     if cause is not None and not disagreements:
         disagreements = [f"FVU is {measured['fvu']:.3g} here and clearly lower elsewhere"]
     return Proof(measured, tuple(disagreements), cause), x
@@ -199,6 +202,7 @@ def _likely_cause(
     elsewhere: Mapping[str, Float[Tensor, "rows d_in"]],
     suspicious: bool,
     reported: Mapping[str, Any],
+    processed: Mapping[str, Dictionary],
 ) -> str | None:
     """The usual mistake that, undone, mends FVU and L0 most, if it does so clearly.
 
@@ -209,6 +213,7 @@ def _likely_cause(
         elsewhere: the same rows at other hook points.
         suspicious: whether something disagrees. Where not, other hook points alone are tried.
         reported: reported_l0 and the scale that is recorded, as far as there are any.
+        processed: what it would be on raw weights, by what its model would have been.
     """
     reported_l0 = reported.get("reported_l0")
 
@@ -232,7 +237,7 @@ def _likely_cause(
             scores[f"its scale {name} is folded in already (undoing {scale:.4g})"] = tried(
                 dictionary, x / scale, y / scale
             )
-        for cause, changed in _alternatives(dictionary).items():
+        for cause, changed in {**_alternatives(dictionary), **processed}.items():
             scores[cause] = tried(changed, x, y)
     if not scores:
         return None
@@ -241,6 +246,22 @@ def _likely_cause(
     if scores[best][0] < share * tried(dictionary, x, y)[0]:
         return f"{best} (FVU would be {scores[best][1]:.3g})"
     return None
+
+
+def _on_raw_weights(
+    dictionary: Dictionary, site: Site, model: LanguageModel
+) -> dict[str, Dictionary]:
+    """The dictionary, were it of the model with processed weights; none where that is the same."""
+    words = (
+        "centred writing weights"
+        if site.reads[0].endswith(WRITTEN_TO_RESIDUAL)
+        else ("value biases folded away")
+    )
+    try:
+        changed = on_raw_weights(dictionary, site, model)
+    except (ConfigError, ModelError):
+        return {}
+    return {f"it was trained on a model with {words} (--processed-weights)": changed}
 
 
 def _scales(x: Float[Tensor, "rows d_in"], known: float | None) -> dict[str, float]:
@@ -270,9 +291,6 @@ def _alternatives(dictionary: Dictionary) -> dict[str, Dictionary]:
     elif dictionary.d_in == dictionary.d_out:
         found["b_dec is to be subtracted from the input"] = changed(b_in=None)
     if dictionary.input_normalisation == "none" and dictionary.d_in == dictionary.d_out:
-        found["it was trained on a model with centred writing weights (--processed-weights)"] = (
-            changed(input_normalisation="center")
-        )
         found["each row is to be normalised by itself (layer norm)"] = changed(
             input_normalisation="layer_norm"
         )

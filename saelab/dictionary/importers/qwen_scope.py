@@ -11,12 +11,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
-from .foreign import Foreign, Format, Source, build, load_weights, names_of, peek_config, take
+from .files import load_weights, peek_config, take
+from .foreign import Foreign, Format, Source, build_unshifted, names_of
 
 CONFIG = "config.json"
 FILE = re.compile(r"layer(\d+)\.sae\.pt")
@@ -50,7 +49,7 @@ def read(source: Source) -> Iterator[Foreign]:
         weights = take(load_weights(path), path, "W_enc", "b_enc", "W_dec", "b_dec")
         encoder, decoder = weights["W_enc"].T, weights["W_dec"].T
         yield Foreign(
-            dictionary=build(
+            dictionary=build_unshifted(
                 path,
                 "topk",
                 k=int(k),
@@ -58,20 +57,17 @@ def read(source: Source) -> Iterator[Foreign]:
                 b_enc=weights["b_enc"],
                 W_dec=decoder,
                 b_dec=weights["b_dec"],
-                b_in=torch.zeros(encoder.shape[:1]),
             ),
             name="" if len(files) == 1 else f"layer{layer}",
             site=Site.of(f"blocks.{layer}.hook_resid_post"),
             model=config.get("base_model") or (f"Qwen/{names[1]}" if names else None),
             conventions={
                 "orientation": "W_enc and W_dec transposed",
-                "input bias": "none",
-                "scale": "none",
                 "selection": f"{k} largest pre-activations, where positive",
                 "hook point": "the residual stream after the block",
             },
             origin={"reported_l0": float(k)},
-            files=(*([path.parent / CONFIG] if config else []), path),
+            files=(path.parent / CONFIG, path),
         )
 
 

@@ -26,17 +26,8 @@ from saelab.dictionary.site import Site
 from saelab.dictionary.storage import MANIFEST_FILE, foreign_manifest
 from saelab.errors import ArtifactError, ConfigError
 
-from .foreign import (
-    SCALE,
-    Foreign,
-    Format,
-    Source,
-    in_raw_units,
-    load_config,
-    load_weights,
-    peek_config,
-    take,
-)
+from .files import load_config, load_weights, peek_config, take
+from .foreign import SCALE, Foreign, Format, Source, in_raw_units
 
 SCALE_FILE = "activation_scaler.json"
 SPARSITY_FILE = "sparsity.safetensors"
@@ -69,7 +60,6 @@ def read(source: Source) -> Iterator[Foreign]:
         config |= {"normalize_activations": "none"}
     dictionary, notes = read_saelens(config, load_weights(folder / WEIGHTS_FILE), folder), []
     conventions = {
-        "orientation": "as it is",
         "input bias": "b_dec is subtracted" if dictionary.b_in is None else "none",
         "selection": str(settings["architecture"])
         + (", by h · ‖W_dec‖" if settings.get("rescale_acts_by_decoder_norm") else ""),
@@ -84,18 +74,17 @@ def read(source: Source) -> Iterator[Foreign]:
         notes.append(
             f"{AVERAGE_ONLY} has no effect in SAELens after training: nothing is scaled here either"
         )
-    origin = {
-        "context_length": settings.get("context_size"),
-        "prepend_bos": settings.get("prepend_bos"),
-        SCALE: scale,
-        **_reported(folder, settings),
-    }
     yield Foreign(
         dictionary=dictionary,
         site=None if site is None else Site.from_json(site),
         model=settings.get("model_name"),
         conventions=conventions,
-        origin={name: value for name, value in origin.items() if value is not None},
+        origin={
+            "context_length": settings.get("context_size"),
+            "prepend_bos": settings.get("prepend_bos"),
+            SCALE: scale,
+            **_reported(folder, settings),
+        },
         notes=tuple(notes),
         files=(folder / CONFIG_FILE, folder / WEIGHTS_FILE),
         in_place=scale is None and not overrides,

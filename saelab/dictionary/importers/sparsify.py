@@ -15,7 +15,8 @@ from torch import Tensor
 from saelab.dictionary.site import Site, hook_point_of
 from saelab.errors import ArtifactError
 
-from .foreign import Foreign, Format, Source, build, load_config, load_weights, peek_config, take
+from .files import load_config, load_weights, peek_config, take
+from .foreign import Foreign, Format, Source, build, build_unshifted
 
 CONFIG, WEIGHTS, RUN_CONFIG = "cfg.json", "sae.safetensors", "config.json"
 
@@ -60,9 +61,7 @@ def _read_one(folder: Path, name: str) -> Foreign:
     encoder = weights["encoder.weight"]
     transcodes = bool(config.get("transcode"))
     extra = {"W_skip": weights["W_skip"]} if "W_skip" in weights else {}
-    if transcodes:
-        extra["b_in"] = torch.zeros(encoder.shape[1])
-    dictionary = build(
+    dictionary = (build_unshifted if transcodes else build)(
         path,
         "topk",
         W_enc=encoder.T,
@@ -90,7 +89,7 @@ def _read_one(folder: Path, name: str) -> Foreign:
             "hook point": f"output of the module {module}",
         },
         model=run.get("model"),
-        origin={"context_length": run["ctx_len"]} if run.get("ctx_len") else {},
+        origin={"context_length": run.get("ctx_len")},
         files=(folder / CONFIG, path),
     )
 

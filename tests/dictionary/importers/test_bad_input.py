@@ -135,6 +135,22 @@ def test_flags_that_mean_nothing_are_refused(words, reason, copied, capsys):
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("hook_point", "words"),
+    [("blocks.1.mlp.hook_post", "width"), ("blocks.9.hook_resid_post", "blocks.9.hook_resid_post")],
+)
+def test_a_model_of_another_width_or_fewer_layers_is_one_line(
+    hook_point, words, copied, tiny_model_folder, model_text, tmp_path, capsys
+):
+    given = ["import", str(copied("openai-relu")), "--model", str(tiny_model_folder)]
+    given += ["--text-source", str(model_text.source), "--context-length", "32"]
+    given += ["--reads", hook_point, "--out", str(tmp_path / "ours"), "--device", "cpu"]
+    assert main(given) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "ours" / "saelab.json").exists()
+
+
 def test_nothing_of_somebody_elses_is_replaced(copied, capsys, tmp_path):
     folder = copied("dictionary_learning-AutoEncoder")
     theirs = tmp_path / "theirs"

@@ -57,13 +57,6 @@ def test_a_scale_that_does_nothing_is_said(source_of, copied):
 # sparsify, where SAELens' loader is wrong
 
 
-def test_sparsify_width_hook_point_and_bias_are_the_authors(source_of):
-    foreign = read_one(source_of("sparsify-expansion").path)
-    assert foreign.dictionary.d_sae == 64  # num_latents is 0, which means expansion_factor
-    assert foreign.site is not None and foreign.site.hook_point == "blocks.1.hook_mlp_out"
-    assert foreign.dictionary.b_in is None  # subtracted, whatever normalize_decoder says
-
-
 def test_sparsify_run_says_model_and_context(copied, tmp_path):
     folder = copied("sparsify-topk")
     (folder.parent / "config.json").write_text(json.dumps({"model": "tiny", "ctx_len": 64}))
@@ -98,13 +91,6 @@ def test_sparsify_refusals(copied, settings, reason):
 
 
 # dictionary_learning
-
-
-def test_the_new_autoencoder_keeps_its_bias_and_subtracts_nothing(source_of):
-    """SAELens' loader loses decoder.bias and subtracts b_dec."""
-    dictionary = read_one(source_of("dictionary_learning-AutoEncoderNew").path).dictionary
-    assert dictionary.b_dec.abs().min() > 0
-    assert dictionary.b_in is not None and not dictionary.b_in.any()
 
 
 def test_a_threshold_never_estimated_becomes_topk_with_the_reason(copied):

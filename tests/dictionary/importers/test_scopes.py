@@ -58,44 +58,6 @@ def test_one_format_alone_takes_a_folder_for_its_own(case):
     assert len(matching) == 1, f"{case}: {matching}"
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "llamascopium-jumprelu",
-        "llamascopium-jumprelu-plain",
-        "llamascopium-crosscoder",
-        "llamascopium-clt-jumprelu",
-        "llamascopium-clt-layertopk",
-    ],
-)
-def test_the_scale_is_folded_in_where_llamascopium_itself_changes_the_function(case):
-    """Its standardised parameters reconstruct something else than its own dictionary does."""
-    expected, dictionary = expected_of(case), read_one(folder_of(case), "llamascopium").dictionary
-    right = expected["reconstruction"]
-    assert off(expected["standardised_reconstruction"], right) > 0.05
-    assert off(dictionary(expected["x"]), right) < 1e-6
-    assert torch.equal(dictionary.encode_dense(expected["x"]) > 0, expected["codes"] > 0)
-
-
-def test_a_cross_layer_transcoder_keeps_its_last_layer_and_its_targets_apart():
-    """circuit-tracer loses the last layer of Gemma Scope 2's; SAELens adds all targets up."""
-    folder, expected = folder_of("gemma-scope-2-clt"), expected_of("gemma-scope-2-clt")
-    foreign = read_one(folder, "gemma-scope-2")
-    assert foreign.site == Site(
-        tuple(f"blocks.{layer}.mlp.hook_in" for layer in range(3)),
-        tuple(f"blocks.{layer}.hook_mlp_out" for layer in range(3)),
-    )
-    ours = foreign.dictionary(expected["x"]).unflatten(1, (3, -1))
-    right = expected["reconstruction"].unflatten(1, (3, -1))
-    summed = expected["summed"].unflatten(1, (3, -1))
-    for layer in range(3):
-        assert off(ours[:, layer], right[:, layer]) < 1e-6
-        assert off(summed[:, layer], right[:, layer]) > 0.3
-    decoder = foreign.dictionary.W_dec.unflatten(0, (3, -1)).unflatten(2, (3, -1))
-    assert not decoder[1, :, 0].any() and not decoder[2, :, :2].any(), "reads what comes later"
-    assert foreign.model == "google/gemma-3-270m"
-
-
 def test_thresholds_of_llama_scope_are_of_raw_activations():
     """With rows of norm one SAELens agrees; a transcoder's are in units of what it writes."""
     for case, norm in (("llama-scope-residual", 9.0), ("llama-scope-transcoder", 1.5)):
@@ -293,6 +255,22 @@ def test_model_and_hook_point_are_read_from_settings_and_names(case, model, site
         (folder / "config.json").unlink()
         without = read_one(folder, format_name)
         assert (without.model, without.site) == (model, site)
+
+
+def test_llama_scope_2_says_its_model_by_its_repository(tmp_path):
+    named = "OpenMOSS-Team/Llama-Scope-2-Qwen3-1.7B/transcoder/8x/k128/layer12_transcoder_8x_k128"
+    shutil.copytree(folder_of("llamascopium-transcoder"), tmp_path / named)
+    change(
+        tmp_path / named / "config.json",
+        act_fn="topk",
+        top_k=5,
+        hook_point_in="blocks.1.a",
+        hook_point_out="blocks.1.b",
+    )
+    (foreign,) = read_foreign(Source(tmp_path / named, f"hf:{named}"))
+    assert foreign.model == "Qwen/Qwen3-1.7B" and foreign.dictionary.k == 5
+    assert foreign.site == Site(("blocks.1.a",), ("blocks.1.b",))
+    assert foreign.dictionary.b_in is not None and not foreign.dictionary.b_in.any()
 
 
 def test_files_without_their_folders_leave_the_hook_point_to_the_user(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import ClassVar
 
 import huggingface_hub
@@ -13,6 +14,7 @@ from saelab.dictionary import load_dictionary
 from saelab.dictionary.hub import plan_push
 from saelab.dictionary.importers.sources import HubPath, find_release, hub_path, releases, resolve
 from saelab.errors import ArtifactError
+from saelab.formats.evaluation_result import read_evaluation_result
 
 
 @pytest.fixture
@@ -128,3 +130,39 @@ def test_the_card_of_what_was_imported_says_whose_it_is_and_names_no_path_of_thi
     assert "Not proved: nothing was measured when it was imported." in card
     assert str(tmp_path) not in card and "Training method" not in card
     assert "Trained with saelab" not in card
+
+
+def test_nothing_that_is_sent_names_a_path_of_this_machine(
+    hub, copied, tmp_path, tiny_model_folder, model_text, capsys
+):
+    """Of model, text and source, with results and their pages; what comes back is intact."""
+    root, _ = hub
+    out, home = tmp_path / "imported", tiny_model_folder.parent
+    words = ["--model", str(tiny_model_folder), "--text-source", str(model_text.source)]
+    words += ["--held-out-fraction", "0.5", "--context-length", "32", "--device", "cpu"]
+    words += ["--reads", "blocks.1.hook_resid_post", "--n-tokens", "320", "--out", str(out)]
+    assert main(["import", str(copied("batchtopk-batchtopk")), *words]) == 0
+    numbers = ["--n-tokens", "320", "--n-loss-tokens", "64", "--device", "cpu"]
+    assert main(["eval", "core", str(out), *numbers]) == 0
+    for file in (out / "saelab.json", out / "evals" / "core.json"):
+        assert str(home) in file.read_text()
+    capsys.readouterr()
+    assert main(["push", str(out), "hf:me/saes/a", "--yes"]) == 0
+    said = capsys.readouterr().out
+    sent = [path for path in (root / "me" / "saes" / "a").rglob("*") if path.is_file()]
+    assert {"core.json", "core.html", "README.md", "saelab.json"} <= {path.name for path in sent}
+    for place in (home, tmp_path, Path(model_text.source).parent):
+        assert str(place) not in said.replace(str(out), "")
+        for path in sent:
+            assert str(place).encode() not in path.read_bytes(), f"{path.name} names {place}"
+    for path in sent:
+        if path.name != "README.md":
+            relative = path.relative_to(root / "me" / "saes" / "a")
+            assert f"{relative} ({path.stat().st_size:,} bytes)" in said
+    assert main(["pull", "hf:me/saes/a", "--out", str(tmp_path / "back")]) == 0
+    back = load_dictionary(tmp_path / "back")
+    assert back.model_name == tiny_model_folder.name
+    assert back.made_from["imported"]["source"] == "batchtopk-batchtopk"
+    result = read_evaluation_result(tmp_path / "back" / "evals" / "core.json")
+    assert result.dictionary_hash == back.content_hash != load_dictionary(out).content_hash
+    assert main(["push", str(tmp_path / "back"), "hf:me/again"]) == 0
