@@ -2,11 +2,15 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from contextlib import closing
 from pathlib import Path
 
+import pytest
 from toy_store import APP
 
 PROGRAM = """
@@ -74,6 +78,56 @@ def test_a_store_built_again_is_opened_again(tmp_path):
     assert open_store(path) is first
     write_toy_store(tmp_path / "new.sqlite", "another").replace(path)
     assert open_store(path).manifest["made_from"]["dictionary_hash"] == "another"
+
+
+def test_a_page_waits_for_no_check_and_is_taken_back_when_it_fails(tmp_path, monkeypatch):
+    """A store of 65,536 features takes ten seconds to check; a page settles within one."""
+    from toy_store import write_toy_store
+
+    from saelab.dashboards.context import open_store
+    from saelab.errors import ArtifactError
+    from saelab.features.reader import FeatureStore
+
+    checked = threading.Event()
+
+    def verify(store):
+        assert checked.wait(timeout=20)
+        raise ArtifactError(f"{store.path} was changed")
+
+    monkeypatch.setattr(FeatureStore, "verify", verify)
+    path = write_toy_store(tmp_path / "features.sqlite")
+    start = time.monotonic()
+    store = open_store(path)
+    assert store.feature(0).id == 0
+    assert time.monotonic() - start < 1
+    checked.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("check"):
+            thread.join()
+    for _ in range(2):  # and it stays refused
+        with pytest.raises(ArtifactError, match="was changed"):
+            open_store(path)
+
+
+def test_a_changed_store_is_not_shown(tmp_path):
+    from toy_store import write_toy_store
+
+    from saelab.dashboards.context import open_store
+    from saelab.errors import ArtifactError
+    from saelab.features.schema import TABLES_HASH, hash_of_tables
+    from saelab.formats.manifest import seal
+
+    path = write_toy_store(tmp_path / "features.sqlite")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        (text,) = connection.execute("SELECT content FROM manifest").fetchone()
+        content = {k: v for k, v in json.loads(text).items() if k != "manifest_sha256"}
+        sealed = json.dumps(seal({**content, TABLES_HASH: hash_of_tables(connection)}))
+        connection.execute("UPDATE manifest SET content = ?", (sealed,))
+    assert open_store(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE feature SET max_act = max_act + 1 WHERE id = 0")
+    with pytest.raises(ArtifactError, match="was changed since it was built"):
+        open_store(path)
 
 
 def test_a_page_is_one_file_that_draws_itself():
