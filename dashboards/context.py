@@ -22,8 +22,8 @@ from .widgets.page_parts import FEATURE_PAGE, plain, show_problem
 
 SECONDS_BETWEEN_SCANS = 5
 SECONDS_FOR_A_CHECK = 0.3
-"""How long a page waits for a feature store to be checked against its hash, which takes ten seconds
-for 65,536 features; then it is shown, and taken back should the check fail."""
+"""How long a page waits for a feature store to be checked against its hash, which takes ten
+seconds for 65,536 features; then it is shown, and taken back should the check fail."""
 
 
 def run_index() -> RunIndex:
@@ -102,16 +102,17 @@ def require_store(entry: DictionaryEntry) -> FeatureStore:
         )
     try:
         store = open_store(entry.store_path)
+        check = _checked(entry.store_path)[1]
     except (ArtifactError, OSError) as error:
         _stop(str(error))
-    if not _checked(entry.store_path)[1].done():
-        _draw_again_when_checked(entry.store_path)
+    if not check.done():
+        _draw_again_after(check)
     return store
 
 
 @st.fragment(run_every=1)
-def _draw_again_when_checked(path: Path) -> None:
-    if _checked(path)[1].done():
+def _draw_again_after(check: Future[None]) -> None:
+    if check.done():
         st.rerun()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -80,10 +81,10 @@ def test_a_store_built_again_is_opened_again(tmp_path):
     assert open_store(path).manifest["made_from"]["dictionary_hash"] == "another"
 
 
-def test_a_page_waits_for_no_check_and_is_taken_back_when_it_fails(tmp_path, monkeypatch):
+def test_a_page_waits_for_no_check_and_is_taken_back_when_it_fails(
+    open_page_of, world, tmp_path, monkeypatch
+):
     """A store of 65,536 features takes ten seconds to check; a page settles within one."""
-    from toy_store import write_toy_store
-
     from saelab.dashboards.context import open_store
     from saelab.errors import ArtifactError
     from saelab.features.reader import FeatureStore
@@ -91,22 +92,24 @@ def test_a_page_waits_for_no_check_and_is_taken_back_when_it_fails(tmp_path, mon
     checked = threading.Event()
 
     def verify(store):
-        assert checked.wait(timeout=20)
+        assert checked.wait(timeout=60)
         raise ArtifactError(f"{store.path} was changed")
 
     monkeypatch.setattr(FeatureStore, "verify", verify)
-    path = write_toy_store(tmp_path / "features.sqlite")
+    runs = shutil.copytree(world, tmp_path / "all")
     start = time.monotonic()
-    store = open_store(path)
-    assert store.feature(0).id == 0
+    assert open_store(runs / "demo/dictionaries/first/features.sqlite").feature(0).id == 0
     assert time.monotonic() - start < 1
+    app = open_page_of(runs)("explore", run="all/demo", sae="first")
+    assert app.title[0].value == "Explore" and not app.exception
     checked.set()
     for thread in threading.enumerate():
         if thread.name.startswith("check"):
             thread.join()
     for _ in range(2):  # and it stays refused
-        with pytest.raises(ArtifactError, match="was changed"):
-            open_store(path)
+        app.run()
+        assert not app.title and not app.exception
+        assert any("was changed" in str(part.value) for part in (*app.warning, *app.error))
 
 
 def test_a_changed_store_is_not_shown(tmp_path):
