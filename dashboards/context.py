@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import Future, wait
 from pathlib import Path
+from threading import Thread
 from typing import Any, NoReturn
 
 import streamlit as st
@@ -19,9 +21,9 @@ from .run_index import DictionaryEntry, RunEntry, RunIndex, once_per_state, scan
 from .widgets.page_parts import FEATURE_PAGE, plain, show_problem
 
 SECONDS_BETWEEN_SCANS = 5
-CHECKED_AT_ONCE = 1 << 30
-"""Bytes up to which a feature store is checked against its hash before it is shown; larger ones,
-which take minutes, are checked by `saelab info`."""
+SECONDS_FOR_A_CHECK = 0.3
+"""How long a page waits for a feature store to be checked against its hash, which takes ten
+seconds for 65,536 features; then it is shown, and taken back should the check fail."""
 
 
 def run_index() -> RunIndex:
@@ -99,26 +101,49 @@ def require_store(entry: DictionaryEntry) -> FeatureStore:
             "then reload this page."
         )
     try:
-        return open_store(entry.store_path)
+        store = open_store(entry.store_path)
+        check = _checked(entry.store_path)[1]
     except (ArtifactError, OSError) as error:
         _stop(str(error))
-
-
-def _open_checked(path: Path) -> FeatureStore:
-    store = FeatureStore(path)
-    if path.stat().st_size <= CHECKED_AT_ONCE:
-        try:
-            store.verify()
-        except ArtifactError:
-            store.close()
-            raise
+    if not check.done():
+        _draw_again_after(check)
     return store
 
 
-open_store = once_per_state(32)(_open_checked)
-"""A feature store, opened once for each state of its file and shared by all sessions.
+@st.fragment(run_every=1)
+def _draw_again_after(check: Future[None]) -> None:
+    if check.done():
+        st.rerun()
 
-Raises ArtifactError where the file is missing, damaged, foreign or from a newer saelab."""
+
+@once_per_state(32)
+def _checked(path: Path) -> tuple[FeatureStore, Future[None]]:
+    """A store, and what becomes of checking all of it."""
+    store, check = FeatureStore(path), Future()
+    Thread(target=_check, args=(path, check), name=f"check {path}", daemon=True).start()
+    wait([check], timeout=SECONDS_FOR_A_CHECK)
+    return store, check
+
+
+def _check(path: Path, check: Future[None]) -> None:
+    try:
+        with FeatureStore(path) as store:  # its own: pages wait for none that is being read
+            store.verify()
+        check.set_result(None)
+    except BaseException as error:
+        check.set_exception(error)
+
+
+def open_store(path: Path) -> FeatureStore:
+    """A feature store, opened and checked once for each state of its file, shared by all sessions.
+
+    Raises:
+        ArtifactError: missing, foreign, from a newer saelab, or found damaged by now.
+    """
+    store, check = _checked(path)
+    if check.done():
+        check.result()
+    return store
 
 
 def open_labels(store: FeatureStore) -> LabelBook:

@@ -18,6 +18,7 @@ from saelab.formats.evaluation_result import read_evaluation_result
 from .. import url_state
 from ..context import label_texts, open_store, require_dictionary, run_index, show_features
 from ..run_index import DictionaryEntry, once_per_state
+from ..widgets.feature_html import counted
 from ..widgets.feature_table import about
 from ..widgets.figures import SHARED_FROM, density_histogram, match_histogram, pareto
 from ..widgets.page_parts import format_number, plain, run_page, show_figure, show_note
@@ -115,7 +116,11 @@ def _show_densities(first: DictionaryEntry, second: DictionaryEntry) -> None:
         if _name(entry) not in stores:
             show_note(f"{entry.name} has no feature store, so its densities are unknown.")
     densities = {name: np.nan_to_num(s.table()["density"]) for name, s in stores.items()}
-    chart = density_histogram(densities, {name: s.n_tokens for name, s in stores.items()})
+    chart = density_histogram(
+        densities,
+        {name: s.n_tokens for name, s in stores.items()},
+        " or ".join(sorted({counted(s) for s in stores.values()}, reverse=True)),
+    )
     show_figure(chart, "densities")
 
 

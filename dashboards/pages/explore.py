@@ -14,6 +14,7 @@ from saelab.features.reader import FeatureStore
 from .. import url_state
 from ..context import label_texts, require_dictionary, require_store, show_features
 from ..run_index import DictionaryEntry
+from ..widgets.feature_html import counted
 from ..widgets.feature_table import (
     BEST_MATCH,
     LOWEST_LOG_DENSITY,
@@ -37,15 +38,15 @@ def render() -> None:
     st.title("Explore")
     st.caption(
         plain(
-            f"{store.n_features:,} features of {entry.name}, counted on {store.n_tokens:,} tokens. "
-            "Choose a row by the box at its left to open the feature."
+            f"{store.n_features:,} features of {entry.name}, counted on {store.n_tokens:,} "
+            f"{counted(store)}. Choose a row by the box at its left to open the feature."
         )
     )
     _show_table(entry, store, label_texts(store), _draw_filter())
     densities = np.nan_to_num(store.table()["density"])
-    show_figure(
-        density_histogram({entry.name: densities}, {entry.name: store.n_tokens}), "densities"
-    )
+    n_tokens = {entry.name: store.n_tokens}
+    chart = density_histogram({entry.name: densities}, n_tokens, counted(store))
+    show_figure(chart, "densities")
 
 
 def _draw_filter() -> FeatureFilter:
@@ -83,7 +84,7 @@ def _draw_density_range() -> tuple[float, float]:
         *FULL_RANGE,
         step=0.25,
         key="explore_density",
-        help="log10 of the share of tokens on which a feature is active: −3 is one token in a "
+        help="log10 of the share on which a feature is active: −3 is one token (or row) in a "
         "thousand. The full range also shows features that were never active.",
     )
     low, high = map(float, bounds)
@@ -140,9 +141,11 @@ def _column_formats() -> dict[str, Any]:
         "promoted tokens": st.column_config.TextColumn(
             help="Tokens whose logits it raises most", width="medium"
         ),
-        "density": number(format="%.2e", help="Tokens on which it is active over tokens counted"),
+        "density": number(
+            format="%.2e", help="The share of what was counted on which it is active"
+        ),
         "max activation": number(format="%.3g"),
-        "mean activation": number(format="%.3g", help="Over the tokens on which it is active"),
+        "mean activation": number(format="%.3g", help="Over what it is active on"),
         "contexts": number(format="localized", help="Contexts in which it is active at all"),
         "activation kurtosis": number(format="%.3g", help="Of its positive activations; normal: 3"),
         "largest logit": number(format="%.3g", help="What it adds at most to a token's logit"),

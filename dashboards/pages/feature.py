@@ -20,6 +20,7 @@ from ..run_index import DictionaryEntry
 from ..widgets.feature_html import (
     NEIGHBOUR_LISTS,
     ExampleView,
+    counted,
     distinct,
     examples_html,
     feature_html,
@@ -28,7 +29,6 @@ from ..widgets.feature_html import (
     logit_tables,
     number_strip,
     provenance_table,
-    shows_rows,
 )
 from ..widgets.feature_table import about
 from ..widgets.figures import activation_histogram, logit_histogram
@@ -40,7 +40,7 @@ LISTS = {
     "strongest examples flatter a feature: compare them with the random ones.",
     "Quantiles": "Contexts drawn from strata of equally many contexts, from the strongest down; a "
     "stratum holds its lower edge and not its upper one, but for the highest.",
-    "Random": "Tokens drawn uniformly from all on which the feature is active: an unbiased sample, "
+    "Random": "Drawn uniformly from all on which the feature is active: an unbiased sample, "
     "which the top examples are not.",
     "Near misses": "Contexts in which the feature is silent: first where a feature with a similar "
     "decoder row is active, then any.",
@@ -62,10 +62,10 @@ def render() -> None:
     _show_head(entry, store, record, book)
     if record.n_active == 0:
         show_note(
-            f"Feature {feature} was never active on the {store.n_tokens:,} tokens counted. What "
-            "its weights alone say is below."
+            f"Feature {feature} was never active on the {store.n_tokens:,} {counted(store)} "
+            "counted. What its weights alone say is below."
         )
-    st.html(number_strip(record, of_rows=shows_rows(store)))
+    st.html(number_strip(record, of_rows=counted(store) == "rows"))
     _show_charts(record, store)
     if record.n_active:
         _show_examples(entry, feature, record.max_act)
@@ -163,7 +163,7 @@ def _show_charts(record: FeatureRecord, store: FeatureStore) -> None:
     left, middle, right = st.columns(3)
     with left:
         linear = st.session_state.get("feature_linear", False)
-        chart = activation_histogram(record, log_counts=not linear)
+        chart = activation_histogram(record, counted(store), log_counts=not linear)
         if chart is not None:
             show_figure(chart, "activations")
             st.toggle("Linear counts", key="feature_linear")
@@ -185,7 +185,7 @@ def _show_examples(entry: DictionaryEntry, feature: int, maximum: float) -> None
     """Draw the chosen list; changing it draws nothing else again."""
     st.header("Examples")
     store = context.require_store(entry)
-    chosen, window, view = _draw_controls(of_rows=shows_rows(store))
+    chosen, window, view = _draw_controls(of_rows=counted(store) == "rows")
     record = store.feature(feature, WINDOWS[window])
     st.caption(plain(LISTS[chosen]))
     lists = {"Top": record.top_examples, "Random": record.random_positives}
@@ -208,14 +208,16 @@ def _draw_controls(*, of_rows: bool) -> tuple[str, str, ExampleView]:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         control = st.segmented_control
         chosen = url_state.choice(control, "List", list(LISTS), param="tab", required=True)
-        window = url_state.choice(
-            control,
-            "Tokens on either side",
-            list(WINDOWS),
-            param="window",
-            default="±24",
-            required=True,
-        )
+        window = "full"
+        if not of_rows:
+            window = url_state.choice(
+                control,
+                "Tokens on either side",
+                list(WINDOWS),
+                param="window",
+                default="±24",
+                required=True,
+            )
         values = st.toggle("Show values", key="feature_values", help="Print the activations.")
         repeats = st.toggle(
             "Hide repeats", value=True, key="feature_repeats", help="Leave out equal windows."
@@ -259,7 +261,7 @@ def _show_neighbours(record: FeatureRecord, store: FeatureStore) -> None:
             if not neighbours:
                 st.caption("none")
             for near in neighbours[:MOST_NEIGHBOURS]:
-                both = "" if near.n_both is None else f" on {near.n_both:,} tokens"
+                both = "" if near.n_both is None else f" on {near.n_both:,} {counted(store)}"
                 words = about(table, labels, near.feature)
                 words = f"{near.feature} · {near.value:.2f}{both} · {words}"
                 context.feature_link(near.feature, words)

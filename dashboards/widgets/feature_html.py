@@ -34,11 +34,11 @@ NEIGHBOUR_LISTS = {
     "Decoder": ("cosine of decoder rows: what it writes", "decoder_neighbours"),
     "Encoder": ("cosine of encoder columns: what it reads", "encoder_neighbours"),
     "Active together": (
-        "Jaccard index: tokens with both over tokens with either",
+        "Jaccard index: how often both are active over how often either is",
         "coactive_jaccard",
     ),
     "Correlated": (
-        "Pearson correlation of activations over all tokens counted",
+        "Pearson correlation of activations over all that was counted",
         "coactive_pearson",
     ),
 }
@@ -65,6 +65,11 @@ class ExampleView:
 def shows_rows(store: FeatureStore) -> bool:
     """Whether what a store counts are rows of adopted activations, each by itself."""
     return store.manifest["context_length"] == 1
+
+
+def counted(store: FeatureStore) -> str:
+    """What a store counts, in a word."""
+    return "rows" if shows_rows(store) else "tokens"
 
 
 def numbers_of(record: FeatureRecord, *, of_rows: bool = False) -> list[tuple[str, str, str]]:
@@ -221,8 +226,8 @@ def provenance_table(name: str, store: FeatureStore) -> str:
     facts = {
         "dictionary": name,
         **store.manifest["made_from"],
-        "tokens counted": f"{store.n_tokens:,}",
-        "tokens left out": store.manifest.get("excluded"),
+        f"{counted(store)} counted": f"{store.n_tokens:,}",
+        f"{counted(store)} left out": store.manifest.get("excluded"),
         "contexts": f"{store.n_sequences:,}",
         "built": store.manifest.get("created"),
         "with": store.manifest.get("library_versions"),
@@ -250,7 +255,7 @@ def feature_html(name: str, store: FeatureStore, feature: int, labels: Sequence[
     parts = [
         f"<h1>{escape(title)}</h1>{label}{flags}",
         number_strip(record, of_rows=shows_rows(store)),
-        *_charts(record),
+        *_charts(record, counted(store)),
         *_example_lists(record, ExampleView(of_rows=shows_rows(store))),
         "<h2>Neighbours</h2>",
         page_table("Nearest features", ["list", "value", "features"], neighbours),
@@ -290,8 +295,8 @@ def _as_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _charts(record: FeatureRecord) -> list[str]:
-    activations, lens = activation_histogram(record), record.logit_lens
+def _charts(record: FeatureRecord, what: str) -> list[str]:
+    activations, lens = activation_histogram(record, what), record.logit_lens
     parts = [] if activations is None else [_figure(activations, "#2f81c4")]
     if lens is not None:
         parts += ["<h2>Logits</h2>", logit_tables(lens), _figure(logit_histogram(lens), "#a05fb4")]

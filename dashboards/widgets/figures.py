@@ -25,8 +25,10 @@ BAR_PIXELS = 26
 LONGEST_NAME = 34
 
 
-def activation_histogram(record: FeatureRecord, *, log_counts: bool = True) -> Chart | None:
-    """Active tokens of a feature by activation, with quantile marks; None if it never fires."""
+def activation_histogram(
+    record: FeatureRecord, what: str = "tokens", *, log_counts: bool = True
+) -> Chart | None:
+    """Active tokens (`what`) of a feature by activation, with quantiles; None if it never fires."""
     histogram = record.histogram
     if histogram is None:
         return None
@@ -35,15 +37,15 @@ def activation_histogram(record: FeatureRecord, *, log_counts: bool = True) -> C
     return Chart(
         name="activation_histogram",
         title="Activations",
-        caption=f"The {record.n_active:,} tokens on which the feature is active, by activation, "
+        caption=f"The {record.n_active:,} {what} on which the feature is active, by activation, "
         f"in {len(histogram.counts)} equal bins from 0 to the maximum; an edge belongs to the bin "
         "above it. Dashed: quantiles of these activations.",
         summary=f"Histogram of {record.n_active:,} activations of feature {record.id}, up to "
-        f"{short(record.max_act)}: {_fullest(histogram)}"
+        f"{short(record.max_act)}: {_fullest(histogram, what)}"
         + (f" Quantiles: {marks}." if marks else ""),
         x=Axis(title="activation"),
-        y=_counts("tokens", log=log_counts),
-        series=(_bars(histogram, "tokens"),),
+        y=_counts(what, log=log_counts),
+        series=(_bars(histogram, what),),
         lines=tuple(
             ReferenceLine(value=value, label=f"{100 * level:g} %", axis="x")
             for level, value in quantiles
@@ -68,7 +70,7 @@ def logit_histogram(lens: LogitLens) -> Chart:
         "distribution; far above, the feature speaks for a few tokens).",
         summary=f"Histogram of logits over {int(histogram.counts.sum()):,} tokens, from "
         f"{short(float(histogram.edges[0]))} to {short(float(histogram.edges[-1]))}: "
-        f"{_fullest(histogram)}{tail}",
+        f"{_fullest(histogram, 'tokens')}{tail}",
         x=Axis(title="logit per unit of activation"),
         y=_counts("tokens of the vocabulary", log=True),
         series=(_bars(histogram, "tokens", style=PURPLE_STYLE),),
@@ -86,18 +88,20 @@ def _bars(histogram: Histogram, name: str, style: int = 0) -> Series:
     return Series(name=name, x=edges, y=counts, mark="histogram", style=style)
 
 
-def _fullest(histogram: Histogram) -> str:
+def _fullest(histogram: Histogram, what: str) -> str:
     if not int(histogram.counts.sum()):
         return "all bins are empty."
     index = int(np.argmax(histogram.counts))
     low, high = histogram.edges[index : index + 2].tolist()
     return (
-        f"the fullest bin, {short(low)} to {short(high)}, holds {histogram.counts[index]:,} tokens."
+        f"the fullest bin, {short(low)} to {short(high)}, holds {histogram.counts[index]:,} {what}."
     )
 
 
-def density_histogram(densities: Mapping[str, Any], n_tokens: Mapping[str, int]) -> Chart:
-    """Features by log density, for one dictionary or several."""
+def density_histogram(
+    densities: Mapping[str, Any], n_tokens: Mapping[str, int], what: str = "tokens"
+) -> Chart:
+    """Features by log density, of the tokens (`what`) counted, for one dictionary or several."""
     active = {name: values[values > 0] for name, values in _arrays(densities).items()}
     lowest = min((values.min() for values in active.values() if values.size), default=1e-6)
     low = math.floor(math.log10(lowest))
@@ -105,19 +109,19 @@ def density_histogram(densities: Mapping[str, Any], n_tokens: Mapping[str, int])
     silent = {name: len(densities[name]) - values.size for name, values in active.items()}
     sentences = [
         f"{name}: {len(densities[name]):,} features, {silent[name]:,} never active on "
-        f"{n_tokens.get(name, 0):,} tokens, median density of the others "
+        f"{n_tokens.get(name, 0):,} {what}, median density of the others "
         f"{short(float(np.median(values)) if values.size else None)}"
         for name, values in active.items()
     ]
     return Chart(
         name="density_histogram",
         title="How often features are active",
-        caption="Features by density: tokens on which the feature is active over tokens counted, "
+        caption=f"Features by density: {what} on which the feature is active over {what} counted, "
         "in bins equal in log10. Features that were never active are not drawn: "
         + ", ".join(f"{number:,} of {name}" for name, number in silent.items())
         + ".",
         summary="Histogram of feature density. " + "; ".join(sentences) + ".",
-        x=Axis(title="density (fraction of tokens, log)", log=True),
+        x=Axis(title=f"density (fraction of {what}, log)", log=True),
         y=Axis(title="features", low=0),
         series=_binned(active, edges),
     )

@@ -231,7 +231,7 @@ class HookedForward:
             self._run_plain(self.probe_tokens, [])
         finally:
             handle.remove()
-        return isinstance(given[0], tuple)
+        return isinstance(given[0], tuple | list)
 
     def final_norm(self) -> nn.Module | None:
         """The plain model's last norm; None where it has none."""
@@ -377,8 +377,14 @@ class HookedForward:
                 raise _EverythingSeen
 
         hooks = [(self._points[name].name, partial(keep, name)) for name in names]
-        with suppress(_EverythingSeen), self.bridge.hooks(fwd_hooks=hooks):
-            self.bridge(self.probe_tokens, return_type=None)
+        try:
+            with suppress(_EverythingSeen), self.bridge.hooks(fwd_hooks=hooks):
+                self.bridge(self.probe_tokens, return_type=None)
+        except Exception as error:
+            raise ModelError(
+                f"transformer_lens cannot run this model ({type(self.plain).__name__}: "
+                f"{first_line(error)}): another version of it, or of transformers, may"
+            ) from error
         return probed
 
     def _width_of(self, x: Tensor | None) -> int | None:
@@ -422,7 +428,7 @@ def attached(site: ModuleSide, visit: Visit) -> Iterator[None]:
         return None if new is None else (args, {**kwargs, "hidden_states": new})
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ARG001
-        if isinstance(output, tuple):
+        if isinstance(output, tuple | list):
             new = visit(output[0])
             return None if new is None else (new, *output[1:])
         return visit(output)

@@ -2,11 +2,16 @@
 
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from contextlib import closing
 from pathlib import Path
 
+import pytest
 from toy_store import APP
 
 PROGRAM = """
@@ -74,6 +79,58 @@ def test_a_store_built_again_is_opened_again(tmp_path):
     assert open_store(path) is first
     write_toy_store(tmp_path / "new.sqlite", "another").replace(path)
     assert open_store(path).manifest["made_from"]["dictionary_hash"] == "another"
+
+
+def test_a_page_waits_for_no_check_and_is_taken_back_when_it_fails(
+    open_page_of, world, tmp_path, monkeypatch
+):
+    """A store of 65,536 features takes ten seconds to check; a page settles within one."""
+    from saelab.dashboards.context import open_store
+    from saelab.errors import ArtifactError
+    from saelab.features.reader import FeatureStore
+
+    checked = threading.Event()
+
+    def verify(store):
+        assert checked.wait(timeout=60)
+        raise ArtifactError(f"{store.path} was changed")
+
+    monkeypatch.setattr(FeatureStore, "verify", verify)
+    runs = shutil.copytree(world, tmp_path / "all")
+    start = time.monotonic()
+    assert open_store(runs / "demo/dictionaries/first/features.sqlite").feature(0).id == 0
+    assert time.monotonic() - start < 1
+    app = open_page_of(runs)("explore", run="all/demo", sae="first")
+    assert app.title[0].value == "Explore" and not app.exception
+    checked.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("check"):
+            thread.join()
+    for _ in range(2):  # and it stays refused
+        app.run()
+        assert not app.title and not app.exception
+        assert any("was changed" in str(part.value) for part in (*app.warning, *app.error))
+
+
+def test_a_changed_store_is_not_shown(tmp_path):
+    from toy_store import write_toy_store
+
+    from saelab.dashboards.context import open_store
+    from saelab.errors import ArtifactError
+    from saelab.features.schema import TABLES_HASH, hash_of_tables
+    from saelab.formats.manifest import seal
+
+    path = write_toy_store(tmp_path / "features.sqlite")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        (text,) = connection.execute("SELECT content FROM manifest").fetchone()
+        content = {k: v for k, v in json.loads(text).items() if k != "manifest_sha256"}
+        sealed = json.dumps(seal({**content, TABLES_HASH: hash_of_tables(connection)}))
+        connection.execute("UPDATE manifest SET content = ?", (sealed,))
+    assert open_store(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE feature SET max_act = max_act + 1 WHERE id = 0")
+    with pytest.raises(ArtifactError, match="was changed since it was built"):
+        open_store(path)
 
 
 def test_a_page_is_one_file_that_draws_itself():

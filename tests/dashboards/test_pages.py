@@ -299,3 +299,18 @@ def test_a_store_of_another_checkpoint_says_so(open_page_of, tmp_path, world):
     manifest.write_text(manifest.read_text().replace("0" * 64, "f" * 64))
     app = open_page_of(folder)("feature", f="0", run="runs/demo", sae="first")
     assert "different checkpoint" in words(app)
+
+
+def test_pages_of_adopted_rows_speak_of_rows(open_page, monkeypatch):
+    from saelab.dashboards.widgets import feature_html
+
+    monkeypatch.setattr(feature_html, "shows_rows", lambda store: True)
+    for page, params in (("explore", {}), ("feature", {"f": "3"}), ("feature", {"f": str(DEAD)})):
+        app = open_page(page, **FIRST, **params)
+        assert_clean(app)
+        charts = [chart.proto.alt + chart.proto.spec for chart in app.get("plotly_chart")]
+        said = [*words(app).splitlines(), *charts]
+        assert [text for text in said if "tokens" in text and "logit" not in text.lower()] == []
+        assert any(" rows" in text for text in said)
+        assert "Tokens on either side" not in [group.label for group in app.get("button_group")]
+        assert "tokens counted" not in html_of(app)

@@ -121,6 +121,12 @@ def test_what_needs_a_model_says_so(trained, suite):
         evaluate(suite, dictionaries(trained)[:1])
 
 
+def test_recovery_says_that_nobody_knows_true_features(trained):
+    with pytest.raises(SaelabError, match="not on planted features, so there are no true features"):
+        evaluate("recovery", dictionaries(trained)[:1])
+    assert not (dictionaries(trained)[0] / "evals" / "recovery.json").exists()
+
+
 def test_text_needs_a_model_and_a_model_needs_text(trained, tmp_path):
     first, _ = dictionaries(trained)
     with pytest.raises(ConfigError, match="name it with --model"):

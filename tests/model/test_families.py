@@ -23,6 +23,32 @@ SHAPE = {
 }
 CAUSAL = SHAPE | {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+ROUTED = EXPERTS | {
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "moe_k": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+}
+LATENT = (SHAPE | ROUTED) | {
+    "intermediate_size": 64,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 1,
+}
+GPT = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+LIKE_LLAMA = (  # noqa: SIM905
+    "Apertus Arcee BitNet Cohere Cohere2 Ernie4_5 Exaone4 Gemma Gemma2 Gemma3 Glm Glm4 Granite "
+    "HunYuanDenseV1 Llama Ministral3 Mistral ModernBertDecoder NanoChat Nemotron Olmo Olmo2 Olmo3 "
+    "OlmoHybrid Phi Phi3 Qwen2 SeedOss SmolLM3 StableLm Starcoder2 VaultGemma"
+).split()
+LIKE_QWEN2_MOE = "Afmoe Ernie4_5_Moe FlexOlmo Glm4Moe GraniteMoe MiniMaxM2 Olmoe Qwen2Moe".split()  # noqa: SIM905
 FAMILIES = {
     "opt": ("OPT", "ForCausalLM", SHAPE | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
     "mixtral": ("Mixtral", "ForCausalLM", CAUSAL | EXPERTS),
@@ -38,10 +64,52 @@ FAMILIES = {
     ),
     "gpt_neox": ("GPTNeoX", "ForCausalLM", SHAPE | {"intermediate_size": 64}),
     "qwen3": ("Qwen3", "ForCausalLM", CAUSAL),
+    "gpt2": ("GPT2", "LMHeadModel", GPT),
+    "gpt2_bare": ("GPT2", "Model", GPT),
+    "gptj": ("GPTJ", "ForCausalLM", GPT | {"rotary_dim": 4}),
+    "codegen": ("CodeGen", "ForCausalLM", GPT | {"rotary_dim": 4}),
+    "gpt_bigcode": ("GPTBigCode", "ForCausalLM", GPT),
+    "gpt_neo": (
+        "GPTNeo",
+        "ForCausalLM",
+        SHAPE | {"num_heads": 4, "num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    ),
+    "bloom": ("Bloom", "ForCausalLM", {"vocab_size": 300, "hidden_size": 32, "n_layer": 2}),
+    "falcon": ("Falcon", "ForCausalLM", SHAPE),
+    "mpt": (
+        "Mpt",
+        "ForCausalLM",
+        {"vocab_size": 300, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
+    ),
+    "xglm": (
+        "XGLM",
+        "ForCausalLM",
+        SHAPE | {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64},
+    ),
+    "deepseek_v2": ("DeepseekV2", "ForCausalLM", LATENT | {"topk_method": "greedy"}),
+    "deepseek_v3": ("DeepseekV3", "ForCausalLM", LATENT),
+    "glm4_moe_lite": ("Glm4MoeLite", "ForCausalLM", LATENT),
+    "jamba": (
+        "Jamba",
+        "ForCausalLM",
+        CAUSAL | {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+    ),
+    "lfm2": ("Lfm2", "ForCausalLM", CAUSAL | {"layer_types": ["conv", "full_attention"]}),
+    **{name.lower(): (name, "ForCausalLM", CAUSAL) for name in LIKE_LLAMA},
+    **{name.lower(): (name, "ForCausalLM", CAUSAL | ROUTED) for name in LIKE_QWEN2_MOE},
+    "openai_gpt": ("OpenAIGPT", "LMHeadModel", GPT),
+    "mamba": (
+        "Mamba",
+        "ForCausalLM",
+        {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2},
+    ),
+    "rwkv": ("Rwkv", "ForCausalLM", {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2}),
+    "qwen3_next": ("Qwen3Next", "ForCausalLM", CAUSAL | ROUTED),
     "bert": ("Bert", "ForMaskedLM", SHAPE | {"intermediate_size": 64}),
     "bare_bert": ("Bert", "Model", SHAPE | {"intermediate_size": 64}),
     "roberta": ("Roberta", "ForMaskedLM", SHAPE | {"intermediate_size": 64}),
 }
+WITHOUT_MLP = ("openai_gpt", "mamba", "rwkv", "qwen3_next")
 EDIT = lambda x, tokens, first: x  # noqa: E731
 TOKENS = torch.arange(3 * 7).reshape(3, 7) + 5
 
@@ -56,8 +124,8 @@ def family(tmp_path_factory):
             prefix, suffix, settings = FAMILIES[name]
             transformers = importlib.import_module("transformers")
             torch.manual_seed(0)
-            config = getattr(transformers, f"{prefix}Config")(**settings)
-            plain = getattr(transformers, prefix + suffix)(config).eval()
+            kind = getattr(transformers, prefix + suffix)
+            plain = kind(kind.config_class(**settings)).eval()
             folder = tmp_path_factory.mktemp(name)
             plain.save_pretrained(folder)
             write_tiny_tokenizer(folder)
@@ -68,7 +136,7 @@ def family(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in WITHOUT_MLP])
 def test_every_listed_hook_point_gives_rows_and_blocks_those_of_transformers(family, name):
     plain, _, model = family(name)
     names = model.hook_points()
@@ -83,6 +151,34 @@ def test_every_listed_hook_point_gives_rows_and_blocks_those_of_transformers(fam
     for at, hook_point in ((0, "blocks.0.hook_resid_pre"), (1, "blocks.0.hook_resid_post")):
         rows = model.capture(TOKENS, [hook_point])[hook_point]
         torch.testing.assert_close(rows, hidden[at], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "block"), [("mamba", "backbone.layers.0"), ("rwkv", "rwkv.blocks.0")]
+)
+def test_what_has_no_mlp_of_its_own_gives_its_blocks(family, name, block):
+    plain, _, model = family(name)
+    seen = []
+    plain.get_submodule(block).register_forward_hook(lambda module, args, out: seen.append(out))
+    plain(input_ids=TOKENS)
+    hook_point = "blocks.0.hook_out"
+    rows = model.capture(TOKENS, [hook_point])[hook_point]
+    expected = seen[0] if isinstance(seen[0], torch.Tensor) else seen[0][0]
+    torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_modules_that_give_lists_are_read(family):
+    _, _, model = family("openai_gpt")  # of whose blocks transformer_lens gives the parts alone
+    names = model.hook_points()
+    assert "blocks.0.attn.hook_out" in names and "blocks.0.hook_resid_post" not in names
+    for name in names:
+        assert model.capture(TOKENS, [name])[name].shape == (3, 7, model.width_at(name))
+
+
+def test_a_model_that_transformer_lens_boots_and_cannot_run_is_a_line(family):
+    _, _, model = family("qwen3_next")
+    with pytest.raises(ModelError, match=r"transformer_lens cannot run this model \(Qwen3Next"):
+        model.hook_points()
 
 
 def test_opt_gives_its_mlp_and_its_neurons_row_by_row_and_takes_them_back(family):
