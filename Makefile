@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup quickstart browser test faults interchange lint types bench peers peers-dashboard clean
+.PHONY: setup quickstart browser test slow faults interchange lint types bench peers peers-dashboard clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,10 @@ browser:
 
 test: setup
 	$(BIN)/python -m pytest
+
+# What takes long: kills, browsers, whole runs of the real model, the README as typed.
+slow: setup
+	$(BIN)/python -m pytest -m slow
 
 # Kills, damaged files, full disks, second writers, by the thousand: half an hour. It writes the counts
 # and the table of docs/reliability.md.

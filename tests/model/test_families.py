@@ -109,6 +109,8 @@ FAMILIES = {
     "bare_bert": ("Bert", "Model", SHAPE | {"intermediate_size": 64}),
     "roberta": ("Roberta", "ForMaskedLM", SHAPE | {"intermediate_size": 64}),
 }
+IN_EVERY_RUN = ("opt", "mixtral", "gpt2", "gpt_neox", "falcon", "deepseek_v3", "bert")
+"""The most unlike one another; all of them run where slow tests do."""
 WITHOUT_MLP = ("openai_gpt", "mamba", "rwkv", "qwen3_next")
 EDIT = lambda x, tokens, first: x  # noqa: E731
 TOKENS = torch.arange(3 * 7).reshape(3, 7) + 5
@@ -136,7 +138,14 @@ def family(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in WITHOUT_MLP])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in IN_EVERY_RUN else pytest.mark.slow)
+        for name in FAMILIES
+        if name not in WITHOUT_MLP
+    ],
+)
 def test_every_listed_hook_point_gives_rows_and_blocks_those_of_transformers(family, name):
     plain, _, model = family(name)
     names = model.hook_points()
