@@ -60,7 +60,8 @@ class HeldOutConfig(DataOverrides):
     recorded, and where the results go."""
 
     batch_contexts: int = 4
-    """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
+    """Contexts in one forward pass; memory grows with it. In bfloat16 the last digits depend on
+    it: rounding goes with the shape of a batch."""
     out: Path | None = None
     """Folder for the results, one in it for each of several. None: `evals` in each dictionary."""
     overwrite: bool = False
@@ -348,6 +349,8 @@ def asked_of(config: Any, compared: Iterable[str] = ()) -> dict[str, Any]:
     """
     plain = to_plain(config).items()
     asked = {name: value for name, value in plain if name not in NOT_DECISIVE}
+    # How it is measured, where that has changed since results of the same settings were made.
+    asked |= {"protocol": protocol} if (protocol := getattr(config, "PROTOCOL", None)) else {}
     return asked | ({"dictionaries": sorted(compared)} if compared else {})
 
 

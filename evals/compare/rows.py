@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-import numpy as np
+import torch
 
+from saelab.stats.bootstrap import UNDEFINED, Estimate
 from saelab.stats.metric_definitions import INFERENCE_MODES
 from saelab.stats.spread import Spread, spread_of
 
 from ..core.charts import MODE_COLUMNS
 from ..definitions import Definition
+from ..document_sums import EFFECTS, over_documents
 from .candidates import UNKNOWN_SEED
 from .jobs import by_group
 from .numbers import MeasuredCandidate, number
@@ -24,20 +27,29 @@ Points = Sequence[tuple[float, float]]
 
 
 def interpolate(points: Points, l0: float) -> float | None:
-    """The value at an L0, piecewise linear in log L0; None outside the range of the points.
+    """The value at an L0, piecewise linear in log L0; None outside the range of the points."""
+    weights = interpolation_weights([at for at, _ in points], l0)
+    if weights is None:
+        return None
+    return math.fsum(
+        weight * value for weight, (_, value) in zip(weights, points, strict=True) if weight
+    )
+
+
+def interpolation_weights(places: Sequence[float], l0: float) -> list[float] | None:
+    """What the values of points at these L0 count for in the value at another; None outside.
 
     Points of equal L0 count as one with the mean of their values. Points of L0 zero are left out:
     they have no logarithm.
     """
-    merged: dict[float, list[float]] = {}
-    for at, value in points:
-        if at > 0:
-            merged.setdefault(at, []).append(value)
-    known = sorted(merged)
+    known = sorted({at for at in places if at > 0})
     if not known or not known[0] <= l0 <= known[-1]:
         return None
-    means = [math.fsum(merged[at]) / len(merged[at]) for at in known]
-    return float(np.interp(math.log(l0), [math.log(at) for at in known], means))
+    upper = bisect_left(known, l0)
+    low, high = known[max(upper - 1, 0)], known[upper]
+    share = 1.0 if high == l0 else math.log(l0 / low) / math.log(high / low)
+    of_place = {low: 1 - share} | {high: share}
+    return [of_place.get(at, 0.0) / places.count(at) for at in places]
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,8 @@ class AtCommonL0:
     """The seeds in `value`."""
     outside: list[int]
     """Seeds whose points do not reach this L0: nothing is extrapolated."""
+    documents: Estimate = UNDEFINED
+    """The same mean difference with its interval over documents."""
 
 
 def at_common_l0(
@@ -129,6 +143,8 @@ class Row:
     """The lowest seed first."""
     values: dict[str, Spread]
     """By column."""
+    documents: Mapping[str, Estimate] = field(default_factory=dict)
+    """By column, the mean over seeds with its interval over documents, where there is one."""
 
     @property
     def seeds(self) -> list[int | None]:
@@ -156,7 +172,9 @@ def rows_of(members: Sequence[MeasuredCandidate]) -> list[Row]:
         values = {
             name: spread_of(member.values[name] for member in group) for name in group[0].values
         }
-        rows.append(Row(label, d_sae, k, group, values))
+        shares = [1 / len(group)] * len(group)
+        documents = {name: _over_documents(group, shares, name) for name in EFFECTS}
+        rows.append(Row(label, d_sae, k, group, values, documents))
     return sorted(rows, key=lambda row: (labels.index(row.label), row.d_sae, row.k or 0.0))
 
 
@@ -194,10 +212,58 @@ def compare_at_common_l0(
             value = member.values[metric]
             if l0 is not None and value is not None:
                 by_seed = curves.setdefault((candidate.label, candidate.d_sae), {})
-                seed = UNKNOWN_SEED if candidate.seed is None else candidate.seed
-                by_seed.setdefault(seed, []).append((l0, value))
-        compared += at_common_l0(curves, metric, common, reference)
+                by_seed.setdefault(seed_of(member), []).append((l0, value))
+        compared += [
+            replace(at, documents=_difference_over_documents(members, at, reference))
+            for at in at_common_l0(curves, metric, common, reference)
+        ]
     return compared
+
+
+def _over_documents(
+    members: Sequence[MeasuredCandidate], weights: Sequence[float], metric: str
+) -> Estimate:
+    """A weighted sum over dictionaries with its interval over documents; undefined where they were
+    not all measured on the same ones."""
+    used = [(m.sums, w) for m, w in zip(members, weights, strict=True) if w]
+    sums = [columns for columns, _ in used if columns is not None]
+    if not used or len(sums) < len(used) or metric not in EFFECTS:
+        return UNDEFINED
+    # The number of predicted positions of each document tells texts apart.
+    if any(not torch.equal(columns[:, 0], sums[0][:, 0]) for columns in sums):
+        return UNDEFINED
+    return over_documents(sums, [weight for _, weight in used], metric)
+
+
+def _difference_over_documents(
+    members: Sequence[MeasuredCandidate], at: AtCommonL0, reference: str
+) -> Estimate:
+    """The difference at a common L0, whose weights over seeds and points are those of its mean."""
+    weights = dict.fromkeys(range(len(members)), 0.0)
+
+    def weights_of(label: str, seed: int) -> dict[int, float]:
+        own = [
+            (index, l0)
+            for index, m in enumerate(members)
+            if (m.candidate.label, m.candidate.d_sae) == (label, at.d_sae)
+            if seed_of(m) == seed and (l0 := m.values["l0_mean"]) is not None
+        ]
+        found = interpolation_weights([l0 for _, l0 in own], at.l0) or []
+        return dict(zip((index for index, _ in own), found, strict=False))
+
+    for seed in at.seeds:
+        own, base = weights_of(at.label, seed), weights_of(reference, seed)
+        if own and base:
+            for index, weight in own.items():
+                weights[index] += weight / at.difference.n
+            for index, weight in base.items():
+                weights[index] -= weight / at.difference.n
+    return _over_documents(members, [*weights.values()], at.metric)
+
+
+def seed_of(member: MeasuredCandidate) -> int:
+    """The seed; of a dictionary from elsewhere a number of no seed."""
+    return UNKNOWN_SEED if member.candidate.seed is None else member.candidate.seed
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ class CompareConfig(HeldOutConfig):
     """Tokens of held-out text per dictionary for reconstruction, densities, and which latents are
     alive (suites core, consistency and steering), rounded up to contexts."""
     n_loss_tokens: int = 4_096
-    """Tokens, the first of those, on which losses and KL are measured."""
+    """Tokens on which losses and KL are measured, as the suite core takes them."""
     consistency: bool = True
     """Compare the latents of the seeds of each method, width and k."""
     steering: bool = True
@@ -59,7 +59,7 @@ class CompareConfig(HeldOutConfig):
         if self.n_loss_tokens > self.n_tokens:
             problems.append(
                 f"n_loss_tokens: {self.n_loss_tokens} exceeds n_tokens = {self.n_tokens}; losses "
-                "are measured on the first of the same tokens"
+                "are about six times as slow as rows: give more n_tokens too"
             )
         if self.common_l0 is not None:
             problems += not_positive("common_l0", self.common_l0)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from saelab.errors import ConfigError
 
 from ..suite import HeldOutConfig
 
 DEFAULT_LOSS_TOKENS = 16_384
+WINDOW = 128
+"""Tokens in a window that losses are measured on, BOS included; shorter where contexts are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +22,15 @@ class CoreConfig(HeldOutConfig):
     here, so that training and evaluation mean the same rows.
     """
 
+    PROTOCOL: ClassVar[str] = f"losses in float32, on windows of {WINDOW} tokens by document"
+    """What settings do not say, and what tells results apart that were measured otherwise."""
+
     n_tokens: int = 65_536
     """Tokens of held-out text for reconstruction and sparsity, rounded up to contexts."""
     n_loss_tokens: int | None = None
-    """Tokens, the first of those, on which losses and KL are measured (about six times as slow).
-    None: 16,384, or all of `n_tokens` where that is less."""
+    """Tokens on which losses and KL are measured (about six times as slow), in windows of 128 that
+    every held-out document gives in turn, in float32 unless `model_dtype` is given. None: 16,384,
+    or `n_tokens` where that is less."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -34,8 +41,7 @@ class CoreConfig(HeldOutConfig):
         if self.n_loss_tokens is not None and self.n_loss_tokens > self.n_tokens:
             problems.append(
                 f"n_loss_tokens: {self.n_loss_tokens} exceeds n_tokens = {self.n_tokens}; losses "
-                "are "
-                "measured on the first of the same tokens"
+                "are about six times as slow as rows: give more n_tokens too"
             )
         problems += self.problems()
         if problems:

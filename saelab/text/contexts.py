@@ -10,6 +10,10 @@ One document per context. A context is BOS (once, where the tokens begin with it
 tokens of one document, padded at its end; a longer document is split over several contexts, each
 with a BOS of its own. No separator follows.
 
+Windows by document. What is to be averaged over documents is read in short contexts of single
+documents, one of every document and then a second of every one: a long document, or those that
+happen to come first, then do not speak for all.
+
 Mixture. Each source gives contexts of its own; the next one comes from the source that is furthest
 behind its share, so that after any number of contexts no source is off by more than one. The text
 ends where a source is used up that is due.
@@ -22,8 +26,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import chain, count
-from typing import Any, Literal
+from itertools import chain, count, islice, zip_longest
+from math import ceil
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Int, Shaped, UInt8
@@ -35,7 +40,15 @@ from saelab.formats.files import hash_of
 from saelab.model.language_model import LanguageModel
 
 from .config import EMBEDDED_TEXT, TextConfig
-from .documents import fraction_of, is_held_out, is_streamed, local_path, read_documents, sotu_files
+from .documents import (
+    fraction_of,
+    is_held_out,
+    is_streamed,
+    local_path,
+    near_duplicates,
+    read_documents,
+    sotu_files,
+)
 from .listing import text_files
 from .records import Document
 from .sources import hash_files
@@ -163,6 +176,11 @@ def _nothing_held_out(config: TextConfig, held: int, what: str) -> str:
     )
 
 
+def left_out_of_training(config: TextConfig) -> list[str]:
+    """Ids of the documents of each source that are in neither part of the text, sorted."""
+    return sorted(name for part, _ in sources_of(config) for name in near_duplicates(part))
+
+
 def require_held_out(config: TextConfig, model: LanguageModel, context_length: int) -> None:
     """Check that what is held out of each local source fills a context, so that it can be judged.
 
@@ -205,6 +223,7 @@ def what_was_read(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
 COUNT_WORDS = {
     "documents": "{} documents read",
     "other_split": "{} of them of the other split",
+    "near_duplicates": "{} left out, which share passages with held-out ones",
     "blank": "{} blank ones left out",
     "surrogates": "{} lone surrogates replaced by U+FFFD",
     "windows": "{} cut to a window",
@@ -279,6 +298,74 @@ def text_batches(
 
 _Context = tuple[list[int], bytes]
 """Tokens of one context, and what each position is."""
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentWindows:
+    """Short contexts of single documents, and which document each of them is of."""
+
+    text: TextBatch
+    document: Int[Tensor, " windows"]
+    """Index into `names`."""
+    names: tuple[str, ...]
+    """What the documents are called where they came from."""
+
+
+def document_windows(
+    config: TextConfig, model: LanguageModel, *, length: int, n_windows: int
+) -> DocumentWindows:
+    """A window of every held-out document, then a second of every one, and so on.
+
+    Of more documents than windows the first are read. Which window of a document comes first is
+    decided by seed and text; those that padding fills come last.
+
+    Args:
+        config: the text.
+        model: whose tokenizer and BOS are used.
+        length: tokens in a window, BOS included; what is left of a document is padded.
+        n_windows: windows wanted; where the text has fewer, all of them are given.
+
+    Raises:
+        TextError: nothing is held out.
+        ModelError: the windows are longer than the model's contexts, or there is no template for
+            a conversation.
+    """
+    _check_shape(model, length, 1, 0)
+    streams = [
+        (_windows(part, model, length, ceil(share * n_windows)), share)
+        for part, share in sources_of(config)
+    ]
+    taken = list(islice(_mixed(streams), n_windows))
+    if not taken:
+        raise TextError(f"no document of {config.source} is held out, so no loss can be measured")
+    index = {name: at for at, name in enumerate(dict.fromkeys(name for name, _ in taken))}
+    return DocumentWindows(
+        text=_batch_of([context for _, context in taken]),
+        document=torch.tensor([index[name] for name, _ in taken]),
+        names=tuple(index),
+    )
+
+
+def _windows(
+    config: TextConfig, model: LanguageModel, length: int, most: int
+) -> Iterator[tuple[str, _Context]]:
+    """The windows of one source's held-out documents in turn, each with its document's name."""
+    counts: Counter[str] = Counter()
+    tokenise = Tokeniser(config, model, counts)
+    bos = [] if model.bos_id is None else [model.bos_id]
+    by_document: list[list[tuple[str, _Context]]] = []
+    for document in islice(_of_split(config, "held_out", counts), most):
+        (tokens,) = tokenise([document])
+        tokens = _window(config, document.text, tokens)
+        parts = [*_one_per_context(iter([tokens]), model, length - len(bos), counts)]
+        first = int(fraction_of(config, "first window", document.text) * len(parts))
+        parts = sorted(parts[first:] + parts[:first], key=lambda part: PADDING in part[1])[:most]
+        by_document.append(
+            [(document.id, (bos + ids, bytes(len(bos)) + states)) for ids, states in parts]
+        )
+    for nth in zip_longest(*by_document):
+        yield from filter(None, nth)
 
 
 def _batch_of(contexts: Sequence[_Context]) -> TextBatch:
@@ -291,7 +378,7 @@ def _batch_of(contexts: Sequence[_Context]) -> TextBatch:
     )
 
 
-def _mixed(streams: Sequence[tuple[Iterator[_Context], float]]) -> Iterator[_Context]:
+def _mixed(streams: Sequence[tuple[Iterator[_Item], float]]) -> Iterator[_Item]:
     """Contexts of several streams by their shares, until one that is due has ended."""
     taken = [0] * len(streams)
     for total in count(1):
@@ -413,11 +500,14 @@ def _token_groups(
 
 
 def _of_split(config: TextConfig, split: str, counts: Counter[str]) -> Iterator[Document]:
+    left_out = near_duplicates(config) if split == "train" else frozenset()
     for document in read_documents(config, counts):
-        if is_held_out(config, document.text) == (split == "held_out"):
-            yield document
-        else:
+        if is_held_out(config, document.text) != (split == "held_out"):
             counts["other_split"] += 1
+        elif document.id in left_out:
+            counts["near_duplicates"] += 1
+        else:
+            yield document
 
 
 def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
