@@ -228,9 +228,9 @@ UNITS = {
 }
 SPREAD = (
     "Numbers are mean ± standard deviation over seeds (sample standard deviation, n − 1 in the "
-    "denominator); in brackets the 95 % interval over held-out documents, by bootstrap, of the mean "
-    "(of a difference: paired); “—” stands for a spread of fewer than two seeds, and for what was "
-    "not measured or is undefined."
+    "denominator); in brackets its 95 % interval over held-out documents, by bootstrap (of a "
+    "difference: paired); “—” stands for a spread of fewer than two seeds, and for what was not "
+    "measured or is undefined."
 )
 
 Results = Mapping[str, Mapping[str, EvaluationResult]]

@@ -239,6 +239,8 @@ def _difference_over_documents(
     members: Sequence[MeasuredCandidate], at: AtCommonL0, reference: str
 ) -> Estimate:
     """The difference at a common L0, whose weights over seeds and points are those of its mean."""
+    if not at.difference.n:
+        return UNDEFINED
     weights = dict.fromkeys(range(len(members)), 0.0)
 
     def weights_of(label: str, seed: int) -> dict[int, float]:

@@ -40,7 +40,6 @@ from .listing import SUFFIXES, file_kind, text_files
 from .records import Document, document_of
 from .sources import read_files, shuffled
 
-
 logger = logging.getLogger(__name__)
 
 GRAM = 13

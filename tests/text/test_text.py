@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -19,7 +23,11 @@ from saelab.text.contexts import (
     TextConfig,
     describe_text,
     is_held_out,
+    left_out_of_training,
+    near_duplicates,
     read_documents,
+    text_batches,
+    what_was_read,
 )
 from tests.conftest import context_batches
 
@@ -421,14 +429,14 @@ def test_training_leaves_out_what_repeats_held_out_text(tmp_path):
     """Shared passages are found by sets of 13 words, one document against all; phrases are not."""
     generator = random.Random(0)
     drawn = [[f"w{generator.randrange(3000)}" for _ in range(300)] for _ in range(60)]
-    drawn = [["all", "begin", "alike"] * 8 + words for words in drawn]
+    drawn = [[f"phrase{i}" for i in range(24)] + words for words in drawn]
     texts = [" ".join(words) for words in drawn]
-    source = TextConfig(source=str(tmp_path / "texts.txt"), held_out_fraction=0.3)
+    source = TextConfig(source=str(tmp_path / "texts.jsonl"), held_out_fraction=0.3)
     held = next(i for i, text in enumerate(texts) if is_held_out(source, text))
     # Of these three, two repeat enough: 100 words, 24, and 20, which make 88, 12 and 8 grams.
     for count in (100, 24, 20):
         texts.append(" ".join(drawn[held][60 : 60 + count] + [f"{count}-{i}" for i in range(200)]))
-    (tmp_path / "texts.txt").write_text("\n<|endoftext|>\n".join(texts))
+    write_jsonl(tmp_path / "texts.jsonl", texts)
     documents = list(read_documents(source))
 
     def grams(text):
@@ -458,10 +466,10 @@ def test_training_leaves_out_what_repeats_held_out_text(tmp_path):
 def test_text_from_a_template_is_trained_on_and_said_to_be(tmp_path, caplog):
     template = " ".join(f"word{i}" for i in range(60))
     texts = [f"{template} {i}" for i in range(40)] + ["another thing altogether"]
-    (tmp_path / "texts.txt").write_text("\n<|endoftext|>\n".join(texts))
+    write_jsonl(tmp_path / "texts.jsonl", texts)
     # One held-out document has the template for itself, so it is no phrase of several.
     for seed in range(200):
-        config = TextConfig(source=str(tmp_path / "texts.txt"), held_out_fraction=0.03, seed=seed)
+        config = TextConfig(source=str(tmp_path / "texts.jsonl"), held_out_fraction=0.03, seed=seed)
         if sum(is_held_out(config, text) for text in texts[:-1]) == 1:
             break
     assert near_duplicates(config) == frozenset()
