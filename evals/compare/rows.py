@@ -172,8 +172,8 @@ def rows_of(members: Sequence[MeasuredCandidate]) -> list[Row]:
         values = {
             name: spread_of(member.values[name] for member in group) for name in group[0].values
         }
-        shares = [1 / len(group)] * len(group)
-        documents = {name: _over_documents(group, shares, name) for name in EFFECTS}
+        shares = [(member, 1 / len(group)) for member in group]
+        documents = {name: _over_documents(shares, name) for name in EFFECTS}
         rows.append(Row(label, d_sae, k, group, values, documents))
     return sorted(rows, key=lambda row: (labels.index(row.label), row.d_sae, row.k or 0.0))
 
@@ -204,68 +204,57 @@ def compare_at_common_l0(
         for d_sae, of_width in targets.items()
     }
     reference = reference_label(members, config)
+    own: dict[tuple[str, int], dict[int, list[MeasuredCandidate]]] = {}
+    for member in members:
+        candidate = member.candidate
+        seed = UNKNOWN_SEED if candidate.seed is None else candidate.seed
+        by_seed = own.setdefault((candidate.label, candidate.d_sae), {})
+        by_seed.setdefault(seed, []).append(member)
     compared = []
     for metric in PARETO_METRICS:
-        curves: dict[tuple[str, int], dict[int, list[tuple[float, float]]]] = {}
-        for member in members:
-            candidate, l0 = member.candidate, member.values["l0_mean"]
-            value = member.values[metric]
-            if l0 is not None and value is not None:
-                by_seed = curves.setdefault((candidate.label, candidate.d_sae), {})
-                by_seed.setdefault(seed_of(member), []).append((l0, value))
+        curves = {
+            key: {seed: _points(of_seed, metric) for seed, of_seed in by_seed.items()}
+            for key, by_seed in own.items()
+            if any(_points(of_seed, metric) for of_seed in by_seed.values())
+        }
         compared += [
-            replace(at, documents=_difference_over_documents(members, at, reference))
+            replace(at, documents=_difference_over_documents(own, at, reference))
             for at in at_common_l0(curves, metric, common, reference)
         ]
     return compared
 
 
-def _over_documents(
-    members: Sequence[MeasuredCandidate], weights: Sequence[float], metric: str
-) -> Estimate:
+def _points(members: Sequence[MeasuredCandidate], metric: str) -> Points:
+    pairs = [(member.values["l0_mean"], member.values[metric]) for member in members]
+    return [(l0, value) for l0, value in pairs if l0 is not None and value is not None]
+
+
+def _over_documents(weighted: Sequence[tuple[MeasuredCandidate, float]], metric: str) -> Estimate:
     """A weighted sum over dictionaries with its interval over documents; undefined where they were
-    not all measured on the same ones."""
-    used = [(m.sums, w) for m, w in zip(members, weights, strict=True) if w]
-    sums = [columns for columns, _ in used if columns is not None]
-    if not used or len(sums) < len(used) or metric not in EFFECTS:
+    not all measured on the same ones, which their predicted positions tell."""
+    sums = [member.sums for member, _ in weighted if member.sums is not None]
+    same = all(torch.equal(columns[:, 0], sums[0][:, 0]) for columns in sums)
+    if metric not in EFFECTS or not same or len(sums) < len(weighted):
         return UNDEFINED
-    # The number of predicted positions of each document tells texts apart.
-    if any(not torch.equal(columns[:, 0], sums[0][:, 0]) for columns in sums):
-        return UNDEFINED
-    return over_documents(sums, [weight for _, weight in used], metric)
+    return over_documents(sums, [weight for _, weight in weighted], metric)
 
 
 def _difference_over_documents(
-    members: Sequence[MeasuredCandidate], at: AtCommonL0, reference: str
+    members: Mapping[tuple[str, int], Mapping[int, Sequence[MeasuredCandidate]]],
+    at: AtCommonL0,
+    reference: str,
 ) -> Estimate:
-    """The difference at a common L0, whose weights over seeds and points are those of its mean."""
-    if not at.difference.n:
-        return UNDEFINED
-    weights = dict.fromkeys(range(len(members)), 0.0)
-
-    def weights_of(label: str, seed: int) -> dict[int, float]:
-        own = [
-            (index, l0)
-            for index, m in enumerate(members)
-            if (m.candidate.label, m.candidate.d_sae) == (label, at.d_sae)
-            if seed_of(m) == seed and (l0 := m.values["l0_mean"]) is not None
-        ]
-        found = interpolation_weights([l0 for _, l0 in own], at.l0) or []
-        return dict(zip((index for index, _ in own), found, strict=False))
-
-    for seed in at.seeds:
-        own, base = weights_of(at.label, seed), weights_of(reference, seed)
-        if own and base:
-            for index, weight in own.items():
-                weights[index] += weight / at.difference.n
-            for index, weight in base.items():
-                weights[index] -= weight / at.difference.n
-    return _over_documents(members, [*weights.values()], at.metric)
-
-
-def seed_of(member: MeasuredCandidate) -> int:
-    """The seed; of a dictionary from elsewhere a number of no seed."""
-    return UNKNOWN_SEED if member.candidate.seed is None else member.candidate.seed
+    """The mean difference at a common L0: its seeds and points weigh what they weigh in it."""
+    weighted: list[tuple[MeasuredCandidate, float]] = []
+    for seed in at.seeds if at.difference.n else ():
+        sides = []
+        for label, sign in ((at.label, 1.0), (reference, -1.0)):
+            own = members.get((label, at.d_sae), {}).get(seed, ())
+            weights = interpolation_weights([m.values["l0_mean"] or 0.0 for m in own], at.l0)
+            sides.append([(m, sign * w) for m, w in zip(own, weights or (), strict=False)])
+        if all(sides):
+            weighted += [(m, w / at.difference.n) for side in sides for m, w in side]
+    return _over_documents(weighted, at.metric)
 
 
 @dataclass(frozen=True, eq=False)

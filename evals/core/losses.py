@@ -143,7 +143,7 @@ def _add_batch(
 
     def add(sums: Tensor, per_position: Tensor) -> None:
         require_finite(per_position, "the model's loss")
-        sums.index_add_(0, document, per_position.flatten().double().cpu())
+        sums.index_add_(0, document, per_position.flatten().cpu().double())
 
     def run(replacement: Tensor) -> tuple[Tensor, Tensor]:
         output = model.run(batch.tokens, splice_at(model, spec.site, rows.keep, replacement))
