@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from saelab.errors import ConfigError
 
@@ -22,7 +21,7 @@ class CoreConfig(HeldOutConfig):
     here, so that training and evaluation mean the same rows.
     """
 
-    PROTOCOL: ClassVar[str] = f"losses in float32, on windows of {WINDOW} tokens by document"
+    PROTOCOL = f"losses in float32, on windows of {WINDOW} tokens by document"
     """What settings do not say, and what tells results apart that were measured otherwise."""
 
     n_tokens: int = 65_536

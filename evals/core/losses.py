@@ -21,7 +21,7 @@ from saelab.dictionary.site_rows import site_rows, splice_at
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.stats.metrics import kl_divergence, loss_recovered, require_finite
-from saelab.text.contexts import DocumentWindows, document_windows
+from saelab.text.windows import DocumentWindows, document_windows
 
 from ..document_sums import SUMS, intervals
 from .config import WINDOW, CoreConfig

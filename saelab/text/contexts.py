@@ -10,10 +10,6 @@ One document per context. A context is BOS (once, where the tokens begin with it
 tokens of one document, padded at its end; a longer document is split over several contexts, each
 with a BOS of its own. No separator follows.
 
-Windows by document. What is to be averaged over documents is read in short contexts of single
-documents, one of every document and then a second of every one: a long document, or those that
-happen to come first, then do not speak for all.
-
 Mixture. Each source gives contexts of its own; the next one comes from the source that is furthest
 behind its share, so that after any number of contexts no source is off by more than one. The text
 ends where a source is used up that is due.
@@ -26,8 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import chain, count, islice, zip_longest
-from math import ceil
+from itertools import chain, count
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -265,7 +260,7 @@ def text_batches(
             conversation.
         TextError: the split gives fewer contexts than one batch.
     """
-    _check_shape(model, context_length, batch_contexts, skip_contexts)
+    check_shape(model, context_length, batch_contexts, skip_contexts)
     counts = defaultdict(Counter) if counts is None else counts
 
     def batches() -> Iterator[TextBatch]:
@@ -274,15 +269,15 @@ def text_batches(
             for part, share in sources_of(config)
         ]
         total = 0
-        batch: list[_Context] = []
+        batch: list[Context] = []
         # The first batch must fill even where all of it is skipped: too little text is an error on
         # every call, not only on the first.
-        for context in _mixed(streams):
+        for context in mixed(streams):
             total += 1
             if total > skip_contexts:
                 batch.append(context)
             if len(batch) == batch_contexts:
-                yield _batch_of(batch)
+                yield batch_of(batch)
                 batch = []
         if total < batch_contexts:
             raise TextError(
@@ -291,84 +286,18 @@ def text_batches(
                 "context_length or batch_contexts"
             )
         if batch:
-            yield _batch_of(batch)
+            yield batch_of(batch)
 
     return batches()
 
 
-_Context = tuple[list[int], bytes]
+Context = tuple[list[int], bytes]
 """Tokens of one context, and what each position is."""
 _Item = TypeVar("_Item")
 
 
-@dataclass(frozen=True, eq=False)
-class DocumentWindows:
-    """Short contexts of single documents, and which document each of them is of."""
-
-    text: TextBatch
-    document: Int[Tensor, " windows"]
-    """Index into `names`."""
-    names: tuple[str, ...]
-    """What the documents are called where they came from."""
-
-
-def document_windows(
-    config: TextConfig, model: LanguageModel, *, length: int, n_windows: int
-) -> DocumentWindows:
-    """A window of every held-out document, then a second of every one, and so on.
-
-    Of more documents than windows the first are read. Which window of a document comes first is
-    decided by seed and text; those that padding fills come last.
-
-    Args:
-        config: the text.
-        model: whose tokenizer and BOS are used.
-        length: tokens in a window, BOS included; what is left of a document is padded.
-        n_windows: windows wanted; where the text has fewer, all of them are given.
-
-    Raises:
-        TextError: nothing is held out.
-        ModelError: the windows are longer than the model's contexts, or there is no template for
-            a conversation.
-    """
-    _check_shape(model, length, 1, 0)
-    streams = [
-        (_windows(part, model, length, ceil(share * n_windows)), share)
-        for part, share in sources_of(config)
-    ]
-    taken = list(islice(_mixed(streams), n_windows))
-    if not taken:
-        raise TextError(f"no document of {config.source} is held out, so no loss can be measured")
-    index = {name: at for at, name in enumerate(dict.fromkeys(name for name, _ in taken))}
-    return DocumentWindows(
-        text=_batch_of([context for _, context in taken]),
-        document=torch.tensor([index[name] for name, _ in taken]),
-        names=tuple(index),
-    )
-
-
-def _windows(
-    config: TextConfig, model: LanguageModel, length: int, most: int
-) -> Iterator[tuple[str, _Context]]:
-    """The windows of one source's held-out documents in turn, each with its document's name."""
-    counts: Counter[str] = Counter()
-    tokenise = Tokeniser(config, model, counts)
-    bos = [] if model.bos_id is None else [model.bos_id]
-    by_document: list[list[tuple[str, _Context]]] = []
-    for document in islice(_of_split(config, "held_out", counts), most):
-        (tokens,) = tokenise([document])
-        tokens = _window(config, document.text, tokens)
-        parts = [*_one_per_context(iter([tokens]), model, length - len(bos), counts)]
-        first = int(fraction_of(config, "first window", document.text) * len(parts))
-        parts = sorted(parts[first:] + parts[:first], key=lambda part: PADDING in part[1])[:most]
-        by_document.append(
-            [(document.id, (bos + ids, bytes(len(bos)) + states)) for ids, states in parts]
-        )
-    for nth in zip_longest(*by_document):
-        yield from filter(None, nth)
-
-
-def _batch_of(contexts: Sequence[_Context]) -> TextBatch:
+def batch_of(contexts: Sequence[Context]) -> TextBatch:
+    """Some contexts as a batch."""
     tokens = torch.tensor([ids for ids, _ in contexts])
     states = b"".join(states for _, states in contexts)
     if not any(states):
@@ -378,7 +307,7 @@ def _batch_of(contexts: Sequence[_Context]) -> TextBatch:
     )
 
 
-def _mixed(streams: Sequence[tuple[Iterator[_Item], float]]) -> Iterator[_Item]:
+def mixed(streams: Sequence[tuple[Iterator[_Item], float]]) -> Iterator[_Item]:
     """Contexts of several streams by their shares, until one that is due has ended."""
     taken = [0] * len(streams)
     for total in count(1):
@@ -393,13 +322,13 @@ def _mixed(streams: Sequence[tuple[Iterator[_Item], float]]) -> Iterator[_Item]:
 
 def _contexts(
     config: TextConfig, model: LanguageModel, split: str, length: int, counts: Counter[str]
-) -> Iterator[_Context]:
+) -> Iterator[Context]:
     """The contexts of one source."""
     documents = chain.from_iterable(_token_groups(config, model, split, counts))
     bos = [] if model.bos_id is None else [model.bos_id]
     body = length - len(bos)
     if config.one_document_per_context:
-        bodies = _one_per_context(documents, model, body, counts)
+        bodies = one_per_context(documents, model, body, counts)
     else:
         bodies = _packed(documents, model, body, counts)
     for ids, states in bodies:
@@ -409,7 +338,7 @@ def _contexts(
 
 def _packed(
     documents: Iterator[TokenisedDocument], model: LanguageModel, body: int, counts: Counter[str]
-) -> Iterator[_Context]:
+) -> Iterator[Context]:
     """Documents one behind the other, each with a separator behind it, cut in pieces."""
     separator = [] if model.separator_id is None else [model.separator_id]
     ids: list[int] = []
@@ -426,9 +355,9 @@ def _packed(
     counts["dropped"] += len(ids)
 
 
-def _one_per_context(
+def one_per_context(
     documents: Iterator[TokenisedDocument], model: LanguageModel, body: int, counts: Counter[str]
-) -> Iterator[_Context]:
+) -> Iterator[Context]:
     """Each document in contexts of its own, padded."""
     # Any token will do: nothing before it can see it, and no position of it counts.
     padding = model.separator_id or 0
@@ -489,17 +418,18 @@ def _token_groups(
     config: TextConfig, model: LanguageModel, split: str, counts: Counter[str]
 ) -> Iterator[list[TokenisedDocument]]:
     tokenise = Tokeniser(config, model, counts)
-    for documents in _grouped(_of_split(config, split, counts)):
+    for documents in _grouped(of_split(config, split, counts)):
         group = []
         for document, tokenised in zip(documents, tokenise(documents), strict=True):
-            window = _window(config, document.text, tokenised)
+            window = window_of(config, document.text, tokenised)
             counts["windows"] += window is not tokenised
             counts["tokens"] += len(window.ids)
             group.append(window)
         yield group
 
 
-def _of_split(config: TextConfig, split: str, counts: Counter[str]) -> Iterator[Document]:
+def of_split(config: TextConfig, split: str, counts: Counter[str]) -> Iterator[Document]:
+    """The documents of one source that are in a split."""
     left_out = near_duplicates(config) if split == "train" else frozenset()
     for document in read_documents(config, counts):
         if is_held_out(config, document.text) != (split == "held_out"):
@@ -524,7 +454,8 @@ def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield group
 
 
-def _window(config: TextConfig, text: str, document: TokenisedDocument) -> TokenisedDocument:
+def window_of(config: TextConfig, text: str, document: TokenisedDocument) -> TokenisedDocument:
+    """What is read of a document: all of it, or the window that seed and text decide."""
     length = config.max_tokens_per_document
     if length is None or len(document.ids) <= length:
         return document
@@ -533,7 +464,13 @@ def _window(config: TextConfig, text: str, document: TokenisedDocument) -> Token
     return replace(document, ids=document.ids[start:end], left_out=document.left_out[start:end])
 
 
-def _check_shape(model: LanguageModel, context: int, batch: int, skip: int) -> None:
+def check_shape(model: LanguageModel, context: int, batch: int, skip: int) -> None:
+    """Refuse contexts and batches of impossible sizes.
+
+    Raises:
+        ConfigError: a number is too small.
+        ModelError: the context is longer than the model's.
+    """
     least = {"context_length": (context, 1 if model.bos_id is None else 2)}
     least |= {"batch_contexts": (batch, 1), "skip_contexts": (skip, 0)}
     problems = [
