@@ -474,7 +474,7 @@ def test_text_from_a_template_is_trained_on_and_said_to_be(tmp_path, caplog):
             break
     assert near_duplicates(config) == frozenset()
     assert "made from a template" in caplog.text
-    assert near_duplicates(replace(config, held_out_fraction=0)) == frozenset()
+    assert near_duplicates(replace(config, held_out_fraction=0.0)) == frozenset()
 
 
 @pytest.mark.model
