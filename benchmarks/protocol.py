@@ -185,9 +185,12 @@ def _status_mib(field: str) -> float | None:
 
 
 @torch.no_grad()
-def held_out_fvu(reconstruct: Callable[[Tensor], Tensor], path: Path) -> float:
-    """FVU of `reconstruct` on stored rows: pooled squared error over that of the rows' mean."""
-    rows = load_rows(path)
+def held_out_fvu(reconstruct: Callable[[Tensor], Tensor], path: Path, *, every: int = 1) -> float:
+    """FVU of `reconstruct` on stored rows: pooled squared error over that of the rows' mean.
+
+    `every`: one row of so many is taken.
+    """
+    rows = load_rows(path)[::every]
     mean = rows.double().mean(dim=0)
     error = variance = 0.0
     for chunk in rows.split(4096):

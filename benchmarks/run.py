@@ -21,11 +21,8 @@ from sections.common import (
     machine_facts,
     require_peers,
 )
-from sections.report import section_text, write_page, write_section
+from sections.report import SECTIONS, section_text, write_page, write_section
 
-# quality first: it captures the real rows that the step and methods sections then use.
-SECTIONS = ["quality", "step", "methods", "many", "harvest", "reader"]
-SECTIONS += ["pursuit", "features", "defaults"]
 WITH_PEERS = {"quality", "step"}
 
 
@@ -55,7 +52,7 @@ def main() -> int:
         for name in arguments.sections:
             result = import_module(f"sections.{name}").measure(settings)
             write_section(results, name, result, machine_facts(settings.threads))
-            page = write_page(results, SECTIONS)
+            page = write_page(results)
             print(section_text({**result.to_json(), "machine": machine_facts(settings.threads)}))
             progress(f"{name} is in {page.name}")
     except BenchmarkError as error:

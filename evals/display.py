@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from saelab.stats.bootstrap import Estimate
 from saelab.stats.spread import Spread
 
 PLUS_MINUS = "\u00a0±\u00a0"
@@ -38,6 +39,13 @@ def written(spread: Spread, decimals: int | None = None, *, signed: bool = False
     if spread.sd > 0 and float(sd.replace(",", "")) == 0:
         sd = f"{spread.sd:.1g}"
     return f"{mean}{PLUS_MINUS}{sd}"
+
+
+def bracketed(estimate: Estimate, decimals: int) -> str:
+    """An interval as text behind a number: " [0.957, 0.966]"; nothing where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f" [{estimate.low:.{decimals}f}, {estimate.high:.{decimals}f}]"
 
 
 def shorter(mean: float | None) -> str:

@@ -60,7 +60,8 @@ class HeldOutConfig(DataOverrides):
     recorded, and where the results go."""
 
     batch_contexts: Annotated[int, Within(1)] = 4
-    """Contexts in one forward pass; memory grows with it, the numbers do not depend on it."""
+    """Contexts in one forward pass; memory grows with it. In bfloat16 the last digits depend on
+    it: rounding goes with the shape of a batch."""
     out: Path | None = None
     """Folder for the results, one in it for each of several. None: `evals` in each dictionary."""
     overwrite: bool = False
@@ -193,8 +194,8 @@ def more_losses_than_tokens(n_loss_tokens: int | None, n_tokens: int) -> list[st
     if n_loss_tokens is None or n_loss_tokens <= n_tokens:
         return []
     return [
-        f"n_loss_tokens: {n_loss_tokens} exceeds n_tokens = {n_tokens}; losses are measured on the "
-        "first of the same tokens"
+        f"n_loss_tokens: {n_loss_tokens} exceeds n_tokens = {n_tokens}; losses are about six "
+        "times as slow as rows: give more n_tokens too"
     ]
 
 
@@ -351,6 +352,8 @@ def asked_of(config: Any, compared: Iterable[str] = ()) -> dict[str, Any]:
     """
     plain = to_plain(config).items()
     asked = {name: value for name, value in plain if name not in NOT_DECISIVE}
+    # How it is measured, where that has changed since results of the same settings were made.
+    asked |= {"protocol": protocol} if (protocol := getattr(config, "PROTOCOL", None)) else {}
     return asked | ({"dictionaries": sorted(compared)} if compared else {})
 
 

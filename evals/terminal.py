@@ -45,7 +45,7 @@ def show(suite: Suite[Any], results: Sequence[tuple[Path, EvaluationResult]]) ->
     shown = {name: label for name, label in suite.shown.items() if name in named}
     names = _told_apart(results)
     rows = [
-        [label, *(_values(result).get(name) for name in shown)]
+        [label, *(_with_interval(_values(result), name) for name in shown)]
         for label, (_, result) in zip(names, results, strict=True)
         if any(name in _values(result) for name in shown)
     ]
@@ -92,6 +92,14 @@ def _different_folders(paths: Sequence[Path]) -> list[str]:
 
 def _values(result: EvaluationResult) -> dict[str, Any]:
     return {metric.name: metric.value for metric in result.metrics}
+
+
+def _with_interval(values: dict[str, Any], name: str) -> Any:
+    """A number, and under it its interval where the suite has one."""
+    low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
+    if low is None or high is None or values[name] is None:
+        return values.get(name)
+    return f"{_short(values[name])}\n{low:.3f}–{high:.3f}"
 
 
 def terminal_table(

@@ -106,6 +106,36 @@ def context_batches(*text, **settings):
     return (batch.tokens for batch in text_batches(*text, **settings))
 
 
+def document_windows(text, model, length, count):
+    """The first windows that losses are measured on, written down once more; none is padded.
+
+    Returns tokens [count length] and the index of the document of each.
+    """
+    import torch
+
+    from saelab.text.documents import fraction_of, is_held_out, read_documents
+
+    pieces = []
+    for document in read_documents(text):
+        if is_held_out(text, document.text):
+            (ids,) = model.tokenize([document.text])
+            step = length - 1
+            cut = [ids[start : start + step] for start in range(0, len(ids), step)]
+            first = int(fraction_of(text, "first window", document.text) * len(cut))
+            cut = cut[first:] + cut[:first]
+            pieces.append([ids for ids in cut if len(ids) == step])
+    rounds = max(map(len, pieces))
+    order = [
+        (index, own[nth])
+        for nth in range(rounds)
+        for index, own in enumerate(pieces)
+        if nth < len(own)
+    ][:count]
+    assert len(order) == count, "the text is too short for windows without padding"
+    tokens = torch.tensor([[model.bos_id, *ids] for _, ids in order])
+    return tokens, [index for index, _ in order]
+
+
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory):
     """Folder of the tiny Llama."""

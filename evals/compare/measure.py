@@ -17,6 +17,7 @@ from saelab.errors import ConfigError
 from saelab.formats.evaluation_result import RESULT_KINDS
 from saelab.formats.files import hash_of, read_json, sha256_of
 from saelab.formats.manifest import check_manifest
+from saelab.stats.bootstrap import Estimate
 from saelab.stats.spread import Spread
 
 from ..definitions import Definition
@@ -166,6 +167,7 @@ def _rows(comparison: MethodComparison) -> dict[str, dict[str, Any]]:
             _group(row)
             | {"seeds": row.seeds}
             | _spreads({name: row.values[name] for name in columns})
+            | _ends({name: row.documents[name] for name in row.documents if name in columns})
             for row in comparison.rows
         ],
         "common_l0": [
@@ -174,6 +176,7 @@ def _rows(comparison: MethodComparison) -> dict[str, dict[str, Any]]:
                 for name in ("label", "d_sae", "metric", "l0", "seeds", "outside")
             }
             | _spreads({"value": at.value, "difference": at.difference})
+            | _ends({"difference": at.documents})
             for at in compared
         ],
         "inference_modes": [
@@ -210,6 +213,12 @@ def _spreads(values: Mapping[str, Spread]) -> dict[str, float | None]:
     for name, spread in values.items():
         columns |= {name: spread.mean, f"{name}_sd": spread.sd, f"{name}_n": spread.n}
     return columns
+
+
+def _ends(estimates: Mapping[str, Estimate]) -> dict[str, float | None]:
+    """Both ends of each number's interval over documents, a column for each."""
+    low = {f"{name}_low": estimate.low for name, estimate in estimates.items()}
+    return low | {f"{name}_high": estimate.high for name, estimate in estimates.items()}
 
 
 def _by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

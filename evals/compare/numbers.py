@@ -17,6 +17,7 @@ from saelab.stats.zipf import fit_zipf, zipf_shares
 
 from ..definitions import Definition
 from ..display import rounded
+from ..document_sums import SUMS
 from ..steering.numbers import metric_name
 from .candidates import Candidate
 from .jobs import RESULTS_FOLDER
@@ -79,6 +80,15 @@ def read_mcs(path: Path) -> Float[Tensor, " compared"]:
             f"{path} has no compared latents, or cosines beyond 1: evaluate again with --overwrite"
         )
     return mcs[activation.argsort(descending=True, stable=True)]
+
+
+def read_documents(path: Path) -> Float[Tensor, "documents sums"]:
+    """The sums by document in a parquet file of the suite core.
+
+    Raises:
+        ArtifactError: not such a file.
+    """
+    return torch.stack(_columns(path, *SUMS), dim=1)
 
 
 def underused_fraction(density: Float[Tensor, " d_sae"], l0: float) -> float:
@@ -144,11 +154,15 @@ def density_curve(densities: Sequence[Float[Tensor, " d_sae"]]) -> dict[str, lis
 
 OF_MODEL = ("loss_recovered_mean", "loss_recovered_zero", "kl")
 """Numbers that adopted activations have none of, since there is no language model to splice in."""
+OF_CACHE = ("fvu_train", "fvu_gap")
+"""Numbers that only dictionaries have whose training cache is at hand."""
 COMPUTED = "compare"
 HEADINGS: dict[str, dict[str, str]] = {
     "core": {
         "l0_mean": "L0",
         "fvu": "FVU",
+        "fvu_train": "FVU, training rows",
+        "fvu_gap": "held out less training",
         "loss_recovered_mean": "loss recovered (mean)",
         "loss_recovered_zero": "loss recovered (zero)",
         "kl": "KL",
@@ -214,8 +228,9 @@ UNITS = {
 }
 SPREAD = (
     "Numbers are mean ± standard deviation over seeds (sample standard deviation, n − 1 in the "
-    "denominator); “—” stands for a spread of fewer than two seeds, and for what was not measured "
-    "or is undefined."
+    "denominator); in brackets its 95 % interval over held-out documents, by bootstrap (of a "
+    "difference: paired); “—” stands for a spread of fewer than two seeds, and for what was not "
+    "measured or is undefined."
 )
 
 Results = Mapping[str, Mapping[str, EvaluationResult]]
@@ -236,6 +251,8 @@ class MeasuredCandidate:
     mcs: Float[Tensor, " compared"] | None
     """Per compared latent, the most active first, the mean over the other seeds of the largest
     cosine with one of theirs; None where that was not measured."""
+    sums: Float[Tensor, "documents sums"] | None = None
+    """What splicing costs, as `document_sums` reads it; None where no result has it."""
 
 
 def measured(
@@ -253,16 +270,19 @@ def measured(
             for suite, by_hash in results.items()
             if candidate.content_hash in by_hash
         }
-        density = read_density(_latents_of(candidate, of_candidate["core"]), candidate.d_sae)
+        density = read_density(_beside(candidate, of_candidate["core"]), candidate.d_sae)
         values = _values(candidate, of_candidate, density, config)
         consistency = of_candidate.get("consistency")
-        mcs = None if consistency is None else read_mcs(_latents_of(candidate, consistency))
-        members.append(MeasuredCandidate(candidate, values, density, of_candidate, mcs))
+        mcs = None if consistency is None else read_mcs(_beside(candidate, consistency))
+        sums = None
+        if "documents" in of_candidate["core"].item_files:
+            sums = read_documents(_beside(candidate, of_candidate["core"], "documents"))
+        members.append(MeasuredCandidate(candidate, values, density, of_candidate, mcs, sums))
     return members
 
 
-def _latents_of(candidate: Candidate, result: EvaluationResult) -> Path:
-    return candidate.folder / RESULTS_FOLDER / result.item_files.get("features", "")
+def _beside(candidate: Candidate, result: EvaluationResult, items: str = "features") -> Path:
+    return candidate.folder / RESULTS_FOLDER / result.item_files.get(items, "")
 
 
 def _values(
@@ -275,9 +295,8 @@ def _values(
     for suite, names in HEADINGS.items():
         result = results.get(suite)
         for name in names if suite != COMPUTED else ():
-            without_model = candidate.spec.adopted is not None and name in OF_MODEL
             known = None
-            if result is not None and not without_model:
+            if result is not None and not _may_lack(candidate, result, name):
                 known = result.value(_key(name, config))
             values[name] = number(known)
     if values["l0_mean"] is None:
@@ -290,6 +309,13 @@ def _values(
         "train_seconds": candidate.train_seconds,
         "state_mib": None if state is None else state / 2**20,
     }
+
+
+def _may_lack(candidate: Candidate, result: EvaluationResult, name: str) -> bool:
+    """Whether a dictionary has no such number, which in the result of another is damage."""
+    if name in OF_CACHE:
+        return all(metric.name != name for metric in result.metrics)
+    return candidate.spec.adopted is not None and name in OF_MODEL
 
 
 def _key(name: str, config: CompareConfig) -> str:

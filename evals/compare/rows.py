@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-import numpy as np
+import torch
 
+from saelab.stats.bootstrap import UNDEFINED, Estimate
 from saelab.stats.metric_definitions import INFERENCE_MODES
 from saelab.stats.spread import Spread, spread_of
 
 from ..core.charts import MODE_COLUMNS
 from ..definitions import Definition
+from ..document_sums import EFFECTS, over_documents
 from .candidates import UNKNOWN_SEED
 from .jobs import by_group
 from .numbers import MeasuredCandidate, number
@@ -24,20 +27,29 @@ Points = Sequence[tuple[float, float]]
 
 
 def interpolate(points: Points, l0: float) -> float | None:
-    """The value at an L0, piecewise linear in log L0; None outside the range of the points.
+    """The value at an L0, piecewise linear in log L0; None outside the range of the points."""
+    weights = interpolation_weights([at for at, _ in points], l0)
+    if weights is None:
+        return None
+    return math.fsum(
+        weight * value for weight, (_, value) in zip(weights, points, strict=True) if weight
+    )
+
+
+def interpolation_weights(places: Sequence[float], l0: float) -> list[float] | None:
+    """What the values of points at these L0 count for in the value at another; None outside.
 
     Points of equal L0 count as one with the mean of their values. Points of L0 zero are left out:
     they have no logarithm.
     """
-    merged: dict[float, list[float]] = {}
-    for at, value in points:
-        if at > 0:
-            merged.setdefault(at, []).append(value)
-    known = sorted(merged)
+    known = sorted({at for at in places if at > 0})
     if not known or not known[0] <= l0 <= known[-1]:
         return None
-    means = [math.fsum(merged[at]) / len(merged[at]) for at in known]
-    return float(np.interp(math.log(l0), [math.log(at) for at in known], means))
+    upper = bisect_left(known, l0)
+    low, high = known[max(upper - 1, 0)], known[upper]
+    share = 1.0 if high == l0 else math.log(l0 / low) / math.log(high / low)
+    of_place = {low: 1 - share} | {high: share}
+    return [of_place.get(at, 0.0) / places.count(at) for at in places]
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,8 @@ class AtCommonL0:
     """The seeds in `value`."""
     outside: list[int]
     """Seeds whose points do not reach this L0: nothing is extrapolated."""
+    documents: Estimate = UNDEFINED
+    """The same mean difference with its interval over documents."""
 
 
 def at_common_l0(
@@ -129,6 +143,8 @@ class Row:
     """The lowest seed first."""
     values: dict[str, Spread]
     """By column."""
+    documents: Mapping[str, Estimate] = field(default_factory=dict)
+    """By column, the mean over seeds with its interval over documents, where there is one."""
 
     @property
     def seeds(self) -> list[int | None]:
@@ -156,7 +172,9 @@ def rows_of(members: Sequence[MeasuredCandidate]) -> list[Row]:
         values = {
             name: spread_of(member.values[name] for member in group) for name in group[0].values
         }
-        rows.append(Row(label, d_sae, k, group, values))
+        shares = [(member, 1 / len(group)) for member in group]
+        documents = {name: _over_documents(shares, name) for name in EFFECTS}
+        rows.append(Row(label, d_sae, k, group, values, documents))
     return sorted(rows, key=lambda row: (labels.index(row.label), row.d_sae, row.k or 0.0))
 
 
@@ -186,18 +204,57 @@ def compare_at_common_l0(
         for d_sae, of_width in targets.items()
     }
     reference = reference_label(members, config)
+    own: dict[tuple[str, int], dict[int, list[MeasuredCandidate]]] = {}
+    for member in members:
+        candidate = member.candidate
+        seed = UNKNOWN_SEED if candidate.seed is None else candidate.seed
+        by_seed = own.setdefault((candidate.label, candidate.d_sae), {})
+        by_seed.setdefault(seed, []).append(member)
     compared = []
     for metric in PARETO_METRICS:
-        curves: dict[tuple[str, int], dict[int, list[tuple[float, float]]]] = {}
-        for member in members:
-            candidate, l0 = member.candidate, member.values["l0_mean"]
-            value = member.values[metric]
-            if l0 is not None and value is not None:
-                by_seed = curves.setdefault((candidate.label, candidate.d_sae), {})
-                seed = UNKNOWN_SEED if candidate.seed is None else candidate.seed
-                by_seed.setdefault(seed, []).append((l0, value))
-        compared += at_common_l0(curves, metric, common, reference)
+        curves = {
+            key: {seed: _points(of_seed, metric) for seed, of_seed in by_seed.items()}
+            for key, by_seed in own.items()
+            if any(_points(of_seed, metric) for of_seed in by_seed.values())
+        }
+        compared += [
+            replace(at, documents=_difference_over_documents(own, at, reference))
+            for at in at_common_l0(curves, metric, common, reference)
+        ]
     return compared
+
+
+def _points(members: Sequence[MeasuredCandidate], metric: str) -> Points:
+    pairs = [(member.values["l0_mean"], member.values[metric]) for member in members]
+    return [(l0, value) for l0, value in pairs if l0 is not None and value is not None]
+
+
+def _over_documents(weighted: Sequence[tuple[MeasuredCandidate, float]], metric: str) -> Estimate:
+    """A weighted sum over dictionaries with its interval over documents; undefined where they were
+    not all measured on the same ones, which their predicted positions tell."""
+    sums = [member.sums for member, _ in weighted if member.sums is not None]
+    same = all(torch.equal(columns[:, 0], sums[0][:, 0]) for columns in sums)
+    if metric not in EFFECTS or not same or len(sums) < len(weighted):
+        return UNDEFINED
+    return over_documents(sums, [weight for _, weight in weighted], metric)
+
+
+def _difference_over_documents(
+    members: Mapping[tuple[str, int], Mapping[int, Sequence[MeasuredCandidate]]],
+    at: AtCommonL0,
+    reference: str,
+) -> Estimate:
+    """The mean difference at a common L0: its seeds and points weigh what they weigh in it."""
+    weighted: list[tuple[MeasuredCandidate, float]] = []
+    for seed in at.seeds if at.difference.n else ():
+        sides = []
+        for label, sign in ((at.label, 1.0), (reference, -1.0)):
+            own = members.get((label, at.d_sae), {}).get(seed, ())
+            weights = interpolation_weights([m.values["l0_mean"] or 0.0 for m in own], at.l0)
+            sides.append([(m, sign * w) for m, w in zip(own, weights or (), strict=False)])
+        if all(sides):
+            weighted += [(m, w / at.difference.n) for side in sides for m, w in side]
+    return _over_documents(weighted, at.metric)
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ class CompareConfig(HeldOutConfig):
     """Tokens of held-out text per dictionary for reconstruction, densities, and which latents are
     alive (suites core, consistency and steering), rounded up to contexts."""
     n_loss_tokens: Annotated[int, Within(1)] = 4_096
-    """Tokens, the first of those, on which losses and KL are measured."""
+    """Tokens on which losses and KL are measured, as the suite core takes them."""
     consistency: bool = True
     """Compare the latents of the seeds of each method, width and k."""
     steering: bool = True

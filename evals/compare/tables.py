@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from saelab.formats.evaluation_result import IN_SHORT, Table
+from saelab.stats.bootstrap import UNDEFINED
 
 from ..core.charts import MODE_COLUMNS, MODE_LABELS, WARNING
 from ..definitions import Definition
-from ..display import decimals_for, percent, shorter, written
+from ..display import bracketed, decimals_for, percent, shorter, written
 from .numbers import COMPUTED, HEADINGS, SPREAD
 from .rows import AtCommonL0, MethodComparison, ModeRow, Row
 
@@ -36,8 +37,10 @@ def tables_of(comparison: MethodComparison) -> tuple[Table, ...]:
     """Every table of a comparison, in reading order."""
     columns = comparison.columns
     tables = [_short_table(comparison)]
-    if any(at.value.mean is not None for at in comparison.compared):
-        tables.append(_differences_table(comparison))
+    for metric in dict.fromkeys(at.metric for at in comparison.compared):
+        compared = [at for at in comparison.compared if at.metric == metric]
+        if any(at.value.mean is not None for at in compared):
+            tables.append(_differences_table(compared, comparison.reference))
     tables += [
         _rows_table(title, comparison.rows, columns, [name for name in names if name in columns])
         for title, names in SECTIONS.items()
@@ -87,20 +90,20 @@ def _short_table(comparison: MethodComparison) -> Table:
     return Table(title=title, columns=headings, rows=tuple(lines), section=IN_SHORT, note=SPREAD)
 
 
-def _differences_table(comparison: MethodComparison) -> Table:
-    """FVU at common L0: that of the reference, and how far the others are from it."""
-    compared = [at for at in comparison.compared if at.metric == "fvu"]
+def _differences_table(compared: Sequence[AtCommonL0], reference: str) -> Table:
+    """A metric at common L0: that of the reference, and how far the others are from it."""
     points = list(dict.fromkeys((at.d_sae, at.l0) for at in compared))
     many = len({d_sae for d_sae, _ in points}) > 1
     lines = {at.label: dict.fromkeys(points, "") for at in compared}
     for at in compared:
-        text = written(at.difference, 4, signed=True)
+        text = written(at.difference, 4, signed=True) + bracketed(at.documents, 4)
         if at.value.mean is None:
             text = OUTSIDE
-        elif at.label == comparison.reference:
+        elif at.label == reference:
             text = f"({written(at.value, 4)})"
         lines[at.label][at.d_sae, at.l0] = text
-    title = f"FVU at the same L0: difference to {comparison.reference}"
+    heading = HEADINGS["core"][compared[0].metric]
+    title = f"{heading[0].upper()}{heading[1:]} at the same L0: difference to {reference}"
     headings = [(f"{d_sae:,} latents,\n" if many else "") + f"L0\n{l0:g}" for d_sae, l0 in points]
     return Table(
         title=title,
@@ -128,7 +131,11 @@ def _rows_table(
                 f"{row.d_sae:,}",
                 row.k_text,
                 str(len(row.members)),
-                *(written(row.values[name], decimals[name]) for name in names),
+                *(
+                    written(row.values[name], decimals[name])
+                    + bracketed(row.documents.get(name, UNDEFINED), decimals[name])
+                    for name in names
+                ),
             )
             for row in rows
         ),
@@ -146,7 +153,7 @@ def _common_table(compared: Sequence[AtCommonL0], reference: str) -> Table:
     for at in compared:
         start = [at.label, f"{at.d_sae:,}", f"{at.l0:g}"]
         row = cells.setdefault((at.d_sae, at.l0, at.label), start)
-        difference = written(at.difference, 4, signed=True)
+        difference = written(at.difference, 4, signed=True) + bracketed(at.documents, 4)
         if at.value.mean is None:
             row += [OUTSIDE, OUTSIDE]
         else:

@@ -10,6 +10,8 @@ from saelab.config import Within
 from ..suite import HeldOutConfig, more_losses_than_tokens
 
 DEFAULT_LOSS_TOKENS = 16_384
+WINDOW = 128
+"""Tokens in a window that losses are measured on, BOS included; shorter where contexts are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +22,15 @@ class CoreConfig(HeldOutConfig):
     here, so that training and evaluation mean the same rows.
     """
 
+    PROTOCOL = f"losses in float32, on windows of {WINDOW} tokens by document"
+    """What settings do not say, and what tells results apart that were measured otherwise."""
+
     n_tokens: Annotated[int, Within(1)] = 65_536
     """Tokens of held-out text for reconstruction and sparsity, rounded up to contexts."""
     n_loss_tokens: Annotated[int | None, Within(1)] = None
-    """Tokens, the first of those, on which losses and KL are measured (about six times as slow).
-    None: 16,384, or all of `n_tokens` where that is less."""
+    """Tokens on which losses and KL are measured (about six times as slow), in windows of 128 that
+    every held-out document gives in turn, in float32 unless `model_dtype` is given. None: 16,384,
+    or `n_tokens` where that is less."""
 
     def problems(self) -> list[str]:
         """More tokens for losses than there are."""

@@ -1,7 +1,9 @@
 """What replacing an activation costs the model: next-token loss and KL under four conditions.
 
-Rows that the rule excludes keep their original activation in every condition, spliced and ablated
-alike, so that the conditions differ in nothing but the replacement of the same rows.
+Measured on short windows of as many held-out documents as there are, and summed by document: loss
+recovered differs more between documents than between seeds. Rows that the rule excludes keep their
+original activation in every condition, spliced and ablated alike, so that the conditions differ in
+nothing but the replacement of the same rows.
 """
 
 from __future__ import annotations
@@ -15,44 +17,66 @@ from torch import Tensor
 
 from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataSpec
-from saelab.dictionary.site_rows import held_out_batches, site_rows, splice_at
+from saelab.dictionary.site_rows import site_rows, splice_at
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.stats.metrics import kl_divergence, loss_recovered, require_finite
-from saelab.text.contexts import TextBatch
+from saelab.text.windows import DocumentWindows, document_windows
 
-from .config import CoreConfig
+from ..document_sums import SUMS, intervals
+from .config import WINDOW, CoreConfig
 from .rows import reconstruct
 
 
 @dataclass
 class LossFindings:
-    """Summed losses over predicted positions; lists are per dictionary in the order given."""
+    """Losses summed over the predicted positions of each document, in float64.
 
-    spliced: list[float]
-    """Summed loss with the reconstruction spliced in, nats."""
-    mean_ablation: list[float]
-    """Summed loss with the dictionary's mean in place of the rows, nats."""
-    kl: list[float]
-    """Summed KL(clean || spliced), nats."""
-    clean: float = 0.0
-    """Summed loss of the untouched model, nats."""
-    zero_ablation: float = 0.0
-    """Summed loss with zero in place of the rows, nats."""
-    n_contexts: int = 0
-    """Contexts run."""
-    n_positions: int = 0
+    Where there is one for each dictionary, in the order given.
+    """
+
+    windows: DocumentWindows
+    """The text."""
+    positions: Float[Tensor, " documents"]
     """Predicted positions summed over."""
+    clean: Float[Tensor, " documents"]
+    """Loss of the untouched model, nats."""
+    zero_ablation: Float[Tensor, " documents"]
+    """Loss with zero in place of the rows, nats."""
+    spliced: Float[Tensor, "dictionaries documents"]
+    """Loss with the reconstruction spliced in, nats."""
+    mean_ablation: Float[Tensor, "dictionaries documents"]
+    """Loss with the dictionary's mean in place of the rows, nats."""
+    kl: Float[Tensor, "dictionaries documents"]
+    """KL(clean || spliced), nats."""
     n_replaced: int = 0
     """Rows replaced in each condition but the clean one."""
     excluded: dict[str, int] = field(default_factory=dict)
     """Rows that kept their activation, by the first reason that applies."""
 
+    @staticmethod
+    def at_start(windows: DocumentWindows, n_dictionaries: int) -> LossFindings:
+        """Nothing yet."""
+        n_documents = len(windows.names)
+        positions, clean, zero = torch.zeros(3, n_documents, dtype=torch.float64)
+        own = torch.zeros(3, n_dictionaries, n_documents, dtype=torch.float64)
+        return LossFindings(windows, positions, clean, zero, own[0], own[1], own[2])
+
+    @property
+    def n_positions(self) -> int:
+        """Predicted positions of all documents."""
+        return int(self.positions.sum())
+
+    def sums(self, index: int) -> dict[str, Float[Tensor, " documents"]]:
+        """The sums of one dictionary, as `document_sums` reads them."""
+        of_all = (self.positions, self.clean, self.zero_ablation)
+        own = (self.spliced[index], self.mean_ablation[index], self.kl[index])
+        return dict(zip(SUMS, (*of_all, *own), strict=True))
+
     def values(self, index: int) -> dict[str, float | None]:
         """The group "Effect on the model" for one dictionary, by metric name."""
-        n = self.n_positions
-        clean, spliced = self.clean / n, self.spliced[index] / n
-        zero, mean = self.zero_ablation / n, self.mean_ablation[index] / n
+        positions, *sums = (float(column.sum()) for column in self.sums(index).values())
+        clean, zero, spliced, mean, kl = (column / positions for column in sums)
         return {
             "loss_clean": clean,
             "loss_spliced": spliced,
@@ -60,8 +84,15 @@ class LossFindings:
             "loss_mean_ablation": mean,
             "loss_recovered_zero": loss_recovered(clean, spliced, zero),
             "loss_recovered_mean": loss_recovered(clean, spliced, mean),
-            "kl": self.kl[index] / n,
+            "kl": kl,
+            **intervals(torch.stack([*self.sums(index).values()], dim=1)),
         }
+
+
+def windows_of(model: LanguageModel, spec: DataSpec, n_tokens: int) -> DocumentWindows:
+    """The held-out windows that losses are measured on, `n_tokens` rounded up to windows."""
+    length = min(WINDOW, spec.context_length)
+    return document_windows(spec.text, model, length=length, n_windows=-(-n_tokens // length))
 
 
 def measure_losses(
@@ -82,14 +113,14 @@ def measure_losses(
     Raises:
         ActivationError: activations or losses that are not finite.
         ArtifactError: a dictionary whose output is not finite.
+        TextError: nothing is held out.
     """
-    zeros = [0.0] * len(dictionaries)
-    findings = LossFindings(spliced=[*zeros], mean_ablation=[*zeros], kl=[*zeros])
-    batches = held_out_batches(model, spec, config.loss_tokens, config.batch_contexts)
-    with progress_bar(config.loss_tokens, "splice", "tokens") as bar:
-        for batch in batches:
-            _add_batch(findings, model, spec, dictionaries, means, batch)
-            bar.update(batch.tokens.numel())
+    windows = windows_of(model, spec, config.loss_tokens)
+    findings = LossFindings.at_start(windows, len(dictionaries))
+    with progress_bar(windows.text.tokens.numel(), "splice", "tokens") as bar:
+        for start in range(0, len(windows.text), config.batch_contexts):
+            _add_batch(findings, model, spec, dictionaries, means, start, config.batch_contexts)
+            bar.update(windows.text[start : start + config.batch_contexts].tokens.numel())
     return findings
 
 
@@ -100,30 +131,37 @@ def _add_batch(
     spec: DataSpec,
     dictionaries: Sequence[SavedDictionary],
     means: Sequence[Float[Tensor, " d_in"]],
-    batch: TextBatch,
+    start: int,
+    n_windows: int,
 ) -> None:
+    batch = findings.windows.text[start : start + n_windows]
     clean = model.run(batch.tokens, capture=spec.site.hook_points)
-    rows = site_rows(model, spec, batch, clean.activations, findings.n_contexts)
+    rows = site_rows(model, spec, batch, clean.activations, start)
     clean_logits, clean_loss = batch.of_text(clean.logits[:, :-1]), batch.of_text(clean.loss)
+    of_windows = findings.windows.document[start : start + n_windows, None]
+    document = batch.of_text(of_windows.expand(clean.loss.shape)).flatten()
 
-    def run(replacement: Tensor) -> tuple[Tensor, float]:
+    def add(sums: Tensor, per_position: Tensor) -> None:
+        require_finite(per_position, "the model's loss")
+        sums.index_add_(0, document, per_position.flatten().cpu().double())
+
+    def run(replacement: Tensor) -> tuple[Tensor, Tensor]:
         output = model.run(batch.tokens, splice_at(model, spec.site, rows.keep, replacement))
-        return batch.of_text(output.logits[:, :-1]), summed_loss(batch.of_text(output.loss))
+        return batch.of_text(output.logits[:, :-1]), batch.of_text(output.loss)
 
-    findings.clean += summed_loss(clean_loss)
-    findings.zero_ablation += run(torch.zeros_like(rows.targets))[1]
+    add(findings.positions, torch.ones(len(document)))
+    add(findings.clean, clean_loss)
+    add(findings.zero_ablation, run(torch.zeros_like(rows.targets))[1])
     # Equal means give equal losses: run each once, whichever dictionaries share it.
-    mean_loss: dict[bytes, float] = {}
+    mean_loss: dict[bytes, Tensor] = {}
     for index, (saved, mean) in enumerate(zip(dictionaries, means, strict=True)):
         key = mean.cpu().numpy().tobytes()
         if key not in mean_loss:
             mean_loss[key] = run(mean.expand_as(rows.targets))[1]
-        findings.mean_ablation[index] += mean_loss[key]
+        add(findings.mean_ablation[index], mean_loss[key])
         logits, loss = run(reconstruct(saved, rows.inputs))
-        findings.spliced[index] += loss
-        findings.kl[index] += kl_divergence(clean_logits, logits).sum().item()
-    findings.n_contexts += len(batch)
-    findings.n_positions += clean_loss.numel()
+        add(findings.spliced[index], loss)
+        add(findings.kl[index], kl_divergence(clean_logits, logits))
     findings.n_replaced += len(rows.targets)
     for reason, count in rows.excluded.items():
         findings.excluded[reason] = findings.excluded.get(reason, 0) + count

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from saelab.dictionary import load_dictionary
-from saelab.dictionary.data_spec import DataSpec, recorded_mean
+from saelab.dictionary.data_spec import DataSpec, ModelKey, recorded_mean
 from saelab.memory import keep_freed_memory
 from saelab.model.devices import resolve_device
 from saelab.model.language_model import LanguageModel
@@ -24,7 +25,7 @@ from .charts import MODE_COLUMNS
 from .config import CoreConfig
 from .losses import LossFindings, measure_losses
 from .modes import SHUFFLE_SEED, ModeFindings, measure_modes
-from .rows import RowFindings, measure_rows
+from .rows import RowFindings, measure_rows, training_fvu
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +60,28 @@ def measure_core(
     keep_freed_memory()
     for spec, group in by_data_spec(subjects).items():
         model = models[spec.model_key] if spec.adopted is None else None
-        yield from _measure_group(model, spec, group, config)
+        yield from _measure_group(model, spec, group, config, models)
+
+
+def _loss_model(
+    spec: DataSpec, config: CoreConfig, models: dict[ModelKey, LanguageModel]
+) -> LanguageModel:
+    """The model that losses are measured with: in bfloat16, rounding that changes with the shape
+    of a batch moves loss recovered by a third of what methods differ by."""
+    if config.model_dtype is None:
+        spec = replace(spec, model_dtype="float32")
+    if spec.model_key not in models:
+        logger.info("losses are measured in float32: loading %s again", spec.model)
+        models[spec.model_key] = spec.load_model(config.device)
+    return models[spec.model_key]
 
 
 def _measure_group(
-    model: LanguageModel | None, spec: DataSpec, group: Sequence[Subject], config: CoreConfig
+    model: LanguageModel | None,
+    spec: DataSpec,
+    group: Sequence[Subject],
+    config: CoreConfig,
+    models: dict[ModelKey, LanguageModel],
 ) -> Iterator[Measurement]:
     dictionaries = [subject.saved for subject in group]
     device = resolve_device(config.device) if model is None else model.device
@@ -83,6 +101,7 @@ def _measure_group(
         return
     evaluated_mean = rows.mean().float()
     means = [evaluated_mean if mean is None else mean for mean in recorded]
+    model = _loss_model(spec, config, models)
     losses = measure_losses(model, spec, dictionaries, means, config)
     modes = measure_modes(model, spec, dictionaries, losses, config)
     for index, (subject, mean) in enumerate(zip(group, recorded, strict=True)):
@@ -122,11 +141,17 @@ def _measurement(
             "none" if ceiling is None else f"{ceiling:.6g}" for ceiling in spec.norm_ceilings
         ),
     }
+    items = {"features": _features(rows.sparsity[index])}
+    if (trained := training_fvu(saved, rows.position_bin.device)) is not None:
+        fvu, facts["n_training_rows"] = trained
+        numbers |= {"fvu_train": fvu, "fvu_gap": numbers["fvu"] - fvu}
     if losses is not None:
         numbers |= losses.values(index) | _loss_counts(losses)
         data["losses"] = _loss_data(losses, numbers, mean_source)
+        items["documents"] = {"document": [*losses.windows.names], **losses.sums(index)}
         facts |= {
             "n_loss_positions": losses.n_positions,
+            "n_loss_documents": len(losses.windows.names),
             "mean_source": mean_source,
             "loss_excluded": ", ".join(f"{count:,} {n}" for n, count in losses.excluded.items()),
         }
@@ -154,7 +179,7 @@ def _measurement(
         settings=settings,
         facts=facts,
         data=data,
-        rows={"features": _features(rows.sparsity[index])},
+        rows=items,
         seed=None if modes is None else SHUFFLE_SEED,
         title=f"Core evaluation of {saved.name}",
         subtitle=f"{describe(saved)}. {spec.in_words}.",
@@ -191,7 +216,8 @@ def _counts(rows: RowFindings) -> dict[str, int]:
 
 def _loss_counts(losses: LossFindings) -> dict[str, int]:
     return {
-        "n_loss_contexts": losses.n_contexts,
+        "n_loss_documents": len(losses.windows.names),
+        "n_loss_contexts": len(losses.windows.text),
         "n_loss_positions": losses.n_positions,
         "n_loss_rows_replaced": losses.n_replaced,
         "n_loss_rows_kept": sum(losses.excluded.values()),
@@ -202,7 +228,10 @@ def _mode_values(
     findings: ModeFindings, losses: LossFindings, index: int
 ) -> dict[str, float | int | None]:
     n = losses.n_positions
-    clean, zero, mean = losses.clean / n, losses.zero_ablation / n, losses.mean_ablation[index] / n
+    clean, zero, mean = (
+        float(sums.sum()) / n
+        for sums in (losses.clean, losses.zero_ablation, losses.mean_ablation[index])
+    )
     numbers: dict[str, float | int | None] = {}
     for mode, sums in findings.sums.items():
         rows = sums.reconstruction.values()

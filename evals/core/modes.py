@@ -21,7 +21,7 @@ from torch import Tensor
 from saelab.cache.rows import capture_with_gradients
 from saelab.dictionary import InferenceModes, SavedDictionary, has_inference_modes
 from saelab.dictionary.data_spec import DataSpec
-from saelab.dictionary.site_rows import held_out_batches, select, splice_at
+from saelab.dictionary.site_rows import select, splice_at
 from saelab.errors import ArtifactError
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
@@ -76,7 +76,8 @@ class ModeFindings:
             mode: ModeSums(ReconstructionStatistics(saved.dictionary.d_in, device=device))
             for mode in INFERENCE_MODES
         }
-        sums[PLAIN].spliced, sums[PLAIN].kl = losses.spliced[index], losses.kl[index]
+        sums[PLAIN].spliced = float(losses.spliced[index].sum())
+        sums[PLAIN].kl = float(losses.kl[index].sum())
         return ModeFindings(saved, modes, sums)
 
     def codes(
@@ -124,10 +125,11 @@ def measure_modes(
     }
     if not findings:
         return {}
-    batches = [*held_out_batches(model, spec, config.loss_tokens, config.batch_contexts)]
+    text, step = losses.windows.text, config.batch_contexts
+    batches = [text[start : start + step] for start in range(0, len(text), step)]
     donor = _last_gradients(model, spec, batches)
     first_context = 0
-    with progress_bar(config.loss_tokens, "inference modes", "tokens") as bar:
+    with progress_bar(text.tokens.numel(), "inference modes", "tokens") as bar:
         for batch in batches:
             captured = _Captured.of(model, spec, batch, first_context)
             others, donor = captured.shuffled(donor, first_context)

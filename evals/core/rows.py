@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelab.cache.aligned import open_caches
 from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataSpec
 from saelab.dictionary.site_rows import SiteRows, evaluated_rows
-from saelab.errors import ActivationError, ArtifactError
+from saelab.errors import ActivationError, ArtifactError, SaelabError
+from saelab.formats.run import read_run
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.stats.metrics import ReconstructionStatistics, SparsityStatistics, require_finite
@@ -21,6 +24,8 @@ from saelab.stats.metrics import ReconstructionStatistics, SparsityStatistics, r
 from .config import CoreConfig
 
 POSITION_BINS = 64
+MOST_TRAINING_ROWS = 16_384
+TRAINING_BATCH = 4096
 
 
 @dataclass
@@ -94,6 +99,31 @@ def _add_batch(
     findings.n_tokens += rows.keep.numel() - rows.excluded.get("padding", 0)
     for reason, count in rows.excluded.items():
         findings.excluded[reason] = findings.excluded.get(reason, 0) + count
+
+
+def training_fvu(saved: SavedDictionary, device: torch.device) -> tuple[float, int] | None:
+    """FVU on rows it was trained on, at even distances in its cache, and how many they are.
+
+    None where the cache that its run names is not there or has changed, or where training ended
+    before it had read all of it.
+    """
+    try:
+        run = read_run(saved.folder.resolve().parent.parent)
+        caches = open_caches(Path(run.config["cache"]), saved.site, verify=False)
+        if (
+            caches.content_hash != saved.made_from["cache_hash"]
+            or saved.manifest["config"]["n_tokens"] < caches.n_rows
+        ):
+            return None
+    except (SaelabError, KeyError, TypeError):
+        return None
+    n_rows = min(MOST_TRAINING_ROWS, caches.n_rows)
+    errors = ReconstructionStatistics(saved.dictionary.d_out, device=device)
+    for rows in (torch.arange(n_rows) * caches.n_rows // n_rows).split(TRAINING_BATCH):
+        batch = caches.rows(rows, with_gradients=False)
+        targets = batch.activations if batch.targets is None else batch.targets
+        errors.update(targets.to(device), reconstruct(saved, batch.activations.to(device)))
+    return float(errors.values()["fvu"]), n_rows
 
 
 def reconstruct(

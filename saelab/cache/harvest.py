@@ -19,6 +19,7 @@ from saelab.text.contexts import (
     Counts,
     TextBatch,
     describe_text,
+    left_out_of_training,
     require_held_out,
     text_batches,
 )
@@ -127,6 +128,8 @@ class Harvest:
         self.read_to_end: dict[str, dict[str, int]] | None = None
         """What became of all the text, by source, once `batches` came to its end."""
         require_held_out(config.text, model, config.context_length)
+        self.left_out = left_out_of_training(config.text)
+        """Documents that training does not read, since they repeat held-out ones."""
 
     def batches(self, *, first_context: int = 0) -> Iterator[CapturedBatch]:
         """Run the model over the training text, batch by batch, until `n_tokens` or its end.
@@ -260,6 +263,7 @@ class Harvest:
     def new_manifest(self, hook_point: str, calibration: Calibration) -> dict[str, Any]:
         """The manifest of a cache of one hook point that has no shard yet."""
         config, model, text = self.config, self.model, describe_text(self.config.text)
+        text |= {"left_out_of_training": self.left_out} if self.left_out else {}
         return new_cache_manifest(
             self.provenance(hook_point, calibration.norm_ceiling, text["content_hash"]),
             seed=config.text.seed,

@@ -84,6 +84,8 @@ class ModelStream:
         self.seed = seed
         self.pool_rows = pool_rows
         self._text_hash: str | None = describe_text(config.text)["content_hash"]
+        left_out = self._harvest.left_out
+        self._text_read = hash_of([self._text_hash, left_out]) if left_out else self._text_hash
         self._excluded: Counter[str] = Counter()
         self._by_hook_point: dict[str, RowStatistics] | None = None
         self._drawn = 0  # batches handed out: with the seed, all there is to the randomness
@@ -156,7 +158,7 @@ class ModelStream:
         state: dict[str, Tensor | int | str] = {
             "stream": "model",
             "source": self._sources()[0],
-            "text_hash": self._text_hash or "",
+            "text_hash": self._text_read or "",
             "seed": self.seed,
             "drawn": self._drawn,
             "next_context": self._next_context,
@@ -192,7 +194,7 @@ class ModelStream:
                 f"{config.model} at {self.site}: resume with the settings that the run "
                 "started with"
             )
-        if state.get("text_hash") != (self._text_hash or ""):
+        if state.get("text_hash") != (self._text_read or ""):
             raise ActivationError(
                 f"the text {config.text.source} changed since the data position was saved: restore "
                 "the text that the run started with, or start a new run"

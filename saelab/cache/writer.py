@@ -100,7 +100,7 @@ def _write_caches(
 
 def _resumed(path: Path, harvest: Harvest) -> HookFolder:
     config = harvest.config
-    return HookFolder.resume(
+    folder = HookFolder.resume(
         path,
         config.to_json(),
         config.shard_contexts,
@@ -108,6 +108,13 @@ def _resumed(path: Path, harvest: Harvest) -> HookFolder:
         text_hash=describe_text(config.text)["content_hash"],
         source=config.text.source,
     )
+    begun_without = folder.manifest["text"].get("left_out_of_training", [])
+    if not folder.complete and begun_without != harvest.left_out:
+        raise ConfigError(
+            f"{path} was begun with {len(begun_without)} documents left out that repeat held-out "
+            f"ones, and there are {len(harvest.left_out)}: start again with --overwrite"
+        )
+    return folder
 
 
 def check_existing(paths: list[Path], *, resume: bool, overwrite: bool) -> None:

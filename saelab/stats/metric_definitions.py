@@ -16,6 +16,16 @@ _PREDICTED = (
     "mean over the {n_loss_positions} predicted positions (every token but the first of each "
     "context)"
 )
+_INTERVALS = "\n".join(
+    f"{metric}_{end} | {unit} | {end.capitalize()} end of the 95 % interval of {metric}: a "
+    "percentile of 1,000 resamples of the {n_loss_documents} documents; null for one document."
+    for metric, unit in (
+        ("loss_recovered_zero", "1"),
+        ("loss_recovered_mean", "1"),
+        ("kl", "nats per token"),
+    )
+    for end in ("low", "high")
+)
 _ROWS = "over the {n_rows} evaluated rows"
 _KEPT = "excluded rows keep their original activation in every condition"
 _QUANTILES = "\n".join(
@@ -23,6 +33,9 @@ _QUANTILES = "\n".join(
     f"least {percent} % of the {{n_rows}} evaluated rows do not exceed."
     for percent in (5, 25, 50, 75, 95)
 )
+
+TRAINING_GROUP = "Rows it was trained on"
+"""Group of the numbers that only dictionaries have whose training cache is at hand."""
 
 # A line at the margin begins a heading or a metric: name | unit | definition.
 _TABLE = f"""
@@ -42,6 +55,11 @@ relative_reconstruction_bias | 1 | Mean of |reconstruction|^2 divided by the mea
     <x, reconstruction>, both {_ROWS}; 1 is unbiased, below 1 means shrinkage.
 mean_squared_error | squared activation units per row | Mean {_ROWS} of |x - reconstruction|^2,
     summed over dimensions.
+[{TRAINING_GROUP}]
+fvu_train | 1 | FVU on {{n_training_rows}} rows of the cache it was trained on, at even distances,
+    against the mean of these rows.
+fvu_gap | 1 | FVU on held-out text less FVU on the rows trained on: what is learnt of these rows
+    alone, and what sets the two texts apart.
 [Sparsity]
 l0_mean | latents per row | Mean {_ROWS} of L0, the number of positive codes of a row.
 l0_std | latents per row | Population standard deviation of L0 {_ROWS}.
@@ -66,6 +84,7 @@ loss_recovered_mean | 1 | (loss_mean_ablation - loss_spliced) / (loss_mean_ablat
     nats.
 kl | nats per token | KL(clean || spliced): Kullback-Leibler divergence from the next-token
     distribution of the untouched model to that of the spliced model, {_PREDICTED}.
+{_INTERVALS}
 [What was counted]
 n_contexts | contexts | Contexts of held-out text whose activations were evaluated.
 n_tokens | tokens | Tokens in those contexts; each gives one activation row.
@@ -75,8 +94,9 @@ n_excluded_separator | rows | Rows excluded because their token is a separator o
 n_excluded_position | rows | Rows excluded because of their position in the context.
 n_excluded_norm | rows | Rows excluded because their norm is above the ceiling recorded with the
     dictionary ({{norm_ceiling}}).
-n_loss_contexts | contexts | Contexts on which losses and KL were measured: the first of the
-    evaluated ones.
+n_loss_documents | documents | Held-out documents on which losses and KL were measured.
+n_loss_contexts | contexts | Windows of these documents, each a context of its own: one of every
+    document, then a second of every one, until there are as many tokens as were asked for.
 n_loss_positions | tokens | Predicted positions over which losses and KL are averaged.
 n_loss_rows_replaced | rows | Activation rows replaced in the spliced and ablated runs.
 n_loss_rows_kept | rows | Activation rows that kept their original value in the spliced and ablated
@@ -119,7 +139,9 @@ INFERENCE_MODES = tuple(_MODES)
 control."""
 
 _BETTER: dict[str, Better] = {
-    **dict.fromkeys(("fvu", "mean_squared_error", "dead_fraction", "loss_spliced", "kl"), "lower"),
+    **dict.fromkeys(
+        ("fvu", "fvu_train", "mean_squared_error", "dead_fraction", "loss_spliced", "kl"), "lower"
+    ),
     **dict.fromkeys(("explained_variance", "cosine_similarity"), "higher"),
     **dict.fromkeys(("loss_recovered_zero", "loss_recovered_mean"), "higher"),
 }

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import chain, count
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Int, Shaped, UInt8
@@ -35,7 +35,15 @@ from saelab.formats.files import hash_of
 from saelab.model.language_model import LanguageModel
 
 from .config import EMBEDDED_TEXT, TextConfig
-from .documents import fraction_of, is_held_out, is_streamed, local_path, read_documents, sotu_files
+from .documents import (
+    fraction_of,
+    is_held_out,
+    is_streamed,
+    local_path,
+    near_duplicates,
+    read_documents,
+    sotu_files,
+)
 from .listing import text_files
 from .records import Document
 from .sources import hash_files
@@ -163,6 +171,11 @@ def _nothing_held_out(config: TextConfig, held: int, what: str) -> str:
     )
 
 
+def left_out_of_training(config: TextConfig) -> list[str]:
+    """Ids of the documents of each source that are in neither part of the text, sorted."""
+    return sorted(name for part, _ in sources_of(config) for name in near_duplicates(part))
+
+
 def require_held_out(config: TextConfig, model: LanguageModel, context_length: int) -> None:
     """Check that what is held out of each local source fills a context, so that it can be judged.
 
@@ -205,6 +218,7 @@ def what_was_read(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
 COUNT_WORDS = {
     "documents": "{} documents read",
     "other_split": "{} of them of the other split",
+    "near_duplicates": "{} left out, which share passages with held-out ones",
     "blank": "{} blank ones left out",
     "surrogates": "{} lone surrogates replaced by U+FFFD",
     "windows": "{} cut to a window",
@@ -246,7 +260,7 @@ def text_batches(
             conversation.
         TextError: the split gives fewer contexts than one batch.
     """
-    _check_shape(model, context_length, batch_contexts, skip_contexts)
+    check_shape(model, context_length, batch_contexts, skip_contexts)
     counts = defaultdict(Counter) if counts is None else counts
 
     def batches() -> Iterator[TextBatch]:
@@ -255,15 +269,15 @@ def text_batches(
             for part, share in sources_of(config)
         ]
         total = 0
-        batch: list[_Context] = []
+        batch: list[Context] = []
         # The first batch must fill even where all of it is skipped: too little text is an error on
         # every call, not only on the first.
-        for context in _mixed(streams):
+        for context in mixed(streams):
             total += 1
             if total > skip_contexts:
                 batch.append(context)
             if len(batch) == batch_contexts:
-                yield _batch_of(batch)
+                yield batch_of(batch)
                 batch = []
         if total < batch_contexts:
             raise TextError(
@@ -272,16 +286,18 @@ def text_batches(
                 "context_length or batch_contexts"
             )
         if batch:
-            yield _batch_of(batch)
+            yield batch_of(batch)
 
     return batches()
 
 
-_Context = tuple[list[int], bytes]
+Context = tuple[list[int], bytes]
 """Tokens of one context, and what each position is."""
+_Item = TypeVar("_Item")
 
 
-def _batch_of(contexts: Sequence[_Context]) -> TextBatch:
+def batch_of(contexts: Sequence[Context]) -> TextBatch:
+    """Some contexts as a batch."""
     tokens = torch.tensor([ids for ids, _ in contexts])
     states = b"".join(states for _, states in contexts)
     if not any(states):
@@ -291,7 +307,7 @@ def _batch_of(contexts: Sequence[_Context]) -> TextBatch:
     )
 
 
-def _mixed(streams: Sequence[tuple[Iterator[_Context], float]]) -> Iterator[_Context]:
+def mixed(streams: Sequence[tuple[Iterator[_Item], float]]) -> Iterator[_Item]:
     """Contexts of several streams by their shares, until one that is due has ended."""
     taken = [0] * len(streams)
     for total in count(1):
@@ -306,13 +322,13 @@ def _mixed(streams: Sequence[tuple[Iterator[_Context], float]]) -> Iterator[_Con
 
 def _contexts(
     config: TextConfig, model: LanguageModel, split: str, length: int, counts: Counter[str]
-) -> Iterator[_Context]:
+) -> Iterator[Context]:
     """The contexts of one source."""
     documents = chain.from_iterable(_token_groups(config, model, split, counts))
     bos = [] if model.bos_id is None else [model.bos_id]
     body = length - len(bos)
     if config.one_document_per_context:
-        bodies = _one_per_context(documents, model, body, counts)
+        bodies = one_per_context(documents, model, body, counts)
     else:
         bodies = _packed(documents, model, body, counts)
     for ids, states in bodies:
@@ -322,7 +338,7 @@ def _contexts(
 
 def _packed(
     documents: Iterator[TokenisedDocument], model: LanguageModel, body: int, counts: Counter[str]
-) -> Iterator[_Context]:
+) -> Iterator[Context]:
     """Documents one behind the other, each with a separator behind it, cut in pieces."""
     separator = [] if model.separator_id is None else [model.separator_id]
     ids: list[int] = []
@@ -339,9 +355,9 @@ def _packed(
     counts["dropped"] += len(ids)
 
 
-def _one_per_context(
+def one_per_context(
     documents: Iterator[TokenisedDocument], model: LanguageModel, body: int, counts: Counter[str]
-) -> Iterator[_Context]:
+) -> Iterator[Context]:
     """Each document in contexts of its own, padded."""
     # Any token will do: nothing before it can see it, and no position of it counts.
     padding = model.separator_id or 0
@@ -402,22 +418,26 @@ def _token_groups(
     config: TextConfig, model: LanguageModel, split: str, counts: Counter[str]
 ) -> Iterator[list[TokenisedDocument]]:
     tokenise = Tokeniser(config, model, counts)
-    for documents in _grouped(_of_split(config, split, counts)):
+    for documents in _grouped(of_split(config, split, counts)):
         group = []
         for document, tokenised in zip(documents, tokenise(documents), strict=True):
-            window = _window(config, document.text, tokenised)
+            window = window_of(config, document.text, tokenised)
             counts["windows"] += window is not tokenised
             counts["tokens"] += len(window.ids)
             group.append(window)
         yield group
 
 
-def _of_split(config: TextConfig, split: str, counts: Counter[str]) -> Iterator[Document]:
+def of_split(config: TextConfig, split: str, counts: Counter[str]) -> Iterator[Document]:
+    """The documents of one source that are in a split."""
+    left_out = near_duplicates(config) if split == "train" else frozenset()
     for document in read_documents(config, counts):
-        if is_held_out(config, document.text) == (split == "held_out"):
-            yield document
-        else:
+        if is_held_out(config, document.text) != (split == "held_out"):
             counts["other_split"] += 1
+        elif document.id in left_out:
+            counts["near_duplicates"] += 1
+        else:
+            yield document
 
 
 def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -434,7 +454,8 @@ def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield group
 
 
-def _window(config: TextConfig, text: str, document: TokenisedDocument) -> TokenisedDocument:
+def window_of(config: TextConfig, text: str, document: TokenisedDocument) -> TokenisedDocument:
+    """What is read of a document: all of it, or the window that seed and text decide."""
     length = config.max_tokens_per_document
     if length is None or len(document.ids) <= length:
         return document
@@ -443,7 +464,13 @@ def _window(config: TextConfig, text: str, document: TokenisedDocument) -> Token
     return replace(document, ids=document.ids[start:end], left_out=document.left_out[start:end])
 
 
-def _check_shape(model: LanguageModel, context: int, batch: int, skip: int) -> None:
+def check_shape(model: LanguageModel, context: int, batch: int, skip: int) -> None:
+    """Refuse contexts and batches of impossible sizes.
+
+    Raises:
+        ConfigError: a number is too small.
+        ModelError: the context is longer than the model's.
+    """
     least = {"context_length": (context, 1 if model.bos_id is None else 2)}
     least |= {"batch_contexts": (batch, 1), "skip_contexts": (skip, 0)}
     problems = [

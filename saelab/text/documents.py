@@ -10,19 +10,26 @@ Order. Finite sources are shuffled by document under the seed (parquet: row grou
 within each). A streamed source keeps the order of its stream, which is not ours to change.
 
 Split. A document is held out when a hash of the seed and its text falls below `held_out_fraction`.
-Equal texts always fall on the same side, so a duplicate cannot leak.
+Equal texts always fall on the same side. A training document that shares passages with held-out
+ones is in neither part (`near_duplicates`); of a streamed source, which has no end, none is.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from saelab.errors import TextError, first_line
 from saelab.formats.files import hash_of
@@ -32,6 +39,18 @@ from .config import EMBEDDED_TEXT, TextConfig
 from .listing import SUFFIXES, file_kind, text_files
 from .records import Document, document_of
 from .sources import read_files, shuffled
+
+logger = logging.getLogger(__name__)
+
+GRAM = 13
+"""Words in a row that two documents share where one quotes the other; fewer are turns of phrase."""
+LEAST_SHARED, LARGEST_SHARED, SHARED_FRACTION = 10, 100, 0.01
+"""A document repeats held-out text where this fraction of its 13-grams does, but at least and at
+most so many of them."""
+MOST_LEFT_OUT = 0.5
+"""Where more of the training documents would be left out, the text is made from a template."""
+COMPARED_CHARACTERS = 1 << 25
+"""How much of a source is compared, from its start; time and memory go with it."""
 
 
 def read_documents(config: TextConfig, counts: Counter[str] | None = None) -> Iterator[Document]:
@@ -94,6 +113,56 @@ def _cut_text(text: str, longest: int) -> Iterator[tuple[int, str]]:
 def is_held_out(config: TextConfig, text: str) -> bool:
     """Whether a document belongs to the held-out split; depends on seed and text alone."""
     return fraction_of(config, "split", text) < config.held_out_fraction
+
+
+@lru_cache(maxsize=16)
+def near_duplicates(config: TextConfig) -> frozenset[str]:
+    """Ids of the training documents that share passages with held-out ones.
+
+    13-grams of words are compared, those in several held-out documents left aside: they are what
+    all documents say. Looks at the first `COMPARED_CHARACTERS` of a source, at none that is
+    streamed, and across no two sources of a mixture.
+    """
+    if not config.held_out_fraction or is_streamed(config.source):
+        return frozenset()
+    grams: dict[bool, dict[str, npt.NDArray[np.uint64]]] = {True: {}, False: {}}
+    words: dict[str, int] = {}
+    characters = 0
+    for document in read_documents(config):
+        held_out = is_held_out(config, document.text)
+        grams[held_out][document.id] = _word_grams(document.text, words)
+        characters += len(document.text)
+        if characters > COMPARED_CHARACTERS:
+            break
+    if not grams[True] or not grams[False]:
+        return frozenset()
+    held, n_documents = np.unique(np.concatenate([*grams[True].values()]), return_counts=True)
+    held = held[n_documents == 1]
+    repeated = set()
+    for name, own in grams[False].items():
+        shared = int(np.isin(own, held, assume_unique=True).sum())
+        needed = min(max(SHARED_FRACTION * len(own), LEAST_SHARED), LARGEST_SHARED)
+        repeated |= {name} if shared >= needed else set()
+    if len(repeated) > MOST_LEFT_OUT * len(grams[False]):
+        logger.warning(
+            "%d of %d training documents of %s share passages with held-out ones: it seems made "
+            "from a template, so all are trained on",
+            len(repeated),
+            len(grams[False]),
+            config.source,
+        )
+        return frozenset()
+    return frozenset(repeated)
+
+
+def _word_grams(text: str, words: dict[str, int]) -> npt.NDArray[np.uint64]:
+    """A number for each different 13-gram of a text; `words` numbers the words, and grows."""
+    numbered = [words.setdefault(word, len(words) + 1) for word in re.findall(r"\w+", text.lower())]
+    numbers = np.array(numbered, np.uint64)
+    grams = np.zeros(max(0, len(numbers) - GRAM + 1), np.uint64)
+    for first in range(GRAM if len(grams) else 0):
+        grams = grams * np.uint64(0x9E3779B97F4A7C15) + numbers[first : first + len(grams)]
+    return np.unique(grams)
 
 
 def fraction_of(config: TextConfig, purpose: str, text: str) -> float:

@@ -17,7 +17,7 @@ from saelab.model.language_model import load_language_model
 from saelab.stats.metrics import fvu
 from saelab.training.config import OptimizerConfig, TrainConfig
 from saelab.training.run import train
-from tests.conftest import context_batches
+from tests.conftest import context_batches, document_windows
 
 CONTEXT = 32
 READ, MLP, RESIDUAL = "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out", "blocks.0.hook_resid_post"
@@ -77,20 +77,28 @@ def test_core_equals_brute_force(dictionaries, kind, model_text, tiny_model_fold
         model_text, model, split="held_out", context_length=CONTEXT, batch_contexts=8
     )
     tokens = next(batches)
-    captured = model.capture(tokens, site.hook_points)
-    keep = torch.ones_like(tokens, dtype=torch.bool)
-    keep[:, 0] = False
-    for special in model.special_ids:
-        keep &= tokens != special
-    for name, ceiling in saved.made_from["norm_ceilings"].items():
-        if name in site.hook_points:
-            keep &= captured[name].norm(dim=-1) <= ceiling
-    inputs = torch.cat([captured[name][keep] for name in site.reads], dim=1)
-    targets = torch.cat([captured[name][keep] for name in site.writes], dim=1)
+
+    def rows_of(tokens):
+        captured = model.capture(tokens, site.hook_points)
+        keep = torch.ones_like(tokens, dtype=torch.bool)
+        keep[:, 0] = False
+        for special in model.special_ids:
+            keep &= tokens != special
+        for name, ceiling in saved.made_from["norm_ceilings"].items():
+            if name in site.hook_points:
+                keep &= captured[name].norm(dim=-1) <= ceiling
+        inputs = torch.cat([captured[name][keep] for name in site.reads], dim=1)
+        targets = torch.cat([captured[name][keep] for name in site.writes], dim=1)
+        return keep, inputs, targets
+
+    keep, inputs, targets = rows_of(tokens)
     reconstruction = saved.dictionary(inputs)
     assert values["n_rows"] == int(keep.sum())
     assert values["fvu"] == pytest.approx(fvu(targets, reconstruction), rel=1e-5)
-    widths = [captured[name].shape[-1] for name in site.writes]
+    tokens, _ = document_windows(model_text, model, CONTEXT, 8)
+    keep, inputs, targets = rows_of(tokens)
+    reconstruction = saved.dictionary(inputs)
+    widths = [model.width_at(name) for name in site.writes]
     replacement = dict(zip(site.writes, reconstruction.split(widths, dim=1), strict=True))
 
     def spliced(name):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -19,7 +23,11 @@ from saelab.text.contexts import (
     TextConfig,
     describe_text,
     is_held_out,
+    left_out_of_training,
+    near_duplicates,
     read_documents,
+    text_batches,
+    what_was_read,
 )
 from tests.conftest import context_batches
 
@@ -415,3 +423,64 @@ def test_a_document_cannot_end_itself(tmp_path, tiny_model):
     assert tokens.count(tiny_model.separator_id) <= 3
     strings = "".join(tiny_model.token_strings(tokens))
     assert strings.startswith("the king<|endoftext|>the queen<|endoftext|>")
+
+
+def test_training_leaves_out_what_repeats_held_out_text(tmp_path):
+    """Shared passages are found by sets of 13 words, one document against all; phrases are not."""
+    generator = random.Random(0)
+    drawn = [[f"w{generator.randrange(3000)}" for _ in range(300)] for _ in range(60)]
+    drawn = [[f"phrase{i}" for i in range(24)] + words for words in drawn]
+    texts = [" ".join(words) for words in drawn]
+    source = TextConfig(source=str(tmp_path / "texts.jsonl"), held_out_fraction=0.3)
+    held = next(i for i, text in enumerate(texts) if is_held_out(source, text))
+    # Of these three, two repeat enough: 100 words, 24, and 20, which make 88, 12 and 8 grams.
+    for count in (100, 24, 20):
+        texts.append(" ".join(drawn[held][60 : 60 + count] + [f"{count}-{i}" for i in range(200)]))
+    write_jsonl(tmp_path / "texts.jsonl", texts)
+    documents = list(read_documents(source))
+
+    def grams(text):
+        words = re.findall(r"\w+", text)
+        return {tuple(words[i : i + 13]) for i in range(len(words) - 12)}
+
+    sides = {True: [], False: []}
+    for document in documents:
+        sides[is_held_out(source, document.text)].append(document)
+    counted = Counter(gram for document in sides[True] for gram in grams(document.text))
+    once = {gram for gram, times in counted.items() if times == 1}
+    expected = {d.id for d in sides[False] if len(grams(d.text) & once) >= 10}
+    assert near_duplicates(source) == expected
+    left_out = {d.text for d in documents if d.id in expected}
+    assert left_out <= {*texts[-3:-1]} and left_out, "the phrase that all begin with is no passage"
+
+    counts = defaultdict(Counter)
+    settings = {"context_length": 8, "batch_contexts": 1, "counts": counts}
+    for split in ("train", "held_out"):
+        for _ in text_batches(source, ByteModel(), split=split, **settings):
+            pass
+    assert counts[source.source]["near_duplicates"] == len(expected)
+    assert "share passages with held-out ones" in what_was_read(counts)[0]
+    assert left_out_of_training(source) == sorted(expected)
+
+
+def test_text_from_a_template_is_trained_on_and_said_to_be(tmp_path, caplog):
+    template = " ".join(f"word{i}" for i in range(60))
+    texts = [f"{template} {i}" for i in range(40)] + ["another thing altogether"]
+    write_jsonl(tmp_path / "texts.jsonl", texts)
+    # One held-out document has the template for itself, so it is no phrase of several.
+    for seed in range(200):
+        config = TextConfig(source=str(tmp_path / "texts.jsonl"), held_out_fraction=0.03, seed=seed)
+        if sum(is_held_out(config, text) for text in texts[:-1]) == 1:
+            break
+    assert near_duplicates(config) == frozenset()
+    assert "made from a template" in caplog.text
+    assert near_duplicates(replace(config, held_out_fraction=0.0)) == frozenset()
+
+
+@pytest.mark.model
+def test_the_embedded_text_is_free_of_what_it_repeats():
+    assert left_out_of_training(TextConfig()) == [
+        "1868-Johnson-1",
+        "1875-Grant-1",
+        "1898-McKinley-1",
+    ]

@@ -179,7 +179,7 @@ class Planter:
                 self.consistency(folder, others, share=0.25 + seed / 2)
             self.steering(folder, size=1.0 + k)
 
-    def core(self, folder, *, l0, fvu, d_sae=D_SAE, extra=None, **settings):
+    def core(self, folder, *, l0, fvu, d_sae=D_SAE, extra=None, item_files=None, **settings):
         evals = folder / "evals"
         density = [l0 / d_sae] * d_sae
         self.features(evals / "core_features.parquet", density)
@@ -198,7 +198,7 @@ class Planter:
             values | (extra or {}),
             {"n_tokens": CONFIG.n_tokens, "n_loss_tokens": CONFIG.n_loss_tokens, **ROW_SETTINGS}
             | settings,
-            item_files={"features": "core_features.parquet"},
+            item_files=item_files or {"features": "core_features.parquet"},
         )
 
     def features(self, path, density):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from saelab.cache.config import HarvestConfig, TokenFilter
+from saelab.cache.reader import open_cache
 from saelab.cache.writer import write_caches
 from saelab.dictionary import load_dictionary, save_dictionary
 from saelab.evals.core.charts import MODE_LABELS, WARNING
@@ -26,7 +27,7 @@ from saelab.training.config import TrainConfig
 from saelab.training.methods import MethodOptions
 from saelab.training.methods.gradient_topk import GradientTopKOptions
 from saelab.training.run import train
-from tests.conftest import context_batches
+from tests.conftest import document_windows
 
 HOOK = "blocks.1.hook_resid_post"
 CONTEXT, D_IN, K, BETA = 32, 32, 4, 2.0
@@ -100,10 +101,7 @@ def literal(model, folder, config):
     d = saved.dictionary
     recorded = saved.manifest["config"]["inference"]
     text = TextConfig(source=saved.text["source"], held_out_fraction=0.5)
-    batches = context_batches(
-        text, model, split="held_out", context_length=CONTEXT, batch_contexts=1
-    )
-    tokens = torch.cat([next(batches) for _ in range(config.n_loss_tokens // CONTEXT)])
+    tokens, _ = document_windows(text, model, CONTEXT, config.n_loss_tokens // CONTEXT)
     x, g = model.capture_with_gradients(tokens, [HOOK])[HOOK]
     keep = torch.ones_like(tokens, dtype=torch.bool)
     keep[:, 0] = False
@@ -257,4 +255,22 @@ def test_settings_that_cannot_be_used_leave_the_modes_out_in_words(sae, tmp_path
 
 def test_one_context_is_enough(sae):
     [result] = run_core([sae], CoreConfig(n_tokens=CONTEXT, n_loss_tokens=CONTEXT, device="cpu"))
-    assert result.value("mode_n_rows") == result.value("n_rows") < CONTEXT
+    assert 0 < result.value("mode_n_rows") == result.value("n_loss_rows_replaced") < CONTEXT
+
+
+def test_the_rows_trained_on_are_judged_beside_the_held_out_ones(trained, tmp_path):
+    """FVU of all rows of the cache that the run names, in plain float64; none of another cache."""
+    saved = load_dictionary(trained)
+    [result] = run_core([trained], replace(SMALL, out=tmp_path / "a"))
+    cache = open_cache(trained.parents[2] / "cache")
+    x = torch.cat([batch.activations for batch in cache.iterate(256)]).double()
+    hat = saved.dictionary(x.float()).double()
+    fvu = float((x - hat).square().sum() / (x - x.mean(0)).square().sum())
+    assert result.value("fvu_train") == pytest.approx(fvu, rel=1e-5)
+    assert result.value("fvu_gap") == pytest.approx(result.value("fvu") - fvu, rel=1e-4)
+    assert f"on {len(x):,} rows" in next(
+        metric.definition for metric in result.metrics if metric.name == "fvu_train"
+    )
+    # A copy is in no run; one of another cache is not judged on this one.
+    alone = shutil.copytree(trained, tmp_path / "alone", ignore=shutil.ignore_patterns("evals"))
+    assert "fvu_train" not in values_of(run_core([alone], SMALL)[0])

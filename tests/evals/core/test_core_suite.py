@@ -7,6 +7,7 @@ import math
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,9 +19,9 @@ from saelab.evals.core.config import CoreConfig
 from saelab.evals.core.suite import SUITE, run_core
 from saelab.evals.terminal import run_command
 from saelab.formats.evaluation_result import read_evaluation_result
-from saelab.stats.metric_definitions import METRICS, MODES_GROUP
+from saelab.stats.metric_definitions import METRICS, MODES_GROUP, TRAINING_GROUP
 from saelab.text.contexts import TextConfig
-from tests.conftest import context_batches
+from tests.conftest import context_batches, document_windows
 
 HOOK = "blocks.1.hook_resid_post"
 CONTEXT, D_IN, CEILING = 32, 32, 11.0
@@ -114,11 +115,14 @@ def brute_force(model, text, dictionary, config: CoreConfig) -> dict[str, float]
     codes = dictionary.encode_dense(activations[keep]).double()
     hat = dictionary.decode(codes.float()).double()
     mean = x.mean(0)
-    short = tokens[: config.n_loss_tokens // CONTEXT]
-    short_keep = keep[: len(short)][..., None]
+    short, document = document_windows(text, model, CONTEXT, config.n_loss_tokens // CONTEXT)
+    short_keep = model.capture(short, [HOOK])[HOOK].norm(dim=-1) <= CEILING
+    short_keep[:, 0] = False
+    for special in model.special_ids:
+        short_keep &= short != special
 
     def run(make):
-        hook = {HOOK: lambda a: torch.where(short_keep, make(a).to(a), a)}
+        hook = {HOOK: lambda a: torch.where(short_keep[..., None], make(a).to(a), a)}
         return model.run(short, hook)
 
     clean = model.run(short)
@@ -150,6 +154,7 @@ def brute_force(model, text, dictionary, config: CoreConfig) -> dict[str, float]
         "n_excluded_norm": norm_excluded.sum().item(),
         "n_loss_rows_replaced": short_keep.sum().item(),
         "n_loss_positions": short[:, 1:].numel(),
+        "n_loss_documents": len(set(document)),
     }
 
 
@@ -170,7 +175,7 @@ def test_every_number_equals_brute_force(save, tiny_model, text):
 def test_numbers_do_not_depend_on_the_batch_size(save):
     folder = save(random_topk())
     reference = None
-    for batch in (1, 3, 20):
+    for batch in range(1, 9):
         config = CoreConfig(
             n_tokens=SMALL.n_tokens,
             n_loss_tokens=SMALL.n_loss_tokens,
@@ -181,6 +186,52 @@ def test_numbers_do_not_depend_on_the_batch_size(save):
         values = values_of(run_core([folder], config)[0])
         reference = reference or values
         assert values == pytest.approx(reference, rel=1e-5, abs=1e-6)
+
+
+def test_losses_do_not_depend_on_the_batch_size_where_the_model_is_in_bfloat16(save):
+    """They are measured in float32, whatever the rows are in."""
+    folder = save(random_topk(), model_dtype="bfloat16")
+    names = ("loss_clean", "loss_spliced", "loss_recovered_zero", "loss_recovered_mean", "kl")
+    reference = None
+    for batch in range(1, 9):
+        config = replace(SMALL, batch_contexts=batch, overwrite=True)
+        values = values_of(run_core([folder], config)[0])
+        found = {name: values[name] for name in names}
+        reference = reference or found
+        assert found == pytest.approx(reference, rel=1e-5, abs=1e-6)
+
+
+def test_intervals_are_those_of_resampled_documents(save):
+    """Documents drawn again and again in plain float64, from the table beside the result."""
+    from pyarrow import parquet
+
+    folder = save(random_topk())
+    [result] = run_core([folder], replace(SMALL, n_loss_tokens=20 * CONTEXT))
+    path = folder / "evals" / result.item_files["documents"]
+    sums = {n: np.array(v) for n, v in parquet.read_table(path).to_pydict().items()}
+    n = len(sums["document"])
+    assert n == result.value("n_loss_documents") == len(set(sums["document"])) > 10
+    assert sums["positions"].sum() == result.value("n_loss_positions")
+    drawn = np.random.default_rng(3).integers(n, size=(4000, n))
+    clean, spliced, zero, kl, positions = (
+        sums[name][drawn].sum(1)
+        for name in ("clean", "spliced", "zero_ablation", "kl", "positions")
+    )
+    for name, resampled in {
+        "loss_recovered_zero": (zero - spliced) / (zero - clean),
+        "kl": kl / positions,
+    }.items():
+        low, high = np.quantile(resampled, (0.025, 0.975))
+        assert low < result.value(name) < high
+        found = (result.value(f"{name}_low"), result.value(f"{name}_high"))
+        assert found == pytest.approx((low, high), abs=0.25 * (high - low))
+
+
+def test_one_document_gives_no_interval(save):
+    [result] = run_core([save(random_topk())], replace(SMALL, n_loss_tokens=CONTEXT))
+    assert result.value("n_loss_documents") == 1
+    assert result.value("kl") > 0
+    assert result.value("kl_low") is None and result.value("loss_recovered_mean_high") is None
 
 
 def test_an_identity_dictionary_costs_nothing(save):
@@ -251,12 +302,17 @@ def test_files_are_complete_and_readable(save):
     assert sorted(path.name for path in evals.iterdir()) == [
         "core.html",
         "core.json",
+        "core_documents.parquet",
         "core_features.parquet",
     ]
     content = json.loads((evals / "core.json").read_text())
     assert (content["kind"], content["schema_version"]) == ("evaluation_result", 2)
     assert content["dictionary"]["name"] == "sae"
-    expected = [name for name, metric in METRICS.items() if metric.group != MODES_GROUP]
+    expected = [
+        name
+        for name, metric in METRICS.items()
+        if metric.group not in (MODES_GROUP, TRAINING_GROUP)
+    ]
     assert [metric["name"] for metric in content["metrics"]] == expected
     assert all("{" not in metric["definition"] for metric in content["metrics"])
     assert read_evaluation_result(evals / "core.json") == result

@@ -150,9 +150,9 @@ def test_losses_and_rows_are_those_of_single_passes(tiny_model, setting):
     config = CoreConfig(n_tokens=n_tokens, batch_contexts=5, device="cpu")
     found = measure_losses(tiny_model, spec, [saved], [torch.zeros(32)], config)
     assert found.n_positions == sum(tokens.shape[1] - 1 for tokens in contexts)
-    assert found.clean == pytest.approx(clean, rel=1e-5)
-    assert found.zero_ablation == pytest.approx(zero, rel=1e-5)
-    assert found.spliced[0] == pytest.approx(spliced, rel=1e-5)
+    assert float(found.clean.sum()) == pytest.approx(clean, rel=1e-5)
+    assert float(found.zero_ablation.sum()) == pytest.approx(zero, rel=1e-5)
+    assert float(found.spliced[0].sum()) == pytest.approx(spliced, rel=1e-5)
     measured = measure_rows(tiny_model, spec, [saved], config, torch.device("cpu"))
     assert measured.n_tokens == sum(tokens.shape[1] for tokens in contexts)
     assert measured.excluded["padding"] == n_tokens - measured.n_tokens
