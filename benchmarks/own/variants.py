@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from own.saelab_topk import RowStream
-from own.studies import STUDIES
 from torch import Tensor
 
+from own.saelab_topk import RowStream
+from own.studies import STUDIES
 from saelab.cache.batch import ActivationBatch, RowSums
 from saelab.cache.reader import open_cache
 from saelab.config import from_plain
@@ -61,12 +61,11 @@ class Rows:
 
     @staticmethod
     def of_cache(folder: Path) -> Rows:
-        """All rows of a cache but the last, in reading order, which are held out."""
+        """The first rows of a cache in reading order; its last ones are held out."""
         cache = open_cache(folder, verify=False)
-        batch = cache.rows(torch.arange(cache.n_rows))
-        kept = cache.n_rows - HELD_OUT_ROWS
-        gradients = None if batch.gradients is None else batch.gradients[:kept]
-        return Rows(batch.activations[:kept], batch.activations[kept:], gradients)
+        train = cache.rows(torch.arange(min(POOL_ROWS, cache.n_rows - HELD_OUT_ROWS)))
+        held_out = cache.rows(torch.arange(cache.n_rows - HELD_OUT_ROWS, cache.n_rows))
+        return Rows(train.activations, held_out.activations, train.gradients)
 
     def stream(self, batch_rows: int) -> RowStream:
         """Endless batches, the same for every study."""
@@ -171,6 +170,11 @@ def main() -> None:
     if preset is not None:
         d_sae = LATENTS_PER_FEATURE[preset] * find_preset(preset).n_features
         study["base"].setdefault("d_sae", [d_sae])
+    if study.get("noise"):
+        assert rows.gradients is not None
+        rows.gradients = torch.randn(
+            rows.gradients.shape, generator=torch.Generator().manual_seed(9)
+        )
     results = run(study, rows, arguments.only)
     show(results)
     file = RESULTS / f"{arguments.study}.json"

@@ -75,7 +75,8 @@ class Literal:
         self.b = torch.zeros(len(W), dtype=W.dtype)
         self.target, self.group, self.b_pre = target, group, b_pre
         self.gamma, self.every, self.dead_below = gamma, every, dead_below
-        self.adam = torch.optim.Adam([*self.matrices, self.a], lr=1e-2, betas=(0.9, 0.99), foreach=False)
+        trained = [*self.matrices, self.a]
+        self.adam = torch.optim.Adam(trained, lr=1e-2, betas=(0.9, 0.99), foreach=False)
         self.seen = []
         self.raised, self.lowered = 0, 0
 
@@ -167,7 +168,7 @@ def test_untied_weights_are_saved_and_begun_from_and_refused_by_tied_ones():
         torch.testing.assert_close(tensor, saved.tensors()[name])
     output = again.losses(batch_of(x, step=1))
     torch.testing.assert_close(output.reconstruction.detach(), saved(x), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ConfigError, match="tied weights from tied"):
+    with pytest.raises(ConfigError, match="and tied weights from tied ones"):
         BiasAdaptation(settings(), options()).begin_from(saved, normalisation_of(x))
 
 

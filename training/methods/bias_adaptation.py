@@ -209,9 +209,7 @@ class BiasAdaptation(Method):
         d_sae, self.product_dtype = settings.d_sae, settings.product_dtype
         self.start = options.start_factor if options.start == "target" else None
         self.centre = options.b_pre == "mean"
-        self.weights = UnitWeights(
-            settings.d_in, d_sae, seed=settings.seed, tied=options.tied
-        )
+        self.weights = UnitWeights(settings.d_in, d_sae, seed=settings.seed, tied=options.tied)
         frequencies = options.frequencies(d_sae, settings.k)
         rule = FiringRule(
             frequencies=tuple(frequencies),

@@ -175,8 +175,9 @@ class UnitWeights(nn.Module):
             or bool(off > UNIT_NORM_TOLERANCE)
         ):
             raise ConfigError(
-                "its encoder's directions are not of norm one, or not those of its decoder: bias "
-                "adaptation begins from dictionaries of bias adaptation only, tied weights from tied"
+                "its encoder's rows are not of norm one, or not its decoder's directions: bias "
+                "adaptation begins from dictionaries of bias adaptation only, and tied weights "
+                "from tied ones"
             )
         self.directions.copy_(directions)
         self.scales.copy_(scales)
