@@ -33,7 +33,7 @@ from saelab.cache.cache_stream import CacheStream
 from saelab.cache.reader import ActivationCache
 from saelab.config import Within, from_plain, parse_arguments, problems_in, to_plain, to_yaml
 from saelab.errors import ActivationError, ConfigError, did_you_mean
-from saelab.formats.files import hash_of, remedy_when_full, write_bytes
+from saelab.formats.files import hash_of, remedy_when_full, remove_leftovers, write_bytes
 from saelab.formats.lock import writer_lock
 from saelab.formats.manifest import new_manifest, read_manifest, require_fields, write_manifest
 from saelab.model.devices import resolve_device
@@ -117,7 +117,9 @@ def main(arguments: Sequence[str]) -> None:
     command = parse_arguments(TuneCommand, arguments, program="saelab tune")
     for rung in tune(command)["rungs"]:
         title = f"{rung['n_tokens']:,} rows, seeds {', '.join(map(str, rung['seeds']))}"
-        table = Table("candidate", "FVU", "L0", "silent", "score", title=title)
+        table = Table(title=title)
+        for heading in ("candidate", "FVU", "L0", "silent", "score"):
+            table.add_column(heading, overflow="fold")
         for name, figures in rung["candidates"].items():
             table.add_row(name, *_shown(figures))
         Console().print(table)
@@ -211,8 +213,9 @@ def candidates_of(config: TrainConfig, vary: Sequence[str]) -> dict[str, TrainCo
 
 def _begun(command: TuneCommand, new: dict[str, Any]) -> dict[str, Any]:
     """The record to go on with: the one that lies there where it is resumed, else the new one."""
-    out = command.config.out
+    out, own = command.config.out, {FILE, RECIPE_FILE, CHECKPOINT_FOLDER}
     file = out / FILE
+    remove_leftovers(out)
     if command.resume:
         known = read_manifest(file, KIND)
         require_fields(known, {"config": dict, "made_from": dict, "rungs": list}, file)
@@ -222,10 +225,12 @@ def _begun(command: TuneCommand, new: dict[str, Any]) -> dict[str, Any]:
                 "command, or give another --out"
             )
         return known
-    if out.exists() and any(out.iterdir()) and not (command.overwrite and file.exists()):
+    there = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    if there - own or (FILE in there and not command.overwrite):
+        what = f"files that are no tuning's ({min(there - own)})" if there - own else "a tuning"
         raise ConfigError(
-            f"{out} is not empty: where it holds a tuning give --resume to go on with it or "
-            "--overwrite to delete it, or give another --out"
+            f"{out} already holds {what}: give another --out, or where it is a tuning --resume to "
+            "go on with it, --overwrite to delete it"
         )
     (out / RECIPE_FILE).unlink(missing_ok=True)
     shutil.rmtree(out / CHECKPOINT_FOLDER, ignore_errors=True)

@@ -99,8 +99,11 @@ def test_a_tuning_that_is_stopped_goes_on_to_the_same_figures(config, tmp_path, 
     assert content["rungs"] == expected["rungs"] and taken == [7, 8, 9, 10, 11]
     with pytest.raises(ConfigError, match="tuned with other settings or on another cache"):
         tune(command(moved, keep_one_in=3, resume=True))
-    with pytest.raises(ConfigError, match="is not empty: where it holds a tuning give --resume"):
+    with pytest.raises(ConfigError, match="already holds a tuning: give another --out, or"):
         tune(command(moved))
+    (config.out / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"files that are no tuning's \(notes.txt\)"):
+        tune(command(config, overwrite=True))
 
 
 def test_a_candidate_that_diverges_costs_the_others_nothing(config, caplog):
