@@ -1,17 +1,10 @@
 """`saelab tune METHOD --cache CACHE`: a method's settings by successive halving, as a recipe.
 
-Every combination of the values to try is a candidate. In a rung all that are left learn side by
-side from one stream, each from its start, since schedules go by the length of a run. The best one
-in `keep_one_in` goes on to the next rung, which is as many times longer and has one seed more; the
-last one has the length and the seeds that were asked for.
-
-Candidates are judged by the last rows of the cache in reading order, which none of them trains on:
-text of its own, and not what evaluations read. FVU falls as L0 grows, and not every method meets
-its k, so what is compared is FVU · (L0 / k)^0.27, with the power at which FVU falls for TopK.
-
-* `tuning.json`  the settings, and every candidate's figures in every rung
-* `recipe.yaml`  the best candidate's settings under the figures of the last rung
-* `checkpoint/`  the newest checkpoint of the rung at work
+In a rung all candidates that are left learn side by side from one stream, each from its start,
+since schedules go by the length of a run. The best one in `keep_one_in` goes on to the next rung,
+which is as many times longer and has one seed more. They are judged by the last rows of the cache
+in reading order, which none trains on: text of its own, and not what evaluations read. FVU falls
+as L0 grows, and not every method meets its k, so what is compared is FVU · (L0 / k)^0.27.
 """
 
 from __future__ import annotations
@@ -91,11 +84,8 @@ class TuneCommand:
         problems, config = problems_in(self), self.config
         if self.method not in METHODS:
             problems.append(f"unknown method {self.method!r}; {did_you_mean(self.method, METHODS)}")
-        problems += [
-            f"{name} has {len(values)} values; tuning takes one"
-            for name, values in (("d_sae", config.d_sae), ("k", config.k))
-            if len(values) != 1
-        ]
+        if len(config.d_sae) != 1 or len(config.k) != 1:
+            problems.append("tuning takes one d_sae and one k: tune each apart")
         if config.cache is None:
             problems.append("candidates share the rows of a cache: give --cache")
         if config.error_component is not None or config.init_from is not None:
@@ -168,13 +158,10 @@ def usual(config: TrainConfig) -> tuple[str, ...]:
     """What is varied where nothing was named: values around the method's defaults."""
     options = getattr(config.options, config.methods[0])
     rate, weight = options.learning_rate or config.optimizer.learning_rate, options.auxiliary.weight
-    varied = (
-        f"learning_rate={rate / 2:g},{rate:g},{2 * rate:g}",
-        "optimizer.warmup_fraction=0,0.05",
-    )
-    if options.auxiliary.kind == "none":
-        return varied
-    return (*varied, f"auxiliary.weight=0,{weight:g},{3 * weight:g}")
+    rates = f"learning_rate={rate / 2:g},{rate:g},{2 * rate:g}"
+    weights = f"auxiliary.weight=0,{weight:g},{3 * weight:g}"
+    varied = rates, "optimizer.warmup_fraction=0,0.05", weights
+    return varied[:2] if options.auxiliary.kind == "none" else varied
 
 
 def candidates_of(config: TrainConfig, vary: Sequence[str]) -> dict[str, TrainConfig]:
@@ -302,10 +289,9 @@ def _rung(
 
 def _figures(seeds: list[dict[str, float | None]], k: int) -> dict[str, Any]:
     """The figures by seed, and the score: None where a seed diverged or is far from its k."""
-    scores = []
-    for fvu, ratio in ((seed["fvu"], (seed["l0"] or 0.0) / k) for seed in seeds):
-        if fvu is not None and 1 / FARTHEST_L0 <= ratio <= FARTHEST_L0:
-            scores.append(fvu * ratio**L0_POWER)
+    ratios = [(seed["fvu"], (seed["l0"] or 0.0) / k) for seed in seeds]
+    near = [(f, r) for f, r in ratios if f is not None and 1 / FARTHEST_L0 <= r <= FARTHEST_L0]
+    scores = [fvu * ratio**L0_POWER for fvu, ratio in near]
     score = math.fsum(scores) / len(scores) if len(scores) == len(seeds) else None
     return {**{name: [seed[name] for seed in seeds] for name in seeds[0]}, "score": score}
 

@@ -95,7 +95,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         },
     },
     "gba_rows": {
-        "base": rows(400, k=[32], seeds=[0]),
+        "base": rows(250, k=[32], seeds=[0], d_sae=[768]),
         "variants": {
             "topk": {"methods": ["topk"]},
             **{
@@ -103,13 +103,13 @@ STUDIES: dict[str, dict[str, Any]] = {
                     "methods": ["group_bias_adaptation"],
                     "options": {"group_bias_adaptation": {"tied": tied, "learning_rate": rate}},
                 }
-                for tied, rate in ((True, 1e-2), (False, 5e-3), (False, 1e-2))
+                for tied, rate in ((True, 1e-2), (False, 1e-2))
             },
         },
     },
     "matryoshka_imbalanced": {
         "preset": "imbalanced",
-        "base": planted(2000, k=[12], seeds=[0], methods=["matryoshka"]),
+        "base": planted(1000, k=[12], seeds=[0], methods=["matryoshka"]),
         "variants": {
             "default": {},
             "from a quarter": {"options": {"matryoshka": {"prefix_shares": [0.25, 0.5, 1]}}},
@@ -119,7 +119,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     },
     "gradient_topk_geometric": {
         "preset": "geometric",
-        "base": planted(2000, k=[6], methods=["gradient_topk"]),
+        "base": planted(1000, k=[6], seeds=[0], methods=["gradient_topk"]),
         "variants": {
             "true": {},
             "decode boosted": {"options": {"gradient_topk": {"decode_boosted": True}}},
@@ -130,7 +130,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     "gradient_noise_geometric": {
         "preset": "geometric",
         "noise": True,
-        "base": planted(2000, k=[6], methods=["gradient_topk"]),
+        "base": planted(1000, k=[6], seeds=[0], methods=["gradient_topk"]),
         "variants": {"noise": {}},
     },
 }
