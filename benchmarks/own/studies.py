@@ -107,6 +107,13 @@ STUDIES: dict[str, dict[str, Any]] = {
             },
         },
     },
+    "jumprelu_rows": {
+        "base": rows(245, k=[16], seeds=[0], d_sae=[768], methods=["jumprelu"], log_every_steps=15),
+        "variants": {
+            "default": {},
+            "starts at k": {"options": {"jumprelu": {"start_l0_factor": 1.0}}},
+        },
+    },
     "matryoshka_imbalanced": {
         "preset": "imbalanced",
         "base": planted(1000, k=[12], seeds=[0], methods=["matryoshka"]),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from own.saelab_topk import RowStream
 from own.studies import STUDIES
-from saelab.cache.batch import ActivationBatch, RowSums
+from saelab.cache.batch import ActivationBatch, RowStatistics, RowSums
 from saelab.cache.reader import open_cache
 from saelab.config import from_plain
 from saelab.stats.cosines import nearest, unit_rows
@@ -69,7 +69,7 @@ class Rows:
 
     def stream(self, batch_rows: int) -> RowStream:
         """Endless batches, the same for every study."""
-        return _Stream(self.batches(batch_rows), RowSums.of(self.train).statistics(None))
+        return Stream(self.batches(batch_rows), RowSums.of(self.train).statistics(None))
 
     def batches(self, batch_rows: int) -> Iterator[ActivationBatch]:
         """Batches of one random order after another."""
@@ -81,9 +81,32 @@ class Rows:
                     yield ActivationBatch(activations=self.train[index], gradients=some)
 
 
-class _Stream(RowStream):
+class Stream(RowStream):
+    """Batches that may carry gradients of their own."""
+
+    def __init__(self, rows: Iterator[ActivationBatch], statistics: RowStatistics) -> None:
+        super().__init__(iter(()), statistics)
+        self.rows = rows
+
     def next_batch(self) -> ActivationBatch:
-        return next(self.batches)
+        """Hand out the next rows."""
+        return next(self.rows)
+
+
+class L0Log:
+    """L0 of each dictionary at the logged steps."""
+
+    def __init__(self, dictionaries: int) -> None:
+        self.of: list[dict[int, float]] = [{} for _ in range(dictionaries)]
+        self.lines = 0
+
+    def write(self, step: int, line: dict[str, Any]) -> None:
+        """Take the line of the next dictionary: they come in turn."""
+        self.of[self.lines % len(self.of)][step] = line["l0"]
+        self.lines += 1
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 @torch.no_grad()
@@ -124,13 +147,18 @@ def run(study: dict[str, Any], rows: Rows, only: list[str]) -> dict[str, Any]:
     stream, device = rows.stream(first.batch_rows), torch.device("cpu")
     learners = {name: build_learners(each, stream, device) for name, each in configs.items()}
     together = list(itertools.chain.from_iterable(learners.values()))
-    TrainingLoop(first, stream, together, (), lambda step: None).run()  # noqa: ARG005
+    log = L0Log(len(together))
+    TrainingLoop(first, stream, together, (log,), lambda step: None).run()  # noqa: ARG005
     normalisation = normalisation_of(stream, device)
     return {
         name: {
             "settings": study["variants"][name],
             "seconds_per_step": sum(each.clock.seconds_per_step() or 0 for each in group),
-            "seeds": [score(each.method, rows, normalisation) for each in group],
+            "seeds": [
+                score(each.method, rows, normalisation)
+                | {"l0_by_step": log.of[together.index(each)]}
+                for each in group
+            ],
         }
         for name, group in learners.items()
     }
