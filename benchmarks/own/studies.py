@@ -84,6 +84,14 @@ STUDIES: dict[str, dict[str, Any]] = {
             for tied in (True, False)
         },
     },
+    "aux_zipf_imbalanced": {
+        "preset": "imbalanced",
+        "base": planted(1000, k=[12], seeds=[0]),
+        "variants": {
+            f"zipf, below {below:g}": aux("mutual_choice", **ZIPF, underused_below=below)
+            for below in (0.5, 0.1)
+        },
+    },
     "aux_zipf_rows": {
         "base": rows(300, k=[16], seeds=[0, 1]),
         "variants": {
@@ -120,6 +128,10 @@ STUDIES: dict[str, dict[str, Any]] = {
         "variants": {
             "default": {},
             "from a quarter": {"options": {"matryoshka": {"prefix_shares": [0.25, 0.5, 1]}}},
+            "one prefix": {"options": {"matryoshka": {"prefix_shares": [1]}}},
+            "from a half, a tenth of the weight": {
+                "options": {"matryoshka": {"prefix_shares": [0.5, 1], "prefix_weights": [1, 9]}}
+            },
             "from a half": {"options": {"matryoshka": {"prefix_shares": [0.5, 1]}}},
             "weights 1 to 16": {"options": {"matryoshka": {"prefix_weights": [1, 2, 4, 8, 16]}}},
         },
