@@ -34,6 +34,7 @@ cache      commands.cache           write a language model's activations to disk
 synthetic  commands.synthetic       write an activation cache of planted features with known answers
 import     commands.import_dictionary open a dictionary that another library saved
 train      training.command         train dictionaries on a cache, or on the stream
+tune       training.tune            find a method's settings, and write them as a recipe
 eval       evals.command            judge saved dictionaries
 report     commands.report          write the page of an evaluation result again
 compare    evals.compare.suite      compare training methods in one report

@@ -27,8 +27,9 @@ class AuxiliaryOptions:
     """A latent without a positive code for this many tokens counts as dead."""
     density_horizon_tokens: Annotated[int, Within(1)] = 100_000
     """Tokens over which a latent's density is averaged, for `zipf`."""
-    underused_below: Annotated[float, Within(0, 1, low_open=True)] = 0.5
-    """Share of its Zipf target below which a latent counts as underused, for `zipf`."""
+    underused_below: Annotated[float, Within(0, 1, low_open=True)] = 0.1
+    """Share of its Zipf target below which a latent counts as underused, for `zipf`. At a half,
+    latents of rare features were pulled to other rows' errors (docs/results.md)."""
     zipf_exponent: Annotated[float | None, Within(0)] = None
     """Exponent of the law that targets follow, for `zipf`. None: exponent and offset are fitted to
     the densities of the head of ranks, again and again, starting from 1 and `zipf_offset`."""

@@ -42,6 +42,7 @@ class CacheStream:
         batch_rows: rows in a batch.
         seed: of the order.
         with_gradients: also hand out gradients, which doubles what is read.
+        n_rows: only the first so many rows in reading order; None: all.
 
     Raises:
         ActivationError: gradients were asked for and the cache has none.
@@ -54,6 +55,7 @@ class CacheStream:
         seed: int,
         *,
         with_gradients: bool = False,
+        n_rows: int | None = None,
     ):
         if batch_rows < 1:
             raise ValueError(f"batches of {batch_rows} rows were asked for; at least 1 is needed")
@@ -68,7 +70,8 @@ class CacheStream:
         self.seed = seed
         self.epoch = 0
         self.position = 0
-        self._order = Permutation(cache.n_rows, seed, 0)
+        self.n_rows = cache.n_rows if n_rows is None else n_rows
+        self._order = Permutation(self.n_rows, seed, 0)
 
     @property
     def d_in(self) -> int:
@@ -103,10 +106,10 @@ class CacheStream:
         epoch, position, order = self.epoch, self.position, self._order
         pieces, wanted = [], self.batch_rows
         while wanted:
-            if position == self.cache.n_rows:
+            if position == self.n_rows:
                 epoch, position = epoch + 1, 0
-                order = Permutation(self.cache.n_rows, self.seed, epoch)
-            taken = min(wanted, self.cache.n_rows - position)
+                order = Permutation(self.n_rows, self.seed, epoch)
+            taken = min(wanted, self.n_rows - position)
             pieces.append(order(np.arange(position, position + taken)))
             position += taken
             wanted -= taken
@@ -141,7 +144,7 @@ class CacheStream:
             )
         self.seed, self.epoch = int(state["seed"]), int(state["epoch"])
         self.position = int(state["position"])
-        self._order = Permutation(self.cache.n_rows, self.seed, self.epoch)
+        self._order = Permutation(self.n_rows, self.seed, self.epoch)
 
 
 class ErrorStream:

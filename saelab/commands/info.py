@@ -305,6 +305,14 @@ def _describe_quickstart(file: Path, manifest: dict[str, Any]) -> list[str]:
     ]
 
 
+def _describe_tuning(file: Path, manifest: dict[str, Any]) -> list[str]:
+    require_fields(manifest, {"status": str, "rungs": list}, file)
+    done = f"rungs done: {len(manifest['rungs'])}"
+    if manifest["status"] == "complete":
+        return [done, f"best: {manifest['best']}", _verdict(file, manifest)]
+    return [done, _verdict(file, manifest), "unfinished: continue with `saelab tune … --resume`"]
+
+
 def _describe_quickstart_state(file: Path, manifest: dict[str, Any]) -> list[str]:
     require_fields(manifest, {"finished": list}, file)
     return [
@@ -406,6 +414,7 @@ DESCRIBERS: dict[str, Callable[..., list[str]]] = {
     "supervised_sites": _describe_sites,
     "supervised_circuit": _describe_circuit,
     "quickstart_report": _describe_quickstart,
+    "tuning": _describe_tuning,
     "quickstart_state": _describe_quickstart_state,
     "feature_store": _describe_store,
     "feature_labels": _describe_labels,

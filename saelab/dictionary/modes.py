@@ -5,7 +5,8 @@ the activation:
 
 * plain: the k largest z of each row, which is the saved `topk` gate;
 * gradient-assisted: the k largest z · (1 + β |ĝ · W_dec|), with ĝ = g over the root mean square
-  that training recorded (or over each row's own); what is decoded is z (Olmo et al., 2024, arXiv
+  that training recorded (or over each row's own); what is decoded is z, or the score where
+  training decoded that (Olmo et al., 2024, arXiv
   2411.10397, Figure 1). g needs the true next tokens: this mode repeats training's selection, and
   is no way to use a dictionary where the next token is not known;
 * threshold: every z above one threshold, fitted after training so that the mean L0 was k.
@@ -22,6 +23,7 @@ from torch import Tensor
 from saelab.config import Within
 from saelab.errors import ArtifactError
 from saelab.sparse import PreActivations, SparseCodes, select_boosted_top_k
+from saelab.sparse.kernels import pair_products
 
 from .architectures import Dictionary
 from .storage import SavedDictionary
@@ -56,6 +58,8 @@ class InferenceModes:
         """Of the raw gradients' entries during training, nats per activation unit."""
         self.per_token = bool(settings["gradient_scale_per_token"])
         """Whether each row's gradient is divided by its own root mean square instead."""
+        self.decode_boosted = bool(settings["decode_boosted"])
+        """Whether what is decoded are the scores."""
         self.threshold_value = float(settings["threshold"])
         """Pre-activation above which a latent is active in the threshold mode."""
 
@@ -81,6 +85,9 @@ class InferenceModes:
         boost = self.beta * self._scaled(gradients)
         pre = PreActivations(x - d.input_bias, d.W_enc, d.b_enc)
         chosen = select_boosted_top_k(pre, d.k, boost, d.W_dec)
+        if self.decode_boosted:
+            gain = 1 + pair_products(chosen, boost, d.W_dec).abs()
+            chosen = chosen.with_value(chosen.value * gain)
         return chosen.keep(chosen.value > 0)
 
     def threshold(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
@@ -117,6 +124,8 @@ def _recorded_settings(saved: SavedDictionary) -> dict[str, Any]:
             "its own gate, or train one with `--methods gradient_topk`"
         )
     numbers = {name: settings[name] for name in SETTINGS}
+    # Dictionaries of older versions do not say.
+    numbers["decode_boosted"] = settings.get("decode_boosted", 0.0)
     limits = {"beta": Within(0), "gradient_rms": Within(0, low_open=True)}
     wrong = [
         f"{name} = {value!r}"

@@ -69,6 +69,7 @@ _KINDS = (
         "saelab train",
         "it and the states it names have their SHA-256",
     ),
+    Kind("tuning", ("tuning.json",), "saelab tune", _SEALED),
     Kind(
         "quickstart_report",
         ("report.json",),

@@ -114,13 +114,15 @@ def test_the_threshold_mode_is_a_jumprelu_dictionary_on_the_same_weights(saved):
     assert torch.equal(jumprelu.encode_dense(x), modes.threshold(x).to_dense())
 
 
-@pytest.mark.parametrize("scale", ["all", "token"])
-def test_the_modes_repeat_what_training_selected(saved, scale):
+@pytest.mark.parametrize(("scale", "boosted"), [("all", False), ("token", False), ("all", True)])
+def test_the_modes_repeat_what_training_selected(saved, scale, boosted):
     """The whole way: learn, calibrate, fold, save, load; in raw units what was in normalised."""
     size = DictionarySettings(
         d_in=D_IN, d_sae=D_SAE, k=K, seed=0, batch_rows=256, n_steps=9, product_dtype=None
     )
-    options = GradientTopKOptions(beta=1.3, beta_warmup_fraction=0.0, gradient_scale=scale)
+    options = GradientTopKOptions(
+        beta=1.3, beta_warmup_fraction=0.0, gradient_scale=scale, decode_boosted=boosted
+    )
     method = GradientTopK(size, options)
     with torch.no_grad():
         method.weights.b_enc.normal_(std=0.3)

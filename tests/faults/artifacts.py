@@ -269,6 +269,7 @@ ARTIFACTS = (
         "score_card.json",
         _manifest("recovery_score_card", "score_card.json"),
     ),
+    Artifact("tuning", "tune", "tuned", "tuning.json", _manifest("tuning", "tuning.json")),
     Artifact(
         "quickstart_report",
         "quickstart",

@@ -22,6 +22,7 @@ FINISHED = (
     "cache",
     "cache adopt",
     "train",
+    "tune",
     "eval core",
     "eval consistency",
     "eval dark-matter",

@@ -79,6 +79,14 @@ COMMANDS = (
         inputs="model text",
     ),
     Command(
+        "tune",
+        f"tune topk --cache cache --hook-point {HOOK} --out tuned --d-sae 48 --k 4 --seeds 0 1"
+        " --vary learning_rate=1e-3,3e-3,1e-2 --rungs 2 --held-out-rows 512 --n-tokens 6400"
+        " --batch-rows 128 --device cpu --checkpoint-every-steps 10",
+        after="cache",
+        inputs="model text",
+    ),
+    Command(
         "eval core",
         f"eval core {DICTIONARIES} --n-tokens 512 --n-loss-tokens 256 {SMALL}",
         after="train",

@@ -50,6 +50,18 @@ def test_underused_latents_are_listed_at_refreshes_by_share_of_their_target():
     assert metrics["zipf_log10_gap"] > 0
 
 
+def test_a_rare_latent_is_left_alone_unless_it_hardly_ever_fires():
+    """Targets are all 0.15; half of them once listed the rare ones of a healthy tail too."""
+    underused = Underused(D_SAE, K, AuxiliaryOptions(kind="zipf", zipf_exponent=0.0))
+    mask = torch.zeros(400, D_SAE, dtype=torch.bool)
+    mask[:60] = True
+    mask[15:, 7] = mask[3:, 8] = mask[:, 9] = False
+    for step in range(8):
+        underused.update(codes_of(mask), step=step)
+    torch.testing.assert_close(underused.targets(), torch.full((D_SAE,), 0.15))
+    assert underused.listed_latents().tolist() == [8, 9]
+
+
 @pytest.mark.parametrize("kind", ["auxk", "zipf"])
 @pytest.mark.parametrize("n_listed", [0, 2, 15])
 def test_loss_and_gradients_equal_a_dense_transcription(kind, n_listed):

@@ -65,30 +65,35 @@ def batch_of(raw, step=0, normalisation=None):
 class Literal:
     """Section by section what the method is, on dense matrices with plain autograd."""
 
-    def __init__(self, W, target, group, b_pre, *, gamma, every, dead_below):
+    def __init__(self, W, target, group, b_pre, *, gamma, every, dead_below, tied):
         self.W = W.clone().requires_grad_()
+        self.V = self.W if tied else W.clone().requires_grad_()
+        self.matrices = [self.W] if tied else [self.W, self.V]
         self.a = torch.ones(len(W), dtype=W.dtype, requires_grad=True)
         self.b = torch.zeros(len(W), dtype=W.dtype)
         self.target, self.group, self.b_pre = target, group, b_pre
         self.gamma, self.every, self.dead_below = gamma, every, dead_below
-        self.adam = torch.optim.Adam([self.W, self.a], lr=1e-2, betas=(0.9, 0.99), foreach=False)
+        trained = [*self.matrices, self.a]
+        self.adam = torch.optim.Adam(trained, lr=1e-2, betas=(0.9, 0.99), foreach=False)
         self.seen = []
         self.raised, self.lowered = 0, 0
 
     def step(self, x, t):
         u = x / x.norm(dim=1, keepdim=True)
-        Z = (u - self.b_pre) @ self.W.T
+        Z = (u - self.b_pre) @ self.V.T
         Y = Z + self.b
         A = Z * (Y > 0)
         error = (A * self.a) @ self.W + self.b_pre - u
         loss = 0.5 * error.square().sum(1).mean()
         self.adam.zero_grad()
         loss.backward()
-        W = self.W.detach()
-        self.W.grad -= (self.W.grad * W).sum(1, keepdim=True) * W
+        for M in self.matrices:
+            rows = M.detach()
+            M.grad -= (M.grad * rows).sum(1, keepdim=True) * rows
         self.adam.step()
         with torch.no_grad():
-            self.W /= self.W.norm(dim=1, keepdim=True)
+            for M in self.matrices:
+                M /= M.norm(dim=1, keepdim=True)
         self.seen.append(Y.detach())
         if t % self.every == 0:
             self.adapt(torch.cat(self.seen))
@@ -109,9 +114,9 @@ class Literal:
                 self.raised += 1
 
 
-@pytest.mark.parametrize("gamma", [0.01, 0.2])
-def test_training_is_the_literal_algorithm_in_float64(gamma):
-    given = options(gamma_up=gamma, gamma_down=gamma, short_run_boost=1.0)
+@pytest.mark.parametrize(("gamma", "tied"), [(0.01, True), (0.2, True), (0.2, False)])
+def test_training_is_the_literal_algorithm_in_float64(gamma, tied):
+    given = options(gamma_up=gamma, gamma_down=gamma, short_run_boost=1.0, tied=tied)
     method = BiasAdaptation(settings(), given).double()
     x = rows_of(4000, dtype=torch.float64)
     normalisation = normalisation_of(x)
@@ -125,6 +130,7 @@ def test_training_is_the_literal_algorithm_in_float64(gamma):
         gamma=gamma,
         every=3,
         dead_below=given.dead_below,
+        tied=tied,
     )
     adam = torch.optim.Adam(method.parameters(), lr=1e-2, betas=(0.9, 0.99), foreach=False)
     for step in range(60):
@@ -140,9 +146,28 @@ def test_training_is_the_literal_algorithm_in_float64(gamma):
         assert abs(float(output.losses["reconstruction"].detach()) - loss) < 1e-9
     assert literal.lowered and (literal.raised or gamma == 0.01)
     torch.testing.assert_close(method.weights.directions.detach(), literal.W.detach())
+    torch.testing.assert_close(method.weights.W_enc.detach(), literal.V.detach().T)
     torch.testing.assert_close(method.weights.scales.detach(), literal.a.detach())
     torch.testing.assert_close(biases.bias, literal.b, rtol=1e-9, atol=1e-9)
     assert biases.updates.tolist() == [20] * 4
+
+
+def test_untied_weights_are_saved_and_begun_from_and_refused_by_tied_ones():
+    untied, again = (BiasAdaptation(settings(seed=s), options(tied=False)) for s in (1, 2))
+    x = rows_of(300)
+    untied.losses(batch_of(x))
+    with torch.no_grad():
+        untied.weights.directions.copy_(untied.weights.directions.roll(1, 0))
+        untied.weights.scales.uniform_(-1.5, 1.5)
+        untied.biases.bias.uniform_(-0.4, 0)
+    saved = untied.to_dictionary(normalisation_of(x))
+    assert again.begin_from(saved, normalisation_of(x)) == []
+    for name, tensor in again.to_dictionary(normalisation_of(x)).tensors().items():
+        torch.testing.assert_close(tensor, saved.tensors()[name])
+    output = again.losses(batch_of(x, step=1))
+    torch.testing.assert_close(output.reconstruction.detach(), saved(x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match="and tied weights from tied ones"):
+        BiasAdaptation(settings(), options()).begin_from(saved, normalisation_of(x))
 
 
 def test_gradients_equal_the_formulas_of_the_paper_by_hand():

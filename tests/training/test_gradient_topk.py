@@ -30,10 +30,14 @@ def batch_of(step, dtype=torch.float32, scale=1e-4):
 
 
 @pytest.mark.parametrize("scale", ["all", "token"])
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_selection_loss_and_gradients_are_the_literal_ones(scale, shuffle):
+@pytest.mark.parametrize(("shuffle", "boosted"), [(False, False), (True, False), (False, True)])
+def test_selection_loss_and_gradients_are_the_literal_ones(scale, shuffle, boosted):
     options = GradientTopKOptions(
-        beta=0.7, beta_warmup_fraction=0.0, gradient_scale=scale, shuffle_gradients=shuffle
+        beta=0.7,
+        beta_warmup_fraction=0.0,
+        gradient_scale=scale,
+        shuffle_gradients=shuffle,
+        decode_boosted=boosted,
     )
     method = GradientTopK(settings(), options).double()
     batch = batch_of(3, torch.float64)
@@ -50,7 +54,8 @@ def test_selection_loss_and_gradients_are_the_literal_ones(scale, shuffle):
     z = (x - b_dec) @ W_enc + b_enc
     score = z * (1 + 0.7 * (g @ W_dec.detach().T).abs())
     chosen = score.topk(K, dim=1).indices
-    codes = torch.zeros_like(z).scatter(1, chosen, z.gather(1, chosen).relu())
+    decoded = score if boosted else z
+    codes = torch.zeros_like(z).scatter(1, chosen, decoded.gather(1, chosen).relu())
     (x - (codes @ W_dec + b_dec)).square().mean().backward()
     torch.testing.assert_close(output.codes.to_dense().detach(), codes.detach())
     found = (w.encoder_rows.grad.T, w.b_enc.grad, w.W_dec.grad, w.b_dec.grad)

@@ -218,3 +218,21 @@ def test_settings_that_cannot_be_are_refused():
         JumpReLUOptions(bandwidth=0.0, threshold_rate=-1.0, tanh_scale=float("nan"))
     for name in ("bandwidth is 0.0", "threshold_rate is -1.0", "tanh_scale is nan"):
         assert f"{name}; it must be at least 1e-06, finite" in str(caught.value)
+
+
+@pytest.mark.parametrize("weight", [None, 1.7])
+def test_thresholds_end_where_l0_is_k_by_one_factor_unless_the_weight_was_given(weight):
+    method, x, _ = made(weight=weight)
+    before = method.threshold().detach().clone()
+    method.calibrate(x)
+    after = method.threshold().detach()
+    if weight is not None:
+        assert torch.equal(after, before)
+        return
+    dictionary = method.to_dictionary(Normalisation(torch.zeros(D_IN, dtype=torch.float64), 1.0))
+    l0 = dictionary.encode(x).l0().double().mean()
+    # A gate keeps what is above its threshold, so the last pair of all is left out.
+    assert float(l0) == pytest.approx(K, abs=2 / ROWS)
+    factors = after[before > 0] / before[before > 0]
+    torch.testing.assert_close(factors, factors[:1].expand_as(factors))
+    assert not torch.equal(after, before)

@@ -122,7 +122,7 @@ def test_caches_of_other_rows_are_refused(mlp_caches, tiny_harvest, tmp_path):
     [
         ({"writes": ()}, "given together"),
         ({"hook_point": READ}, "hook_point is given beside reads"),
-        ({"methods": ("bias_adaptation",)}, "encoder and decoder are one matrix"),
+        ({"methods": ("bias_adaptation",)}, "takes off its input it adds to its output"),
         ({"reads": (READ, READ)}, "names a hook point twice"),
     ],
 )

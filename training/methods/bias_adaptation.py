@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.config import Within
+from saelab.config import OMIT_DEFAULT, Within
 from saelab.dictionary import Dictionary
 from saelab.dictionary.architectures import error_of
 from saelab.sparse import (
@@ -51,7 +51,7 @@ from ..parts.firing_bias import (
     target_frequencies,
     update_periods,
 )
-from ..parts.weights import TiedWeights, normalise_rows, remove_radial_gradient
+from ..parts.weights import UnitWeights, normalise_rows, remove_radial_gradient
 
 MOST_FREQUENT = 0.5
 """Largest target frequency: biases are at most 0, so no latent fires much more often."""
@@ -64,6 +64,9 @@ class BiasAdaptationOptions(CommonOptions):
     learning_rate: Annotated[float | None, Within(0, low_open=True)] = 6e-3
     """Peak learning rate: one matrix does the work of two, and wants twice as much. None: the
     run's."""
+    tied: bool = field(default=True, metadata=OMIT_DEFAULT)
+    """Whether encoder and decoder share their directions, as in the paper. Untied (ours), each has
+    its own, all of norm one."""
     auxiliary: AuxiliaryOptions = field(default_factory=lambda: AuxiliaryOptions(kind="none"))
     """The auxiliary loss; the paper has none."""
     groups: Annotated[int, Within(1)] = 1
@@ -199,14 +202,14 @@ class GroupBiasAdaptationOptions(BiasAdaptationOptions):
 class BiasAdaptation(Method):
     """One dictionary being learnt whose biases adapt to measured activation frequencies."""
 
-    autoencodes_only = "its encoder and decoder are one matrix"
+    autoencodes_only = "what it takes off its input it adds to its output"
 
     def __init__(self, settings: DictionarySettings, options: BiasAdaptationOptions):
         super().__init__()
         d_sae, self.product_dtype = settings.d_sae, settings.product_dtype
         self.start = options.start_factor if options.start == "target" else None
         self.centre = options.b_pre == "mean"
-        self.weights = TiedWeights(settings.d_in, d_sae, seed=settings.seed)
+        self.weights = UnitWeights(settings.d_in, d_sae, seed=settings.seed, tied=options.tied)
         frequencies = options.frequencies(d_sae, settings.k)
         rule = FiringRule(
             frequencies=tuple(frequencies),
@@ -270,12 +273,14 @@ class BiasAdaptation(Method):
 
     def adjust_gradients(self) -> None:
         """Keep the gradient tangent to the unit sphere."""
-        remove_radial_gradient(self.weights.directions)
+        for rows in self.weights.of_norm_one():
+            remove_radial_gradient(rows)
 
     @torch.no_grad()
     def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
         """Renormalise the directions, count who fired, move the biases that are due."""
-        normalise_rows(self.weights.directions)
+        for rows in self.weights.of_norm_one():
+            normalise_rows(rows)
         self.biases.count(output.codes)
         self.biases.update(batch.step + 1)
         self.auxiliary.update(output.codes, step=batch.step)

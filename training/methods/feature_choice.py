@@ -20,11 +20,12 @@ from torch import Tensor
 
 from saelab.config import Within
 from saelab.errors import ConfigError
-from saelab.sparse import SparseCodes, select_above, select_latent_top
+from saelab.sparse import SparseCodes, select_latent_top
 from saelab.sparse.world import current_world
 from saelab.stats.zipf import fit_zipf, zipf_budgets
 
 from ..interface import DictionarySettings, TrainingBatch
+from ..parts.bases import scaled_to_l0
 from .mutual_choice import NEVER, MutualChoice, MutualChoiceOptions
 
 SILENT = 1e30
@@ -159,18 +160,8 @@ class FeatureChoice(MutualChoice):
         top = select_latent_top(pre, wanted, self.floors / 2)
         # A latent without a budget was never active in training and must not be now.
         quantiles = torch.where(self.budgets > 0, top.thresholds, SILENT)
-        factor = 0.5
-        while True:
-            codes = select_above(pre, quantiles * factor)
-            codes = codes.keep(codes.value > 0)
-            ratio = codes.value / quantiles[codes.latent].clamp_min(1e-12)
-            ratios = torch.cat(world.gather(ratio))
-            count = min(self.k * n_rows, ratios.shape[0])
-            if count == self.k * n_rows or factor < 1e-3:
-                break
-            factor /= 2
-        smallest = ratios.topk(count).values[-1] if count else quantiles.new_ones(())
-        self.thresholds.copy_(torch.where(self.budgets > 0, quantiles * smallest, SILENT))
+        scaled = scaled_to_l0(pre, quantiles, self.k)
+        self.thresholds.copy_(torch.where(self.budgets > 0, scaled, SILENT))
 
     def fitted_threshold(self) -> Float[Tensor, "*latents"]:
         """A threshold for each latent."""

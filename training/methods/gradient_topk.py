@@ -3,6 +3,7 @@
 Olmo et al., 2024, arXiv 2411.10397. With z the pre-activations and g the gradient of the model's
 loss with respect to the activation, each token keeps the k largest z · (1 + β |g · W_dec|); what is
 decoded is z itself. Only selection sees the gradient, and only the order of positive z changes.
+The paper's equation 5 read literally decodes the score instead, for which there is a switch.
 β = 0 is TopK. Losses, decoder norms and the saved `topk` architecture are TopK's too, so plain
 top-k inference needs no gradient; see `saelab.dictionary.modes` for the other two modes.
 
@@ -12,16 +13,23 @@ is about one; β rises linearly over the first part of training.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.config import Within
+from saelab.config import OMIT_DEFAULT, Within
 from saelab.errors import ActivationError
-from saelab.sparse import SparseCodes, select_batch_top, select_boosted_top_k
+from saelab.sparse import (
+    SparseCodes,
+    TransposedPairs,
+    decode_selected,
+    encode_selected,
+    select_batch_top,
+    select_boosted_top_k,
+)
 from saelab.sparse.kernels import pair_products
 from saelab.sparse.world import current_world
 
@@ -44,6 +52,9 @@ class GradientTopKOptions(TopKOptions):
     """Share of the steps over which β rises linearly from zero."""
     gradient_scale: Literal["all", "token"] = "all"
     """What gradients are divided by: the root mean square over all tokens, or of each token."""
+    decode_boosted: bool = field(default=False, metadata=OMIT_DEFAULT)
+    """Decode the score and not z, as equation 5 has it read literally: what is decoded then depends
+    on labels, which plain inference lacks."""
     shuffle_gradients: bool = False
     """Give each token another token's gradient: the control for noise in the selection."""
 
@@ -63,6 +74,7 @@ class GradientTopK(TopK):
     def __init__(self, settings: DictionarySettings, options: GradientTopKOptions):
         super().__init__(settings, options)
         self.beta, self.shuffle = options.beta, options.shuffle_gradients
+        self.decode_boosted = options.decode_boosted
         self.per_token = options.gradient_scale == "token"
         self.warmup_steps = max(1.0, options.beta_warmup_fraction * settings.n_steps)
         # Exact in float64 to far beyond any run's number of entries.
@@ -92,14 +104,33 @@ class GradientTopK(TopK):
     @torch.no_grad()
     def select(self, batch: TrainingBatch, k: int) -> SparseCodes:
         """The k pairs of each row with the largest boosted pre-activation."""
-        beta = self.beta * min(1.0, batch.step / self.warmup_steps)
-        if beta == 0:
+        if self._beta(batch) == 0:
             return super().select(batch, k)
-        pre, boost = self.pre_activations(batch.inputs), beta * self._scaled(batch)
+        pre, boost = self.pre_activations(batch.inputs), self._beta(batch) * self._scaled(batch)
         chosen = select_boosted_top_k(pre, k, boost, self.weights.W_dec)
         if batch.step % WATCH_EVERY_STEPS == 0 and k == self.k:
             self._watch(batch, boost, chosen)
         return chosen
+
+    def autoencode(
+        self, batch: TrainingBatch, selected: SparseCodes
+    ) -> tuple[SparseCodes, Float[Tensor, "batch d_out"]]:
+        """TopK's codes and reconstruction; of the scores where those are decoded."""
+        if not self.decode_boosted:
+            return super().autoencode(batch, selected)
+        w, pairs = self.weights, TransposedPairs.of(selected)
+        value = encode_selected(batch.inputs, w.W_enc, w.b_enc, w.input_bias, selected, pairs)
+        with torch.no_grad():
+            boost = self._beta(batch) * self._scaled(batch)
+            gain = 1 + pair_products(selected, boost, w.W_dec).abs()
+        boosted = value.relu() * gain
+        return (
+            selected.with_value(boosted),
+            decode_selected(selected, boosted, w.W_dec, pairs) + w.b_dec,
+        )
+
+    def _beta(self, batch: TrainingBatch) -> float:
+        return self.beta * min(1.0, batch.step / self.warmup_steps)
 
     def _scaled(self, batch: TrainingBatch) -> Float[Tensor, "batch d_out"]:
         """Gradients of root mean square one, of other tokens where they are shuffled."""
@@ -108,7 +139,7 @@ class GradientTopK(TopK):
         if self.per_token:
             gradients = gradients / gradients.square().mean(1, keepdim=True).sqrt().clamp_min(1e-30)
         else:
-            gradients = gradients / self.rms().clamp_min(1e-30).float()
+            gradients = gradients / self.rms().clamp_min(1e-30).to(gradients.dtype)
         if self.shuffle:
             # Rows of a batch come in random order, so the neighbour's is a random token's.
             gradients = gradients.roll(1, 0)
@@ -147,5 +178,6 @@ class GradientTopK(TopK):
             "beta": self.beta,
             "gradient_rms": float(self.rms()),
             "gradient_scale_per_token": float(self.per_token),
+            "decode_boosted": float(self.decode_boosted),
             "threshold": float(self.threshold) / normalisation.code_scale,
         }

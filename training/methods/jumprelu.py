@@ -13,7 +13,9 @@ Jump and step have gradients through a rectangle kernel around the threshold (th
 Our choices: θ is a parameter itself, not its logarithm, under which Adam hardly moves it, with a
 learning rate of its own; pairs with p ≤ 0 take no part, so all pairs that do are those above
 max(θ − ε/2, 0); the first batch sets θ, and λ to where a latent alone at that threshold would just
-be worth its penalty; from there λ is controlled to reach L0 = k.
+be worth its penalty; from there λ is controlled to reach L0 = k. L0 swings about k for some 200
+steps, and a short run ends within a swing: where λ was controlled, all thresholds are at the end
+times the one factor that makes the mean L0 k, which moves along the frontier.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from saelab.sparse import TransposedPairs, decode_selected, encode_selected, sel
 from ..initial import InitialWeights
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
 from ..options import SparsityOptions
-from ..parts.bases import PenalisedMethod
+from ..parts.bases import PenalisedMethod, scaled_to_l0
 
 THRESHOLD_QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 
@@ -55,6 +57,8 @@ class JumpReLUOptions(SparsityOptions):
 
 class JumpReLU(PenalisedMethod):
     """One JumpReLU dictionary being learnt."""
+
+    needs_calibration = True
 
     def __init__(self, settings: DictionarySettings, options: JumpReLUOptions):
         super().__init__(settings, options)
@@ -108,6 +112,13 @@ class JumpReLU(PenalisedMethod):
             self.threshold_over_rate.copy_(found.expand_as(self.threshold_over_rate))
         # With a the projection on the latent's direction, being active is worth a² to it.
         self.controller.start((threshold / self.encoder_scale).square())
+
+    @torch.no_grad()
+    def calibrate(self, rows: Float[Tensor, "rows d_in"]) -> None:
+        """Scale the thresholds until the mean L0 of these rows is k, unless λ was given."""
+        if self.controller.fixed is None:
+            scaled = scaled_to_l0(self.pre_activations(rows), self.threshold(), self.k)
+            self.threshold_over_rate.copy_(scaled / self.rate)
 
     def metrics(self) -> dict[str, float]:
         """Those of the penalty, and quantiles of the thresholds in normalised units."""

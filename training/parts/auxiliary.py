@@ -30,7 +30,7 @@ from saelab.sparse.world import current_world
 from saelab.stats.zipf import fit_zipf, zipf_shares
 
 from ..options import AuxiliaryOptions
-from .weights import AutoencoderWeights, TiedWeights
+from .weights import AutoencoderWeights, UnitWeights
 
 REFRESH_STEPS = 8
 """Steps between looks at which latents are dead; each look waits for the device once."""
@@ -70,7 +70,7 @@ class Auxiliary(nn.Module):
 
     def loss(
         self,
-        weights: AutoencoderWeights | TiedWeights,
+        weights: AutoencoderWeights | UnitWeights,
         x: Float[Tensor, "rows d_in"],
         error: Float[Tensor, "rows d_out"],
     ) -> dict[str, Float[Tensor, ""]]:
@@ -228,7 +228,7 @@ class Underused(ListedLatents):
 
 
 def residual_loss(
-    weights: AutoencoderWeights | TiedWeights,
+    weights: AutoencoderWeights | UnitWeights,
     x: Float[Tensor, "rows d_in"],
     error: Float[Tensor, "rows d_out"],
     selected: SparseCodes,

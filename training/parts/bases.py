@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from saelab.dictionary import Dictionary
 from saelab.dictionary.architectures import error_of
-from saelab.sparse import PreActivations, SparseCodes, autoencode, select_batch_top
+from saelab.sparse import (
+    PreActivations,
+    SparseCodes,
+    autoencode,
+    select_above,
+    select_batch_top,
+)
 from saelab.sparse.world import current_world
 
 from ..initial import InitialWeights
@@ -217,6 +223,25 @@ class PenalisedMethod(AutoencoderMethod):
     def metrics(self) -> dict[str, float]:
         """The sparsity weight, and shares of latents that are dead or underused."""
         return {"sparsity_weight": float(self.controller.weight()), **super().metrics()}
+
+
+@torch.no_grad()
+def scaled_to_l0(
+    pre: PreActivations, thresholds: Float[Tensor, " d_sae"], k: int
+) -> Float[Tensor, " d_sae"]:
+    """The thresholds times the one factor at which the mean L0 of these rows is k."""
+    world, factor = current_world(), 0.5
+    wanted = k * pre.shape[0] * world.size
+    while True:
+        codes = select_above(pre, thresholds * factor)
+        codes = codes.keep(codes.value > 0)
+        ratio = codes.value / thresholds[codes.latent].clamp_min(1e-12)
+        ratios = torch.cat(world.gather(ratio))
+        if len(ratios) >= wanted or factor < 1e-3:
+            break
+        factor /= 2
+    count = min(wanted, len(ratios))
+    return thresholds * (ratios.topk(count).values[-1] if count else 1.0)
 
 
 class SparsityController(nn.Module):

@@ -1,4 +1,4 @@
-"""Weights of an autoencoder in training: untied with a unit-norm decoder, or one tied matrix."""
+"""Weights of an autoencoder in training: free with a unit-norm decoder, or all of unit norm."""
 
 from __future__ import annotations
 
@@ -92,20 +92,22 @@ class AutoencoderWeights(nn.Module):
         return folded
 
 
-class TiedWeights(nn.Module):
+class UnitWeights(nn.Module):
     """Directions w_l of norm one, scales a_l, and a b_pre that nothing trains.
 
-    Latent l encodes u as w_l · (u − b_pre) and decodes f as f a_l w_l. `W_enc`, `b_enc`, `W_dec`
-    and `b_dec` say the same in the words of an untied autoencoder; gradients arrive here.
+    Latent l encodes u as v_l · (u − b_pre) and decodes f as f a_l w_l, where v_l is w_l itself
+    (`tied`) or a direction of norm one of its own that starts there. `W_enc`, `b_enc`, `W_dec` and
+    `b_dec` say the same in the words of other autoencoders; gradients arrive here.
     """
 
     b_dec: Float[Tensor, " d_in"]
 
-    def __init__(self, d_in: int, d_sae: int, *, seed: int):
+    def __init__(self, d_in: int, d_sae: int, *, seed: int, tied: bool = True):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         directions = torch.randn(d_sae, d_in, generator=generator)
         self.directions = nn.Parameter(directions / directions.norm(dim=1, keepdim=True))
+        self.encoder = None if tied else nn.Parameter(self.directions.detach().clone())
         self.scales = nn.Parameter(torch.ones(d_sae))
         self.register_buffer("b_dec", torch.zeros(d_in))
 
@@ -117,7 +119,11 @@ class TiedWeights(nn.Module):
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
         """Encoder weights, each latent's contiguous in memory."""
-        return self.directions.T
+        return (self.directions if self.encoder is None else self.encoder).T
+
+    def of_norm_one(self) -> list[nn.Parameter]:
+        """The parameters whose rows are held at norm one."""
+        return [self.directions] if self.encoder is None else [self.directions, self.encoder]
 
     @property
     def b_enc(self) -> Float[Tensor, " d_sae"]:
@@ -155,6 +161,9 @@ class TiedWeights(nn.Module):
             ConfigError: it is not of this form.
         """
         directions, grown = source.W_enc.T, self.b_dec.shape[0] ** 0.5
+        if self.encoder is not None:
+            self.encoder.copy_(directions)
+            directions = torch.nn.functional.normalize(source.W_dec, dim=1)
         scales = torch.linalg.vecdot(source.W_dec, directions)
         off = (source.W_dec - directions * scales[:, None]).abs().max()
         if (
@@ -162,12 +171,13 @@ class TiedWeights(nn.Module):
             != ("jumprelu", "constant_norm_rescale")
             or bool(source.b_enc.any())
             or source.b_in is not None
-            or bool((directions.norm(dim=1) - 1).abs().max() > UNIT_NORM_TOLERANCE)
+            or bool((source.W_enc.norm(dim=0) - 1).abs().max() > UNIT_NORM_TOLERANCE)
             or bool(off > UNIT_NORM_TOLERANCE)
         ):
             raise ConfigError(
-                "its encoder and decoder are not one matrix of rows of norm one: bias adaptation "
-                "begins from dictionaries of bias adaptation only"
+                "its encoder's rows are not of norm one, or not its decoder's directions: bias "
+                "adaptation begins from dictionaries of bias adaptation only, and tied weights "
+                "from tied ones"
             )
         self.directions.copy_(directions)
         self.scales.copy_(scales)
