@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +32,9 @@ EXAMPLES_READ, EXAMPLE_WINDOW = 3, 8
 """Top examples whose text stands for a feature, and tokens of each on either side of its peak."""
 LONGEST = 256
 """Tokens of a text that are read."""
-BATCH, AT_ONCE = 32, 256
+BATCH, AT_ONCE = 32, 64
+SECONDS_BETWEEN_WRITES = 5.0
+"""What a search that is stopped loses, at most."""
 _BUILDING = threading.Lock()
 
 Progress = Callable[[int, int], None]
@@ -185,18 +188,18 @@ def _cosines(
     with _BUILDING:
         rows, vectors = _read(path, model)
         missing = [key for key in keys if key not in rows]
-        new: list[np.ndarray] = []
-        try:
-            for start in range(0, len(missing), AT_ONCE):
-                chosen = missing[start : start + AT_ONCE]
-                new.append(model.embed([text_of(key) for key in chosen]))
-                if progress is not None:
-                    progress(start + len(chosen), len(missing))
-        finally:  # a reader who leaves the page ends the search, not what it has done
-            if new:
-                vectors = np.concatenate([vectors, *new])
-                rows |= {key: len(rows) + index for index, key in enumerate(missing)}
-                _write(path, model, list(rows)[: len(vectors)], vectors)
+        written = time.monotonic()
+        for start in range(0, len(missing), AT_ONCE):
+            chosen = missing[start : start + AT_ONCE]
+            new = model.embed([text_of(key) for key in chosen])
+            rows |= {key: len(vectors) + index for index, key in enumerate(chosen)}
+            vectors = np.concatenate([vectors, new])
+            is_last = start + AT_ONCE >= len(missing)
+            if is_last or time.monotonic() - written > SECONDS_BETWEEN_WRITES:
+                _write(path, model, list(rows), vectors)
+                written = time.monotonic()
+            if progress is not None:
+                progress(start + len(chosen), len(missing))
     # As they are kept, so that the first search finds what the next one does.
     kept = vectors[[rows[key] for key in keys]].astype(np.float16).astype(np.float32)
     found = kept @ model.embed([query])[0]
