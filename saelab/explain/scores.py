@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -28,6 +28,7 @@ Verdicts = Sequence[bool | None]
 """Yes or no for each example; None where the answer could not be read, which counts nowhere."""
 
 
+@runtime_checkable
 class Judge(Protocol[Description]):
     """Says what an explanation predicts of examples: a language model, or a rule applied."""
 
