@@ -44,7 +44,7 @@ class Judge(Protocol[Description]):
 
     def simulate(
         self, description: Description, windows: Sequence[Example]
-    ) -> Sequence[Float[np.ndarray, " pieces"] | None]:
+    ) -> Sequence[Float[np.ndarray, " _"] | None]:
         """The activation expected at each piece, in any unit."""
         ...
 
@@ -79,8 +79,8 @@ def balanced_accuracy(fires: Sequence[bool], said: Verdicts) -> Measured:
 
 
 def correlation(
-    true: Sequence[Float[np.ndarray, " tokens"]],
-    predicted: Sequence[Float[np.ndarray, " tokens"] | None],
+    true: Sequence[Float[np.ndarray, " _"]],
+    predicted: Sequence[Float[np.ndarray, " _"] | None],
 ) -> Measured:
     """Pearson correlation over all tokens of all items; 0 where every prediction is the same."""
     known = np.array([one is not None for one in predicted], bool)
