@@ -33,7 +33,7 @@ class RuleJudge:
     def __init__(self, table: TokenTable):
         self._table = table
         self._index = {id(window): index for index, window in enumerate(table.examples)}
-        self._applied: tuple[Rule | None, list[Bool[np.ndarray, " _"]]] = (None, [])
+        self._applied: dict[Rule, list[Bool[np.ndarray, " _"]]] = {}
 
     def detect(self, description: Rule, windows: Sequence[Example]) -> list[bool]:
         """Whether the rule holds at any counted token of each window."""
@@ -66,9 +66,12 @@ class RuleJudge:
         return [0.5 if a == b else float(b > a) for a, b in often]
 
     def _said(self, rule: Rule, windows: Sequence[Example]) -> list[Bool[np.ndarray, " _"]]:
-        if self._applied[0] is not rule:
-            self._applied = (rule, np.split(self._table.matches(rule), self._table.ends[:-1]))
-        return [self._applied[1][self._index[id(window)]] for window in windows]
+        if rule not in self._applied:
+            matches, ends = self._table.matches(rule), self._table.ends.tolist()
+            bounds = zip([0, *ends], ends, strict=False)
+            self._applied[rule] = [matches[start:end] for start, end in bounds]
+        applied = self._applied[rule]
+        return [applied[self._index[id(window)]] for window in windows]
 
 
 def explanations(
