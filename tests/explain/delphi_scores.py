@@ -98,10 +98,11 @@ def main(given, wanted):
         ]
         numbers = compute_classification_metrics(compute_confusion(pandas.DataFrame(rows)))
         scores[name] = {"rows": rows, "accuracy": numbers["accuracy"], "asked": client.asked}
-    guesses = [[abs(value - 1) ** 0.5 for value in e["activations"]] for e in examples]
-    true = [value for e in examples for value in e["activations"]]
-    scores["guesses"] = guesses
-    scores["simulation"] = float(correlation_score(true, [v for row in guesses for v in row]))
+    scores["guesses"] = [[abs(value - 1) ** 0.5 for value in e["activations"]] for e in examples]
+    kept = torch.tensor([counted for e in examples for counted in e["counted"]])
+    true = torch.tensor([value for e in examples for value in e["activations"]]).double()
+    guessed = torch.tensor([value for row in scores["guesses"] for value in row]).double()
+    scores["simulation"] = float(correlation_score(true[kept].tolist(), guessed[kept].tolist()))
     Path(wanted).write_text(json.dumps(scores))
 
 
