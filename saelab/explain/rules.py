@@ -7,7 +7,7 @@ Every pair of the two is tried at once, as products of matrices over the tokens 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ class Condition(NamedTuple):
     """One half of a rule."""
 
     relation: str
-    """"is", or one of `RELATIONS`."""
+    """What the attributes are of: the token itself ("is"), or one of `RELATIONS`."""
     values: tuple[int, ...]
     """Attributes of the token it is about, one of which has to be there."""
 
@@ -53,7 +53,6 @@ class Rule:
     """All have to hold; without any, the rule says every token."""
 
 
-@dataclass(eq=False)
 class TokenTable:
     """The tokens of some examples under one another, with their attributes.
 
@@ -62,16 +61,12 @@ class TokenTable:
         examples: any windows.
     """
 
-    lexicon: Lexicon
-    examples: Sequence[Example]
-    relations: dict[str, Integer[np.ndarray, "tokens attributes"]] = field(init=False)
-    """The attributes of each token, and of what is around it."""
-
-    def __post_init__(self) -> None:
-        lengths = [len(example.texts) for example in self.examples]
-        self.ends: Integer[np.ndarray, " examples"] = np.cumsum(lengths)
+    def __init__(self, lexicon: Lexicon, examples: Sequence[Example]):
+        self.lexicon, self.examples = lexicon, examples
+        lengths = [len(example.texts) for example in examples]
+        self.ends: Integer[np.ndarray, " examples"] = np.cumsum(lengths, dtype=np.int64)
         """Where each example's tokens end."""
-        own = self.lexicon.table(chain.from_iterable(one.texts for one in self.examples))
+        own = lexicon.table(chain.from_iterable(one.texts for one in examples))
         index = np.concatenate([np.arange(0), *map(np.arange, lengths)])
         before = _moved(own, index, 1)
         after = np.full_like(own, NOTHING)
@@ -79,13 +74,14 @@ class TokenTable:
         first = _moved(own, index, 2)[:, TOKEN]
         pairs = np.where(first == NOTHING, NOTHING, (first + 1) * PAIR + before[:, TOKEN])
         earlier = [_moved(own[:, [WORD]], index, by) for by in range(2, REACH + 1)]
-        self.relations = {
+        self.relations: dict[str, Integer[np.ndarray, "tokens attributes"]] = {
             "is": own,
             "after": before,
             "after both": pairs[:, None],
             "before": after,
             "soon after": np.concatenate(earlier, axis=1),
         }
+        """The attributes of each token, and of what is around it."""
 
     def activations(self) -> Float[np.ndarray, " tokens"]:
         """The feature's activation at each token."""

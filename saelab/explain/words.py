@@ -57,7 +57,7 @@ class Attribute(NamedTuple):
     """One thing that is true of a piece."""
 
     sort: str
-    """"token", "word", "ending", "beginning" or "kind"."""
+    """One of "token", "word", "ending", "beginning" and "kind"."""
     value: str
     """The token, the word, the letters, or the kind's name."""
 
