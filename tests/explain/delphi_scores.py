@@ -100,8 +100,12 @@ def main(given, wanted):
         scores[name] = {"rows": rows, "accuracy": numbers["accuracy"], "asked": client.asked}
     scores["guesses"] = [[abs(value - 1) ** 0.5 for value in e["activations"]] for e in examples]
     kept = torch.tensor([counted for e in examples for counted in e["counted"]])
-    true = torch.tensor([value for e in examples for value in e["activations"]]).double()
-    guessed = torch.tensor([value for row in scores["guesses"] for value in row]).double()
+    true = torch.tensor(
+        [value for e in examples for value in e["activations"]], dtype=torch.float64
+    )
+    guessed = torch.tensor(
+        [value for row in scores["guesses"] for value in row], dtype=torch.float64
+    )
     scores["simulation"] = float(correlation_score(true[kept].tolist(), guessed[kept].tolist()))
     Path(wanted).write_text(json.dumps(scores))
 
