@@ -134,8 +134,8 @@ def open_labels(store: FeatureStore) -> LabelBook:
 
 
 def label_texts(store: FeatureStore) -> dict[int, str]:
-    """The newest label of every feature that has one."""
-    return {feature: label.text for feature, label in open_labels(store).latest().items()}
+    """The label of every feature that has one; see `LabelBook.one_each`."""
+    return {feature: label.text for feature, label in open_labels(store).one_each().items()}
 
 
 def staleness_of(store: FeatureStore, entry: DictionaryEntry) -> str | None:

@@ -96,7 +96,12 @@ _KINDS = (
         "saelab features",
         "every table has the SHA-256 it was written with, and every feature can be read",
     ),
-    Kind("feature_labels", ("feature_labels.sqlite",), "saelab dashboard", **_NO_MANIFEST),
+    Kind(
+        "feature_labels",
+        ("feature_labels.sqlite",),
+        "saelab dashboard",
+        **_NO_MANIFEST | {"schema_version": 2},
+    ),
     Kind(
         "feature_shards",
         ("features.build/shard-*.safetensors", "shard-*.safetensors"),

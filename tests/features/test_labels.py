@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.features.labels import LabelBook
+from saelab.features.labels import LabelBook, LabelContent, Score
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def test_labels_come_back_newest_first_with_author_method_and_score(book):
     assert book.of(3) == [second, first]
     assert first.text == "kings and queens"
     assert (second.author, second.method, second.score) == ("model-x", "detection", 0.75)
-    assert book.latest() == {3: second}
+    assert book.one_each() == {3: first}, "a person's words come first"
     assert book.all() == [first, second]
     assert book.search("KINGS") == [first]
     assert book.search(" ") == []
@@ -102,3 +102,158 @@ def test_ten_people_may_write_at_once(book):
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(write, range(10)))
     assert [len(book.of(feature)) for feature in range(10)] == [3] * 10
+
+
+SCORES = (Score("detection", 0.8, 0.7, 0.9, 40, 0.5, 0.49), Score("simulation", 0.25))
+
+
+def explained(feature, text, author="saelab", method="language-model", **more):
+    return LabelContent(feature=feature, text=text, author=author, method=method, **more)
+
+
+def test_explanations_come_back_with_model_prompt_and_scores(book):
+    label = book.add(
+        3, "word " * 60, author="Ada", method="m", model="tiny", prompt_hash="ab", scores=SCORES
+    )
+    assert book.of(3) == [label]
+    assert (label.model, label.prompt_hash, label.scores) == ("tiny", "ab", SCORES)
+    assert label.score_named("simulation") == SCORES[1]
+    assert label.score_named("fuzzing") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "scores", "message"),
+    [
+        ("word " * 61, (), "the explanation has 61 words"),
+        ("x" * 401, (), "401 characters"),
+        ("a", (Score("detection", float("nan")),), "detection: value is nan"),
+        ("a", (Score("detection", 1.0, n=-1),), "n is -1"),
+        ("a", (Score("", 1.0),), "a score's name is ''"),
+    ],
+)
+def test_what_is_no_explanation_is_refused_and_nothing_of_its_company_is_written(
+    book, text, scores, message
+):
+    with pytest.raises(ConfigError, match=message):
+        book.add_many([explained(1, "good"), explained(2, text, scores=scores)])
+    assert book.all() == []
+
+
+def test_an_explainer_run_again_replaces_its_own_explanations_and_nothing_else(book):
+    by_hand = book.add(1, "mine", author="saelab")
+    other = book.add(1, "b", author="saelab", method="language-model", model="large")
+    book.add_many([explained(1, "first"), explained(2, "same")])
+    same = book.of(2)[0]
+    book.vote(same.id, 1, author="Ada")
+    book.add_many([explained(1, "second"), explained(2, "same", scores=SCORES)])
+    assert [label.text for label in book.of(1)] == ["second", "b", "mine"]
+    assert {by_hand, other} < set(book.of(1))
+    (again,) = book.of(2)
+    assert (again.id, again.scores, again.votes_up) == (same.id, SCORES, 1)
+
+
+def test_votes_are_one_per_author_and_go_with_their_label(book):
+    label = book.add(1, "a", author="Ada")
+    for author, value in [("Ada", 1), ("Ada", -1), ("Bob", 1), ("Eve", 1), ("Eve", 0)]:
+        book.vote(label.id, value, author=author)
+    (voted,) = book.of(1)
+    assert (voted.votes_up, voted.votes_down) == (1, 1)
+    book.delete(label.id)
+    (fresh,) = [book.add(1, "b", author="Ada")]
+    assert (fresh.votes_up, fresh.votes_down) == (0, 0)
+    with pytest.raises(ConfigError, match="is gone"):
+        book.vote(99, 1, author="Ada")
+
+
+def test_edited_labels_are_replaced_and_edited_explanations_stand_beside_their_origin(book):
+    label, explanation = (
+        book.add(1, "cats", author="Ada"),
+        book.add(2, "cats", author="saelab", method="token-context", scores=SCORES),
+    )
+    assert book.edit(label.id, "big cats", author="Bob").method == "by hand"
+    assert [(found.text, found.author) for found in book.of(1)] == [("big cats", "Bob")]
+    edited = book.edit(explanation.id, "big cats", author="Bob")
+    assert (edited.method, edited.scores) == ("edited", ())
+    assert book.of(2) == [edited, explanation]
+    again = book.edit(edited.id, "bigger cats", author="Bob")
+    assert book.of(2) == [again, explanation]
+    assert book.one_each()[2] == again
+
+
+def test_every_feature_is_explained_in_well_under_a_second(tmp_path):
+    import time
+
+    book = LabelBook(tmp_path / "feature_labels.sqlite", "a" * 64, 4608)
+    contents = [explained(feature, f"text {feature}", scores=SCORES) for feature in range(4608)]
+    start = time.process_time()
+    book.add_many(contents)
+    book.add_many(contents)
+    assert len(book.all()) == 4608
+    assert time.process_time() - start < 3, "twice written and read; 0.3 s on a quiet machine"
+
+
+@pytest.fixture
+def first_version(tmp_path):
+    """A book as the saelab before explanations wrote it."""
+    path = tmp_path / "feature_labels.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        """
+        CREATE TABLE label (
+            id INTEGER PRIMARY KEY, dictionary TEXT NOT NULL, feature INTEGER NOT NULL,
+            text TEXT NOT NULL, author TEXT NOT NULL, method TEXT NOT NULL, score REAL,
+            created TEXT NOT NULL
+        );
+        CREATE INDEX label_of_feature ON label (dictionary, feature);
+        CREATE TABLE note (
+            dictionary TEXT NOT NULL, feature INTEGER NOT NULL, text TEXT NOT NULL,
+            author TEXT NOT NULL, created TEXT NOT NULL, PRIMARY KEY (dictionary, feature)
+        );
+        PRAGMA user_version = 1;
+        """
+    )
+    connection.execute(
+        "INSERT INTO label VALUES (7, ?, 3, 'old', 'Ada', 'by hand', 0.5, '2026-01-01')",
+        ("a" * 64,),
+    )
+    connection.commit()
+    connection.close()
+    return LabelBook(path, "a" * 64, 10)
+
+
+def test_a_book_of_the_first_version_is_read_as_it_is_and_upgraded_by_the_first_write(
+    first_version,
+):
+    before = first_version.path.read_bytes()
+    (old,) = first_version.of(3)
+    assert (old.id, old.text, old.score, old.model, old.scores) == (7, "old", 0.5, None, ())
+    assert first_version.note(3) is None
+    assert first_version.path.read_bytes() == before
+    new = first_version.add(3, "new", author="x", method="m", scores=SCORES)
+    assert first_version.of(3) == [new, old]
+    with sqlite3.connect(first_version.path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    connection.close()
+
+
+def test_an_upgrade_that_fails_leaves_the_book_as_it_was(first_version, monkeypatch):
+    from saelab.features import labels
+
+    before = first_version.path.read_bytes()
+    first, second = labels.UPGRADES
+    monkeypatch.setattr(labels, "UPGRADES", (first, (*second, "no such statement")))
+    with pytest.raises(ArtifactError, match="cannot be read or written"):
+        first_version.add(3, "new", author="Ada")
+    assert first_version.path.read_bytes() == before
+    monkeypatch.undo()
+    first_version.add(3, "new", author="Ada")
+
+
+@pytest.mark.parametrize("scores", ["{", "3", '[{"name": "a"}]', '[{"name": "a", "value": NaN}]'])
+def test_damaged_scores_are_said(book, scores):
+    book.add(1, "a", author="x", method="m", scores=SCORES)
+    with sqlite3.connect(book.path) as connection:
+        connection.execute("UPDATE label SET scores = ?", (scores,))
+    connection.close()
+    with pytest.raises(ArtifactError, match="were damaged: a score is"):
+        book.all()
