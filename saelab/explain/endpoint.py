@@ -109,8 +109,8 @@ class Endpoint:
         *,
         key_variable: str = "OPENAI_API_KEY",
         concurrency: int = 8,
-        requests_per_minute: float | None = None,
-        time_limit: float = 120.0,
+        requests_per_minute: float | int | None = None,
+        time_limit: float | int = 120,
         retries: int = 6,
     ):
         import httpx
