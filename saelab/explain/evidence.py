@@ -16,6 +16,9 @@ from saelab.errors import ConfigError
 from saelab.features.reader import FeatureStore
 from saelab.features.records import Example, FeatureRecord
 
+MARKED_SHARE = 0.3
+"""Of its largest activation, from which on a piece of a window is marked."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvidenceSettings:
@@ -90,6 +93,26 @@ def gather(
         held_out=_strongest_first(_in_turn(held_out, settings.n_held_out)),
         quiet=tuple(quiet),
     )
+
+
+def strong_pieces(window: Example) -> list[int]:
+    """The pieces of a window that are marked: at least `MARKED_SHARE` of its largest activation."""
+    least = MARKED_SHARE * float(window.activations.max(initial=0.0))
+    return np.flatnonzero((window.activations > 0) & (window.activations >= least)).tolist()
+
+
+def marked_at_random(
+    windows: Sequence[Example], evidence: Evidence, seed: int
+) -> list[tuple[Example, list[int]]]:
+    """Silent windows with as many counted pieces marked as held-out ones have, drawn at random."""
+    counts = [len(strong_pieces(window)) for window in evidence.held_out]
+    rng = np.random.default_rng([seed, evidence.feature, 1])
+    marked = []
+    for window in windows:
+        counted = np.flatnonzero(window.counted)
+        size = min(len(counted), round(np.mean(counts))) if counts else 0
+        marked.append((window, sorted(rng.choice(counted, size, replace=False).tolist())))
+    return marked
 
 
 def _firing_lists(record: FeatureRecord) -> list[list[Example]]:

@@ -1,0 +1,234 @@
+"""Rules over tokens: which tokens a feature fires on, said so that a program can check it.
+
+A rule says what a token is ("of", a number, a word ending in "ing"), what is around it, or both.
+Every pair of the two is tried at once, as products of matrices over the tokens shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+
+from saelab.features.records import Example
+
+from .words import NOTHING, TOKEN, WORD, Attribute, Lexicon, quoted
+
+RELATIONS = ("after", "after both", "before", "soon after")
+"""What is around a token: the one before it, the two before it, the next, a word up to `REACH`
+tokens earlier."""
+REACH = 8
+PAIR = 1 << 32
+"""A pair of tokens is one number: that of the first and one, times this, and that of the second."""
+LINE_BREAKS = {"\n": "a line break", "\n\n": "an empty line"}
+LISTED = ("is", "after")
+"""Where a rule may list several words."""
+MOST_MEMBERS = 5
+"""Tokens or words that one rule lists."""
+MOST_CANDIDATES = 48
+"""Attributes tried of the token itself, and of each relation."""
+COST_OF_MEMBER, COST_OF_CONTEXT, COST_OF_KIND = 0.02, 0.03, 0.005
+"""What F1 has to gain for one more listed word, for saying what is around, for a kind of word
+rather than a token."""
+
+
+class Condition(NamedTuple):
+    """One half of a rule."""
+
+    relation: str
+    """"is", or one of `RELATIONS`."""
+    values: tuple[int, ...]
+    """Attributes of the token it is about, one of which has to be there."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Says of every token whether the feature fires on it."""
+
+    conditions: tuple[Condition, ...]
+    """All have to hold; without any, the rule says every token."""
+
+
+@dataclass(eq=False)
+class TokenTable:
+    """The tokens of some examples under one another, with their attributes.
+
+    Args:
+        lexicon: where attributes are numbered; the same for rules that are applied.
+        examples: any windows.
+    """
+
+    lexicon: Lexicon
+    examples: Sequence[Example]
+    relations: dict[str, Integer[np.ndarray, "tokens attributes"]] = field(init=False)
+    """The attributes of each token, and of what is around it."""
+
+    def __post_init__(self) -> None:
+        lengths = [len(example.texts) for example in self.examples]
+        self.ends: Integer[np.ndarray, " examples"] = np.cumsum(lengths)
+        """Where each example's tokens end."""
+        own = self.lexicon.table(chain.from_iterable(one.texts for one in self.examples))
+        index = np.concatenate([np.arange(0), *map(np.arange, lengths)])
+        before = _moved(own, index, 1)
+        after = np.full_like(own, NOTHING)
+        after[:-1] = np.where(index[1:, None] == 0, NOTHING, own[1:])
+        first = _moved(own, index, 2)[:, TOKEN]
+        pairs = np.where(first == NOTHING, NOTHING, (first + 1) * PAIR + before[:, TOKEN])
+        earlier = [_moved(own[:, [WORD]], index, by) for by in range(2, REACH + 1)]
+        self.relations = {
+            "is": own,
+            "after": before,
+            "after both": pairs[:, None],
+            "before": after,
+            "soon after": np.concatenate(earlier, axis=1),
+        }
+
+    def activations(self) -> Float[np.ndarray, " tokens"]:
+        """The feature's activation at each token."""
+        return np.concatenate([np.zeros(0), *(one.activations for one in self.examples)])
+
+    def counted(self) -> Bool[np.ndarray, " tokens"]:
+        """Which tokens are rows."""
+        return np.concatenate([np.zeros(0, bool), *(one.counted for one in self.examples)])
+
+    def matches(self, rule: Rule) -> Bool[np.ndarray, " tokens"]:
+        """Where a rule says that the feature fires."""
+        matches = np.ones(len(self.relations["is"]), bool)
+        for relation, values in rule.conditions:
+            found = self.relations[relation]
+            matches &= np.logical_or.reduce([(found == value).any(1) for value in values])
+        return matches
+
+
+def _moved(
+    table: Integer[np.ndarray, "tokens attributes"], index: Integer[np.ndarray, " tokens"], by: int
+) -> Integer[np.ndarray, "tokens attributes"]:
+    """What stands `by` tokens earlier in the same example; `NOTHING` before it."""
+    moved = np.full_like(table, NOTHING)
+    moved[by:] = table[:-by]
+    moved[index < by] = NOTHING
+    return moved
+
+
+def best_rule(table: TokenTable) -> Rule:
+    """The rule with the highest F1 over the counted tokens, less what its length costs.
+
+    Firing tokens weigh as much as their activation is of the mean. Of rules that are equally good
+    the more specific is taken: tokens before kinds of words.
+    """
+    weight = table.activations() * table.counted()
+    silent = (table.counted() & (weight == 0)).astype(np.float32)
+    weight = (weight / weight[weight > 0].mean()).astype(np.float32)
+    own = _candidates(table, "is", weight, silent)
+    around = [_candidates(table, relation, weight, silent) for relation in RELATIONS]
+    # The last of each says nothing of the token, or of what is around it.
+    anything = np.ones((1, len(weight)), np.float32)
+    own_found = np.concatenate([own.found, anything])
+    found = np.concatenate([*(one.found for one in around), anything])
+    cost = np.concatenate([*(one.cost + COST_OF_CONTEXT for one in around), [0.0]])
+    right, wrong = (own_found * weight) @ found.T, (own_found * silent) @ found.T
+    gain = 2 * right / (right + wrong + weight.sum())
+    gain -= np.append(own.cost, 0.0)[:, None] + cost
+    best, beside = divmod(int(gain.argmax()), len(cost))
+    said = [(one.relation, values) for one in around for values in one.values]
+    conditions = [("is", values) for values in own.values[best : best + 1]]
+    return Rule(tuple(Condition(*one) for one in conditions + said[beside : beside + 1]))
+
+
+class _Candidates(NamedTuple):
+    """What may be said of a token, or of what is around it."""
+
+    relation: str
+    values: list[tuple[int, ...]]
+    """Attributes, alone and listed."""
+    found: Float[np.ndarray, "candidates tokens"]
+    """1 where one of them is there."""
+    cost: Float[np.ndarray, " candidates"]
+
+
+def _candidates(
+    table: TokenTable,
+    relation: str,
+    weight: Float[np.ndarray, " tokens"],
+    silent: Bool[np.ndarray, " tokens"],
+) -> _Candidates:
+    """The attributes that most of the firing mass shares, and lists of words that do together."""
+    attributes, there = table.lexicon.attributes, table.relations[relation]
+    firing = weight > 0
+    values, at = np.unique(there[firing], return_inverse=True)
+    mass = np.bincount(at.ravel(), np.repeat(weight[firing], there.shape[1]), len(values))
+    values = values[np.argsort(-mass, kind="stable")]
+    values = values[values != NOTHING][:MOST_CANDIDATES]
+    found = (there[None] == values[:, None, None]).any(2).astype(np.float32)
+    sorts = ["pair" if value >= PAIR else attributes[value].sort for value in values]
+    cost = np.where(np.isin(sorts, ("token", "word", "pair")), 0.0, COST_OF_KIND)
+    alone = [(int(value),) for value in values]
+    # Of all sets of words, one that begins their list by falling precision has the best F1.
+    words = np.flatnonzero(np.array(sorts) == "word")
+    right, wrong = found[words] @ weight, found[words] @ silent
+    order = words[np.argsort(-right / (right + wrong), kind="stable")][:MOST_MEMBERS]
+    sizes = range(2, len(order) + 1) if relation in LISTED else ()
+    return _Candidates(
+        relation,
+        alone + [tuple(values[order[:size]].tolist()) for size in sizes],
+        np.concatenate([found, *(found[order[:size]].max(0, keepdims=True) for size in sizes)]),
+        np.concatenate([cost, [COST_OF_MEMBER * (size - 1) for size in sizes]]),
+    )
+
+
+def text_of(rule: Rule, lexicon: Lexicon) -> str:
+    """A rule in words."""
+    if not rule.conditions:
+        return "every token"
+    said = {
+        relation: [_attribute(value, lexicon) for value in values]
+        for relation, values in rule.conditions
+    }
+    own = said.pop("is", [])
+    text = _either(own) if own else "the token"
+    for relation, others in said.items():
+        word = _one_word(own, others, relation)
+        if word is not None:
+            return f"{text} in {quoted(word)}"
+        text += f" {relation.removesuffix(' both')} {_either(others)}"
+    return text
+
+
+def _attribute(value: int, lexicon: Lexicon) -> Attribute:
+    if value < PAIR:
+        return lexicon.attributes[value]
+    first, second = divmod(value, PAIR)
+    return Attribute("token", "".join(lexicon.attributes[i].value for i in (first - 1, second)))
+
+
+def _one_word(own: list[Attribute], others: list[Attribute], relation: str) -> str | None:
+    """The word that a token and what is beside it make up; None where they do not."""
+    if len(own) != 1 or len(others) != 1 or relation == "soon after":
+        return None
+    if {own[0].sort, others[0].sort} != {"token"}:
+        return None
+    first, second = own[0].value, others[0].value
+    if relation != "before":
+        first, second = second, first
+    return first + second if first[-1:].isalnum() and second[:1].isalnum() else None
+
+
+def _either(attributes: list[Attribute]) -> str:
+    """One of some attributes, in words."""
+    *rest, last = [_named(attribute) for attribute in attributes]
+    return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def _named(attribute: Attribute) -> str:
+    sort, value = attribute
+    if sort == "kind":
+        return value
+    if sort in ("ending", "beginning"):
+        return f'a word {sort} {"in" if sort == "ending" else "with"} "{value}"'
+    if not value.strip():
+        return "a space" if "\n" not in value else LINE_BREAKS.get(value, "line breaks")
+    return quoted(value)
