@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,12 @@ from saelab.formats.manifest import check_manifest, require_fields
 from .records import Example, FeatureRecord
 from .schema import FLAGS, KIND, LAYOUTS, STORE_FILE, TABLES_HASH, hash_of_tables, unpack
 from .token_text import Vocabulary
-from .unpacking import Context, PackedFeature, Windows, record_of, split_tokens
+from .unpacking import Context, PackedFeature, Windows, context_of, record_of, split_tokens
 
 DEFAULT_WINDOW = 24
 """Tokens shown on either side of an example's anchor."""
+KEPT_CONTEXTS = 1024
+"""Contexts kept in memory as text once they were read: many features show the same ones."""
 PACKED_TABLES = tuple(LAYOUTS)
 COLUMN_DTYPES: dict[str, type] = {
     **dict.fromkeys(("id", "n_active", "n_sequences", "flags"), np.int64),
@@ -77,6 +79,7 @@ class FeatureStore:
         path = Path(path)
         self.path: Path = path / STORE_FILE if path.is_dir() else path
         self._lock = threading.Lock()
+        self._kept_context = lru_cache(KEPT_CONTEXTS)(self._read_context)
         self._connection = _open(self.path)
         try:
             self.manifest: dict[str, Any] = self._read_manifest()
@@ -145,7 +148,8 @@ class FeatureStore:
                 [examples["sequence"], silent["near_sequence"], silent["random_sequence"]]
             )
         )
-        windows = Windows(self._contexts(needed.tolist()), self.vocabulary, window)
+        contexts = {sequence: self._kept_context(sequence) for sequence in needed.tolist()}
+        windows = Windows(contexts, self.vocabulary, window)
         with odd_content_is_damage(self.path):
             return record_of(packed, windows, self.manifest)
 
@@ -234,27 +238,15 @@ class FeatureStore:
             raise ConfigError(
                 f"context {sequence} does not exist: {self.path} has 0 to {self.n_sequences - 1}"
             )
-        return self._contexts([sequence])[sequence]
+        return self._kept_context(sequence)
 
-    def _contexts(self, sequences: Sequence[int]) -> dict[int, Context]:
-        if not sequences:
-            return {}
-        marks = ",".join("?" * len(sequences))
-        sql = f"SELECT id, tokens, counted FROM sequence WHERE id IN ({marks})"
-        dtype = self.manifest["token_dtype"]
-        contexts = {}
-        for sequence, tokens, counted in self._all(sql, tuple(sequences)):
-            with odd_content_is_damage(self.path):
-                ids = np.frombuffer(tokens, dtype).astype(np.int64)
-                bits = np.unpackbits(np.frombuffer(counted, np.uint8), count=len(ids)).astype(bool)
-                contexts[sequence] = Context(ids, bits)
-        missing = [sequence for sequence in sequences if sequence not in contexts]
-        if missing:
-            raise ArtifactError(
-                f"{self.path} lacks contexts {missing[:5]} that its examples point to: it was "
-                "damaged; build it again"
-            )
-        return contexts
+    def _read_context(self, sequence: int) -> Context:
+        sql = "SELECT tokens, counted FROM sequence WHERE id = ?"
+        tokens, counted = self._single_row(sql, f"context {sequence}", (sequence,))
+        with odd_content_is_damage(self.path):
+            ids = np.frombuffer(tokens, self.manifest["token_dtype"]).astype(np.int64)
+            bits = np.unpackbits(np.frombuffer(counted, np.uint8), count=len(ids)).astype(bool)
+            return context_of(ids, bits, self.vocabulary)
 
     def _packed(self, feature: int) -> PackedFeature:
         blobs = ", ".join(f"{table}.data AS {table}" for table in PACKED_TABLES)

@@ -38,12 +38,31 @@ SILENT = np.zeros(0, np.float32)
 
 
 class Context(NamedTuple):
-    """A context of the store's text."""
+    """A context of the store's text, piece by piece."""
 
     tokens: Integer[np.ndarray, " context"]
     """Token ids."""
-    counted: Bool[np.ndarray, " context"]
-    """Which positions are rows."""
+    starts: Integer[np.ndarray, " pieces"]
+    """Position of each piece's first token."""
+    texts: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    counted: Bool[np.ndarray, " pieces"]
+    """Which pieces hold a row."""
+
+
+def context_of(
+    tokens: Integer[np.ndarray, " context"],
+    counted: Bool[np.ndarray, " context"],
+    vocabulary: Vocabulary,
+) -> Context:
+    """A context from its tokens and which of them are rows."""
+    ids = tokens.tolist()
+    pieces = vocabulary.pieces(ids)
+    bounds = zip(pieces.starts[:-1], pieces.starts[1:], strict=True)
+    starts = np.array(pieces.starts[:-1], np.int64)
+    if len(starts) < len(ids):
+        counted = np.logical_or.reduceat(counted, starts)
+    return Context(tokens, starts, pieces.texts, tuple(tuple(ids[a:b]) for a, b in bounds), counted)
 
 
 class Windows:
@@ -65,7 +84,7 @@ class Windows:
         other_feature: int | None = None,
         other_value: float | None = None,
     ) -> Example:
-        """The window around position `anchor` of a context.
+        """The window around position `anchor` of a context, in whole pieces.
 
         Args:
             sequence: the context.
@@ -76,51 +95,29 @@ class Windows:
             other_feature: in a near miss, the feature active there.
             other_value: and how much.
         """
-        tokens, counted = self._contexts[sequence]
-        start, end = self._bounds(tokens, anchor)
-        ids = tokens[start:end].tolist()
-        pieces = self.vocabulary.pieces(ids)
+        tokens, starts, texts, token_ids, counted = self._contexts[sequence]
         dense = np.zeros(len(tokens), np.float32)
         dense[positions] = activations
-        dense, mask = dense[start:end], counted[start:end]
-        starts = np.array(pieces.starts[:-1])
-        if len(starts) < len(ids):
+        first, last = 0, len(tokens) - 1
+        if self._window is not None:
+            first, last = max(0, anchor - self._window), min(last, anchor + self._window)
+        if len(starts) < len(tokens):
             dense = np.maximum.reduceat(dense, starts)
-            mask = np.logical_or.reduceat(mask, starts)
-            bounds = zip(pieces.starts[:-1], pieces.starts[1:], strict=True)
-            token_ids = tuple(tuple(ids[a:b]) for a, b in bounds)
-        else:
-            token_ids = tuple(zip(ids, strict=True))
+            places = np.searchsorted(starts, [first, last, anchor], side="right") - 1
+            first, last, anchor = places.tolist()
+        inside = slice(first, last + 1)
         return Example(
             sequence=sequence,
-            texts=pieces.texts,
-            token_ids=token_ids,
-            positions=starts + start,
-            activations=dense,
-            counted=mask,
-            anchor=int(np.searchsorted(starts, anchor - start, side="right")) - 1,
+            texts=texts[inside],
+            token_ids=token_ids[inside],
+            positions=starts[inside],
+            activations=dense[inside],
+            counted=counted[inside],
+            anchor=anchor - first,
             value=value,
             other_feature=other_feature,
             other_value=other_value,
         )
-
-    def _bounds(self, tokens: Integer[np.ndarray, " context"], anchor: int) -> tuple[int, int]:
-        """First and end position, moved outwards past fragments so that no character is cut."""
-        if self._window is None:
-            return 0, len(tokens)
-        start = max(0, anchor - self._window)
-        end = min(len(tokens), anchor + self._window + 1)
-        is_fragment = self.vocabulary.is_fragment
-
-        def cuts(position: int) -> bool:
-            inside = 0 < position < len(tokens)
-            return inside and all(is_fragment(int(tokens[position - i])) for i in (0, 1))
-
-        while cuts(start):
-            start -= 1
-        while cuts(end):
-            end += 1
-        return start, end
 
 
 class PackedFeature(NamedTuple):

@@ -1,0 +1,122 @@
+"""Explanations without a language model: the rule over tokens and context that fits best.
+
+A rule is found on the examples shown and judged on the held-out ones by applying it, so its scores
+are those that a reader who takes its text at its word would get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from saelab.features.labels import LabelContent
+from saelab.features.reader import FeatureStore
+from saelab.features.records import Example
+
+from .evidence import Evidence, EvidenceSettings, gather
+from .rules import Condition, Rule, TokenTable, best_rule, text_of
+from .scores import judged
+from .words import TOKEN, Lexicon
+
+METHOD = "token-context"
+AUTHOR = "saelab"
+GROUP = 64
+"""Features explained together; one's control is the rule of another of its group."""
+
+
+class RuleJudge:
+    """Judges by applying a rule to the tokens of some windows."""
+
+    def __init__(self, table: TokenTable):
+        self._table = table
+        self._index = {id(window): index for index, window in enumerate(table.examples)}
+        self._applied: tuple[Rule | None, list[Bool[np.ndarray, " pieces"]]] = (None, [])
+
+    def detect(self, description: Rule, windows: Sequence[Example]) -> list[bool]:
+        """Whether the rule holds at any counted token of each window."""
+        return [
+            bool((said & window.counted).any())
+            for said, window in zip(self._said(description, windows), windows, strict=True)
+        ]
+
+    def fuzz(
+        self, description: Rule, windows: Sequence[tuple[Example, Collection[int]]]
+    ) -> list[bool]:
+        """Whether the rule holds at half of the marked tokens or more."""
+        said = self._said(description, [window for window, _ in windows])
+        return [
+            bool(marked) and 2 * one[list(marked)].sum() >= len(marked)
+            for one, (_, marked) in zip(said, windows, strict=True)
+        ]
+
+    def simulate(
+        self, description: Rule, windows: Sequence[Example]
+    ) -> list[Float[np.ndarray, " pieces"]]:
+        """1 where the rule holds, 0 elsewhere."""
+        return [said.astype(float) for said in self._said(description, windows)]
+
+    def _said(self, rule: Rule, windows: Sequence[Example]) -> list[Bool[np.ndarray, " pieces"]]:
+        if self._applied[0] is not rule:
+            self._applied = (rule, np.split(self._table.matches(rule), self._table.ends[:-1]))
+        return [self._applied[1][self._index[id(window)]] for window in windows]
+
+
+def explanations(
+    store: FeatureStore, features: Sequence[int], settings: EvidenceSettings, seed: int = 0
+) -> Iterator[LabelContent]:
+    """Explain and score features, in random order; those that never fire are left out.
+
+    Args:
+        store: an open feature store.
+        features: which.
+        settings: how many examples, and how wide.
+        seed: of the evidence, the order and the controls.
+    """
+    rng = np.random.default_rng([seed, len(features)])
+    order = iter(rng.permutation(np.asarray(features, np.int64)).tolist())
+    lexicon = Lexicon()
+    while some := list(islice(order, GROUP)):
+        gathered = [gather(store, feature, settings, seed) for feature in some]
+        gathered = [evidence for evidence in gathered if evidence.shown]
+        tables = [TokenTable(lexicon, one.shown + one.contrast) for one in gathered]
+        rules = [best_rule(table) for table in tables]
+        for index, evidence in enumerate(gathered):
+            others = rules[index + 1 :] + rules[:index]
+            yield _explanation(
+                lexicon,
+                evidence,
+                rules[index],
+                shuffled=next((other for other in others if other != rules[index]), None),
+                random=_any_token(tables[index - 1], rng),
+                seed=seed,
+            )
+
+
+def _explanation(
+    lexicon: Lexicon,
+    evidence: Evidence,
+    rule: Rule,
+    *,
+    shuffled: Rule | None,
+    random: Rule,
+    seed: int,
+) -> LabelContent:
+    judge = RuleJudge(TokenTable(lexicon, evidence.held_out + evidence.quiet))
+    scores = judged(judge, evidence, rule, shuffled=shuffled, random=random, seed=seed)
+    return LabelContent(
+        feature=evidence.feature,
+        text=text_of(rule, lexicon),
+        author=AUTHOR,
+        method=METHOD,
+        score=next((score.value for score in scores if score.name == "detection"), None),
+        scores=scores,
+    )
+
+
+def _any_token(table: TokenTable, rng: np.random.Generator) -> Rule:
+    """A rule that names a token of some text and explains nothing."""
+    tokens = table.relations["is"][:, TOKEN]
+    return Rule((Condition("is", (int(rng.choice(tokens)),)),))
