@@ -357,6 +357,14 @@ def _describe_shards(file: Path) -> list[str]:
     ]
 
 
+def _describe_meanings(file: Path) -> list[str]:
+    from saelab.explain.meaning import read_meanings
+
+    tensors = read_meanings(file)
+    checked = f"intact: {KINDS['feature_meanings'].intact}"
+    return [f"texts: {len(tensors['keys']):,}", checked]
+
+
 def _describe_probe(file: Path) -> list[str]:
     from saelab.dictionary.decomposition import load_probe
 
@@ -410,6 +418,7 @@ DESCRIBERS: dict[str, Callable[..., list[str]]] = {
     "feature_store": _describe_store,
     "feature_labels": _describe_labels,
     "feature_shards": _describe_shards,
+    "feature_meanings": _describe_meanings,
     "error_probe": _describe_probe,
     "rows": _describe_rows,
     "training_log": _describe_log,

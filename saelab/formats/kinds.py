@@ -110,6 +110,13 @@ _KINDS = (
         **_NO_MANIFEST,
     ),
     Kind(
+        "feature_meanings",
+        ("feature_meanings.safetensors",),
+        "saelab dashboard",
+        "its vectors have the SHA-256 they were written with",
+        **_NO_MANIFEST,
+    ),
+    Kind(
         "error_probe",
         ("*probe*.safetensors",),
         "saelab eval dark-matter",
