@@ -74,9 +74,7 @@ class ExplainConfig:
     controls: Annotated[int | None, Within(0)] = 50
     """Features whose scores are measured again with another feature's explanation and with one
     that says nothing. None: all."""
-    evidence: EvidenceSettings = field(
-        default_factory=EvidenceSettings, metadata={"flatten": True}
-    )
+    evidence: EvidenceSettings = field(default_factory=EvidenceSettings, metadata={"flatten": True})
     """Which examples are shown, and which are judged."""
     asked: ModelOptions = field(default_factory=ModelOptions, metadata={"flatten": True})
     """The language model."""
@@ -89,7 +87,9 @@ class ExplainConfig:
 
     def __post_init__(self) -> None:
         problems = problems_in(self)
-        chosen = [n for n in ("features", "densest", "sample") if getattr(self, n) not in ((), None)]
+        chosen = [
+            n for n in ("features", "densest", "sample") if getattr(self, n) not in ((), None)
+        ]
         if len(chosen) > 1:
             problems.append(f"{' and '.join(chosen)} choose features: give one of them")
         has_model = self.asked.endpoint is not None or self.asked.model is not None

@@ -133,11 +133,13 @@ class Endpoint:
         try:
             self.name: str = self._named(model)
         except BaseException:
-            self.close()
+            self._client.close()
             raise
 
-    def close(self) -> None:
-        """Close the connections."""
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self._client.close()
 
     def ask(self, question: Question) -> Answer:
@@ -357,7 +359,9 @@ def _answer(body: str) -> Answer | None:
     if isinstance(text, list):  # as parts, of which those with text count
         text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
     refused = bool(refusal) or choice.get("finish_reason") == "content_filter"
-    return Answer(str(refusal or text or ""), counts[0], counts[1], refused)
+    # Half a surrogate pair, as broken JSON may spell, can be kept nowhere.
+    plain = str(refusal or text or "").encode("utf-8", "replace").decode()
+    return Answer(plain, counts[0], counts[1], refused)
 
 
 def _seconds(header: str | None) -> float | None:

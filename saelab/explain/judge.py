@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
+from saelab.features.labels import MAX_EXPLANATION_CHARACTERS, MAX_EXPLANATION_WORDS
 from saelab.features.records import Example
 
 from . import prompts
@@ -22,8 +25,6 @@ from .endpoint import Question
 Item = TypeVar("Item")
 Verdict = TypeVar("Verdict")
 
-LONGEST_EXPLANATION, MOST_WORDS = 400, 60
-"""What a label can hold; a model that writes more did not answer what was asked."""
 _THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
 _REFUSAL = re.compile(
     r"\s*(i['’]?m sorry|i am sorry|sorry, |i can(no|['’])t |i['’]m unable|i am unable|i won['’]t |"
@@ -53,29 +54,22 @@ class Judge:
 
     def detect(self, description: str, windows: Sequence[Example]) -> list[bool | None]:
         """Whether each window holds the feature; None where the answer could not be read."""
-        return self._in_batches(
-            windows,
-            lambda some: prompts.detect(description, some, self._max_tokens),
-            lambda text, some: read_verdicts(text, len(some)),
-        )
+        return self._in_batches(description, windows, prompts.detect, _verdicts_on)
 
     def fuzz(
         self, description: str, windows: Sequence[tuple[Example, Collection[int]]]
     ) -> list[bool | None]:
         """Whether the marked pieces of each window are the feature's."""
-        return self._in_batches(
-            windows,
-            lambda some: prompts.fuzz(description, some, self._max_tokens),
-            lambda text, some: read_verdicts(text, len(some)),
-        )
+        return self._in_batches(description, windows, prompts.fuzz, _verdicts_on)
 
     def simulate(
         self, description: str, windows: Sequence[Example]
     ) -> list[Float[np.ndarray, " pieces"] | None]:
         """Guessed activations from 0 to 10 on every piece of each window."""
         return self._in_batches(
+            description,
             windows,
-            lambda some: prompts.simulate(description, some, self._max_tokens),
+            prompts.simulate,
             lambda text, some: read_activations(text, [len(window.texts) for window in some]),
         )
 
@@ -84,24 +78,27 @@ class Judge:
     ) -> list[int | None]:
         """Of each pair of texts, the index of the one that the feature was boosted in."""
         return [
-            self._read(
-                prompts.which_was_steered(description, pair, self._max_tokens), read_choice
-            )
+            self._read(prompts.which_was_steered(description, pair, self._max_tokens), read_choice)
             for pair in pairs
         ]
 
     def _in_batches(
         self,
+        description: str,
         items: Sequence[Item],
-        question: Callable[[Sequence[Item]], Question],
+        question: Callable[[str, Sequence[Item], int], Question],
         read: Callable[[str, Sequence[Item]], list[Verdict] | None],
     ) -> list[Verdict | None]:
-        verdicts: list[Verdict | None] = []
+        """What is said of each item, asked in an order that tells nothing, always the same."""
+        verdicts: list[Verdict | None] = [None] * len(items)
+        order = np.random.default_rng(zlib.crc32(description.encode())).permutation(len(items))
         for first in range(0, len(items), self._per_question):
-            some = items[first : first + self._per_question]
-            verdicts += self._read(
-                question(some), lambda text, some=some: read(text, some)
-            ) or [None] * len(some)
+            chosen = order[first : first + self._per_question].tolist()
+            some = [items[index] for index in chosen]
+            asked = question(description, some, self._max_tokens)
+            said = self._read(asked, lambda text, some=some: read(text, some))
+            for index, verdict in zip(chosen, said or [], strict=False):
+                verdicts[index] = verdict
         return verdicts
 
     def _read(self, question: Question, read: Callable[[str], Verdict | None]) -> Verdict | None:
@@ -118,13 +115,14 @@ class Judge:
 def read_explanation(text: str) -> str | None:
     """The explanation in an answer: from its JSON, or an answer that is one plain line itself."""
     found = _field(text, "explanation")
-    if found is None and "{" not in text:
+    if found is None and "{" not in text and "\n" not in text:
         found = text.removeprefix("Explanation:")
     if not isinstance(found, str) or _REFUSAL.match(found):
         return None
-    found = found.strip().strip('"').strip()
-    fits = len(found) <= LONGEST_EXPLANATION and len(found.split()) <= MOST_WORDS
-    return found if found and fits and found.isprintable() else None
+    found = " ".join(found.split()).strip('"')
+    odd = any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in found)
+    fits = len(found) <= MAX_EXPLANATION_CHARACTERS and len(found.split()) <= MAX_EXPLANATION_WORDS
+    return found if found and fits and not odd else None
 
 
 def read_verdicts(text: str, count: int) -> list[bool] | None:
@@ -165,6 +163,10 @@ def read_choice(text: str) -> int | None:
     """0 for text A, 1 for text B."""
     choice = _field(text, "text")
     return "AB".index(choice) if choice in ("A", "B") else None
+
+
+def _verdicts_on(text: str, windows: Sequence[Any]) -> list[bool] | None:
+    return read_verdicts(text, len(windows))
 
 
 def _field(text: str, name: str) -> Any:

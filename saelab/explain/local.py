@@ -45,9 +45,6 @@ class LocalModel:
         self.name: str = self._model.name
         self._lock = threading.Lock()
 
-    def close(self) -> None:
-        """Nothing is held open."""
-
     def ask(self, question: Question) -> Answer:
         """The likeliest answer, token by token.
 

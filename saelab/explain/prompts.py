@@ -9,16 +9,13 @@ from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import Any
 
-import numpy as np
-
 from saelab.features.records import Example
 from saelab.formats.files import hash_of
 
 from .endpoint import Question
+from .evidence import MARKED_SHARE, strong_pieces
 
 OPENING, CLOSING = "«", "»"
-MARKED_SHARE = 0.3
-"""Tokens are marked whose activation is at least this share of their window's largest."""
 SCALE = 10
 """Activations are told and guessed as whole numbers up to this, the strongest shown."""
 
@@ -64,9 +61,7 @@ def prompts_hash(settings: Any, seed: int) -> str:
     return hash_of([EXPLAIN, MARKED_SHARE, SCALE, settings, seed])[:16]
 
 
-def explain(
-    shown: Sequence[Example], contrast: Sequence[Example], max_tokens: int
-) -> Question:
+def explain(shown: Sequence[Example], contrast: Sequence[Example], max_tokens: int) -> Question:
     """Ask what firing examples have in common, and silent ones do not."""
     strongest = max((float(example.activations.max()) for example in shown), default=0.0)
     firing = [
@@ -127,12 +122,6 @@ def marked(window: Example, pieces: Collection[int] = ()) -> str:
     )
 
 
-def strong_pieces(window: Example) -> list[int]:
-    """The pieces of a window that are marked: those on which the feature is strong."""
-    least = MARKED_SHARE * float(window.activations.max(initial=0.0))
-    return np.flatnonzero((window.activations > 0) & (window.activations >= least)).tolist()
-
-
 def _strengths(window: Example, strongest: float) -> str:
     pieces = strong_pieces(window)
     levels = [max(1, round(SCALE * float(window.activations[i]) / strongest)) for i in pieces]
@@ -149,9 +138,7 @@ def _yes_or_no(system: str, description: str, texts: list[str], max_tokens: int)
         "maxItems": len(texts),
     }
     lines = [f"{number}. {text}" for number, text in enumerate(texts, 1)]
-    return Question(
-        system, _listed(description, lines), _object({"answers": answers}), max_tokens
-    )
+    return Question(system, _listed(description, lines), _object({"answers": answers}), max_tokens)
 
 
 def _listed(description: str, lines: list[str]) -> str:

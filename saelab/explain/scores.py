@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -28,6 +28,7 @@ Verdicts = Sequence[bool | None]
 """Yes or no for each example; None where the answer could not be read, which counts nowhere."""
 
 
+@runtime_checkable
 class Judge(Protocol[Description]):
     """Says what an explanation predicts of examples: a language model, or a rule applied."""
 
@@ -78,8 +79,8 @@ def balanced_accuracy(fires: Sequence[bool], said: Verdicts) -> Measured:
 
 
 def correlation(
-    true: Sequence[Float[np.ndarray, " tokens"]],
-    predicted: Sequence[Float[np.ndarray, " tokens"] | None],
+    true: Sequence[Float[np.ndarray, " _"]],
+    predicted: Sequence[Float[np.ndarray, " _"] | None],
 ) -> Measured:
     """Pearson correlation over all tokens of all items; 0 where every prediction is the same."""
     known = np.array([one is not None for one in predicted], bool)

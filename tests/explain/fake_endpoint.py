@@ -21,25 +21,26 @@ MODEL = "fake-1"
 
 
 def answer_rightly(system: str, user: str) -> str:
-    """What a model that knows the rule "fires on king" answers."""
+    """What a model answers that names the commonest marked token, and judges by its word alone."""
     lines = [line for line in user.splitlines() if re.match(r"\d+\. ", line)]
-    about_kings = "king" in user.partition("\n")[0]
     if '"explanation"' in system:
-        marked = re.findall("«([^»]*)»", user)
-        common = max(set(marked), key=marked.count, default="nothing")
-        return json.dumps({"explanation": f"the word {common.strip()}"})
+        marked = [token.strip() for token in re.findall("«([^»]*)»", user)]
+        common = max(sorted(set(marked)), key=marked.count, default="")
+        return json.dumps({"explanation": f"the word {common}"})
+    word = user.partition("\n")[0].partition("the word ")[2] or "(no word)"
     if '"active"' in system:
         guesses = [
             {"excerpt": number, "token": int(token), "strength": 9}
             for number, line in enumerate(lines, 1)
-            for token in re.findall(r"(\d+):' king'", line)
-            if about_kings
+            for token, text in re.findall(r"(\d+):'([^']*)'", line)
+            if text.strip() == word
         ]
         return json.dumps({"active": guesses})
     if '"answers"' in system:
-        wanted = "« king»" if "«" in system else " king"
-        return json.dumps({"answers": [about_kings and wanted in line for line in lines]})
-    return json.dumps({"text": "A" if "king" in user.partition("\nB. ")[0] else "B"})
+        if "«" in system:
+            lines = [" ".join(re.findall("«([^»]*)»", line)) for line in lines]
+        return json.dumps({"answers": [word in line for line in lines]})
+    return json.dumps({"text": "A" if word in user.partition("\nB. ")[0] else "B"})
 
 
 class FakeEndpoint:
@@ -95,7 +96,7 @@ class FakeEndpoint:
                 self.wfile.flush()
                 self.close_connection = self.close_connection or cut
 
-            def log_message(self, format, *args):
+            def log_message(self, *args):
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -4,15 +4,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.explain.fake_endpoint import MODEL, FakeEndpoint
 
 from saelab.errors import ConfigError
 from saelab.explain import endpoint as module
 from saelab.explain.answers import AnswerBook, Asker
 from saelab.explain.endpoint import Endpoint, EndpointError, Question
+from tests.explain.fake_endpoint import MODEL, FakeEndpoint
 
 KEY = "sk-very-secret-0123456789"
-QUESTION = Question('say {"answers": …}', "king\n1. a king\n2. a queen", {"type": "object"}, 64)
+QUESTION = Question(
+    'say {"answers": …}', "the word king\n1. a king\n2. a queen", {"type": "object"}, 64
+)
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +24,8 @@ def in_a_hurry(monkeypatch):
 
 
 def ask(server, **settings):
-    client = Endpoint(server.url, None, **settings)
-    try:
+    with Endpoint(server.url, None, **settings) as client:
         return client.ask(QUESTION)
-    finally:
-        client.close()
 
 
 def test_it_asks_the_only_model_for_structured_output_and_counts_tokens():
@@ -49,13 +48,11 @@ def test_it_tries_again_after_what_may_pass():
 
 def test_all_wait_as_long_as_a_limited_server_says():
     with FakeEndpoint(fails=((429, {"Retry-After": "0.4"}),)) as server:
-        client = Endpoint(server.url, None)
-        client.ask(QUESTION)
         began = time.monotonic()
-        client._wait(0, 0.4, "limited")
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: client.ask(QUESTION), range(4)))
-        client.close()
+        with Endpoint(server.url, None) as client, ThreadPoolExecutor(4) as pool:
+            pool.submit(client.ask, QUESTION)
+            time.sleep(0.2)
+            list(pool.map(client.ask, [QUESTION] * 3))
     assert 0.4 <= time.monotonic() - began < 3
 
 
@@ -65,11 +62,10 @@ def test_no_more_at_once_and_a_minute_than_allowed():
         return "{}"
 
     with FakeEndpoint(slowly) as server:
-        client = Endpoint(server.url, None, concurrency=2, requests_per_minute=1200)
         began = time.monotonic()
-        with ThreadPoolExecutor(client.concurrency) as pool:
-            list(pool.map(lambda _: client.ask(QUESTION), range(6)))
-        client.close()
+        limits = {"concurrency": 2, "requests_per_minute": 1200}
+        with Endpoint(server.url, None, **limits) as client, ThreadPoolExecutor(2) as pool:
+            list(pool.map(client.ask, [QUESTION] * 6))
     assert time.monotonic() - began >= 5 * 0.05
     assert server.most_at_once <= 2
 
@@ -93,12 +89,12 @@ def test_a_server_that_answers_too_slowly():
         time.sleep(1)
         return "{}"
 
-    with FakeEndpoint(never) as server, pytest.raises(EndpointError, match="no answer in 0.2 s"):
+    with FakeEndpoint(never) as server, pytest.raises(EndpointError, match=r"no answer in 0\.2 s"):
         ask(server, time_limit=0.2, retries=0)
 
 
 def test_nothing_answers():
-    with pytest.raises(EndpointError, match="nothing answers at http://127.0.0.1:9/v1"):
+    with pytest.raises(EndpointError, match=r"nothing answers at http://127.0.0.1:9/v1"):
         Endpoint("http://127.0.0.1:9/v1", "m")
 
 
@@ -111,12 +107,9 @@ def test_nothing_answers():
 )
 def test_it_goes_on_without_what_a_server_does_not_take(refuses, left):
     with FakeEndpoint(refuses=refuses) as server:
-        client = Endpoint(server.url, None)
-        for _ in range(2):
-            assert client.ask(QUESTION).text
-        client.close()
+        assert ask(server).text and ask(server).text
     assert set(server.requests[-1]) == {"model", "messages"} | left
-    assert len(server.requests) == len(refuses) + 2
+    assert len(server.requests) == 2 * (len(refuses) + 1)
 
 
 def test_a_key_goes_to_the_server_alone(monkeypatch, caplog):
@@ -128,7 +121,7 @@ def test_a_key_goes_to_the_server_alone(monkeypatch, caplog):
             ask(server, key_variable="MY_KEY")
         ask(server, key_variable="MY_KEY")
         assert server.headers[-1]["Authorization"] == f"Bearer {KEY}"
-        with pytest.raises(EndpointError, match="without a key: none is in .* OPENAI_API_KEY"):
+        with pytest.raises(EndpointError, match=r"without a key: none is in .* OPENAI_API_KEY"):
             ask(server)
     with FakeEndpoint(key="another") as server, pytest.raises(EndpointError) as wrong:
         ask(server, key_variable="MY_KEY")
@@ -156,12 +149,11 @@ def test_a_refusal_is_an_answer():
 
 
 def test_nothing_is_asked_twice(tmp_path):
-    with FakeEndpoint() as server:
-        client = Endpoint(server.url, None)
+    with FakeEndpoint() as server, Endpoint(server.url, None) as client:
         for _ in range(2):
-            asker = Asker(client, AnswerBook(tmp_path / "answers.sqlite"))
-            assert asker(QUESTION).text == '{"answers": [true, false]}'
-        client.close()
+            with AnswerBook(tmp_path / "answers.sqlite") as answers:
+                asker = Asker(client, answers)
+                assert asker(QUESTION).text == '{"answers": [true, false]}'
     assert len(server.requests) == 1
     assert (asker.tally.asked, asker.tally.known) == (0, 1)
     assert KEY.encode() not in (tmp_path / "answers.sqlite").read_bytes()
