@@ -19,13 +19,14 @@ from pathlib import Path
 from saelab.errors import ArtifactError, Stopped
 from saelab.formats.database import require_plain_tables
 from saelab.formats.files import full_disk_said, require_file
+from saelab.formats.kinds import KINDS
 from saelab.interrupts import StopRequest
 
 from .endpoint import Answer, Answerer, Question
 
 ANSWER_FILE = "explanation_answers.sqlite"
 """In the dictionary's folder."""
-ANSWER_SCHEMA_VERSION = 1
+ANSWER_SCHEMA_VERSION = KINDS["explanation_answers"].schema_version
 CHARACTERS_PER_TOKEN, TOKENS_PER_ANSWER = 4, 60
 """Rough figures for estimates; models that think aloud write many times more."""
 TABLE = """

@@ -12,7 +12,7 @@ from saelab.errors import ConfigError
 from .evidence import EvidenceSettings
 
 Method = Literal["token-context", "language-model"]
-ScoreName = Literal["detection", "fuzzing", "simulation", "embedding", "intervention"]
+ScoreName = Literal["detection", "fuzzing", "simulation", "embedding"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,8 @@ class ExplainConfig:
     sample: Annotated[int | None, Within(1)] = None
     """So many drawn at random from those that are alive."""
     scores: tuple[ScoreName, ...] = ("detection", "fuzzing", "simulation")
-    """Scores of a language model's explanations; none: they are written unscored."""
+    """Scores of a language model's explanations; "embedding" asks no model but needs a sentence
+    encoder. Explanations by tokens and contexts always have the first three."""
     controls: Annotated[int | None, Within(0)] = 50
     """Features whose scores are measured again with another feature's explanation and with one
     that says nothing. None: all."""

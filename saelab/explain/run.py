@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -26,11 +27,11 @@ from saelab.progress import progress_bar
 from .answers import ANSWER_FILE, AnswerBook, Asker, CountingAsker, Tally
 from .config import ExplainConfig, ModelOptions
 from .endpoint import Answerer, Endpoint
-from .evidence import gather
+from .evidence import Evidence, gather
 from .judge import Judge
 from .local import EMBEDDED, LocalModel
 from .prompts import prompts_hash
-from .scores import judged
+from .scores import judged, ranking, score_of
 from .token_context import explanations
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ PATIENCE = 10
 """Features without an explanation, of the first ones, after which a model is given up."""
 BETWEEN_WRITES = 50
 """Explanations that are written at once."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Tokenizers of sentence encoders are not made for threads."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -297,15 +301,20 @@ def _scored(
 ) -> LabelContent:
     """An explanation with its scores, ready to be written."""
     evidence = gather(store, feature, config.evidence, config.seed)
+    own, shuffled = texts[feature], controls.get(feature)
+    nothing = EXPLAINS_NOTHING if feature in controls else None
     scores = judged(
         _judge(config, ask),
         evidence,
-        texts[feature],
-        shuffled=controls.get(feature),
-        random=EXPLAINS_NOTHING if feature in controls else None,
+        own,
+        shuffled=shuffled,
+        random=nothing,
         names=config.scores,
         seed=config.seed,
     )
+    if "embedding" in config.scores and evidence.held_out:
+        score = _embedding_score(evidence, own, shuffled, nothing)
+        scores += () if score is None else (score,)
     return LabelContent(
         feature=feature,
         text=texts[feature],
@@ -315,6 +324,28 @@ def _scored(
         prompt_hash=prompts_hash(to_plain(config.evidence), config.seed),
         score=next((score.value for score in scores if score.name == "detection"), None),
         scores=scores,
+    )
+
+
+def _embedding_score(
+    evidence: Evidence, own: str, shuffled: str | None, random: str | None
+) -> Score | None:
+    """How much nearer in meaning an explanation is to examples that fire than to silent ones."""
+    from .meaning import embed
+
+    windows = evidence.held_out + evidence.quiet
+    fires = [True] * len(evidence.held_out) + [False] * len(evidence.quiet)
+    texts = [own, shuffled or "", random or "", *("".join(window.texts) for window in windows)]
+    with _ONE_AT_A_TIME:
+        vectors = embed(texts)
+    said, rows = vectors[:3], vectors[3:]
+    first, second, third = (ranking(fires, (rows @ one).tolist()) for one in said)
+    return score_of(
+        "embedding",
+        fires,
+        first,
+        shuffled=None if shuffled is None else second,
+        random=None if random is None else third,
     )
 
 

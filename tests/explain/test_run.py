@@ -78,9 +78,12 @@ def test_what_came_before_a_failure_is_kept(toy_folder, monkeypatch):
             raise ConnectionError
         return answer_rightly(system, user)
 
-    with FakeEndpoint(twenty) as server, Endpoint(server.url, None, retries=1) as model:
-        with pytest.raises(EndpointError, match="in 2 tries.*is kept; .* same command again"):
-            explain_dictionary(toy_folder, settings(server, **few), model)
+    with (
+        FakeEndpoint(twenty) as server,
+        Endpoint(server.url, None, retries=1) as model,
+        pytest.raises(EndpointError, match=r"in 2 tries.*is kept; .* same command again"),
+    ):
+        explain_dictionary(toy_folder, settings(server, **few), model)
     assert kept_answers(toy_folder) == 20
     with FakeEndpoint() as server:
         explain_dictionary(toy_folder, settings(server, **few))
