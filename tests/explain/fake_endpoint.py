@@ -7,7 +7,6 @@ that arrives and for every answer that was sent whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
@@ -83,7 +82,7 @@ class FakeEndpoint:
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if owner.knows(self):
-                    owner.serve(self, json.loads(body), hashlib.sha256(body).hexdigest())
+                    owner.serve(self, json.loads(body), self.headers["Idempotency-Key"])
 
             def reply(self, status, content, headers=(), cut=False):
                 body = json.dumps(content).encode()
@@ -101,6 +100,7 @@ class FakeEndpoint:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *about: None  # clients that were killed
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def __enter__(self) -> FakeEndpoint:
@@ -123,14 +123,14 @@ class FakeEndpoint:
             with self.lock, self.log.open("a") as log:
                 log.write(" ".join(words) + "\n")
 
-    def serve(self, handler, request: dict, digest: str) -> None:
+    def serve(self, handler, request: dict, question: str) -> None:
         with self.lock:
             self.requests.append(request)
             self.headers.append(dict(handler.headers))
             failure = self.fails.pop(0) if self.fails else None
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
-        self.note("asked", digest)
+        self.note("asked", question)
         try:
             unknown = next((name for name in self.refuses if name in request), None)
             if unknown is not None:
@@ -142,7 +142,7 @@ class FakeEndpoint:
                 handler.reply(200, "no completion")
             else:
                 handler.reply(200, self.completion(request), cut=failure is not None)
-                self.note("answered", digest)
+                self.note("answered", question)
         finally:
             with self.lock:
                 self.at_once -= 1
