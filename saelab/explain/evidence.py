@@ -106,13 +106,12 @@ def marked_at_random(
 ) -> list[tuple[Example, list[int]]]:
     """Silent windows with as many counted pieces marked as held-out ones have, drawn at random."""
     counts = [len(strong_pieces(window)) for window in evidence.held_out]
+    count = round(sum(counts) / max(1, len(counts)))
     rng = np.random.default_rng([seed, evidence.feature, 1])
-    marked = []
-    for window in windows:
-        counted = np.flatnonzero(window.counted)
-        size = min(len(counted), round(np.mean(counts))) if counts else 0
-        marked.append((window, sorted(rng.choice(counted, size, replace=False).tolist())))
-    return marked
+    return [
+        (window, np.sort(rng.permutation(np.flatnonzero(window.counted))[:count]).tolist())
+        for window in windows
+    ]
 
 
 def _firing_lists(record: FeatureRecord) -> list[list[Example]]:

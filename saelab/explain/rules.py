@@ -158,12 +158,17 @@ def _candidates(
 ) -> _Candidates:
     """The attributes that most of the firing mass shares, and lists of words that do together."""
     attributes, there = table.lexicon.attributes, table.relations[relation]
-    firing = weight > 0
+    firing = np.flatnonzero(weight)
     values, at = np.unique(there[firing], return_inverse=True)
-    mass = np.bincount(at.ravel(), np.repeat(weight[firing], there.shape[1]), len(values))
-    values = values[np.argsort(-mass, kind="stable")]
-    values = values[values != NOTHING][:MOST_CANDIDATES]
-    found = (there[None] == values[:, None, None]).any(2).astype(np.float32)
+    at = at.ravel()
+    mass = np.bincount(at, np.repeat(weight[firing], there.shape[1]), len(values))
+    # What stands in one example alone would be learnt by heart.
+    example = np.repeat(np.searchsorted(table.ends, firing, side="right"), there.shape[1])
+    n_examples = np.bincount(np.unique(at * len(table.ends) + example) // len(table.ends))
+    shared = (values != NOTHING) & (n_examples >= min(2, len(np.unique(example))))
+    kept = np.flatnonzero(shared)[np.argsort(-mass[shared], kind="stable")][:MOST_CANDIDATES]
+    values = values[kept]
+    found = _where(there, values)
     sorts = ["pair" if value >= PAIR else attributes[value].sort for value in values]
     cost = np.where(np.isin(sorts, ("token", "word", "pair")), 0.0, COST_OF_KIND)
     alone = [(int(value),) for value in values]
@@ -178,6 +183,19 @@ def _candidates(
         np.concatenate([found, *(found[order[:size]].max(0, keepdims=True) for size in sizes)]),
         np.concatenate([cost, [COST_OF_MEMBER * (size - 1) for size in sizes]]),
     )
+
+
+def _where(
+    table: Integer[np.ndarray, "tokens attributes"], values: Integer[np.ndarray, " values"]
+) -> Float[np.ndarray, "values tokens"]:
+    """1 where a token has an attribute."""
+    found = np.zeros((len(values), len(table)), np.float32)
+    if len(values):
+        order = np.argsort(values)
+        near = np.searchsorted(values[order], table).clip(max=len(values) - 1)
+        token, column = np.nonzero(values[order][near] == table)
+        found[order[near[token, column]], token] = 1
+    return found
 
 
 def text_of(rule: Rule, lexicon: Lexicon) -> str:

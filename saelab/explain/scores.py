@@ -142,7 +142,8 @@ def score_of(
     if not np.isfinite(value):
         return None
     resampled = own.of(_draws(tuple(map(bool, fires))))
-    low, high = np.quantile(resampled[np.isfinite(resampled)], ENDS).tolist()
+    resampled = np.sort(resampled[np.isfinite(resampled)])
+    low, high = resampled[[int(end * (len(resampled) - 1)) for end in ENDS]].tolist()
     controls = [None if one is None else one.value() for one in (shuffled, random)]
     first, second = (one if one is not None and np.isfinite(one) else None for one in controls)
     return Score(name, value, low, high, int(own.known.sum()), first, second)
