@@ -218,7 +218,10 @@ def text_of(rule: Rule, lexicon: Lexicon) -> str:
 
 def _attribute(value: int, lexicon: Lexicon) -> Attribute:
     if value < PAIR:
-        return lexicon.attributes[value]
+        attribute = lexicon.attributes[value]
+        if attribute.sort == "word":
+            return Attribute("word", lexicon.spelling.get(attribute.value, attribute.value))
+        return attribute
     first, second = divmod(value, PAIR)
     return Attribute("token", "".join(lexicon.attributes[i].value for i in (first - 1, second)))
 

@@ -167,7 +167,8 @@ def judged(
         own: the explanation.
         shuffled: another feature's explanation.
         random: a text that explains nothing.
-        names: which scores; those that the evidence cannot give are left out.
+        names: which of detection, fuzzing and simulation; what the evidence cannot give is left
+            out.
         seed: decides which pieces of silent examples are marked.
     """
     windows = evidence.held_out + evidence.quiet
@@ -191,8 +192,9 @@ def judged(
         "simulation": simulation,
     }
     scores = []
-    for name in names if evidence.held_out else ():
-        measure = measures[name]
+    for name, measure in measures.items() if evidence.held_out else ():
+        if name not in names:
+            continue
         score = score_of(
             name,
             fires,

@@ -38,6 +38,13 @@ WORD_LISTS = {
     "a question word": "what when where which who whom whose why how",
     "a negation": "not no never nor none nothing neither without cannot",
 }
+ENDINGS = (
+    *("ation", "ment", "ness", "able", "ible", "ence", "ance", "ship", "less", "ing", "ion"),
+    *("ity", "ive", "ous", "ful", "ism", "ist", "ize", "est", "ed", "ly", "al", "er", "s"),
+)
+"""Endings that make a kind of word, the longest first."""
+BEGINNINGS = (6, 4)
+"""Letters that words may begin with, the more specific first."""
 KINDS_OF_WORD = {
     word: tuple(kind for kind, others in WORD_LISTS.items() if word in others.split())
     for words in WORD_LISTS.values()
@@ -64,6 +71,8 @@ class Lexicon:
         self._number_of: dict[Attribute, int] = {}
         self.attributes: list[Attribute] = []
         """Attributes by number."""
+        self.spelling: dict[str, str] = {}
+        """A word in small letters -> as it is written: in capitals if it always was."""
         self._table = np.zeros((0, WIDTH), np.int64)
 
     def table(self, texts: Iterable[str]) -> Integer[np.ndarray, "pieces attributes"]:
@@ -84,6 +93,9 @@ class Lexicon:
 
     def _learn(self, text: str) -> int:
         row = [NOTHING if one is None else self.number(one) for one in _attributes(text)]
+        word = text.strip()
+        if self.spelling.setdefault(word.casefold(), word) != word and word.islower():
+            self.spelling[word] = word
         self._piece_of[text] = len(self._rows)
         self._rows.append(row)
         return self._piece_of[text]
@@ -95,15 +107,16 @@ def _attributes(text: str) -> Iterator[Attribute | None]:
     whole = text[:1].isspace() and word.isalpha() and len(word) > 4
     yield Attribute("token", text)
     yield Attribute("word", lower) if word else None
-    yield Attribute("ending", lower[-2:]) if whole else None
-    yield Attribute("ending", lower[-3:]) if whole else None
-    yield Attribute("beginning", lower[:3]) if whole else None
+    ending = next((one for one in ENDINGS if lower.endswith(one)), None) if whole else None
+    yield Attribute("ending", ending) if ending else None
+    for size in BEGINNINGS:
+        yield Attribute("beginning", lower[:size]) if whole and len(lower) >= size else None
     kinds = list(_kinds(text, word, lower))[:MOST_KINDS]
     yield from (Attribute("kind", kind) for kind in kinds)
     yield from [None] * (MOST_KINDS - len(kinds))
 
 
-WIDTH = 5 + MOST_KINDS
+WIDTH = 3 + len(BEGINNINGS) + MOST_KINDS
 TOKEN, WORD = 0, 1
 """Columns of a lexicon's table."""
 

@@ -58,11 +58,13 @@ def context_of(
     """A context from its tokens and which of them are rows."""
     ids = tokens.tolist()
     pieces = vocabulary.pieces(ids)
-    bounds = zip(pieces.starts[:-1], pieces.starts[1:], strict=True)
     starts = np.array(pieces.starts[:-1], np.int64)
+    token_ids = tuple(zip(ids, strict=True))
     if len(starts) < len(ids):
         counted = np.logical_or.reduceat(counted, starts)
-    return Context(tokens, starts, pieces.texts, tuple(tuple(ids[a:b]) for a, b in bounds), counted)
+        bounds = zip(pieces.starts[:-1], pieces.starts[1:], strict=True)
+        token_ids = tuple(tuple(ids[a:b]) for a, b in bounds)
+    return Context(tokens, starts, pieces.texts, token_ids, counted)
 
 
 class Windows:
