@@ -267,19 +267,17 @@ class Endpoint:
         time.sleep(max(0.0, slot - time.monotonic()))
 
     def _wait(self, failures: int, asked: float | None, problem: str) -> None:
-        """Back off: all threads where the server says for how long, else this one alone."""
+        """Back off; all threads do for as long as the server says."""
         if asked is not None and asked > LONGEST_ASKED_WAIT:
             raise EndpointError(
                 f"{self._url} asks to be left alone for {asked:.0f} s ({problem}): give the same "
                 "command again then; what it answered is kept"
             )
         backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**failures) * random.uniform(0.5, 1.0)
-        logger.info("%s: %s; waiting %.1f s", self._url, problem, asked or backoff)
-        if asked is None:
-            time.sleep(backoff)
-            return
+        logger.info("%s: %s; waiting %.1f s", self._url, problem, max(backoff, asked or 0.0))
         with self._lock:
-            self._next_slot = max(self._next_slot, time.monotonic() + asked)
+            self._next_slot = max(self._next_slot, time.monotonic() + (asked or 0.0))
+        time.sleep(backoff)
 
     def _refusal(self, status: int, body: str) -> EndpointError:
         """What a server that refuses for good is reported as."""

@@ -145,6 +145,8 @@ def explain_dictionary(
         if model is None:
             found = explanations(store, features, config.evidence, config.seed)
             written = _written(found, book, len(features), "explaining")
+            if not written:
+                raise _no_examples(store)
             return Summary(len(features), tuple(written), len(features) - len(written))
         with stop_on_signals() as stop, AnswerBook(folder / ANSWER_FILE) as answers:
             ask = Asker(model, answers, stop)
@@ -267,16 +269,20 @@ def _texts(
             elif shown >= PATIENCE and not texts:
                 break
     if not shown:
-        raise ArtifactError(
-            f"{store.path} holds no examples of these features: choose others, or build it again "
-            "with `saelab features … --overwrite`"
-        )
+        raise _no_examples(store)
     if not texts:
         raise ModelError(
             f"{ask.model} explained none of {shown} features: it refused {ask.tally.refused} times "
             f"and gave {ask.tally.unreadable} answers that could not be read; give another --model"
         )
     return dict(sorted(texts.items())), len(features) - shown
+
+
+def _no_examples(store: FeatureStore) -> ArtifactError:
+    return ArtifactError(
+        f"{store.path} holds no examples of these features: choose others, or build it on more "
+        "text with `saelab features … --n-tokens`"
+    )
 
 
 def _controls(config: ExplainConfig, texts: dict[int, str]) -> dict[int, str | None]:

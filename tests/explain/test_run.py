@@ -196,6 +196,7 @@ def test_answers_in_no_readable_form_are_counted_and_never_guessed(toy_folder):
         (["--endpoint", "127.0.0.1:9"], "is no http address"),
         (["--endpoint", "URL", "--features", "24"], "24 does not exist"),
         (["--endpoint", "URL", "--features", str(DEAD)], "no examples of these features"),
+        (["--features", str(DEAD)], "no examples of these features"),
         (["--sample", "2", "--densest", "2"], "densest and sample choose features"),
         (["--key-variable", "sk-1234-5678"], "name of an environment variable"),
         (["--model", "no/such-model-here"], "no/such-model-here"),
