@@ -172,8 +172,9 @@ class Endpoint:
                     break
             else:
                 raise self._refusal(status, body)
-            self._wait(waited, retry_after, problem)
             waited += 1
+            if waited <= self._retries:
+                self._wait(waited, retry_after, problem)
         raise EndpointError(
             f"{self._url} gave no answer in {waited} tries ({problem}): what it answered before is "
             "kept; see to the server and give the same command again"
@@ -273,7 +274,7 @@ class Endpoint:
                 f"{self._url} asks to be left alone for {asked:.0f} s ({problem}): give the same "
                 "command again then; what it answered is kept"
             )
-        backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**failures) * random.uniform(0.5, 1.0)
+        backoff = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
         logger.info("%s: %s; waiting %.1f s", self._url, problem, max(backoff, asked or 0.0))
         with self._lock:
             self._next_slot = max(self._next_slot, time.monotonic() + (asked or 0.0))

@@ -106,7 +106,7 @@ from pathlib import Path
 from saelab.explain.config import ExplainConfig, ModelOptions
 from saelab.explain.run import explain_dictionary
 asked = ModelOptions(endpoint=sys.argv[2], concurrency=3)
-explain_dictionary(Path(sys.argv[1]), ExplainConfig(asked=asked, sample=4, controls=1))
+explain_dictionary(Path(sys.argv[1]), ExplainConfig(asked=asked, sample=5, controls=2))
 """
 
 
@@ -144,16 +144,17 @@ def test_no_answer_is_paid_for_twice_after_kills(toy_folder, tmp_path):
 
 
 def test_the_estimate_is_what_is_asked(toy_folder):
-    few = {"features": tuple(range(KINGS, KINGS + 4)), "controls": 2, "price_in": 2.0}
+    few = {"features": tuple(range(KINGS, KINGS + 4)), "price_in": 2.0}
     with FakeEndpoint() as server:
-        config = settings(server, **few)
-        with answering(config.asked) as model:
-            cost = estimated_cost(toy_folder, config, model)
-        assert not server.requests and not (toy_folder / ANSWER_FILE).exists()
-        summary = explain_dictionary(toy_folder, config)
-        with answering(config.asked) as model:
-            assert estimated_cost(toy_folder, replace(config, controls=0), model).questions == 0
-    assert cost.questions == pytest.approx(summary.tally.asked, abs=4)
+        alone, controlled = (settings(server, **few, controls=n) for n in (0, None))
+        with answering(alone.asked) as model:
+            cost, more = (estimated_cost(toy_folder, one, model) for one in (alone, controlled))
+            assert not server.requests and not (toy_folder / ANSWER_FILE).exists()
+            summary = explain_dictionary(toy_folder, alone, model)
+            assert cost.questions == summary.tally.asked == len(server.requests)
+            assert estimated_cost(toy_folder, alone, model).questions == 0
+            explain_dictionary(toy_folder, controlled, model)
+    assert more.questions == len(server.requests)
     assert cost.money == pytest.approx(2 * cost.prompt_tokens / 1e6)
     assert "at the prices given" in str(cost)
 
