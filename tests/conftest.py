@@ -6,6 +6,7 @@ own from the folder.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -144,3 +145,12 @@ def model_text(tmp_path_factory):
     documents = [" ".join(generator.choices(WORDS, k=30)) for _ in range(80)]
     (folder / "text.txt").write_text("\n<|endoftext|>\n".join(documents))
     return TextConfig(source=str(folder / "text.txt"), held_out_fraction=0.5)
+
+
+@pytest.fixture(scope="session")
+def peers_python():
+    """Interpreter of the environment that interchange tests run other libraries in."""
+    default = Path(__file__).resolve().parents[1] / ".venv-peers" / "bin" / "python"
+    python = Path(os.environ.get("SAELAB_PEERS_PYTHON", default))
+    assert python.exists(), f"{python} is missing: run `make interchange`"
+    return python

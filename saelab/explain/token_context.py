@@ -58,6 +58,13 @@ class RuleJudge:
         """1 where the rule holds, 0 elsewhere."""
         return [said.astype(float) for said in self._said(description, windows)]
 
+    def choose(
+        self, description: Rule, pairs: Sequence[tuple[Example, Example]]
+    ) -> list[float | None]:
+        """Which text of each pair the rule holds at more often; 0.5 where that is equal."""
+        often = [[float(said.mean()) for said in self._said(description, pair)] for pair in pairs]
+        return [0.5 if a == b else float(b > a) for a, b in often]
+
     def _said(self, rule: Rule, windows: Sequence[Example]) -> list[Bool[np.ndarray, " pieces"]]:
         if self._applied[0] is not rule:
             self._applied = (rule, np.split(self._table.matches(rule), self._table.ends[:-1]))

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from tests.explain.planted import write_planted_store
 from tests.features.conftest import tiny_store, tiny_store_path, toy
 
 __all__ = ["tiny_store", "tiny_store_path", "toy"]
@@ -21,3 +22,9 @@ def toy_folder(tmp_path, tiny_store_path):
     saved = {"content_hash": "d" * 64, "files": {"sae_weights.safetensors": "e" * 64}}
     (folder / "saelab.json").write_text(json.dumps(saved))
     return folder
+
+
+@pytest.fixture(scope="session")
+def planted_path(tmp_path_factory):
+    """File of the store with planted triggers."""
+    return write_planted_store(tmp_path_factory.mktemp("planted"))

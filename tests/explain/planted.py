@@ -67,7 +67,7 @@ TRIGGERS = {
     'the token after "of" or "in"': lambda t: earlier(is_any(t, " of", " in")),
     "the token after a modal verb": lambda t: earlier(is_any(t, " will", " should", " may")),
     '"men" soon after "great"': lambda t: (
-        is_any(t, " men") & sum(earlier(is_any(t, " great"), by) for by in range(2, 9)).astype(bool)
+        is_any(t, " men") & np.any([earlier(is_any(t, " great"), by) for by in range(2, 9)], axis=0)
     ),
 }
 """What the baseline should say -> where the feature fires."""

@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 
 from saelab.explain.evidence import EvidenceSettings, gather
-from saelab.explain.rules import Rule, TokenTable, best_rule, text_of
+from saelab.explain.rules import Condition, Rule, TokenTable, best_rule, text_of
 from saelab.explain.token_context import explanations
 from saelab.explain.words import Lexicon, quoted
 from saelab.features.labels import LabelBook
 from saelab.features.reader import FeatureStore
-from tests.explain.planted import N_NOISE, TRIGGERS, write_planted_store
-
-
-@pytest.fixture(scope="module")
-def planted_path(tmp_path_factory):
-    return write_planted_store(tmp_path_factory.mktemp("planted"))
+from tests.explain.planted import N_NOISE, TRIGGERS
 
 
 @pytest.fixture
@@ -103,7 +98,7 @@ def test_a_rule_is_the_best_of_all_by_f1(planted):
 
         best = f1(best_rule(table))
         tokens = np.unique(table.relations["is"][:, 0])
-        assert best >= max(f1(Rule((("is", (int(token),)),))) for token in tokens) - 0.05
+        assert best >= max(f1(Rule((Condition("is", (int(token),)),))) for token in tokens) - 0.05
 
 
 def test_rules_in_words():
@@ -112,7 +107,7 @@ def test_rules_in_words():
     numbers = dict(zip(texts, lexicon.table(texts)[:, 0].tolist(), strict=True))
 
     def said(*conditions):
-        return text_of(Rule(tuple(conditions)), lexicon)
+        return text_of(Rule(tuple(Condition(*one) for one in conditions)), lexicon)
 
     def pair(first, second):
         return (numbers[first] + 1) * (1 << 32) + numbers[second]

