@@ -1,4 +1,4 @@
-"""Detection, fuzzing and simulation equal to delphi's own scorers on the same examples and answers."""
+"""Detection, fuzzing and simulation equal to delphi's own on the same examples and answers."""
 
 from __future__ import annotations
 
