@@ -1,4 +1,4 @@
-"""`saelab quickstart`: cache, train, judge and read a first dictionary, offline.
+"""`saelab quickstart`: cache, train, judge, read and explain a first dictionary, offline.
 
 It runs the same sub-commands a person would type, and gathers their figures in `report.json`. An
 interrupted quickstart goes on where it stopped when it is started again with --resume.
@@ -33,7 +33,7 @@ STATE_FILE = "quickstart.json"
 REPORT_FILE = "report.json"
 CACHE_FOLDER = "cache"
 TRAIN_FOLDER = "train"
-STAGES = ("cache", "train", "eval", "features")
+STAGES = ("cache", "train", "eval", "features", "explain")
 SHOWN = ("fvu", "explained_variance", "l0", "loss_recovered_zero", "loss_recovered_mean")
 SHOWN += ("kl", "dead_fraction")
 SHOWN_OF_THE_RUN = (*(f"seconds_{name}" for name in (*STAGES, "total")), "peak_memory_gb")
@@ -41,7 +41,7 @@ SHOWN_OF_THE_RUN = (*(f"seconds_{name}" for name in (*STAGES, "total")), "peak_m
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartCommand:
-    """Cache, train, judge and read a first dictionary on the embedded model; needs no network."""
+    """Cache, train, judge, read and explain a first dictionary on the embedded model, offline."""
 
     out: Path = Path("runs/quickstart")
     """Folder for everything it makes."""
@@ -139,6 +139,8 @@ def _words(command: QuickstartCommand, name: str) -> list[str]:
     if name == "features":
         n_tokens = ("--n-tokens", str(command.feature_tokens))
         return ["features", folder, *n_tokens, "--overwrite"]
+    if name == "explain":
+        return ["explain", folder]
     n_tokens = ("--n-tokens", str(command.eval_tokens))
     n_loss_tokens = ("--n-loss-tokens", str(command.eval_tokens // 4))
     return ["eval", "core", folder, *n_tokens, *n_loss_tokens, "--overwrite"]
