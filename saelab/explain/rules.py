@@ -154,7 +154,7 @@ def _candidates(
     table: TokenTable,
     relation: str,
     weight: Float[np.ndarray, " tokens"],
-    silent: Bool[np.ndarray, " tokens"],
+    silent: Float[np.ndarray, " tokens"],
 ) -> _Candidates:
     """The attributes that most of the firing mass shares, and lists of words that do together."""
     attributes, there = table.lexicon.attributes, table.relations[relation]

@@ -44,7 +44,7 @@ class Judge(Protocol[Description]):
 
     def simulate(
         self, description: Description, windows: Sequence[Example]
-    ) -> Sequence[Float[np.ndarray, " pieces"] | None]:
+    ) -> Sequence[Float[np.ndarray, " _"] | None]:
         """The activation expected at each piece, in any unit."""
         ...
 

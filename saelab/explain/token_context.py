@@ -33,7 +33,7 @@ class RuleJudge:
     def __init__(self, table: TokenTable):
         self._table = table
         self._index = {id(window): index for index, window in enumerate(table.examples)}
-        self._applied: tuple[Rule | None, list[Bool[np.ndarray, " pieces"]]] = (None, [])
+        self._applied: tuple[Rule | None, list[Bool[np.ndarray, " _"]]] = (None, [])
 
     def detect(self, description: Rule, windows: Sequence[Example]) -> list[bool]:
         """Whether the rule holds at any counted token of each window."""
@@ -54,7 +54,7 @@ class RuleJudge:
 
     def simulate(
         self, description: Rule, windows: Sequence[Example]
-    ) -> list[Float[np.ndarray, " pieces"]]:
+    ) -> list[Float[np.ndarray, " _"]]:
         """1 where the rule holds, 0 elsewhere."""
         return [said.astype(float) for said in self._said(description, windows)]
 
@@ -65,7 +65,7 @@ class RuleJudge:
         often = [[float(said.mean()) for said in self._said(description, pair)] for pair in pairs]
         return [0.5 if a == b else float(b > a) for a, b in often]
 
-    def _said(self, rule: Rule, windows: Sequence[Example]) -> list[Bool[np.ndarray, " pieces"]]:
+    def _said(self, rule: Rule, windows: Sequence[Example]) -> list[Bool[np.ndarray, " _"]]:
         if self._applied[0] is not rule:
             self._applied = (rule, np.split(self._table.matches(rule), self._table.ends[:-1]))
         return [self._applied[1][self._index[id(window)]] for window in windows]
