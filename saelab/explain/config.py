@@ -12,7 +12,7 @@ from saelab.errors import ConfigError
 from .evidence import EvidenceSettings
 
 Method = Literal["token-context", "language-model"]
-ScoreName = Literal["detection", "fuzzing", "simulation", "embedding"]
+ScoreName = Literal["detection", "fuzzing", "simulation", "embedding", "intervention"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class ModelOptions:
     model_dtype: str = "bfloat16"
     """What a model without an endpoint computes in."""
     device: str = "auto"
-    """Where it runs."""
+    """Where it runs, and the model that features are boosted in."""
 
     def __post_init__(self) -> None:
         problems = problems_in(self)
@@ -71,7 +71,8 @@ class ExplainConfig:
     """So many drawn at random from those that are alive."""
     scores: tuple[ScoreName, ...] = ("detection", "fuzzing", "simulation")
     """Scores of a language model's explanations; "embedding" asks no model but needs a sentence
-    encoder. Explanations by tokens and contexts always have the first three."""
+    encoder, and "intervention" runs the model that the dictionary was trained on. Explanations by
+    tokens and contexts always have the first three."""
     controls: Annotated[int | None, Within(0)] = 50
     """Features whose scores are measured again with another feature's explanation and with one
     that says nothing. None: all."""

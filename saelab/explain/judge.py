@@ -74,12 +74,17 @@ class Judge:
         )
 
     def which_was_steered(
-        self, description: str, pairs: Sequence[tuple[str, str]]
+        self, description: str, pairs: Sequence[tuple[Example, Example]]
     ) -> list[int | None]:
-        """Of each pair of texts, the index of the one that the feature was boosted in."""
+        """Of each pair of texts, the index of the one that leans to the description."""
         return [
-            self._read(prompts.which_was_steered(description, pair, self._max_tokens), read_choice)
-            for pair in pairs
+            self._read(
+                prompts.which_was_steered(
+                    description, ("".join(a.texts), "".join(b.texts)), self._max_tokens
+                ),
+                read_choice,
+            )
+            for a, b in pairs
         ]
 
     def _in_batches(

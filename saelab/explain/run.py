@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -34,6 +33,9 @@ from .prompts import prompts_hash
 from .scores import judged, ranking, score_of
 from .token_context import explanations
 
+if TYPE_CHECKING:
+    from .intervention import Steering
+
 logger = logging.getLogger(__name__)
 
 AUTHOR = "saelab"
@@ -42,6 +44,17 @@ WEAK_METHOD = "language-model (too weak)"
 """Of texts that show the machinery and are not worth reading."""
 EXPLAINS_NOTHING = "assorted tokens in various kinds of text"
 """The control that any explanation has to beat."""
+BEGINNINGS = (
+    "The",
+    "I think that",
+    "On the next morning",
+    "In this article we",
+    "She looked at him and",
+    "It is well known that",
+    "First of all,",
+    "My favourite",
+)
+"""What is written on with a feature boosted."""
 N_ESTIMATED = 12
 """Features whose questions are counted for an estimate."""
 PATIENCE = 10
@@ -50,7 +63,7 @@ BETWEEN_WRITES = 50
 """Explanations that are written at once."""
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Tokenizers of sentence encoders are not made for threads."""
+"""Neither tokenizers of sentence encoders nor texts being written are made for threads."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -151,7 +164,8 @@ def explain_dictionary(
         with stop_on_signals() as stop, AnswerBook(folder / ANSWER_FILE) as answers:
             ask = Asker(model, answers, stop)
             texts, without = _texts(store, config, features, ask, model.concurrency, stop)
-            work = partial(_scored, store, config, ask, _controls(config, texts), texts)
+            steering = _steering(folder, store, config) if _boosts(config) else None
+            work = _Scoring(store, config, ask, texts, _controls(config, texts), steering)
             results = _in_parallel(work, list(texts), model.concurrency, stop)
             written = _written(results, book, len(texts), "scoring")
             return Summary(len(features), tuple(written), without, ask.tally)
@@ -174,6 +188,9 @@ def estimated_cost(folder: Path, config: ExplainConfig, model: Answerer) -> Cost
                 evidence = gather(store, feature, config.evidence, config.seed)
                 text = judge.explain(evidence.shown, evidence.contrast) or EXPLAINS_NOTHING
                 judged(judge, evidence, text, shuffled=None, random=None, names=names)
+                if names and _boosts(config):
+                    pair = (evidence.shown[0], evidence.shown[0])
+                    judge.which_was_steered(text, [pair] * 2 * len(BEGINNINGS))
             tallies.append(ask.tally)
     explaining, everything = tallies
     scale = len(features) / len(sample)
@@ -297,40 +314,78 @@ def _controls(config: ExplainConfig, texts: dict[int, str]) -> dict[int, str | N
     }
 
 
-def _scored(
-    store: FeatureStore,
-    config: ExplainConfig,
-    ask: Asker,
-    controls: dict[int, str | None],
-    texts: dict[int, str],
-    feature: int,
-) -> LabelContent:
-    """An explanation with its scores, ready to be written."""
-    evidence = gather(store, feature, config.evidence, config.seed)
-    own, shuffled = texts[feature], controls.get(feature)
-    nothing = EXPLAINS_NOTHING if feature in controls else None
-    scores = judged(
-        _judge(config, ask),
-        evidence,
-        own,
-        shuffled=shuffled,
-        random=nothing,
-        names=config.scores,
-        seed=config.seed,
-    )
-    if "embedding" in config.scores and evidence.held_out:
-        score = _embedding_score(evidence, own, shuffled, nothing)
-        scores += () if score is None else (score,)
-    return LabelContent(
-        feature=feature,
-        text=texts[feature],
-        author=AUTHOR,
-        method=WEAK_METHOD if ask.model == EMBEDDED else METHOD,
-        model=ask.model[-100:],
-        prompt_hash=prompts_hash(to_plain(config.evidence), config.seed),
-        score=next((score.value for score in scores if score.name == "detection"), None),
-        scores=scores,
-    )
+def _boosts(config: ExplainConfig) -> bool:
+    return "intervention" in config.scores
+
+
+def _steering(folder: Path, store: FeatureStore, config: ExplainConfig) -> Steering:
+    """What writes texts with features boosted: the dictionary and the model it was trained on."""
+    from saelab.cache.config import DataOverrides
+    from saelab.dictionary import load_dictionary
+    from saelab.dictionary.data_spec import data_spec_of
+
+    from .intervention import Steering
+
+    saved = load_dictionary(folder)
+    model = data_spec_of(saved, DataOverrides()).load_model(config.asked.device)
+    saved.dictionary.to(model.device)
+    return Steering(model, saved, store.vocabulary, config.seed)
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """Makes scored explanations of texts, feature by feature."""
+
+    store: FeatureStore
+    config: ExplainConfig
+    ask: Asker
+    texts: dict[int, str]
+    controls: dict[int, str | None]
+    """Another feature's text, for features whose controls are measured."""
+    steering: Any
+    """A `Steering`, whose module loads torch; None where nothing is boosted."""
+
+    def __call__(self, feature: int) -> LabelContent:
+        """The explanation of a feature, ready to be written."""
+        scores, config = self._scores(feature), self.config
+        return LabelContent(
+            feature=feature,
+            text=self.texts[feature],
+            author=AUTHOR,
+            method=WEAK_METHOD if self.ask.model == EMBEDDED else METHOD,
+            model=self.ask.model[-100:],
+            prompt_hash=prompts_hash(to_plain(config.evidence), config.seed),
+            score=next((score.value for score in scores if score.name == "detection"), None),
+            scores=scores,
+        )
+
+    def _scores(self, feature: int) -> tuple[Score, ...]:
+        config, own = self.config, self.texts[feature]
+        evidence = gather(self.store, feature, config.evidence, config.seed)
+        shuffled = self.controls.get(feature)
+        nothing = EXPLAINS_NOTHING if feature in self.controls else None
+        judge = _judge(config, self.ask)
+        scores: list[Score | None] = [
+            *judged(
+                judge,
+                evidence,
+                own,
+                shuffled=shuffled,
+                random=nothing,
+                names=config.scores,
+                seed=config.seed,
+            )
+        ]
+        if "embedding" in config.scores and evidence.held_out:
+            scores.append(_embedding_score(evidence, own, shuffled, nothing))
+        if self.steering is not None:
+            from .intervention import intervention
+
+            maximum = float(self.store.table()["max_act"][feature])
+            with _ONE_AT_A_TIME:
+                written = self.steering.texts(feature, maximum, BEGINNINGS)
+            scores.append(intervention(judge.which_was_steered, written, own, shuffled=shuffled))
+        return tuple(score for score in scores if score is not None)
 
 
 def _embedding_score(

@@ -10,7 +10,10 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 
 from saelab.cli import main
@@ -18,9 +21,11 @@ from saelab.errors import ModelError, Stopped
 from saelab.explain.answers import ANSWER_FILE, AnswerBook
 from saelab.explain.config import ExplainConfig, ModelOptions
 from saelab.explain.endpoint import Endpoint, EndpointError, Question
+from saelab.explain.intervention import SteeredTexts
 from saelab.explain.local import LocalModel
 from saelab.explain.run import METHOD, answering, estimated_cost, explain_dictionary
 from saelab.features.labels import LabelBook
+from saelab.features.records import Example
 from tests.explain import fake_endpoint
 from tests.explain.fake_endpoint import MODEL, FakeEndpoint, answer_rightly
 from tests.features.conftest import D_SAE, DEAD, KINGS, RIVERS
@@ -278,3 +283,33 @@ def test_a_model_on_this_machine_answers_through_its_chat_template(tiny_model_fo
     assert first == second and first.completion_tokens <= 8
     with pytest.raises(ModelError, match="does not fit the 128"):
         model.ask(replace(question, user="river " * 200))
+
+
+def test_scores_by_meaning_and_by_intervention(toy_folder, monkeypatch):
+    def embed(texts):
+        return np.array([[word in text for word in ("king", "river")] for text in texts], float)
+
+    def text(words):
+        window = SimpleNamespace(texts=tuple(words.split(" ")))
+        return cast(Example, window)
+
+    class Steering:
+        def texts(self, feature, maximum, prompts):
+            assert maximum > 0
+            word = {KINGS: "king", RIVERS: "river"}[feature]
+            one = SteeredTexts(text("a b"), text(f"a {word}"), text("a c"))
+            return [one] * len(prompts)
+
+    monkeypatch.setattr("saelab.explain.meaning.embed", embed)
+    monkeypatch.setattr("saelab.explain.run._steering", lambda *about: Steering())
+    with FakeEndpoint() as server:
+        config = settings(
+            server, features=(KINGS, RIVERS), scores=("embedding", "intervention"), controls=1
+        )
+        summary = explain_dictionary(toy_folder, config)
+    for explanation in summary.explanations:
+        meaning, boosted = explanation.scores
+        assert (meaning.name, boosted.name) == ("embedding", "intervention")
+        assert meaning.value > 0.95 and boosted.value == 1.0
+    (meaning,) = [score for score in summary.scores_named("embedding") if score.random is not None]
+    assert meaning.random == 0.5 and meaning.shuffled < 0.7
