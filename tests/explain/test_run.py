@@ -10,8 +10,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -290,8 +288,9 @@ def test_scores_by_meaning_and_by_intervention(toy_folder, monkeypatch):
         return np.array([[word in text for word in ("king", "river")] for text in texts], float)
 
     def text(words):
-        window = SimpleNamespace(texts=tuple(words.split(" ")))
-        return cast(Example, window)
+        texts = tuple(words.split(" "))
+        rows = np.arange(len(texts))
+        return Example(0, texts, tuple((i,) for i in rows), rows, 0.0 * rows, rows >= 0, 0, 0.0)
 
     class Steering:
         def texts(self, feature, maximum, prompts):
