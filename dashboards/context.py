@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlencode
 
 import streamlit as st
 
 from saelab.errors import ArtifactError
-from saelab.features.labels import LabelBook
+from saelab.features.labels import Label, LabelBook, one_each
 from saelab.features.reader import FeatureStore, is_stale
 from saelab.features.schema import LABEL_FILE
 
@@ -133,9 +136,28 @@ def open_labels(store: FeatureStore) -> LabelBook:
     return LabelBook(path, store.manifest["made_from"]["dictionary_hash"], store.n_features)
 
 
+def all_labels(store: FeatureStore) -> Sequence[Label]:
+    """Every label and explanation; none where the file is damaged, and the page says so."""
+    try:
+        book = open_labels(store)
+        if not book.path.exists():
+            return ()
+        state = book.path.stat()
+        return _labels_of(store, state.st_mtime_ns, state.st_size)
+    except ArtifactError as error:
+        show_problem(str(error))
+        return ()
+
+
+@lru_cache(maxsize=32)
+def _labels_of(store: FeatureStore, modified: int, size: int) -> Sequence[Label]:  # noqa: ARG001
+    """Read once for each state of the file: thousands of explanations take a while."""
+    return tuple(open_labels(store).all())
+
+
 def label_texts(store: FeatureStore) -> dict[int, str]:
-    """The label of every feature that has one; see `LabelBook.one_each`."""
-    return {feature: label.text for feature, label in open_labels(store).one_each().items()}
+    """The label of every feature that has one; see `one_each`."""
+    return {feature: label.text for feature, label in one_each(all_labels(store)).items()}
 
 
 def staleness_of(store: FeatureStore, entry: DictionaryEntry) -> str | None:
@@ -188,7 +210,22 @@ def show_features(
     rows = event["selection"]["rows"] if event else []
     if rows:
         feature = columns["feature"][rows[0]]
-        st.switch_page(FEATURE_PAGE, query_params=link_params(entry, f=str(feature)))
+        go_to_feature(feature, entry)
+
+
+def go_to_feature(feature: int, entry: DictionaryEntry) -> None:
+    """Send the browser to a feature's page.
+
+    `st.switch_page` publishes the new parameters while the browser stands on the old page, which
+    makes an entry in its history that Back lands on. Streamlit follows the browser instead, as it
+    does on Back and Forward.
+    """
+    address = json.dumps("feature?" + urlencode(link_params(entry, f=str(feature))))
+    st.html(
+        f"<script>history.pushState({{}}, '', {address});"
+        "dispatchEvent(new PopStateEvent('popstate'))</script>",
+        unsafe_allow_javascript=True,
+    )
 
 
 def _stop(sentence: str) -> NoReturn:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 __package__ = "saelab.dashboards.pages"
 
+import os
 import random
 from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlencode
 
+import numpy as np
 import streamlit as st
 
-from saelab.errors import SaelabError
-from saelab.features.labels import MAX_LABEL_WORDS, Label, LabelBook
+from saelab.errors import ArtifactError, SaelabError
+from saelab.features.labels import BY_HAND, EDITED, MAX_LABEL_WORDS, Label, LabelBook, Note
 from saelab.features.reader import FeatureStore
 from saelab.features.records import Example, FeatureRecord
 
 from .. import context, url_state
 from ..run_index import DictionaryEntry
+from ..widgets.explanations import by_prominence, definitions_html, explanation_html
 from ..widgets.feature_html import (
     NEIGHBOUR_LISTS,
     ExampleView,
@@ -33,7 +39,7 @@ from ..widgets.feature_html import (
 from ..widgets.feature_table import about
 from ..widgets.figures import activation_histogram, logit_histogram
 from ..widgets.page_parts import FEATURE_PAGE, plain, run_page, show_figure, show_note, show_problem
-from ..widgets.token_html import short_label
+from ..widgets.token_html import short_label, visible_text
 
 LISTS = {
     "Top": "Contexts with the highest maxima, one window for each context, no two alike. The "
@@ -47,7 +53,12 @@ LISTS = {
 }
 WINDOWS: dict[str, int | None] = {"±8": 8, "±24": 24, "full": None}
 MOST_NEIGHBOURS = 8
+KEPT = ("tab", "window")
+"""Parameters of the address that the next feature is opened with."""
+SIDE_BY_SIDE, MOST_EXPLANATIONS = 3, 6
 AUTHOR_KEY = "label_author"
+ENDPOINT_VARIABLE, ENDPOINT_MODEL_VARIABLE = "SAELAB_ENDPOINT", "SAELAB_ENDPOINT_MODEL"
+"""Environment variables that name the server which explains a feature on request, and its model."""
 
 
 def render() -> None:
@@ -58,21 +69,42 @@ def render() -> None:
     if feature is None:
         return
     record = store.feature(feature)
-    book = context.open_labels(store)
-    _show_head(entry, store, record, book)
-    if record.n_active == 0:
-        show_note(
-            f"Feature {feature} was never active on the {store.n_tokens:,} tokens counted. What "
-            "its weights alone say is below."
-        )
-    st.html(number_strip(record, of_rows=shows_rows(store)))
-    _show_charts(record, store)
+    book, labels, note = _read_labels(store, feature)
+    name = short_label(visible_text(labels[0].text)) if labels else entry.name
+    st.set_page_config(page_title=f"Feature {feature} · {name}")
+    steps = _show_head(entry, store, record, labels)
+    above = st.container()
     if record.n_active:
-        _show_examples(entry, feature, record.max_act)
+        _show_examples(entry, feature, record.max_act, steps)
+    else:
+        _draw_steps(steps, entry, store, feature)
+    with above:
+        if book is not None:
+            _show_explanations(entry, store, feature)
+        if record.n_active == 0:
+            show_note(
+                f"Feature {feature} was never active on the {store.n_tokens:,} tokens counted. "
+                "What its weights alone say is below."
+            )
+        st.html(number_strip(record, of_rows=shows_rows(store)))
+        _show_charts(record, store)
     _show_neighbours(record, store)
-    _show_labels(feature, book)
+    if book is not None:
+        _show_label_forms(feature, book, note)
     with st.expander("Provenance"):
         st.html(provenance_table(entry.name, store))
+
+
+def _read_labels(
+    store: FeatureStore, feature: int
+) -> tuple[LabelBook | None, list[Label], Note | None]:
+    """The book, the feature's labels and its note; a damaged book is said, and takes no page."""
+    try:
+        book = context.open_labels(store)
+        return book, by_prominence(book.of(feature)), book.note(feature)
+    except ArtifactError as error:
+        show_problem(str(error))
+        return None, [], None
 
 
 def _chosen_feature(store: FeatureStore) -> int | None:
@@ -90,13 +122,11 @@ def _chosen_feature(store: FeatureStore) -> int | None:
 
 
 def _show_head(
-    entry: DictionaryEntry, store: FeatureStore, record: FeatureRecord, book: LabelBook
-) -> None:
+    entry: DictionaryEntry, store: FeatureStore, record: FeatureRecord, labels: Sequence[Label]
+) -> Any:
+    """Draw title and links; returns the place of the links to other features."""
     st.title(plain(f"Feature {record.id}"))
-    labels = book.of(record.id)
-    if labels:
-        _show_label(labels[0])
-    else:
+    if not labels:
         tokens = ", ".join(repr(short_label(text)) for text in record.top_tokens[:5])
         st.caption(plain(f"No label yet. Strongest on {tokens}" if tokens else "No label yet."))
     badges = " ".join(f":orange-badge[{flag}]" for flag in record.flags)
@@ -106,18 +136,12 @@ def _show_head(
         show_problem(stale)
     feature, last = record.id, store.n_features - 1
     with st.container(horizontal=True, vertical_alignment="center"):
-        for label, target in (
-            ("← Previous", feature - 1),
-            ("Next →", feature + 1),
-            ("Random", random.Random(feature).randint(0, last)),
-        ):
-            st.page_link(
-                FEATURE_PAGE,
-                label=label,
-                disabled=not 0 <= target <= last,
-                query_params=context.link_params(entry, f=str(min(max(target, 0), last))),
-            )
-        st.page_link("explore.py", label="All features", query_params=context.link_params(entry))
+        steps = st.container(width="content")
+        found = st.session_state.get("explore_address", {})
+        params = context.link_params(entry)
+        if params.items() <= found.items():
+            params = found
+        st.page_link("explore.py", label="All features", query_params=params)
         for page, label in (("prompt.py", "Try text"), ("steer.py", "Steer")):
             st.page_link(page, label=label, query_params=context.link_params(entry, f=str(feature)))
         with st.popover("Share"):
@@ -130,6 +154,117 @@ def _show_head(
         if number != feature:
             url_state.publish("f", number, None)
             st.rerun()
+    return steps
+
+
+def _draw_steps(place: Any, entry: DictionaryEntry, store: FeatureStore, feature: int) -> None:
+    """Links to other features, which show the list and window that this one shows."""
+    alive = np.flatnonzero(store.table()["n_active"] > 0)
+    others = alive[alive != feature].tolist() or [feature]
+    kept = {param: st.query_params[param] for param in KEPT if param in st.query_params}
+    with place.container(horizontal=True, width="content"):
+        for label, target in (
+            ("← Previous", feature - 1),
+            ("Next →", feature + 1),
+            ("Random", random.choice(others)),
+        ):
+            inside = min(max(target, 0), store.n_features - 1)
+            st.page_link(
+                FEATURE_PAGE,
+                label=label,
+                disabled=inside != target,
+                query_params=context.link_params(entry, f=str(inside), **kept),
+            )
+
+
+@st.fragment
+def _show_explanations(entry: DictionaryEntry, store: FeatureStore, feature: int) -> None:
+    """Everything said of a feature, side by side; a vote draws nothing else again."""
+    book, labels, _ = _read_labels(store, feature)
+    if book is None:
+        return
+    if problem := st.session_state.pop("vote_problem", None):
+        show_problem(problem)
+    if "pending_vote" in st.session_state:
+        st.text_input(
+            "Your name, which a vote needs", key="voter", on_change=_name_voter, args=(book,)
+        )
+    _show_cards(labels[:MOST_EXPLANATIONS], book)
+    if labels[MOST_EXPLANATIONS:]:
+        with st.expander(f"{len(labels) - MOST_EXPLANATIONS} more"):
+            _show_cards(labels[MOST_EXPLANATIONS:], book)
+    if definitions := definitions_html(labels):
+        st.html(definitions)
+    endpoint = os.environ.get(ENDPOINT_VARIABLE)
+    if endpoint and entry.folder is not None and st.button("Explain this feature"):
+        _explain(entry.folder, feature, endpoint)
+
+
+def _show_cards(labels: Sequence[Label], book: LabelBook) -> None:
+    for start in range(0, len(labels), SIDE_BY_SIDE):
+        row = labels[start : start + SIDE_BY_SIDE]
+        for column, label in zip(st.columns(max(2, len(row))), row, strict=False):
+            with column.container(border=True):
+                st.html(explanation_html(label))
+                _draw_actions(label, book)
+
+
+def _draw_actions(label: Label, book: LabelBook) -> None:
+    author = str(st.session_state.get(AUTHOR_KEY, ""))
+    with st.container(horizontal=True, vertical_alignment="center"):
+        for words, value, votes in (
+            ("Agree", 1, label.votes_up),
+            ("Disagree", -1, label.votes_down),
+        ):
+            st.button(
+                f"{words} ({votes})",
+                key=f"{words}_{label.id}",
+                on_click=_vote,
+                args=(book, label.id, value, author),
+            )
+        with st.popover("Edit"), st.form(f"edit_{label.id}", border=False):
+            text = st.text_area("In better words", value=label.text, key=f"better_{label.id}")
+            name = st.text_input("Your name", value=author, key=f"edit_by_{label.id}")
+            st.caption(
+                "Your words take the label's place."
+                if label.method in (BY_HAND, EDITED)
+                else "Your words stand beside the explanation, and are shown first."
+            )
+            left, right = st.columns(2)
+            if left.form_submit_button("Save"):
+                _save(lambda: book.edit(label.id, text, author=name), name)
+            if right.form_submit_button("Remove"):
+                _save(lambda: book.delete(label.id), None)
+
+
+def _vote(book: LabelBook, label_id: int, value: Literal[-1, 1], author: str) -> None:
+    if not author:
+        st.session_state["pending_vote"] = label_id, value
+        return
+    try:
+        book.vote(label_id, value, author=author)
+    except SaelabError as error:
+        st.session_state["vote_problem"] = str(error)
+
+
+def _name_voter(book: LabelBook) -> None:
+    if author := st.session_state["voter"].strip():
+        st.session_state[AUTHOR_KEY] = author
+        label_id, value = st.session_state.pop("pending_vote")
+        _vote(book, label_id, value, author)
+
+
+def _explain(folder: Path, feature: int, endpoint: str) -> None:
+    from saelab.explain.config import ExplainConfig, ModelOptions
+    from saelab.explain.run import explain_dictionary
+
+    model = os.environ.get(ENDPOINT_MODEL_VARIABLE)
+    asked = ModelOptions(endpoint=endpoint, model=model)
+    with st.spinner(f"Asking {model or endpoint} to explain feature {feature}, and to judge …"):
+        _save(
+            lambda: explain_dictionary(folder, ExplainConfig(features=(feature,), asked=asked)),
+            None,
+        )
 
 
 def _show_sharing(
@@ -181,11 +316,12 @@ def _show_charts(record: FeatureRecord, store: FeatureStore) -> None:
 
 
 @st.fragment
-def _show_examples(entry: DictionaryEntry, feature: int, maximum: float) -> None:
-    """Draw the chosen list; changing it draws nothing else again."""
+def _show_examples(entry: DictionaryEntry, feature: int, maximum: float, steps: Any) -> None:
+    """Draw the chosen list; changing it draws nothing else again but the steps, which keep it."""
     st.header("Examples")
     store = context.require_store(entry)
     chosen, window, view = _draw_controls(of_rows=shows_rows(store))
+    _draw_steps(steps, entry, store, feature)
     record = store.feature(feature, WINDOWS[window])
     st.caption(plain(LISTS[chosen]))
     lists = {"Top": record.top_examples, "Random": record.random_positives}
@@ -265,17 +401,12 @@ def _show_neighbours(record: FeatureRecord, store: FeatureStore) -> None:
                 context.feature_link(near.feature, words)
 
 
-def _show_labels(feature: int, book: LabelBook) -> None:
+def _show_label_forms(feature: int, book: LabelBook, note: Note | None) -> None:
     st.header("Label and notes")
-    for label in book.of(feature):
-        text, remove = st.columns([6, 1], vertical_alignment="center")
-        with text:
-            _show_label(label)
-        if remove.button("Remove", key=f"remove_{label.id}"):
-            _save(lambda label=label: book.delete(label.id), None)
-    note = book.note(feature)
     if note is not None:
-        st.markdown(plain(note.text))
+        st.html(
+            f'<div style="white-space:pre-wrap;overflow-wrap:anywhere">{escape(note.text)}</div>'
+        )
         st.caption(plain(f"note by {note.author}, {note.created[:10]}"))
     known_author = str(st.session_state.get(AUTHOR_KEY, ""))
     left, right = st.columns(2)
@@ -295,12 +426,6 @@ def _show_labels(feature: int, book: LabelBook) -> None:
         "Labels and notes lie in a file of their own beside the store; building the store "
         "again keeps them."
     )
-
-
-def _show_label(label: Label) -> None:
-    score = "" if label.score is None else f", score {label.score:.2g}"
-    st.markdown(f"**{plain(label.text)}**")
-    st.caption(plain(f"{label.author}, {label.method}{score}, {label.created[:10]}"))
 
 
 def _save(write: Callable[[], object], author: str | None) -> None:

@@ -11,10 +11,16 @@ import numpy as np
 import streamlit as st
 
 from .. import url_state
-from ..context import feature_link, label_texts, link_params, require_dictionary, require_store
+from ..context import (
+    feature_link,
+    go_to_feature,
+    label_texts,
+    require_dictionary,
+    require_store,
+)
 from ..widgets.feature_table import about, search_features
 from ..widgets.figures import feature_map
-from ..widgets.page_parts import FEATURE_PAGE, run_page, show_figure, show_note
+from ..widgets.page_parts import run_page, show_figure, show_note
 
 
 def render() -> None:
@@ -54,7 +60,7 @@ def render() -> None:
     )
     selected = [int(feature) for feature in show_figure(figure, "map", selectable=True)]
     if len(selected) == 1:
-        st.switch_page(FEATURE_PAGE, query_params=link_params(entry, f=str(selected[0])))
+        go_to_feature(selected[0], entry)
     for feature in selected[:20]:
         feature_link(feature, f"Feature {feature}: {described(feature)}")
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from saelab.features.labels import Label
 from saelab.features.reader import FeatureStore
 from saelab.features.schema import FLAGS
 from saelab.features.unpacking import split_tokens
@@ -56,35 +57,75 @@ class FeatureFilter:
     """Number that they are ordered by."""
     descending: bool = False
     """Whether the largest comes first."""
+    only_labelled: bool = False
+    """Whether features without one of the labels given are left out."""
+    score: str = ""
+    """Score of explanations that is asked for; empty: none."""
+    least: float = 0.0
+    """Value that the score has at least."""
+
+
+def scores_of(
+    labels: Sequence[Label], n_features: int
+) -> dict[str, Float[np.ndarray, " features"]]:
+    """The newest value of each score of explanations, by "… score"; NaN where there is none."""
+    scores: dict[str, np.ndarray] = {}
+    for label in sorted(labels, key=lambda label: label.id):
+        for score in label.scores:
+            column = scores.setdefault(f"{score.name} score", np.full(n_features, np.nan))
+            column[label.feature] = score.value
+    return dict(sorted(scores.items()))
 
 
 def select_features(
-    store: FeatureStore, labels: Mapping[int, str], wanted: FeatureFilter
+    store: FeatureStore,
+    labels: Mapping[int, str],
+    wanted: FeatureFilter,
+    scores: Mapping[str, Float[np.ndarray, " features"]] | None = None,
+    likeness: Mapping[int, float] | None = None,
 ) -> tuple[Int[np.ndarray, " chosen"], dict[int, str]]:
     """The features that a filter lets through, in its order.
 
+    Args:
+        store: the features.
+        labels: text of every label.
+        wanted: the filter.
+        scores: scores of explanations, by name; the filter and the order may ask for one.
+        likeness: features by likeness to the query, where they are searched by meaning.
+
     Returns:
-        Their indices, and for a search where each was hit.
+        Their indices, and for a search where each was hit, or how like it is.
     """
-    table = store.table()
+    table, scores = store.table(), scores or {}
     keep = _shown(table, labels, wanted.show)
+    if wanted.only_labelled:
+        keep &= np.isin(table["id"], list(labels))
+    if wanted.score in scores:
+        keep &= np.nan_to_num(scores[wanted.score], nan=-np.inf) >= wanted.least
     low, high = wanted.log_density
     if (low, high) != (LOWEST_LOG_DENSITY, 0.0):
         density = np.nan_to_num(table["density"])
         keep &= (density >= 10.0**low) & (density <= 10.0**high)
     hits: dict[int, str] = {}
     if wanted.query.strip():
-        hits = search_features(store, labels, wanted.query)
+        hits = search_features(store, labels, wanted.query) if likeness is None else _like(likeness)
         keep &= np.isin(table["id"], list(hits))
     chosen = np.flatnonzero(keep)
-    if wanted.sort == BEST_MATCH or wanted.sort not in SORTS:
+    if wanted.sort == BEST_MATCH or wanted.sort not in {*SORTS, *scores}:
         rank = {feature: index for index, feature in enumerate(hits)}
         order = [rank.get(feature, feature) for feature in chosen.tolist()]
         return chosen[np.argsort(np.array(order, dtype=np.int64), kind="stable")], hits
-    values = np.asarray(table[SORTS[wanted.sort]], dtype=np.float64)[chosen]
+    column = scores[wanted.sort] if wanted.sort in scores else table[SORTS[wanted.sort]]
+    values = np.asarray(column, dtype=np.float64)[chosen]
     # Undefined numbers come last in either direction.
     key = np.where(np.isnan(values), np.inf, -values if wanted.descending else values)
     return chosen[np.argsort(key, kind="stable")], hits
+
+
+def _like(likeness: Mapping[int, float]) -> dict[int, str]:
+    """From the likest down."""
+    ranked = sorted(likeness.items(), key=lambda pair: -pair[1])
+    return {feature: f"{cosine:.2f}" for feature, cosine in ranked}
 
 
 def _shown(table: Mapping[str, Any], labels: Mapping[int, str], show: str) -> Any:
@@ -116,14 +157,21 @@ def table_columns(
     features: Sequence[int],
     hits: Mapping[int, str],
     sort: str = "index",
+    scores: Mapping[str, Float[np.ndarray, " features"]] | None = None,
+    found: str = "found in",
 ) -> dict[str, list[Any]]:
-    """The columns of the table, for the features given; numbers begin with the sorted one."""
+    """The columns of the table, for the features given; numbers begin with the sorted one.
+
+    `found` is the title of the column of hits; the rest as in `select_features`.
+    """
     table = store.table()
     columns: dict[str, list[Any]] = {"feature": list(features)}
     if hits:
-        columns["found in"] = [hits.get(feature, "") for feature in features]
+        columns[found] = [hits.get(feature, "") for feature in features]
     if labels:
         columns["label"] = [labels.get(feature, "") for feature in features]
+    for title, values in (scores or {}).items():
+        columns[title] = [_number(values[feature]) for feature in features]
     columns |= {
         column.replace("_", " "): [tokens_text(table[column][feature]) for feature in features]
         for column in ("top_tokens", "promoted_tokens")

@@ -28,6 +28,8 @@ LABEL_SCHEMA_VERSION = KINDS["feature_labels"].schema_version
 BY_HAND = "by hand"
 EDITED = "edited"
 """Method of what a person made of an explanation."""
+TOO_WEAK = "language-model (too weak)"
+"""Method of texts that show how explaining works and are not worth reading."""
 MAX_LABEL_WORDS, MAX_LABEL_CHARACTERS = 20, 200
 MAX_EXPLANATION_WORDS, MAX_EXPLANATION_CHARACTERS = 60, 400
 MAX_NOTE_CHARACTERS = 10_000
@@ -150,6 +152,22 @@ class Note:
     """Who wrote it last."""
     created: str
     """When, ISO 8601, UTC."""
+
+
+def one_each(labels: Iterable[Label]) -> dict[int, Label]:
+    """Feature -> the label shown where there is room for one.
+
+    People's words come before explanations, then what has more votes, then the newest; what a
+    model that is too weak wrote is never it.
+    """
+    worth = (label for label in labels if label.method != TOO_WEAK)
+    return {label.feature: label for label in sorted(worth, key=prominence)}
+
+
+def prominence(label: Label) -> tuple[bool, bool, int, int]:
+    """What labels of a feature are ordered by, the one shown first last."""
+    by_person = label.method in (BY_HAND, EDITED)
+    return by_person, label.method != TOO_WEAK, label.votes_up - label.votes_down, label.id
 
 
 class LabelBook:
@@ -301,21 +319,6 @@ class LabelBook:
     def all(self) -> list[Label]:
         """Every label, by feature, the oldest of each first."""
         return self._labels("ORDER BY feature, id")
-
-    def one_each(self) -> dict[int, Label]:
-        """Feature -> the label shown where there is room for one.
-
-        People's words come before explanations, then what has more votes, then the newest.
-        """
-        ranked = sorted(
-            self.all(),
-            key=lambda label: (
-                label.method in (BY_HAND, EDITED),
-                label.votes_up - label.votes_down,
-                label.id,
-            ),
-        )
-        return {label.feature: label for label in ranked}
 
     def search(self, query: str, limit: int = 50) -> list[Label]:
         """Labels that contain the query, in any case, newest first."""

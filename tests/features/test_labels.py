@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.features.labels import LabelBook, LabelContent, Score
+from saelab.features.labels import LabelBook, LabelContent, Score, one_each
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def test_labels_come_back_newest_first_with_author_method_and_score(book):
     assert book.of(3) == [second, first]
     assert first.text == "kings and queens"
     assert (second.author, second.method, second.score) == ("model-x", "detection", 0.75)
-    assert book.one_each() == {3: first}, "a person's words come first"
+    assert one_each(book.all()) == {3: first}, "a person's words come first"
     assert book.all() == [first, second]
     assert book.search("KINGS") == [first]
     assert book.search(" ") == []
@@ -177,7 +177,7 @@ def test_edited_labels_are_replaced_and_edited_explanations_stand_beside_their_o
     assert book.of(2) == [edited, explanation]
     again = book.edit(edited.id, "bigger cats", author="Bob")
     assert book.of(2) == [again, explanation]
-    assert book.one_each()[2] == again
+    assert one_each(book.all())[2] == again
 
 
 def test_every_feature_is_explained_in_well_under_a_second(tmp_path):
