@@ -250,8 +250,9 @@ def _vote(book: LabelBook, label_id: int, value: Literal[-1, 1], author: str) ->
 def _name_voter(book: LabelBook) -> None:
     if author := st.session_state["voter"].strip():
         st.session_state[AUTHOR_KEY] = author
-        label_id, value = st.session_state.pop("pending_vote")
-        _vote(book, label_id, value, author)
+        # Enter and leaving the box both call this.
+        if pending := st.session_state.pop("pending_vote", None):
+            _vote(book, *pending, author)
 
 
 def _explain(folder: Path, feature: int, endpoint: str) -> None:

@@ -231,7 +231,7 @@ class LabelBook:
         """
         contents = [_stripped(content) for content in contents]
         for content in contents:
-            if problems := self._feature_problems(content.feature) + _problems_of(content):
+            if problems := self._feature_problems(content.feature) + problems_of(content):
                 raise ConfigError(problems)
         now = _now()
         with self._connected(write=True) as connection:
@@ -472,7 +472,7 @@ def _stripped(content: LabelContent) -> LabelContent:
     return replace(content, **names)
 
 
-def _problems_of(content: LabelContent) -> list[str]:
+def problems_of(content: LabelContent) -> list[str]:
     """What keeps a text from being a label: explainers' chatter is refused by its length."""
     problems, text = [], content.text
     what, words, characters = "label", MAX_LABEL_WORDS, MAX_LABEL_CHARACTERS

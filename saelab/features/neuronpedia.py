@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,6 +38,8 @@ FLOAT32_DIGITS = 9
 """Digits that give a float32 back exactly."""
 CREATOR = "clkht01d40000jv08hvalcvly"
 """The account that every Neuronpedia database is made with; imported rows need an owner."""
+ORIGIN_MARK = "\nsaelab: "
+"""In the notes of an explanation, before all that saelab knows of where it is from."""
 UNMEASURED = (
     *("neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1"),
     *("correlated_neurons_indices", "correlated_neurons_l1", "correlated_neurons_pearson"),
@@ -226,7 +229,7 @@ def _write_explanations(
             "index": str(label.feature),
             "authorId": CREATOR,
             "description": label.text,
-            "notes": _origin_of(label),
+            "notes": _origin_of(label, content_hash),
         }
         for label in book.all()
     ]
@@ -234,10 +237,17 @@ def _write_explanations(
         yield from _write_batch(folder / "explanations", number, rows[batch.start : batch.stop])
 
 
-def _origin_of(label: Label) -> str:
-    """Author, method and score: Neuronpedia's columns for them name rows of its own tables."""
+def _origin_of(label: Label, content_hash: str) -> str:
+    """Where a label is from, in words and, for `saelab explain --import`, as JSON.
+
+    Neuronpedia's columns for author, method and score name rows of its own tables.
+    """
     score = "" if label.score is None else f", score {label.score:.4g}"
-    return f"by {label.author}, {label.method}{score}, {label.created}"
+    facts = {name: getattr(label, name) for name in ("author", "method", "score", "model")}
+    facts |= {"prompt_hash": label.prompt_hash, "dictionary": content_hash}
+    facts["scores"] = [asdict(score) for score in label.scores]
+    words = f"by {label.author}, {label.method}{score}, {label.created}"
+    return f"{words}{ORIGIN_MARK}{json.dumps(facts)}"
 
 
 def _row_id(origin: str, feature: int, order: int) -> str:

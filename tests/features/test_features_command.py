@@ -22,6 +22,7 @@ from saelab.commands.info import describe
 from saelab.config import to_plain
 from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
 from saelab.errors import ArtifactError, ConfigError, SaelabError
+from saelab.explain.exchange import import_explanations
 from saelab.features import neuronpedia, pipeline, text_pass
 from saelab.features.config import FeaturesConfig
 from saelab.features.labels import LabelBook
@@ -476,6 +477,10 @@ def test_an_export_to_neuronpedia_holds_what_the_store_holds(run, tmp_path, monk
     explained = [(row["index"], row["description"]) for row in rows["explanations"]]
     assert explained == [("7", "kings"), ("7", "royalty"), ("30", "rivers")]
     assert "by Ada, by hand, score 0.5" in rows["explanations"][0]["notes"]
+    for label in book.all():
+        book.delete(label.id)
+    assert import_explanations(folder, source).written == 3
+    assert [label.text for label in book.all()] == ["kings", "royalty", "rivers"]
 
 
 def assert_row_is_the_features(row, store, saved, activations):
