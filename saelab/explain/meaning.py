@@ -197,7 +197,9 @@ def _cosines(
                 vectors = np.concatenate([vectors, *new])
                 rows |= {key: len(rows) + index for index, key in enumerate(missing)}
                 _write(path, model, list(rows)[: len(vectors)], vectors)
-    found = vectors[[rows[key] for key in keys]].astype(np.float32) @ model.embed([query])[0]
+    # As they are kept, so that the first search finds what the next one does.
+    kept = vectors[[rows[key] for key in keys]].astype(np.float16).astype(np.float32)
+    found = kept @ model.embed([query])[0]
     return dict(zip(keys, found.tolist(), strict=True))
 
 
