@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from saelab.config import parse_arguments
+from saelab.errors import ConfigError
 from saelab.explain.config import ExplainConfig
 from saelab.features.schema import LABEL_FILE
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from saelab.explain.run import Summary
 
 PROGRAM = "saelab explain"
+CONTROLS = ("shuffled", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,15 @@ class ExplainCommand:
     """Settings."""
     dry_run: bool = False
     """Say what it would cost, and ask nothing."""
+    read: Path | None = None
+    """Take over explanations from Neuronpedia's file, a folder of them, or delphi's results, in
+    place of making any."""
+    write: Path | None = None
+    """Write the best explanation of each feature to this folder, as delphi does, and make none."""
+
+    def __post_init__(self) -> None:
+        if self.read is not None and self.write is not None:
+            raise ConfigError("read and write are two commands: give one of them")
 
 
 CONFIG = ExplainCommand
@@ -50,6 +61,9 @@ def main(arguments: Sequence[str]) -> None:
     from saelab.features.pipeline import dictionary_folders
 
     folders = dictionary_folders(command.paths)
+    if command.read is not None or command.write is not None:
+        exchange(folders, command.read, command.write)
+        return
     with ExitStack() as stack:
         model = stack.enter_context(answering(config.asked)) if config.asks_a_model else None
         for folder in folders:
@@ -60,6 +74,27 @@ def main(arguments: Sequence[str]) -> None:
                 print(f"{folder}: {cost}, of {model.name}", flush=True)
             if not command.dry_run:
                 show(folder, explain_dictionary(folder, config, model))
+
+
+def exchange(folders: Sequence[Path], source: Path | None, out: Path | None) -> None:
+    """Read or write explanations in other programs' formats, and print how many.
+
+    Raises:
+        ConfigError: several dictionaries, for which one file or folder is too few.
+        ArtifactError: nothing to read or to write, or explanations of another dictionary.
+    """
+    from saelab.explain.exchange import export_delphi, import_explanations
+
+    if len(folders) != 1:
+        raise ConfigError(f"--read and --write take one dictionary, not {len(folders)}: name it")
+    (folder,) = folders
+    if out is not None:
+        print(f"written: {export_delphi(folder, out):,} explanations to {out}")
+    if source is not None:
+        found = import_explanations(folder, source)
+        print(f"read: {found.written:,} explanations into {folder / LABEL_FILE}")
+        if found.refused:
+            print(f"left out: {found.refused:,}, the first because {found.first_problem}")
 
 
 def show(folder: Path, summary: Summary) -> None:
@@ -99,9 +134,6 @@ def show(folder: Path, summary: Summary) -> None:
     if any(explanation.method == WEAK_METHOD for explanation in summary.explanations):
         print("these texts show how it works: the embedded model is too weak to explain features")
     print(f"explanations: {folder / LABEL_FILE}")
-
-
-CONTROLS = ("shuffled", "random")
 
 
 def _mean(values: Sequence[float]) -> str:
