@@ -48,7 +48,7 @@ class RuleJudge:
         """Whether the rule holds at half of the marked tokens or more."""
         said = self._said(description, [window for window, _ in windows])
         return [
-            bool(marked) and 2 * one[list(marked)].sum() >= len(marked)
+            bool(len(marked) and 2 * one[list(marked)].sum() >= len(marked))
             for one, (_, marked) in zip(said, windows, strict=True)
         ]
 

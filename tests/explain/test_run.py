@@ -290,7 +290,9 @@ def test_scores_by_meaning_and_by_intervention(toy_folder, monkeypatch):
     def text(words):
         texts = tuple(words.split(" "))
         rows = np.arange(len(texts))
-        return Example(0, texts, tuple((i,) for i in rows), rows, 0.0 * rows, rows >= 0, 0, 0.0)
+        return Example(
+            0, texts, tuple((i,) for i in range(len(texts))), rows, 0.0 * rows, rows >= 0, 0, 0.0
+        )
 
     class Steering:
         def texts(self, feature, maximum, prompts):
