@@ -313,4 +313,4 @@ def test_scores_by_meaning_and_by_intervention(toy_folder, monkeypatch):
         assert (meaning.name, boosted.name) == ("embedding", "intervention")
         assert meaning.value > 0.95 and boosted.value == 1.0
     (meaning,) = [score for score in summary.scores_named("embedding") if score.random is not None]
-    assert meaning.random == 0.5 and meaning.shuffled < 0.7
+    assert meaning.random == 0.5 and meaning.shuffled < meaning.value
