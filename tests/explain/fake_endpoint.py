@@ -39,7 +39,8 @@ def answer_rightly(system: str, user: str) -> str:
         if "«" in system:
             lines = [" ".join(re.findall("«([^»]*)»", line)) for line in lines]
         return json.dumps({"answers": [word in line for line in lines]})
-    return json.dumps({"text": "A" if word in user.partition("\nB. ")[0] else "B"})
+    first = user.partition("\nA. ")[2].partition("\nB. ")[0]
+    return json.dumps({"text": "A" if word in first else "B"})
 
 
 class FakeEndpoint:
