@@ -39,6 +39,7 @@ eval       evals.command            judge saved dictionaries
 report     commands.report          write the page of an evaluation result again
 compare    evals.compare.suite      compare training methods in one report
 features   commands.features        read every feature of a run's dictionaries into a store
+explain    commands.explain         say in words what features stand for, with scores
 dashboard  dashboards.command       browse runs, features and results in the web browser, offline
 planted    commands.planted         train methods on planted features and score the recovery
 export     commands.export          write a dictionary in another library's format

@@ -15,7 +15,7 @@ import tyro
 from saelab.config import parse_arguments
 from saelab.errors import ArtifactError
 from saelab.features.reader import FeatureStore, is_stale
-from saelab.features.schema import FLAGS, LABEL_FILE
+from saelab.features.schema import FLAGS
 from saelab.formats.database import open_to_read
 from saelab.formats.evaluation_result import read_evaluation_result
 from saelab.formats.files import (
@@ -149,7 +149,8 @@ def _kind_of(file: Path) -> Kind | None:
     if file.suffix == ".sqlite":
         if not _has_our_name(file) and not _holds_manifest(file):
             return None
-        return KINDS["feature_labels" if file.name == LABEL_FILE else "feature_store"]
+        named = (kind for kind in KINDS.values() if file.name in kind.files)
+        return next(named, KINDS["feature_store"])
     for kind in KINDS.values():
         if not kind.has_manifest and any(fnmatch(file.name, pattern) for pattern in kind.files):
             return kind
@@ -365,6 +366,13 @@ def _describe_shards(file: Path) -> list[str]:
     ]
 
 
+def _describe_answers(file: Path) -> list[str]:
+    from saelab.explain.answers import AnswerBook
+
+    with AnswerBook(file) as answers:
+        return [f"answers: {answers.verify():,}", f"intact: {KINDS['explanation_answers'].intact}"]
+
+
 def _describe_meanings(file: Path) -> list[str]:
     from saelab.explain.meaning import read_meanings
 
@@ -427,6 +435,7 @@ DESCRIBERS: dict[str, Callable[..., list[str]]] = {
     "feature_store": _describe_store,
     "feature_labels": _describe_labels,
     "feature_shards": _describe_shards,
+    "explanation_answers": _describe_answers,
     "feature_meanings": _describe_meanings,
     "error_probe": _describe_probe,
     "rows": _describe_rows,

@@ -111,6 +111,13 @@ _KINDS = (
         **_NO_MANIFEST,
     ),
     Kind(
+        "explanation_answers",
+        ("explanation_answers.sqlite",),
+        "saelab explain",
+        "every answer has the SHA-256 it was written with",
+        **_NO_MANIFEST,
+    ),
+    Kind(
         "feature_meanings",
         ("feature_meanings.safetensors",),
         "saelab dashboard",

@@ -179,6 +179,13 @@ def _labels(folder: Path) -> Any:
     return book.all(), book.notes()
 
 
+def _answers(folder: Path) -> Any:
+    from saelab.explain.answers import AnswerBook
+
+    with AnswerBook(folder / "explanation_answers.sqlite") as answers:
+        return answers.verify(), [answers.get(f"key {number}") for number in range(10)]
+
+
 def _shards(folder: Path) -> Any:
     from saelab.features.shards import Shards, check_shard
 
@@ -303,6 +310,7 @@ ARTIFACTS = (
         SECOND,
     ),
     Artifact("feature_labels", "by hand", ".", "feature_labels.sqlite", _labels),
+    Artifact("explanation_answers", "by hand", ".", "explanation_answers.sqlite", _answers),
     Artifact("supervised_sites", "by hand", ".", "sites.json", _sites),
     Artifact(
         "supervised_circuit",
@@ -326,6 +334,8 @@ def make_by_hand(folder: Path) -> None:
     from saelab.config import to_plain
     from saelab.evals.supervised.circuit import CIRCUIT_KIND, Circuit, RoleEffects
     from saelab.evals.supervised.sites import CrossSection, PromptSite, write_cross_sections
+    from saelab.explain.answers import AnswerBook
+    from saelab.explain.endpoint import Answer
     from saelab.features.labels import LabelBook
     from saelab.formats.evaluation_result import (
         EvaluationResult,
@@ -340,6 +350,9 @@ def make_by_hand(folder: Path) -> None:
     for feature in range(10):
         book.add(feature, f"words about {feature}", author="Ada", score=feature / 10)
         book.write_note(feature, "a note", author="Ada")
+    with AnswerBook(folder / "explanation_answers.sqlite") as answers:
+        for number in range(10):
+            answers.put(f"key {number}", "model", Answer(f"answer {number}", number, 1))
     sections = [
         CrossSection(name, (PromptSite.parse(f"resid_post.{layer}@end"),), (("io",),))
         for layer, name in enumerate(("early", "late"))

@@ -1,0 +1,457 @@
+"""Explaining the features of one dictionary: which, by what, at what cost, and what came of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from saelab.config import to_plain
+from saelab.errors import ArtifactError, ConfigError, ModelError, Stopped
+from saelab.features.labels import LabelBook, LabelContent, Score
+from saelab.features.reader import FeatureStore, is_stale
+from saelab.features.schema import LABEL_FILE
+from saelab.formats.files import hash_of
+from saelab.formats.lock import writer_lock
+from saelab.interrupts import StopRequest, stop_on_signals
+from saelab.progress import progress_bar
+
+from .answers import ANSWER_FILE, AnswerBook, Asker, CountingAsker, Tally
+from .config import ExplainConfig, ModelOptions
+from .endpoint import Answerer, Endpoint
+from .evidence import Evidence, gather
+from .judge import Judge
+from .local import EMBEDDED, LocalModel
+from .prompts import prompts_hash
+from .scores import judged, ranking, score_of
+from .token_context import explanations
+
+if TYPE_CHECKING:
+    from .intervention import Steering
+
+logger = logging.getLogger(__name__)
+
+AUTHOR = "saelab"
+METHOD = "language-model"
+WEAK_METHOD = "language-model (too weak)"
+"""Of texts that show the machinery and are not worth reading."""
+EXPLAINS_NOTHING = "assorted tokens in various kinds of text"
+"""The control that any explanation has to beat."""
+BEGINNINGS = (
+    "The",
+    "I think that",
+    "On the next morning",
+    "In this article we",
+    "She looked at him and",
+    "It is well known that",
+    "First of all,",
+    "My favourite",
+)
+"""What is written on with a feature boosted."""
+N_ESTIMATED = 12
+"""Features whose questions are counted for an estimate."""
+PATIENCE = 10
+"""Features without an explanation, of the first ones, after which a model is given up."""
+BETWEEN_WRITES = 50
+"""Explanations that are written at once."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Neither tokenizers of sentence encoders nor texts being written are made for threads."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run would ask that was not asked before."""
+
+    questions: int
+    prompt_tokens: int
+    completion_tokens: int
+    money: float | None
+    """At the prices given; None where none was."""
+
+    def __str__(self) -> str:
+        money = "" if self.money is None else f", {self.money:,.2f} at the prices given"
+        return (
+            f"about {self.questions:,} questions, {self.prompt_tokens:,} tokens to read and "
+            f"{self.completion_tokens:,} to write{money}"
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of a run."""
+
+    chosen: int
+    """Features that were to be explained."""
+    explanations: tuple[LabelContent, ...]
+    """Of those that were."""
+    without_examples: int = 0
+    """Features with no example to show."""
+    tally: Tally = field(default_factory=Tally)
+    """What the language model was asked."""
+
+    def scores_named(self, name: str) -> list[Score]:
+        """A score of every explanation that has it."""
+        scores = (explanation.score_named(name) for explanation in self.explanations)
+        return [score for score in scores if score is not None]
+
+
+@contextmanager
+def answering(options: ModelOptions) -> Iterator[Answerer]:
+    """The language model that is asked: an endpoint, or a model run here.
+
+    Raises:
+        EndpointError: nothing answers, the key is refused, or the model is not named.
+        ModelError: no such model, or none that can be asked.
+    """
+    if options.endpoint is None:
+        assert options.model is not None
+        yield LocalModel(options.model, dtype=options.model_dtype, device=options.device)
+        return
+    with Endpoint(
+        options.endpoint,
+        options.model,
+        key_variable=options.key_variable,
+        concurrency=options.concurrency,
+        requests_per_minute=options.requests_per_minute,
+        time_limit=options.time_limit,
+        retries=options.retries,
+    ) as endpoint:
+        yield endpoint
+
+
+def explain_dictionary(
+    folder: Path, config: ExplainConfig, model: Answerer | None = None
+) -> Summary:
+    """Explain features from the store beside a dictionary; explanations go to its label file.
+
+    Args:
+        folder: the dictionary's, with its `features.sqlite`.
+        config: settings.
+        model: the language model to ask; None: the one that the settings name, if any.
+
+    Raises:
+        ArtifactError: no store, one of another dictionary, or one without examples.
+        ConfigError: features that are not there.
+        EndpointError: an endpoint that gives no answers; what it gave is kept.
+        ModelError: a model that refuses, or answers in no readable form.
+        Stopped: a signal asked to stop; every answer is kept.
+    """
+    if model is None and config.asks_a_model:
+        with answering(config.asked) as model:
+            return explain_dictionary(folder, config, model)
+    with _opened(folder) as store, writer_lock(folder / ANSWER_FILE):
+        features = chosen_features(store, config)
+        book = LabelBook(
+            folder / LABEL_FILE, store.manifest["made_from"]["dictionary_hash"], store.n_features
+        )
+        if model is None:
+            found = explanations(store, features, config.evidence, config.seed)
+            written = _written(found, book, len(features), "explaining")
+            if not written:
+                raise _no_examples(store)
+            return Summary(len(features), tuple(written), len(features) - len(written))
+        with stop_on_signals() as stop, AnswerBook(folder / ANSWER_FILE) as answers:
+            ask = Asker(model, answers, stop)
+            texts, without = _texts(store, config, features, ask, model.concurrency, stop)
+            steering = _steering(folder, store, config) if _boosts(config) else None
+            work = _Scoring(store, config, ask, texts, _controls(config, texts), steering)
+            results = _in_parallel(work, list(texts), model.concurrency, stop)
+            written = _written(results, book, len(texts), "scoring")
+            return Summary(len(features), tuple(written), without, ask.tally)
+
+
+def estimated_cost(folder: Path, config: ExplainConfig, model: Answerer) -> Cost:
+    """What explaining would cost, from the questions about a few features.
+
+    Raises:
+        ArtifactError, ConfigError: as for `explain_dictionary`.
+    """
+    with _opened(folder) as store, AnswerBook(folder / ANSWER_FILE) as answers:
+        features = chosen_features(store, config)
+        sample = _shuffled(features, config.seed)[:N_ESTIMATED]
+        tallies = []
+        for names in ((), config.scores):
+            ask = CountingAsker(model, answers)
+            judge = _judge(config, ask)
+            for feature in sample:
+                evidence = gather(store, feature, config.evidence, config.seed)
+                text = judge.explain(evidence.shown, evidence.contrast) or EXPLAINS_NOTHING
+                judged(judge, evidence, text, shuffled=None, random=None, names=names)
+                if names and _boosts(config):
+                    pair = (evidence.shown[0], evidence.shown[0])
+                    judge.which_was_steered(text, [pair] * 2 * len(BEGINNINGS))
+            tallies.append(ask.tally)
+    explaining, everything = tallies
+    scale = len(features) / len(sample)
+    controlled = len(features) if config.controls is None else config.controls
+    judging = 1 + 2 * min(1, controlled / len(features))
+
+    def total(name: str) -> int:
+        first, both = getattr(explaining, name), getattr(everything, name)
+        return round(scale * (first + judging * (both - first)))
+
+    tokens = total("prompt_tokens"), total("completion_tokens")
+    prices = config.price_in, config.price_out
+    money = sum(n * (price or 0) / 1e6 for n, price in zip(tokens, prices, strict=True))
+    return Cost(total("asked"), *tokens, None if prices == (None, None) else money)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[FeatureStore]:
+    with FeatureStore(folder) as store:
+        stale = is_stale(store, folder)
+        if stale is not None:
+            raise ArtifactError(stale)
+        yield store
+
+
+def chosen_features(store: FeatureStore, config: ExplainConfig) -> list[int]:
+    """The features that settings choose, in order of their index.
+
+    Raises:
+        ConfigError: one that is not there.
+        ArtifactError: a store in which no feature is alive.
+    """
+    beyond = [feature for feature in config.features if feature >= store.n_features]
+    if beyond:
+        raise ConfigError(
+            f"features: {beyond[0]} does not exist: {store.path} has features 0 to "
+            f"{store.n_features - 1}"
+        )
+    if config.features:
+        return sorted(set(config.features))
+    alive = np.flatnonzero(~store.flag("dead")).tolist()
+    if not alive:
+        raise ArtifactError(
+            f"{store.path} holds no examples: every feature was silent on its text; build it on "
+            "more text with `saelab features … --n-tokens`"
+        )
+    if config.densest is not None:
+        n_active = store.table()["n_active"]
+        alive = sorted(alive, key=lambda feature: (-n_active[feature], feature))
+        return sorted(alive[: config.densest])
+    return (
+        alive if config.sample is None else sorted(_shuffled(alive, config.seed)[: config.sample])
+    )
+
+
+def _shuffled(features: Iterable[int], seed: int) -> list[int]:
+    """Features in an order that no other feature decides, so that more of them ask no more."""
+    return sorted(features, key=lambda feature: hash_of([seed, feature]))
+
+
+def _judge(config: ExplainConfig, ask: Asker) -> Judge:
+    options = config.asked
+    return Judge(
+        ask, windows_per_question=options.windows_per_question, max_tokens=options.max_tokens
+    )
+
+
+def _texts(
+    store: FeatureStore,
+    config: ExplainConfig,
+    features: Sequence[int],
+    ask: Asker,
+    workers: int,
+    stop: StopRequest,
+) -> tuple[dict[int, str], int]:
+    """Explanations by feature, of those that got one, and how many had no example."""
+    judge = _judge(config, ask)
+
+    def explain(feature: int) -> tuple[int, bool, str | None]:
+        evidence = gather(store, feature, config.evidence, config.seed)
+        if not evidence.shown:
+            return feature, False, None
+        return feature, True, judge.explain(evidence.shown, evidence.contrast)
+
+    texts: dict[int, str] = {}
+    shown = 0
+    with progress_bar(len(features), "explaining", "features") as bar:
+        for feature, has_examples, text in _in_parallel(explain, features, workers, stop):
+            shown += has_examples
+            bar.update(1)
+            if text is not None:
+                texts[feature] = text
+            elif shown >= PATIENCE and not texts:
+                break
+    if not shown:
+        raise _no_examples(store)
+    if not texts:
+        raise ModelError(
+            f"{ask.model} explained none of {shown} features: it refused {ask.tally.refused} times "
+            f"and gave {ask.tally.unreadable} answers that could not be read; give another --model"
+        )
+    return dict(sorted(texts.items())), len(features) - shown
+
+
+def _no_examples(store: FeatureStore) -> ArtifactError:
+    return ArtifactError(
+        f"{store.path} holds no examples of these features: choose others, or build it on more "
+        "text with `saelab features … --n-tokens`"
+    )
+
+
+def _controls(config: ExplainConfig, texts: dict[int, str]) -> dict[int, str | None]:
+    """For the features with controls: another one's explanation, unless all say the same."""
+    order = _shuffled(texts, config.seed)
+    chosen = order if config.controls is None else order[: config.controls]
+    return {
+        feature: next(
+            (texts[o] for o in order[i + 1 :] + order[:i] if texts[o] != texts[feature]), None
+        )
+        for i, feature in enumerate(chosen)
+    }
+
+
+def _boosts(config: ExplainConfig) -> bool:
+    return "intervention" in config.scores
+
+
+def _steering(folder: Path, store: FeatureStore, config: ExplainConfig) -> Steering:
+    """What writes texts with features boosted: the dictionary and the model it was trained on."""
+    from saelab.cache.config import DataOverrides
+    from saelab.dictionary import load_dictionary
+    from saelab.dictionary.data_spec import data_spec_of
+
+    from .intervention import Steering
+
+    saved = load_dictionary(folder)
+    model = data_spec_of(saved, DataOverrides()).load_model(config.asked.device)
+    saved.dictionary.to(model.device)
+    return Steering(model, saved, store.vocabulary, config.seed)
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """Makes scored explanations of texts, feature by feature."""
+
+    store: FeatureStore
+    config: ExplainConfig
+    ask: Asker
+    texts: dict[int, str]
+    controls: dict[int, str | None]
+    """Another feature's text, for features whose controls are measured."""
+    steering: Any
+    """A `Steering`, whose module loads torch; None where nothing is boosted."""
+
+    def __call__(self, feature: int) -> LabelContent:
+        """The explanation of a feature, ready to be written."""
+        scores, config = self._scores(feature), self.config
+        return LabelContent(
+            feature=feature,
+            text=self.texts[feature],
+            author=AUTHOR,
+            method=WEAK_METHOD if self.ask.model == EMBEDDED else METHOD,
+            model=self.ask.model[-100:],
+            prompt_hash=prompts_hash(to_plain(config.evidence), config.seed),
+            score=next((score.value for score in scores if score.name == "detection"), None),
+            scores=scores,
+        )
+
+    def _scores(self, feature: int) -> tuple[Score, ...]:
+        config, own = self.config, self.texts[feature]
+        evidence = gather(self.store, feature, config.evidence, config.seed)
+        shuffled = self.controls.get(feature)
+        nothing = EXPLAINS_NOTHING if feature in self.controls else None
+        judge = _judge(config, self.ask)
+        scores: list[Score | None] = [
+            *judged(
+                judge,
+                evidence,
+                own,
+                shuffled=shuffled,
+                random=nothing,
+                names=config.scores,
+                seed=config.seed,
+            )
+        ]
+        if "embedding" in config.scores and evidence.held_out:
+            scores.append(_embedding_score(evidence, own, shuffled, nothing))
+        if self.steering is not None:
+            from .intervention import intervention
+
+            maximum = float(self.store.table()["max_act"][feature])
+            with _ONE_AT_A_TIME:
+                written = self.steering.texts(feature, maximum, BEGINNINGS)
+            scores.append(intervention(judge.which_was_steered, written, own, shuffled=shuffled))
+        return tuple(score for score in scores if score is not None)
+
+
+def _embedding_score(
+    evidence: Evidence, own: str, shuffled: str | None, random: str | None
+) -> Score | None:
+    """How much nearer in meaning an explanation is to examples that fire than to silent ones."""
+    from .meaning import embed
+
+    windows = evidence.held_out + evidence.quiet
+    fires = [True] * len(evidence.held_out) + [False] * len(evidence.quiet)
+    texts = [own, shuffled or "", random or "", *("".join(window.texts) for window in windows)]
+    with _ONE_AT_A_TIME:
+        vectors = embed(texts)
+    said, rows = vectors[:3], vectors[3:]
+    first, second, third = (ranking(fires, (rows @ one).tolist()) for one in said)
+    return score_of(
+        "embedding",
+        fires,
+        first,
+        shuffled=None if shuffled is None else second,
+        random=None if random is None else third,
+    )
+
+
+def _written(
+    contents: Iterable[LabelContent], book: LabelBook, total: int, what: str
+) -> list[LabelContent]:
+    """Write explanations as they come, those before an error or a stop too."""
+    written: list[LabelContent] = []
+    waiting: list[LabelContent] = []
+    try:
+        with progress_bar(total, what, "features") as bar:
+            for content in contents:
+                waiting.append(content)
+                bar.update(1)
+                if len(waiting) == BETWEEN_WRITES:
+                    book.add_many(waiting)
+                    written += waiting
+                    waiting = []
+    finally:
+        if waiting:
+            book.add_many(waiting)
+            written += waiting
+    return written
+
+
+def _in_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, stop: StopRequest
+) -> Iterator[Result]:
+    """Results as they come; after an error or a stop nothing more is begun.
+
+    Raises:
+        Stopped: a signal asked to stop.
+    """
+    left = iter(items)
+    running: set[Future[Result]] = set()
+    with ThreadPoolExecutor(workers) as pool:
+        while True:
+            for item in left:
+                running.add(pool.submit(work, item))
+                if len(running) == workers:
+                    break
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+            if stop:
+                raise Stopped("stopped: what was finished is kept", stop.signal_name)
