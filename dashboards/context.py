@@ -15,7 +15,8 @@ from urllib.parse import urlencode
 import streamlit as st
 
 from saelab.errors import ArtifactError
-from saelab.features.labels import Label, LabelBook, one_each
+from saelab.features.label_content import Label, one_each
+from saelab.features.labels import LabelBook
 from saelab.features.reader import FeatureStore, is_stale
 from saelab.features.schema import LABEL_FILE
 

@@ -16,7 +16,7 @@ from saelab.explain.meaning import (
     likeness_of_explanations,
     missing_encoder,
 )
-from saelab.features.labels import SCORE_DEFINITIONS, Label, one_each
+from saelab.features.label_content import SCORE_DEFINITIONS, Label, one_each
 from saelab.features.reader import FeatureStore
 
 from .. import url_state

@@ -16,7 +16,8 @@ import numpy as np
 import streamlit as st
 
 from saelab.errors import ArtifactError, SaelabError
-from saelab.features.labels import BY_HAND, EDITED, MAX_LABEL_WORDS, Label, LabelBook, Note
+from saelab.features.label_content import BY_HAND, EDITED, MAX_LABEL_WORDS, Label, Note
+from saelab.features.labels import LabelBook
 from saelab.features.reader import FeatureStore
 from saelab.features.records import Example, FeatureRecord
 
@@ -252,7 +253,8 @@ def _name_voter(book: LabelBook) -> None:
         st.session_state[AUTHOR_KEY] = author
         # Enter and leaving the box both call this.
         if pending := st.session_state.pop("pending_vote", None):
-            _vote(book, *pending, author)
+            label_id, value = pending
+            _vote(book, label_id, value, author)
 
 
 def _explain(folder: Path, feature: int, endpoint: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from saelab.features.labels import SCORE_DEFINITIONS, TOO_WEAK, Label, Score, prominence
+from saelab.features.label_content import SCORE_DEFINITIONS, TOO_WEAK, Label, Score, prominence
 
 from .token_html import visible_text
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from saelab.features.labels import Label
+from saelab.features.label_content import Label
 from saelab.features.reader import FeatureStore
 from saelab.features.records import Example, FeatureRecord, LogitLens, QuantileGroup
 from saelab.formats.chart import Chart

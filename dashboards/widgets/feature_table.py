@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saelab.features.labels import Label
+from saelab.features.label_content import Label
 from saelab.features.reader import FeatureStore
 from saelab.features.schema import FLAGS
 from saelab.features.unpacking import split_tokens

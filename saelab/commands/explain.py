@@ -103,7 +103,7 @@ def show(folder: Path, summary: Summary) -> None:
     from rich.table import Table
 
     from saelab.explain.run import WEAK_METHOD
-    from saelab.features.labels import SCORE_DEFINITIONS
+    from saelab.features.label_content import SCORE_DEFINITIONS
 
     table = Table()
     table.add_column("mean score")

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import ArtifactError, shown
-from saelab.features.labels import LabelBook, LabelContent, Score, one_each, problems_of
+from saelab.features.label_content import LabelContent, Score, one_each, problems_of
+from saelab.features.labels import LabelBook
 from saelab.features.neuronpedia import ORIGIN_MARK
 from saelab.features.reader import FeatureStore
 from saelab.features.schema import LABEL_FILE

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool
 
 from saelab.dictionary import SavedDictionary
-from saelab.features.labels import Score
+from saelab.features.label_content import Score
 from saelab.features.records import Example
 from saelab.features.token_text import Vocabulary
 from saelab.features.unpacking import Windows, context_of

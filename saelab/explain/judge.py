@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from saelab.features.labels import MAX_EXPLANATION_CHARACTERS, MAX_EXPLANATION_WORDS
+from saelab.features.label_content import MAX_EXPLANATION_CHARACTERS, MAX_EXPLANATION_WORDS
 from saelab.features.records import Example
 
 from . import prompts

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saelab.errors import ArtifactError, ModelError
-from saelab.features.labels import Label
+from saelab.features.label_content import Label
 from saelab.features.reader import FeatureStore
 from saelab.formats.files import read_json, read_tensors, sha256_of, write_tensors
 

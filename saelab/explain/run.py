@@ -15,7 +15,8 @@ import numpy as np
 
 from saelab.config import to_plain
 from saelab.errors import ArtifactError, ConfigError, ModelError, Stopped
-from saelab.features.labels import LabelBook, LabelContent, Score
+from saelab.features.label_content import LabelContent, Score
+from saelab.features.labels import LabelBook
 from saelab.features.reader import FeatureStore, is_stale
 from saelab.features.schema import LABEL_FILE
 from saelab.formats.files import hash_of

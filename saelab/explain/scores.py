@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saelab.features.labels import Score
+from saelab.features.label_content import Score
 from saelab.features.records import Example
 
 from .evidence import Evidence, marked_at_random, strong_pieces

@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saelab.features.labels import LabelContent
+from saelab.features.label_content import LabelContent
 from saelab.features.reader import FeatureStore
 from saelab.features.records import Example
 

@@ -8,13 +8,11 @@ inherit them. An explanation is a label that was not written by hand.
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 import threading
-import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -24,17 +22,20 @@ from saelab.formats.database import require_plain_tables
 from saelab.formats.files import require_file
 from saelab.formats.kinds import KINDS
 
-LABEL_SCHEMA_VERSION = KINDS["feature_labels"].schema_version
-BY_HAND = "by hand"
-EDITED = "edited"
-"""Method of what a person made of an explanation."""
-TOO_WEAK = "language-model (too weak)"
-"""Method of texts that show how explaining works and are not worth reading."""
-MAX_LABEL_WORDS, MAX_LABEL_CHARACTERS = 20, 200
-MAX_EXPLANATION_WORDS, MAX_EXPLANATION_CHARACTERS = 60, 400
-MAX_NOTE_CHARACTERS = 10_000
-MAX_NAME_CHARACTERS = 100
+from .label_content import (
+    BY_HAND,
+    EDITED,
+    MAX_NOTE_CHARACTERS,
+    Label,
+    LabelContent,
+    Note,
+    Score,
+    name_problems,
+    problems_of,
+    score_problems,
+)
 
+LABEL_SCHEMA_VERSION = KINDS["feature_labels"].schema_version
 UPGRADES = (
     (  # to version 1
         "CREATE TABLE IF NOT EXISTS label (id INTEGER PRIMARY KEY, dictionary TEXT NOT NULL, "
@@ -66,108 +67,6 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "prompt_hash": (str, type(None)),
 }
 """Types of columns that hold no text: SQLite itself lets any value into any column."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well an explanation predicts its feature, with the same number of things that cannot."""
-
-    name: str
-    """What was measured: a key of `SCORE_DEFINITIONS`, or another program's name."""
-    value: float
-    low: float | None = None
-    """Ends of the 95 % interval over examples; None where there is none."""
-    high: float | None = None
-    n: int = 0
-    """Items judged."""
-    shuffled: float | None = None
-    """Control: the same score of another feature's explanation."""
-    random: float | None = None
-    """Control: the same score of a text that explains nothing."""
-
-
-SCORE_DEFINITIONS = {
-    "detection": "balanced accuracy of telling held-out contexts in which the feature fires from "
-    "those in which it does not; 0.5 is chance",
-    "fuzzing": "balanced accuracy of telling held-out contexts whose marked tokens fire from those "
-    "with others marked; 0.5 is chance",
-    "simulation": "Pearson correlation of predicted and true activations over held-out tokens; "
-    "0 is chance",
-    "embedding": "share of pairs in which the explanation's embedding is nearer to a held-out "
-    "context that fires than to one that does not (AUC); 0.5 is chance",
-    "intervention": "share of right answers on which of two texts was written with the feature "
-    "boosted; 0.5 is chance",
-}
-"""Name of a score -> what it says."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelContent:
-    """What someone or something says a feature is, as it is given to be written."""
-
-    feature: int
-    text: str
-    """One line: at most 20 words by hand, 60 of an explanation."""
-    author: str
-    """Who wrote it: a person or a program."""
-    method: str = BY_HAND
-    """How: "by hand", or the name of an automatic method."""
-    score: float | None = None
-    """One number of how well it predicts the feature, as the method says; None: none."""
-    model: str | None = None
-    """The language model that wrote it; None where there was none."""
-    prompt_hash: str | None = None
-    """Names the words the model was asked with."""
-    scores: tuple[Score, ...] = ()
-
-    @property
-    def explains(self) -> bool:
-        """Whether it is an explanation."""
-        return self.method != BY_HAND
-
-    def score_named(self, name: str) -> Score | None:
-        """The score of this name; None where it was not measured."""
-        return next((score for score in self.scores if score.name == name), None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Label(LabelContent):
-    """A label or explanation as it stands in the book."""
-
-    id: int
-    """Names the label in its database."""
-    created: str
-    """When, ISO 8601, UTC."""
-    votes_up: int = 0
-    votes_down: int = 0
-
-
-@dataclass(frozen=True)
-class Note:
-    """Free text about a feature."""
-
-    feature: int
-    text: str
-    author: str
-    """Who wrote it last."""
-    created: str
-    """When, ISO 8601, UTC."""
-
-
-def one_each(labels: Iterable[Label]) -> dict[int, Label]:
-    """Feature -> the label shown where there is room for one.
-
-    People's words come before explanations, then what has more votes, then the newest; what a
-    model that is too weak wrote is never it.
-    """
-    worth = (label for label in labels if label.method != TOO_WEAK)
-    return {label.feature: label for label in sorted(worth, key=prominence)}
-
-
-def prominence(label: Label) -> tuple[bool, bool, int, int]:
-    """What labels of a feature are ordered by, the one shown first last."""
-    by_person = label.method in (BY_HAND, EDITED)
-    return by_person, label.method != TOO_WEAK, label.votes_up - label.votes_down, label.id
 
 
 class LabelBook:
@@ -284,7 +183,7 @@ class LabelBook:
             ConfigError: the label is gone, or no author.
         """
         label, author = self._of_id(label_id), author.strip()
-        if problems := _name_problems(author, "author"):
+        if problems := name_problems(author, "author"):
             raise ConfigError(problems)
         with self._connected(write=True) as connection:
             connection.execute(
@@ -335,7 +234,7 @@ class LabelBook:
             ConfigError: too long, or no author.
         """
         text, author = text.strip(), author.strip()
-        problems = self._feature_problems(feature) + _name_problems(author, "author")
+        problems = self._feature_problems(feature) + name_problems(author, "author")
         if len(text) > MAX_NOTE_CHARACTERS:
             problems.append(
                 f"the note has {len(text):,} characters: at most {MAX_NOTE_CHARACTERS:,} are kept"
@@ -403,7 +302,7 @@ class LabelBook:
             return ()
         try:
             scores = tuple(Score(**fields) for fields in json.loads(text))
-            damaged = any(_score_problems(score) for score in scores)
+            damaged = any(score_problems(score) for score in scores)
         except (ValueError, TypeError, OverflowError, RecursionError):
             damaged, scores = True, ()
         if damaged:
@@ -470,57 +369,6 @@ def _votes(connection: sqlite3.Connection) -> dict[int, tuple[int, int]]:
 def _stripped(content: LabelContent) -> LabelContent:
     names = {name: getattr(content, name).strip() for name in ("text", "author", "method")}
     return replace(content, **names)
-
-
-def problems_of(content: LabelContent) -> list[str]:
-    """What keeps a text from being a label: explainers' chatter is refused by its length."""
-    problems, text = [], content.text
-    what, words, characters = "label", MAX_LABEL_WORDS, MAX_LABEL_CHARACTERS
-    if content.explains:
-        what, words, characters = (
-            "explanation",
-            MAX_EXPLANATION_WORDS,
-            MAX_EXPLANATION_CHARACTERS,
-        )
-    if not text:
-        problems.append(f"the {what} is empty: write a few words")
-    if any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in text):
-        problems.append(f"the {what} has a line break or a control character: write one line")
-    if len(text) > characters or len(text.split()) > words:
-        problems.append(
-            f"the {what} has {len(text.split())} words and {len(text)} characters: at most "
-            f"{words} words and {characters} characters are kept; put the rest into the note"
-        )
-    problems += _name_problems(content.author, "author") + _name_problems(content.method, "method")
-    if content.score is not None and not math.isfinite(content.score):
-        problems.append(f"score {content.score} is not a finite number")
-    return problems + [problem for score in content.scores for problem in _score_problems(score)]
-
-
-def _score_problems(score: Score) -> list[str]:
-    """What keeps it from being a score, be it given or read."""
-    problems = []
-    if not isinstance(score.name, str) or not 0 < len(score.name) <= MAX_NAME_CHARACTERS:
-        problems.append(f"a score's name is {shown(score.name)}: expected a word")
-    if type(score.n) is not int or score.n < 0:
-        problems.append(f"score {score.name}: n is {shown(score.n)}, expected a count")
-    for name in ("value", "low", "high", "shuffled", "random"):
-        value = getattr(score, name)
-        if value is None and name != "value":
-            continue
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            problems.append(
-                f"score {score.name}: {name} is {shown(value)}, expected a finite number"
-            )
-    return problems
-
-
-def _name_problems(name: str, what: str) -> list[str]:
-    if not name:
-        return [f"the {what} is empty: say who or what wrote this"]
-    if len(name) > MAX_NAME_CHARACTERS:
-        return [f"the {what} has {len(name)} characters: at most {MAX_NAME_CHARACTERS}"]
-    return []
 
 
 def _now() -> str:

@@ -23,7 +23,8 @@ from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import atomic_path, write_bytes
 from saelab.progress import progress_bar
 
-from .labels import Label, LabelBook
+from .label_content import Label
+from .labels import LabelBook
 from .reader import FeatureStore, is_stale
 from .records import Example, FeatureRecord, Histogram
 from .schema import LABEL_FILE, STORE_FILE

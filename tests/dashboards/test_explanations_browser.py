@@ -10,7 +10,8 @@ from test_browser import address_of, heading, type_into
 from toy_store import N_FEATURES
 
 from saelab.explain.meaning import missing_encoder
-from saelab.features.labels import LabelBook, Score
+from saelab.features.label_content import Score
+from saelab.features.labels import LabelBook
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,7 +8,8 @@ import pytest
 from saelab.errors import ArtifactError
 from saelab.explain.exchange import Imported, export_delphi, import_explanations
 from saelab.features import neuronpedia
-from saelab.features.labels import LabelBook, Score
+from saelab.features.label_content import Score
+from saelab.features.labels import LabelBook
 from saelab.features.reader import FeatureStore
 
 SCORES = (Score("detection", 0.8, 0.7, 0.9, 40, 0.5, 0.49), Score("simulation", 0.25))

@@ -7,7 +7,7 @@ import torch
 from saelab.commands.info import describe
 from saelab.errors import ArtifactError, ModelError
 from saelab.explain import meaning
-from saelab.features.labels import Label
+from saelab.features.label_content import Label
 
 needs_encoder = pytest.mark.skipif(
     meaning.missing_encoder() is not None, reason="no sentence encoder is installed"

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from saelab.errors import ArtifactError, ConfigError
-from saelab.features.labels import LabelBook, LabelContent, Score, one_each
+from saelab.features.label_content import LabelContent, Score, one_each
+from saelab.features.labels import LabelBook
 
 
 @pytest.fixture
