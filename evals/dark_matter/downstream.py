@@ -74,7 +74,7 @@ class LiveParts:
         return _with_norms_of(part[order], part)
 
 
-class Condition(NamedTuple):
+class SplicedCondition(NamedTuple):
     """What replaces a row."""
 
     label: str
@@ -85,35 +85,35 @@ class Condition(NamedTuple):
 
 
 CONDITIONS = {
-    "identity": Condition(
+    "identity": SplicedCondition(
         "both parts added",
         "the reconstruction with both parts of the error added, which is the activation",
         lambda live: live.plus("linear") + live.part("nonlinear"),
     ),
-    "sae": Condition(
+    "sae": SplicedCondition(
         "reconstruction", "the reconstruction", lambda live: live.parts.reconstruction
     ),
     **{
-        f"sae_{part}": Condition(
+        f"sae_{part}": SplicedCondition(
             f"+ {part} error",
             f"the reconstruction with the {part} error added",
             partial(LiveParts.plus, part=part),
         )
         for part in PARTS
     },
-    "random_error": Condition(
+    "random_error": SplicedCondition(
         "activation + random, error's norm",
         "the activation moved in a random direction by the norm of its error",
         lambda live: live.activations + live.random(live.parts.error),
     ),
 }
 for _part in PARTS:
-    CONDITIONS[f"sae_{_part}_random"] = Condition(
+    CONDITIONS[f"sae_{_part}_random"] = SplicedCondition(
         f"+ random, {_part}'s norm",
         f"the reconstruction with a random vector of the {_part} error's norm added",
         partial(LiveParts.plus, part=_part, control="random"),
     )
-    CONDITIONS[f"sae_{_part}_shuffled"] = Condition(
+    CONDITIONS[f"sae_{_part}_shuffled"] = SplicedCondition(
         f"+ another row's {_part} error",
         f"the reconstruction with another row's {_part} error, at this row's norm",
         partial(LiveParts.plus, part=_part, control="shuffled"),

@@ -31,7 +31,7 @@ from .downstream import downstream_result
 from .family import family_of
 from .linear_error import error_charts
 from .linear_maps import linear_maps_result
-from .measure import GROUPS, Measured, measure
+from .measure import GROUPS, EncoderPass, measure
 from .norm_test import norm_test_chart
 from .regression import CrossStatistics
 from .rows import EvaluatedRows, rows_of_cache, rows_of_text
@@ -149,7 +149,7 @@ def _passes(
     config: DarkMatterConfig,
     folder: Path,
     design: CrossStatistics | None,
-) -> list[Measured]:
+) -> list[EncoderPass]:
     """The two passes with the dictionary's own codes, and with pursuit codes where asked for.
 
     The token files and the probe are written on the way.
@@ -173,7 +173,7 @@ def _passes(
 def _measurement(
     subject: Subject,
     rows: EvaluatedRows,
-    passes: Sequence[Measured],
+    passes: Sequence[EncoderPass],
     further: Sequence[AnalysisResult],
 ) -> Measurement:
     saved, dictionary = subject.saved, subject.saved.dictionary
@@ -235,7 +235,7 @@ def _rows_in_words(made_from: Mapping[str, Any]) -> str:
     return f"{source} {text.get('source')}, contexts of {made_from['context_length']} tokens"
 
 
-def _charts(passes: Sequence[Measured], further: Sequence[AnalysisResult]) -> list[Chart]:
+def _charts(passes: Sequence[EncoderPass], further: Sequence[AnalysisResult]) -> list[Chart]:
     """Of a dictionary: the error, the norm test, tokens and latents, further analyses."""
     values = passes[0].values
     charts = error_charts({measured.encoder: measured.values for measured in passes})

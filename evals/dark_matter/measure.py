@@ -38,7 +38,7 @@ GROUPS: dict[str, dict[str, str]] = {
 
 
 @dataclass
-class Measured:
+class EncoderPass:
     """What was measured of a dictionary under an encoder."""
 
     prefix: str
@@ -107,7 +107,7 @@ def measure(
     token_file: Path,
     design: CrossStatistics | None = None,
     own_codes: CodesSpill | None = None,
-) -> Measured:
+) -> EncoderPass:
     """Read the rows twice: fit, then take every row apart.
 
     Args:
@@ -153,7 +153,7 @@ def measure(
         findings = direction_findings(dictionary, sums, directions, config.ridge)
         values |= findings.values
         charts.append(findings.chart(prefix, encoder))
-    return Measured(prefix, encoder, probe, sums.regression.design, codes, values, charts)
+    return EncoderPass(prefix, encoder, probe, sums.regression.design, codes, values, charts)
 
 
 def _encoded(

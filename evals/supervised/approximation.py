@@ -26,7 +26,7 @@ from .scores import (
     GREY,
     RANDOM,
     WHISKERS,
-    Score,
+    ContenderScore,
     contenders_of,
     define,
     grouped_bars,
@@ -217,7 +217,7 @@ def _measure(
     return scores
 
 
-def approximation_charts(scores: Sequence[Score]) -> list[Chart]:
+def approximation_charts(scores: Sequence[ContenderScore]) -> list[Chart]:
     """Sufficiency and necessity of every contender at every cross-section."""
     metrics = pooled(scores, "metric", lambda score: (score.section, score.mode))
     floors = {}
@@ -260,7 +260,7 @@ def approximation_charts(scores: Sequence[Score]) -> list[Chart]:
     return charts
 
 
-def approximation_table(scores: Sequence[Score]) -> Table:
+def approximation_table(scores: Sequence[ContenderScore]) -> Table:
     """Test 1 with the mean metrics behind its scores."""
     wanted = ("sufficiency", "necessity", "recovered", "l0")
     rows = pivot(

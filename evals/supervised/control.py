@@ -30,8 +30,8 @@ from .scores import (
     RANDOM,
     UNEDITED,
     WHISKERS,
+    ContenderScore,
     Key,
-    Score,
     contenders_of,
     define,
     grouped_bars,
@@ -280,12 +280,12 @@ def edit_tests(section: Section) -> Iterator[EditTest]:
             )
 
 
-def accuracy_charts(scores: Sequence[Score]) -> list[Chart]:
+def accuracy_charts(scores: Sequence[ContenderScore]) -> list[Chart]:
     """Edit accuracy at the smallest edit: references, and dictionaries with the fewest changes."""
     ks = sorted({score.k for score in scores if score.k is not None})
     shown_k = ACCURACY_K if ACCURACY_K in ks else (ks[0] if ks else None)
 
-    def name(score: Score) -> str | None:
+    def name(score: ContenderScore) -> str | None:
         if score.kind == "condition":
             return UNEDITED if score.mode == CLEAN else None
         if score.kind in ("floor", "skyline"):
@@ -322,7 +322,7 @@ def accuracy_charts(scores: Sequence[Score]) -> list[Chart]:
     ]
 
 
-def control_table(scores: Sequence[Score]) -> Table:
+def control_table(scores: Sequence[ContenderScore]) -> Table:
     """Test 2, edit by edit."""
     rows = pivot(
         ((s.contender, s.section, s.edit, s.mode, s.k, s.prompt_seed), s.measure, s.text)
@@ -339,10 +339,10 @@ def control_table(scores: Sequence[Score]) -> Table:
     )
 
 
-def tradeoff_charts(scores: Sequence[Score]) -> list[Chart]:
+def tradeoff_charts(scores: Sequence[ContenderScore]) -> list[Chart]:
     """Per cross-section and edit: weight removed against accuracy, along k."""
 
-    def key(score: Score) -> Key:
+    def key(score: ContenderScore) -> Key:
         return (score.section, score.edit, score.group, score.mode, score.k)
 
     clean = [score for score in scores if score.kind == "condition" and score.mode == CLEAN]
@@ -388,10 +388,10 @@ def tradeoff_charts(scores: Sequence[Score]) -> list[Chart]:
     ]
 
 
-def relative_tradeoff_charts(scores: Sequence[Score]) -> list[Chart]:
+def relative_tradeoff_charts(scores: Sequence[ContenderScore]) -> list[Chart]:
     """Mean trade-off relative to the supervised edit, over the edits where it is defined."""
 
-    def edit_of(score: Score) -> Key:
+    def edit_of(score: ContenderScore) -> Key:
         edit = (score.section, score.edit, score.prompt_seed)
         return (*edit, score.contender, score.group, score.mode, score.k)
 

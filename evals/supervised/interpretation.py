@@ -25,8 +25,8 @@ from .scores import (
     ABLATED,
     CLEAN,
     INTERPRETATION_SECTION,
+    ContenderScore,
     Key,
-    Score,
     contenders_of,
     define,
     grouped_bars,
@@ -214,7 +214,7 @@ def sweep_thresholds(
         section.keep_prompts(f"{candidate.name}|F1 {side} {limit:g} removed", outcome)
 
 
-def occlusion_charts(scores: Sequence[Score]) -> list[Chart]:
+def occlusion_charts(scores: Sequence[ContenderScore]) -> list[Chart]:
     """For how many values of each attribute there is a latent."""
     thresholds = [s.threshold for s in scores if s.measure == "values_found" and s.threshold]
     if not thresholds:
@@ -222,7 +222,7 @@ def occlusion_charts(scores: Sequence[Score]) -> list[Chart]:
     lowest = min(thresholds)
     kept = [score for score in scores if score.threshold in (None, lowest)]
 
-    def key(score: Score) -> Key:
+    def key(score: ContenderScore) -> Key:
         return (score.group, score.attribute)
 
     values = pooled(kept, "n_values", lambda score: (score.attribute,))
@@ -289,7 +289,7 @@ def histogram_charts(histograms: Sequence[Mapping[str, Any]]) -> list[Chart]:
     return charts
 
 
-def sweep_charts(scores: Sequence[Score]) -> list[Chart]:
+def sweep_charts(scores: Sequence[ContenderScore]) -> list[Chart]:
     """What is lost when latents below, or above, an F1 are subtracted, per cross-section."""
     words = {
         "kept_sufficiency": "sufficiency, latents below removed",

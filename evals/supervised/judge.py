@@ -52,7 +52,7 @@ from .interpretation import (
     sweep_charts,
     sweep_thresholds,
 )
-from .scores import Score, numbers_table, pivot, spread_over_seeds
+from .scores import ContenderScore, numbers_table, pivot, spread_over_seeds
 from .section import Section, SupervisedScores, check_task, collect, open_section
 from .sites import (
     CrossSection,
@@ -238,7 +238,7 @@ def tables(data: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def _short_table(scores: Sequence[Score]) -> Table:
+def _short_table(scores: Sequence[ContenderScore]) -> Table:
     """A line of test 1 per contender and cross-section, then one per edit."""
     shown = ("sufficiency", "necessity", "accuracy", "weight_removed")
     rows = pivot(
@@ -261,7 +261,7 @@ def _short_table(scores: Sequence[Score]) -> Table:
     )
 
 
-def _spread_tables(scores: Sequence[Score]) -> list[Table]:
+def _spread_tables(scores: Sequence[ContenderScore]) -> list[Table]:
     shown = ("sufficiency", "necessity", "accuracy")
     rows = [row for row in spread_over_seeds(scores) if row["measure"] in shown]
     names = ("group", "section", "measure", "edit", "mode", "k", "n_seeds", "mean")

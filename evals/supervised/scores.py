@@ -48,7 +48,7 @@ def define(group: str, paragraphs: str) -> tuple[Definition, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class ContenderScore:
     """A number of one contender, with everything that says what it is of."""
 
     section: str
@@ -105,7 +105,7 @@ class Score:
 
 
 def pooled(
-    scores: Iterable[Score], measure: str, key: Callable[[Score], Key]
+    scores: Iterable[ContenderScore], measure: str, key: Callable[[ContenderScore], Key]
 ) -> dict[Key, dict[str, float | int | None]]:
     """Scores of one measure, pooled over seeds (and whatever else the key leaves out)."""
     members: dict[Key, list[Estimate]] = {}
@@ -127,7 +127,7 @@ def pooled(
 SPREAD_OVER = ("section", "group", "measure", "edit", "mode", "k", "threshold", "attribute", "site")
 
 
-def spread_over_seeds(scores: Sequence[Score]) -> list[dict[str, Any]]:
+def spread_over_seeds(scores: Sequence[ContenderScore]) -> list[dict[str, Any]]:
     """Mean and deviation of every score that several seeds, of training or prompts, give."""
     members: dict[Key, list[float | None]] = {}
     for score in scores:
@@ -146,7 +146,7 @@ def _float(value: float | int | None) -> float | None:
     return None if value is None else float(value)
 
 
-def contenders_of(scores: Sequence[Score]) -> list[str]:
+def contenders_of(scores: Sequence[ContenderScore]) -> list[str]:
     """Names of what is compared, floors and skylines before the dictionaries."""
     kinds: dict[str, str] = {}
     for score in scores:

@@ -24,7 +24,7 @@ from saelab.stats.bootstrap import Bootstrap, Estimate
 
 from .dictionaries import SupervisedDictionary, fit_supervised, random_decoder
 from .predicates import PredicateFamily, families_of
-from .scores import Score
+from .scores import ContenderScore
 from .sites import (
     CrossSection,
     Outcome,
@@ -273,7 +273,7 @@ def check_task(
 class SupervisedScores:
     """What a run measures, over its cross-sections and seeds of the prompts."""
 
-    scores: list[Score] = field(default_factory=list)
+    scores: list[ContenderScore] = field(default_factory=list)
     prompt_rows: list[dict[str, Any]] = field(default_factory=list)
     """Columns of the per-prompt table, one entry per variant."""
     latent_rows: list[dict[str, Any]] = field(default_factory=list)
@@ -372,7 +372,7 @@ class Section:
             defined = value is not None and math.isfinite(value)
             value = Estimate(value=value if defined else None, low=None, high=None)
         self.results.scores.append(
-            Score(
+            ContenderScore(
                 section=self.section.name,
                 contender=contender,
                 measure=measure,

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     command = parse_arguments(ExportCommand, arguments, program=PROGRAM)
     from saelab.dictionary import load_dictionary
-    from saelab.dictionary.exporters import DICTIONARY_EXPORTS, VECTOR_EXPORTS, Steering
+    from saelab.dictionary.exporters import DICTIONARY_EXPORTS, VECTOR_EXPORTS, SteeredLatents
 
     wants_vector = command.to in VECTOR_EXPORTS
     if bool(command.latents) != wants_vector:
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
         saved = load_dictionary(command.dictionary)
         with whole_folder(command.out) as out:
             if wants_vector:
-                steering = Steering(
+                steering = SteeredLatents(
                     dict(_strength(given) for given in command.latents), command.name or "steering"
                 )
                 files = VECTOR_EXPORTS[command.to](saved, out, steering)

@@ -22,7 +22,7 @@ from .storage import SavedDictionary
 
 
 @dataclass(frozen=True)
-class Steering:
+class SteeredLatents:
     """Which latents a steering vector is made of."""
 
     latents: Mapping[int, float]
@@ -165,7 +165,7 @@ def _state_dict(dictionary: Dictionary, subtracts: bool) -> dict[str, Tensor]:
     return weights | {"bias" if subtracts else "decoder.bias": t["b_dec"]}
 
 
-def steering_vector(saved: SavedDictionary, steering: Steering) -> Tensor:
+def steering_vector(saved: SavedDictionary, steering: SteeredLatents) -> Tensor:
     """The sum of decoder rows times their strengths.
 
     Raises:
@@ -187,7 +187,7 @@ def steering_vector(saved: SavedDictionary, steering: Steering) -> Tensor:
     return (strengths @ rows.cpu()).float()
 
 
-def to_vectors(saved: SavedDictionary, out: Path, steering: Steering) -> list[Path]:
+def to_vectors(saved: SavedDictionary, out: Path, steering: SteeredLatents) -> list[Path]:
     """A steering file of lm-evaluation-harness (`--model steered`): one vector, one hook point.
 
     It keeps only the last of several entries for a hook point, so features are summed here.
@@ -220,7 +220,7 @@ def module_of(hook_point: str) -> str:
     return f"layers.{layer}{ends[end]}"
 
 
-def to_gguf(saved: SavedDictionary, out: Path, steering: Steering) -> list[Path]:
+def to_gguf(saved: SavedDictionary, out: Path, steering: SteeredLatents) -> list[Path]:
     """A llama.cpp control vector: `llama-cli --control-vector FILE`, for its own layer alone.
 
     llama.cpp adds direction N to the residual stream after block N, which is what a dictionary at
@@ -266,7 +266,7 @@ DICTIONARY_EXPORTS: dict[str, Callable[[SavedDictionary, Path], Sequence[Path]]]
     "sparsify": to_sparsify,
     "dictionary_learning": to_dictionary_learning,
 }
-VECTOR_EXPORTS: dict[str, Callable[[SavedDictionary, Path, Steering], Sequence[Path]]] = {
+VECTOR_EXPORTS: dict[str, Callable[[SavedDictionary, Path, SteeredLatents], Sequence[Path]]] = {
     "vectors": to_vectors,
     "gguf": to_gguf,
 }

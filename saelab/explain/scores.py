@@ -29,7 +29,7 @@ Verdicts = Sequence[bool | None]
 
 
 @runtime_checkable
-class Judge(Protocol[Description]):
+class Judging(Protocol[Description]):
     """Says what an explanation predicts of examples: a language model, or a rule applied."""
 
     def detect(self, description: Description, windows: Sequence[Example]) -> Verdicts:
@@ -150,7 +150,7 @@ def score_of(
 
 
 def judged(
-    judge: Judge[Text],
+    judge: Judging[Text],
     evidence: Evidence,
     own: Text,
     *,

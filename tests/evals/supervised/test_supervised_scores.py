@@ -9,7 +9,7 @@ from saelab.errors import ConfigError
 from saelab.evals.supervised.approximation import measure_approximation
 from saelab.evals.supervised.control import relative_tradeoff_charts
 from saelab.evals.supervised.judge import DEFINITIONS
-from saelab.evals.supervised.scores import Score, pooled, spread_over_seeds
+from saelab.evals.supervised.scores import ContenderScore, pooled, spread_over_seeds
 from saelab.evals.supervised.suite import SupervisedConfig
 from saelab.evals.supervised.toys import (
     OcclusionToyOptions,
@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_interval():
 def score(contender, value, measure="accuracy", **more):
     estimate = Estimate(value=value, low=None, high=None)
     group = contender.replace("-s0", "").replace("-s1", "")
-    return Score(
+    return ContenderScore(
         section="x", contender=contender, group=group, measure=measure, estimate=estimate, **more
     )
 
