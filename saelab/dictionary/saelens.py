@@ -211,15 +211,31 @@ def read_saelens(
     # In a jumprelu made of such a checkpoint the setting is still there, and means nothing.
     if settings.get("rescale_acts_by_decoder_norm") and theirs in ("topk", *WITH_ONE_THRESHOLD):
         held |= with_unit_decoder(held)
+    normalisation = _normalisation(settings, folder)
+    # What another hook point holds has a mean of its own: that of what is read is not added back.
+    centres_input = normalisation == "center" and settings.get("hook_name_out") not in (
+        None,
+        settings["hook_name"],
+    )
     try:
-        return Dictionary(
+        dictionary = Dictionary(
             architecture,
             k=settings.get("k") if architecture in WITH_K else None,
-            input_normalisation=_normalisation(settings, folder),
+            input_normalisation="none" if centres_input else normalisation,
             **held,
         )
+        return _of_centred_input(dictionary) if centres_input else dictionary
     except ConfigError as error:
         raise ArtifactError(f"{folder / CONFIG_FILE}: {error}") from None
+
+
+def _of_centred_input(dictionary: Dictionary) -> Dictionary:
+    """The same function of each row less its mean, as a dictionary of rows as they are."""
+    tensors = dictionary.with_input_bias(torch.zeros(dictionary.d_in)).tensors()
+    tensors["W_enc"] = tensors["W_enc"] - tensors["W_enc"].mean(dim=0)
+    if dictionary.W_skip is not None:
+        tensors["W_skip"] = dictionary.W_skip - dictionary.W_skip.mean(dim=1, keepdim=True)
+    return Dictionary(dictionary.architecture, k=dictionary.k or None, **tensors)
 
 
 def with_unit_decoder(
