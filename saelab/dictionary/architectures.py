@@ -10,7 +10,8 @@ With p = (x − b_in) W_enc + b_enc and ŷ = f W_dec + b_dec, where ŷ reconstru
               m = (x − b_in) (W_enc · exp(r_mag)) + b_mag
 
 A sparse autoencoder writes what it reads: d_out = d_in, and b_in is b_dec itself. Meanings and
-tensor names are those of SAELens 6 (`standard`, `topk`, `jumprelu`, `gated`); `groupmax` is sparsify's.
+tensor names are those of SAELens 6 (`standard`, `topk`, `jumprelu`, `gated`), and of sparsify
+(`groupmax`).
 
 With the input normalisation `constant_norm_rescale` x is each row divided by its own scale
 ‖x‖ / √d_in, so codes are in normalised units, and the reconstruction is multiplied by that scale

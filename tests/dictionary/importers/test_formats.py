@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +110,7 @@ def test_sparsify_refusals(copied, settings, reason):
 def test_groupmax_is_saved_tested_on_loading_and_given_back(copied, tmp_path):
     folder = copied("sparsify-groupmax")
     dictionary = read_one(folder).dictionary
+    parts: dict[str, Any] = dictionary.tensors()
     x = torch.randn(16, dictionary.d_in, generator=torch.Generator().manual_seed(0))
     made_from = {"hook_point": "blocks.1.hook_resid_post"}
     save_dictionary(
@@ -126,7 +128,7 @@ def test_groupmax_is_saved_tested_on_loading_and_given_back(copied, tmp_path):
     assert main(["export", str(tmp_path / "ours"), "--to", "sparsify", "--out", str(back)]) == 0
     assert torch.equal(read_one(back).dictionary.encode_dense(x), codes)
     with pytest.raises(ConfigError, match="do not make k = 5 groups"):
-        Dictionary("groupmax", k=5, **dictionary.tensors())
+        Dictionary("groupmax", k=5, **parts)
 
 
 # dictionary_learning
