@@ -64,9 +64,10 @@ def _topk_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _groupmax_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:
-    largest, latents = pre.view(len(pre), dictionary.k, -1).max(dim=2, keepdim=True)
-    active = pre.new_zeros(len(pre), dictionary.k, dictionary.d_sae // dictionary.k).bool()
-    return pre, active.scatter_(2, latents, largest > 0).view_as(pre)
+    groups = pre.unflatten(1, (dictionary.k, -1))
+    largest, latents = groups.max(dim=2, keepdim=True)
+    active = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, latents, largest > 0)
+    return pre, active.flatten(1)
 
 
 def _jumprelu_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:

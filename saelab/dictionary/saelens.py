@@ -231,7 +231,8 @@ def read_saelens(
 
 def _of_centred_input(dictionary: Dictionary) -> Dictionary:
     """The same function of each row less its mean, as a dictionary of rows as they are."""
-    tensors = dictionary.with_input_bias(torch.zeros(dictionary.d_in)).tensors()
+    unshifted = dictionary.with_input_bias(torch.zeros(dictionary.d_in))
+    tensors: dict[str, Any] = unshifted.tensors()
     tensors["W_enc"] = tensors["W_enc"] - tensors["W_enc"].mean(dim=0)
     if dictionary.W_skip is not None:
         tensors["W_skip"] = dictionary.W_skip - dictionary.W_skip.mean(dim=1, keepdim=True)
