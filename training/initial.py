@@ -70,6 +70,7 @@ class InitialWeights:
         threshold = {
             "relu": lambda: torch.zeros_like(b_enc),
             "topk": lambda: None,
+            "groupmax": lambda: None,
             "jumprelu": lambda: tensors["threshold"],
             "gated": lambda: b_enc - r_mag.exp() * tensors["b_gate"],
         }[source.architecture]()

@@ -15,6 +15,7 @@ from saelab.dictionary.site_rows import evaluated_rows
 from saelab.errors import ActivationError
 from saelab.progress import progress_bar
 from saelab.sparse import PreActivations, SparseCodes
+from saelab.stats.cosines import row_norms
 from saelab.stats.metrics import SparsityStatistics
 from saelab.stats.moments import Moments
 
@@ -101,7 +102,7 @@ class ActivityStatistics:
             )
         deviation = self._moments.variance().sqrt()
         spread = self._largest - self._moments.mean()
-        norm = self._dictionary.W_dec.double().norm(dim=1)
+        norm = row_norms(self._dictionary.W_dec)
         return Activity(
             density=self._sparsity.density(),
             max_activation=self._sparsity.maximum * norm,

@@ -81,7 +81,11 @@ def measure_consistency(
     for saved in loaded:
         saved.dictionary.to(device)
     activities, rows = rank(loaded, config, device) if config.activity else ({}, {})
-    directions = [_directions(saved, activities.get(saved.content_hash)) for saved in loaded]
+    directions = []
+    for saved in loaded:
+        directions.append(_directions(saved, activities.get(saved.content_hash)))
+        # From here on only its shape is asked for, and its directions are as large as its decoder.
+        saved.dictionary.to("meta")
     within = [pair for group in groups for pair in combinations(group.members, 2)]
     pairs = list(combinations(range(len(folders)), 2)) if config.across else within
     comparisons: dict[tuple[int, int], Comparison] = {}

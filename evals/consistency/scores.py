@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.stats.assignment import match_one_to_one
-from saelab.stats.cosines import Directions, nearest, random_directions
+from saelab.stats.cosines import Directions, nearest, paired_products, random_directions
 
 from ..curves import n_top
 from ..definitions import Definition, filled_in
@@ -66,8 +66,8 @@ def _comparison(
     cosine, index, back = nearby
     has = partner >= 0
     partner_cosine = torch.full_like(cosine, torch.nan, dtype=torch.float64)
-    products = side.rows[has].double() * target.rows[partner[has]].double()
-    partner_cosine[has] = products.sum(dim=1).clamp(-1, 1)
+    rows = has.nonzero().flatten()
+    partner_cosine[has] = paired_products(side.rows, target.rows, rows, partner[has]).clamp(-1, 1)
     return Comparison(
         cosine=cosine.double().clamp(-1, 1),
         nearest=target.latent[index],

@@ -19,6 +19,7 @@ from saelab.dictionary import Dictionary
 from saelab.formats.chart import Axis, Chart, Series
 from saelab.sparse import SparseCodes
 from saelab.sparse.kernels import combine_latents
+from saelab.stats.cosines import BLOCK_ROWS, row_norms
 from saelab.stats.spread import pearson
 
 from ..display import rounded
@@ -134,13 +135,18 @@ def direction_findings(
         statistics.moments(CONTEXT_TEST).score(probe).pooled_r_squared()
         for statistics, probe in ((directions.reconstructed, fitted), (directions.control, control))
     )
-    W_dec = dictionary.W_dec.double()
-    norm = torch.linalg.vector_norm(W_dec, dim=1)
+    norm = row_norms(dictionary.W_dec)
     count, total, square, cube = sums.code_powers
     alive = ((count > 0) & (norm > 0)).nonzero().flatten()
     order = alive[(total / count * norm)[alive].argsort(descending=True)]
     mean, cubic = (total / count * norm)[order], (cube / square * norm)[order]
-    product = (W_dec[order] / norm[order, None]) @ fitted.weight.squeeze(1)
+    probe = fitted.weight.squeeze(1)
+    product = torch.cat(
+        [
+            (dictionary.W_dec[some].double() / norm[some, None]) @ probe
+            for some in order.split(BLOCK_ROWS)
+        ]
+    )
     return DirectionFindings(
         values={
             "directions_r_squared": r_squared,

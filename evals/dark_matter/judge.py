@@ -19,7 +19,6 @@ from saelab.errors import ConfigError
 from saelab.formats.chart import Chart
 from saelab.formats.evaluation_result import EvaluationResult
 from saelab.formats.files import hash_of, remove_leftovers, temporary_name
-from saelab.memory import keep_freed_memory
 from saelab.model.devices import resolve_device
 
 from ..subjects import Subject, load_models, subjects_of
@@ -81,7 +80,6 @@ def measure_dark_matter(
         or config.wants("linear-maps")
     ):
         model = next(iter(load_models(subjects, config.device).values()))
-    keep_freed_memory()
     with _temporary_folder(_family_folder(outs, config)) as temporary:
         if config.cache is not None:
             rows = rows_of_cache(config.cache, saved[0], config, model)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,18 +39,19 @@ MIXTURES = {
 }
 """Vectors whose squared norm is predicted: their shares of activation, error and linear error."""
 VECTORS = tuple(MIXTURES)
+ROWS_AT_A_TIME = 1024
+"""Rows that are held in float64 in every form at once."""
 
 
-def vectors_of(parts: Decomposition, activations: Tensor) -> dict[str, Float[Tensor, "rows d_in"]]:
-    """Each of `VECTORS` by name, float64, where the activations are."""
+def vectors_of(
+    parts: Decomposition, activations: Tensor
+) -> Iterator[tuple[str, Float[Tensor, "rows d_in"]]]:
+    """Each of `VECTORS` with its name, float64, where the activations are, one after the other."""
     x = activations.double()
     sources = (x, error_of(x, parts.reconstruction.to(x)), parts.linear_error.to(x))
-    return {
-        name: functools.reduce(
-            torch.add, [share * part for share, part in zip(mixture, sources, strict=True) if share]
-        )
-        for name, mixture in MIXTURES.items()
-    }
+    for name, mixture in MIXTURES.items():
+        shares = zip(mixture, sources, strict=True)
+        yield name, functools.reduce(torch.add, [share * part for share, part in shares if share])
 
 
 def combination(
@@ -77,14 +78,20 @@ class PartSums:
 
     def update(self, batch: RowBatch, parts: Decomposition) -> dict[str, Float[Tensor, " rows"]]:
         """Add rows; returns the norm of each of `VECTORS` in each row, float64."""
-        vectors = vectors_of(parts, batch.activations)
-        squares = {name: vector.square().sum(1) for name, vector in vectors.items()}
-        joint = torch.cat([vectors["activation"], vectors["error"]], dim=1)
+        rows = (batch.activations, batch.cell, *vars(parts).values())
+        blocks = zip(*(column.split(ROWS_AT_A_TIME) for column in rows), strict=True)
+        norms = [self._add(x, cell, Decomposition(*vectors)) for x, cell, *vectors in blocks]
+        return {name: torch.cat([of_block[name] for of_block in norms]) for name in VECTORS}
+
+    def _add(self, x: Tensor, cell: Tensor, parts: Decomposition) -> dict[str, Tensor]:
+        squares = {name: vector.square().sum(1) for name, vector in vectors_of(parts, x)}
+        x = x.double()
+        joint = torch.cat([x, error_of(x, parts.reconstruction.to(x))], dim=1)
         targets = torch.stack([squares[name] for name in VECTORS], dim=1)
-        self.squares.update(joint, targets, batch.cell)
-        self.from_square.update(squares["activation"][:, None], targets, batch.cell)
+        self.squares.update(joint, targets, cell)
+        self.from_square.update(squares["activation"][:, None], targets, cell)
         norms = {name: square.sqrt() for name, square in squares.items()}
-        test = torch.isin(batch.cell, batch.cell.new_tensor(CONTEXT_TEST))
+        test = torch.isin(cell, cell.new_tensor(CONTEXT_TEST))
         of_error = torch.stack(
             [norms[name][test] for name in ("error", "linear_error", "nonlinear_error")]
         )
@@ -144,31 +151,35 @@ def norm_test(sums: ErrorSums, parts: PartSums, probe: ErrorProbe, ridge: float)
     Raises:
         ActivationError: fewer rows than coefficients.
     """
-    train, test, everywhere = (
-        _joint_moments(sums, parts, cells) for cells in (CONTEXT_TRAIN, CONTEXT_TEST, None)
-    )
-    activation = combination("activation", probe)
-    fitted = _mapped(train, *activation).fit(ridge=ridge, what="the norm-prediction test")
     control = parts.from_square.moments(CONTEXT_TRAIN)
     norm_only = control.fit(ridge=ridge, what="the norm-only control")
+    # One after the other: the moments of [activation, error] are four times those of either.
+    joint = _joint_moments(sums, parts, CONTEXT_TRAIN)
+    fitted = _mapped(joint, "activation", probe).fit(ridge=ridge, what="the norm-prediction test")
+    # A linear map of the activation, and a reconstruction, need not have full rank: expected.
+    own_fits = {
+        name: _mapped_to_itself(joint, name, probe).fit(
+            ridge=ridge, what=f"the squared norm of {name} from itself", rank_level=logging.DEBUG
+        )
+        for name in VECTORS
+    }
+    del joint
+    joint = _joint_moments(sums, parts, CONTEXT_TEST)
     values: Values = {}
     for kind, scores in {
-        "": _mapped(test, *activation).score(fitted),
+        "": _mapped(joint, "activation", probe).score(fitted),
         "_norm_only": parts.from_square.moments(CONTEXT_TEST).score(norm_only),
     }.items():
         for name, r2 in zip(VECTORS, scores.r_squared.tolist(), strict=True):
             values[f"norm_test{kind}_{name}"] = r2 if math.isfinite(r2) else None
-    for index, name in enumerate(VECTORS):
+    for name, fit in own_fits.items():
+        own = _mapped_to_itself(joint, name, probe).score(fit)
+        values[f"norm_test_self_{name}"] = own.pooled_r_squared()
+    del joint
+    joint = _joint_moments(sums, parts, None)
+    for name in VECTORS:
         made, offset = combination(name, probe)
-        target = slice(index, index + 1)
-        own_train, own_test = (
-            _mapped(joint.select(slice(None), target), made, offset) for joint in (train, test)
-        )
-        # A linear map of the activation, and a reconstruction, need not have full rank: expected.
-        what = f"the squared norm of {name} from itself"
-        fitted = own_train.fit(ridge=ridge, what=what, rank_level=logging.DEBUG)
-        values[f"norm_test_self_{name}"] = own_test.score(fitted).pooled_r_squared()
-        gaussian = gaussian_r_squared(everywhere, made, offset, len(offset))
+        gaussian = gaussian_r_squared(joint, made, offset, len(offset))
         values[f"norm_test_gaussian_{name}"] = gaussian
     return values
 
@@ -212,8 +223,15 @@ def _joint_moments(sums: ErrorSums, parts: PartSums, cells: Cells) -> Regression
     return RegressionMoments(**vars(parts.squares.merged(cells)), gram=gram)
 
 
-def _mapped(joint: RegressionMoments, made: Tensor, offset: Tensor) -> RegressionMoments:
-    """The moments with columns · made + offset as regressors."""
+def _mapped_to_itself(joint: RegressionMoments, name: str, probe: ErrorProbe) -> RegressionMoments:
+    """The moments of a vector of `VECTORS` with its own squared norm."""
+    index = VECTORS.index(name)
+    return _mapped(joint.select(slice(None), slice(index, index + 1)), name, probe)
+
+
+def _mapped(joint: RegressionMoments, name: str, probe: ErrorProbe) -> RegressionMoments:
+    """The moments with a vector of `VECTORS` as regressors."""
+    made, offset = combination(name, probe)
     gram, cross = made.T @ joint.gram @ made, made.T @ joint.cross
     # A vector that does not vary is the difference of two that do, up to rounding.
     if float(gram.trace()) <= ROUNDING * float(joint.gram.trace()):

@@ -219,7 +219,7 @@ def _describe_dictionary(file: Path, manifest: dict[str, Any]) -> list[str]:
     dictionary = saved.dictionary
     return [
         f"architecture: {dictionary.architecture}, d_in {dictionary.d_in}, d_sae {dictionary.d_sae}"
-        + (f", k {dictionary.k}" if dictionary.architecture == "topk" else ""),
+        + (f", k {dictionary.k}" if dictionary.k else ""),
         *(f"training {key}: {_short(value)}" for key, value in manifest["config"].items()),
         f"content hash: {saved.content_hash}",
         f"intact: {KINDS['dictionary'].intact}",

@@ -4,12 +4,14 @@ With p = (x − b_in) W_enc + b_enc and ŷ = f W_dec + b_dec, where ŷ reconstru
 
 * `relu`      f = relu(p)
 * `topk`      f = relu(p) at the k largest p of each row, zero elsewhere
+* `groupmax`  f = relu(p) at the largest p of each of k groups of d_sae / k neighbouring latents
 * `jumprelu`  f = relu(p) where p > threshold (one threshold per latent), zero elsewhere
 * `gated`     f = relu(m) where g > 0, with g = (x − b_in) W_enc + b_gate and
               m = (x − b_in) (W_enc · exp(r_mag)) + b_mag
 
 A sparse autoencoder writes what it reads: d_out = d_in, and b_in is b_dec itself. Meanings and
-tensor names are those of SAELens 6 (`standard`, `topk`, `jumprelu`, `gated`).
+tensor names are those of SAELens 6 (`standard`, `topk`, `jumprelu`, `gated`), and of sparsify
+(`groupmax`).
 
 With the input normalisation `constant_norm_rescale` x is each row divided by its own scale
 ‖x‖ / √d_in, so codes are in normalised units, and the reconstruction is multiplied by that scale
@@ -61,6 +63,13 @@ def _topk_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:
     return pre, torch.zeros_like(pre, dtype=torch.bool).scatter_(1, latents, values > 0)
 
 
+def _groupmax_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:
+    groups = pre.unflatten(1, (dictionary.k, -1))
+    largest, latents = groups.max(dim=2, keepdim=True)
+    active = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, latents, largest > 0)
+    return pre, active.flatten(1)
+
+
 def _jumprelu_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:
     return pre, (pre > dictionary.threshold) & (pre > 0)
 
@@ -73,9 +82,14 @@ def _gated_gate(dictionary: Dictionary, pre: Tensor) -> tuple[Tensor, Tensor]:
 ARCHITECTURES: dict[str, Architecture] = {
     "relu": Architecture((), _relu_gate),
     "topk": Architecture((), _topk_gate),
+    "groupmax": Architecture((), _groupmax_gate),
     "jumprelu": Architecture(("threshold",), _jumprelu_gate),
     "gated": Architecture(("b_gate", "b_mag", "r_mag"), _gated_gate),
 }
+
+
+WITH_K = ("topk", "groupmax")
+"""Architectures with a k."""
 
 
 class Dictionary(nn.Module):
@@ -88,7 +102,7 @@ class Dictionary(nn.Module):
         b_dec: decoder bias, added to the output.
         b_enc: encoder bias; `gated` has none (its biases are b_gate and b_mag).
         b_in: bias subtracted from the input. None: b_dec, as a sparse autoencoder has it.
-        k: active latents per row, for `topk` only.
+        k: active latents per row, for `topk` and `groupmax` only.
         input_normalisation: one of `INPUT_NORMALISATIONS`; `constant_norm_rescale` brings every row
             to norm √d_in before b_dec is subtracted, and the reconstruction back to its own norm;
             `layer_norm` brings it to mean 0 and standard deviation 1, `center` to mean 0, and back.
@@ -150,10 +164,15 @@ class Dictionary(nn.Module):
                 f"architecture {architecture!r} takes the tensors {sorted(expected)} "
                 f"beside W_enc, W_dec and b_dec; got {sorted(given)}"
             )
-        if (k is not None) != (architecture == "topk"):
-            problems.append(f"k is given exactly for 'topk'; got k={k} for {architecture!r}")
+        if (k is not None) != (architecture in WITH_K):
+            problems.append(
+                f"k is given exactly for {' and '.join(map(repr, WITH_K))}; got k={k} for "
+                f"{architecture!r}"
+            )
         if k is not None and not 1 <= k <= self.d_sae:
             problems.append(f"k is {k}; it must be between 1 and d_sae = {self.d_sae}")
+        elif architecture == "groupmax" and self.d_sae % (k or 1):
+            problems.append(f"{self.d_sae} latents do not make k = {k} groups of one size")
         if input_normalisation not in INPUT_NORMALISATIONS:
             problems.append(
                 f"unknown input normalisation {input_normalisation!r}; "

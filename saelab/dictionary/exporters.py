@@ -16,7 +16,7 @@ from torch import Tensor
 from saelab.errors import ConfigError
 from saelab.formats.files import atomic_path, read_json, write_json, write_tensors
 
-from .architectures import Dictionary
+from .architectures import WITH_K, Dictionary
 from .saelens import CONFIG_FILE, TRAINING_LIBRARY, WEIGHTS_FILE, saelens_can_express
 from .storage import SavedDictionary
 
@@ -61,14 +61,15 @@ def _on_disk(saved: SavedDictionary) -> dict[str, Tensor]:
 
 
 def to_sparsify(saved: SavedDictionary, out: Path) -> list[Path]:
-    """sparsify's two files: a top-k autoencoder, or a transcoder with or without a skip.
+    """sparsify's two files: an autoencoder, or a transcoder with or without a skip.
 
     Raises:
         ConfigError: another architecture, or a normalisation of each row.
     """
     dictionary = saved.dictionary
-    if dictionary.architecture != "topk":
-        raise _refused("sparsify", saved, f"it knows topk alone, not {dictionary.architecture}")
+    if dictionary.architecture not in WITH_K:
+        known = " and ".join(WITH_K)
+        raise _refused("sparsify", saved, f"it knows {known} alone, not {dictionary.architecture}")
     _refuse_normalisation("sparsify", saved)
     if len(saved.site.hook_points) > 2 or len(saved.site.reads) > 1:
         raise _refused("sparsify", saved, "it reads and writes one module")
@@ -80,7 +81,7 @@ def to_sparsify(saved: SavedDictionary, out: Path) -> list[Path]:
     if dictionary.d_in != dictionary.d_out:
         raise _refused("sparsify", saved, "it writes as many dimensions as it reads")
     config = {
-        "activation": "topk",
+        "activation": dictionary.architecture,
         "expansion_factor": dictionary.d_sae // dictionary.d_in,
         "normalize_decoder": bool((dictionary.W_dec.norm(dim=1) - 1).abs().max() < 1e-4),
         "num_latents": dictionary.d_sae,
@@ -122,6 +123,8 @@ def to_dictionary_learning(saved: SavedDictionary, out: Path) -> list[Path]:
         "gated": "GatedAutoEncoder",
         "jumprelu": "JumpReluAutoEncoder",
     }
+    if dictionary.architecture not in names:
+        raise _refused("dictionary_learning", saved, f"it has no {dictionary.architecture}")
     # Its classes subtract b_dec, but for these two.
     subtracts = names[dictionary.architecture] not in ("AutoEncoderNew", "JumpReluAutoEncoder")
     dictionary = dictionary.with_input_bias(

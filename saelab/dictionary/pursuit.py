@@ -51,7 +51,7 @@ class PursuitEncoder:
             raise ConfigError(f"batch_rows: {batch_rows} is below 1")
         self.dictionary, self.mask_active = dictionary, mask_active
         self.batch_rows = batch_rows
-        self._inner_products = InnerProducts(dictionary.W_dec.double())
+        self._inner_products = InnerProducts(dictionary.W_dec)
         self._screen = LatentScreen(self._inner_products.latents)
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ q = h − G w, so a step costs the square of the active latents instead of d_in 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from saelab.sparse import SparseCodes
-from saelab.sparse.kernels import pair_products
+from saelab.stats.cosines import BLOCK_ENTRIES, BLOCK_ROWS, paired_products
 
 from .strongest_latent import Candidates
 
@@ -33,14 +34,15 @@ class InnerProducts:
     """⟨d_i, d_j⟩ in float64.
 
     Args:
-        latents: the decoder's rows d, in float64.
+        latents: the decoder's rows d, of which no more than a few are held in float64 at a time.
     """
 
     def __init__(self, latents: Float[Tensor, "d_sae d_in"]):
         self.latents = latents
-        self.squares = latents.square().sum(1)
+        every = torch.arange(len(latents), device=latents.device)
+        self.squares = paired_products(latents, latents, every, every)
         stored = latents.shape[0] <= MOST_STORED
-        self._table = latents @ latents.T if stored else None
+        self._table = latents.double() @ latents.double().T if stored else None
 
     def __call__(
         self, latent: Int[Tensor, " n"], others: Int[Tensor, "n k"]
@@ -48,10 +50,20 @@ class InnerProducts:
         """The products of each latent with its `k` others."""
         if self._table is not None:
             return torch.take(self._table, latent.unsqueeze(1) * len(self._table) + others)
-        pairs = SparseCodes.from_fixed_k(
-            others, torch.ones_like(others, dtype=torch.float64), len(self.latents)
-        )
-        return pair_products(pairs, self.latents[latent], self.latents).view(others.shape)
+        parts = [
+            (block @ self.latents[latent[part]].double().unsqueeze(2)).squeeze(2)
+            for part, block in self.gathered(others)
+        ]
+        return torch.cat(parts)
+
+    def gathered(
+        self, latent: Int[Tensor, "n k"]
+    ) -> Iterator[tuple[slice, Float[Tensor, "block k d_in"]]]:
+        """The latents' rows in float64, as many `n` at a time as memory allows, and which."""
+        step = max(1, BLOCK_ENTRIES // max(1, latent.shape[1] * self.latents.shape[1]))
+        for start in range(0, max(1, len(latent)), step):
+            part = slice(start, start + step)
+            yield part, self.latents[latent[part]].double()
 
 
 class Strongest(NamedTuple):
@@ -143,11 +155,8 @@ class PursuitState:
         """
         n_rows, d_sae = candidates.unclear.shape[0], len(self._rounded_latents)
         row, latent = candidates.row, candidates.latent
-        none = self.signal.new_zeros(len(row))
-        pairs = SparseCodes.from_pairs(row, latent, none, n_rows, d_sae)
-        row, latent = pairs.pair_rows(), pairs.latent
         latents = self._inner_products.latents
-        whole = pair_products(pairs, self.signal[:n_rows], latents)
+        whole = paired_products(self.signal, latents, row, latent)
         others = self._inner_products(latent, self.latent[row, : self.n_steps])
         product = whole - (others * self.weight[row, : self.n_steps]).sum(1)
         best = self.signal.new_full((n_rows,), -torch.inf)
@@ -165,7 +174,8 @@ class PursuitState:
         if bool(unclear.any()):
             strongest, best[unclear] = self._search_all(unclear, taken)
             first[unclear] = strongest
-            signal_product[unclear] = (self.signal[:n_rows][unclear] * latents[strongest]).sum(1)
+            which = unclear.nonzero().flatten()
+            signal_product[which] = paired_products(self.signal, latents, which, strongest)
             slots = self.latent[:n_rows, : self.n_steps][unclear]
             active_products[unclear] = self._inner_products(strongest, slots)
         return Strongest(first, best, signal_product, active_products)
@@ -174,13 +184,12 @@ class PursuitState:
         n_rows, latents = rows.shape[0], self._inner_products.latents
         residual = self.signal[:n_rows][rows]
         if self.n_steps:
-            residual = residual - functional.embedding_bag(
-                self.latent[:n_rows, : self.n_steps][rows],
-                latents,
-                per_sample_weights=self.weight[:n_rows, : self.n_steps][rows],
-                mode="sum",
-            )
-        product = residual @ latents.T
+            weight = self.weight[:n_rows, : self.n_steps][rows]
+            gathered = self._inner_products.gathered(self.latent[:n_rows, : self.n_steps][rows])
+            explained = [(weight[part, None] @ block).squeeze(1) for part, block in gathered]
+            residual = residual - torch.cat(explained)
+        blocks = latents.split(BLOCK_ROWS)
+        product = torch.cat([residual @ block.double().T for block in blocks], dim=1)
         if taken is not None:
             product[taken.to_dense()[rows] != 0] = -torch.inf
         best, latent = product.max(1)

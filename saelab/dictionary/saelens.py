@@ -22,7 +22,7 @@ from torch import Tensor
 
 from saelab.errors import ArtifactError, ConfigError
 
-from .architectures import ARCHITECTURES, INPUT_NORMALISATIONS, Dictionary
+from .architectures import ARCHITECTURES, INPUT_NORMALISATIONS, WITH_K, Dictionary
 from .site import Site, hook_point_of
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ SAELENS_ARCHITECTURE = {
     "jumprelu": "jumprelu",
     "gated": "gated",
 }
+OF_AUTOENCODERS = {name: name for name in ARCHITECTURES} | SAELENS_ARCHITECTURE
+"""The names of all, those that SAELens lacks with ours."""
 SAELENS_TRANSCODER = {"relu": "transcoder", "jumprelu": "jumprelu_transcoder"}
 """What SAELens can express of dictionaries that write another hook point than they read."""
 SKIP = {"transcoder": "skip_transcoder", "jumprelu_transcoder": "jumprelu_skip_transcoder"}
@@ -74,10 +76,10 @@ def architecture_names(site: Site | None) -> dict[str, str]:
     No site is that of a sparse autoencoder of which nobody recorded where it belongs.
     """
     if site is None or (site.is_autoencoder and len(site.reads) == 1):
-        return SAELENS_ARCHITECTURE
+        return OF_AUTOENCODERS
     if len(site.hook_points) == 2 and len(site.reads) == len(site.writes) == 1:
-        return {name: f"{name}_transcoder" for name in SAELENS_ARCHITECTURE} | SAELENS_TRANSCODER
-    return {name: f"{name}_crosscoder" for name in SAELENS_ARCHITECTURE}
+        return {name: f"{name}_transcoder" for name in ARCHITECTURES} | SAELENS_TRANSCODER
+    return {name: f"{name}_crosscoder" for name in ARCHITECTURES}
 
 
 def saelens_can_express(dictionary: Dictionary, site: Site | None) -> bool:
@@ -128,8 +130,9 @@ def saelens_config(
     if site is not None and not site.is_autoencoder:
         config["d_out"] = dictionary.d_out
         config["metadata"]["hook_name_out"] = site.writes[0]
-    if dictionary.architecture == "topk":
+    if dictionary.architecture in WITH_K:
         config["k"] = dictionary.k
+    if dictionary.architecture == "topk":
         config["rescale_acts_by_decoder_norm"] = False
     return config
 
@@ -208,15 +211,32 @@ def read_saelens(
     # In a jumprelu made of such a checkpoint the setting is still there, and means nothing.
     if settings.get("rescale_acts_by_decoder_norm") and theirs in ("topk", *WITH_ONE_THRESHOLD):
         held |= with_unit_decoder(held)
+    normalisation = _normalisation(settings, folder)
+    # What another hook point holds has a mean of its own: that of what is read is not added back.
+    centres_input = normalisation == "center" and settings.get("hook_name_out") not in (
+        None,
+        settings["hook_name"],
+    )
     try:
-        return Dictionary(
+        dictionary = Dictionary(
             architecture,
-            k=settings.get("k") if architecture == "topk" else None,
-            input_normalisation=_normalisation(settings, folder),
+            k=settings.get("k") if architecture in WITH_K else None,
+            input_normalisation="none" if centres_input else normalisation,
             **held,
         )
+        return _of_centred_input(dictionary) if centres_input else dictionary
     except ConfigError as error:
         raise ArtifactError(f"{folder / CONFIG_FILE}: {error}") from None
+
+
+def _of_centred_input(dictionary: Dictionary) -> Dictionary:
+    """The same function of each row less its mean, as a dictionary of rows as they are."""
+    unshifted = dictionary.with_input_bias(torch.zeros(dictionary.d_in))
+    tensors: dict[str, Any] = unshifted.tensors()
+    tensors["W_enc"] = tensors["W_enc"] - tensors["W_enc"].mean(dim=0)
+    if dictionary.W_skip is not None:
+        tensors["W_skip"] = dictionary.W_skip - dictionary.W_skip.mean(dim=1, keepdim=True)
+    return Dictionary(dictionary.architecture, k=dictionary.k or None, **tensors)
 
 
 def with_unit_decoder(
@@ -236,10 +256,10 @@ def with_unit_decoder(
 
 
 def _names_to_read() -> dict[str, str]:
-    names = {theirs: ours for ours, theirs in SAELENS_ARCHITECTURE.items()}
+    names = {theirs: ours for ours, theirs in OF_AUTOENCODERS.items()}
     for ours, theirs in SAELENS_TRANSCODER.items():
         names |= {theirs: ours, SKIP[theirs]: ours}
-    for ours in SAELENS_ARCHITECTURE:
+    for ours in ARCHITECTURES:
         names |= {f"{ours}_transcoder": ours, f"{ours}_crosscoder": ours}
     return names | dict.fromkeys(WITH_ONE_THRESHOLD, "jumprelu")
 

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.sparse import SparseCodes
+from saelab.stats.cosines import BLOCK_ROWS
 
 GROUP = 64
 """Latents whose largest product is looked at together."""
@@ -38,7 +39,7 @@ class LatentScreen:
     """Finds candidates for the latent that points most along each row.
 
     Args:
-        latents: the decoder's rows, in float64.
+        latents: the decoder's rows.
         dtype: of the product; bfloat16 where the processor multiplies it fast.
     """
 
@@ -48,9 +49,11 @@ class LatentScreen:
         rounded = latents.new_zeros(self.n_groups * GROUP, latents.shape[1], dtype=dtype)
         rounded[: latents.shape[0]] = latents.to(dtype)
         self._rounded = rounded
-        exact = rounded[: latents.shape[0]].double()
-        self._latent_error = _largest_norm(latents - exact)
-        self._latent_norm = _largest_norm(exact)
+        blocks = [*zip(latents.split(BLOCK_ROWS), rounded.split(BLOCK_ROWS), strict=False)]
+        self._latent_error = max(
+            _largest_norm(block.double() - near[: len(block)].double()) for block, near in blocks
+        )
+        self._latent_norm = max(_largest_norm(near.double()) for _, near in blocks)
         self._members = self.n_groups * torch.arange(GROUP, device=latents.device)
         self._integer = {2: torch.int16, 4: torch.int32}[rounded.element_size()]
 

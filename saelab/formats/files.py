@@ -364,9 +364,14 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
     require_file(path, "safetensors file")
     try:
-        with panics_as_errors(), safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
+        with panics_as_errors():
+            with safe_open(str(path), framework="pt") as file:
+                names, metadata = file.keys(), file.metadata() or {}
+            tensors = {}
+            for name in names:
+                # A mapping of its own, so that what was read of one tensor goes with it.
+                with safe_open(str(path), framework="pt") as file:
+                    tensors[name] = file.get_tensor(name)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise unreadable_tensors(path, error) from None
     if {TENSOR_SEAL, SEALED} & set(metadata) and seal_tensors(tensors, metadata) != metadata:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .cosines import cosine_blocks
+from .cosines import cosine_blocks, paired_products
 
 EXACT_ENTRIES = 1 << 22
 """Pairs up to which `match_one_to_one` is exact: about a second."""
@@ -147,7 +147,8 @@ class _Auction:
             float((block.double() - self._price).amax(dim=1).sum())
             for _, block in cosine_blocks(self._rows, self._columns)
         )
-        pairs = self._rows.double() * self._columns[self.column_of].double()
+        every_row = torch.arange(n, device=self.column_of.device)
+        pairs = paired_products(self._rows, self._columns, every_row, self.column_of)
         return max(0.0, best_gains + float(self._price.sum()) - float(pairs.sum())) / max(n, 1)
 
     def _best_two(self, rows: Tensor) -> tuple[Tensor, Tensor]:

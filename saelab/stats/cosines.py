@@ -46,7 +46,10 @@ def directions_of(
     latent = torch.arange(W_dec.shape[0], device=W_dec.device)
     if alive is not None:
         latent = latent[alive.to(W_dec.device)]
-    return Directions(unit_rows(W_dec[latent].double()).float(), latent)
+    rows = W_dec.new_empty(len(latent), W_dec.shape[1], dtype=torch.float32)
+    for part, some in zip(rows.split(BLOCK_ROWS), latent.split(BLOCK_ROWS), strict=True):
+        part.copy_(unit_rows(W_dec[some].double()))
+    return Directions(rows, latent)
 
 
 def random_directions(count: int, d_in: int, seed: int) -> Float[Tensor, "count d_in"]:
@@ -88,6 +91,17 @@ def nearest(
         better = largest > back
         back[better], back_index[better] = largest[better], row[better] + part.start
     return cosine, index, back, back_index
+
+
+def paired_products(
+    rows: Float[Tensor, "n d_in"],
+    columns: Float[Tensor, "m d_in"],
+    row: Int[Tensor, " pairs"],
+    column: Int[Tensor, " pairs"],
+) -> Float[Tensor, " pairs"]:
+    """The inner products of some rows with a column each, in float64, a few at a time."""
+    parts = zip(row.split(BLOCK_ROWS), column.split(BLOCK_ROWS), strict=True)
+    return torch.cat([(rows[i].double() * columns[j].double()).sum(dim=1) for i, j in parts])
 
 
 def most_similar(

@@ -9,6 +9,7 @@ import torch
 from saelab.cli import main
 from saelab.dictionary import ARCHITECTURES, Dictionary, Site, load_dictionary, save_dictionary
 from saelab.dictionary.importers import read_foreign, recognise, resolve
+from saelab.dictionary.saelens import SAELENS_ARCHITECTURE
 
 HOOK = "blocks.2.hook_resid_post"
 ORIGIN = {"model": "m", "hook_point": HOOK, "row_rule": {}, "context_length": 8}
@@ -25,7 +26,7 @@ def save(folder, architecture, *, site=None, **settings):
         tensors["b_enc"] = draw(24)
     for name in ARCHITECTURES[architecture].extra_tensors:
         tensors[name] = draw(24).abs()
-    k = 3 if architecture == "topk" else None
+    k = 3 if architecture in ("topk", "groupmax") else None
     dictionary = Dictionary(architecture, k=k, **tensors, **settings)
     x = draw(20, 6)
     made_from = ORIGIN if site is None else {**ORIGIN, "hook_point": site.reads[0]}
@@ -38,9 +39,10 @@ def save(folder, architecture, *, site=None, **settings):
 @pytest.mark.parametrize(
     ("target", "architecture"),
     [
-        *(("saelens", architecture) for architecture in ARCHITECTURES),
-        *(("dictionary_learning", architecture) for architecture in ARCHITECTURES),
+        *(("saelens", architecture) for architecture in SAELENS_ARCHITECTURE),
+        *(("dictionary_learning", architecture) for architecture in SAELENS_ARCHITECTURE),
         ("sparsify", "topk"),
+        ("sparsify", "groupmax"),
     ],
 )
 @pytest.mark.parametrize("subtracts", [True, False])
@@ -93,7 +95,9 @@ def test_steering_files_hold_the_sum_of_decoder_rows(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "arguments", "message"),
     [
-        ("relu", ["--to", "sparsify"], "it knows topk alone, not relu"),
+        ("relu", ["--to", "sparsify"], "it knows topk and groupmax alone, not relu"),
+        ("groupmax", ["--to", "saelens"], "no class for a groupmax dictionary"),
+        ("groupmax", ["--to", "dictionary_learning"], "it has no groupmax"),
         ("relu", ["--to", "gguf"], "latents: needed for"),
         ("relu", ["--to", "gguf", "--latents", "99=1"], "the dictionary has 0 to 23"),
         ("relu", ["--to", "vectors", "--latents", "three"], "give LATENT=STRENGTH"),

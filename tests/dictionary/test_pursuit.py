@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saelab.dictionary import Dictionary, pursuit_state
+from saelab.dictionary import Dictionary, pursuit_state, strongest_latent
 from saelab.dictionary.pursuit import PursuitEncoder
 from saelab.dictionary.strongest_latent import LatentScreen
 from saelab.errors import ConfigError
@@ -102,6 +102,10 @@ def test_inner_products_that_are_not_stored_give_the_same_codes(monkeypatch):
     x, counts = mixtures(dictionary, 100), torch.full((100,), 7)
     stored = pursue(dictionary, x, counts)
     monkeypatch.setattr(pursuit_state, "MOST_STORED", 0)
+    # A few latents at a time in float64.
+    for module in (pursuit_state, strongest_latent):
+        monkeypatch.setattr(module, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(pursuit_state, "BLOCK_ENTRIES", 16 * 7 * 5)
     encoder = PursuitEncoder(dictionary)
     assert encoder._inner_products._table is None
     torch.testing.assert_close(encoder.encode(x, counts).to_dense(), stored.to_dense())

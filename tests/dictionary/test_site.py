@@ -31,7 +31,7 @@ def transcoder(architecture, d_in=6, d_out=4, d_sae=24):
         W_dec=draw(d_sae, d_out),
         b_dec=draw(d_out),
         b_in=draw(d_in),
-        k=3 if architecture == "topk" else None,
+        k=3 if architecture in ("topk", "groupmax") else None,
         **tensors,
     )
 

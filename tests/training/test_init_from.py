@@ -44,7 +44,9 @@ def source_of(architecture, *, seed=0, unit=True, d_out=D_IN, **more):
         tensors["threshold"] = draw(D_SAE).abs()
     if d_out != D_IN:
         tensors["b_in"] = draw(D_IN)
-    return Dictionary(architecture, k=K if architecture == "topk" else None, **tensors, **more)
+    return Dictionary(
+        architecture, k=K if architecture in ("topk", "groupmax") else None, **tensors, **more
+    )
 
 
 def rows_of(width=D_IN, seed=1):

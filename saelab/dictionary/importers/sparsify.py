@@ -1,7 +1,8 @@
 """sparsify: `cfg.json` and `sae.safetensors` in a folder named after the module, `layers.10.mlp`.
 
-f keeps the k largest of relu(W x' + b), with x' = x − b_dec for an autoencoder (whatever
-`normalize_decoder` says) and x' = x for a transcoder. W_skip multiplies the raw input.
+f keeps the k largest of relu(W x' + b), or the largest of each of k groups (`groupmax`), with
+x' = x − b_dec for an autoencoder (whatever `normalize_decoder` says) and x' = x for a transcoder.
+W_skip multiplies the raw input.
 """
 
 from __future__ import annotations
@@ -53,17 +54,22 @@ def _read_one(folder: Path, name: str) -> Foreign:
         *("encoder.weight", "encoder.bias", "W_dec", "b_dec"),
         optional=("W_skip",),
     )
-    if config.get("activation", "topk") != "topk":
+    selection = {
+        "topk": f"{config.get('k')} largest after ReLU",
+        "groupmax": f"largest of each of {config.get('k')} groups, after ReLU",
+    }
+    activation = config.get("activation", "topk")
+    if activation not in selection:
         raise ArtifactError(
-            f"{folder} selects by {config['activation']!r} (the largest of each group), which no "
-            "architecture of saelab expresses: it cannot be imported"
+            f"{folder} selects by {activation!r}, which is unknown here (known: "
+            f"{', '.join(selection)}): it cannot be imported"
         )
     encoder = weights["encoder.weight"]
     transcodes = bool(config.get("transcode"))
     extra = {"W_skip": weights["W_skip"]} if "W_skip" in weights else {}
     dictionary = (build_unshifted if transcodes else build)(
         path,
-        "topk",
+        activation,
         W_enc=encoder.T,
         b_enc=weights["encoder.bias"],
         W_dec=weights["W_dec"],
@@ -85,7 +91,7 @@ def _read_one(folder: Path, name: str) -> Foreign:
         conventions={
             "orientation": "encoder.weight transposed; W_dec as it is",
             "input bias": "none (transcoder)" if transcodes else "b_dec is subtracted",
-            "selection": f"{config.get('k')} largest after ReLU",
+            "selection": selection[activation],
             "hook point": f"output of the module {module}",
         },
         model=run.get("model"),

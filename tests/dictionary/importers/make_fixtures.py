@@ -257,6 +257,7 @@ CASES: dict[str, Callable[[Path], None]] = {
     ),
     "saelens-5-average": lambda folder: saelens_old(folder, normalize_activations=True),
     "sparsify-topk": lambda folder: sparsify(folder / "layers.1"),
+    "sparsify-groupmax": lambda folder: sparsify(folder / "layers.1", activation="groupmax", k=6),
     "sparsify-expansion": lambda folder: sparsify(
         folder / "layers.1.mlp", num_latents=0, expansion_factor=2, normalize_decoder=False
     ),

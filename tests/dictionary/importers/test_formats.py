@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
 from foreign_files import change, load, read, read_one, save
 
 from saelab.cli import main
-from saelab.dictionary import load_dictionary
+from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
 from saelab.dictionary.importers import cross_layer
 from saelab.dictionary.importers.sparsify import hook_point_of
-from saelab.errors import ArtifactError
+from saelab.errors import ArtifactError, ConfigError
 
 # SAELens
 
@@ -42,6 +43,22 @@ def test_whitening_is_refused(copied):
     change(folder / "activation_scaler.json", has_whitening=True)
     with pytest.raises(ArtifactError, match="whitened"):
         read(folder)
+
+
+@pytest.mark.parametrize("case", ["saelens-skip-transcoder", "saelens-jumprelu-transcoder"])
+def test_a_transcoder_of_centred_weights_centres_what_it_reads_alone(copied, case):
+    folder = copied(case)
+    plain = read_one(folder).dictionary
+    metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
+    metadata["hook_name"] = "blocks.1.hook_resid_mid"
+    metadata["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+    change(folder / "cfg.json", metadata=metadata)
+    centred = read_one(folder).dictionary
+    x = torch.randn(8, plain.d_in, generator=torch.Generator().manual_seed(0)) + 3
+    row = x - x.mean(dim=1, keepdim=True)
+    assert not torch.allclose(plain(x), plain(row), atol=1e-2)
+    assert torch.allclose(centred(x), plain(row), atol=1e-4)
+    assert torch.allclose(centred.encode_dense(x), plain.encode_dense(row), atol=1e-4)
 
 
 def test_a_scale_that_does_nothing_is_said(source_of, copied):
@@ -81,13 +98,37 @@ def test_modules_have_hook_points(module, hook_point):
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"activation": "groupmax"}, "largest of each group"), ({"n_targets": 3}, "cross-layer")],
+    [({"activation": "signed"}, "known: topk, groupmax"), ({"n_targets": 3}, "cross-layer")],
 )
 def test_sparsify_refusals(copied, settings, reason):
     folder = copied("sparsify-topk")
     change(folder / "cfg.json", **settings)
     with pytest.raises(ArtifactError, match=reason):
         read(folder)
+
+
+def test_groupmax_is_saved_tested_on_loading_and_given_back(copied, tmp_path):
+    folder = copied("sparsify-groupmax")
+    dictionary = read_one(folder).dictionary
+    parts: dict[str, Any] = dictionary.tensors()
+    x = torch.randn(16, dictionary.d_in, generator=torch.Generator().manual_seed(0))
+    made_from = {"hook_point": "blocks.1.hook_resid_post"}
+    save_dictionary(
+        tmp_path / "ours", dictionary, self_test_inputs=x, training={}, made_from=made_from
+    )
+    saved = load_dictionary(tmp_path / "ours")
+    assert (saved.dictionary.architecture, saved.dictionary.k) == ("groupmax", 6)
+    codes = saved.dictionary.encode_dense(x)
+    assert torch.equal(codes, dictionary.encode_dense(x))
+    pre = (x - dictionary.b_dec).double() @ dictionary.W_enc.double() + dictionary.b_enc
+    largest = pre.relu().view(len(x), 6, 8).amax(2)
+    assert torch.allclose(codes.double().view(len(x), 6, 8).sum(2), largest, atol=1e-5)
+    assert int((codes > 0).view(len(x), 6, 8).sum(2).max()) == 1
+    back = tmp_path / "back" / "layers.1"
+    assert main(["export", str(tmp_path / "ours"), "--to", "sparsify", "--out", str(back)]) == 0
+    assert torch.equal(read_one(back).dictionary.encode_dense(x), codes)
+    with pytest.raises(ConfigError, match="do not make k = 5 groups"):
+        Dictionary("groupmax", k=5, **parts)
 
 
 # dictionary_learning

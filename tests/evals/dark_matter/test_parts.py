@@ -199,7 +199,7 @@ def test_vectors_are_the_combinations_that_moments_are_made_by():
     dictionary, batch = a_dictionary(), a_batch()
     probe, _ = fit_error(first_pass(dictionary, batch), 1e-6, "test")
     _, taken, _ = second_pass(dictionary, batch, probe)
-    vectors = vectors_of(taken, batch.activations)
+    vectors = dict(vectors_of(taken, batch.activations))
     joint = torch.cat([vectors["activation"], vectors["error"]], dim=1)
     for name in VECTORS:
         made, offset = combination(name, probe)
@@ -214,7 +214,7 @@ def test_the_norm_test_equals_direct_regressions():
     found = norm_test(sums, parts, probe, 1e-12)
     cell, x = batch.cell, batch.activations.double()
     train, test = cell < 2, cell >= 2
-    for name, vector in vectors_of(taken, batch.activations).items():
+    for name, vector in vectors_of(taken, batch.activations):
         square = vector.square().sum(1, keepdim=True)
         assert torch.allclose(norms[name], square.sqrt().squeeze(1))
         from_x, _ = dense(x, square, train, test)
