@@ -4,7 +4,9 @@ What needs a browser is skipped where no Chromium is installed, except in CI: Ap
 pages' content, this the addresses, the Back button, the escaping and the network.
 """
 
+import http.client
 import json
+import socket
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
@@ -162,3 +164,44 @@ def test_only_this_machine_is_served(server):
     rows = [line.split() for line in listening.splitlines()[1:]]
     bound = [row[1] for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}")]
     assert bound == [f"0100007F:{port:04X}"]
+
+
+HANDSHAKE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Key": "c2FlbGFiIGRhc2hib2FyZA==",
+    "Sec-WebSocket-Version": "13",
+}
+
+
+def test_pages_of_other_sites_are_refused_and_the_network_is_asked_nothing(world, tmp_path):
+    """A name that resolves to this machine reads nothing; an Origin is looked up nowhere."""
+    with socket.create_server(("127.0.0.1", 0)) as outside:
+        proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"
+        proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), proxy)
+        with dashboard_of(world, tmp_path, **proxies) as address:
+            port = int(address.rsplit(":", 1)[1])
+
+            def statuses(host, origin):
+                asked = {"Host": host} | ({} if origin is None else {"Origin": origin})
+                for path, more in (("/", {}), ("/_stcore/stream", HANDSHAKE)):
+                    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+                    connection.request("GET", path, headers={**asked, **more})
+                    yield connection.getresponse().status
+                    connection.close()
+
+            for host in (f"127.0.0.1:{port}", f"localhost:{port}", "localhost:9000"):
+                for origin in (None, f"http://{host}"):
+                    assert list(statuses(host, origin)) == [200, 101], (host, origin)
+            own, evil = f"127.0.0.1:{port}", f"evil.example:{port}"
+            for host, origin in (
+                (evil, None),
+                (evil, f"http://{evil}"),
+                (own, f"http://{evil}"),
+                (own, "http://127.0.0.1:1"),
+                (own, "null"),
+            ):
+                assert list(statuses(host, origin)) == [403, 403], (host, origin)
+        outside.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            outside.accept()
