@@ -46,4 +46,4 @@ def dashboard_of(root: Path, folder: Path, **environment: str) -> Iterator[str]:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=30)
     text = log.read_text()
-    assert "Traceback" not in text and address in text
+    assert "Traceback" not in text and address in text, text
