@@ -19,6 +19,8 @@ from saelab.config import parse_arguments
 from saelab.errors import ConfigError, ResourceError
 
 ADDRESS = "127.0.0.1"
+HOSTS = (ADDRESS, "localhost")
+"""Names by which a browser may call this server."""
 SCRIPT = Path(__file__).parent / "pages" / "start.py"
 """What Streamlit runs. Beside a folder called `pages` it would not run it on a link to a page."""
 ROOTS_VARIABLE = "SAELAB_DASHBOARD_ROOTS"
@@ -67,12 +69,42 @@ def main(arguments: Sequence[str]) -> None:
 def serve(port: int) -> None:
     """Run Streamlit in this process, on this machine's loopback address, until it is stopped."""
     _end_on_signals()
-    from streamlit.web import bootstrap
+    import streamlit as st
+    from starlette.middleware import Middleware
 
     threading.Thread(target=_warm_up, daemon=True).start()
-    options = server_options(port)
-    bootstrap.load_config_options(options)
-    bootstrap.run(str(SCRIPT), False, [], options)
+    app = st.App(SCRIPT, middleware=[Middleware(OwnPagesOnly)])
+    app.run(config=server_options(port))
+
+
+class OwnPagesOnly:
+    """Refuses what pages of other sites ask a browser on this machine to send, before Streamlit.
+
+    A name of theirs that resolves to 127.0.0.1 is told by `Host`, all else by `Origin`. Streamlit
+    checks `Host` on its socket alone, and compares an `Origin` with the machine's external address,
+    which it would ask of another host.
+    """
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One request or socket of ASGI."""
+        if scope["type"] in ("http", "websocket"):
+            from starlette.datastructures import Headers
+            from starlette.responses import PlainTextResponse
+
+            headers = Headers(scope=scope)
+            host, origin = headers.get("host", ""), headers.get("origin")
+            # Any port: the page may come through a tunnel.
+            if host.partition(":")[0] not in HOSTS or origin not in (None, f"http://{host}"):
+                refusal = PlainTextResponse(
+                    f"This dashboard answers its own pages at http://{ADDRESS} or localhost only; "
+                    f"asked with Host {host!r} and Origin {origin!r}.\n",
+                    status_code=403,
+                )
+                return await refusal(scope, receive, send)
+        return await self._app(scope, receive, send)
 
 
 def _end_on_signals() -> None:
@@ -101,7 +133,7 @@ def _warm_up() -> None:
 
 
 def server_options(port: int) -> dict[str, Any]:
-    """Streamlit's settings; given as flags, they win over any config file of the user's."""
+    """Streamlit's settings; given in the call, they win over any config file of the user's."""
     options: dict[str, Any] = {
         "server.address": ADDRESS,
         "server.port": port,
@@ -131,8 +163,7 @@ def server_options(port: int) -> dict[str, Any]:
         ("linkColor", "#0b62ab", "#7ab8ee"),
     ):
         options |= {f"theme.light.{part}": light, f"theme.dark.{part}": dark}
-    # The command line spells a dot as an underscore, and so does the function that reads flags.
-    return {name.replace(".", "_"): value for name, value in options.items()}
+    return options
 
 
 def usable_port(port: int = 0) -> int:

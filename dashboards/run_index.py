@@ -45,7 +45,7 @@ class DictionaryEntry:
     problem: str | None = None
     """What is wrong with its manifest, as a sentence."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """method, architecture, d_in, d_sae, k, l0, fvu and dead, as far as they are known."""
+    """method, architecture, d_in, d_sae, k, l0, fvu, dead and seed, as far as they are known."""
     model: str | None = None
     hook_point: str | None = None
     content_hash: str | None = None
@@ -193,7 +193,7 @@ def _run(folder: Path, run_id: str, dictionaries: tuple[DictionaryEntry, ...]) -
     facts: dict[str, Any] = {}
     if (folder / RUN_FILE).is_file():
         try:
-            manifest = _run_manifest(folder / RUN_FILE)
+            manifest = run_manifest(folder / RUN_FILE)
             facts = {key: str(manifest[key]) for key in ("status", "created") if key in manifest}
         except (SaelabError, OSError) as error:
             facts = {"problem": str(error)}
@@ -268,7 +268,8 @@ def once_per_state(most: int) -> Callable[[Callable[[Path], Value]], Callable[[P
 
 
 @once_per_state(512)
-def _run_manifest(path: Path) -> dict[str, Any]:
+def run_manifest(path: Path) -> dict[str, Any]:
+    """What a run says of itself now."""
     return read_manifest(path, RUN_KIND)
 
 
@@ -276,14 +277,15 @@ def _run_manifest(path: Path) -> dict[str, Any]:
 def _dictionary_manifest(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path, "dictionary")
     # The mean activation is the bulk of a manifest, and no page shows it.
-    _part(manifest, "made_from").pop("mean", None)
+    part_of(manifest, "made_from").pop("mean", None)
     return manifest
 
 
 _shape = once_per_state(4096)(read_json)
 
 
-def _part(content: dict[str, Any], key: str) -> dict[str, Any]:
+def part_of(content: dict[str, Any], key: str) -> dict[str, Any]:
+    """An object within an object; empty where it is anything else."""
     part = content.get(key)
     return part if isinstance(part, dict) else {}
 
@@ -295,9 +297,9 @@ def _facts(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder / 'cfg.json'} holds no object: it was damaged or edited")
     path = folder / "saelab.json"
     manifest = _dictionary_manifest(path) if path.exists() else {}
-    config, made_from = _part(manifest, "config"), _part(manifest, "made_from")
-    metadata, imported = _part(shape, "metadata"), _part(made_from, "imported")
-    measured = _part(imported, "measured")
+    config, made_from = part_of(manifest, "config"), part_of(manifest, "made_from")
+    metadata, imported = part_of(shape, "metadata"), part_of(made_from, "imported")
+    measured = part_of(imported, "measured")
     numbers = {
         **{name: shape.get(name) for name in ("d_in", "d_sae", "k")},
         "l0": config.get("measured_l0", measured.get("l0")),
@@ -309,6 +311,8 @@ def _facts(folder: Path) -> dict[str, Any]:
             "method": _text(config.get("method", imported.get("format"))),
             "architecture": _text(shape.get("architecture")),
             **{name: _number(value) for name, value in numbers.items()},
+            # Only what was trained here says which weights its seed drew.
+            "seed": _number(manifest.get("seed")) if "method" in config else None,
         },
         "model": _text(made_from.get("model") or metadata.get("model_name")),
         "hook_point": _text(made_from.get("hook_point") or metadata.get("hook_name")),

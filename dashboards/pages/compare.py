@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from saelab.errors import ArtifactError, SaelabError
 from saelab.features.reader import FeatureStore
-from saelab.formats.evaluation_result import read_evaluation_result
+from saelab.formats.evaluation_result import MeasuredMetric, read_evaluation_result
 
 from .. import url_state
 from ..context import label_texts, open_store, require_dictionary, run_index, show_features
@@ -26,8 +26,22 @@ from ..widgets.page_parts import format_number, plain, run_page, show_figure, sh
 MOST_ROWS = 500
 MOST_TOKENS = 8
 SEPARATOR = " › "
-FACTS = {"method": "method", "architecture": "architecture", "k": "k", "features": "d_sae"}
-CORE_NUMBERS = ("fvu", "l0_mean", "loss_recovered_mean", "kl", "dead_fraction", "dense_fraction")
+FACTS = {
+    "Method": "method",
+    "Architecture": "architecture",
+    "k (active features asked for)": "k",
+    "Features": "d_sae",
+    "Seed of the initial weights": "seed",
+}
+CORE_NUMBERS = {
+    "fvu": "Fraction of variance unexplained (FVU)",
+    "l0_mean": "Active features per token (L0)",
+    "loss_recovered_mean": "Loss recovered",
+    "kl": "KL divergence of the next token",
+    "dead_fraction": "Share of features never active",
+    "dense_fraction": "Share of high-density features",
+}
+"""Metrics of the core evaluation -> what the table calls them."""
 VIEWS = ("shared", "only in the first", "only in the second")
 
 
@@ -63,13 +77,16 @@ def _name(entry: DictionaryEntry) -> str:
 def _show_numbers(first: DictionaryEntry, second: DictionaryEntry) -> None:
     pair = (first, second)
     rows = [(what, *(entry.facts.get(key) for entry in pair)) for what, key in FACTS.items()]
-    rows.append(("hook point", first.hook_point, second.hook_point))
-    measured = [core_metrics(entry) for entry in pair]
-    rows += [
-        (f"{name} (core evaluation)", *(metrics.get(name) for metrics in measured))
-        for name in CORE_NUMBERS
-        if any(name in metrics for metrics in measured)
-    ]
+    rows.append(("Hook point", first.hook_point, second.hook_point))
+    measured = [_core_results(entry) for entry in pair]
+    defined: list[str] = []
+    for name, title in CORE_NUMBERS.items():
+        found = [metrics.get(name) for metrics in measured]
+        if known := [metric for metric in found if metric]:
+            rows.append((title, *(metric.value if metric else None for metric in found)))
+            defined.append(
+                f"* **{title}**, in {plain(known[0].unit)}: {plain(known[0].definition)}"
+            )
     table = {
         "": [row[0] for row in rows],
         first.name: [format_number(row[1]) for row in rows],
@@ -78,11 +95,20 @@ def _show_numbers(first: DictionaryEntry, second: DictionaryEntry) -> None:
         ],
     }
     st.dataframe(table, hide_index=True, alt="Numbers of the two dictionaries", key="numbers")
+    if defined:
+        with st.expander("What the numbers of the core evaluation mean"):
+            st.markdown("\n".join(defined))
     points = [
-        {"name": _name(entry), "l0": metrics.get("l0_mean"), "fvu": metrics.get("fvu")}
+        {
+            "name": _name(entry),
+            **{
+                axis: metrics[name].value if name in metrics else None
+                for axis, name in (("l0", "l0_mean"), ("fvu", "fvu"))
+            },
+        }
         for entry in run_index().dictionaries
         if entry.run_id in {first.run_id, second.run_id}
-        for metrics in [core_metrics(entry)]
+        for metrics in [_core_results(entry)]
     ]
     chart = pareto(points, [_name(entry) for entry in pair])
     if chart is None:
@@ -93,7 +119,7 @@ def _show_numbers(first: DictionaryEntry, second: DictionaryEntry) -> None:
         show_figure(chart, "pareto")
 
 
-def core_metrics(entry: DictionaryEntry) -> dict[str, float | int | None]:
+def _core_results(entry: DictionaryEntry) -> dict[str, MeasuredMetric]:
     """The metrics of a dictionary's core evaluation; none where there is no usable one."""
     try:
         return _metrics(entry.evaluations["core"])
@@ -102,9 +128,9 @@ def core_metrics(entry: DictionaryEntry) -> dict[str, float | int | None]:
 
 
 @once_per_state(512)
-def _metrics(path: Path) -> dict[str, float | int | None]:
+def _metrics(path: Path) -> dict[str, MeasuredMetric]:
     result = read_evaluation_result(path, check_files=False)
-    return {metric.name: metric.value for metric in result.metrics}
+    return {metric.name: metric for metric in result.metrics}
 
 
 def _show_densities(first: DictionaryEntry, second: DictionaryEntry) -> None:
@@ -132,24 +158,42 @@ def _show_matches(first: DictionaryEntry, second: DictionaryEntry) -> None:
     with st.spinner("Comparing decoder rows"):
         states = [(f, (f / WEIGHTS_FILE).stat().st_mtime_ns) for f in (first.folder, second.folder)]
         matches = _matches(tuple(states))
+    if _same_initial_weights(first, second):
+        st.warning(
+            "Both were trained from the same initial weights (same seed and sizes), so a feature "
+            "may have its match because it hardly moved. Dictionaries of other seeds say what is "
+            "found twice."
+        )
     show_figure(
         match_histogram(
             {
                 f"{_name(first)} in the other": matches.forward_cosine,
                 f"{_name(second)} in the other": matches.backward_cosine,
+                "random directions in the second": matches.random_cosine,
             }
         ),
         "matches",
     )
+    shared = int((matches.forward_cosine >= SHARED_FROM).sum())
+    by_chance = int((matches.random_cosine >= SHARED_FROM).sum())
     st.caption(
-        f"{len(matches.mutual()):,} pairs are each other's nearest feature. A feature counts as "
-        f"shared from a cosine of {SHARED_FROM}."
+        f"{shared:,} of the {len(matches.forward):,} features of the first are shared: they have a "
+        f"match of cosine {SHARED_FROM} or more in the second; {by_chance:,} of as many random "
+        f"directions do. {len(matches.mutual()):,} pairs are each other's nearest feature."
     )
     view = url_state.choice(st.segmented_control, "Show", VIEWS, param="view", required=True)
     if view == VIEWS[2]:
         _show_pairs(second, first, matches.backward, matches.backward_cosine, view)
     else:
         _show_pairs(first, second, matches.forward, matches.forward_cosine, view)
+
+
+def _same_initial_weights(first: DictionaryEntry, second: DictionaryEntry) -> bool:
+    """Whether one seed drew the directions of both, unless one began from a dictionary."""
+    drawn = [
+        [entry.facts.get(name) for name in ("seed", "d_in", "d_sae")] for entry in (first, second)
+    ]
+    return None not in drawn[0] and drawn[0] == drawn[1]
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -223,6 +267,8 @@ class Matches:
     """For each feature of the second, the nearest of the first."""
     backward_cosine: Float[np.ndarray, " second"]
     """Its cosine."""
+    random_cosine: Float[np.ndarray, " first"]
+    """Of as many directions drawn at random as the first has features, the same with the second."""
 
     def mutual(self) -> Int[np.ndarray, " pairs"]:
         """Features of the first whose nearest feature has them as its nearest in turn."""
@@ -274,14 +320,19 @@ def match(
     parts = []
     backward = np.zeros(len(second), dtype=np.int64)
     backward_cosine = np.full(len(second), -np.inf)
+    random_parts = []
+    generator = np.random.default_rng(0)
     for start in range(0, len(first), CHUNK_ROWS):
+        drawn = generator.standard_normal(first[start : start + CHUNK_ROWS].shape, dtype=np.float32)
+        drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+        random_parts.append((drawn @ second.T).max(axis=1))
         cosines = first[start : start + CHUNK_ROWS] @ second.T
         parts.append((cosines.argmax(axis=1), cosines.max(axis=1)))
         better = cosines.max(axis=0) > backward_cosine
         backward[better] = cosines.argmax(axis=0)[better] + start
         backward_cosine = np.maximum(backward_cosine, cosines.max(axis=0))
     forward, forward_cosine = map(np.concatenate, zip(*parts, strict=True))
-    return Matches(forward, forward_cosine, backward, backward_cosine)
+    return Matches(forward, forward_cosine, backward, backward_cosine, np.concatenate(random_parts))
 
 
 if __name__ == "__main__":

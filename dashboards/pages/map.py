@@ -1,4 +1,4 @@
-"""Map: the decoder directions of a dictionary in two dimensions."""
+"""Map: the features of a dictionary in two dimensions, near ones with similar decoder rows."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ def render() -> None:
         show_note("This store has no map: build it again with `saelab features`.")
         return
     colour, query = _draw_controls()
+    lit = ("have a label", np.isin(table["id"], list(labels))) if colour == "label" else None
     if query.strip():
-        hits = search_features(store, labels, query)
-        st.caption(f"{len(hits):,} features match the search; the others are left out.")
-        shown &= np.isin(table["id"], list(hits))
-    if not shown.any():
-        show_note("No feature matches: take out a word.")
-        return
+        hits = np.isin(table["id"], list(search_features(store, labels, query))) & shown
+        if not hits.any():
+            show_note("No feature matches: take out a word.")
+            return
+        st.caption(f"{hits.sum():,} features match the search.")
+        lit = ("match the search", hits)
     part = {name: table[name][shown] for name in ("id", "map_x", "map_y", "density")}
     ids = part["id"].tolist()
 
@@ -55,8 +56,8 @@ def render() -> None:
             f"<br>density {table['density'][feature]:.2e}"
             for feature in ids
         ],
-        labelled=[feature in labels for feature in ids] if colour == "label" else None,
-        method=_map_method(store.manifest.get("map") or {}),
+        lit=lit and (lit[0], lit[1][shown]),
+        method=map_method(store.manifest.get("map") or {}),
     )
     selected = [int(feature) for feature in show_figure(figure, "map", selectable=True)]
     if len(selected) == 1:
@@ -72,7 +73,7 @@ def _draw_controls() -> tuple[str, str]:
     )
     query = url_state.widget(
         right.text_input,
-        "Show only",
+        "Light up",
         param="q",
         default="",
         placeholder="a word in top tokens, promoted tokens, labels",
@@ -80,16 +81,24 @@ def _draw_controls() -> tuple[str, str]:
     return colour, query
 
 
-def _map_method(described: dict[str, Any]) -> str:
-    """How the coordinates were computed, as part of a sentence."""
-    method = str(described.get("method", "unit decoder row in two dimensions"))
-    if len(method) < 12:
-        method = f"decoder row by {method}"
+def map_method(described: dict[str, Any]) -> str:
+    """How the coordinates were computed and what that kept, as sentences."""
+    method = f"Placed by {described.get('method', 'an unknown method')}"
+    if (kept := described.get("kept")) is not None:
+        near = described["nearest"]
+        return (
+            f"{method}; {100 * kept:.1f} % of a feature's {near} nearest by cosine are among its "
+            f"{near} nearest here (by chance {100 * described['chance']:.1f} %). Trust "
+            "neighbourhoods, not distances: they have no unit."
+        )
     explained = described.get("explained")
     if isinstance(explained, list | tuple) and len(explained) == 2:
         shares = " and ".join(f"{100 * float(share):.1f} %" for share in explained)
         method += f" ({shares} of the variance)"
-    return method
+    return (
+        f"{method}, as stores were made before: near points need not be similar. `saelab features` "
+        "--overwrite makes one that keeps neighbours."
+    )
 
 
 if __name__ == "__main__":

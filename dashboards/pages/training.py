@@ -5,24 +5,36 @@ from __future__ import annotations
 __package__ = "saelab.dashboards.pages"
 
 import time
+from itertools import count
+from statistics import median
 from typing import Any
 
 import streamlit as st
 
-from saelab.errors import ArtifactError
+from saelab.errors import ArtifactError, SaelabError
+from saelab.formats.lock import writer_of
+from saelab.formats.run import RUN_FILE
 from saelab.formats.run_log import Curve, read_history
 from saelab.report.training_figures import CURVE_KINDS, kind_of, training_figure
 
 from .. import url_state
 from ..context import chosen_dictionary, chosen_run, run_index
-from ..run_index import RunEntry, once_per_state
+from ..run_index import RunEntry, once_per_state, part_of, run_manifest
 from ..widgets.page_parts import plain, run_page, show_figures, show_note, show_problem
 
 MOST_LINES = 12
 FIRST_LINES = 6
 SECONDS_BETWEEN_LOOKS = 3
 QUIET_AFTER_SECONDS = 600
-"""A run whose log has not grown for so long is not watched any more, whatever it says of itself."""
+"""A run of another machine whose log has not grown for so long is taken for stopped."""
+STATES = {
+    "complete": "finished",
+    "running": "running",
+    "stopped": "stopped before its end; `saelab train` with the same settings resumes it",
+    "killed": "killed before its end; `saelab train` with the same settings resumes it",
+}
+MEASURED_STEPS = 10
+"""Logged steps whose median speed says how long the rest takes."""
 SCALES = {"own": "each number's own", "log": "log", "linear": "linear"}
 SHOWN_FIRST = [name for name in CURVE_KINDS if name != "tokens_per_second"]
 history_of = once_per_state(16)(read_history)
@@ -42,8 +54,17 @@ def render() -> None:
     if not runs:
         show_note("Choose a run.")
         return
-    going = any(_is_going(run) for run in runs)
-    st.fragment(_draw_curves, run_every=SECONDS_BETWEEN_LOOKS if going else None)(runs)
+    seen, looks = _seen(runs), count()
+    _draw_curves(runs)
+
+    def look() -> None:
+        # The first look is part of the drawing, which has just read everything.
+        if next(looks) and _seen(runs) != seen:
+            st.rerun()
+
+    # What is drawn last starts the clock: a look before the page stands would end its drawing.
+    going = any(state_of(run) == "running" for run in runs)
+    st.fragment(look, run_every=SECONDS_BETWEEN_LOOKS if going else None)()
 
 
 def _choose_runs(logged: list[RunEntry]) -> list[RunEntry]:
@@ -58,32 +79,70 @@ def _choose_runs(logged: list[RunEntry]) -> list[RunEntry]:
     return [by_id[run_id] for run_id in ids]
 
 
-def _is_going(run: RunEntry) -> bool:
-    if run.metrics_path is None or run.status == "complete":
-        return False
+def state_of(run: RunEntry) -> str:
+    """One of `STATES`."""
+    # The writer first: it says that it has finished before it lets go.
+    writer = writer_of(run.folder)
+    if _manifest(run).get("status", "complete") == "complete":
+        return "complete"
+    if writer == "unknown":
+        quiet = time.time() - _changed(run)[0] / 1e9 > QUIET_AFTER_SECONDS
+        return "stopped" if quiet else "running"
+    return {"alive": "running", "dead": "killed"}.get(writer, "stopped")
+
+
+def _manifest(run: RunEntry) -> dict[str, Any]:
     try:
-        return time.time() - run.metrics_path.stat().st_mtime < QUIET_AFTER_SECONDS
+        return run_manifest(run.folder / RUN_FILE)
+    except (SaelabError, OSError):
+        return {}
+
+
+def _changed(run: RunEntry) -> tuple[int, int]:
+    """When the log was last written (ns) and how long it is."""
+    assert run.metrics_path is not None
+    try:
+        state = run.metrics_path.stat()
     except OSError:
-        return False
+        return 0, 0
+    return state.st_mtime_ns, state.st_size
+
+
+def _seen(runs: list[RunEntry]) -> list[Any]:
+    return [(_changed(run), state_of(run)) for run in runs]
+
+
+def _progress(run: RunEntry, curves: dict[str, Curve]) -> str:
+    """A sentence: state, share done, time left."""
+    tokens = max((curve.tokens[-1] for curve in curves.values()), default=0)
+    state = state_of(run)
+    said = f"{run.id}: {STATES[state]}, {tokens:,} tokens"
+    asked = part_of(_manifest(run), "config").get("n_tokens")
+    if state == "complete" or not isinstance(asked, int) or asked <= 0:
+        return f"{said}."
+    said += f" of {asked:,} ({min(1.0, tokens / asked):.0%})"
+    speeds = curves["tokens_per_second"].values if "tokens_per_second" in curves else []
+    if state == "running" and speeds and (speed := median(speeds[-MEASURED_STEPS:])) > 0:
+        minutes, seconds = divmod(round(max(0, asked - tokens) / speed), 60)
+        hours, minutes = divmod(minutes, 60)
+        said += (
+            f", about {hours} h {minutes} min" if hours else f", about {minutes} min {seconds} s"
+        )
+        said += " left"
+    return f"{said}."
 
 
 def _draw_curves(runs: list[RunEntry]) -> None:
-    """Controls and figures; drawn again every few seconds while a run is going."""
-    curves = _all_curves(runs)
+    """How far the runs are, controls and figures."""
+    curves, said = _all_curves(runs)
+    st.markdown(plain(" ".join(said)))
     if not curves:
         show_note("Nothing is logged yet: the first line comes after the first logged steps.")
         return
     names = _choose_dictionaries(list(curves))
     numbers, scale, x_scale = _choose_numbers(curves)
-    ends = [curve.tokens[-1] for by_number in curves.values() for curve in by_number.values()]
-    going = [run.id for run in runs if _is_going(run)]
-    watched = f" Watching {', '.join(going)}, looking every {SECONDS_BETWEEN_LOOKS} s."
-    st.caption(
-        plain(
-            f"{len(curves)} dictionaries, up to {max(ends, default=0):,} tokens."
-            + (watched if going else "")
-        )
-    )
+    n = len(curves)
+    st.caption(f"{n} {'dictionary' if n == 1 else 'dictionaries'} logged.")
     if not names or not numbers:
         show_note("Choose a dictionary and a number to draw.")
         return
@@ -112,9 +171,10 @@ def _draw_curves(runs: list[RunEntry]) -> None:
         )
 
 
-def _all_curves(runs: list[RunEntry]) -> dict[str, dict[str, Curve]]:
-    """Curves by dictionary; the run is named where several are shown."""
+def _all_curves(runs: list[RunEntry]) -> tuple[dict[str, dict[str, Curve]], list[str]]:
+    """Curves by dictionary, the run named where several are shown, and how far each run is."""
     by_name: dict[str, dict[str, Curve]] = {}
+    said: list[str] = []
     for run in runs:
         assert run.metrics_path is not None
         try:
@@ -124,7 +184,8 @@ def _all_curves(runs: list[RunEntry]) -> dict[str, dict[str, Curve]]:
             continue
         for name, curves in history.curves.items():
             by_name[name if len(runs) == 1 else f"{run.id}: {name}"] = curves
-    return by_name
+        said.append(_progress(run, next(iter(history.curves.values()), {})))
+    return by_name, said
 
 
 def _choose_dictionaries(known: list[str]) -> list[str]:

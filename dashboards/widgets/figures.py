@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from saelab.features.records import FeatureRecord, Histogram, LogitLens
 from saelab.formats.chart import Axis, Chart, Number, ReferenceLine, Series
@@ -144,9 +144,15 @@ def match_histogram(cosines: Mapping[str, Any]) -> Chart:
         summary="Histogram of best decoder cosines. " + "; ".join(sentences) + ".",
         x=Axis(title="cosine with the nearest decoder row of the other"),
         y=Axis(title="features", low=0),
-        series=_binned(arrays, np.linspace(0, 1, 41)),
+        series=_binned(arrays, np.linspace(_low_edge(arrays), 1, 41)),
         wide=True,
     )
+
+
+def _low_edge(arrays: Mapping[str, Float[np.ndarray, " features"]]) -> float:
+    """The tenth at or below the smallest value: where an axis of cosines begins."""
+    smallest = min((float(values.min()) for values in arrays.values() if values.size), default=0.0)
+    return min(0.9, max(-1.0, math.floor(10 * smallest) / 10))
 
 
 def _arrays(values: Mapping[str, Any]) -> dict[str, Float[np.ndarray, " features"]]:
@@ -192,7 +198,7 @@ def pareto(points: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> Chart 
         summary=f"Scatter plot of FVU against L0 for {len(known)} dictionaries. "
         f"{'; '.join(stated)}.",
         x=Axis(title="L0: active latents per token (log)", log=True),
-        y=Axis(title="FVU (fraction of variance unexplained)", low=0),
+        y=Axis(title="FVU (fraction of variance unexplained)"),
         series=tuple(
             Series(
                 name=name,
@@ -306,26 +312,27 @@ def feature_map(
     table: Mapping[str, Shaped[np.ndarray, " features"]],
     hover: Sequence[str],
     *,
-    labelled: Sequence[bool] | None = None,
-    method: str = "decoder directions in two dimensions",
+    lit: tuple[str, Sequence[bool] | Bool[np.ndarray, " features"]] | None = None,
+    method: str = "Decoder directions in two dimensions.",
 ) -> Figure:
-    """Decoder directions in 2-D; points are chosen by clicking.
+    """Features in 2-D; points are chosen by clicking.
 
     Args:
         table: columns "id", "map_x", "map_y" and "density" of the features shown.
-        labelled: colours the points by whether a feature has a label; None: by log10 of density.
-        method: how the coordinates were computed, for the caption.
+        lit: what the features lit up do ("have a label"), and which they are; None: all are
+            coloured by log10 of density.
+        method: sentences on how the coordinates were computed, for the caption.
     """
     plot = new_plot(
         "map axis 1 (no unit)", "map axis 2 (no unit)", x_axis={"showgrid": False}, showgrid=False
     )
     density = np.nan_to_num(table["density"])
     active = density > 0
-    if labelled is not None:
-        chosen = np.array(labelled, dtype=bool)
+    if lit is not None:
+        chosen = np.array(lit[1], dtype=bool)
         groups = {
-            "no label": (~chosen, {"color": GREY}),
-            "label": (chosen, {"color": ORANGE, "size": 9}),
+            "others": (~chosen, {"color": GREY, "opacity": 0.35}),
+            lit[0]: (chosen, {"color": ORANGE, "size": 9}),
         }
     else:
         scale = {"title": {"text": "density"}, "thickness": 12}
@@ -353,15 +360,14 @@ def feature_map(
         height=620, showlegend=len(groups) > 1, legend={"orientation": "h", "y": 1.06}
     )
     span = f"{density[active].min():.2g} to {density.max():.2g}" if active.any() else "none"
-    colour = "whether they have a label" if labelled is not None else "log10 of density"
+    colour = "log10 of density" if lit is None else f"whether they {lit[0]}"
     return Figure(
         name="feature_map",
-        title="Map of decoder directions",
+        title="Map of features",
         plot=plot,
-        caption=f"Each point is a feature, placed by its {method}; near points tend to have "
-        f"similar decoder rows, distances have no unit. Coloured by {colour}. Click a point to "
-        "open it.",
-        alt=f"Scatter plot of {len(hover):,} features by decoder direction, coloured by {colour}; "
+        caption=f"Each point is a feature. {method} Coloured by {colour}. Click a point to open "
+        "it; the wheel zooms, the lasso lists features.",
+        alt=f"Scatter plot of {len(hover):,} features by decoder row, coloured by {colour}; "
         f"densities of active features: {span}.",
         data={
             title: table[column].tolist()

@@ -93,9 +93,9 @@ def show_figure(shown: Figure | Chart, key: str, *, selectable: bool = False) ->
         figure.plot,
         key=key,
         alt=figure.alt,
-        config={"displayModeBar": selectable, "displaylogo": False},
+        config={"displayModeBar": selectable, "scrollZoom": selectable, "displaylogo": False},
         on_select="rerun" if selectable else "ignore",
-        selection_mode="points",
+        selection_mode=("points", "lasso"),
     )
     st.caption(plain(figure.caption))
     if figure.data:

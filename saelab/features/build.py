@@ -23,7 +23,7 @@ from saelab.formats.files import hash_of
 from saelab.formats.manifest import new_manifest
 from saelab.model.logit_lens import Lens
 from saelab.progress import progress_bar
-from saelab.stats.cosines import most_similar, principal_map, row_norms, unit_rows
+from saelab.stats.cosines import MAP_KEEPS, most_similar, neighbour_map, row_norms, unit_rows
 
 from .coactivation import LatentSums, RowCodes, coactivation_arrays, row_codes
 from .config import StoreOptions
@@ -50,6 +50,8 @@ RANGE_LATENTS = 512
 """Latents of a range, at most."""
 PART_PAIRS = 40_000_000
 """Codes held row by row for co-activation: 12 bytes each."""
+MAP_NEIGHBOURS = 30
+"""Nearest decoder rows by which the map places a feature."""
 MOMENT_COLUMNS = ("mean_act", "std_act", "skewness", "kurtosis")
 LOGIT_COLUMNS = ("logit_min", "logit_max", "logit_skewness", "logit_kurtosis")
 STAGES = 4
@@ -132,12 +134,10 @@ class _Build:
         flags = np.where(counts == 0, FLAGS["dead"], 0)
         flags |= np.where((counts > 0) & (density < self._options.rare_below), FLAGS["rare"], 0)
         flags |= np.where(density > self._options.dense_above, FLAGS["dense"], 0)
-        coordinates, explained = principal_map(dictionary.W_dec)
-        self._map = {"method": "principal components of unit decoder rows", "explained": explained}
         undefined = np.full(d_sae, np.nan)
         bias = getattr(dictionary, "b_enc", getattr(dictionary, "b_gate", None))
         threshold = getattr(dictionary, "threshold", None)
-        empty = (*MOMENT_COLUMNS, *LOGIT_COLUMNS)
+        empty = (*MOMENT_COLUMNS, *LOGIT_COLUMNS, "map_x", "map_y")
         return {
             "id": np.arange(d_sae),
             "n_active": counts,
@@ -148,8 +148,6 @@ class _Build:
             "encoder_norm": _numbers(row_norms(dictionary.W_enc.T)),
             "encoder_bias": undefined if bias is None else _numbers(bias),
             "threshold": undefined if threshold is None else _numbers(threshold),
-            "map_x": _numbers(coordinates[:, 0]),
-            "map_y": _numbers(coordinates[:, 1]),
             **{name: undefined.copy() for name in empty},
             "flags": flags,
             "top_tokens": [""] * d_sae,
@@ -159,21 +157,20 @@ class _Build:
     def neighbours(
         self, writer: StoreWriter, advance: Callable[[int], Any]
     ) -> Integer[np.ndarray, "d_sae n"]:
-        """Fill table `neighbours`; returns the decoder neighbours."""
+        """Fill table `neighbours` and the map; returns the decoder neighbours."""
         dictionary, n = self._sources.dictionary, self._options.n_neighbours
-        nearest: list[np.ndarray] = []
         # One side after the other: the unit rows of a side are as large as its weights.
-        decoder_side = list(most_similar(unit_rows(dictionary.W_dec.float()), None, n))
+        wide = max(n, MAP_NEIGHBOURS)
+        decoder_side = list(most_similar(unit_rows(dictionary.W_dec.float()), None, wide))
         encoder_side = most_similar(unit_rows(dictionary.W_enc.T.float()), None, n)
         for (part, *decoder), (_, *encoder) in zip(decoder_side, encoder_side, strict=True):
             names = ("decoder_cosine", "decoder_feature", "encoder_cosine", "encoder_feature")
             arrays = {
-                name: tensor.cpu().numpy()
+                name: tensor[:, :n].cpu().numpy()
                 for name, tensor in zip(names, (*decoder, *encoder), strict=True)
             }
             for name in ("decoder_cosine", "encoder_cosine"):
                 arrays[name] = arrays[name].clip(-1.0, 1.0)
-            nearest.append(arrays["decoder_feature"])
             latents = range(part.start, part.stop)
             writer.packed(
                 "neighbours",
@@ -183,7 +180,21 @@ class _Build:
                 ),
             )
             advance(len(latents))
-        return np.concatenate(nearest)
+        cosine = torch.cat([cosines for _, cosines, _ in decoder_side]).cpu().numpy()
+        nearest = torch.cat([index for _, _, index in decoder_side]).cpu().numpy()
+        self._place(cosine[:, :MAP_NEIGHBOURS], nearest[:, :MAP_NEIGHBOURS])
+        return nearest[:, :n]
+
+    def _place(
+        self, cosine: Float[np.ndarray, "d_sae k"], nearest: Integer[np.ndarray, "d_sae k"]
+    ) -> None:
+        """Fill the columns of the map."""
+        coordinates, method, kept = neighbour_map(self._sources.dictionary.W_dec, cosine, nearest)
+        self.columns["map_x"], self.columns["map_y"] = coordinates.T.astype(np.float64)
+        near = min(MAP_KEEPS, cosine.shape[1])
+        self._map = {"method": f"{method} unit decoder rows", "nearest": near}
+        if near:
+            self._map |= {"kept": kept, "chance": near / (self._d_sae - 1)}
 
     def logits(self, writer: StoreWriter, advance: Callable[[int], Any]) -> None:
         """Fill table `logits`, where there is a lens."""

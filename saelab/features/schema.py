@@ -341,7 +341,8 @@ DEFINITIONS = {
     "all features.",
     "coactive_pearson": "Features with the highest correlation of activations over all counted "
     "tokens, zeros included, of all features.",
-    "map": "First two principal components of the decoder rows, each scaled to norm 1.",
+    "map": "Two dimensions in which decoder rows of high cosine lie near each other; how: the "
+    "manifest's map.",
     "flags": "dead: never active on this text; rare and dense: density below or above the bounds "
     "named.",
     "max_act": "Largest activation on this text.",

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from saelab.errors import ConfigError
 
@@ -65,6 +66,33 @@ def lock_file(target: Path) -> Path:
     if target.is_dir() and not os.access(folder, os.W_OK):
         folder = target
     return folder / f".{target.name}.lock"
+
+
+def writer_of(target: Path) -> Literal["alive", "dead", "none", "unknown"]:
+    """What became of who last held the lock of a target, without touching the lock.
+
+    Returns:
+        "none" where nobody holds it and who held it ended in order; "dead" where the holder was
+        killed; "unknown" without locks, or where the holder is of another machine.
+    """
+    path = lock_file(target)
+    if fcntl is None or path.is_symlink():
+        return "unknown"
+    try:
+        with path.open("rb") as file:
+            holder = json.loads(file.read(4096))
+        if holder["host"] != platform.node() or (process := int(holder["process"])) <= 0:
+            return "unknown"
+        os.kill(process, 0)
+    except FileNotFoundError:
+        return "none"
+    except ProcessLookupError:
+        return "dead"
+    except PermissionError:
+        return "alive"
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return "unknown"
+    return "alive"
 
 
 def _acquire(target: Path) -> int | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from .seeds import seeded_generator
@@ -16,6 +19,8 @@ BLOCK_ENTRIES = 1 << 24
 """Cosines held at a time (64 MB in float32)."""
 BLOCK_ROWS = 4096
 """Rows held in float64 at a time."""
+MAP_KEEPS = 10
+"""Nearest neighbours of which a map says how many it kept."""
 
 
 def unit_rows(vectors: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
@@ -126,29 +131,78 @@ def most_similar(
         yield part, top.values, top.indices
 
 
-def principal_map(
+def neighbour_map(
     vectors: Float[Tensor, "n_vectors width"],
-) -> tuple[Float[Tensor, "n_vectors 2"], list[float]]:
+    cosine: Float[np.ndarray, "n_vectors k"],
+    neighbour: Int[np.ndarray, "n_vectors k"],
+) -> tuple[Float[np.ndarray, "n_vectors 2"], str, float]:
+    """Two dimensions in which what is near in cosine stays near: t-SNE of the nearest neighbours.
+
+    It starts from the two principal components and is the same each time. A handful of vectors, or
+    vectors that are all alike, keep the components.
+
+    Args:
+        vectors: of any norms.
+        cosine: of each with its nearest others, falling.
+        neighbour: which ones they are.
+
+    Returns:
+        Coordinates, the method in words, and which share of the ten (or `k`) nearest by cosine are
+        among as many nearest on the map.
+    """
+    start, k = principal_map(vectors).numpy(), cosine.shape[1]
+    near = min(k, MAP_KEEPS)
+    if k < MAP_KEEPS or not start[:, 0].std() > 0:
+        return start, "two principal components of", _share_kept(start, neighbour[:, :near])
+    from openTSNE import TSNEEmbedding
+    from openTSNE.affinity import PerplexityBasedNN
+    from openTSNE.initialization import rescale
+    from openTSNE.nearest_neighbors import PrecomputedNeighbors
+
+    known = PrecomputedNeighbors(neighbour, 1.0 - cosine.astype(np.float64))
+    affinities = PerplexityBasedNN(knn_index=known, perplexity=k / 3, n_jobs=1)
+    placed = TSNEEmbedding(
+        rescale(start), affinities, negative_gradient_method="fft", n_jobs=1, random_state=0
+    )
+    # Clusters form while neighbours pull harder than they should, then find their shape.
+    placed.optimize(250, exaggeration=12, momentum=0.5, inplace=True)
+    placed.optimize(250, momentum=0.8, inplace=True)
+    coordinates = np.asarray(placed)
+    method = f"t-SNE of the {k} nearest by cosine of"
+    return coordinates, method, _share_kept(coordinates, neighbour[:, :near])
+
+
+def _share_kept(
+    coordinates: Float[np.ndarray, "n_vectors 2"], neighbour: Int[np.ndarray, "n_vectors near"]
+) -> float:
+    """Which share of the neighbours are among as many nearest on the map."""
+    near = neighbour.shape[1]
+    if not near:
+        return math.nan
+    found = np.asarray(KDTree(coordinates).query(coordinates, near + 1)[1])
+    itself = found == np.arange(len(found))[:, None]
+    # Of points on one spot, the point itself may not be among those found.
+    itself[~itself.any(axis=1), -1] = True
+    found = found[~itself].reshape(-1, near, 1)
+    return float((found == neighbour[:, None, :]).any(axis=1).mean())
+
+
+def principal_map(vectors: Float[Tensor, "n_vectors width"]) -> Float[Tensor, "n_vectors 2"]:
     """The two principal components of the unit vectors, in float64.
 
     Each axis points where its largest loading is positive, so that the map does not flip between
     machines.
-
-    Returns:
-        Coordinates, and the fraction of the variance that each axis explains.
     """
     mean = _sum_of(unit.sum(dim=0) for unit in _unit_blocks(vectors)) / len(vectors)
     centred = (unit - mean for unit in _unit_blocks(vectors))
-    values, axes = torch.linalg.eigh(_sum_of(block.T @ block for block in centred))
+    axes = torch.linalg.eigh(_sum_of(block.T @ block for block in centred))[1]
     axes = axes[:, -2:].flip(1)
     largest = axes.abs().argmax(dim=0)
     axes = axes * torch.sign(axes[largest, torch.arange(axes.shape[1])])
     coordinates = torch.cat([(unit - mean) @ axes for unit in _unit_blocks(vectors)])
     if axes.shape[1] < 2:
         coordinates = torch.cat([coordinates, torch.zeros_like(coordinates)], dim=1)
-    total = float(values.clamp_min(0).sum())
-    explained = [float(value) / total if total > 0 else 0.0 for value in values[-2:].flip(0)]
-    return coordinates, explained
+    return coordinates.cpu()
 
 
 def row_norms(vectors: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:

@@ -19,7 +19,7 @@ SECONDS = 90
 
 
 @contextmanager
-def dashboard_of(root: Path, folder: Path) -> Iterator[str]:
+def dashboard_of(root: Path, folder: Path, **environment: str) -> Iterator[str]:
     """Address of a dashboard of `root`, run in `folder`; afterwards its log holds no traceback."""
     port, log = usable_port(), folder / "log.txt"
     with log.open("w") as out:
@@ -28,7 +28,7 @@ def dashboard_of(root: Path, folder: Path) -> Iterator[str]:
             stdout=out,
             stderr=out,
             cwd=folder,
-            env={**os.environ, "HOME": str(folder)},
+            env={**os.environ, "HOME": str(folder), **environment},
         )
     address = f"http://127.0.0.1:{port}"
     try:
@@ -46,4 +46,4 @@ def dashboard_of(root: Path, folder: Path) -> Iterator[str]:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=30)
     text = log.read_text()
-    assert "Traceback" not in text and address in text
+    assert "Traceback" not in text and address in text, text

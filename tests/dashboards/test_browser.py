@@ -4,7 +4,10 @@ What needs a browser is skipped where no Chromium is installed, except in CI: Ap
 pages' content, this the addresses, the Back button, the escaping and the network.
 """
 
+import http.client
 import json
+import socket
+import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
@@ -13,6 +16,8 @@ from browser import MISSING, Browser
 from served import SECONDS, dashboard_of
 from sessions import visit
 from toy_store import dense_codes
+
+from saelab.formats.lock import writer_lock
 
 pytestmark = pytest.mark.slow
 needs_browser = pytest.mark.skipif(MISSING, reason="no Chromium is installed")
@@ -115,6 +120,66 @@ def test_two_dictionaries_are_compared(server, browser):
 
 
 @needs_browser
+def test_a_click_on_the_map_opens_the_feature(server, browser):
+    browser.open(f"{server}/map?run=all%2Fdemo&sae=first")
+    heading(browser, "Map")
+    browser.wait_for("document.querySelector('.js-plotly-plot')?._fullData?.length", SECONDS)
+    spot = browser.evaluate(
+        "(() => {const plot = document.querySelector('.js-plotly-plot');"
+        "plot.scrollIntoView({block: 'center'});"
+        "const {xaxis, yaxis} = plot._fullLayout, all = plot._fullData[0];"
+        "const corner = plot.getBoundingClientRect();"
+        "return {feature: all.customdata[0], x: corner.x + xaxis._offset + xaxis.d2p(all.x[0]),"
+        "y: corner.y + yaxis._offset + yaxis.d2p(all.y[0])}})()"
+    )
+    at = {"x": spot["x"], "y": spot["y"]}
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", **at)
+    # Plotly looks for the point below the pointer a moment later.
+    browser.wait_for("document.querySelector('.hoverlayer .hovertext')", SECONDS)
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
+    heading(browser, f"Feature {spot['feature']}")
+
+
+@needs_browser
+def test_a_run_under_way_never_goes_blank(tmp_path, browser):
+    """Its first drawing takes longer than a look; lines come in all the while."""
+    run = tmp_path / "runs" / "going"
+    run.mkdir(parents=True)
+    about = {"kind": "training_run", "schema_version": 1, "status": "running"}
+    about |= {"created": "2026-01-01T00:00:00+00:00", "config": {"n_tokens": 10**7}}
+    (run / "run.json").write_text(json.dumps(about))
+
+    def lines(start, end):
+        names = ("loss", "fvu", "l0", "dead_fraction", "density_q50")
+        return "".join(
+            json.dumps(
+                {"step": n, "dictionary": "a", "tokens": 100 * n} | dict.fromkeys(names, 0.5)
+            )
+            + "\n"
+            for n in range(start, end)
+        )
+
+    log, n = run / "metrics.jsonl", 20_000
+    log.write_text(lines(1, n))
+    (tmp_path / "server").mkdir()
+    with writer_lock(run), dashboard_of(tmp_path / "runs", tmp_path / "server") as address:
+        browser.open(f"{address}/training")
+        charts = "document.querySelectorAll('.js-plotly-plot').length"
+        browser.wait_for(f"{charts} >= 5", SECONDS)
+        first = browser.evaluate("document.body.innerText")
+        for _ in range(40):
+            with log.open("a") as file:
+                file.write(lines(n, n + 10))
+            n += 10
+            time.sleep(0.25)
+            assert browser.evaluate(charts) >= 5
+        assert "runs/going: running" in first
+        browser.wait_for_text(f"{100 * (n - 1):,} tokens of 10,000,000", SECONDS)
+        assert browser.console == []
+
+
+@needs_browser
 def test_pages_can_be_read_in_the_dark(server, tmp_path):
     opened = Browser(tmp_path / "profile", dark=True)
     try:
@@ -162,3 +227,44 @@ def test_only_this_machine_is_served(server):
     rows = [line.split() for line in listening.splitlines()[1:]]
     bound = [row[1] for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}")]
     assert bound == [f"0100007F:{port:04X}"]
+
+
+HANDSHAKE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Key": "c2FlbGFiIGRhc2hib2FyZA==",
+    "Sec-WebSocket-Version": "13",
+}
+
+
+def test_pages_of_other_sites_are_refused_and_the_network_is_asked_nothing(world, tmp_path):
+    """A name that resolves to this machine reads nothing; an Origin is looked up nowhere."""
+    with socket.create_server(("127.0.0.1", 0)) as outside:
+        proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"
+        proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), proxy)
+        with dashboard_of(world, tmp_path, **proxies) as address:
+            port = int(address.rsplit(":", 1)[1])
+
+            def statuses(host, origin):
+                asked = {"Host": host} | ({} if origin is None else {"Origin": origin})
+                for path, more in (("/", {}), ("/_stcore/stream", HANDSHAKE)):
+                    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+                    connection.request("GET", path, headers={**asked, **more})
+                    yield connection.getresponse().status
+                    connection.close()
+
+            for host in (f"127.0.0.1:{port}", f"localhost:{port}", "localhost:9000"):
+                for origin in (None, f"http://{host}"):
+                    assert list(statuses(host, origin)) == [200, 101], (host, origin)
+            own, evil = f"127.0.0.1:{port}", f"evil.example:{port}"
+            for host, origin in (
+                (evil, None),
+                (evil, f"http://{evil}"),
+                (own, f"http://{evil}"),
+                (own, "http://127.0.0.1:1"),
+                (own, "null"),
+            ):
+                assert list(statuses(host, origin)) == [403, 403], (host, origin)
+        outside.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            outside.accept()

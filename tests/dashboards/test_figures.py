@@ -56,7 +56,7 @@ def figures_of(store):
     yield draw(density_histogram({"one": densities, "two": densities[:5]}, tokens))
     table = store.table() | {"map_x": np.arange(12.0), "map_y": np.arange(12.0)}
     yield feature_map(table, [str(i) for i in range(N_FEATURES)])
-    yield feature_map(table, [str(i) for i in range(N_FEATURES)], labelled=[True] * 12)
+    yield feature_map(table, [str(i) for i in range(N_FEATURES)], lit=("have a label", [True] * 12))
     yield draw(match_histogram({"a": [0.1, 0.9], "b": [0.75]}))
     yield draw(pareto([{"name": "a", "l0": 8.0, "fvu": 0.25}], ["a"]))
     yield draw(bars_of([("1 up", 2.0), ("2 down", -1.0)]))

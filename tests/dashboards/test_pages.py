@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from toy_store import DEAD, DENSE, IMAGE, N_FEATURES, SCRIPT, dense_codes, write_toy_store
 
+from saelab.dashboards.pages.map import map_method
 from saelab.features.labels import LabelBook
 
 FIRST = {"run": "all/demo", "sae": "first"}
@@ -214,12 +215,54 @@ def test_map_draws_every_feature(open_page):
     assert sum(len(trace["x"]) for trace in spec["data"]) == N_FEATURES
 
 
+@pytest.mark.parametrize("other", [3, 4])
+def test_compare_says_when_both_began_from_the_same_weights(world, tmp_path, open_page_of, other):
+    shutil.copytree(world, tmp_path / "all")
+    for name, seed in (("first", 3), ("second", other)):
+        manifest_of(tmp_path, name, seed)
+    app = open_page_of(tmp_path / "all")("compare", with_="all/demo › second", **FIRST)
+    said = [warning.value for warning in app.warning]
+    assert any("from the same initial weights" in one for one in said) == (other == 3)
+    seeds = ["Seed of the initial weights", "3", str(other)]
+    assert seeds in app.dataframe[0].value.to_numpy().tolist()
+
+
+def manifest_of(folder, name, seed):
+    path = folder / "all" / "demo" / "dictionaries" / name / "saelab.json"
+    content = json.loads(path.read_text())
+    content["seed"] = seed
+    content.setdefault("config", {})["method"] = "topk"
+    path.write_text(json.dumps(content))
+
+
+def test_the_map_lights_hits_and_says_how_it_was_made(open_page):
+    app = open_page("map", q="cat", **FIRST)
+    assert "features match the search" in words(app)
+    spec = json.loads(app.get("plotly_chart")[0].proto.spec)
+    traces = {trace["name"]: trace for trace in spec["data"]}
+    hits = traces["match the search"]["customdata"]
+    assert {0, 8} <= set(hits) and len(hits) < N_FEATURES
+    assert len(hits) + len(traces["others"]["customdata"]) == N_FEATURES
+    # The toy's store is one of before.
+    assert "Placed by PCA (40.0 % and 30.0 % of the variance), as stores were made" in words(app)
+    described = {"method": "t-SNE of unit decoder rows", "kept": 0.237, "chance": 0.00217}
+    assert map_method(described | {"nearest": 10}).startswith(
+        "Placed by t-SNE of unit decoder rows; 23.7 % of a feature's 10 nearest by cosine are "
+        "among its 10 nearest here (by chance 0.2 %)."
+    )
+
+
 def test_compare_matches_both_ways(open_page):
     app = open_page("compare", with_="all/demo › second", **FIRST)
     assert_clean(app)
     assert_charts_have_alt(app, 3)
     numbers = app.dataframe[0].value
-    assert ["fvu (core evaluation)", "0.25", "0.5"] in numbers.to_numpy().tolist()
+    fvu = "Fraction of variance unexplained (FVU)"
+    assert [fvu, "0.25", "0.5"] in numbers.to_numpy().tolist()
+    assert f"**{fvu}**, in 1: as planted" in words(app) and "core evaluation)" not in words(app)
+    assert "12 of the 12 features of the first are shared" in words(app)
+    assert "of as many random directions do" in words(app)
+    assert not app.warning, "nothing says that they began from the same weights"
     assert "12 pairs are each other's nearest" in words(app)
     pairs = next(frame.value for frame in app.dataframe if "nearest" in frame.value)
     assert (pairs["feature"] + pairs["nearest"] == N_FEATURES - 1).all()

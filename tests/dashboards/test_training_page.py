@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
 from toy_store import page_opener
 
 from saelab.errors import ArtifactError
+from saelab.formats.lock import writer_lock
 from saelab.formats.run_log import Curve, read_history
 from saelab.report.training_figures import training_figure
 
@@ -116,8 +119,8 @@ def test_page_draws_every_number_of_every_dictionary(tmp_path, monkeypatch):
     assert len(charts) == 4
     assert "a-k2 from 1 to 0.3333 at 300 tokens; b-k4 from" in charts[0].proto.alt
     assert data_of(app)[2]["latents per token"].tolist() == [2, 2, 2, 4, 4, 4]
-    assert "2 dictionaries, up to 300 tokens." in words(app)
-    assert "Watching" not in words(app)
+    assert "runs/one: finished, 300 tokens." in words(app)
+    assert "2 dictionaries logged." in words(app)
 
 
 def test_choices_are_in_the_address(tmp_path, monkeypatch):
@@ -148,14 +151,29 @@ def test_several_runs_are_overlaid(tmp_path, monkeypatch):
 
 
 def test_a_run_under_way_is_watched_and_grows(tmp_path, monkeypatch):
-    write_run(tmp_path / "runs", "one", LINES[:4], status="running", tail='{"step": 3, "dic')
-    app = page_opener(monkeypatch, tmp_path / "runs")("training", show="fvu")
-    assert "Watching runs/one" in words(app)
-    assert max(data_of(app)[0]["tokens"]) == 200
-    time.sleep(0.02)
-    write_log(tmp_path / "runs" / "one" / "metrics.jsonl", LINES)
+    folder = tmp_path / "runs" / "one"
+    lines = [{**one, "tokens_per_second": 10.0} for one in LINES[::2]]
+    write_run(tmp_path / "runs", "one", lines[:2], status="running", tail='{"step": 3, "dic')
+    content = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(content | {"config": {"n_tokens": 1000}}))
+    with writer_lock(folder):
+        app = page_opener(monkeypatch, tmp_path / "runs")("training", show="fvu")
+        said = "runs/one: running, 200 tokens of 1,000 (20%), about 1 min 20 s left."
+        assert said in words(app) and "1 dictionary logged." in words(app)
+        assert max(data_of(app)[0]["tokens"]) == 200
+        time.sleep(0.02)
+        write_log(folder / "metrics.jsonl", lines)
+        app.run()
+        assert "300 tokens of 1,000 (30%), about 1 min 10 s left." in words(app)
+        assert max(data_of(app)[0]["tokens"]) == 300
     app.run()
-    assert max(data_of(app)[0]["tokens"]) == 300
+    assert "runs/one: stopped before its end; `saelab train`" in words(app)
+    assert "300 tokens of 1,000 (30%)." in words(app) and " left" not in words(app)
+    killed = "import os; from pathlib import Path; from saelab.formats.lock import writer_lock\n"
+    killed += f"with writer_lock(Path({str(folder)!r})): os._exit(9)"
+    subprocess.run([sys.executable, "-c", killed], check=False)
+    app.run()
+    assert "runs/one: killed before its end" in words(app)
 
 
 def test_no_log_an_empty_log_and_a_foreign_one_are_sentences(tmp_path, monkeypatch):

@@ -239,17 +239,21 @@ def test_silent_contexts_are_silent_and_near_misses_are_the_neighbours(toy, reco
     assert records[ALWAYS].near_misses == ()
 
 
-def test_map_is_the_two_principal_components(toy, tiny_store):
+def test_the_map_says_how_many_neighbours_it_keeps(toy, tiny_store):
     unit = torch.nn.functional.normalize(toy.dictionary.W_dec.double(), dim=1).numpy()
-    centred = unit - unit.mean(0)
-    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
-    table = tiny_store.table()
-    for axis, name in enumerate(("map_x", "map_y")):
-        expected = left[:, axis] * singular[axis]
-        sign = np.sign(expected @ table[name])
-        np.testing.assert_allclose(table[name], sign * expected, atol=1e-9)
-    explained = tiny_store.manifest["map"]["explained"]
-    np.testing.assert_allclose(explained, (singular**2 / (singular**2).sum())[:2], rtol=1e-9)
+    table, described = tiny_store.table(), tiny_store.manifest["map"]
+    places = np.stack([table["map_x"], table["map_y"]], axis=1)
+    distance = np.linalg.norm(places[:, None] - places[None], axis=2)
+    kept = 0
+    for one in range(D_SAE):
+        others = np.flatnonzero(np.arange(D_SAE) != one)
+        true = others[np.argsort(-(unit @ unit[one])[others])][:10]
+        shown = others[np.argsort(distance[one][others])][:10]
+        kept += len(set(true) & set(shown))
+    assert described["nearest"] == 10
+    assert described["kept"] == pytest.approx(kept / (10 * D_SAE))
+    assert described["chance"] == pytest.approx(10 / (D_SAE - 1))
+    assert described["method"].startswith("t-SNE of the ")
 
 
 def test_table_agrees_with_the_records(records, tiny_store):

@@ -10,7 +10,13 @@ import scipy.stats
 import torch
 
 from saelab.errors import ConfigError
-from saelab.stats.cosines import most_similar, nearest, unit_rows
+from saelab.stats.cosines import (
+    most_similar,
+    nearest,
+    neighbour_map,
+    principal_map,
+    unit_rows,
+)
 from saelab.stats.moments import Moments
 from saelab.stats.power_law import fit_power_law
 from saelab.stats.seeds import (
@@ -78,6 +84,48 @@ def test_moments_in_batches_equal_those_of_all_rows():
     for index in range(3):
         expected = (rows[group == index] - rows.mean(0)).square().sum()
         torch.testing.assert_close(grouped.deviation()[index], expected)
+
+
+def _nearest_of(vectors, k):
+    ((_, cosine, index),) = most_similar(unit_rows(vectors), None, k)
+    return cosine.numpy(), index.numpy()
+
+
+def test_a_map_keeps_neighbours_that_two_components_lose():
+    """Sixteen orthogonal clusters: no two directions tell them apart, their neighbours do."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(32)[:16].repeat_interleave(12, 0)
+    vectors = centres + 0.05 * torch.randn(192, 32, generator=generator)
+    near = _nearest_of(vectors, 11)
+    places, method, kept = neighbour_map(vectors, *near)
+    again, _, _ = neighbour_map(vectors, *near)
+    np.testing.assert_array_equal(places, again)
+    assert method.startswith("t-SNE") and kept > 0.8
+    distance = np.linalg.norm(places[:, None] - places[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    cluster = np.arange(192) // 12
+    assert (cluster[distance.argmin(1)] == cluster).all()
+    components = principal_map(vectors).numpy()
+    distance = np.linalg.norm(components[:, None] - components[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    found = np.argsort(distance, axis=1)[:, :10]
+    lost = np.mean(
+        [np.isin(row, true[:10]).mean() for row, true in zip(found, near[1], strict=True)]
+    )
+    assert lost < kept - 0.2
+
+
+def test_too_few_or_equal_vectors_keep_the_components():
+    generator = torch.Generator().manual_seed(1)
+    few = torch.randn(5, 3, generator=generator)
+    places, method, kept = neighbour_map(few, *_nearest_of(few, 30))
+    unit = unit_rows(few.double()).numpy()
+    left, singular, _ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(places), np.abs(left * singular)[:, :2], atol=1e-9)
+    assert method.startswith("two principal components") and kept == 1.0
+    for equal in (torch.ones(12, 4), torch.ones(12, 1), torch.ones(1, 4)):
+        places, _, _ = neighbour_map(equal, *_nearest_of(equal, 30))
+        assert places.shape == (len(equal), 2) and np.isfinite(places).all()
 
 
 def test_the_most_similar_leave_the_row_itself_out():
