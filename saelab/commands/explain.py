@@ -13,7 +13,7 @@ import tyro
 from saelab.config import parse_arguments
 from saelab.errors import ConfigError
 from saelab.explain.config import ExplainConfig
-from saelab.features.schema import LABEL_FILE
+from saelab.formats.run import dictionary_folders
 
 if TYPE_CHECKING:
     from saelab.explain.run import Summary
@@ -58,7 +58,6 @@ def main(arguments: Sequence[str]) -> None:
     command = parse_arguments(ExplainCommand, arguments, program=PROGRAM)
     config = command.config
     from saelab.explain.run import answering, estimated_cost, explain_dictionary
-    from saelab.features.pipeline import dictionary_folders
 
     folders = dictionary_folders(command.paths)
     if command.read is not None or command.write is not None:

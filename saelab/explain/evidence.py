@@ -97,20 +97,20 @@ def gather(
 
 def strong_pieces(window: Example) -> list[int]:
     """The pieces of a window that are marked: at least `MARKED_SHARE` of its largest activation."""
-    least = MARKED_SHARE * float(window.activations.max(initial=0.0))
-    return np.flatnonzero((window.activations > 0) & (window.activations >= least)).tolist()
+    values = window.activations.tolist()
+    least = MARKED_SHARE * max(values, default=0.0)
+    return [piece for piece, value in enumerate(values) if value > 0 and value >= least]
 
 
-def marked_at_random(
-    windows: Sequence[Example], evidence: Evidence, seed: int
-) -> list[tuple[Example, list[int]]]:
-    """Silent windows with as many counted pieces marked as held-out ones have, drawn at random."""
-    counts = [len(strong_pieces(window)) for window in evidence.held_out]
-    count = round(sum(counts) / max(1, len(counts)))
+def marked_windows(evidence: Evidence, seed: int) -> list[tuple[Example, list[int]]]:
+    """Held-out windows with their strong pieces, and silent ones with as many drawn at random."""
+    marked = [(window, strong_pieces(window)) for window in evidence.held_out]
+    count = round(sum(len(pieces) for _, pieces in marked) / max(1, len(marked)))
     rng = np.random.default_rng([seed, evidence.feature, 1])
-    return [
-        (window, np.sort(rng.permutation(np.flatnonzero(window.counted))[:count]).tolist())
-        for window in windows
+    drawn = [rng.permutation(np.flatnonzero(window.counted)) for window in evidence.quiet]
+    return marked + [
+        (window, sorted(pieces[:count].tolist()))
+        for window, pieces in zip(evidence.quiet, drawn, strict=True)
     ]
 
 

@@ -26,7 +26,7 @@ from saelab.explain.exchange import import_explanations
 from saelab.features import neuronpedia, pipeline, text_pass
 from saelab.features.config import FeaturesConfig
 from saelab.features.labels import LabelBook
-from saelab.features.pipeline import build_features, dictionary_folders
+from saelab.features.pipeline import build_features
 from saelab.features.reader import FeatureStore
 from saelab.features.schema import StoreWriter
 from saelab.formats.lock import writer_lock
