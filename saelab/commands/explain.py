@@ -83,6 +83,7 @@ def exchange(folders: Sequence[Path], source: Path | None, out: Path | None) -> 
         ArtifactError: nothing to read or to write, or explanations of another dictionary.
     """
     from saelab.explain.exchange import export_delphi, import_explanations
+    from saelab.features.schema import LABEL_FILE
 
     if len(folders) != 1:
         raise ConfigError(f"--read and --write take one dictionary, not {len(folders)}: name it")
@@ -101,12 +102,11 @@ def show(folder: Path, summary: Summary) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from saelab.explain.run import WEAK_METHOD
-    from saelab.features.label_content import SCORE_DEFINITIONS
+    from saelab.features.label_content import SCORE_DEFINITIONS, TOO_WEAK
+    from saelab.features.schema import LABEL_FILE
 
-    table = Table()
-    table.add_column("mean score")
-    for column in ("features", "explanation", "with controls", "explanation", "shuffled", "random"):
+    table = Table("score")
+    for column in ("features", "mean", "with controls", "mean", *CONTROLS):
         table.add_column(column, justify="right")
     for name in SCORE_DEFINITIONS:
         scores = summary.scores_named(name)
@@ -130,7 +130,7 @@ def show(folder: Path, summary: Summary) -> None:
             f"{tally.refused:,} refusals, {tally.unreadable:,} answers that could not be read; "
             f"{tally.prompt_tokens:,} tokens read, {tally.completion_tokens:,} written"
         )
-    if any(explanation.method == WEAK_METHOD for explanation in summary.explanations):
+    if any(explanation.method == TOO_WEAK for explanation in summary.explanations):
         print("these texts show how it works: the embedded model is too weak to explain features")
     print(f"explanations: {folder / LABEL_FILE}")
 

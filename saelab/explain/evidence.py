@@ -12,36 +12,13 @@ from itertools import chain, islice, zip_longest
 
 import numpy as np
 
-from saelab.errors import ConfigError
 from saelab.features.reader import FeatureStore
 from saelab.features.records import Example, FeatureRecord
 
+from .config import EvidenceSettings
+
 MARKED_SHARE = 0.3
 """Of its largest activation, from which on a piece of a window is marked."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvidenceSettings:
-    """How many examples, and how wide."""
-
-    window: int = 16
-    """Tokens on either side of the one an example is about."""
-    n_shown: int = 20
-    """Firing examples that an explainer sees, at most."""
-    n_held_out: int = 20
-    """Firing examples that its explanation is judged on, at most."""
-    n_quiet: int = 10
-    """Examples without the feature that it is judged on, at most; as many others are shown."""
-
-    def __post_init__(self) -> None:
-        least = {"window": 1, "n_shown": 1, "n_held_out": 1, "n_quiet": 0}
-        problems = [
-            f"{name}: {getattr(self, name)} is below {bound}"
-            for name, bound in least.items()
-            if getattr(self, name) < bound
-        ]
-        if problems:
-            raise ConfigError(problems)
 
 
 @dataclass(frozen=True, eq=False)

@@ -178,7 +178,7 @@ def dictionary_folders(paths: Sequence[Path]) -> list[Path]:
                 raise ArtifactError(f"{path} does not exist: give a run or a dictionary folder")
             raise ArtifactError(
                 f"{path} is neither a run nor a dictionary folder: expected {RUN_FILE} with "
-                f"{DICTIONARIES_FOLDER}/, or {DICTIONARY_FILE}; `saelab info {path}` says what it is"
+                f"dictionaries/, or {DICTIONARY_FILE}; `saelab info {path}` says what it is"
             )
         folders += inside
     doubled = [str(path) for path in folders if folders.count(path) > 1]
