@@ -31,6 +31,7 @@ from saelab.features.reader import FeatureStore
 from saelab.features.schema import StoreWriter
 from saelab.formats.lock import writer_lock
 from saelab.formats.manifest import seal
+from saelab.formats.run import dictionary_folders
 from saelab.text.contexts import TextConfig
 from tests.conftest import context_batches
 
