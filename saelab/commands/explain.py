@@ -13,7 +13,7 @@ import tyro
 from saelab.config import parse_arguments
 from saelab.errors import ConfigError
 from saelab.explain.config import ExplainConfig
-from saelab.features.schema import LABEL_FILE
+from saelab.formats.run import dictionary_folders
 
 if TYPE_CHECKING:
     from saelab.explain.run import Summary
@@ -58,7 +58,6 @@ def main(arguments: Sequence[str]) -> None:
     command = parse_arguments(ExplainCommand, arguments, program=PROGRAM)
     config = command.config
     from saelab.explain.run import answering, estimated_cost, explain_dictionary
-    from saelab.features.pipeline import dictionary_folders
 
     folders = dictionary_folders(command.paths)
     if command.read is not None or command.write is not None:
@@ -84,6 +83,7 @@ def exchange(folders: Sequence[Path], source: Path | None, out: Path | None) -> 
         ArtifactError: nothing to read or to write, or explanations of another dictionary.
     """
     from saelab.explain.exchange import export_delphi, import_explanations
+    from saelab.features.schema import LABEL_FILE
 
     if len(folders) != 1:
         raise ConfigError(f"--read and --write take one dictionary, not {len(folders)}: name it")
@@ -102,12 +102,11 @@ def show(folder: Path, summary: Summary) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from saelab.explain.run import WEAK_METHOD
-    from saelab.features.label_content import SCORE_DEFINITIONS
+    from saelab.features.label_content import SCORE_DEFINITIONS, TOO_WEAK
+    from saelab.features.schema import LABEL_FILE
 
-    table = Table()
-    table.add_column("mean score")
-    for column in ("features", "explanation", "with controls", "explanation", "shuffled", "random"):
+    table = Table("score")
+    for column in ("features", "mean", "with controls", "mean", *CONTROLS):
         table.add_column(column, justify="right")
     for name in SCORE_DEFINITIONS:
         scores = summary.scores_named(name)
@@ -131,7 +130,7 @@ def show(folder: Path, summary: Summary) -> None:
             f"{tally.refused:,} refusals, {tally.unreadable:,} answers that could not be read; "
             f"{tally.prompt_tokens:,} tokens read, {tally.completion_tokens:,} written"
         )
-    if any(explanation.method == WEAK_METHOD for explanation in summary.explanations):
+    if any(explanation.method == TOO_WEAK for explanation in summary.explanations):
         print("these texts show how it works: the embedded model is too weak to explain features")
     print(f"explanations: {folder / LABEL_FILE}")
 

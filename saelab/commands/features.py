@@ -15,6 +15,7 @@ from saelab.features.config import FeaturesConfig
 from saelab.features.schema import STORE_FILE
 from saelab.formats.files import whole_folder
 from saelab.formats.lock import writer_lock
+from saelab.formats.run import dictionary_folders
 
 PROGRAM = "saelab features"
 Format = Literal["parquet", "neuronpedia-json"]
@@ -46,7 +47,7 @@ CONFIG = FeaturesCommand
 def main(arguments: Sequence[str]) -> None:
     """Run the command with the words after `saelab features`."""
     command = parse_arguments(FeaturesCommand, arguments, program=PROGRAM)
-    from saelab.features.pipeline import build_features, dictionary_folders
+    from saelab.features.pipeline import build_features
 
     folders = dictionary_folders(command.paths)
     existing = "compare" if command.export is None else "keep"

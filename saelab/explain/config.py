@@ -9,10 +9,26 @@ from typing import Annotated, Literal
 from saelab.config import Within, problems_in
 from saelab.errors import ConfigError
 
-from .evidence import EvidenceSettings
-
 Method = Literal["token-context", "language-model"]
 ScoreName = Literal["detection", "fuzzing", "simulation", "embedding", "intervention"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceSettings:
+    """How many examples, and how wide."""
+
+    window: Annotated[int, Within(1)] = 16
+    """Tokens on either side of the one an example is about."""
+    n_shown: Annotated[int, Within(1)] = 20
+    """Firing examples that an explainer sees, at most."""
+    n_held_out: Annotated[int, Within(1)] = 20
+    """Firing examples that its explanation is judged on, at most."""
+    n_quiet: Annotated[int, Within(0)] = 10
+    """Examples without the feature that it is judged on, at most; as many others are shown."""
+
+    def __post_init__(self) -> None:
+        if problems := problems_in(self):
+            raise ConfigError(problems)
 
 
 @dataclass(frozen=True, kw_only=True)

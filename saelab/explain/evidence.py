@@ -12,36 +12,13 @@ from itertools import chain, islice, zip_longest
 
 import numpy as np
 
-from saelab.errors import ConfigError
 from saelab.features.reader import FeatureStore
 from saelab.features.records import Example, FeatureRecord
 
+from .config import EvidenceSettings
+
 MARKED_SHARE = 0.3
 """Of its largest activation, from which on a piece of a window is marked."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvidenceSettings:
-    """How many examples, and how wide."""
-
-    window: int = 16
-    """Tokens on either side of the one an example is about."""
-    n_shown: int = 20
-    """Firing examples that an explainer sees, at most."""
-    n_held_out: int = 20
-    """Firing examples that its explanation is judged on, at most."""
-    n_quiet: int = 10
-    """Examples without the feature that it is judged on, at most; as many others are shown."""
-
-    def __post_init__(self) -> None:
-        least = {"window": 1, "n_shown": 1, "n_held_out": 1, "n_quiet": 0}
-        problems = [
-            f"{name}: {getattr(self, name)} is below {bound}"
-            for name, bound in least.items()
-            if getattr(self, name) < bound
-        ]
-        if problems:
-            raise ConfigError(problems)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,20 +74,20 @@ def gather(
 
 def strong_pieces(window: Example) -> list[int]:
     """The pieces of a window that are marked: at least `MARKED_SHARE` of its largest activation."""
-    least = MARKED_SHARE * float(window.activations.max(initial=0.0))
-    return np.flatnonzero((window.activations > 0) & (window.activations >= least)).tolist()
+    values = window.activations.tolist()
+    least = MARKED_SHARE * max(values, default=0.0)
+    return [piece for piece, value in enumerate(values) if value > 0 and value >= least]
 
 
-def marked_at_random(
-    windows: Sequence[Example], evidence: Evidence, seed: int
-) -> list[tuple[Example, list[int]]]:
-    """Silent windows with as many counted pieces marked as held-out ones have, drawn at random."""
-    counts = [len(strong_pieces(window)) for window in evidence.held_out]
-    count = round(sum(counts) / max(1, len(counts)))
+def marked_windows(evidence: Evidence, seed: int) -> list[tuple[Example, list[int]]]:
+    """Held-out windows with their strong pieces, and silent ones with as many drawn at random."""
+    marked = [(window, strong_pieces(window)) for window in evidence.held_out]
+    count = round(sum(len(pieces) for _, pieces in marked) / max(1, len(marked)))
     rng = np.random.default_rng([seed, evidence.feature, 1])
-    return [
-        (window, np.sort(rng.permutation(np.flatnonzero(window.counted))[:count]).tolist())
-        for window in windows
+    drawn = [rng.permutation(np.flatnonzero(window.counted)) for window in evidence.quiet]
+    return marked + [
+        (window, sorted(pieces[:count].tolist()))
+        for window, pieces in zip(evidence.quiet, drawn, strict=True)
     ]
 
 

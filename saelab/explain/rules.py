@@ -71,7 +71,7 @@ class TokenTable:
         before = _moved(own, index, 1)
         after = np.full_like(own, NOTHING)
         after[:-1] = np.where(index[1:, None] == 0, NOTHING, own[1:])
-        first = _moved(own, index, 2)[:, TOKEN]
+        first = _moved(own, index, 2)[:, TOKEN].astype(np.int64)
         pairs = np.where(first == NOTHING, NOTHING, (first + 1) * PAIR + before[:, TOKEN])
         earlier = [_moved(own[:, [WORD]], index, by) for by in range(2, REACH + 1)]
         self.relations: dict[str, Integer[np.ndarray, "tokens attributes"]] = {
@@ -126,7 +126,9 @@ def best_rule(table: TokenTable) -> Rule:
     own_found = np.concatenate([own.found, anything])
     found = np.concatenate([*(one.found for one in around), anything])
     cost = np.concatenate([*(one.cost + COST_OF_CONTEXT for one in around), [0.0]])
-    right, wrong = (own_found * weight) @ found.T, (own_found * silent) @ found.T
+    firing = weight > 0
+    right = (own_found * weight)[:, firing] @ found[:, firing].T
+    wrong = (own_found * silent) @ found.T
     gain = 2 * right / (right + wrong + weight.sum())
     gain -= np.append(own.cost, 0.0)[:, None] + cost
     best, beside = divmod(int(gain.argmax()), len(cost))
@@ -159,14 +161,15 @@ def _candidates(
     at = at.ravel()
     mass = np.bincount(at, np.repeat(weight[firing], there.shape[1]), len(values))
     # What stands in one example alone would be learnt by heart.
-    example = np.repeat(np.searchsorted(table.ends, firing, side="right"), there.shape[1])
-    n_examples = np.bincount(np.unique(at * len(table.ends) + example) // len(table.ends))
-    shared = (values != NOTHING) & (n_examples >= min(2, len(np.unique(example))))
+    example = np.searchsorted(table.ends, firing, side="right")
+    seen = np.zeros((len(values), len(table.ends)), bool)
+    seen[at, np.repeat(example, there.shape[1])] = True
+    shared = (values != NOTHING) & (seen.sum(1) >= min(2, seen.any(0).sum()))
     kept = np.flatnonzero(shared)[np.argsort(-mass[shared], kind="stable")][:MOST_CANDIDATES]
     values = values[kept]
     found = _where(there, values)
     sorts = ["pair" if value >= PAIR else attributes[value].sort for value in values]
-    cost = np.where(np.isin(sorts, ("token", "word", "pair")), 0.0, COST_OF_KIND)
+    cost = np.array([0.0 if one in ("token", "word", "pair") else COST_OF_KIND for one in sorts])
     alone = [(int(value),) for value in values]
     # Of all sets of words, one that begins their list by falling precision has the best F1.
     words = np.flatnonzero(np.array(sorts) == "word")

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from saelab.features.label_content import Score
 from saelab.features.records import Example
 
-from .evidence import Evidence, marked_at_random, strong_pieces
+from .evidence import Evidence, marked_windows
 
 N_RESAMPLES = 1000
 ENDS = (0.025, 0.975)
@@ -68,12 +68,12 @@ def balanced_accuracy(fires: Sequence[bool], said: Verdicts) -> Measured:
     truth = np.array(fires, bool)
     known = np.array([verdict is not None for verdict in said], bool)
     right = known & (np.array([bool(verdict) for verdict in said], bool) == truth)
+    counts = np.stack([one & kind for kind in (truth, ~truth) for one in (right, known)], axis=1)
+    counts = counts.astype(np.float64)
 
     def of(weights: Float[np.ndarray, "draws items"]) -> Float[np.ndarray, " draws"]:
-        shares = [
-            _divided(weights @ (right & kind), weights @ (known & kind)) for kind in (truth, ~truth)
-        ]
-        return np.mean(shares, axis=0)
+        right_firing, firing, right_silent, silent = (weights @ counts).T
+        return (_divided(right_firing, firing) + _divided(right_silent, silent)) / 2
 
     return Measured(of, known)
 
@@ -84,11 +84,11 @@ def correlation(
 ) -> Measured:
     """Pearson correlation over all tokens of all items; 0 where every prediction is the same."""
     known = np.array([one is not None for one in predicted], bool)
-    sums = np.zeros((len(true), 6))
-    for row, one, guess in zip(sums, true, predicted, strict=True):
-        if guess is not None:
-            x, y = np.asarray(one, np.float64), np.asarray(guess, np.float64)
-            row[:] = len(x), x.sum(), y.sum(), x @ x, y @ y, x @ y
+    pairs = [(one, guess) for one, guess in zip(true, predicted, strict=True) if guess is not None]
+    item = np.repeat(np.flatnonzero(known), [len(one) for one, _ in pairs])
+    x, y = (np.concatenate([np.zeros(0), *side]) for side in zip(*pairs, strict=True))
+    columns = (np.ones_like(x), x, y, x * x, y * y, x * y)
+    sums = np.stack([np.bincount(item, column, len(known)) for column in columns], axis=1)
 
     def of(weights: Float[np.ndarray, "draws items"]) -> Float[np.ndarray, " draws"]:
         n, x, y, xx, yy, xy = (weights @ sums).T
@@ -173,13 +173,14 @@ def judged(
     """
     windows = evidence.held_out + evidence.quiet
     fires = [True] * len(evidence.held_out) + [False] * len(evidence.quiet)
-    marked = [(window, strong_pieces(window)) for window in evidence.held_out]
-    marked += marked_at_random(evidence.quiet, evidence, seed)
+    marked = marked_windows(evidence, seed)
+
+    true = [window.activations[window.counted] for window in windows]
 
     def simulation(text: Text) -> Measured:
         guesses = judge.simulate(text, windows)
         return correlation(
-            [window.activations[window.counted] for window in windows],
+            true,
             [
                 None if guess is None else guess[window.counted]
                 for guess, window in zip(guesses, windows, strict=True)

@@ -31,47 +31,51 @@ class RuleJudge:
     """Judges by applying a rule to the tokens of some windows."""
 
     def __init__(self, table: TokenTable):
-        self._table = table
+        self._table, self._counted = table, table.counted()
+        self._starts = [0, *table.ends.tolist()][:-1]
         self._index = {id(window): index for index, window in enumerate(table.examples)}
-        self._applied: dict[Rule, list[Bool[np.ndarray, " _"]]] = {}
+        self._applied: dict[Rule, Bool[np.ndarray, " tokens"]] = {}
 
     def detect(self, description: Rule, windows: Sequence[Example]) -> list[bool]:
         """Whether the rule holds at any counted token of each window."""
-        return [
-            bool((said & window.counted).any())
-            for said, window in zip(self._said(description, windows), windows, strict=True)
-        ]
+        said = self._said(description) & self._counted
+        fires = np.logical_or.reduceat(said, self._starts).tolist()
+        return [fires[self._index[id(window)]] for window in windows]
 
     def fuzz(
         self, description: Rule, windows: Sequence[tuple[Example, Collection[int]]]
     ) -> list[bool]:
         """Whether the rule holds at half of the marked tokens or more."""
-        said = self._said(description, [window for window, _ in windows])
-        return [
-            bool(marked and 2 * one[list(marked)].sum() >= len(marked))
-            for one, (_, marked) in zip(said, windows, strict=True)
-        ]
+        said = self._said(description).tolist()
+        verdicts = []
+        for window, marked in windows:
+            start = self._starts[self._index[id(window)]]
+            right = sum(said[start + piece] for piece in marked)
+            verdicts.append(bool(marked) and 2 * right >= len(marked))
+        return verdicts
 
     def simulate(
         self, description: Rule, windows: Sequence[Example]
     ) -> list[Float[np.ndarray, " _"]]:
         """1 where the rule holds, 0 elsewhere."""
-        return [said.astype(float) for said in self._said(description, windows)]
+        said = self._said(description).astype(float)
+        starts = [self._starts[self._index[id(window)]] for window in windows]
+        return [
+            said[start : start + len(window.texts)]
+            for start, window in zip(starts, windows, strict=True)
+        ]
 
     def choose(
         self, description: Rule, pairs: Sequence[tuple[Example, Example]]
     ) -> list[float | None]:
         """Which text of each pair the rule holds at more often; 0.5 where that is equal."""
-        often = [[float(said.mean()) for said in self._said(description, pair)] for pair in pairs]
+        often = [[float(one.mean()) for one in self.simulate(description, pair)] for pair in pairs]
         return [0.5 if a == b else float(b > a) for a, b in often]
 
-    def _said(self, rule: Rule, windows: Sequence[Example]) -> list[Bool[np.ndarray, " _"]]:
+    def _said(self, rule: Rule) -> Bool[np.ndarray, " tokens"]:
         if rule not in self._applied:
-            matches, ends = self._table.matches(rule), self._table.ends.tolist()
-            bounds = zip([0, *ends], ends, strict=False)
-            self._applied[rule] = [matches[start:end] for start, end in bounds]
-        applied = self._applied[rule]
-        return [applied[self._index[id(window)]] for window in windows]
+            self._applied[rule] = self._table.matches(rule)
+        return self._applied[rule]
 
 
 def explanations(

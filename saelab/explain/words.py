@@ -73,16 +73,16 @@ class Lexicon:
         """Attributes by number."""
         self.spelling: dict[str, str] = {}
         """A word in small letters -> as it is written: in capitals if it always was."""
-        self._table = np.zeros((0, WIDTH), np.int64)
+        self._table = np.zeros((0, WIDTH), np.int32)
 
     def table(self, texts: Iterable[str]) -> Integer[np.ndarray, "pieces attributes"]:
         """The attributes of each piece: its token, its word, …; `NOTHING` where it has none."""
         known = self._piece_of
         pieces = [known[text] if text in known else self._learn(text) for text in texts]
         if len(self._table) < len(self._rows):
-            fresh = np.array(self._rows[len(self._table) :], np.int64)
+            fresh = np.array(self._rows[len(self._table) :], np.int32)
             self._table = np.concatenate([self._table, fresh])
-        return self._table[pieces]
+        return self._table[np.array(pieces, np.int64)]
 
     def number(self, attribute: Attribute) -> int:
         """The number of an attribute, a new one where it has none."""

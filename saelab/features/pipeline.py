@@ -11,10 +11,9 @@ from typing import Any, Literal
 from saelab.config import to_plain
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.dictionary.data_spec import DataSpec, ModelKey, check_fit, data_spec_of
-from saelab.errors import ArtifactError, ConfigError
+from saelab.errors import ConfigError
 from saelab.formats.files import remove_leftovers, sha256_of
 from saelab.formats.lock import writer_lock
-from saelab.formats.run import RUN_FILE
 from saelab.model.devices import resolve_device
 from saelab.model.identity import identity_of
 from saelab.model.language_model import LanguageModel
@@ -23,46 +22,13 @@ from saelab.model.model_files import require_context
 from .adopted_rows import encode_rows, read_rows
 from .build import StoreSources, write_store
 from .config import FeaturesConfig
-from .reader import DICTIONARY_FILE, FeatureStore, is_stale
+from .reader import FeatureStore, is_stale
 from .schema import FLAGS, STORE_FILE
 from .shards import Shards
 from .text_pass import WORK_FOLDER, discard, read_text, subjects_of
 from .token_text import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-
-def dictionary_folders(paths: Sequence[Path]) -> list[Path]:
-    """The dictionaries meant by some paths: of a run folder all, else the folder itself.
-
-    Raises:
-        ArtifactError: a run without dictionaries, or a path that is neither.
-        ConfigError: no path, or a dictionary named twice.
-    """
-    if not paths:
-        raise ConfigError("no run was given: name a run folder, or dictionary folders")
-    folders: list[Path] = []
-    for path in paths:
-        if (path / DICTIONARY_FILE).is_file():
-            folders.append(path)
-            continue
-        inside = sorted(file.parent for file in path.glob(f"dictionaries/*/{DICTIONARY_FILE}"))
-        if not inside and (path / RUN_FILE).is_file():
-            raise ArtifactError(
-                f"{path} is a run without dictionaries yet: let `saelab train` finish it first"
-            )
-        if not inside:
-            if not path.exists():
-                raise ArtifactError(f"{path} does not exist: give a run or a dictionary folder")
-            raise ArtifactError(
-                f"{path} is neither a run nor a dictionary folder: expected {RUN_FILE} with "
-                f"dictionaries/, or {DICTIONARY_FILE}; `saelab info {path}` says what it is"
-            )
-        folders += inside
-    doubled = [str(path) for path in folders if folders.count(path) > 1]
-    if doubled:
-        raise ConfigError(f"dictionaries named twice: {', '.join(dict.fromkeys(doubled))}")
-    return folders
 
 
 def build_features(

@@ -17,6 +17,7 @@ from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.database import open_to_read
 from saelab.formats.files import odd_content_is_damage, parse_json, read_json
 from saelab.formats.manifest import check_manifest, require_fields
+from saelab.formats.run import DICTIONARY_FILE
 
 from .records import Example, FeatureRecord
 from .schema import FLAGS, KIND, LAYOUTS, STORE_FILE, TABLES_HASH, hash_of_tables, unpack
@@ -40,8 +41,6 @@ NEEDED: dict[str, type] = {
     "quantile_levels": list,
     "has_logit_lens": bool,
 }
-# In the dictionary's folder; named again because `saelab.dictionary` loads torch.
-DICTIONARY_FILE = "saelab.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 
 

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from saelab.errors import ArtifactError
+from saelab.errors import ArtifactError, ConfigError
 
 from .manifest import new_manifest, read_manifest, require_fields, write_manifest
 
 RUN_FILE = "run.json"
 RUN_KIND = "training_run"
 DICTIONARIES_FOLDER = "dictionaries"
+DICTIONARY_FILE = "saelab.json"
+"""In every dictionary's folder."""
 NUMBER_OR_NONE = (int, float, type(None))
 _COSTS = {"seconds_per_step": NUMBER_OR_NONE, "state_bytes": (int, type(None))}
 
@@ -148,3 +150,38 @@ def read_run(folder: Path) -> RunManifest:
     optional = {name: kind() for name, kind in types.items() if name != "status"}
     known = require_fields({**optional, **content}, types, path)
     return RunManifest(folder=folder, content=content, **{name: known[name] for name in types})
+
+
+def dictionary_folders(paths: Sequence[Path]) -> list[Path]:
+    """The dictionaries meant by some paths: of a run folder all, else the folder itself.
+
+    Raises:
+        ArtifactError: a run without dictionaries, or a path that is neither.
+        ConfigError: no path, or a dictionary named twice.
+    """
+    if not paths:
+        raise ConfigError("no run was given: name a run folder, or dictionary folders")
+    folders: list[Path] = []
+    for path in paths:
+        if (path / DICTIONARY_FILE).is_file():
+            folders.append(path)
+            continue
+        inside = sorted(
+            file.parent for file in path.glob(f"{DICTIONARIES_FOLDER}/*/{DICTIONARY_FILE}")
+        )
+        if not inside and (path / RUN_FILE).is_file():
+            raise ArtifactError(
+                f"{path} is a run without dictionaries yet: let `saelab train` finish it first"
+            )
+        if not inside:
+            if not path.exists():
+                raise ArtifactError(f"{path} does not exist: give a run or a dictionary folder")
+            raise ArtifactError(
+                f"{path} is neither a run nor a dictionary folder: expected {RUN_FILE} with "
+                f"dictionaries/, or {DICTIONARY_FILE}; `saelab info {path}` says what it is"
+            )
+        folders += inside
+    doubled = [str(path) for path in folders if folders.count(path) > 1]
+    if doubled:
+        raise ConfigError(f"dictionaries named twice: {', '.join(dict.fromkeys(doubled))}")
+    return folders

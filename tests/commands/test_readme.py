@@ -28,6 +28,7 @@ SMALL = {
     "eval": "--n-tokens 2048 --n-loss-tokens 1024",
     "eval dark-matter": "--n-tokens 4096 --n-loss-tokens 1024 --analyses linear norm-test family",
     "features": "--n-tokens 8192",
+    "explain": "--sample 64",
     "import": "--n-tokens 2048",
 }
 REPORT_FIELDS = [
@@ -47,6 +48,8 @@ REPORT_FIELDS = [
     "seconds_cache",
     "seconds_train",
     "seconds_eval",
+    "seconds_features",
+    "seconds_explain",
 ]
 
 

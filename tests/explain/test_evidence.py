@@ -73,5 +73,5 @@ def test_a_feature_in_every_context_is_silent_in_stretches(tiny_store):
 
 
 def test_settings_that_ask_for_nothing_are_refused():
-    with pytest.raises(ConfigError, match="window: 0 is below 1"):
+    with pytest.raises(ConfigError, match="window is 0; it must be at least 1"):
         EvidenceSettings(window=0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -73,6 +76,17 @@ def test_explanations_go_into_the_label_book(explained, tmp_path):
     assert {label.feature: label.text for label in book.all()} == {
         feature: content.text for feature, content in explained.items()
     }
+
+
+def test_neither_help_nor_explanations_by_tokens_load_torch(toy_folder):
+    code = (
+        "import sys; from saelab.commands.explain import main\n"
+        "assert 'numpy' not in sys.modules\n"
+        "main(sys.argv[1:])\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(toy_folder)], check=True, timeout=120)
+    assert (toy_folder / "feature_labels.sqlite").exists()
 
 
 def test_dead_features_are_left_out_and_single_examples_are_unscored(tiny_store):

@@ -26,11 +26,12 @@ from saelab.explain.exchange import import_explanations
 from saelab.features import neuronpedia, pipeline, text_pass
 from saelab.features.config import FeaturesConfig
 from saelab.features.labels import LabelBook
-from saelab.features.pipeline import build_features, dictionary_folders
+from saelab.features.pipeline import build_features
 from saelab.features.reader import FeatureStore
 from saelab.features.schema import StoreWriter
 from saelab.formats.lock import writer_lock
 from saelab.formats.manifest import seal
+from saelab.formats.run import dictionary_folders
 from saelab.text.contexts import TextConfig
 from tests.conftest import context_batches
 
