@@ -93,10 +93,15 @@ class AnswerBook:
         """Check every answer, and say how many there are.
 
         Raises:
-            ArtifactError: one is not what was written.
+            ArtifactError: one is not what was written, or there is none.
         """
         with self._connected() as connection:
             rows = connection.execute(f"SELECT key, {FIELDS}, sha256 FROM answer").fetchall()
+        if not rows:
+            raise ArtifactError(
+                f"{self.path} holds no answers: it was emptied, or no question was answered yet; "
+                "`saelab explain` asks them"
+            )
         for key, *row in rows:
             _checked(key, row, self.path)
         return len(rows)
@@ -135,6 +140,10 @@ def _connect(path: Path) -> sqlite3.Connection:
         if version == 0:
             connection.execute(TABLE)
             connection.execute(f"PRAGMA user_version = {ANSWER_SCHEMA_VERSION}")
+        # In a damaged index an answer is not found, and would be paid for again.
+        (state,) = connection.execute("PRAGMA integrity_check").fetchone()
+        if state != "ok":
+            raise sqlite3.DatabaseError(str(state).splitlines()[0])
     except BaseException:
         connection.close()
         raise

@@ -30,6 +30,7 @@ from saelab.formats.files import (
     whole_folder,
     write_bytes,
 )
+from saelab.formats.lock import writer_lock
 
 DELPHI_SCORERS = {"detection": "detection", "fuzz": "fuzzing"}
 """Folder of delphi's scores -> our name, where the definition is ours: balanced accuracy."""
@@ -194,6 +195,7 @@ def export_delphi(folder: Path, out: Path) -> int:
 
     Raises:
         ArtifactError: there is no explanation.
+        ConfigError: another process writes there.
     """
     with FeatureStore(folder) as store:
         made_from, n_features = store.manifest["made_from"], store.n_features
@@ -202,7 +204,7 @@ def export_delphi(folder: Path, out: Path) -> int:
     if not best:
         raise ArtifactError(f"{folder} has no explanations: write some with `saelab explain` first")
     module = str(made_from.get("hook_point", "module")).replace("/", "--")
-    with whole_folder(out) as whole:
+    with writer_lock(out), whole_folder(out) as whole:
         for feature, label in best.items():
             path = whole / "explanations" / f"{module}_latent{feature}.txt"
             write_bytes(path, json.dumps(label.text, ensure_ascii=False).encode())

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from saelab.errors import ConfigError
+from saelab.errors import ArtifactError, ConfigError
 from saelab.explain import endpoint as module
 from saelab.explain.answers import AnswerBook, Asker
-from saelab.explain.endpoint import Endpoint, EndpointError, Question
+from saelab.explain.endpoint import Answer, Endpoint, EndpointError, Question
 from tests.explain.fake_endpoint import MODEL, FakeEndpoint
 
 KEY = "sk-very-secret-0123456789"
@@ -157,3 +157,22 @@ def test_nothing_is_asked_twice(tmp_path):
     assert len(server.requests) == 1
     assert (asker.tally.asked, asker.tally.known) == (0, 1)
     assert KEY.encode() not in (tmp_path / "answers.sqlite").read_bytes()
+
+
+def test_a_book_of_answers_that_lost_its_end_or_its_answers_is_no_intact_one(tmp_path):
+    path = tmp_path / "explanation_answers.sqlite"
+    with AnswerBook(path) as answers:
+        for number in range(10):
+            answers.put(f"key {number}", "m", Answer(f"answer {number}", 1, 1))
+        assert answers.verify() == 10
+    whole = path.read_bytes()
+    # What is cut off is a part of the index: every answer is there, and none is found by its key.
+    path.write_bytes(whole[:-3000])
+    with pytest.raises(ArtifactError, match=r"cannot be read or written .* move it away"):
+        AnswerBook(path)
+    path.write_bytes(b"")
+    with pytest.raises(ArtifactError, match="holds no answers"), AnswerBook(path) as answers:
+        answers.verify()
+    with AnswerBook(path) as answers:
+        answers.put("key", "m", Answer("again", 1, 1))
+        assert answers.verify() == 1

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import subprocess
 
 import pytest
 
@@ -103,7 +104,12 @@ def test_explanations_are_written_as_delphi_reads_them(toy_folder, book, tmp_pat
     with pytest.raises(ArtifactError, match="has no explanations"):
         export_delphi(toy_folder, tmp_path / "out")
     book.add(2, 'kings "and" 👑', author="x", method="m", scores=SCORES)
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    begun = tmp_path / f"out.{killed.pid}.partial" / "explanations"
+    begun.mkdir(parents=True)
     assert export_delphi(toy_folder, tmp_path / "out") == 1
+    assert not begun.parent.exists()
     (file,) = (tmp_path / "out" / "explanations").iterdir()
     assert file.stem.split("latent")[-1] == "2"
     assert json.loads(file.read_text()) == 'kings "and" 👑'

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 from trials import Child
 from world import DICTIONARIES, HOOK, World
@@ -186,6 +187,12 @@ def _answers(folder: Path) -> Any:
         return answers.verify(), [answers.get(f"key {number}") for number in range(10)]
 
 
+def _meanings(folder: Path) -> Any:
+    from saelab.explain.meaning import read_meanings
+
+    return read_meanings(folder / "feature_meanings.safetensors")
+
+
 def _shards(folder: Path) -> Any:
     from saelab.features.shards import Shards, check_shard
 
@@ -310,7 +317,16 @@ ARTIFACTS = (
         SECOND,
     ),
     Artifact("feature_labels", "by hand", ".", "feature_labels.sqlite", _labels),
-    Artifact("explanation_answers", "by hand", ".", "explanation_answers.sqlite", _answers),
+    Artifact(
+        "explanation_answers",
+        "by hand",
+        ".",
+        "explanation_answers.sqlite",
+        _answers,
+        # Where it is lost, nobody knows that there was one; the questions are asked again.
+        without=("missing",),
+    ),
+    Artifact("feature_meanings", "by hand", ".", "feature_meanings.safetensors", _meanings),
     Artifact("supervised_sites", "by hand", ".", "sites.json", _sites),
     Artifact(
         "supervised_circuit",
@@ -331,11 +347,15 @@ ARTIFACTS = (
 
 def make_by_hand(folder: Path) -> None:
     """The kinds that no command of the campaign writes, by their own writers."""
+    import numpy
+
     from saelab.config import to_plain
     from saelab.evals.supervised.circuit import CIRCUIT_KIND, Circuit, RoleEffects
     from saelab.evals.supervised.sites import CrossSection, PromptSite, write_cross_sections
     from saelab.explain.answers import AnswerBook
     from saelab.explain.endpoint import Answer
+    from saelab.explain.meaning import MEANING_FILE, _write
+    from saelab.features.label_content import Score
     from saelab.features.labels import LabelBook
     from saelab.formats.evaluation_result import (
         EvaluationResult,
@@ -350,6 +370,14 @@ def make_by_hand(folder: Path) -> None:
     for feature in range(10):
         book.add(feature, f"words about {feature}", author="Ada", score=feature / 10)
         book.write_note(feature, "a note", author="Ada")
+        score = Score("detection", feature / 10, 0.0, 1.0, 20, shuffled=0.5, random=0.4)
+        about: Any = {"author": "saelab", "method": "token-context", "scores": (score,)}
+        label = book.add(feature, f"the word {feature}", **about)
+        book.vote(label.id, 1, author="Ada")
+    rows = numpy.random.default_rng(0).standard_normal((20, 8), dtype=numpy.float32)
+    _write(
+        folder / MEANING_FILE, Mock(sha256="ab" * 32), [bytes([n] * 16) for n in range(20)], rows
+    )
     with AnswerBook(folder / "explanation_answers.sqlite") as answers:
         for number in range(10):
             answers.put(f"key {number}", "model", Answer(f"answer {number}", number, 1))
@@ -384,6 +412,7 @@ UNFINISHED = {
     "cache": ("cache/*/shard-*.safetensors", 4),
     "features": (f"{FIRST}/features.build/shard-*.safetensors", 3),
     "train": ("run/checkpoint/checkpoint-0000002*.safetensors", 1),
+    "tune": ("tuned/checkpoint/*/checkpoint.json", 2),
 }
 """Commands that are stopped halfway: the files by which that is known, and how many of them."""
 

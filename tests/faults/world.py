@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from equal import differences, fingerprint
 from trials import Child, Outcome, run
@@ -124,6 +125,24 @@ COMMANDS = (
         inputs="model text",
     ),
     Command(
+        "explain",
+        f"explain {DICTIONARIES.split()[0]}",
+        after="features",
+        inputs="model text",
+    ),
+    Command(
+        "explain asked",
+        f"explain {DICTIONARIES.split()[0]} --model local --sample 16 --controls 4",
+        after="features",
+        inputs="model text",
+    ),
+    Command(
+        "explain write",
+        f"explain {DICTIONARIES.split()[0]} --write explained",
+        after="explain",
+        inputs="model text",
+    ),
+    Command(
         "compare",
         "compare run --out comparison --n-tokens 512 --n-loss-tokens 128 --steering-latents 6"
         f" {SMALL}",
@@ -164,7 +183,7 @@ COMMANDS = (
 )
 
 
-STOOD_IN = ("eval supervised", "quickstart")
+STOOD_IN = ("explain asked", "eval supervised", "quickstart")
 """Commands for which `prepare_process` puts something small in place of what they name."""
 
 
@@ -234,6 +253,21 @@ def load(name: str, file: Path) -> ModuleType:
     return module
 
 
+class AskedModel:
+    """A language model that answers at once, as the tests of `saelab explain` want it."""
+
+    name, concurrency = "asked", 1
+
+    def __init__(self) -> None:
+        self._answer = load("fake_endpoint", TESTS / "explain" / "fake_endpoint.py").answer_rightly
+
+    def ask(self, question: Any) -> Any:
+        """What was asked for, at a price of one token."""
+        from saelab.explain.endpoint import Answer
+
+        return Answer(self._answer(question.system, question.user), 1, 1)
+
+
 def make_inputs(folder: Path) -> None:
     """Models, a text, and dictionaries for the planted task; the embedded model is put aside."""
     conftest, planted = prepare_process(folder)
@@ -261,6 +295,7 @@ def prepare_process(inputs: Path) -> tuple[ModuleType, ModuleType]:
 
     torch.set_num_threads(1)
     import saelab.evals.supervised.judge as judge
+    import saelab.explain.run as explain
     import saelab.features.text_pass as text_pass
     import saelab.model.model_files as model_files
     import saelab.text.contexts as contexts
@@ -272,6 +307,7 @@ def prepare_process(inputs: Path) -> tuple[ModuleType, ModuleType]:
     conftest = load("faults_conftest", TESTS / "conftest.py")
     planted = load("planted", TESTS / "evals" / "supervised" / "planted.py")
     judge.load_model_and_task = lambda config: (planted.PlantedModel(), planted.planted_task())
+    explain.LocalModel = lambda *_, **__: AskedModel()
     found = model_files.resolve_model
 
     def resolve(name: str) -> model_files.ModelFiles:
