@@ -102,8 +102,7 @@ def show(folder: Path, summary: Summary) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from saelab.explain.run import WEAK_METHOD
-    from saelab.features.label_content import SCORE_DEFINITIONS
+    from saelab.features.label_content import SCORE_DEFINITIONS, TOO_WEAK
 
     table = Table()
     table.add_column("mean score")
@@ -131,7 +130,7 @@ def show(folder: Path, summary: Summary) -> None:
             f"{tally.refused:,} refusals, {tally.unreadable:,} answers that could not be read; "
             f"{tally.prompt_tokens:,} tokens read, {tally.completion_tokens:,} written"
         )
-    if any(explanation.method == WEAK_METHOD for explanation in summary.explanations):
+    if any(explanation.method == TOO_WEAK for explanation in summary.explanations):
         print("these texts show how it works: the embedded model is too weak to explain features")
     print(f"explanations: {folder / LABEL_FILE}")
 

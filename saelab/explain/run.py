@@ -15,7 +15,7 @@ import numpy as np
 
 from saelab.config import to_plain
 from saelab.errors import ArtifactError, ConfigError, ModelError, Stopped
-from saelab.features.label_content import LabelContent, Score
+from saelab.features.label_content import TOO_WEAK, LabelContent, Score
 from saelab.features.labels import LabelBook
 from saelab.features.reader import FeatureStore, is_stale
 from saelab.features.schema import LABEL_FILE
@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 AUTHOR = "saelab"
 METHOD = "language-model"
-WEAK_METHOD = "language-model (too weak)"
-"""Of texts that show the machinery and are not worth reading."""
 EXPLAINS_NOTHING = "assorted tokens in various kinds of text"
 """The control that any explanation has to beat."""
 BEGINNINGS = (
@@ -353,7 +351,7 @@ class _Scoring:
             feature=feature,
             text=self.texts[feature],
             author=AUTHOR,
-            method=WEAK_METHOD if self.ask.model == EMBEDDED else METHOD,
+            method=TOO_WEAK if self.ask.model == EMBEDDED else METHOD,
             model=self.ask.model[-100:],
             prompt_hash=prompts_hash(to_plain(config.evidence), config.seed),
             score=next((score.value for score in scores if score.name == "detection"), None),
