@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __package__ = "saelab.dashboards.pages"
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
