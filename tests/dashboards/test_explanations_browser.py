@@ -164,22 +164,19 @@ def test_explanations_stand_first_side_by_side_and_are_voted_on(server, browser,
 
 
 def test_a_feature_is_explained_on_request(server, browser, book, endpoint):
-    browser.open(f"{server}/feature?{FIRST}&f=7")
-    heading(browser, "Feature 7")
-    press(browser, "Explain this feature")
-    browser.wait_for("document.querySelectorAll('.saelab-said table').length === 1", SECONDS)
-    (label,) = book.of(7)
-    assert (label.method, label.model) == ("language-model", MODEL)
-    assert label.text.startswith("the word ")
-    assert [score.name for score in label.scores] == ["detection", "fuzzing", "simulation"]
-    n_asked = len(endpoint.requests)
-    assert n_asked >= 4
-    # What was answered is not asked again, and said once.
-    browser.wait_until_still(SECONDS)
-    press(browser, "Explain this feature")
-    browser.wait_for_text("Asking fake-1 to explain feature 7", SECONDS)
-    browser.wait_until_still(SECONDS)
-    assert len(endpoint.requests) == n_asked and book.of(7)[0].text == label.text
+    asked = []
+    for _ in range(2):  # What was answered once is not asked again.
+        browser.open(f"{server}/feature?{FIRST}&f=7")
+        heading(browser, "Feature 7")
+        assert browser.evaluate("document.querySelectorAll('.saelab-said').length") == 0
+        press(browser, "Explain this feature")
+        browser.wait_for("document.querySelectorAll('.saelab-said table').length === 1", SECONDS)
+        (label,) = book.of(7)
+        assert (label.method, label.model) == ("language-model", MODEL)
+        assert label.text.startswith("the word ") and label.scores
+        asked.append(len(endpoint.requests))
+        book.delete(label.id)
+    assert asked[0] == asked[1] > 3
 
 
 def test_why_no_explanation_came_is_said(server, browser, book, endpoint, monkeypatch):
