@@ -109,11 +109,11 @@ STYLE = (
     "{color:light-dark(#55606c,#a7b0ba);font-size:.8rem}"
     ".saelab-said small{display:block;line-height:1.4;overflow-wrap:anywhere}"
     ".saelab-said table{border-collapse:collapse;width:100%;margin:.5rem 0 0;font-size:.86rem}"
-    ".saelab-said th,.saelab-said td{padding:.1rem .35rem .1rem 0;border:0;text-align:right;"
+    ".saelab-said th,.saelab-said td{padding:.1rem .3rem .1rem 0;border:0;text-align:right;"
     "font-variant-numeric:tabular-nums;white-space:nowrap;font-weight:400}"
     ".saelab-said tr>:first-child{text-align:left}.saelab-said tr>:last-child{padding-right:0}"
     # A name of another program's score is broken, so that a narrow card holds its table.
-    ".saelab-said tbody th{white-space:normal;overflow-wrap:anywhere;min-width:4.5rem}"
+    ".saelab-said tbody th{white-space:normal;overflow-wrap:anywhere;min-width:4.7rem}"
     ".saelab-said thead th{font-size:.74rem}"
     ".saelab-said .bar td{padding:0 0 .3rem}"
     ".saelab-said .track{position:relative;height:.42rem;border-radius:3px;"
