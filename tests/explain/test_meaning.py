@@ -67,11 +67,15 @@ def test_texts_are_embedded_once_and_what_was_done_before_a_stop_is_kept(tmp_pat
 
 
 @needs_encoder
-def test_features_are_found_by_their_examples(tiny_store, tmp_path):
-    found = meaning.likeness_of_examples(tmp_path / "m.safetensors", tiny_store, "the king")
+def test_features_are_found_by_their_examples(tiny_store, tmp_path, monkeypatch):
+    path = tmp_path / meaning.MEANING_FILE
+    found = meaning.likeness_of_examples(path, tiny_store, "the king")
     alive = np.flatnonzero(tiny_store.table()["n_active"] > 0)
     assert sorted(found) == alive.tolist()
     assert all(-1.001 <= cosine <= 1.001 for cosine in found.values())
+    # Windows of another width are other texts.
+    monkeypatch.setattr(meaning, "EXAMPLE_WINDOW", 1)
+    assert meaning.likeness_of_examples(path, tiny_store, "the king") != found
 
 
 @needs_encoder
