@@ -29,8 +29,8 @@ class CoreConfig(HeldOutConfig):
     """Tokens of held-out text for reconstruction and sparsity, rounded up to contexts."""
     n_loss_tokens: Annotated[int | None, Within(1)] = None
     """Tokens on which losses and KL are measured (about six times as slow), in windows of 128 that
-    every held-out document gives in turn, in float32 unless `model_dtype` is given. None: 16,384,
-    or `n_tokens` where that is less."""
+    every held-out document gives in turn, in float32 unless `model_dtype` is given. Padding behind
+    short documents counts. None: 16,384, or `n_tokens` where that is less."""
 
     def problems(self) -> list[str]:
         """More tokens for losses than there are."""

@@ -183,7 +183,7 @@ def _measurement(
         seed=None if modes is None else SHUFFLE_SEED,
         title=f"Core evaluation of {saved.name}",
         subtitle=f"{describe(saved)}. {spec.in_words}.",
-        notes=() if losses else (NO_LOSSES["adopted" if spec.adopted else "encoder"],),
+        notes=(_where_measured(losses, spec),),
     )
 
 
@@ -212,6 +212,14 @@ def _counts(rows: RowFindings) -> dict[str, int]:
         "n_tokens": rows.n_tokens,
         **{f"n_excluded_{reason}": count for reason, count in rows.excluded.items()},
     }
+
+
+def _where_measured(losses: LossFindings | None, spec: DataSpec) -> str:
+    """On how much text losses were measured: short documents leave part of their window empty."""
+    if losses is None:
+        return NO_LOSSES["adopted" if spec.adopted else "encoder"]
+    n_documents = len(losses.windows.names)
+    return f"Losses and KL: {losses.n_positions:,} predicted positions, {n_documents:,} documents."
 
 
 def _loss_counts(losses: LossFindings) -> dict[str, int]:

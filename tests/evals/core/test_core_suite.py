@@ -212,6 +212,7 @@ def test_intervals_are_those_of_resampled_documents(save):
     n = len(sums["document"])
     assert n == result.value("n_loss_documents") == len(set(sums["document"])) > 10
     assert sums["positions"].sum() == result.value("n_loss_positions")
+    assert f"{sums['positions'].sum():,.0f} predicted positions, {n} documents" in result.notes[0]
     drawn = np.random.default_rng(3).integers(n, size=(4000, n))
     clean, spliced, zero, kl, positions = (
         sums[name][drawn].sum(1)
