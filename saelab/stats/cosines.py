@@ -19,6 +19,7 @@ BLOCK_ENTRIES = 1 << 24
 """Cosines held at a time (64 MB in float32)."""
 BLOCK_ROWS = 4096
 """Rows held in float64 at a time."""
+FEW_POINTS = 1_000
 MAP_KEEPS = 10
 """Nearest neighbours of which a map says how many it kept."""
 
@@ -161,8 +162,10 @@ def neighbour_map(
 
     known = PrecomputedNeighbors(neighbour, 1.0 - cosine.astype(np.float64))
     affinities = PerplexityBasedNN(knn_index=known, perplexity=k / 3, n_jobs=1)
+    # Interpolation on a grid costs the same seconds for a handful of points as for thousands.
+    gradient = "bh" if len(start) < FEW_POINTS else "fft"
     placed = TSNEEmbedding(
-        rescale(start), affinities, negative_gradient_method="fft", n_jobs=1, random_state=0
+        rescale(start), affinities, negative_gradient_method=gradient, n_jobs=1, random_state=0
     )
     # Clusters form while neighbours pull harder than they should, then find their shape.
     placed.optimize(250, exaggeration=12, momentum=0.5, inplace=True)
