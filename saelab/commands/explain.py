@@ -57,7 +57,8 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command with the words after `saelab explain`."""
     command = parse_arguments(ExplainCommand, arguments, program=PROGRAM)
     config = command.config
-    from saelab.explain.run import answering, estimated_cost, explain_dictionary
+    from saelab.explain.cost import estimated_cost
+    from saelab.explain.run import answering, explain_dictionary
 
     folders = dictionary_folders(command.paths)
     if command.read is not None or command.write is not None:

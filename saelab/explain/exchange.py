@@ -69,8 +69,8 @@ def import_explanations(folder: Path, source: Path) -> Imported:
     read = _read_delphi if is_delphi else _read_neuronpedia
     contents, problems = [], []
     with odd_content_is_damage(source):
-        found_here = list(read(source, content_hash, layer))
-    for content in found_here:
+        entries = list(read(source, content_hash, layer))
+    for content in entries:
         found = problems_of(content)
         if not 0 <= content.feature < n_features:
             found.append(f"there are features 0 to {n_features - 1}: is it of another dictionary?")

@@ -24,7 +24,7 @@ from saelab.formats.lock import writer_lock
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.progress import progress_bar
 
-from .answers import ANSWER_FILE, AnswerBook, Asker, CountingAsker, Tally
+from .answers import ANSWER_FILE, AnswerBook, Asker, Tally
 from .config import ExplainConfig, ModelOptions
 from .endpoint import Answerer, Endpoint
 from .evidence import Evidence, gather
@@ -32,14 +32,13 @@ from .judge import Judge
 from .local import EMBEDDED, LocalModel
 from .prompts import prompts_hash
 from .scores import judged, ranking, score_of
-from .token_context import explanations
+from .token_context import AUTHOR, explanations
 
 if TYPE_CHECKING:
     from .intervention import Steering
 
 logger = logging.getLogger(__name__)
 
-AUTHOR = "saelab"
 METHOD = "language-model"
 EXPLAINS_NOTHING = "assorted tokens in various kinds of text"
 """The control that any explanation has to beat."""
@@ -54,8 +53,6 @@ BEGINNINGS = (
     "My favourite",
 )
 """What is written on with a feature boosted."""
-N_ESTIMATED = 12
-"""Features whose questions are counted for an estimate."""
 PATIENCE = 10
 """Features without an explanation, of the first ones, after which a model is given up."""
 BETWEEN_WRITES = 50
@@ -66,24 +63,6 @@ _ONE_AT_A_TIME = threading.Lock()
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run would ask that was not asked before."""
-
-    questions: int
-    prompt_tokens: int
-    completion_tokens: int
-    money: float | None
-    """At the prices given; None where none was."""
-
-    def __str__(self) -> str:
-        money = "" if self.money is None else f", {self.money:,.2f} at the prices given"
-        return (
-            f"about {self.questions:,} questions, {self.prompt_tokens:,} tokens to read and "
-            f"{self.completion_tokens:,} to write{money}"
-        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +128,7 @@ def explain_dictionary(
     if model is None and config.asks_a_model:
         with answering(config.asked) as model:
             return explain_dictionary(folder, config, model)
-    with _opened(folder) as store, writer_lock(folder / ANSWER_FILE):
+    with opened(folder) as store, writer_lock(folder / ANSWER_FILE):
         features = chosen_features(store, config)
         book = LabelBook(
             folder / LABEL_FILE, store.manifest["made_from"]["dictionary_hash"], store.n_features
@@ -163,51 +142,16 @@ def explain_dictionary(
         with stop_on_signals() as stop, AnswerBook(folder / ANSWER_FILE) as answers:
             ask = Asker(model, answers, stop)
             texts, without = _texts(store, config, features, ask, model.concurrency, stop)
-            steering = _steering(folder, store, config) if _boosts(config) else None
+            steering = _steering(folder, store, config) if boosts(config) else None
             work = _Scoring(store, config, ask, texts, _controls(config, texts), steering)
             results = _in_parallel(work, list(texts), model.concurrency, stop)
             written = _written(results, book, len(texts), "scoring")
             return Summary(len(features), tuple(written), without, ask.tally)
 
 
-def estimated_cost(folder: Path, config: ExplainConfig, model: Answerer) -> Cost:
-    """What explaining would cost, from the questions about a few features.
-
-    Raises:
-        ArtifactError, ConfigError: as for `explain_dictionary`.
-    """
-    with _opened(folder) as store, AnswerBook(folder / ANSWER_FILE) as answers:
-        features = chosen_features(store, config)
-        sample = _shuffled(features, config.seed)[:N_ESTIMATED]
-        tallies = []
-        for names in ((), config.scores):
-            ask = CountingAsker(model, answers)
-            judge = _judge(config, ask)
-            for feature in sample:
-                evidence = gather(store, feature, config.evidence, config.seed)
-                text = judge.explain(evidence.shown, evidence.contrast) or EXPLAINS_NOTHING
-                judged(judge, evidence, text, shuffled=None, random=None, names=names)
-                if names and _boosts(config):
-                    pair = (evidence.shown[0], evidence.shown[0])
-                    judge.which_was_steered(text, [pair] * 2 * len(BEGINNINGS))
-            tallies.append(ask.tally)
-    explaining, everything = tallies
-    scale = len(features) / len(sample)
-    controlled = len(features) if config.controls is None else config.controls
-    judging = 1 + 2 * min(1, controlled / len(features))
-
-    def total(name: str) -> int:
-        first, both = getattr(explaining, name), getattr(everything, name)
-        return round(scale * (first + judging * (both - first)))
-
-    tokens = total("prompt_tokens"), total("completion_tokens")
-    prices = config.price_in, config.price_out
-    money = sum(n * (price or 0) / 1e6 for n, price in zip(tokens, prices, strict=True))
-    return Cost(total("asked"), *tokens, None if prices == (None, None) else money)
-
-
 @contextmanager
-def _opened(folder: Path) -> Iterator[FeatureStore]:
+def opened(folder: Path) -> Iterator[FeatureStore]:
+    """The feature store of a dictionary, which it has to be of."""
     with FeatureStore(folder) as store:
         stale = is_stale(store, folder)
         if stale is not None:
@@ -238,19 +182,19 @@ def chosen_features(store: FeatureStore, config: ExplainConfig) -> list[int]:
         )
     if config.densest is not None:
         n_active = store.table()["n_active"]
-        alive = sorted(alive, key=lambda feature: (-n_active[feature], feature))
-        return sorted(alive[: config.densest])
-    return (
-        alive if config.sample is None else sorted(_shuffled(alive, config.seed)[: config.sample])
-    )
+        alive = sorted(alive, key=lambda feature: (-n_active[feature], feature))[: config.densest]
+    elif config.sample is not None:
+        alive = in_fixed_order(alive, config.seed)[: config.sample]
+    return sorted(alive)
 
 
-def _shuffled(features: Iterable[int], seed: int) -> list[int]:
+def in_fixed_order(features: Iterable[int], seed: int) -> list[int]:
     """Features in an order that no other feature decides, so that more of them ask no more."""
     return sorted(features, key=lambda feature: hash_of([seed, feature]))
 
 
-def _judge(config: ExplainConfig, ask: Asker) -> Judge:
+def judge_of(config: ExplainConfig, ask: Asker) -> Judge:
+    """The language model as explainer and judge, as settings say."""
     options = config.asked
     return Judge(
         ask, windows_per_question=options.windows_per_question, max_tokens=options.max_tokens
@@ -266,7 +210,7 @@ def _texts(
     stop: StopRequest,
 ) -> tuple[dict[int, str], int]:
     """Explanations by feature, of those that got one, and how many had no example."""
-    judge = _judge(config, ask)
+    judge = judge_of(config, ask)
 
     def explain(feature: int) -> tuple[int, bool, str | None]:
         evidence = gather(store, feature, config.evidence, config.seed)
@@ -303,7 +247,7 @@ def _no_examples(store: FeatureStore) -> ArtifactError:
 
 def _controls(config: ExplainConfig, texts: dict[int, str]) -> dict[int, str | None]:
     """For the features with controls: another one's explanation, unless all say the same."""
-    order = _shuffled(texts, config.seed)
+    order = in_fixed_order(texts, config.seed)
     chosen = order if config.controls is None else order[: config.controls]
     return {
         feature: next(
@@ -313,7 +257,8 @@ def _controls(config: ExplainConfig, texts: dict[int, str]) -> dict[int, str | N
     }
 
 
-def _boosts(config: ExplainConfig) -> bool:
+def boosts(config: ExplainConfig) -> bool:
+    """Whether texts are written with features boosted."""
     return "intervention" in config.scores
 
 
@@ -363,7 +308,7 @@ class _Scoring:
         evidence = gather(self.store, feature, config.evidence, config.seed)
         shuffled = self.controls.get(feature)
         nothing = EXPLAINS_NOTHING if feature in self.controls else None
-        judge = _judge(config, self.ask)
+        judge = judge_of(config, self.ask)
         scores: list[Score | None] = [
             *judged(
                 judge,

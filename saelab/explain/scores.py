@@ -86,7 +86,7 @@ def correlation(
     known = np.array([one is not None for one in predicted], bool)
     pairs = [(one, guess) for one, guess in zip(true, predicted, strict=True) if guess is not None]
     item = np.repeat(np.flatnonzero(known), [len(one) for one, _ in pairs])
-    x, y = (np.concatenate([np.zeros(0), *side]) for side in zip(*pairs, strict=True))
+    x, y = (np.concatenate([np.zeros(0), *(pair[side] for pair in pairs)]) for side in (0, 1))
     columns = (np.ones_like(x), x, y, x * x, y * y, x * y)
     sums = np.stack([np.bincount(item, column, len(known)) for column in columns], axis=1)
 

@@ -18,10 +18,11 @@ from saelab.cli import main
 from saelab.errors import ModelError, Stopped
 from saelab.explain.answers import ANSWER_FILE, AnswerBook
 from saelab.explain.config import ExplainConfig, ModelOptions
+from saelab.explain.cost import estimated_cost
 from saelab.explain.endpoint import Endpoint, EndpointError, Question
 from saelab.explain.intervention import SteeredTexts
 from saelab.explain.local import LocalModel
-from saelab.explain.run import METHOD, answering, estimated_cost, explain_dictionary
+from saelab.explain.run import METHOD, answering, explain_dictionary
 from saelab.features.labels import LabelBook
 from saelab.features.records import Example
 from tests.explain import fake_endpoint
