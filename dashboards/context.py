@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
-from functools import lru_cache
 from pathlib import Path
 from threading import Thread
 from typing import Any, NoReturn
@@ -166,19 +165,17 @@ def all_labels(store: FeatureStore) -> Sequence[Label]:
     """Every label and explanation; none where the file is damaged, and the page says so."""
     try:
         book = open_labels(store)
-        if not book.path.exists():
-            return ()
-        state = book.path.stat()
-        return _labels_of(store, state.st_mtime_ns, state.st_size)
+        made_from = store.manifest["made_from"]["dictionary_hash"]
+        return _read_labels(book.path, made_from, store.n_features) if book.path.exists() else ()
     except ArtifactError as error:
         show_problem(str(error))
         return ()
 
 
-@lru_cache(maxsize=32)
-def _labels_of(store: FeatureStore, modified: int, size: int) -> Sequence[Label]:  # noqa: ARG001
-    """Read once for each state of the file: thousands of explanations take a while."""
-    return tuple(open_labels(store).all())
+@once_per_state(32)
+def _read_labels(path: Path, dictionary: str, n_features: int) -> Sequence[Label]:
+    """Thousands of explanations take a while."""
+    return tuple(LabelBook(path, dictionary, n_features).all())
 
 
 def label_texts(store: FeatureStore) -> dict[int, str]:

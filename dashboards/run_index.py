@@ -14,7 +14,7 @@ from functools import lru_cache, wraps
 from itertools import chain, count
 from pathlib import Path
 from threading import RLock
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from saelab.errors import ArtifactError, SaelabError
 from saelab.features.schema import STORE_FILE
@@ -24,6 +24,7 @@ from saelab.formats.manifest import read_manifest
 from saelab.formats.run import RUN_FILE, RUN_KIND
 
 Value = TypeVar("Value")
+Rest = ParamSpec("Rest")
 
 DEEPEST = 8
 """Folders below the one given that are looked into."""
@@ -240,27 +241,32 @@ def _bare_store(store: Path, owner: Path, run_id: str) -> DictionaryEntry:
     return DictionaryEntry(run_id=run_id, name=name, store_path=store)
 
 
-def once_per_state(most: int) -> Callable[[Callable[[Path], Value]], Callable[[Path], Value]]:
+def once_per_state(
+    most: int,
+) -> Callable[[Callable[Concatenate[Path, Rest], Value]], Callable[Concatenate[Path, Rest], Value]]:
     """Decorate a reader: each file is read once for each state of it; `most` files are kept.
 
     The decorated reader raises ArtifactError where there is no such file.
     """
 
-    def decorate(reader: Callable[[Path], Value]) -> Callable[[Path], Value]:
+    def decorate(
+        reader: Callable[Concatenate[Path, Rest], Value],
+    ) -> Callable[Concatenate[Path, Rest], Value]:
         lock = RLock()
+        read_with: Callable[..., Value] = reader
 
         @lru_cache(maxsize=most)
-        def read(path: Path, modified: int, size: int) -> Value:  # noqa: ARG001 - part of the key
-            return reader(path)
+        def read(path: Path, state: tuple[int, int], *rest: Any) -> Value:  # noqa: ARG001 - a key
+            return read_with(path, *rest)
 
         @wraps(reader)
-        def current(path: Path) -> Value:
+        def current(path: Path, *rest: Rest.args, **_: Rest.kwargs) -> Value:
             try:
                 state = path.stat()
             except OSError as error:
                 raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
             with lock:
-                return read(path, state.st_mtime_ns, state.st_size)
+                return read(path, (state.st_mtime_ns, state.st_size), *rest)
 
         return current
 
