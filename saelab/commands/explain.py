@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PROGRAM = "saelab explain"
 CONTROLS = ("shuffled", "random")
+EXAMPLES = 5
+"""Explanations printed: the first that were written, not the best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,8 @@ def show(folder: Path, summary: Summary) -> None:
             f"{tally.refused:,} refusals, {tally.unreadable:,} answers that could not be read; "
             f"{tally.prompt_tokens:,} tokens read, {tally.completion_tokens:,} written"
         )
+    for one in summary.explanations[:EXAMPLES]:
+        print(f"  {one.feature}: {one.text}")
     if any(explanation.method == TOO_WEAK for explanation in summary.explanations):
         print("these texts show how it works: the embedded model is too weak to explain features")
     print(f"explanations: {folder / LABEL_FILE}")
