@@ -207,7 +207,8 @@ def test_quickstart_runs_its_stages_in_order_and_resumes_where_it_stopped(
     assert main(["info", str(out / "quickstart.json")]) == 0
     assert "finished: cache" in capsys.readouterr().out
     assert main(["quickstart", "--out", str(out), "--resume"]) == 0
-    assert [words[0] for words in ran] == ["cache", "train", "train", "eval", "features"]
+    stages = ["cache", "train", "train", "eval", "features", "explain"]
+    assert [words[0] for words in ran] == stages
     assert ran[2][-1] == "--resume" and ran[3][2] == ran[4][1] == str(dictionary)
     printed = capsys.readouterr().out
     assert f"dashboard {out}" in printed

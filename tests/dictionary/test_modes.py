@@ -129,7 +129,7 @@ def test_the_modes_repeat_what_training_selected(saved, scale, boosted):
     x, gradients = 7 * draw(256, D_IN, seed=7) + 3, 1e-4 * draw(256, D_IN, seed=8)
     normalisation = Normalisation(x.mean(0), 1 / float((x - x.mean(0)).std()))
     rows = normalisation.apply(x)
-    batch = TrainingBatch(rows, rows, gradients, step=5, tokens_seen=0, normalisation=normalisation)
+    batch = TrainingBatch(rows, rows, gradients, step=5, normalisation=normalisation)
     chosen = method.losses(batch).codes
     method.calibrate(rows)
     settings = method.inference_settings(normalisation)
