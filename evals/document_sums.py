@@ -35,8 +35,8 @@ def intervals(sums: Float[Tensor, "documents sums"]) -> dict[str, float | None]:
     """`<metric>_low` and `<metric>_high` of every effect: its 95 % interval over documents."""
     ends = {}
     for metric in EFFECTS:
-        found = over_documents([sums], [1.0], metric)
-        ends |= {f"{metric}_low": found.low, f"{metric}_high": found.high}
+        estimate = over_documents([sums], [1.0], metric)
+        ends |= {f"{metric}_low": estimate.low, f"{metric}_high": estimate.high}
     return ends
 
 

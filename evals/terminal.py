@@ -73,13 +73,13 @@ def _told_apart(results: Sequence[tuple[Path, EvaluationResult]]) -> list[str]:
     """
     labels = [result.dictionary_name for _, result in results]
     for index, label in enumerate(labels):
-        alike = [i for i, (_, other) in enumerate(results) if other.dictionary_name == label]
+        alike = [i for i, (_, measured) in enumerate(results) if measured.dictionary_name == label]
         parts = [
             [str(results[i][1].made_from.get("hook_point", "")) for i in alike],
             _different_folders([results[i][0] for i in alike]),
         ]
-        mine = [part[alike.index(index)] for part in parts if len(set(part)) > 1]
-        labels[index] = " ".join([label, *filter(None, mine)])
+        different = [part[alike.index(index)] for part in parts if len(set(part)) > 1]
+        labels[index] = " ".join([label, *filter(None, different)])
     return labels
 
 

@@ -119,11 +119,11 @@ def load_source(
         ConfigError: its shape or site is another.
     """
     saved = load_dictionary(folder)
-    source, theirs = saved.dictionary, site_of(saved.manifest, folder)
+    source, given = saved.dictionary, site_of(saved.manifest, folder)
     autoencodes = site is None or site.is_autoencoder
-    if autoencodes != (source.d_in == source.d_out if theirs is None else theirs.is_autoencoder):
+    if autoencodes != (source.d_in == source.d_out if given is None else given.is_autoencoder):
         raise ConfigError(
-            f"init_from: {folder} is of {theirs}, and this run "
+            f"init_from: {folder} is of {given}, and this run "
             f"{'writes what it reads' if autoencodes else f'is of {site}'}: begin from a "
             "dictionary of the same kind"
         )

@@ -181,7 +181,7 @@ def candidates_of(config: TrainConfig, vary: Sequence[str]) -> dict[str, TrainCo
             f"vary gives {count} candidates; expected 2 to {MOST_CANDIDATES}: give values as "
             "`learning_rate=1e-3,3e-3`"
         )
-    found = {}
+    candidates = {}
     for chosen in itertools.product(*values):
         plain, said = to_plain(config), []
         for name, value in zip(names, chosen, strict=True):
@@ -194,13 +194,13 @@ def candidates_of(config: TrainConfig, vary: Sequence[str]) -> dict[str, TrainCo
                     raise ConfigError(f"vary: {part!r} in {name!r} holds no settings")
             inside[last] = value
             said.append(f"{name}={value}")
-        found[" ".join(said)] = from_plain(TrainConfig, plain, f"vary {' '.join(said)}")
-    return found
+        candidates[" ".join(said)] = from_plain(TrainConfig, plain, f"vary {' '.join(said)}")
+    return candidates
 
 
 def _begun(command: TuneCommand, new: dict[str, Any]) -> dict[str, Any]:
     """The record to go on with: the one that lies there where it is resumed, else the new one."""
-    out, own = command.config.out, {FILE, RECIPE_FILE, CHECKPOINT_FOLDER}
+    out, ours = command.config.out, {FILE, RECIPE_FILE, CHECKPOINT_FOLDER}
     file = out / FILE
     remove_leftovers(out)
     if command.resume:
@@ -213,8 +213,8 @@ def _begun(command: TuneCommand, new: dict[str, Any]) -> dict[str, Any]:
             )
         return known
     there = {entry.name for entry in out.iterdir()} if out.exists() else set()
-    if there - own or (FILE in there and not command.overwrite):
-        what = f"files that are no tuning's ({min(there - own)})" if there - own else "a tuning"
+    if there - ours or (FILE in there and not command.overwrite):
+        what = f"files that are no tuning's ({min(there - ours)})" if there - ours else "a tuning"
         raise ConfigError(
             f"{out} already holds {what}: give another --out, or where it is a tuning --resume to "
             "go on with it, --overwrite to delete it"
@@ -279,11 +279,11 @@ def _rung(
         silent = float((codes.firing_counts() == 0).double().mean())
         return {"fvu": batch_fvu(targets, reconstruction), "l0": mean_l0(codes), "silent": silent}
 
-    found = {n: _figures([judged(each) for each in of], first.k[0]) for n, of in learners.items()}
-    ranked = sorted(found, key=lambda n: math.inf if (s := found[n]["score"]) is None else s)
-    if found[ranked[0]]["score"] is None:
+    figures = {n: _figures([judged(each) for each in of], first.k[0]) for n, of in learners.items()}
+    ranked = sorted(figures, key=lambda n: math.inf if (s := figures[n]["score"]) is None else s)
+    if figures[ranked[0]]["score"] is None:
         raise ConfigError("no candidate has come near its k: vary other values, or train longer")
-    of_each = {name: found[name] for name in ranked}
+    of_each = {name: figures[name] for name in ranked}
     return {"n_tokens": first.n_tokens, "seeds": list(first.seeds), "candidates": of_each}
 
 

@@ -204,21 +204,21 @@ def compare_at_common_l0(
         for d_sae, of_width in targets.items()
     }
     reference = reference_label(members, config)
-    own: dict[tuple[str, int], dict[int, list[MeasuredCandidate]]] = {}
+    by_label: dict[tuple[str, int], dict[int, list[MeasuredCandidate]]] = {}
     for member in members:
         candidate = member.candidate
         seed = UNKNOWN_SEED if candidate.seed is None else candidate.seed
-        by_seed = own.setdefault((candidate.label, candidate.d_sae), {})
+        by_seed = by_label.setdefault((candidate.label, candidate.d_sae), {})
         by_seed.setdefault(seed, []).append(member)
     compared = []
     for metric in PARETO_METRICS:
         curves = {
             key: {seed: _points(of_seed, metric) for seed, of_seed in by_seed.items()}
-            for key, by_seed in own.items()
+            for key, by_seed in by_label.items()
             if any(_points(of_seed, metric) for of_seed in by_seed.values())
         }
         compared += [
-            replace(at, documents=_difference_over_documents(own, at, reference))
+            replace(at, documents=_difference_over_documents(by_label, at, reference))
             for at in at_common_l0(curves, metric, common, reference)
         ]
     return compared
@@ -249,9 +249,9 @@ def _difference_over_documents(
     for seed in at.seeds if at.difference.n else ():
         sides = []
         for label, sign in ((at.label, 1.0), (reference, -1.0)):
-            own = members.get((label, at.d_sae), {}).get(seed, ())
-            weights = interpolation_weights([m.values["l0_mean"] or 0.0 for m in own], at.l0)
-            sides.append([(m, sign * w) for m, w in zip(own, weights or (), strict=False)])
+            of_label = members.get((label, at.d_sae), {}).get(seed, ())
+            weights = interpolation_weights([m.values["l0_mean"] or 0.0 for m in of_label], at.l0)
+            sides.append([(m, sign * w) for m, w in zip(of_label, weights or (), strict=False)])
         if all(sides):
             weighted += [(m, w / at.difference.n) for side in sides for m, w in side]
     return _over_documents(weighted, at.metric)

@@ -59,8 +59,8 @@ class LossFindings:
         """Nothing yet."""
         n_documents = len(windows.names)
         positions, clean, zero = torch.zeros(3, n_documents, dtype=torch.float64)
-        own = torch.zeros(3, n_dictionaries, n_documents, dtype=torch.float64)
-        return LossFindings(windows, positions, clean, zero, own[0], own[1], own[2])
+        spliced, mean, kl = torch.zeros(3, n_dictionaries, n_documents, dtype=torch.float64)
+        return LossFindings(windows, positions, clean, zero, spliced, mean, kl)
 
     @property
     def n_positions(self) -> int:
@@ -70,8 +70,8 @@ class LossFindings:
     def sums(self, index: int) -> dict[str, Float[Tensor, " documents"]]:
         """The sums of one dictionary, as `document_sums` reads them."""
         of_all = (self.positions, self.clean, self.zero_ablation)
-        own = (self.spliced[index], self.mean_ablation[index], self.kl[index])
-        return dict(zip(SUMS, (*of_all, *own), strict=True))
+        of_dictionary = (self.spliced[index], self.mean_ablation[index], self.kl[index])
+        return dict(zip(SUMS, (*of_all, *of_dictionary), strict=True))
 
     def values(self, index: int) -> dict[str, float | None]:
         """The group "Effect on the model" for one dictionary, by metric name."""

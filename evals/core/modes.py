@@ -181,13 +181,13 @@ class _Captured:
             first_context: index of the first of these in the text.
         """
         parts = []
-        for place, own in enumerate(self.gradients.split(self.keep.sum(1).tolist())):
-            generator = torch.Generator().manual_seed(SHUFFLE_SEED + first_context + place)
+        for index, of_context in enumerate(self.gradients.split(self.keep.sum(1).tolist())):
+            generator = torch.Generator().manual_seed(SHUFFLE_SEED + first_context + index)
             order = torch.randperm(len(donor), generator=generator)
             # Contexts differ in their number of rows: a shorter donor gives some gradients twice.
-            order = order.repeat(-(-len(own) // max(1, len(donor))))[: len(own)]
+            order = order.repeat(-(-len(of_context) // max(1, len(donor))))[: len(of_context)]
             parts.append(donor[order.to(donor.device)])
-            donor = own if len(own) else donor
+            donor = of_context if len(of_context) else donor
         return torch.cat(parts), donor
 
 

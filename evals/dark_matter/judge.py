@@ -117,11 +117,11 @@ def _check_one_data_spec(subjects: Sequence[Subject]) -> None:
     first = subjects[0]
     for subject in subjects[1:]:
         for name in COMPARED:
-            mine, theirs = getattr(first.spec, name), getattr(subject.spec, name)
-            if mine != theirs:
+            expected, given = getattr(first.spec, name), getattr(subject.spec, name)
+            if expected != given:
                 raise ConfigError(
                     f"dictionaries of one family must read the same rows, but {name} of "
-                    f"{first.saved.folder} is {mine} and of {subject.saved.folder} is {theirs}: "
+                    f"{first.saved.folder} is {expected} and of {subject.saved.folder} is {given}: "
                     "run the command once for each"
                 )
 

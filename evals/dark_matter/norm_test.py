@@ -173,8 +173,8 @@ def norm_test(sums: ErrorSums, parts: PartSums, probe: ErrorProbe, ridge: float)
         for name, r2 in zip(VECTORS, scores.r_squared.tolist(), strict=True):
             values[f"norm_test{kind}_{name}"] = r2 if math.isfinite(r2) else None
     for name, fit in own_fits.items():
-        own = _mapped_to_itself(joint, name, probe).score(fit)
-        values[f"norm_test_self_{name}"] = own.pooled_r_squared()
+        scores_of_itself = _mapped_to_itself(joint, name, probe).score(fit)
+        values[f"norm_test_self_{name}"] = scores_of_itself.pooled_r_squared()
     del joint
     joint = _joint_moments(sums, parts, None)
     for name in VECTORS:

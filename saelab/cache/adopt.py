@@ -366,9 +366,9 @@ def _write(
     for _, _, activations, tokens in source.blocks("adopting"):
         indices = torch.arange(done, done + len(tokens))
         held = torch.from_numpy(order(np.asarray(indices))) < n_held
-        for writer, mine in zip(writers, (~held, held), strict=False):
-            chosen = {name: block[mine] for name, block in activations.items()}
-            writer.add(source, chosen, tokens[mine], indices[mine])
+        for writer, chosen_rows in zip(writers, (~held, held), strict=False):
+            chosen = {name: block[chosen_rows] for name, block in activations.items()}
+            writer.add(source, chosen, tokens[chosen_rows], indices[chosen_rows])
         done += len(tokens)
         if stop and done < source.n_contexts:
             raise Stopped(

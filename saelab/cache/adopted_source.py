@@ -191,10 +191,12 @@ def _open_part(path: Path, tokens: Path | None, config: AdoptConfig) -> Part:
             )
         hook_points[_hook_point(config.hook_point or array.name or DEFAULT_HOOK_POINT)] = array
     if tokens is not None:
-        found = [array for array in open_arrays(tokens) if not array.is_float]
-        if len(found) != 1:
-            raise ActivationError(f"{tokens} holds {len(found)} arrays of integers: one is needed")
-        ids = found[0]
+        integers = [array for array in open_arrays(tokens) if not array.is_float]
+        if len(integers) != 1:
+            raise ActivationError(
+                f"{tokens} holds {len(integers)} arrays of integers: one is needed"
+            )
+        ids = integers[0]
     else:
         ids = next((arrays[n] for n in TOKEN_NAMES if n in arrays and not arrays[n].is_float), None)
     if ids is not None and ids.shape != chosen[0].shape[:-1]:

@@ -285,7 +285,7 @@ class Harvest:
 
 
 def _plain(counts: Counts) -> dict[str, dict[str, int]]:
-    return {source: dict(found) for source, found in counts.items()}
+    return {source: dict(of_source) for source, of_source in counts.items()}
 
 
 def rows_beside(batch: CapturedBatch, selections: Mapping[str, RowSelection]) -> dict[str, Rows]:

@@ -103,12 +103,12 @@ def capture_with_gradients(
         chosen = (lengths == length).nonzero().flatten()
         tokens = batch.tokens[chosen, :length]
         if length > 1:
-            found = model.capture_with_gradients(tokens, hook_points)
+            captured = model.capture_with_gradients(tokens, hook_points)
         else:
             # Nothing is predicted.
             alone = model.capture(tokens, hook_points)
-            found = {name: (part, torch.zeros_like(part)) for name, part in alone.items()}
-        for name, parts in found.items():
+            captured = {name: (part, torch.zeros_like(part)) for name, part in alone.items()}
+        for name, parts in captured.items():
             if name not in whole:
                 shape = (*batch.tokens.shape, parts[0].shape[-1])
                 whole[name] = (parts[0].new_zeros(shape), parts[1].new_zeros(shape))

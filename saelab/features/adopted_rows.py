@@ -97,7 +97,7 @@ def read_rows(spec: DataSpec, config: FeaturesConfig, model: LanguageModel | Non
         labels = read_labels(
             config.labels, config.label_column, origin["contexts"], origin["positions"]
         )
-        names = [labels[place] for place in places.tolist()]
+        names = [labels[row] for row in places.tolist()]
     return RowText(
         caches=caches,
         tokens=np.arange(stop)[:, None],

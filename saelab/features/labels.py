@@ -199,17 +199,17 @@ class LabelBook:
                 self._erase(connection, label_id)
 
     def _erase(self, connection: sqlite3.Connection, label_id: int) -> None:
-        own = connection.execute(
+        deleted = connection.execute(
             "DELETE FROM label WHERE id = ? AND dictionary = ?", (label_id, self._dictionary)
         )
-        if own.rowcount:  # a later label may get the same id
+        if deleted.rowcount:  # a later label may get the same id
             connection.execute("DELETE FROM vote WHERE label = ?", (label_id,))
 
     def _of_id(self, label_id: int) -> Label:
-        found = self._labels("AND id = ?", (label_id,))
-        if not found:
+        labels = self._labels("AND id = ?", (label_id,))
+        if not labels:
             raise ConfigError(f"label {label_id} is gone: someone removed it; reload the page")
-        return found[0]
+        return labels[0]
 
     def of(self, feature: int) -> list[Label]:
         """The labels and explanations of a feature, newest first."""

@@ -56,8 +56,8 @@ def require_plain_tables(
         sqlite3.Error: it cannot be read.
     """
     with odd_content_is_damage(path):  # SQLite's own messages can hold bytes that are no text
-        found = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
-    for kind, name, sql in found:
+        definitions = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    for kind, name, sql in definitions:
         definition = str(sql).upper()
         virtual = "VIRTUAL TABLE" in definition and "USING FTS5" not in definition
         columns = []

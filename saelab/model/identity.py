@@ -50,10 +50,10 @@ def mismatch_with(model: LanguageModel, recorded: Mapping[str, Any]) -> str | No
 
     A model that was recorded without a hash may be any.
     """
-    here = identity_of(model)
+    present = identity_of(model)
     if recorded.get("model_hash") is None:
-        recorded = {**recorded, "model_hash": here["model_hash"]}
-    return model_mismatch(recorded, here)
+        recorded = {**recorded, "model_hash": present["model_hash"]}
+    return model_mismatch(recorded, present)
 
 
 def weights_hash(folder: Path) -> str:

@@ -182,12 +182,12 @@ def _share_kept(
     near = neighbour.shape[1]
     if not near:
         return math.nan
-    found = np.asarray(KDTree(coordinates).query(coordinates, near + 1)[1])
-    itself = found == np.arange(len(found))[:, None]
+    nearest = np.asarray(KDTree(coordinates).query(coordinates, near + 1)[1])
+    itself = nearest == np.arange(len(nearest))[:, None]
     # Of points on one spot, the point itself may not be among those found.
     itself[~itself.any(axis=1), -1] = True
-    found = found[~itself].reshape(-1, near, 1)
-    return float((found == neighbour[:, None, :]).any(axis=1).mean())
+    nearest = nearest[~itself].reshape(-1, near, 1)
+    return float((nearest == neighbour[:, None, :]).any(axis=1).mean())
 
 
 def principal_map(vectors: Float[Tensor, "n_vectors width"]) -> Float[Tensor, "n_vectors 2"]:

@@ -205,11 +205,11 @@ def require_held_out(config: TextConfig, model: LanguageModel, context_length: i
 def what_was_read(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     """A line for each source: what was read of it, and what was left out, replaced and cut."""
     lines = []
-    for source, found in counts.items():
+    for source, of_source in counts.items():
         parts = [
-            words.format(f"{found[name]:,}")
+            words.format(f"{of_source[name]:,}")
             for name, words in COUNT_WORDS.items()
-            if found.get(name)
+            if of_source.get(name)
         ]
         lines.append(f"{source}: {', '.join(parts)}")
     return lines
@@ -387,7 +387,7 @@ def describe_text(config: TextConfig) -> dict[str, Any]:
         origin = {"kind": "mixture", "version": None, "content_hash": digest, "sources": origins}
     else:
         (origin,) = origins
-    streamed = any(found["kind"] == "dataset" for found in origins)
+    streamed = any(each["kind"] == "dataset" for each in origins)
     packing = (
         "one document per context, padded; longer ones are split over several"
         if config.one_document_per_context

@@ -139,9 +139,9 @@ def near_duplicates(config: TextConfig) -> frozenset[str]:
     held, n_documents = np.unique(np.concatenate([*grams[True].values()]), return_counts=True)
     held = held[n_documents == 1]
     repeated = set()
-    for name, own in grams[False].items():
-        shared = int(np.isin(own, held, assume_unique=True).sum())
-        needed = min(max(SHARED_FRACTION * len(own), LEAST_SHARED), LARGEST_SHARED)
+    for name, of_document in grams[False].items():
+        shared = int(np.isin(of_document, held, assume_unique=True).sum())
+        needed = min(max(SHARED_FRACTION * len(of_document), LEAST_SHARED), LARGEST_SHARED)
         repeated |= {name} if shared >= needed else set()
     if len(repeated) > MOST_LEFT_OUT * len(grams[False]):
         logger.warning(

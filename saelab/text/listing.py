@@ -82,15 +82,15 @@ def text_files(path: Path, split: str) -> TextFiles:
     if not path.is_dir():
         raise TextError(f"text source {path} does not exist")
     left_out: dict[str, list[str]] = {}
-    found: list[str] = []
+    names: list[str] = []
     for name in sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()):
         reason = _reason_against(path / name, name)
-        (found if reason is None else left_out.setdefault(reason, [])).append(name)
-    if not found:
+        (names if reason is None else left_out.setdefault(reason, [])).append(name)
+    if not names:
         empty = left_out.get("empty")
         held = f"{len(empty)} empty ones" if empty else "none"
         raise TextError(f"no text found in folder {path}: expected files {KINDS}, found {held}")
-    chosen = _of_split(path, found, split, left_out)
+    chosen = _of_split(path, names, split, left_out)
     return TextFiles([path / name for name in chosen], left_out)
 
 
@@ -113,10 +113,12 @@ def _reason_against(file: Path, name: str) -> str | None:
         return "hidden"
     if not file_kind(file)[0]:
         return "not of a known type"
-    stem, own = parts[-1].lower().split(".")[0], parts[-1].lower()
-    if own in DESCRIPTIONS or (own.endswith(".arrow") and own.startswith(("cache-", "indices"))):
+    stem, file_name = parts[-1].lower().split(".")[0], parts[-1].lower()
+    if file_name in DESCRIPTIONS or (
+        file_name.endswith(".arrow") and file_name.startswith(("cache-", "indices"))
+    ):
         return "description of the data"
-    if stem in CARDS and own.endswith((".md", ".txt", ".text")):
+    if stem in CARDS and file_name.endswith((".md", ".txt", ".text")):
         return "card"
     return "empty" if file.stat().st_size == 0 else None
 
@@ -127,7 +129,7 @@ def _of_split(
     """The files of one split, where there are several; the others go to `left_out`."""
     by_name = {name: split_of(name) for name in names}
     wanted = SPLITS.get(split, split)
-    splits = sorted({found for found in by_name.values() if found is not None})
+    splits = sorted({part for part in by_name.values() if part is not None})
     if not splits:
         return names
     if wanted not in splits:
@@ -137,10 +139,10 @@ def _of_split(
                 "--text.dataset-split"
             )
         wanted = None
-    for name, found in by_name.items():
-        if found != wanted:
-            left_out.setdefault(f"split {found}" if found else "of no split", []).append(name)
-    return [name for name, found in by_name.items() if found == wanted]
+    for name, part in by_name.items():
+        if part != wanted:
+            left_out.setdefault(f"split {part}" if part else "of no split", []).append(name)
+    return [name for name, part in by_name.items() if part == wanted]
 
 
 def _shown(names: Iterable[str]) -> str:

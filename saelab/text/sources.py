@@ -84,7 +84,7 @@ def read_files(
             if len(spans) > before:
                 # A file of another kind is found out before what lies ahead of it is read.
                 places = zip(spans[before + 1 :: 3], spans[before + 2 :: 3], strict=True)
-                any(_read_span(file, *place, text_field, Counter()) for place in places)
+                any(_read_span(file, *span, text_field, Counter()) for span in places)
         else:
             units.append((index, 0))
             if suffix != ".json":  # which is read whole
@@ -311,8 +311,10 @@ def _json_records(handle: Any, file: Path) -> Iterator[_Piece]:
         if one_a_line:
             lines = (line for line in chain([first], reader) if line.strip())
             for number, line in enumerate(lines):
-                place = f"{file}, record {number + 1}"
-                yield _Piece(number, _json_object(line, lambda place=place: place))
+                record_name = f"{file}, record {number + 1}"
+                yield _Piece(
+                    number, _json_object(line, lambda record_name=record_name: record_name)
+                )
             return
         try:
             content = json.loads(first + reader.read())

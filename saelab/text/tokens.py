@@ -87,9 +87,9 @@ class Tokeniser:
         return list(document.tokens)
 
     def _spells_control(self, text: str) -> bool:
-        found = self._spelt is not None and self._spelt.search(text) is not None
-        self._counts["control_strings"] += found
-        return found
+        spelt = self._spelt is not None and self._spelt.search(text) is not None
+        self._counts["control_strings"] += spelt
+        return spelt
 
     def _chat(self, document: Document) -> TokenisedDocument:
         assert document.messages is not None

@@ -108,8 +108,8 @@ class JumpReLU(PenalisedMethod):
     def _start(self, inputs: Float[Tensor, "rows d_in"]) -> None:
         threshold = self.start_threshold(inputs)
         if not self.thresholds_known:
-            found = self.start_threshold(inputs, with_biases=True) / self.rate
-            self.threshold_over_rate.copy_(found.expand_as(self.threshold_over_rate))
+            with_biases = self.start_threshold(inputs, with_biases=True) / self.rate
+            self.threshold_over_rate.copy_(with_biases.expand_as(self.threshold_over_rate))
         # With a the projection on the latent's direction, being active is worth a² to it.
         self.controller.start((threshold / self.encoder_scale).square())
 
