@@ -35,9 +35,13 @@ class Within:
     """The most that is allowed; just below it where `high_open`."""
     low_open: bool = False
     high_open: bool = False
+    words: tuple[str, ...] = ()
+    """Words that may stand in place of a number."""
 
-    def admits(self, value: float | int) -> bool:
-        """Whether a number is finite and within the limits."""
+    def admits(self, value: float | int | str) -> bool:
+        """Whether a number is finite and within the limits, or a word is one of `words`."""
+        if isinstance(value, str):
+            return value in self.words
         try:
             finite = math.isfinite(value)
         except OverflowError:  # an integer that no float can hold
@@ -47,6 +51,9 @@ class Within:
         return finite and above and below
 
     def __str__(self) -> str:
+        return " or ".join([self._limits(), *map(repr, self.words)])
+
+    def _limits(self) -> str:
         if self.high == math.inf:
             return f"{'above' if self.low_open else 'at least'} {self.low:g}, finite"
         if not self.low_open and not self.high_open:

@@ -1,8 +1,7 @@
 """Activations from elsewhere as activation caches: `saelab cache adopt`.
 
-The arrays are read twice: once to check every value, to hash the files and to measure the median
-norm, so that nothing is written or replaced before all of it is known to be good; once to write.
-Both passes hold a few megabytes. A share of the contexts is held out into caches of their own,
+The arrays are read twice: once to check every value, to hash the files and to measure norms, so
+that nothing is written or replaced before all of it is known to be good; once to write. Both passes hold a few megabytes. A share of the contexts is held out into caches of their own,
 `OUT/held_out/<hook point>/`, which stand for the held-out text that a language model would read.
 
 Rows of an array [rows, d_in] are contexts of one position each. `sequence` of a row is the index of
@@ -42,7 +41,7 @@ from .format import ADOPTED_KEY, DTYPES, HELD_OUT, MANIFEST_NAME, new_cache_mani
 from .harvest import CapturedBatch, rows_beside
 from .hook_folder import HookFolder, remove_cache
 from .permutation import Permutation
-from .rows import select_rows
+from .rows import find_norm_ceiling, select_rows
 from .writer import check_existing
 
 _log = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ NO_TEXT = "none: activations from elsewhere"
 SHARD_ROWS, SHARD_BYTES = 1 << 16, 1 << 27
 """Rows and bytes of a shard of training rows, at most; of held-out rows an eighth."""
 NORM_SAMPLE = 131_072
-"""Rows whose median norm sets the ceiling: all, or as many spread evenly over them."""
+"""Rows whose norms set the ceiling: all, or as many spread evenly over them."""
 
 
 def adopt_activations(
@@ -123,7 +122,9 @@ def _survey(
             _check_finite(part.hook_points[name], rows, first, source.context_length)
             selection = _selection(source, block, tokens, None)
             norms[name].append(selection.norms[selection.keep][::every])
-    ceilings = {name: _ceiling(name, torch.cat(kept), config) for name, kept in norms.items()}
+    ceilings = {
+        name: find_norm_ceiling(config.rows, torch.cat(kept), name) for name, kept in norms.items()
+    }
     n_held = _n_held_out(source, config)
     files = [_described(part) for part in source.parts]
     origin = {
@@ -170,21 +171,6 @@ def _selection(
         bos_id=source.bos_id,
         norm_ceiling=ceiling,
     )
-
-
-def _ceiling(hook_point: str, norms: Tensor, config: AdoptConfig) -> float | None:
-    if len(norms) == 0:
-        raise ActivationError("the token filter excludes every row: relax rows.*")
-    ratio = config.rows.max_norm_ratio
-    if ratio is None:
-        return None
-    median = float(norms.double().median())
-    if median == 0:
-        raise ActivationError(
-            f"at least half of the rows of {hook_point} are zero, so the median norm is no "
-            "measure of the others: give --rows.max-norm-ratio None"
-        )
-    return ratio * median
 
 
 def _n_held_out(source: AdoptedSource, config: AdoptConfig) -> int:

@@ -29,8 +29,11 @@ class TokenFilter:
     """Exclude the tokenizer's other special tokens, such as those between documents."""
     exclude_positions: Annotated[tuple[int, ...], Within(0)] = ()
     """Positions in the context to exclude, counted from 0 (the BOS token is at 0)."""
-    max_norm_ratio: Annotated[float | None, Within(1, low_open=True)] = 10.0
-    """Exclude rows whose norm is above this many times the median norm. None: keep them."""
+    max_norm_ratio: Annotated[
+        float | Literal["bulk"] | None, Within(1, low_open=True, words=("bulk",))
+    ] = "bulk"
+    """Exclude rows whose norm is above this many times the median norm; `bulk`: well above where
+    the bulk of the norms ends, which a sample tells. None: keep them."""
 
     def __post_init__(self) -> None:
         problems = problems_in(self)

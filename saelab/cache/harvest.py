@@ -26,9 +26,9 @@ from saelab.text.contexts import (
 
 from .config import HarvestConfig
 from .format import new_cache_manifest
-from .rows import RowSelection, capture_with_gradients, select_rows
+from .rows import RowSelection, capture_with_gradients, find_norm_ceiling, select_rows
 
-# Contexts whose median norm sets the ceiling: a median needs no more, and they are not run twice.
+# Contexts whose norms set the ceiling: its quantiles need no more, and they are not run twice.
 CALIBRATION_CONTEXTS = 32
 
 
@@ -212,12 +212,12 @@ class Harvest:
         )
 
     def calibrate(self, batches: list[CapturedBatch], hook_point: str) -> Calibration:
-        """Measure the median norm over the first contexts, and set the ceiling of the norm rule.
+        """Set the ceiling of the norm rule by the norms of the first contexts.
 
         Only rows that no other part of the rule excludes are counted.
 
         Raises:
-            ActivationError: no row is left, or an activation is not finite.
+            ActivationError: no row is left, most are zero, or an activation is not finite.
         """
         selections = [self._select(batch, hook_point, None) for batch in batches]
         norms = torch.cat([s.norms[s.keep].cpu() for s in selections]).double()
@@ -226,13 +226,12 @@ class Harvest:
                 "the token filter excludes every position of the first contexts: relax rows.* of "
                 "the config" + (", or name other text.roles" if self.config.text.roles else "")
             )
-        median, ratio = float(norms.median()), self.config.rows.max_norm_ratio
         return Calibration(
             contexts=sum(len(batch.tokens) for batch in batches),
             rows=len(norms),
-            median_norm=median,
+            median_norm=float(norms.median()),
             mean_norm=float(norms.mean()),
-            norm_ceiling=None if ratio is None else ratio * median,
+            norm_ceiling=find_norm_ceiling(self.config.rows, norms, hook_point),
         )
 
     def provenance(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
@@ -86,6 +87,50 @@ def select_rows(
         if applies is not None:
             keep &= ~applies
     return RowSelection(keep=keep, excluded=excluded, norms=norms)
+
+
+def find_norm_ceiling(
+    rule: TokenFilter, norms: Float[Tensor, " rows"], hook_point: str
+) -> float | None:
+    """The norm above which rows are excluded, by a sample of the rows that the rule's other parts
+    keep; None: no norm is too large.
+
+    Raises:
+        ActivationError: the sample is empty, or half of it is zero.
+    """
+    if rule.max_norm_ratio is None:
+        return None
+    if len(norms) == 0:
+        raise ActivationError("the token filter excludes every row of the sample: relax rows.*")
+    ordered = norms.double().sort().values
+    median = float(ordered[(len(ordered) - 1) // 2])
+    if median == 0:
+        raise ActivationError(
+            f"at least half of the rows of {hook_point} are zero, so the median norm is no "
+            "measure of the others: give --rows.max-norm-ratio None"
+        )
+    if rule.max_norm_ratio == "bulk":
+        return median * math.exp(_beyond_bulk((ordered / median).log()))
+    return median * rule.max_norm_ratio
+
+
+def _beyond_bulk(logs: Float[Tensor, " rows"]) -> float:
+    """Ceiling of ascending log-norms whose median is 0, well above where their bulk ends.
+
+    Massive norms are so rare that the sample may hold none, and those that it holds need not leave
+    a gap, so the ceiling follows from the bulk: three times as far above the median as its 99 %
+    quantile, which is seven standard deviations of a Gaussian, and one row in 250,000 where the
+    tail is a power law. Norms below twice the median are never massive. Should massive rows be so
+    many that they reach the quantile, then the first gap of a factor of 4 above the 90 % quantile
+    ends the bulk, and the ceiling lies no higher than the middle of that gap.
+    """
+    start, middle = int(0.9 * (len(logs) - 1)), math.inf
+    gaps = (logs[start:].diff() > math.log(4)).nonzero()
+    if len(gaps):
+        end = start + int(gaps[0]) + 1
+        logs, middle = logs[:end], float(logs[end - 1] + logs[end]) / 2
+    quantile = float(logs[math.ceil(0.99 * (len(logs) - 1))])
+    return min(middle, max(3 * quantile, math.log(2)))
 
 
 def capture_with_gradients(

@@ -94,7 +94,8 @@ def test_the_embedded_models_massive_activations_are_excluded(tmp_path):
     assert cache.n_rows + sum(cache.excluded.values()) == 128 * 16
     calibration = cache.manifest["calibration"]
     assert 100 < calibration["median_norm"] < 200
-    assert cache.norm_ceiling == 10 * calibration["median_norm"]
+    # Ten times the median let rows through that stand far above the bulk's last.
+    assert 2 * calibration["median_norm"] <= cache.norm_ceiling < 3 * calibration["median_norm"]
     norms = cache.rows(torch.arange(cache.n_rows)).activations.norm(dim=1)
     assert norms.max() <= cache.norm_ceiling * 1.01
     statistics = cache.statistics

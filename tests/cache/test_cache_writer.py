@@ -311,7 +311,7 @@ def test_resuming_with_other_settings_names_them(program, small_text, tmp_path, 
     with pytest.raises(ConfigError) as caught:
         write_caches(tmp_path / "out", changed, model=model, resume=True)
     assert "context_length: 16, not 32" in str(caught.value)
-    assert "rows.max_norm_ratio: 10.0, not 5.0" in str(caught.value)
+    assert "rows.max_norm_ratio: 'bulk', not 5.0" in str(caught.value)
     model.bos_id = 5
     with pytest.raises(ConfigError, match="BOS token 0, not 5"):
         write_caches(tmp_path / "out", program.small_config(small_text), model=model, resume=True)

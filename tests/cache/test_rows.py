@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.cache.config import TokenFilter
-from saelab.cache.rows import select_rows
+from saelab.cache.rows import find_norm_ceiling, select_rows
+from saelab.config import Within
 from saelab.errors import ActivationError, ConfigError
 
 BOS, SEPARATOR = 0, 1
@@ -114,8 +116,115 @@ def test_a_norm_that_overflows_is_not_an_error():
     assert found.excluded["norm"] == 1
 
 
-def test_a_rule_that_cannot_be_meant_is_refused():
+@pytest.mark.parametrize("ratio", [1.0, float("nan")])
+def test_a_rule_that_cannot_be_meant_is_refused(ratio):
     with pytest.raises(ConfigError) as caught:
-        TokenFilter(max_norm_ratio=1.0, exclude_positions=(-1, 2))
+        TokenFilter(max_norm_ratio=ratio, exclude_positions=(-1, 2))
     assert len(caught.value.problems) == 2
-    assert "max_norm_ratio" in str(caught.value) and "-1" in str(caught.value)
+    assert "must be above 1, finite or 'bulk'" in str(caught.value) and "-1" in str(caught.value)
+    assert not Within(1, words=("bulk",)).admits("sparkle")
+
+
+def beyond_bulk(norms):
+    """The ceiling, norm by norm, as its text says it."""
+    logs = np.log(np.sort(norms.numpy()))
+    median = logs[(len(logs) - 1) // 2]
+    logs -= median
+    bulk, tail, middle = logs, int(0.9 * (len(logs) - 1)), np.inf
+    for index in range(tail, len(logs) - 1):
+        if logs[index + 1] - logs[index] > np.log(4):
+            bulk, middle = bulk[: index + 1], (logs[index] + logs[index + 1]) / 2
+            break
+    quantile = bulk[int(np.ceil(0.99 * (len(bulk) - 1)))]
+    return np.exp(median + min(middle, max(3 * quantile, np.log(2))))
+
+
+def planted(name, n=8000, seed=0):
+    """A sample of norms, those of another 400,000 rows of the same kind, and which are massive."""
+    generator = torch.Generator().manual_seed(seed)
+    total = n + 400_000
+    normal = torch.randn(total, generator=generator, dtype=torch.float64)
+    uniform = torch.rand(total, generator=generator, dtype=torch.float64)
+    massive = torch.zeros(total, dtype=torch.bool)
+    if name == "rows of a Gaussian":  # in 576 dimensions
+        norms = 24 + normal * 0.707
+    elif name == "lognormal":
+        norms = (0.7 * normal).exp()
+    elif name == "power law":
+        norms = uniform ** -(1 / 3)
+    elif name == "two clusters":
+        norms = torch.where(uniform < 0.3, 50.0, 10.0) * (0.1 * normal).exp()
+    elif name == "zeros":
+        norms = torch.where(uniform < 0.4, 0.0, 10.0) * (0.1 * normal).exp()
+    elif name == "all equal":
+        norms = torch.full_like(uniform, 10.0)
+    else:
+        share, factor = {"rare": (1e-4, 5), "unseen": (1e-5, 5), "many": (0.05, 100)}[name]
+        massive = uniform < share
+        norms = 140 * (0.12 * normal).exp() * torch.where(massive, float(factor), 1.0)
+    return norms[:n], norms[n:], massive[n:]
+
+
+BULK = TokenFilter()
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("rows of a Gaussian", 0),
+        ("lognormal", 0),
+        ("power law", 1e-5),
+        ("two clusters", 0),
+        ("zeros", 0),
+        ("all equal", 0),
+        ("rare", 0),
+        ("unseen", 0),
+        ("many", 0),
+    ],
+)
+def test_the_ceiling_lies_between_the_bulk_and_what_is_massive(name, lost):
+    sample, rows, massive = planted(name)
+    ceiling = find_norm_ceiling(BULK, sample, "here")
+    above = rows > ceiling
+    assert bool(above[massive].all())
+    assert float((above & ~massive).double().mean()) <= lost
+
+
+@pytest.mark.parametrize("name", ["lognormal", "rare", "many"])
+def test_the_ceiling_is_that_of_its_text(name):
+    for n in (1, 2, 3, 10, 99, 1000):
+        sample, *_ = planted(name, n, seed=n)
+        found = find_norm_ceiling(BULK, sample, "here")
+        assert found == pytest.approx(beyond_bulk(sample), rel=1e-9)
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 500),
+    spread=st.floats(0.01, 3),
+    scale=st.floats(1e-6, 1e6),
+)
+def test_the_ceiling_scales_with_the_norms_and_leaves_nine_rows_of_ten(seed, n, spread, scale):
+    normal = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    norms = (spread * normal).exp()
+    ceiling = find_norm_ceiling(BULK, norms, "here")
+    assert find_norm_ceiling(BULK, norms * scale, "here") == pytest.approx(ceiling * scale)
+    assert ceiling >= 2 * float(norms.median()) or int((norms > ceiling).sum()) > 0
+    assert int((norms > ceiling).sum()) <= 0.1 * n + 1
+
+
+def test_a_multiple_of_the_median_is_that_and_none_is_no_ceiling():
+    sample, *_ = planted("rare")
+    tenfold = find_norm_ceiling(TokenFilter(max_norm_ratio=10.0), sample, "here")
+    assert tenfold == 10 * float(sample.median())
+    assert find_norm_ceiling(TokenFilter(max_norm_ratio=None), sample, "here") is None
+
+
+@pytest.mark.parametrize("ratio", ["bulk", 10.0])
+def test_a_sample_that_says_nothing_is_refused(ratio):
+    rule = TokenFilter(max_norm_ratio=ratio)
+    with pytest.raises(ActivationError, match="excludes every row of the sample: relax"):
+        find_norm_ceiling(rule, torch.zeros(0), "here")
+    with pytest.raises(ActivationError, match="half of the rows of here are zero"):
+        find_norm_ceiling(rule, torch.tensor([0.0, 0.0, 1.0]), "here")

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.cache.config import TokenFilter
-from saelab.cache.rows import select_rows
+from saelab.cache.rows import find_norm_ceiling, select_rows
 from saelab.dictionary.architectures import Dictionary
 from saelab.dictionary.data_spec import DataSpec
 from saelab.dictionary.saelens import WRITTEN_TO_RESIDUAL
@@ -73,7 +73,7 @@ def norm_ceilings(
 
     Raises:
         TextError: too little text.
-        ActivationError: the filter leaves no row.
+        ActivationError: the filter leaves no row, or half of them are zero.
     """
     if token_filter.max_norm_ratio is None:
         return dict.fromkeys(site.hook_points)
@@ -94,10 +94,10 @@ def norm_ceilings(
                 left_out=batch.left_out,
             )
             norms[name].append(selection.norms[selection.keep])
-    medians = {name: torch.cat(parts).median() for name, parts in norms.items()}
-    if any(bool(median.isnan()) for median in medians.values()):
-        raise ActivationError("the token filter excludes every position of the text: relax it")
-    return {name: float(median) * token_filter.max_norm_ratio for name, median in medians.items()}
+    return {
+        name: find_norm_ceiling(token_filter, torch.cat(parts), name)
+        for name, parts in norms.items()
+    }
 
 
 @torch.no_grad()
