@@ -1,7 +1,8 @@
 """Activations from elsewhere as activation caches: `saelab cache adopt`.
 
 The arrays are read twice: once to check every value, to hash the files and to measure norms, so
-that nothing is written or replaced before all of it is known to be good; once to write. Both passes hold a few megabytes. A share of the contexts is held out into caches of their own,
+that nothing is written or replaced before all of it is known to be good; once to write. Both passes
+hold a few megabytes. A share of the contexts is held out into caches of their own,
 `OUT/held_out/<hook point>/`, which stand for the held-out text that a language model would read.
 
 Rows of an array [rows, d_in] are contexts of one position each. `sequence` of a row is the index of

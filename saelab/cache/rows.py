@@ -17,6 +17,9 @@ from saelab.text.tokens import OTHER_ROLE, PADDING
 
 from .config import TokenFilter
 
+GAP = math.log(4)
+"""Between log-norms that lie this far apart, with none in between, the bulk has ended."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowSelection:
@@ -119,18 +122,18 @@ def _beyond_bulk(logs: Float[Tensor, " rows"]) -> float:
 
     Massive norms are so rare that the sample may hold none, and those that it holds need not leave
     a gap, so the ceiling follows from the bulk: three times as far above the median as its 99 %
-    quantile, which is seven standard deviations of a Gaussian, and one row in 250,000 where the
-    tail is a power law. Norms below twice the median are never massive. Should massive rows be so
-    many that they reach the quantile, then the first gap of a factor of 4 above the 90 % quantile
-    ends the bulk, and the ceiling lies no higher than the middle of that gap.
+    quantile, seven standard deviations of a Gaussian, but at most a factor of `GAP` above the
+    quantile, where a broad bulk would hide massive rows. Norms below twice the median never are.
+    Should massive rows be so many that they reach the quantile, the first gap of that factor above
+    the 90 % quantile ends the bulk, and the ceiling lies no higher than the middle of the gap.
     """
     start, middle = int(0.9 * (len(logs) - 1)), math.inf
-    gaps = (logs[start:].diff() > math.log(4)).nonzero()
+    gaps = (logs[start:].diff() > GAP).nonzero()
     if len(gaps):
         end = start + int(gaps[0]) + 1
         logs, middle = logs[:end], float(logs[end - 1] + logs[end]) / 2
     quantile = float(logs[math.ceil(0.99 * (len(logs) - 1))])
-    return min(middle, max(3 * quantile, math.log(2)))
+    return min(middle, max(quantile + min(2 * quantile, GAP), math.log(2)))
 
 
 def capture_with_gradients(
