@@ -299,6 +299,24 @@ def test_activations_that_are_not_finite_stop_the_run(program, small_text, tmp_p
     assert_same_files(whole, paths)
 
 
+def test_a_cache_begun_with_a_multiple_of_the_median_keeps_its_ceiling(
+    program, small_text, tmp_path, monkeypatch
+):
+    tenfold = program.small_config(small_text, rows=TokenFilter(max_norm_ratio=10.0))
+    model = program.TableModel()
+    stopping = Interrupting(model, 12, lambda _: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(model, "capture", stopping)
+    with pytest.raises(Stopped):
+        write_caches(tmp_path / "out", tenfold, model=model)
+    with pytest.raises(ConfigError, match=r"rows\.max_norm_ratio: 10\.0, not 'bulk'"):
+        write_caches(tmp_path / "out", program.small_config(small_text), model=model, resume=True)
+    (path,) = write_caches(tmp_path / "out", tenfold, model=program.TableModel(), resume=True)
+    cache = open_cache(path)
+    assert cache.token_filter == tenfold.rows
+    assert cache.norm_ceiling == 10 * cache.manifest["calibration"]["median_norm"]
+    assert cache.excluded["norm"] > 0
+
+
 def test_resuming_with_other_settings_names_them(program, small_text, tmp_path, monkeypatch):
     model = program.TableModel()
     stopping = Interrupting(model, 12, lambda _: signal.raise_signal(signal.SIGTERM))
