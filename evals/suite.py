@@ -44,6 +44,7 @@ NOT_DECISIVE = (
     "overwrite",
     "device",
     "card",
+    "truth",  # the path; its content counts
     "batch_contexts",
     "batch_variants",
     "activations",

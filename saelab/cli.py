@@ -11,7 +11,8 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command and return the process's exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    trusted = "--trust-remote-code" in words
+    words = [word for word in words if word not in ("--debug", "--trust-remote-code")]
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -76,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s")
     logging.getLogger("saelab").setLevel(logging.INFO)
     try:
-        run_command(words[0], words[1:])
+        with _models_may_run_code() if trusted else nullcontext():
+            run_command(words[0], words[1:])
     except (SaelabError, KeyboardInterrupt) as error:
         if debug:
             raise
@@ -87,6 +90,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _report(problem)
     return 0
+
+
+@contextmanager
+def _models_may_run_code() -> Iterator[None]:
+    """Give the permission for the time of one command, to the processes that it starts too."""
+    from .model.identity import CODE_ALLOWED
+
+    before = os.environ.get(CODE_ALLOWED)
+    os.environ[CODE_ALLOWED] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(CODE_ALLOWED)
+        os.environ.update({} if before is None else {CODE_ALLOWED: before})
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:
@@ -109,7 +126,8 @@ def usage() -> str:
             "usage: saelab COMMAND [OPTIONS]\n",
             "Train sparse autoencoders on language-model activations and judge them.\n",
             *lines,
-            "\n`saelab COMMAND --help` explains a command; `--debug` anywhere shows tracebacks.",
+            "\n`saelab COMMAND --help` explains a command; `--debug` anywhere shows tracebacks,",
+            "`--trust-remote-code` lets a model run Python code of its own.",
         ]
     )
 

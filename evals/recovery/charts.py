@@ -32,10 +32,13 @@ def recovery_charts(data: Mapping[str, Any]) -> list[Chart]:
     """Every chart of a recovery result.
 
     `data` has `matching`, `table`, `alive` (by latent), `threshold` (cosine of a match), `chance`
-    (mean largest cosine of a feature with as many random directions as latents).
+    (mean largest cosine of a feature with as many random directions as latents); without `table`
+    and `alive` where directions were given.
     """
-    matching, table = data["matching"], data["table"]
-    threshold, chance = data["threshold"], data["chance"]
+    matching, threshold, chance = data["matching"], data["threshold"], data["chance"]
+    if "table" not in data:
+        return [cosine_histogram(matching, threshold, chance), precision(matching, None)]
+    table = data["table"]
     return [
         recovery_curve(matching, table),
         cosine_by_frequency(matching, table, threshold, chance),
@@ -201,13 +204,19 @@ def matched_frequencies(table: FeatureTable, threshold: float) -> Chart:
     )
 
 
-def precision(matching: Matching, alive: Bool[Tensor, " d_sae"]) -> Chart:
-    """Shares of features, and of alive latents, with a partner at each threshold."""
+def precision(matching: Matching, alive: Bool[Tensor, " d_sae"] | None) -> Chart:
+    """Shares of features, and of alive latents where known, with a partner at each threshold."""
     curves = {
         "features recovered": matching.cosine,
         "by a latent of their own": matching.assigned_cosine,
-        "latents that match": matching.latent_cosine[alive],
+        "latents that match": None if alive is None else matching.latent_cosine[alive],
     }
+    of_latents = "."
+    if alive is not None:
+        of_latents = (
+            f"; and share of the {int(alive.sum()):,} alive latents with a true feature of at "
+            "least that cosine."
+        )
     shares = {
         label: [float((cosine >= threshold).double().mean()) for threshold in SWEPT]
         for label, cosine in curves.items()
@@ -220,8 +229,7 @@ def precision(matching: Matching, alive: Bool[Tensor, " d_sae"]) -> Chart:
         title="Recovery and precision",
         caption=f"For every threshold: share of the {len(matching.cosine):,} true features with a "
         "latent of at least that cosine; the same with a latent of their own (one-to-one "
-        "assignment of largest total cosine); and share of the "
-        f"{int(alive.sum()):,} alive latents with a true feature of at least that cosine.",
+        f"assignment of largest total cosine){of_latents}",
         summary=f"Curves of recovery and precision against the threshold; at {SWEPT[at]:g}: "
         f"{stated}.",
         x=Axis(title="cosine that counts as a match"),

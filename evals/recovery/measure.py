@@ -22,13 +22,12 @@ from saelab.synthetic.truth import chance_cosine, coherence, truth_of
 
 from ..suite import Measurement
 from .firing import FiringCounts
+from .given import feature_rows, measure_given, record_of, training_of
 from .matching import Matching, match
 from .numbers import FeatureTable, feature_table, recovery_values
 from .suite import RecoveryConfig
 
 CONSISTENT = 0.9
-ALIKE = ("method", "options", "optimizer", "n_tokens", "batch_rows", "target_l0")
-"""What of the training settings runs must share to be compared; the seed is not among it."""
 
 
 def measure_recovery(
@@ -42,6 +41,9 @@ def measure_recovery(
             features, or whose output is not finite.
     """
     device = resolve_device(config.device)
+    if config.truth is not None:
+        yield from measure_given(folders, outs, config, config.truth, device)
+        return
     groups: dict[PlantedConfig, dict[Path, SavedDictionary]] = {}
     for folder, out in zip(folders, outs, strict=True):
         saved = load_dictionary(folder)
@@ -91,18 +93,7 @@ def _measure(
         content_hash=saved.content_hash,
         out=out,
         numbers=numbers,
-        made_from={
-            "model": saved.model_name,
-            "model_hash": saved.made_from["model_hash"],
-            "hook_point": saved.hook_point,
-            "cache_hash": saved.made_from.get("cache_hash"),
-            "planted": to_plain(truth),
-            "training": _training_of(saved),
-            "training_seed": saved.manifest.get("seed"),
-            "architecture": dictionary.architecture,
-            "d_in": dictionary.d_in,
-            "d_sae": dictionary.d_sae,
-        },
+        made_from={**record_of(saved), "planted": to_plain(truth)},
         settings={"stream": "held_out"},
         facts={
             "threshold": f"{config.threshold:g}",
@@ -127,19 +118,9 @@ def _measure(
     )
 
 
-def _training_of(saved: SavedDictionary) -> dict[str, Any]:
-    """The training settings that make runs alike, as plain values."""
-    recorded = saved.manifest.get("config", {})
-    return {
-        **{name: recorded[name] for name in ALIKE if name in recorded},
-        "architecture": saved.dictionary.architecture,
-        "d_sae": saved.dictionary.d_sae,
-    }
-
-
 def _differ_in_seed(first: SavedDictionary, second: SavedDictionary) -> bool:
     """Whether two dictionaries differ in nothing but the seed of the training."""
-    same_training = _training_of(first) == _training_of(second)
+    same_training = training_of(first) == training_of(second)
     return first is not second and same_training and first.made_from == second.made_from
 
 
@@ -157,20 +138,10 @@ def _consistent_share(
 def _features(truth: PlantedConfig, matching: Matching, table: FeatureTable) -> dict[str, Tensor]:
     """One parquet row per true feature; null where a number is undefined.
 
-    Columns: feature, parent (of a feature that is active only where another is), best_latent and
-    cosine, one_to_one_latent and one_to_one_cosine, and those of `FeatureTable`.
+    Columns: parent (of a feature that is active only where another is), and those of `feature_rows`
+    and `FeatureTable`.
     """
     parents = [truth.parent_of(feature) for feature in range(truth.n_features)]
-    latent, cosine = matching.assigned_latent, matching.assigned_cosine
-    if latent is None or cosine is None:
-        latent = torch.full_like(matching.best_latent, -1)
-        cosine = torch.full_like(matching.cosine, torch.nan)
-    return {
-        "feature": torch.arange(truth.n_features),
-        "parent": torch.tensor([-1 if parent is None else parent for parent in parents]),
-        "best_latent": matching.best_latent,
-        "cosine": matching.cosine,
-        "one_to_one_latent": latent,
-        "one_to_one_cosine": torch.where(latent >= 0, cosine, torch.nan),
-        **vars(table),
-    }
+    numbered = torch.tensor([-1 if parent is None else parent for parent in parents])
+    by_cosine = feature_rows(matching)
+    return {"feature": by_cosine["feature"], "parent": numbered, **by_cosine, **vars(table)}

@@ -70,19 +70,27 @@ def feature_table(
     )
 
 
-def recovery_values(
-    matching: Matching, counts: FiringCounts, table: FeatureTable
-) -> dict[str, float | int | None]:
-    """Every number of the suite that one dictionary alone has, by name."""
-    alive, matched, assigned = counts.alive(), table.matched, matching.assigned_cosine
-    latent_cosine = matching.latent_cosine[alive]
-    absorbed = table.absorbed_share[matched]
+def cosine_values(matching: Matching) -> dict[str, float | int | None]:
+    """The numbers that need nothing but the true features and the decoder, by name."""
     values: dict[str, float | int | None] = {}
+    assigned = matching.assigned_cosine
     for name, threshold in THRESHOLDS.items():
         values[f"frr_{name}"] = _share(matching.cosine >= threshold)
         values[f"frr_one_to_one_{name}"] = (
             None if assigned is None else _share(assigned >= threshold)
         )
+    return values | {"mean_max_cosine_features": _mean(matching.cosine)}
+
+
+def recovery_values(
+    matching: Matching, counts: FiringCounts, table: FeatureTable
+) -> dict[str, float | int | None]:
+    """Every number of the suite that one dictionary alone has, by name."""
+    alive, matched = counts.alive(), table.matched
+    latent_cosine = matching.latent_cosine[alive]
+    absorbed = table.absorbed_share[matched]
+    values = cosine_values(matching)
+    for name, threshold in THRESHOLDS.items():
         values[f"precision_{name}"] = _share(latent_cosine >= threshold)
     values |= {f"frr_quartile_{quarter}": None for quarter in range(1, len(QUARTILES) + 1)}
     if float(table.frequency.min()) < float(table.frequency.max()):
@@ -92,7 +100,6 @@ def recovery_values(
     apart = (table.latent_frequency / table.observed_frequency).log10().abs()
     reconstruction, sparsity = counts.reconstruction.values(), counts.sparsity.values()
     return values | {
-        "mean_max_cosine_features": _mean(matching.cosine),
         "mean_max_cosine_latents": _mean(latent_cosine),
         "frequency_matched": _median(table.frequency[matched]),
         "frequency_missed": _median(table.frequency[~matched]),

@@ -75,8 +75,8 @@ def score_card(results: Sequence[EvaluationResult]) -> list[ScoreCardEntry]:
 def _alike(result: EvaluationResult) -> str:
     """A hash of everything but the seeds."""
     origin = result.made_from
-    planted = {key: value for key, value in origin["planted"].items() if key != "seed"}
-    return hash_of([planted, origin["training"], result.settings])
+    truth = {k: v for k, v in (origin.get("planted") or origin["truth"]).items() if k != "seed"}
+    return hash_of([truth, origin["training"], result.settings])
 
 
 def _label(result: EvaluationResult) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
 from saelab.config import Within, problems_in
 from saelab.errors import ConfigError
 from saelab.formats.evaluation_result import EvaluationResult
+from saelab.formats.files import sha256_of
 
 from ..suite import Suite, deferred
 from ..terminal import terminal_table
@@ -33,9 +35,12 @@ EXPLANATION = (
 class RecoveryConfig:
     """How many held-out rows to evaluate on, what counts as a match, and where results go.
 
-    The true features are regenerated from the dictionary's own manifest.
+    The true features are regenerated from the dictionary's own manifest, or given in a file.
     """
 
+    truth: Path | None = None
+    """File of the true directions, one in each row (.npy, .npz, .safetensors), of any norm, for
+    activations from elsewhere: only what cosines tell is measured. None: the planted features."""
     n_rows: Annotated[int, Within(2)] = 8192
     """Rows of the stream "held_out" of the planted dictionary; training never sees them."""
     threshold: float = 0.9
@@ -53,6 +58,8 @@ class RecoveryConfig:
 
     def __post_init__(self) -> None:
         problems = problems_in(self)
+        if self.truth is not None and not self.truth.is_file():
+            problems.append(f"truth: {self.truth} is no file: give one of directions")
         if not 0.5 <= self.threshold <= 1:
             problems.append(
                 f"threshold: {self.threshold} is not between 0.5, below which latents match "
@@ -60,6 +67,16 @@ class RecoveryConfig:
             )
         if problems:
             raise ConfigError(problems)
+
+    @cached_property
+    def truth_hash(self) -> str | None:
+        """SHA-256 of the file of directions; None where there is none."""
+        return None if self.truth is None else sha256_of(self.truth)
+
+    @property
+    def PROTOCOL(self) -> str | None:
+        """What results of other directions are told apart by, wherever the file lies."""
+        return self.truth and f"directions given, of content hash {self.truth_hash}"
 
 
 def finish(results: Sequence[EvaluationResult], config: RecoveryConfig) -> None:
@@ -82,7 +99,8 @@ def finish(results: Sequence[EvaluationResult], config: RecoveryConfig) -> None:
 
 SUITE = Suite(
     name="recovery",
-    summary="Compare saved dictionaries with the planted features that they were trained on.",
+    summary="Compare saved dictionaries with the planted features that they were trained on, or "
+    "with true directions that are known.",
     Config=RecoveryConfig,
     measure=deferred(".recovery.measure", "measure_recovery"),
     definitions=deferred(".recovery.numbers", "recovery_definitions"),

@@ -33,7 +33,7 @@ BASH = """_saelab() {{
 {cases}
   esac
   if [[ "$word" == -* ]]; then
-    COMPREPLY=($(compgen -W "$options --help --debug" -- "$word"))
+    COMPREPLY=($(compgen -W "$options --help --debug --trust-remote-code" -- "$word"))
   else
     COMPREPLY=($(compgen -W "$values" -- "$word") $(compgen -f -- "$word"))
   fi

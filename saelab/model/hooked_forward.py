@@ -452,9 +452,15 @@ def _leaf(x: Tensor) -> Tensor:
 def boot_bridge(
     name: str, folder: Path, model: Any, tokenizer: Any, dtype: torch.dtype, device: torch.device
 ) -> Any:
-    """The TransformerLens bridge around a loaded model, which it rewires in place."""
+    """The TransformerLens bridge around a loaded model, which it rewires in place.
+
+    Args:
+        tokenizer: a copy for the bridge, which only looks at it.
+    """
     from transformer_lens.model_bridge import TransformerBridge
 
+    # Else it is loaded once more, and transformers asks on the terminal about a model's own code.
+    tokenizer.init_kwargs["add_bos_token"] = True
     try:
         with quiet_transformers():
             bridge = TransformerBridge.boot_transformers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -11,8 +12,10 @@ from typing import Any
 
 import torch
 
-from saelab.errors import ConfigError, ModelError, first_line, panics_as_errors
+from saelab.errors import ConfigError, ModelError, first_line, panics_as_errors, shown
 from saelab.formats.files import read_json
+
+from .identity import CODE_ALLOWED
 
 OWN_OPTIONS = {
     "dtype": "give --model-dtype",
@@ -20,7 +23,8 @@ OWN_OPTIONS = {
     "revision": "write it after the name, as in owner/model@revision",
     "local_files_only": "files are looked up before the model is loaded",
     "gguf_file": "give the .gguf file as the model",
-    "trust_remote_code": "saelab runs no code of a model's",
+    "trust_remote_code": "give --trust-remote-code with the command, which no file can",
+    "allow_all_kernels": "saelab runs no code that is fetched while a model is loaded",
 }
 """Options of transformers that saelab sets itself, and what to give instead."""
 
@@ -112,22 +116,28 @@ def load_hugging_face(
     """
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+    def load(kind: Any, **options: Any) -> Any:
+        # Off where transformers would ask on the terminal whether to run a model's own code; and
+        # only what does not load without it gets to run it.
+        local = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            return kind.from_pretrained(folder, **local, **options)
+        except (ValueError, OSError) as error:
+            if "trust_remote_code" not in str(error):
+                raise
+        _require_permission(name, folder)
+        return kind.from_pretrained(folder, **{**local, "trust_remote_code": True}, **options)
+
     given = model_options(options)
     try:
         kind = AutoModelForMaskedLM if is_encoder(folder) else AutoModelForCausalLM
         _require_layers(folder)
-        # Off where transformers would ask on the terminal whether to run a model's own code.
-        local = {"local_files_only": True, "trust_remote_code": False}
         with quiet_transformers(), panics_as_errors():
-            model: Any = kind.from_pretrained(folder, dtype=dtype, **local, **given)
-            tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+            model: Any = load(kind, dtype=dtype, **given)
+            tokenizer = load(AutoTokenizer)
+    except ModelError:
+        raise
     except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"model {name!r} brings Python code of its own that would have to be run to "
-                "load it (trust_remote_code), which saelab does not support: use a model whose "
-                "architecture transformers itself has"
-            ) from error
         raise ModelError(
             f"model {name!r} in {folder} cannot be loaded "
             f"({first_line(error)}): it must be a causal language model or an encoder that "
@@ -136,6 +146,39 @@ def load_hugging_face(
     if "device_map" not in given and getattr(model, "hf_quantizer", None) is None:
         model = model.to(device)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def runs_own_code(*loaded: Any) -> bool:
+    """Whether a model or tokenizer is of a class that came with its files."""
+    return any(type(each).__module__.startswith("transformers_modules.") for each in loaded)
+
+
+def _require_permission(name: str, folder: Path) -> None:
+    """Refuse to run a model's own code unless the person at the command said so.
+
+    Raises:
+        ModelError: nobody said so; or the code does not lie in the folder, where it can be read
+            and is part of the model's hash.
+    """
+    references: list[Any] = []
+    for file in ("config.json", "tokenizer_config.json"):
+        wanted = read_json(folder / file).get("auto_map") if (folder / file).is_file() else None
+        values = wanted.values() if isinstance(wanted, dict) else wanted or ()
+        references += [r for v in values for r in (v if isinstance(v, list) else [v]) if r]
+    code = sorted({str(reference).partition(".")[0] + ".py" for reference in references})
+    # "owner/repository--module" and paths name code elsewhere.
+    missing = [f for f in code if "/" in f or "--" in f or not (folder / f).is_file()]
+    if missing:
+        raise ModelError(
+            f"model {name!r} needs Python code of its own, {shown(missing[0])}, which is not in "
+            f"{folder}: get the whole model with its code (`hf download`), and give its folder"
+        )
+    if os.environ.get(CODE_ALLOWED) != "1":
+        raise ModelError(
+            f"model {name!r} needs Python code of its own, which saelab runs only when told to: "
+            f"read {', '.join(code)} in {folder}, then give --trust-remote-code with the command "
+            f"(in Python, set {CODE_ALLOWED}=1 in the environment)"
+        )
 
 
 def _require_layers(folder: Path) -> None:

@@ -18,6 +18,9 @@ TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added
 CHAT_TEMPLATES = ("chat_template*", "*chat_templates/*")
 # Written differently by different library versions without changing what the model computes.
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+CODE_ALLOWED = "SAELAB_TRUST_REMOTE_CODE"
+"""Environment variable that is 1 where models may run code of their own; `--trust-remote-code` sets
+it. It is a permission and no setting: no file can give it, and no artifact records it."""
 VOLATILE_TOKENIZER_CONFIG = ("name_or_path", "backend", "is_local", "local_files_only")
 
 
@@ -56,11 +59,11 @@ def mismatch_with(model: LanguageModel, recorded: Mapping[str, Any]) -> str | No
     return model_mismatch(recorded, present)
 
 
-def weights_hash(folder: Path) -> str:
-    """Hash of a model folder's config, weights and vocabulary."""
+def weights_hash(folder: Path, *, code: bool = False) -> str:
+    """Hash of a model folder's config, weights and vocabulary, and of its Python files if asked."""
     parts = {"config.json": _hash_without(folder / "config.json", VOLATILE_CONFIG)}
     vocabulary = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
-    for pattern in (WEIGHTS[0], OLD_WEIGHTS[0], *vocabulary):
+    for pattern in (WEIGHTS[0], OLD_WEIGHTS[0], *vocabulary, *(["*.py"] if code else [])):
         for path in folder.glob(pattern):
             parts[path.name] = sha256_of(path)
     return hash_of(parts)

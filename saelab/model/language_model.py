@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from .devices import resolve_device, warn_if_bfloat16_is_slow
 from .generation import Edit, GeneratedTokens, generate_tokens
 from .gradients import LossGradients, Quantity, next_token_gradients, next_token_loss
 from .hooked_forward import HookedForward, Visit, boot_bridge, keeping
-from .hugging_face import is_encoder, load_hugging_face
+from .hugging_face import is_encoder, load_hugging_face, runs_own_code
 from .logit_lens import Lens, lens_of
 from .model_files import ModelFiles, list_models, resolve_model
 from .patched_runs import PatchedRuns, run_last_position
@@ -58,6 +58,9 @@ def load_language_model(
 ) -> LanguageModel:
     """Load a causal language model, or an encoder; without a network where its files are local.
 
+    A model that needs Python code of its own loads only where the environment variable
+    SAELAB_TRUST_REMOTE_CODE is 1.
+
     Args:
         name: "smollm2-135m" (embedded), a Hugging Face hub name (with "@revision" where it is not
             to be main), a local folder, or the path of a .gguf file.
@@ -91,6 +94,9 @@ def load_language_model(
     model, tokenizer = load_hugging_face(
         files.name, files.folder, DTYPES[dtype], resolved, model_kwargs
     )
+    if runs_own_code(model, tokenizer):
+        logger.warning("%s runs Python code of its own, from %s", files.name, files.folder)
+        files = replace(files, runs_code=True)
     # The bridge rewires the model it is given; the copy keeps the library's own forward pass
     # and, through the memo, the very same weights.
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}

@@ -63,10 +63,13 @@ class ModelFiles:
     """What the user called it."""
     folder: Path
     """A Hugging Face model folder."""
+    runs_code: bool = False
+    """Whether the model as loaded runs Python files of the folder."""
 
     def content_hash(self) -> str:
         """SHA-256 over the config, weight and vocabulary files, then after a colon one over the
-        tokenizer's settings and chat templates; the same in any folder.
+        tokenizer's settings and chat templates; the same in any folder. Code that runs is part
+        of the first.
 
         Configs count without the fields that only name the library version or the path. Older
         artifacts record the first half: compare with `model_mismatch`.
@@ -79,7 +82,7 @@ class ModelFiles:
             known = read_json(record)
             if known.get("files") == _file_stamps(self.folder):
                 return known["content_hash"]
-        return weights_hash(self.folder)
+        return weights_hash(self.folder, code=self.runs_code)
 
 
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
@@ -226,12 +229,9 @@ def _write_dequantised(gguf: Path, folder: Path) -> None:
         # The dequantiser draws another bar, which transformers' settings do not reach.
         hidden = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
         with quiet_transformers(), hidden, panics_as_errors():
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, local_files_only=True
-            )
+            local = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **local)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **local)
     except Exception as error:
         raise ModelError(
             f"{gguf} cannot be read as a GGUF language model ({first_line(error)}): "
@@ -286,6 +286,7 @@ def _hub_folder(given: str) -> Path:
                 *TOKENIZER,
                 *TOKENIZER_SETTINGS,
                 *CHAT_TEMPLATES,
+                "*.py",  # for a person to read: nothing runs them without --trust-remote-code
             ],
             ignore_patterns=["*/*", "consolidated*"],
         )

@@ -44,8 +44,9 @@ def truth_of(saved: SavedDictionary) -> PlantedConfig:
     if ORIGIN_KEY not in origin:
         raise ArtifactError(
             f"{saved.folder} was trained on {origin.get('model')!r}, not on planted features, so "
-            "there are no true features to compare it with: train on a cache that "
-            "`saelab synthetic` wrote, or judge it with `saelab eval core`"
+            "there are no true features to compare it with: give them, where you know them, with "
+            "`saelab eval recovery --truth FILE`; train on a cache that `saelab synthetic` wrote; "
+            "or judge it with `saelab eval core`"
         )
     try:
         config = from_plain(PlantedConfig, origin[ORIGIN_KEY], "planted features")

@@ -35,7 +35,8 @@ def test_words_become_options():
         ('{"a": ', r"is not valid JSON"),
         ("dtype=float16", "dtype is not given here: give --model-dtype"),
         ("revision=main", r"as in owner/model@revision"),
-        ("trust_remote_code=true", "runs no code of a model's"),
+        ("trust_remote_code=true", "give --trust-remote-code with the command, which no file can"),
+        ("allow_all_kernels=true", "runs no code that is fetched"),
         (
             "load_in_8bit=true",
             "load_in_8bit needs the package bitsandbytes, which is not installed",
