@@ -123,6 +123,23 @@ def test_conversion_happens_once_and_knows_its_hash(gguf, tiny_model_folder, mon
     assert convert_gguf(gguf, "small") == first
 
 
+def test_code_named_beside_a_gguf_file_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    asked = []
+
+    def recorded(folder, **options):
+        asked.append(options["trust_remote_code"])
+        if len(asked) == 2:
+            raise ValueError("enough")
+
+    for loader in ("AutoModelForCausalLM", "AutoTokenizer"):
+        monkeypatch.setattr(f"transformers.{loader}.from_pretrained", recorded)
+    monkeypatch.setenv("SAELAB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "small.gguf").write_bytes(b"GGUF and so on")
+    with pytest.raises(ModelError, match=r"GGUF language model \(enough\)"):
+        convert_gguf(tmp_path / "small.gguf", "small")
+    assert asked == [False, False]
+
+
 def test_tampered_conversion_is_hashed_again(gguf):
     files = resolve_model(str(gguf))
     before = files.content_hash()

@@ -18,7 +18,7 @@ from saelab.stats.cosines import random_directions
 from saelab.synthetic.config import ExactSupportConfig, PlantedConfig
 from saelab.synthetic.generator import planted_features, planted_rows
 
-PLANTED = PlantedConfig(n_features=40, d_in=24, support=ExactSupportConfig(n_active=3), seed=5)
+PLANTED = PlantedConfig(n_features=40, d_in=24, support=ExactSupportConfig(active=(3,)), seed=5)
 NORMS = np.linspace(0.1, 9, 40)[:, None]
 
 
