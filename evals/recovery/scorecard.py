@@ -66,7 +66,11 @@ def score_card(results: Sequence[EvaluationResult]) -> list[ScoreCardEntry]:
         ScoreCardEntry(
             label=_label(members[0]),
             n_runs=len(members),
-            values={name: spread_of(run.value(name) for run in members) for name in SCORE_CARD},
+            values={
+                # Of given directions only what cosines tell is known.
+                name: spread_of(m.value for run in members for m in run.metrics if m.name == name)
+                for name in SCORE_CARD
+            },
         )
         for members in groups.values()
     ]
@@ -140,6 +144,7 @@ def write_card(
 
 def _page(ranked: Sequence[ScoreCardEntry], example: EvaluationResult) -> EvaluationResult:
     definitions = {metric.name: metric.definition for metric in example.metrics}
+    has_quarters = any(entry.values["frr_quartile_1"].n for entry in ranked)
     return EvaluationResult(
         suite="recovery",
         dictionary_name=f"{len(ranked)} ways of training",
@@ -150,7 +155,7 @@ def _page(ranked: Sequence[ScoreCardEntry], example: EvaluationResult) -> Evalua
         title="Recovery of planted features",
         subtitle="Every way of training against the same planted features; mean and standard "
         "deviation over seeds.",
-        charts=_charts(ranked),
+        charts=_charts(ranked)[: 2 if has_quarters else 1],
         tables=(
             Table(
                 title="Mean ± sample standard deviation over runs",
@@ -164,7 +169,11 @@ def _page(ranked: Sequence[ScoreCardEntry], example: EvaluationResult) -> Evalua
             Table(
                 title="Definitions",
                 columns=("number", "definition"),
-                rows=tuple((label, definitions[name]) for name, label in SCORE_CARD.items()),
+                rows=tuple(
+                    (label, definitions[name])
+                    for name, label in SCORE_CARD.items()
+                    if name in definitions
+                ),
                 section="What the numbers mean",
             ),
         ),

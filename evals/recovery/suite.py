@@ -86,8 +86,9 @@ def finish(results: Sequence[EvaluationResult], config: RecoveryConfig) -> None:
     from .scorecard import score_card, score_card_table, write_card
 
     console = Console()
-    rows = [[r.dictionary_name, *(r.value(name) for name in BESIDES)] for r in results]
-    console.print(terminal_table("", ["dictionary", *BESIDES.values()], rows))
+    if config.truth is None:
+        rows = [[r.dictionary_name, *(r.value(name) for name in BESIDES)] for r in results]
+        console.print(terminal_table("", ["dictionary", *BESIDES.values()], rows))
     entries = score_card(results)
     if len(results) > 1 or config.card is not None:
         console.print(score_card_table(entries))

@@ -1,5 +1,7 @@
 """The suite "recovery" on rows from elsewhere, whose true directions the user gives."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -126,5 +128,7 @@ def test_on_the_command_line(adopted, tmp_path, capsys):
     assert "none.npy is no file" in capsys.readouterr().err
     words += ["--truth", str(adopted / "v.npy"), "--card", str(tmp_path / "card")]
     assert main([*words, "--out", str(tmp_path)]) == 0
-    assert "truth" in capsys.readouterr().out
+    assert "score card: mean" in capsys.readouterr().out
+    card = json.loads((tmp_path / "card/score_card.json").read_text())
+    assert "frr_090" in json.dumps(card) and (tmp_path / "card/score_card.html").exists()
     assert main(["info", str(tmp_path)]) == 0
