@@ -131,4 +131,4 @@ def test_on_the_command_line(adopted, tmp_path, capsys):
     assert "score card: mean" in capsys.readouterr().out
     card = json.loads((tmp_path / "card/score_card.json").read_text())
     assert "frr_090" in json.dumps(card) and (tmp_path / "card/score_card.html").exists()
-    assert main(["info", str(tmp_path)]) == 0
+    assert main(["info", str(tmp_path / "truth" / "recovery.json")]) == 0
