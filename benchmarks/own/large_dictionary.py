@@ -36,13 +36,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--prepare", action="store_true", help="only write model and dictionary")
     arguments = parser.parse_args()
-    model, text, theirs, ours = (
-        str(arguments.out.absolute() / name) for name in ("model", "text.txt", "theirs", "ours")
+    names = ("model", "text.txt", "theirs", "theirs-1", "ours", "ours-1")
+    model, text, theirs, theirs_1, ours, ours_1 = (
+        str(arguments.out.absolute() / name) for name in names
     )
     if arguments.prepare:
         write_text(Path(text))
         write_model(Path(model), arguments.d_in)
-        return write_dictionary(Path(theirs), arguments.d_in, arguments.d_sae, arguments.k)
+        for seed, folder in enumerate((theirs, theirs_1)):
+            write_dictionary(Path(folder), arguments.d_in, arguments.d_sae, arguments.k, seed)
+        return
     # In a process of its own, since a child's peak is never below that of who started it.
     if not Path(theirs).exists():
         subprocess.run([sys.executable, *sys.orig_argv[1:], "--prepare"], check=True)
@@ -50,12 +53,15 @@ def main() -> None:
     data = ["--model", model, "--text-source", text, "--context-length", "128"]
     commands = {
         "import": [theirs, *data, *tokens, "--out", ours],
+        "import another": [theirs_1, *data, *tokens, "--out", ours_1],
         "eval core": [ours, *tokens, "--n-loss-tokens", "512"],
+        "compare": [ours, ours_1, *tokens, "--n-loss-tokens", "512", "--steering-latents", "4"],
         "features": [ours, *tokens],
     }
+    commands["compare"] += ["--out", str(arguments.out.absolute() / "compared")]
     peaks = []
     for name, words in commands.items():
-        result = measured([*name.split(), *words])
+        result = measured([*name.removesuffix(" another").split(), *words])
         print(json.dumps({"command": name, **result}), flush=True)
         peaks.append(result["peak_gb"])
     sys.exit(max(peaks) > LIMIT_GB)
@@ -114,9 +120,9 @@ def write_model(folder: Path, d_model: int) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def write_dictionary(folder: Path, d_in: int, d_sae: int, k: int) -> None:
+def write_dictionary(folder: Path, d_in: int, d_sae: int, k: int, seed: int) -> None:
     """SAELens' two files: random latents, of which each row has the k largest."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     W_dec = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=generator), dim=1)
     tensors = {"W_enc": W_dec.T, "W_dec": W_dec}
     tensors |= {"b_enc": torch.zeros(d_sae), "b_dec": torch.zeros(d_in)}

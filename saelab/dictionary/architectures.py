@@ -257,19 +257,20 @@ class Dictionary(nn.Module):
                 f"the dictionary reads rows of width {self.d_in}, given were activations of shape "
                 f"{tuple(x.shape)}: give [rows, {self.d_in}]"
             )
+        x = x.to(self.b_dec.dtype)
+        codes = self._active(x)
+        return replace(codes, row_scale=self.row_scale(x), row_offset=self.row_offset(x))
+
+    def _active(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
+        """The codes without the rows' scales."""
         gate = ARCHITECTURES[self.architecture].gate
         bias = self.W_dec.new_zeros(self.d_sae) if self.architecture == "gated" else self.b_enc
-        x = x.to(self.W_enc.dtype)
         inputs = self.encoder_inputs(x)
         parts = [
             SparseCodes.from_mask(*gate(self, chunk))
             for _, chunk in PreActivations(inputs, self.W_enc, bias).chunks()
         ]
-        return replace(
-            SparseCodes.stacked(parts, self.d_sae, inputs),
-            row_scale=self.row_scale(x),
-            row_offset=self.row_offset(x),
-        )
+        return SparseCodes.stacked(parts, self.d_sae, inputs)
 
     def encode_dense(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Dense codes; memory grows with batch × d_sae."""
@@ -296,9 +297,7 @@ class Dictionary(nn.Module):
         if isinstance(codes, SparseCodes):
             row_scale = codes.row_scale if row_scale is None else row_scale
             row_offset = codes.row_offset if row_offset is None else row_offset
-            reconstruction = combine_latents(codes, self.W_dec) + self.b_dec
-        else:
-            reconstruction = codes @ self.W_dec + self.b_dec
+        reconstruction = self._combined(codes) + self.b_dec
         if row_scale is not None:
             reconstruction = reconstruction * row_scale.unsqueeze(1)
         elif self.input_normalisation not in ("none", "center"):
@@ -315,6 +314,14 @@ class Dictionary(nn.Module):
                 "codes as `encode` gave them, or row_offset=dictionary.row_offset(x)"
             )
         return reconstruction
+
+    def _combined(
+        self, codes: SparseCodes | Float[Tensor, "batch d_sae"]
+    ) -> Float[Tensor, "batch d_out"]:
+        """The sum of decoder rows with the codes as weights."""
+        if isinstance(codes, SparseCodes):
+            return combine_latents(codes, self.W_dec)
+        return codes @ self.W_dec
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"]:
         """The reconstruction, from what is read, of what is written."""

@@ -21,7 +21,6 @@ from saelab.formats.manifest import seal
 from .importers.sources import HubPath, fetch, hub_refusal
 from .storage import (
     CONFIG_FILE,
-    HASHED_FILES,
     MANIFEST_FILE,
     SavedDictionary,
     content_hash_of,
@@ -76,7 +75,7 @@ def plan_push(folder: Path, where: HubPath) -> Upload:
             f"{folder / RESULTS_FOLDER} holds a {other[0].suite} result of another dictionary: "
             "make it again with --overwrite, or take it away"
         )
-    sent = [folder / name for name in (MANIFEST_FILE, *HASHED_FILES) if (folder / name).exists()]
+    sent = [folder / name for name in (MANIFEST_FILE, *saved.manifest["files"])]
     for path in results:
         sent += [path, *(page for page in [path.with_suffix(".html")] if page.exists())]
     files: dict[str, Path | bytes] = {str(path.relative_to(folder)): path for path in sent}

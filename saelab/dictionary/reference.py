@@ -13,6 +13,7 @@ from torch import Tensor
 from saelab.sparse import SparseCodes
 
 from .architectures import ARCHITECTURES, Dictionary
+from .layered import LayeredDictionary
 
 LATENTS_AT_A_TIME = 8192
 """Bounds the float64 copy of the weights, whatever the width of the dictionary."""
@@ -23,6 +24,13 @@ def reference_codes(
     dictionary: Dictionary, x: Float[Tensor, "batch d_in"]
 ) -> Float[Tensor, "batch d_sae"]:
     """Dense float64 codes."""
+    if isinstance(dictionary, LayeredDictionary):
+        parts = [
+            reference_codes(dictionary.layer(index), dictionary.read_by(index, x))
+            for index in range(dictionary.n_layers)
+        ]
+        codes = SparseCodes.from_dense(torch.cat(parts, dim=1))
+        return (codes.largest(dictionary.k) if dictionary.k else codes).to_dense()
     inputs = dictionary.encoder_inputs(x.double())
     columns = [
         inputs @ dictionary.W_enc[:, start : start + LATENTS_AT_A_TIME].double()
@@ -42,6 +50,13 @@ def reference_reconstruction(
     x: Float[Tensor, "batch d_in"],
 ) -> Float[Tensor, "batch d_out"]:
     """The float64 reconstruction from the dense float64 codes of `x`."""
+    if isinstance(dictionary, LayeredDictionary):
+        parts = codes.tensor_split(dictionary.starts[1:-1], dim=1)
+        return dictionary.added(
+            lambda index, layer: reference_reconstruction(
+                layer, parts[index], dictionary.read_by(index, x)
+            )
+        )
     sparse = SparseCodes.from_dense(codes)
     rows = [
         sparse.value[start:stop] @ dictionary.W_dec[sparse.latent[start:stop]].double()

@@ -3,6 +3,9 @@
 * `cfg.json`, `sae_weights.safetensors`: what SAELens 6 reads.
 * `saelab.json`: manifest with origin, training method and settings, and the hashes of the others.
 * `self_test.safetensors`: 16 input rows with their codes and reconstructions in float64.
+
+A dictionary over several layers that is larger than memory has `layer_0.safetensors`, … in place of
+`sae_weights.safetensors`: its decoder as it is, its encoder latent by latent (`encoder_rows`).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from saelab.formats.files import (
     odd_content_is_damage,
     read_json,
     read_tensors,
+    require_free_space,
     sha256_of,
     write_json,
     write_tensors,
@@ -29,6 +33,7 @@ from saelab.formats.files import (
 from saelab.formats.manifest import NOT_CONTENT, new_manifest, read_manifest, write_manifest
 
 from .architectures import Dictionary
+from .layered import LayeredDictionary
 from .reference import reference_codes, reference_reconstruction
 from .saelens import (
     CONFIG_FILE,
@@ -45,7 +50,8 @@ KIND = "dictionary"
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "saelab.json"
 SELF_TEST_FILE = "self_test.safetensors"
-HASHED_FILES = (CONFIG_FILE, WEIGHTS_FILE, SELF_TEST_FILE)
+N_LAYERS = "n_layers"
+"""In `cfg.json`, of a dictionary whose layers lie in files of their own."""
 SELF_TEST_ROWS = 16
 SELF_TEST_TOLERANCE = 1e-9
 """Largest allowed deviation, relative to the largest entry; float64 leaves far less."""
@@ -168,18 +174,18 @@ def save_dictionary(
         dictionary = dictionary.with_input_bias(torch.zeros_like(dictionary.b_in))
     if self_test_inputs.shape[0] == 0:
         raise ConfigError("a dictionary is saved with a self-test; no input rows were given for it")
-    tensors = {name: tensor.float() for name, tensor in dictionary.tensors().items()}
-    if dictionary.b_in is not None and not bool(dictionary.b_in.any()):
-        del tensors["b_in"]  # as in SAELens, apply_b_dec_to_input = false says it
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ConfigError(
-            f"weights {broken} are not finite: the dictionary is not saved to {folder}"
-        )
+    n_layers = dictionary.n_layers if isinstance(dictionary, LayeredDictionary) else None
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
+    if isinstance(dictionary, LayeredDictionary):
+        _write_layers(folder, dictionary)
+    else:
+        tensors = _finite_tensors(dictionary, folder)
+        if not in_place:
+            write_tensors(folder / WEIGHTS_FILE, tensors)
     if not in_place:
-        write_tensors(folder / WEIGHTS_FILE, tensors)
-        write_json(folder / CONFIG_FILE, saelens_config(dictionary, site, dict(made_from)))
+        config = saelens_config(dictionary, site, dict(made_from))
+        config |= {N_LAYERS: n_layers} if n_layers else {}
+        write_json(folder / CONFIG_FILE, config)
     inputs = self_test_inputs[:SELF_TEST_ROWS].float()
     codes = reference_codes(dictionary, inputs)
     reconstruction = reference_reconstruction(dictionary, codes, inputs)
@@ -194,7 +200,8 @@ def save_dictionary(
             "reconstructions": reconstruction,
         },
     )
-    files = {name: sha256_of(folder / name) for name in HASHED_FILES}
+    hashed = (CONFIG_FILE, *weights_files(n_layers), SELF_TEST_FILE)
+    files = {name: sha256_of(folder / name) for name in hashed}
     manifest = new_manifest(
         KIND, SCHEMA_VERSION, seed=seed, config=dict(training), made_from=dict(made_from)
     )
@@ -202,6 +209,52 @@ def save_dictionary(
     manifest["content_hash"] = content_hash_of(manifest)
     write_manifest(folder / MANIFEST_FILE, manifest)
     return manifest["content_hash"]
+
+
+def weights_files(n_layers: int | None) -> tuple[str, ...]:
+    """Names of the files that hold the weights: one, or one for each layer."""
+    layers = range(n_layers or 0)
+    return tuple(f"layer_{index}.safetensors" for index in layers) or (WEIGHTS_FILE,)
+
+
+def weights_hash(files: Mapping[str, str]) -> str:
+    """What names the weights among a manifest's `files`: the hash of their file, or of several."""
+    of_layers = {name: sha for name, sha in files.items() if name.startswith("layer_")}
+    return hash_of(of_layers) if of_layers else files[WEIGHTS_FILE]
+
+
+def _finite_tensors(dictionary: Dictionary, folder: Path) -> dict[str, Tensor]:
+    tensors = {name: tensor.float() for name, tensor in dictionary.tensors().items()}
+    if dictionary.b_in is not None and not bool(dictionary.b_in.any()):
+        del tensors["b_in"]  # as in SAELens, apply_b_dec_to_input = false says it
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ConfigError(
+            f"weights {broken} are not finite: the dictionary is not saved to {folder}"
+        )
+    return tensors
+
+
+def _write_layers(folder: Path, dictionary: LayeredDictionary) -> None:
+    n = dictionary.n_layers
+    needed = 4 * dictionary.width * dictionary.d_sae // n * (n + n * (n + 1) // 2)
+    require_free_space(folder, needed, "the dictionary")
+    for index, name in enumerate(weights_files(n)):
+        tensors = _finite_tensors(dictionary.layer(index), folder)
+        write_tensors(folder / name, {"encoder_rows": tensors.pop("W_enc").T, **tensors})
+
+
+def _read_layers(folder: Path, config: Mapping[str, Any]) -> LayeredDictionary:
+    n = config[N_LAYERS]
+    width, d_sae = config["d_in"] // n, config["d_sae"] // n
+
+    def layer(index: int) -> Dictionary:
+        tensors = read_tensors(folder / weights_files(n)[index])
+        shapes = {"d_in": width, "d_sae": d_sae, "d_out": (n - index) * width}
+        W_enc = tensors.pop("encoder_rows").T
+        return read_saelens({**config, **shapes}, {"W_enc": W_enc, **tensors}, folder)
+
+    return LayeredDictionary(layer, [d_sae] * n)
 
 
 def load_dictionary(folder: Path, device: str = "cpu") -> SavedDictionary:
@@ -229,7 +282,10 @@ def _load_dictionary(folder: Path, device: str) -> SavedDictionary:
             _check_file(folder / name, expected)
     config = read_json(folder / CONFIG_FILE)
     site_of(manifest, folder)  # a damaged one is found here, not where it is first used
-    dictionary = read_saelens(config, read_tensors(folder / WEIGHTS_FILE), folder)
+    if N_LAYERS in config and not foreign:
+        dictionary = _read_layers(folder, config)
+    else:
+        dictionary = read_saelens(config, read_tensors(folder / WEIGHTS_FILE), folder)
     if not foreign:
         _self_test(dictionary, folder)
     return SavedDictionary(
@@ -292,7 +348,9 @@ def _read_dictionary_manifest(folder: Path) -> dict[str, Any]:
         )
     manifest = read_manifest(folder / MANIFEST_FILE, KIND, SCHEMA_VERSION)
     files = manifest.get("files")
-    if not isinstance(files, dict) or set(files) != set(HASHED_FILES):
+    listed = set(files) if isinstance(files, dict) else set()
+    weights = weights_files(len(listed) - 2 if WEIGHTS_FILE not in listed else None)
+    if listed != {CONFIG_FILE, *weights, SELF_TEST_FILE}:
         raise ArtifactError(f"{folder / MANIFEST_FILE} does not list the files it vouches for")
     if content_hash_of(manifest) != manifest.get("content_hash"):
         raise ArtifactError(
@@ -322,7 +380,7 @@ def _self_test(dictionary: Dictionary, folder: Path) -> None:
     active = stored["code_latent"].unique()
     others = torch.ones(dictionary.d_sae, dtype=torch.bool).index_fill(0, active, False).nonzero()
     step = max(1, -(-len(others) // SELF_TEST_LATENTS))
-    latents = torch.cat([active, others[::step].flatten()])
+    latents = torch.cat([active, others[::step].flatten()]).sort().values
     problem = "its latents stand in groups"
     if dictionary.architecture != "groupmax":
         problem = _deviation(_narrowed(dictionary, latents), latents, stored)
@@ -358,10 +416,18 @@ def _deviation(
 
 
 def _narrowed(dictionary: Dictionary, latents: Int[Tensor, " tested"]) -> Dictionary:
-    """The dictionary of the latents given, in that order.
+    """The dictionary of the latents given, in that order, which rises.
 
     Rows in which no other latents than these are active have the same codes and reconstructions.
     """
+    if isinstance(dictionary, LayeredDictionary):
+        starts = torch.tensor(dictionary.starts)
+        parts = latents.tensor_split(torch.searchsorted(latents, starts[1:-1]))
+        return LayeredDictionary(
+            lambda index: _narrowed(dictionary.layer(index), parts[index] - starts[index]),
+            [len(part) for part in parts],
+            k=dictionary.k,
+        )
     tensors = dictionary.tensors()
     # A latent's weights lie side by side, so that only those of these are read.
     tensors["W_enc"] = tensors["W_enc"].T[latents].T

@@ -142,6 +142,20 @@ class SparseCodes:
             value=self.value[kept],
         )
 
+    def of_latents(self, start: int, stop: int) -> SparseCodes:
+        """Only the codes of a range of latents, which is counted from its start."""
+        kept = self.keep((self.latent >= start) & (self.latent < stop))
+        return replace(kept, latent=kept.latent - start, d_sae=stop - start)
+
+    def largest(self, k: int) -> SparseCodes:
+        """Only the k largest codes of each row; of equal ones any are taken."""
+        falling = self.value.argsort(descending=True)
+        row = self.pair_rows()
+        order = falling[row[falling].argsort(stable=True)]
+        rank = torch.arange(len(order), device=order.device) - self.row_pointer[row]
+        kept = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+        return self.keep(kept.index_put((order,), rank < k))
+
     def without_zeros(self) -> SparseCodes:
         """The same codes with the pairs of value zero left out."""
         return self.keep(self.value != 0)

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from saelab.dictionary.architectures import Dictionary
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
 from .circuit_tracer import CONFIG, POSITION_0, notes_without_relu
-from .cross_layer import block_matrices, require_dense_size
-from .files import load_config, load_weights, peek_shapes, take
+from .cross_layer import across_layers, layer_tensors
+from .files import load_config, load_weights, require_tensors, take
 from .foreign import Foreign, Format, Source, build_unshifted
 
 SKIP_FILE = "W_skip.safetensors"
@@ -37,16 +37,23 @@ def read(source: Source) -> Iterator[Foreign]:
     config = load_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     names = [path.stem.rpartition("_") for path in folder.glob("W_*_*.safetensors")]
     n_layers = 1 + max(int(index) for _, _, index in names if index.isdecimal())
-    _, first = next(iter(peek_shapes(folder / "W_dec_0.safetensors").items()), ("", ()))
-    if len(first) == 3:
-        d_sae, _, d_model = first
-        require_dense_size(folder, n_layers, d_model, d_sae)
-    layers = [_layer(folder, layer, n_layers) for layer in range(n_layers)]
-    tensors = _blocks(folder, layers)
+    d_sae, d_model, has_threshold = _shape(folder, n_layers)
+    encoders = [folder / f"W_enc_{layer}.safetensors" for layer in range(n_layers)]
+    biases = [
+        take(load_weights(path), path, f"b_dec_{layer}") for layer, path in enumerate(encoders)
+    ]
+    b_dec = torch.stack([bias.flatten() for held in biases for bias in held.values()])
     skip = folder / SKIP_FILE
-    if skip.is_file():
-        tensors["W_skip"] = torch.block_diag(*take(load_weights(skip), skip, "W_skip")["W_skip"]).T
-    architecture = "jumprelu" if "threshold" in tensors else "relu"
+    skips = take(load_weights(skip), skip, "W_skip")["W_skip"].mT if skip.is_file() else None
+
+    def layer(index: int) -> Dictionary:
+        tensors = _layer(folder, index)
+        own_skip = None if skips is None else skips[index]
+        tensors |= layer_tensors(index, tensors["W_dec"], b_dec, own_skip)
+        tensors["W_enc"] = tensors["W_enc"].T
+        return build_unshifted(folder, architecture, **tensors)
+
+    architecture = "jumprelu" if has_threshold else "relu"
     reads, writes = (
         tuple(f"blocks.{layer}.{config.get(key, default)}" for layer in range(n_layers))
         for key, default in (
@@ -54,8 +61,13 @@ def read(source: Source) -> Iterator[Foreign]:
             ("feature_output_hook", "hook_mlp_out"),
         )
     )
+    thresholds = [
+        take(load_weights(path), path, f"threshold_{layer}")[f"threshold_{layer}"]
+        for layer, path in enumerate(encoders)
+        if has_threshold
+    ]
     yield Foreign(
-        dictionary=build_unshifted(folder, architecture, **tensors),
+        dictionary=across_layers(folder, (n_layers, d_model, d_sae), layer),
         site=Site(reads, writes),
         model=config.get("model_name"),
         conventions={
@@ -65,44 +77,51 @@ def read(source: Source) -> Iterator[Foreign]:
             "hook point": f"{reads[0]} -> {writes[0]}, and so on; layer norms are not folded",
             "position 0": POSITION_0,
         },
-        notes=notes_without_relu(architecture, tensors.get("threshold")),
+        notes=notes_without_relu(architecture, torch.cat(thresholds) if thresholds else None),
         files=(*sorted(folder.glob("W_*_*.safetensors")), folder / CONFIG, skip),
     )
 
 
-def _layer(folder: Path, layer: int, n_layers: int) -> dict[str, Tensor]:
-    """W_enc [d_sae d], W_dec [d_sae targets d], biases and perhaps threshold of one source."""
-    encoder, decoder = (folder / f"W_{part}_{layer}.safetensors" for part in ("enc", "dec"))
-    wanted = [f"{name}_{layer}" for name in ("W_enc", "b_enc", "b_dec")]
-    tensors = take(load_weights(encoder), encoder, *wanted, optional=(f"threshold_{layer}",))
-    tensors |= take(load_weights(decoder), decoder, f"W_dec_{layer}")
-    tensors = {name.removesuffix(f"_{layer}"): tensor for name, tensor in tensors.items()}
-    expected = (tensors["W_enc"].shape[0], n_layers - layer, tensors["W_enc"].shape[1])
-    if tuple(tensors["W_dec"].shape) != expected:
-        raise ArtifactError(
-            f"{decoder} has shape {tuple(tensors['W_dec'].shape)}; of {n_layers} layers it must be "
-            f"{expected}: layers are missing, or files of two transcoders are mixed"
-        )
-    return tensors
+def _shape(folder: Path, n_layers: int) -> tuple[int, int, bool]:
+    """Latents of each layer, width, and whether there are thresholds; tensors are not read.
 
-
-def _blocks(folder: Path, layers: list[dict[str, Tensor]]) -> dict[str, Any]:
-    shape = layers[0]["W_enc"].shape
-    for source, tensors in enumerate(layers):
-        if tensors["W_enc"].shape != shape or tensors.keys() != layers[0].keys():
+    Raises:
+        ArtifactError: the files of a layer are missing, damaged, or not of the same transcoder.
+    """
+    first: dict[str, tuple[int, ...]] = {}
+    for layer in range(n_layers):
+        encoder, decoder = (folder / f"W_{part}_{layer}.safetensors" for part in ("enc", "dec"))
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path, names in ((encoder, ("W_enc", "b_enc", "b_dec")), (decoder, ("W_dec",))):
+            held = load_weights(path)
+            wanted = [f"{name}_{layer}" for name in names]
+            require_tensors(held, path, *wanted)
+            kept = [*wanted, *(name for name in (f"threshold_{layer}",) if name in held)]
+            shapes |= {name.removesuffix(f"_{layer}"): tuple(held[name].shape) for name in kept}
+        written, expected = shapes.pop("W_dec"), (n_layers - layer, *shapes["W_enc"][1:])
+        if written != (*shapes["W_enc"][:1], *expected):
             raise ArtifactError(
-                f"{folder}: layer {source} has other shapes or tensors than layer 0: files of two "
+                f"{decoder} has shape {written}; of {n_layers} layers it must be "
+                f"{(*shapes['W_enc'][:1], *expected)}: layers are missing, or files of two "
+                "transcoders are mixed"
+            )
+        first = first or shapes
+        if shapes != first:
+            raise ArtifactError(
+                f"{folder}: layer {layer} has other shapes or tensors than layer 0: files of two "
                 "transcoders are mixed; get them again"
             )
-    vectors = [name for name in ("b_enc", "b_dec", "threshold") if name in layers[0]]
-    joined = {name: torch.cat([tensors[name].flatten() for tensors in layers]) for name in vectors}
-    decoders = {
-        (source, source + later): tensors["W_dec"][:, later]
-        for source, tensors in enumerate(layers)
-        for later in range(tensors["W_dec"].shape[1])
-    }
-    matrices = block_matrices([tensors["W_enc"].T for tensors in layers], decoders)
-    return {**joined, **matrices}
+    d_sae, d_model = first["W_enc"]
+    return d_sae, d_model, "threshold" in first
+
+
+def _layer(folder: Path, layer: int) -> dict[str, Tensor]:
+    """W_enc [d_sae d], W_dec [d_sae targets d], b_enc and perhaps threshold of one source."""
+    encoder, decoder = (folder / f"W_{part}_{layer}.safetensors" for part in ("enc", "dec"))
+    wanted = [f"{name}_{layer}" for name in ("W_enc", "b_enc")]
+    tensors = take(load_weights(encoder), encoder, *wanted, optional=(f"threshold_{layer}",))
+    tensors |= take(load_weights(decoder), decoder, f"W_dec_{layer}")
+    return {name.removesuffix(f"_{layer}"): tensor for name, tensor in tensors.items()}
 
 
 FORMAT = Format("circuit-tracer cross-layer transcoders (mntss)", matches, read)

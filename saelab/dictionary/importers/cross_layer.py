@@ -1,38 +1,48 @@
-"""Cross-layer transcoders as one dictionary: block matrices over all layers, side by side.
+"""Cross-layer transcoders: a dictionary for each layer, which writes its hook point and later ones.
 
-Latents of layer i read the i-th hook point alone and write the i-th and all later ones. As a
-dictionary over L hook points the encoder is block diagonal and the decoder block triangular, and
-most of both is zeros: L² blocks are stored for L encoders and L (L + 1) / 2 decoders.
+As one dictionary over L hook points the encoder is block diagonal and the decoder block triangular,
+and most of both is zeros: L² blocks are stored for L encoders and L (L + 1) / 2 decoders. Where
+they would be too large, the layers stay apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.dictionary.architectures import Dictionary
+from saelab.dictionary.layered import LayeredDictionary
 from saelab.errors import ArtifactError
 
+from .foreign import build_unshifted
+
 DENSE_LIMIT = 4_000_000_000
-"""Bytes of float32 that the block matrices may take."""
+"""Bytes of float32 that matrices with zeros between their blocks may take."""
+
+
+def dense_size(n_layers: int, d_model: int, d_sae: int) -> int:
+    """Bytes of float32 of an encoder and a decoder over several layers, zeros between blocks.
+
+    Args:
+        n_layers: hook points that are read, and as many that are written.
+        d_model: width of each.
+        d_sae: latents of each layer.
+    """
+    return 2 * 4 * n_layers**2 * d_model * d_sae
 
 
 def require_dense_size(path: Path, n_layers: int, d_model: int, d_sae: int) -> None:
-    """Refuse a cross-layer transcoder whose block matrices would be too large.
-
-    Args:
-        path: where it is, for the message.
-        n_layers: hook points it reads, and as many it writes.
-        d_model: width of each.
-        d_sae: latents of each layer.
+    """Refuse what would be too large as one dictionary, and cannot be kept layer by layer.
 
     Raises:
-        ArtifactError: they would.
+        ArtifactError: it would.
     """
-    size = 2 * 4 * n_layers**2 * d_model * d_sae
+    size = dense_size(n_layers, d_model, d_sae)
     if size > DENSE_LIMIT:
         raise ArtifactError(
             f"{path} has {n_layers} layers with {d_sae:,} latents each: as the dense matrices that "
@@ -41,21 +51,63 @@ def require_dense_size(path: Path, n_layers: int, d_model: int, d_sae: int) -> N
         )
 
 
-def block_matrices(
-    encoders: Sequence[Float[Tensor, "d_model d_sae"]],
-    decoders: Mapping[tuple[int, int], Float[Tensor, "d_sae d_model"]],
-) -> dict[str, Tensor]:
-    """W_enc [L·d_model, L·d_sae] and W_dec [L·d_sae, L·d_model] of a cross-layer transcoder.
+def across_layers(
+    path: Path, shape: tuple[int, int, int], layer: Callable[[int], Dictionary]
+) -> Dictionary:
+    """The dictionary over all layers: one where it fits into memory, else a sum of them.
 
     Args:
-        encoders: one for each layer.
-        decoders: by source layer and target layer; none: zeros.
+        path: where it is, for messages.
+        shape: layers, width of each hook point, latents of each layer.
+        layer: the dictionary of a layer. It writes its own hook point and all later ones; the bias
+            of what is written is the first one's, the others' is zero.
     """
-    (d_model, d_sae), n_layers = encoders[0].shape, len(encoders)
-    W_dec = torch.zeros(n_layers, d_sae, n_layers, d_model)
-    for (layer, target), block in decoders.items():
-        W_dec[layer, :, target] = block
-    return {
-        "W_enc": torch.block_diag(*encoders),
-        "W_dec": W_dec.reshape(n_layers * d_sae, n_layers * d_model),
+    n_layers, d_model, d_sae = shape
+    if dense_size(*shape) > DENSE_LIMIT:
+        return LayeredDictionary(layer, [d_sae] * n_layers)
+    layers = [layer(index) for index in range(n_layers)]
+    d = n_layers * d_model
+    W_dec, W_skip = torch.zeros(n_layers * d_sae, d), torch.zeros(d, d)
+    for index, each in enumerate(layers):
+        start = index * d_model
+        W_dec[index * d_sae : (index + 1) * d_sae, start:] = each.W_dec
+        if each.W_skip is not None:
+            W_skip[start:, start : start + d_model] = each.W_skip
+    first = layers[0]
+    tensors: dict[str, Any] = {
+        name: torch.cat([each.tensors()[name] for each in layers])
+        for name in ("b_enc", "threshold")
+        if name in first.tensors()
     }
+    return build_unshifted(
+        path,
+        first.architecture,
+        W_enc=torch.block_diag(*(each.W_enc for each in layers)),
+        W_dec=W_dec,
+        b_dec=first.b_dec,
+        k=first.k or None,
+        **tensors | ({} if first.W_skip is None else {"W_skip": W_skip}),
+    )
+
+
+def layer_tensors(
+    index: int,
+    decoder: Float[Tensor, "d_sae targets d_model"],
+    b_dec: Float[Tensor, "layers d_model"],
+    skip: Float[Tensor, "d_model d_model"] | None = None,
+) -> dict[str, Tensor]:
+    """W_dec, b_dec and W_skip of one layer, as `across_layers` has them.
+
+    Args:
+        index: of the layer.
+        decoder: by target, its own hook point first.
+        b_dec: of all layers.
+        skip: from what it reads to its own hook point, multiplied from the left; None: there is
+            none.
+    """
+    written = b_dec if index == 0 else torch.zeros_like(b_dec[index:])
+    tensors = {"W_dec": decoder.flatten(1), "b_dec": written.flatten()}
+    if skip is not None:
+        tensors["W_skip"] = skip.new_zeros(decoder[0].numel(), len(skip))
+        tensors["W_skip"][: len(skip)] = skip
+    return tensors

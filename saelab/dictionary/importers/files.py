@@ -120,21 +120,32 @@ def take(
     Raises:
         ArtifactError: one is missing or no tensor of numbers.
     """
+    present = (*names, *(name for name in optional if name in weights))
+    require_tensors(weights, path, *present)
+    taken = {}
+    for name in present:
+        taken[name] = weights[name].detach().float()
+        if not bool(taken[name].isfinite().all()):
+            raise ArtifactError(f"{path}: {name} holds a NaN or an infinity: get it again")
+    return taken
+
+
+def require_tensors(weights: Mapping[str, Any], path: Path, *names: str) -> None:
+    """Refuse a file that lacks tensors, which are not read.
+
+    Raises:
+        ArtifactError: one is missing or no tensor.
+    """
     missing = [name for name in names if name not in weights]
     if missing:
         raise ArtifactError(
             f"{path} lacks the tensors {', '.join(missing)} (it holds {', '.join(weights)[:200]}): "
             "it is of another format or incomplete"
         )
-    taken = {}
-    for name in (*names, *(name for name in optional if name in weights)):
-        tensor = weights[name]
-        if not isinstance(tensor, Tensor):
-            raise ArtifactError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor")
-        taken[name] = tensor.detach().float()
-        if not bool(taken[name].isfinite().all()):
-            raise ArtifactError(f"{path}: {name} holds a NaN or an infinity: get it again")
-    return taken
+    for name in names:
+        if not isinstance(weights[name], Tensor):
+            held = type(weights[name]).__name__
+            raise ArtifactError(f"{path}: {name} is a {held}, not a tensor")
 
 
 def require_shapes(

@@ -3,23 +3,25 @@
 As Gemma Scope: f = h where h = x w_enc + b_enc exceeds its latent's threshold and zero. An affine
 skip adds x A. In a cross-layer transcoder `w_dec` of source layer N is [d_sae, L, d_model], indexed
 by target layer; entries for layers before N mean nothing. `config.json` can be missing: the
-folder's name then says what it is.
+folder's name then says what it is. A weakly causal crosscoder is saved in the same way: it reads
+and writes the residual stream after four blocks, which `config.json` and the folder's name list.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from saelab.dictionary.architectures import Dictionary
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
-from .cross_layer import block_matrices, require_dense_size
+from .cross_layer import across_layers, layer_tensors
 from .files import load_config, load_weights, peek_config, peek_shapes, require_shapes, take
 from .foreign import Foreign, Format, Source, build_unshifted, names_of
 from .gemma_scope import CONVENTIONS, TRAINING
@@ -41,8 +43,10 @@ FOLDERS = {
     "mlp_out": ("post_feedforward_layernorm.output",) * 2,
     "transcoder": ("pre_feedforward_layernorm.output", "post_feedforward_layernorm.output"),
     "clt": ("pre_feedforward_layernorm.output", "post_feedforward_layernorm.output"),
+    "crosscoder": ("output",) * 2,
 }
 """What each kind of folder reads and writes, where there is no `config.json`."""
+MULTI_LAYER = ("clt", "crosscoder")
 WORDS = (
     "attn.hook_z is the input of o_proj, mlp.hook_in what the MLP reads (after the norm before "
     "it), hook_mlp_out what it adds to the residual stream (after the norm behind it)"
@@ -63,11 +67,6 @@ def read(source: Source) -> Iterator[Foreign]:
     config = load_config(folder / CONFIG) if (folder / CONFIG).exists() else {}
     names = names_of(source)
     kind = str(config.get("type") or _folder_kind(names) or "")
-    if kind == "crosscoder":
-        raise ArtifactError(
-            f"{folder} is a weakly causal crosscoder, whose layout nobody has described: it cannot "
-            "be imported; take the residual-stream SAEs of its layers (resid_post) instead"
-        )
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise ArtifactError(
             f"{folder / CONFIG} names the architecture {config['architecture']!r}; only jump_relu "
@@ -75,7 +74,8 @@ def read(source: Source) -> Iterator[Foreign]:
         )
     files = _layer_files(folder)
     if files:
-        dictionary, site = _cross_layer(folder, files)
+        layers = _blocks_of(config, names) if kind == "crosscoder" else range(len(files))
+        dictionary, site = _cross_layer(folder, files), _site_over(folder, kind, layers, len(files))
     else:
         files = [folder / WEIGHTS]
         dictionary, site = _single(files[0]), _site(config, names)
@@ -88,7 +88,7 @@ def read(source: Source) -> Iterator[Foreign]:
             "orientation": "as it is; the affine skip transposed",
             "hook point": WORDS if site is not None else "not recorded",
         },
-        origin=TRAINING | {"reported_l0": None if kind == "clt" else config.get("l0")},
+        origin=TRAINING | {"reported_l0": None if kind in MULTI_LAYER else config.get("l0")},
         files=(folder / CONFIG, *files),
     )
 
@@ -123,38 +123,55 @@ def _layer_files(folder: Path) -> list[Path]:
     return [files[layer] for layer in sorted(files)]
 
 
-def _cross_layer(folder: Path, files: list[Path]) -> tuple[Any, Site]:
+def _cross_layer(folder: Path, files: list[Path]) -> Dictionary:
     shapes = peek_shapes(files[0])
     shape = shapes.get("w_dec", ())
     if len(shape) != 3 or shape[1] != len(files):
         raise ArtifactError(
             f"{files[0]}: w_dec has shape {shape}, but the folder holds {len(files)} layers: a "
-            "cross-layer transcoder needs every layer; get the whole folder"
+            "dictionary over several layers needs every one; get the whole folder"
         )
     d_sae, n_layers, d_model = shape
-    require_dense_size(folder, n_layers, d_model, d_sae)
-    layers = [_tensors(path) for path in files]
-    for path, held in zip(files, layers, strict=True):
-        require_shapes(held, path, shapes)
-    blocks = block_matrices(
-        [held["w_enc"] for held in layers],
-        {
-            (layer, target): held["w_dec"][:, target]
-            for layer, held in enumerate(layers)
-            for target in range(layer, n_layers)
-        },
+    b_dec = torch.stack([take(load_weights(path), path, "b_dec")["b_dec"] for path in files])
+
+    def layer(index: int) -> Dictionary:
+        held = _tensors(files[index])
+        require_shapes(held, files[index], shapes)
+        skip = held.pop(SKIP, None)
+        tensors = {name.replace("w_", "W_"): tensor for name, tensor in held.items()}
+        tensors |= layer_tensors(
+            index, held["w_dec"][:, index:], b_dec, None if skip is None else skip.T
+        )
+        return build_unshifted(files[index], "jumprelu", **tensors)
+
+    return across_layers(folder, (n_layers, d_model, d_sae), layer)
+
+
+def _blocks_of(config: Mapping[str, Any], names: str) -> list[int]:
+    """The blocks a crosscoder reads, as its settings or its folder's name list them."""
+    listed = re.search(r"\{([\d,]+)\}", str(config.get("hf_hook_point_in", "")))
+    listed = listed or re.search(r"\blayer_(\d+(?:_\d+)+)_", names)
+    return [] if listed is None else [int(block) for block in re.split("[,_]", listed[1])]
+
+
+def _site_over(folder: Path, kind: str, layers: Sequence[int], n_files: int) -> Site | None:
+    """What a dictionary over several layers reads and writes; None where nothing says it.
+
+    Raises:
+        ArtifactError: its name or settings list another number of layers than there are files.
+    """
+    if kind not in MULTI_LAYER or not layers:
+        return None
+    if len(layers) != n_files:
+        raise ArtifactError(
+            f"{folder} holds {n_files} layers and is said to read those after the blocks "
+            f"{', '.join(map(str, layers))}: get the whole folder"
+        )
+    read, write = (HOOK_POINTS[module] for module in FOLDERS[kind])
+    return Site(
+        tuple(f"blocks.{layer}.{read}" for layer in layers),
+        tuple(f"blocks.{layer}.{write}" for layer in layers),
     )
-    for name in ("b_enc", "b_dec", "threshold"):
-        blocks[name] = torch.cat([held[name] for held in layers])
-    if SKIP in shapes:
-        blocks["W_skip"] = torch.block_diag(*(held[SKIP].T for held in layers))
-    read, write = (HOOK_POINTS[module] for module in FOLDERS["clt"])
-    every = range(n_layers)
-    site = Site(
-        tuple(f"blocks.{layer}.{read}" for layer in every),
-        tuple(f"blocks.{layer}.{write}" for layer in every),
-    )
-    return build_unshifted(folder, "jumprelu", **blocks), site
 
 
 def _folder_kind(names: str) -> str | None:

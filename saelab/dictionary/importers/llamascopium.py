@@ -15,11 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelab.dictionary.architectures import Dictionary
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
-from .cross_layer import block_matrices, require_dense_size
-from .files import load_config, load_weights, peek_config, require_shapes, take
+from .cross_layer import across_layers, layer_tensors
+from .files import (
+    load_config,
+    load_weights,
+    peek_config,
+    require_shapes,
+    require_tensors,
+    take,
+)
 from .foreign import Foreign, Format, Source, names_of
 from .openmoss import conventions, scaled_dictionary
 
@@ -57,7 +65,7 @@ def read(source: Source) -> Iterator[Foreign]:
     """The dictionary of a folder."""
     folder, config = source.path, load_config(source.path / CONFIG)
     kind = str(config.get("sae_type", "sae"))
-    if kind not in LAYOUTS:
+    if kind not in (*LAYOUTS, "clt"):
         reason = REFUSED_TYPES.get(kind, "of which saelab knows nothing")
         raise ArtifactError(f"{folder} is a {kind}: {reason}; it cannot be imported")
     reads, writes = hook_points(config, folder)
@@ -68,8 +76,6 @@ def read(source: Source) -> Iterator[Foreign]:
             "save it with save_pretrained in Llamascopium, as safetensors"
         )
     act_fn = _expressible_gate(config, folder, kind, len(reads))
-    if kind == "clt":
-        require_dense_size(folder, len(reads), *_widths(config, folder))
     weights = load_weights(path)
     weights = weights.get("sae", weights)
     norms = {name: weights[key] for name in (*reads, *writes) if (key := NORM + name) in weights}
@@ -80,10 +86,13 @@ def read(source: Source) -> Iterator[Foreign]:
             "old scale: if its L0 is not what was reported, import the file it was folded from"
         )
     config["act_fn"] = act_fn
+    if kind == "clt":
+        dictionary = _clt(config, weights, path, (reads, writes), norms)
+    else:
+        tensors = LAYOUTS[kind](config, weights, path, len(reads))
+        dictionary = scaled_dictionary(config, path, tensors, (reads, writes), norms)
     yield Foreign(
-        dictionary=scaled_dictionary(
-            config, path, LAYOUTS[kind](config, weights, path, len(reads)), (reads, writes), norms
-        ),
+        dictionary=dictionary,
         site=Site(reads, writes),
         model=_model(names_of(source)),
         conventions=conventions(config),
@@ -165,24 +174,32 @@ def autoencoder_tensors(
     return tensors | _threshold(weights, path, (d_sae,))
 
 
-def _clt(config: Any, weights: Any, path: Path, n: int) -> dict[str, Tensor]:
-    (d_model, d_sae), layers = _widths(config, path), range(n)
+def _clt(
+    config: Any, weights: Any, path: Path, sites: tuple[tuple[str, ...], ...], norms: Any
+) -> Dictionary:
+    (d_model, d_sae), layers = _widths(config, path), range(len(sites[0]))
+    n = len(layers)
     biases = [f"b_D.{t}" for t in layers] if config.get("use_decoder_bias", True) else []
-    held = take(weights, path, "W_E", "b_E", *(f"W_D.{t}" for t in layers), *biases)
     shapes: dict[str, tuple[int, ...]] = {"W_E": (n, d_model, d_sae), "b_E": (n, d_sae)}
     shapes |= {f"W_D.{target}": (target + 1, d_sae, d_model) for target in layers}
-    require_shapes(held, path, shapes | dict.fromkeys(biases, (d_model,)))
-    decoders = {
-        (layer, target): held[f"W_D.{target}"][layer]
-        for target in layers
-        for layer in range(target + 1)
-    }
-    return {
-        **block_matrices(list(held["W_E"]), decoders),
-        "b_enc": held["b_E"].flatten(),
-        "b_dec": torch.cat([held[name] for name in biases]) if biases else torch.zeros(n * d_model),
-        **_threshold(weights, path, (n, d_sae)),
-    }
+    shapes |= dict.fromkeys(biases, (d_model,))
+    require_tensors(weights, path, *shapes)
+    require_shapes(weights, path, shapes)
+    threshold = _threshold(weights, path, (n, d_sae))
+    held = take(weights, path, *biases)
+    b_dec = torch.stack(list(held.values())) if biases else torch.zeros(n, d_model)
+
+    def layer(index: int) -> Dictionary:
+        parts = {"W_enc": weights["W_E"][index], "b_enc": weights["b_E"][index]}
+        parts |= {f"W_D.{target}": weights[f"W_D.{target}"][index] for target in layers[index:]}
+        parts = take(parts, path, *parts)
+        decoder = torch.stack([parts.pop(f"W_D.{target}") for target in layers[index:]], dim=1)
+        parts |= layer_tensors(index, decoder, b_dec)
+        parts |= {name: values.view(n, -1)[index] for name, values in threshold.items()}
+        at = sites[0][index : index + 1], sites[1][index:]
+        return scaled_dictionary(config, path, parts, at, norms)
+
+    return across_layers(path, (n, d_model, d_sae), layer)
 
 
 def _crosscoder(config: Any, weights: Any, path: Path, n: int) -> dict[str, Tensor]:
@@ -198,7 +215,7 @@ def _crosscoder(config: Any, weights: Any, path: Path, n: int) -> dict[str, Tens
     }
 
 
-LAYOUTS = {"sae": autoencoder_tensors, "clt": _clt, "crosscoder": _crosscoder}
+LAYOUTS = {"sae": autoencoder_tensors, "crosscoder": _crosscoder}
 
 
 def _threshold(weights: Any, path: Path, shape: tuple[int, ...]) -> dict[str, Tensor]:

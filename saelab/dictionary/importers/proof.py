@@ -22,12 +22,14 @@ from saelab.cache.config import TokenFilter
 from saelab.cache.rows import find_norm_ceiling, select_rows
 from saelab.dictionary.architectures import Dictionary
 from saelab.dictionary.data_spec import DataSpec
+from saelab.dictionary.layered import LayeredDictionary
 from saelab.dictionary.saelens import WRITTEN_TO_RESIDUAL
 from saelab.dictionary.site import Site
 from saelab.dictionary.site_rows import held_out_batches, site_rows
+from saelab.dictionary.storage import SELF_TEST_ROWS
 from saelab.errors import ActivationError, ConfigError, ModelError
 from saelab.model.language_model import LanguageModel
-from saelab.stats.metrics import SparsityStatistics, fvu
+from saelab.stats.metrics import ReconstructionStatistics, SparsityStatistics, fvu
 from saelab.text.contexts import TextConfig, text_batches
 
 from .foreign import SCALE
@@ -119,7 +121,7 @@ def prove(
         n_tokens: of held-out text.
 
     Returns:
-        The proof, and the rows read, for a self-test.
+        The proof, and some rows read, for a self-test.
 
     Raises:
         ActivationError: no row is left, or one is not finite.
@@ -127,37 +129,41 @@ def prove(
     """
     site = spec.site
     elsewhere = _neighbours(model, site)
-    inputs, targets = [], []
     others: dict[str, Tensor] = {}
-    first = 0
+    sparsity = SparsityStatistics(dictionary.d_sae, model.device)
+    reconstruction = ReconstructionStatistics(dictionary.d_out, device=model.device)
+    x = torch.zeros(0, dictionary.d_in, device=model.device)
+    y = torch.zeros(0, dictionary.d_out, device=model.device)
+    first, n_probe, norms = 0, 0, 0.0
     for batch in held_out_batches(model, spec, n_tokens, BATCH_CONTEXTS):
         captured = model.capture(batch.tokens, [*site.hook_points, *(() if first else elsewhere)])
         rows = site_rows(model, spec, batch, captured, first)
         if not first:
             others = {name: captured[name][rows.keep][:PROBE_ROWS].float() for name in elsewhere}
+            n_probe = min(PROBE_ROWS, len(rows.inputs))
         first += len(batch)
-        inputs.append(rows.inputs)
-        targets.append(rows.targets)
-    x, y = torch.cat(inputs), torch.cat(targets)
-    if len(x) < 2:
+        if len(x) < SELF_TEST_ROWS:
+            x, y = torch.cat([x, rows.inputs]), torch.cat([y, rows.targets])
+        codes = dictionary.encode(rows.inputs)
+        sparsity.update(codes)
+        reconstruction.update(rows.targets, dictionary.decode(codes))
+        norms += float(rows.inputs.norm(dim=1).sum())
+    if sparsity.n_rows < 2:
         raise ActivationError("the token filter leaves no row to prove the dictionary on: relax it")
-    sparsity = SparsityStatistics(dictionary.d_sae, x.device)
-    codes = dictionary.encode(x)
-    sparsity.update(codes)
     measured = {
-        "l0": float(codes.l0().double().mean()),
-        "fvu": fvu(y, dictionary.decode(codes)),
+        "l0": sparsity.values()["l0_mean"],
+        "fvu": reconstruction.values()["fvu"],
         "dead_fraction": float((sparsity.count == 0).double().mean()),
-        "mean_norm": float(x.norm(dim=1).mean()),
-        "n_rows": len(x),
+        "mean_norm": norms / sparsity.n_rows,
+        "n_rows": sparsity.n_rows,
     }
     disagreements = _disagreements(measured, reported)
-    n = min(PROBE_ROWS, len(inputs[0]))
     suspicious = bool(disagreements)
     cause = None
-    if n > 1:
+    if n_probe > 1:
         processed = _on_raw_weights(dictionary, site, model) if suspicious else {}
-        cause = _likely_cause(dictionary, x[:n], y[:n], others, suspicious, reported, processed)
+        probe = x[:n_probe], y[:n_probe]
+        cause = _likely_cause(dictionary, *probe, others, suspicious, reported, processed)
     if cause is not None and not disagreements:
         disagreements = [f"FVU is {measured['fvu']:.3g} here and clearly lower elsewhere"]
     return Proof(measured, tuple(disagreements), cause), x
@@ -276,7 +282,9 @@ def _scales(x: Float[Tensor, "rows d_in"], known: float | None) -> dict[str, flo
 
 
 def _alternatives(dictionary: Dictionary) -> dict[str, Dictionary]:
-    """The same weights, read otherwise."""
+    """The same weights, read otherwise; none of those that are opened a layer at a time."""
+    if isinstance(dictionary, LayeredDictionary):
+        return {}
     tensors = dictionary.tensors()
     extra = {"k": dictionary.k or None, "input_normalisation": dictionary.input_normalisation}
 

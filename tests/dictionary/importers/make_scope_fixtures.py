@@ -121,15 +121,27 @@ def gemma_scope_2(case: Path, kind: str, hooks: tuple[str, str], affine: bool = 
     by_saelens(case, "gemma_3_sae_huggingface_loader", f"google/{repo}", inside)
 
 
-def gemma_scope_2_clt(case: Path) -> None:
-    folder = case / "gemma-scope-2-270m-pt/clt/width_262k_l0_medium_affine/source"
+def gemma_scope_2_clt(case: Path, crosscoder: bool = False) -> None:
+    kind = "clt/width_262k_l0_medium_affine"
+    hooks = ("pre_feedforward_layernorm.output", "post_feedforward_layernorm.output")
+    blocks = "all"
+    if crosscoder:
+        kind, hooks, blocks = (
+            "crosscoder/layer_5_9_12_width_65k_l0_medium",
+            ("output",) * 2,
+            "5,9,12",
+        )
+    folder = case / f"gemma-scope-2-270m-pt/{kind}/source"
     folder.mkdir(parents=True)
     x = drawn(ROWS, LAYERS, D_IN, scale=3, seed=9)
     codes, summed, layers = [], [], []
     for layer in range(LAYERS):
         held = {name.replace("W", "w"): value for name, value in random_weights(layer).items()}
         held["w_dec"] = drawn(D_SAE, LAYERS, D_IN, scale=D_SAE**-0.5, seed=20 + layer)
-        held["affine_skip_connection"] = drawn(D_IN, D_IN, scale=D_IN**-0.5, seed=30 + layer)
+        if crosscoder:
+            held["w_dec"][:, :layer] = 0
+        else:
+            held["affine_skip_connection"] = drawn(D_IN, D_IN, scale=D_IN**-0.5, seed=30 + layer)
         save_file(held, folder / f"params_layer_{layer}.safetensors")
         held = {name: value.double() for name, value in held.items()}
         h = x[:, layer].double() @ held["w_enc"] + held["b_enc"]
@@ -137,30 +149,37 @@ def gemma_scope_2_clt(case: Path) -> None:
         summed.append(codes[-1] @ held["w_dec"].sum(1) + held["b_dec"])
         layers.append(held)
     config = {
-        "hf_hook_point_in": "model.layers.{all}.pre_feedforward_layernorm.output",
-        "hf_hook_point_out": "model.layers.{all}.post_feedforward_layernorm.output",
+        "hf_hook_point_in": f"model.layers.{{{blocks}}}.{hooks[0]}",
+        "hf_hook_point_out": f"model.layers.{{{blocks}}}.{hooks[1]}",
         "model_name": "google/gemma-3-270m-pt",
         "width": D_SAE,
         "architecture": "jump_relu",
         "l0": 60,
-        "affine_connection": True,
-        "type": "clt",
+        "affine_connection": not crosscoder,
+        "type": "crosscoder" if crosscoder else "clt",
     }
     (folder / "config.json").write_text(json.dumps(config))
     reconstruction = torch.stack(
         [
             sum(codes[source] @ layers[source]["w_dec"][:, target] for source in range(target + 1))
             + layers[target]["b_dec"]
-            + x[:, target].double() @ layers[target]["affine_skip_connection"]
+            + (
+                0
+                if crosscoder
+                else x[:, target].double() @ layers[target]["affine_skip_connection"]
+            )
             for target in range(LAYERS)
         ],
         1,
     )
-    by_formula(
-        case,
-        "circuit-tracer 2026-04 loses the last layer and does not load it; SAELens 6.54.12 reads "
-        "one layer with decoders of all targets added up (`summed`)",
+    others = (
+        "no library loads it; the layout is that of the cross-layer transcoders, as users of the "
+        "published files describe it, and what a latent reads and writes as the report says it"
+        if crosscoder
+        else "circuit-tracer 2026-04 loses the last layer and does not load it; SAELens 6.54.12 "
+        "reads one layer with decoders of all targets added up (`summed`)"
     )
+    by_formula(case, others)
     expect(
         case,
         x=x.flatten(1),
@@ -340,6 +359,7 @@ CASES: dict[str, Callable[[Path], None]] = {
         case, "transcoder_all", (BEFORE_MLP, AFTER_NORM), affine=True
     ),
     "gemma-scope-2-clt": gemma_scope_2_clt,
+    "gemma-scope-2-crosscoder": lambda case: gemma_scope_2_clt(case, crosscoder=True),
     "qwen-scope": qwen_scope,
     "llama-scope-residual": lambda case: llama_scope(
         case, "R", ("hook_resid_post", "hook_resid_post"), (9.0, 9.0)

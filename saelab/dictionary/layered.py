@@ -1,0 +1,130 @@
+"""Dictionaries over several layers that are larger than memory, of which one layer is held at once.
+
+As one dictionary a cross-layer transcoder has an encoder of one block for each layer and a decoder
+that is a block triangle, and more than half of both is zeros. Layer by layer it is a dictionary
+for each hook point that is read, which writes that one and all later ones: codes stand side by
+side, and reconstructions add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from saelab.errors import ConfigError
+from saelab.sparse import SparseCodes
+
+from .architectures import Dictionary
+
+
+class LayeredDictionary(Dictionary):
+    """A sum of dictionaries, each of which reads one hook point and writes it and all later ones.
+
+    What a `Dictionary` does is done here too; whole matrices are refused, since nobody holds them.
+
+    Args:
+        layer: opens a layer, each time it is needed. None subtracts anything from its input or
+            normalises rows; the bias of what is written is the first layer's, the others' is zero.
+        sizes: latents of each layer.
+        k: active latents per row, over all layers, for `topk` only.
+    """
+
+    def __init__(
+        self, layer: Callable[[int], Dictionary], sizes: Sequence[int], k: int | None = None
+    ):
+        nn.Module.__init__(self)
+        first = layer(0)
+        self.layer = layer
+        self.starts = [0, *accumulate(sizes)]
+        """Where each layer's latents begin; last, how many there are."""
+        self.width = first.d_in
+        self.architecture, self.k = first.architecture, k or first.k
+        self.input_normalisation = "none"
+        self.d_in = self.d_out = len(sizes) * first.d_in
+        self.d_sae = self.starts[-1]
+        self.register_buffer("b_in", torch.zeros(self.d_in))
+        self.register_buffer("b_dec", first.b_dec)
+        # The first layer's, which says that there is one.
+        self.register_buffer("W_skip", first.W_skip)
+
+    @property
+    def n_layers(self) -> int:
+        """Hook points that are read, and as many that are written."""
+        return len(self.starts) - 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Refused: they are opened a layer at a time.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise self._too_large()
+
+    def __getattr__(self, name: str) -> Any:
+        """What other dictionaries hold and this one does not, refused in words."""
+        if name in ("W_enc", "W_dec", "b_enc", "threshold"):
+            raise self._too_large()
+        return super().__getattr__(name)
+
+    def _too_large(self) -> ConfigError:
+        return ConfigError(
+            f"this dictionary of {self.n_layers} layers is larger than memory and opened a layer "
+            "at a time, and what was asked for needs its whole matrices at once: it has `saelab "
+            "eval core`, `saelab info`, and in Python encode, decode and decoder_rows"
+        )
+
+    def decoder_rows(self, latents: Int[Tensor, " some"]) -> Float[Tensor, "some d_out"]:
+        """What some latents write, zeros where they write nothing."""
+        codes = SparseCodes.from_fixed_k(latents[:, None], torch.ones(len(latents), 1), self.d_sae)
+        return self._combined(codes)
+
+    def row_offset(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch _"] | None:
+        """The affine skip of each row, where there is one."""
+        if self.W_skip is None:
+            return None
+        return self.added(lambda index, layer: layer.baseline(self.read_by(index, x))) - self.b_dec
+
+    def read_by(self, index: int, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch width"]:
+        """What one layer reads of each row."""
+        return x[:, index * self.width : (index + 1) * self.width]
+
+    def added(self, term: Callable[[int, Dictionary], Tensor]) -> Tensor:
+        """The sum of what each layer writes, at the hook points from its own on.
+
+        Args:
+            term: index and layer -> [rows, what that layer writes], a tensor of its own.
+        """
+        total = term(0, self.layer(0))
+        for index in range(1, self.n_layers):
+            total[:, index * self.width :] += term(index, self.layer(index))
+        return total
+
+    def _active(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
+        parts = [
+            self.layer(index).to(x.device).encode(self.read_by(index, x).contiguous())
+            for index in range(self.n_layers)
+        ]
+        latents = [part.latent + start for part, start in zip(parts, self.starts, strict=False)]
+        codes = SparseCodes.from_pairs(
+            torch.cat([part.pair_rows() for part in parts]),
+            torch.cat(latents),
+            torch.cat([part.value for part in parts]),
+            len(x),
+            self.d_sae,
+        )
+        return codes if self.architecture != "topk" else codes.largest(self.k)
+
+    def _combined(
+        self, codes: SparseCodes | Float[Tensor, "batch d_sae"]
+    ) -> Float[Tensor, "batch d_out"]:
+        sparse = codes if isinstance(codes, SparseCodes) else SparseCodes.from_dense(codes)
+        return self.added(
+            lambda index, layer: layer.to(sparse.value.device)._combined(
+                sparse.of_latents(self.starts[index], self.starts[index + 1])
+            )
+        )
