@@ -38,12 +38,29 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the setting took effect.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        logger.debug("mallopt is not available: freed memory is returned as usual")
+    mallopt = _glibc("mallopt")
+    if mallopt is None:
         return False
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: KEPT_BYTES, M_TOP_PAD: 1 << 25}
     return all(mallopt(name, value) == 1 for name, value in settings.items())
+
+
+def give_back_freed_memory() -> None:
+    """Hand what `keep_freed_memory` kept back to the system, before work of another kind.
+
+    What dictionaries of gigabytes leave between small objects fits none that come later.
+    """
+    malloc_trim = _glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _glibc(name: str) -> Any:
+    """A function of glibc; None with any other C library."""
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError):
+        logger.debug("%s is not available: freed memory is returned as usual", name)
+        return None

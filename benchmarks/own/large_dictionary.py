@@ -88,8 +88,8 @@ def write_text(path: Path) -> None:
     path.write_text("\n<|endoftext|>\n".join(documents))
 
 
-def write_model(folder: Path, d_model: int) -> None:
-    """A random Llama of one block, with a tokenizer of bytes."""
+def write_model(folder: Path, d_model: int, n_layers: int = 1) -> None:
+    """A random Llama of few tokens, with a tokenizer of bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -108,7 +108,7 @@ def write_model(folder: Path, d_model: int) -> None:
         vocab_size=len(special + alphabet),
         hidden_size=d_model,
         intermediate_size=d_model,
-        num_hidden_layers=1,
+        num_hidden_layers=n_layers,
         num_attention_heads=8,
         max_position_embeddings=128,
         initializer_range=0.2,

@@ -10,7 +10,7 @@ from typing import Any
 
 from saelab.errors import ConfigError
 from saelab.formats.evaluation_result import EvaluationResult
-from saelab.memory import keep_freed_memory
+from saelab.memory import give_back_freed_memory, keep_freed_memory
 from saelab.progress import progress_bar
 
 from ..consistency.suite import SUITE as CONSISTENCY
@@ -140,6 +140,7 @@ def _finish(survey: Survey) -> dict[str, EvaluationResult]:
             folders = [candidate.folder for candidate in part]
             measured = suite.run(folders, survey.config, pages=False)
             results = results | {result.dictionary_hash: result for result in measured}
+            give_back_freed_memory()
             bar.update(len(part))
     return results
 

@@ -201,6 +201,13 @@ class Dictionary(nn.Module):
         for name, tensor in given.items():
             self.register_buffer(name, tensor)
 
+    def require_whole(self) -> None:
+        """Refuse one whose matrices are never held at once; this one's are.
+
+        Raises:
+            ConfigError: it is opened a layer at a time.
+        """
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its SAELens name."""
         return dict(self.named_buffers())

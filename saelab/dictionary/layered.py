@@ -57,26 +57,32 @@ class LayeredDictionary(Dictionary):
         """Hook points that are read, and as many that are written."""
         return len(self.starts) - 1
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Refused: they are opened a layer at a time.
+    def require_whole(self) -> None:
+        """Refuse what needs its whole matrices at once.
 
         Raises:
             ConfigError: always.
         """
-        raise self._too_large()
-
-    def __getattr__(self, name: str) -> Any:
-        """What other dictionaries hold and this one does not, refused in words."""
-        if name in ("W_enc", "W_dec", "b_enc", "threshold"):
-            raise self._too_large()
-        return super().__getattr__(name)
-
-    def _too_large(self) -> ConfigError:
-        return ConfigError(
+        raise ConfigError(
             f"this dictionary of {self.n_layers} layers is larger than memory and opened a layer "
             "at a time, and what was asked for needs its whole matrices at once: it has `saelab "
             "eval core`, `saelab info`, and in Python encode, decode and decoder_rows"
         )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Refused.
+
+        Raises:
+            ConfigError: always.
+        """
+        self.require_whole()
+        return {}
+
+    def __getattr__(self, name: str) -> Any:
+        """What other dictionaries hold and this one does not is refused in words."""
+        if name in ("W_enc", "W_dec", "b_enc", "threshold"):
+            self.require_whole()
+        return super().__getattr__(name)
 
     def decoder_rows(self, latents: Int[Tensor, " some"]) -> Float[Tensor, "some d_out"]:
         """What some latents write, zeros where they write nothing."""

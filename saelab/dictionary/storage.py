@@ -217,12 +217,6 @@ def weights_files(n_layers: int | None) -> tuple[str, ...]:
     return tuple(f"layer_{index}.safetensors" for index in layers) or (WEIGHTS_FILE,)
 
 
-def weights_hash(files: Mapping[str, str]) -> str:
-    """What names the weights among a manifest's `files`: the hash of their file, or of several."""
-    of_layers = {name: sha for name, sha in files.items() if name.startswith("layer_")}
-    return hash_of(of_layers) if of_layers else files[WEIGHTS_FILE]
-
-
 def _finite_tensors(dictionary: Dictionary, folder: Path) -> dict[str, Tensor]:
     tensors = {name: tensor.float() for name, tensor in dictionary.tensors().items()}
     if dictionary.b_in is not None and not bool(dictionary.b_in.any()):

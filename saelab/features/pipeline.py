@@ -71,6 +71,8 @@ def build_features(
             groups: dict[DataSpec, list[SavedDictionary]] = {}
             for folder in folders:
                 saved = load_dictionary(folder)
+                # Nearest latents are sought among all: said before the text is read.
+                saved.dictionary.require_whole()
                 groups.setdefault(data_spec_of(saved, config), []).append(saved)
             _build_groups(groups, config, complete)
     return stores

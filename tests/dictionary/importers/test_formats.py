@@ -266,17 +266,21 @@ def test_k_that_circuit_tracer_knows_by_heart(copied):
         read(named)
 
 
-def test_a_cross_layer_transcoder_is_one_dictionary_of_blocks(source_of, copied, monkeypatch):
+def test_a_cross_layer_transcoder_is_one_dictionary_of_blocks(source_of):
     foreign = read_one(source_of("circuit-tracer-clt-jumprelu").path)
     assert foreign.dictionary.architecture == "jumprelu"  # SAELens' loader drops the thresholds
     assert foreign.site is not None
     assert foreign.site.reads == tuple(f"blocks.{layer}.hook_resid_mid" for layer in range(3))
     assert foreign.site.writes == tuple(f"blocks.{layer}.hook_mlp_out" for layer in range(3))
     assert not foreign.dictionary.W_dec[12:24, :8].any()  # a later layer writes no earlier one
-    folder = copied("circuit-tracer-clt-relu-skip")
+
+
+def test_a_crosscoder_with_a_threshold_for_each_activation_must_fit_into_memory(
+    copied, monkeypatch
+):
     monkeypatch.setattr(cross_layer, "DENSE_LIMIT", 1000)
     with pytest.raises(ArtifactError, match="zeros between its blocks"):
-        read(folder)
+        read(copied("science-of-finetuning-decoupled"))
 
 
 def test_a_cross_layer_transcoder_without_a_layer_is_refused(copied):

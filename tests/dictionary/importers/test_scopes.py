@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from saelab.cli import main
 from saelab.dictionary import Site, load_dictionary, save_dictionary
-from saelab.dictionary.importers import FORMATS, Source, cross_layer, read_foreign
+from saelab.dictionary.importers import FORMATS, Source, read_foreign
 from saelab.errors import ArtifactError
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -89,10 +89,10 @@ REFUSED = {
     "other width": ("llamascopium-relu", {"d_model": 16}, "W_enc has shape"),
     "other hook points": ("llamascopium-clt-relu", {"hook_points_out": ["a"]}, "as many must be"),
     "no threshold": ("llamascopium-topk", {"act_fn": "jumprelu"}, "without thresholds"),
-    "a crosscoder of Gemma Scope 2": (
-        "gemma-scope-2-resid",
-        {"type": "crosscoder"},
-        "weakly causal crosscoder",
+    "a crosscoder of other layers": (
+        "gemma-scope-2-crosscoder",
+        {"hf_hook_point_in": "model.layers.{5,9,12,15}.output"},
+        "holds 3 layers .* after the blocks 5, 9, 12, 15",
     ),
     "another architecture": ("gemma-scope-2-attn", {"architecture": "topk"}, "only jump_relu"),
 }
@@ -119,16 +119,17 @@ def test_norms_that_nobody_measured_are_refused(norm, copied):
         read_one(folder, "llamascopium")
 
 
-@pytest.mark.parametrize(
-    ("case", "format_name"),
-    [("llamascopium-clt-relu", "llamascopium"), ("gemma-scope-2-clt", "gemma-scope-2")],
-)
-def test_a_large_cross_layer_transcoder_is_refused_before_it_is_read(
-    case, format_name, copied, monkeypatch
-):
-    monkeypatch.setattr(cross_layer, "DENSE_LIMIT", 100_000)
-    with pytest.raises(ArtifactError, match=r"3 layers with 48 latents each.* GB allowed"):
-        read_one(copied(case), format_name)
+def test_a_crosscoder_of_gemma_scope_2_reads_and_writes_the_residual_stream(copied):
+    """Which blocks is said by its settings, else by its folder's name."""
+    folder = copied("gemma-scope-2-crosscoder")
+    hook_points = tuple(f"blocks.{block}.hook_resid_post" for block in (5, 9, 12))
+    for _ in range(2):
+        foreign = read_one(folder, "gemma-scope-2")
+        assert foreign.site == Site(hook_points, hook_points)
+        assert foreign.model == "google/gemma-3-270m"
+        assert "reported_l0" not in foreign.origin
+        (folder / "config.json").unlink(missing_ok=True)
+    assert not foreign.dictionary.W_dec[48:96, :32].any()  # a later layer writes no earlier one
 
 
 FILES = {
