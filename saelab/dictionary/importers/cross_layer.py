@@ -111,3 +111,25 @@ def layer_tensors(
         tensors["W_skip"] = skip.new_zeros(decoder[0].numel(), len(skip))
         tensors["W_skip"][: len(skip)] = skip
     return tensors
+
+
+def one_latent_for_each(
+    path: Path, tensors: dict[str, Tensor], decoder: Float[Tensor, "targets d_sae d_model"]
+) -> dict[str, Tensor]:
+    """W_enc, b_enc and W_dec of a crosscoder with a choice of latents for each hook point written.
+
+    A latent becomes one for each of them: all read the same, and each writes its own.
+
+    Raises:
+        ArtifactError: that would be too large.
+    """
+    n_targets, d_sae, d_model = decoder.shape
+    require_dense_size(path, n_targets, d_model, d_sae)
+    blocks = torch.zeros(n_targets, d_sae, n_targets, d_model)
+    for target in range(n_targets):
+        blocks[target, :, target] = decoder[target]
+    return {
+        "W_enc": tensors["W_enc"].repeat(1, n_targets),
+        "b_enc": tensors["b_enc"].repeat(n_targets),
+        "W_dec": blocks.reshape(n_targets * d_sae, n_targets * d_model),
+    }

@@ -21,7 +21,7 @@ from saelab.dictionary.saelens import with_unit_decoder
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
-from .cross_layer import require_dense_size
+from .cross_layer import one_latent_for_each
 from .files import load_weights, peek_config, peek_shapes, single_file, take
 from .foreign import Foreign, Format, Source, batch_top_k, build, build_unshifted, in_raw_units
 
@@ -132,22 +132,13 @@ def _decoupled(
     path: Path, tensors: dict[str, Tensor], decoder: Tensor, thresholds: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
     """A latent for each pair of activation and latent, and its threshold."""
-    n_layers, d_sae, d_model = decoder.shape
-    if thresholds.shape != (n_layers,) or bool((thresholds < 0).any()):
+    if thresholds.shape != decoder.shape[:1] or bool((thresholds < 0).any()):
         raise ArtifactError(
             f"{path} selects for each activation by itself and holds no threshold that was "
             "estimated for each: its codes depend on the batch; train it on until it has one"
         )
-    require_dense_size(path, n_layers, d_model, d_sae)
     threshold = thresholds.float()[:, None] / decoder.norm(dim=2).clamp_min(1e-12)
-    blocks = torch.zeros(n_layers, d_sae, n_layers, d_model)
-    for layer in range(n_layers):
-        blocks[layer, :, layer] = decoder[layer]
-    return tensors | {
-        "W_enc": tensors["W_enc"].repeat(1, n_layers),
-        "b_enc": tensors["b_enc"].repeat(n_layers),
-        "W_dec": blocks.reshape(n_layers * d_sae, n_layers * d_model),
-    }, threshold.flatten()
+    return tensors | one_latent_for_each(path, tensors, decoder), threshold.flatten()
 
 
 def _raw(

@@ -1,7 +1,8 @@
 """Llamascopium (OpenMOSS; before: Language-Model-SAEs): `config.json` and `sae_weights`.
 
 What scales and gates mean is in `openmoss.py`. A cross-layer transcoder has one encoder for each
-layer and decoders grouped by target; a crosscoder adds up the pre-activations of its hook points.
+layer and decoders grouped by target; a crosscoder adds up the pre-activations of its hook points,
+and with thresholds chooses for each of them by itself, so a latent becomes one for each.
 Releases up to Llama-Scope-R1-Distill call the same tensors encoder and decoder, transposed.
 """
 
@@ -19,7 +20,7 @@ from saelab.dictionary.architectures import Dictionary
 from saelab.dictionary.site import Site
 from saelab.errors import ArtifactError
 
-from .cross_layer import across_layers, layer_tensors
+from .cross_layer import across_layers, layer_tensors, one_latent_for_each
 from .files import (
     load_config,
     load_weights,
@@ -136,11 +137,8 @@ def _expressible_gate(
     reasons = {"batchtopk": WHOLE_BATCH, "batchlayertopk": WHOLE_BATCH}
     if kind == "clt" and n_hook_points > 1:
         reasons["topk"] = "it chooses the k largest of each layer by itself"
-    if kind == "crosscoder" and act_fn != "relu":
-        reasons[act_fn] = (
-            "each hook point has its own choice of latents, so codes differ between them; only a "
-            "relu crosscoder has one code for all: take that, or an autoencoder of one hook point"
-        )
+    if kind == "crosscoder":
+        reasons["topk"] = "it chooses the k largest of each hook point by itself"
     gates = {name: name for name in ("relu", "jumprelu", "topk")}
     if kind == "clt":  # the k largest of a token's layers are those of the one dictionary
         gates["layertopk"] = "topk"
@@ -207,12 +205,18 @@ def _crosscoder(config: Any, weights: Any, path: Path, n: int) -> dict[str, Tens
     held = take(weights, path, "W_E", "b_E", "W_D", "b_D")
     shapes = {"W_E": (n, d_model, d_sae), "b_E": (n, d_sae)}
     require_shapes(held, path, shapes | {"W_D": (n, d_sae, d_model), "b_D": (n, d_model)})
-    return {
+    tensors = {
         "W_enc": held["W_E"].reshape(n * d_model, d_sae),
         "b_enc": held["b_E"].sum(0),
         "W_dec": held["W_D"].transpose(0, 1).reshape(d_sae, n * d_model),
         "b_dec": held["b_D"].flatten(),
     }
+    if config["act_fn"] != "jumprelu":
+        return tensors
+    # The threshold bounds h · ‖W_D‖ of each hook point, which differ.
+    threshold = _threshold(weights, path, (d_sae,))
+    tensors |= {name: values.repeat(n) for name, values in threshold.items()}
+    return tensors | one_latent_for_each(path, tensors, held["W_D"])
 
 
 LAYOUTS = {"sae": autoencoder_tensors, "crosscoder": _crosscoder}

@@ -75,7 +75,7 @@ REFUSED = {
         {"act_fn": "batchlayertopk"},
         "saves no threshold",
     ),
-    "hook points choose": ("llamascopium-crosscoder", {"act_fn": "jumprelu"}, "only a relu cross"),
+    "hook points choose": ("llamascopium-crosscoder", {"act_fn": "topk"}, "of each hook point by"),
     "attention": ("llamascopium-relu", {"sae_type": "lorsa"}, "is a lorsa: .* whole sequence"),
     "low rank": ("llamascopium-relu", {"sae_type": "molt"}, "is a molt: .* low-rank"),
     "unheard of": ("llamascopium-relu", {"sae_type": "cnnsae"}, "is a cnnsae"),
@@ -130,6 +130,28 @@ def test_a_crosscoder_of_gemma_scope_2_reads_and_writes_the_residual_stream(copi
         assert "reported_l0" not in foreign.origin
         (folder / "config.json").unlink(missing_ok=True)
     assert not foreign.dictionary.W_dec[48:96, :32].any()  # a later layer writes no earlier one
+
+
+@pytest.mark.parametrize("by_norm", [True, False])
+def test_each_hook_point_of_a_crosscoder_has_its_own_gate(by_norm, copied):
+    """h · ‖W_D‖ of each hook point is held against the threshold; by formula, in float64."""
+    folder = copied("llamascopium-crosscoder")
+    path, x = folder / "sae_weights.safetensors", expected_of("llamascopium-crosscoder")["x"]
+    change(folder / "config.json", act_fn="jumprelu", sparsity_include_decoder_norm=by_norm)
+    logs = torch.linspace(-1.5, 0.5, 48)
+    change_weights(path, **{"activation_function.log_jumprelu_threshold": logs})
+    held = {name: tensor.double() for name, tensor in load(path).items()}
+    norm = "dataset_average_activation_norm.blocks.{}.a"
+    scale = torch.stack([32**0.5 / held[norm.format(block)] for block in range(2)])
+    inputs = x.double().unflatten(1, (2, 32)) * scale[:, None]
+    h = torch.einsum("nhd,hdf->nf", inputs, held["W_E"]) + held["b_E"].sum(0)
+    gates = h[:, None] * (held["W_D"].norm(dim=2) if by_norm else torch.ones(2, 48))
+    codes = h[:, None].relu() * (gates > logs.double().exp())
+    decoded = torch.einsum("nhf,hfd->nhd", codes, held["W_D"]) + held["b_D"]
+    dictionary = read_one(folder, "llamascopium").dictionary
+    assert off(dictionary.encode_dense(x), codes.flatten(1)) < 1e-6
+    assert off(dictionary(x), (decoded / scale[:, None]).flatten(1)) < 1e-6
+    assert ((codes[:, 0] > 0) != (codes[:, 1] > 0)).any() == by_norm and (codes > 0).any()
 
 
 FILES = {
