@@ -36,21 +36,6 @@ def dense_size(n_layers: int, d_model: int, d_sae: int) -> int:
     return 2 * 4 * n_layers**2 * d_model * d_sae
 
 
-def require_dense_size(path: Path, n_layers: int, d_model: int, d_sae: int) -> None:
-    """Refuse what would be too large as one dictionary, and cannot be kept layer by layer.
-
-    Raises:
-        ArtifactError: it would.
-    """
-    size = dense_size(n_layers, d_model, d_sae)
-    if size > DENSE_LIMIT:
-        raise ArtifactError(
-            f"{path} has {n_layers} layers with {d_sae:,} latents each: as the dense matrices that "
-            f"saelab works with, zeros between its blocks, it takes {size / 1e9:.0f} GB, more than "
-            f"the {DENSE_LIMIT / 1e9:.0f} GB allowed; import a dictionary of a single layer instead"
-        )
-
-
 def across_layers(
     path: Path, shape: tuple[int, int, int], layer: Callable[[int], Dictionary]
 ) -> Dictionary:
@@ -124,7 +109,13 @@ def one_latent_for_each(
         ArtifactError: that would be too large.
     """
     n_targets, d_sae, d_model = decoder.shape
-    require_dense_size(path, n_targets, d_model, d_sae)
+    size = dense_size(n_targets, d_model, d_sae)
+    if size > DENSE_LIMIT:
+        raise ArtifactError(
+            f"{path} chooses among {d_sae:,} latents for each of {n_targets} hook points: as one "
+            f"dictionary, zeros between its blocks, it takes {size / 1e9:.0f} GB, more than the "
+            f"{DENSE_LIMIT / 1e9:.0f} GB allowed; import an autoencoder of one hook point instead"
+        )
     blocks = torch.zeros(n_targets, d_sae, n_targets, d_model)
     for target in range(n_targets):
         blocks[target, :, target] = decoder[target]

@@ -45,8 +45,9 @@ def _read_one(folder: Path, name: str) -> Foreign:
     config, path = load_config(folder / CONFIG), folder / WEIGHTS
     if "n_targets" in config or "n_sources" in config:
         raise ArtifactError(
-            f"{folder} is a cross-layer transcoder of clt-training, whose layers lie in several "
-            "folders: it cannot be imported"
+            f"{folder} is a layer of a cross-layer transcoder of clt-training, whose layers can "
+            "share their selection and tie their decoders: no layer is a dictionary by itself, and "
+            "it cannot be imported"
         )
     weights = take(
         load_weights(path),
