@@ -169,7 +169,9 @@ def _require_fetchable(where: HubPath) -> None:
         ArtifactError: with a path that may have been meant.
     """
     sizes = _sizes(where)
-    total, folders = sum(sizes.values()), _folders(sizes)
+    folders = _folders(sizes)
+    # Files beside the folders are of one dictionary, however large it is.
+    total = sum(size for name, size in sizes.items() if "/" in name)
     if where.path and sizes and not any(f"{name}/".startswith(f"{where.path}/") for name in sizes):
         raise _not_there(where, [*folders, *sizes])
     if not where.path and total > WHOLE_REPOSITORY_LIMIT and folders:

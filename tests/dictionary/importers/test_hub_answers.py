@@ -141,6 +141,11 @@ def test_a_repository_of_hundreds_of_gigabytes_is_not_fetched_whole(hub, capsys)
     hub.sizes = {"layers.1/sae.pt": 300_000_000_000}
     error = said(capsys, "import", "hf:me/saes")
     assert "300 GB in all: say which is wanted, such as hf:me/saes/layers.1" in error
+    # A dictionary of that size that lies at the top, some small files in a folder beside it.
+    sources._require_fetchable(sources.hub_path("hf:me/saes/layers.1"))
+    hub.files = {"W_enc_0.safetensors": b"", "features/layer_0.bin": b"", "cfg.json": b"{}"}
+    hub.sizes = {"W_enc_0.safetensors": 300_000_000_000}
+    sources._require_fetchable(sources.hub_path("hf:me/saes"))
 
 
 @pytest.mark.parametrize(
