@@ -129,7 +129,7 @@ def _cross_layer(folder: Path, files: list[Path]) -> Dictionary:
     if len(shape) != 3 or shape[1] != len(files):
         raise ArtifactError(
             f"{files[0]}: w_dec has shape {shape}, but the folder holds {len(files)} layers: a "
-            "dictionary over several layers needs every one; get the whole folder"
+            "dictionary over several layers needs every layer; get the whole folder"
         )
     d_sae, n_layers, d_model = shape
     b_dec = torch.stack([take(load_weights(path), path, "b_dec")["b_dec"] for path in files])
