@@ -125,7 +125,7 @@ def take(
     taken = {}
     for name in present:
         taken[name] = weights[name].detach().float()
-        # The sum is read off without a mask as large as the tensor, and is not finite if any is not.
+        # Its sum takes no mask as large as the tensor, and is not finite where any entry is not.
         if not bool(taken[name].sum().isfinite()) and not bool(taken[name].isfinite().all()):
             raise ArtifactError(f"{path}: {name} holds a NaN or an infinity: get it again")
     return taken
