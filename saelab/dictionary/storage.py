@@ -221,7 +221,9 @@ def _finite_tensors(dictionary: Dictionary, folder: Path) -> dict[str, Tensor]:
     tensors = {name: tensor.float() for name, tensor in dictionary.tensors().items()}
     if dictionary.b_in is not None and not bool(dictionary.b_in.any()):
         del tensors["b_in"]  # as in SAELens, apply_b_dec_to_input = false says it
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    # A sum that is finite is of finite entries; else it may only be too large.
+    doubtful = {name: each for name, each in tensors.items() if not each.sum().isfinite()}
+    broken = [name for name, tensor in doubtful.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ConfigError(
             f"weights {broken} are not finite: the dictionary is not saved to {folder}"
