@@ -8,13 +8,12 @@ from pathlib import Path
 from .answers import ANSWER_FILE, AnswerBook, CountingAsker
 from .config import ExplainConfig
 from .endpoint import Answerer
-from .evidence import gather
+from .evidence import gather, in_fixed_order
 from .run import (
     BEGINNINGS,
     EXPLAINS_NOTHING,
     boosts,
     chosen_features,
-    in_fixed_order,
     judge_of,
     opened,
 )

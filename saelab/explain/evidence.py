@@ -14,6 +14,7 @@ import numpy as np
 
 from saelab.features.reader import FeatureStore
 from saelab.features.records import Example, FeatureRecord
+from saelab.formats.files import hash_of
 
 from .config import EvidenceSettings
 
@@ -70,6 +71,11 @@ def gather(
         held_out=_strongest_first(_in_turn(held_out, settings.n_held_out)),
         quiet=tuple(quiet),
     )
+
+
+def in_fixed_order(features: Iterable[int], seed: int) -> list[int]:
+    """Features in an order that no other feature decides, so that more of them ask no more."""
+    return sorted(features, key=lambda feature: hash_of([seed, feature]))
 
 
 def strong_pieces(window: Example) -> list[int]:

@@ -66,22 +66,42 @@ class TokenTable:
         lengths = [len(example.texts) for example in examples]
         self.ends: Integer[np.ndarray, " examples"] = np.cumsum(lengths, dtype=np.int64)
         """Where each example's tokens end."""
-        own = lexicon.table(chain.from_iterable(one.texts for one in examples))
-        index = np.concatenate([np.arange(0), *map(np.arange, lengths)])
-        before = _moved(own, index, 1)
+        self._index = np.concatenate([np.arange(0), *map(np.arange, lengths)])
+        self._texts = [text for example in examples for text in example.texts]
+        own = lexicon.table(self._texts)
+        self._attributes: dict[str, Integer[np.ndarray, "tokens attributes"]] = {"is": own}
+
+    def attributes(self, relation: str) -> Integer[np.ndarray, "tokens attributes"]:
+        """The attributes of each token ("is"), or of what is around it (one of `RELATIONS`)."""
+        if relation not in self._attributes:
+            self._attributes[relation] = self._around(relation)
+        return self._attributes[relation]
+
+    def _around(self, relation: str) -> Integer[np.ndarray, "tokens attributes"]:
+        own = self._attributes["is"]
+        if relation == "after":
+            return self._earlier(own, 1)
+        if relation == "soon after":
+            return np.stack([self._earlier(own[:, WORD], by) for by in range(2, REACH + 1)], axis=1)
+        if relation == "after both":
+            first, second = (self._earlier(own[:, TOKEN], by).astype(np.int64) for by in (2, 1))
+            return np.where(first == NOTHING, NOTHING, (first + 1) * PAIR + second)[:, None]
         after = np.full_like(own, NOTHING)
-        after[:-1] = np.where(index[1:, None] == 0, NOTHING, own[1:])
-        first = _moved(own, index, 2)[:, TOKEN].astype(np.int64)
-        pairs = np.where(first == NOTHING, NOTHING, (first + 1) * PAIR + before[:, TOKEN])
-        earlier = [_moved(own[:, [WORD]], index, by) for by in range(2, REACH + 1)]
-        self.relations: dict[str, Integer[np.ndarray, "tokens attributes"]] = {
-            "is": own,
-            "after": before,
-            "after both": pairs[:, None],
-            "before": after,
-            "soon after": np.concatenate(earlier, axis=1),
-        }
-        """The attributes of each token, and of what is around it."""
+        after[:-1] = np.where(self._index[1:, None] == 0, NOTHING, own[1:])
+        return after
+
+    def _earlier(self, own: Integer[np.ndarray, " ..."], by: int) -> Integer[np.ndarray, " ..."]:
+        """What stands `by` tokens earlier in the same example; `NOTHING` before it."""
+        moved = np.full_like(own, NOTHING)
+        moved[by:] = own[:-by]
+        moved[self._index < by] = NOTHING
+        return moved
+
+    def spelling(self, word: int, small: str) -> str:
+        """A word in small letters as it is written here: in capitals if it always is."""
+        at = np.flatnonzero(self._attributes["is"][:, WORD] == word).tolist()
+        written = [self._texts[index].strip() for index in at]
+        return next((one for one in written if one.islower()), [*written, small][0])
 
     def activations(self) -> Float[np.ndarray, " tokens"]:
         """The feature's activation at each token."""
@@ -93,21 +113,11 @@ class TokenTable:
 
     def matches(self, rule: Rule) -> Bool[np.ndarray, " tokens"]:
         """Where a rule says that the feature fires."""
-        matches = np.ones(len(self.relations["is"]), bool)
+        matches = np.ones(len(self._index), bool)
         for relation, values in rule.conditions:
-            found = self.relations[relation]
+            found = self.attributes(relation)
             matches &= np.logical_or.reduce([(found == value).any(1) for value in values])
         return matches
-
-
-def _moved(
-    table: Integer[np.ndarray, "tokens attributes"], index: Integer[np.ndarray, " tokens"], by: int
-) -> Integer[np.ndarray, "tokens attributes"]:
-    """What stands `by` tokens earlier in the same example; `NOTHING` before it."""
-    moved = np.full_like(table, NOTHING)
-    moved[by:] = table[:-by]
-    moved[index < by] = NOTHING
-    return moved
 
 
 def best_rule(table: TokenTable) -> Rule:
@@ -155,9 +165,9 @@ def _candidates(
     silent: Float[np.ndarray, " tokens"],
 ) -> _Candidates:
     """The attributes that most of the firing mass shares, and lists of words that do together."""
-    attributes, there = table.lexicon.attributes, table.relations[relation]
+    attributes, there = table.lexicon.attributes, table.attributes(relation)
     firing = np.flatnonzero(weight)
-    values, at = np.unique(there[firing], return_inverse=True)
+    values, first, at = np.unique(there[firing], return_index=True, return_inverse=True)
     at = at.ravel()
     mass = np.bincount(at, np.repeat(weight[firing], there.shape[1]), len(values))
     # What stands in one example alone would be learnt by heart.
@@ -165,7 +175,8 @@ def _candidates(
     seen = np.zeros((len(values), len(table.ends)), bool)
     seen[at, np.repeat(example, there.shape[1])] = True
     shared = (values != NOTHING) & (seen.sum(1) >= min(2, seen.any(0).sum()))
-    kept = np.flatnonzero(shared)[np.argsort(-mass[shared], kind="stable")][:MOST_CANDIDATES]
+    # Ties go by what comes first, not by numbers, which other features' texts decide.
+    kept = np.flatnonzero(shared)[np.lexsort((first[shared], -mass[shared]))][:MOST_CANDIDATES]
     values = values[kept]
     found = _where(there, values)
     sorts = ["pair" if value >= PAIR else attributes[value].sort for value in values]
@@ -197,12 +208,12 @@ def _where(
     return found
 
 
-def text_of(rule: Rule, lexicon: Lexicon) -> str:
-    """A rule in words."""
+def text_of(rule: Rule, table: TokenTable) -> str:
+    """A rule in words, which are written as in the examples of a table."""
     if not rule.conditions:
         return "every token"
     said = {
-        relation: [_attribute(value, lexicon) for value in values]
+        relation: [_attribute(value, table) for value in values]
         for relation, values in rule.conditions
     }
     own = said.pop("is", [])
@@ -215,14 +226,13 @@ def text_of(rule: Rule, lexicon: Lexicon) -> str:
     return text
 
 
-def _attribute(value: int, lexicon: Lexicon) -> Attribute:
-    if value < PAIR:
-        attribute = lexicon.attributes[value]
-        if attribute.sort == "word":
-            return Attribute("word", lexicon.spelling.get(attribute.value, attribute.value))
-        return attribute
-    first, second = divmod(value, PAIR)
-    return Attribute("token", "".join(lexicon.attributes[i].value for i in (first - 1, second)))
+def _attribute(value: int, table: TokenTable) -> Attribute:
+    attributes = table.lexicon.attributes
+    if value >= PAIR:
+        first, second = divmod(value, PAIR)
+        return Attribute("token", attributes[first - 1].value + attributes[second].value)
+    sort, text = attributes[value]
+    return Attribute(sort, table.spelling(value, text) if sort == "word" else text)
 
 
 def _one_word(own: list[Attribute], others: list[Attribute], relation: str) -> str | None:

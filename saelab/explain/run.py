@@ -19,7 +19,6 @@ from saelab.features.label_content import TOO_WEAK, LabelContent, Score
 from saelab.features.labels import LabelBook
 from saelab.features.reader import FeatureStore, is_stale
 from saelab.features.schema import LABEL_FILE
-from saelab.formats.files import hash_of
 from saelab.formats.lock import writer_lock
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.progress import progress_bar
@@ -27,7 +26,7 @@ from saelab.progress import progress_bar
 from .answers import ANSWER_FILE, AnswerBook, Asker, Tally
 from .config import ExplainConfig, ModelOptions
 from .endpoint import Answerer, Endpoint
-from .evidence import Evidence, gather
+from .evidence import Evidence, gather, in_fixed_order
 from .judge import Judge
 from .local import EMBEDDED, LocalModel
 from .prompts import prompts_hash
@@ -186,11 +185,6 @@ def chosen_features(store: FeatureStore, config: ExplainConfig) -> list[int]:
     elif config.sample is not None:
         alive = in_fixed_order(alive, config.seed)[: config.sample]
     return sorted(alive)
-
-
-def in_fixed_order(features: Iterable[int], seed: int) -> list[int]:
-    """Features in an order that no other feature decides, so that more of them ask no more."""
-    return sorted(features, key=lambda feature: hash_of([seed, feature]))
 
 
 def judge_of(config: ExplainConfig, ask: Asker) -> Judge:

@@ -7,7 +7,7 @@ are those that a reader who takes its text at its word would get.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import islice
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -16,15 +16,15 @@ from saelab.features.label_content import LabelContent
 from saelab.features.reader import FeatureStore
 from saelab.features.records import Example
 
-from .evidence import Evidence, EvidenceSettings, gather
+from .evidence import Evidence, EvidenceSettings, gather, in_fixed_order
 from .rules import Condition, Rule, TokenTable, best_rule, text_of
 from .scores import judged
 from .words import TOKEN, Lexicon
 
 METHOD = "token-context"
 AUTHOR = "saelab"
-GROUP = 64
-"""Features explained together; one's control is the rule of another of its group."""
+MOST_OTHERS = 8
+"""Features after one whose rules are tried as its control, until one says something else."""
 
 
 class RuleJudge:
@@ -83,54 +83,52 @@ def explanations(
 ) -> Iterator[LabelContent]:
     """Explain and score features, in random order; those that never fire are left out.
 
+    What is said of a feature, its scores and its controls are the same whichever others are asked
+    for: its control is the rule of the feature after it in an order of all that fire.
+
     Args:
         store: an open feature store.
         features: which.
         settings: how many examples, and how wide.
         seed: of the evidence, the order and the controls.
     """
-    rng = np.random.default_rng([seed, len(features)])
-    order = iter(rng.permutation(np.asarray(features, np.int64)).tolist())
+    order = in_fixed_order(np.flatnonzero(store.table()["n_active"]).tolist(), seed)
     lexicon = Lexicon()
-    while some := list(islice(order, GROUP)):
-        gathered = [gather(store, feature, settings, seed) for feature in some]
-        gathered = [evidence for evidence in gathered if evidence.shown]
-        tables = [TokenTable(lexicon, one.shown + one.contrast) for one in gathered]
-        rules = [best_rule(table) for table in tables]
-        for index, evidence in enumerate(gathered):
-            others = rules[index + 1 :] + rules[:index]
-            yield _explanation(
-                lexicon,
-                evidence,
-                rules[index],
-                shuffled=next((other for other in others if other != rules[index]), None),
-                random=_any_token(tables[index - 1], rng),
-                seed=seed,
-            )
 
+    @lru_cache(maxsize=2 * MOST_OTHERS)
+    def ruled(feature: int) -> tuple[Evidence, TokenTable, Rule]:
+        evidence = gather(store, feature, settings, seed)
+        table = TokenTable(lexicon, evidence.shown + evidence.contrast)
+        return evidence, table, best_rule(table)
 
-def _explanation(
-    lexicon: Lexicon,
-    evidence: Evidence,
-    rule: Rule,
-    *,
-    shuffled: Rule | None,
-    random: Rule,
-    seed: int,
-) -> LabelContent:
-    judge = RuleJudge(TokenTable(lexicon, evidence.held_out + evidence.quiet))
-    scores = judged(judge, evidence, rule, shuffled=shuffled, random=random, seed=seed)
-    return LabelContent(
-        feature=evidence.feature,
-        text=text_of(rule, lexicon),
-        author=AUTHOR,
-        method=METHOD,
-        score=next((score.value for score in scores if score.name == "detection"), None),
-        scores=scores,
-    )
+    wanted = set(features)
+    for index, feature in enumerate(order):
+        if feature not in wanted:
+            continue
+        evidence, table, rule = ruled(feature)
+        others = (order + order)[index + 1 : index + min(len(order), 1 + MOST_OTHERS)]
+        shuffled = next((other for one in others if (other := ruled(one)[2]) != rule), None)
+        rng = np.random.default_rng([seed, feature, 2])
+        judge = RuleJudge(TokenTable(lexicon, evidence.held_out + evidence.quiet))
+        scores = judged(
+            judge,
+            evidence,
+            rule,
+            shuffled=shuffled,
+            random=_any_token(ruled(others[0])[1] if others else table, rng),
+            seed=seed,
+        )
+        yield LabelContent(
+            feature=feature,
+            text=text_of(rule, table),
+            author=AUTHOR,
+            method=METHOD,
+            score=next((score.value for score in scores if score.name == "detection"), None),
+            scores=scores,
+        )
 
 
 def _any_token(table: TokenTable, rng: np.random.Generator) -> Rule:
     """A rule that names a token of some text and explains nothing."""
-    tokens = table.relations["is"][:, TOKEN]
+    tokens = table.attributes("is")[:, TOKEN]
     return Rule((Condition("is", (int(rng.choice(tokens)),)),))

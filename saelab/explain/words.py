@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer
@@ -66,39 +66,38 @@ class Lexicon:
     """The attributes of every piece met so far, numbered."""
 
     def __init__(self) -> None:
-        self._piece_of: dict[str, int] = {}
-        self._rows: list[list[int]] = []
-        self._number_of: dict[Attribute, int] = {}
-        self.attributes: list[Attribute] = []
-        """Attributes by number."""
-        self.spelling: dict[str, str] = {}
-        """A word in small letters -> as it is written: in capitals if it always was."""
+        self._pieces = _Numbers()
+        self._numbers = _Numbers()
         self._table = np.zeros((0, WIDTH), np.int32)
 
-    def table(self, texts: Iterable[str]) -> Integer[np.ndarray, "pieces attributes"]:
+    @property
+    def attributes(self) -> list[Attribute]:
+        """Attributes by number."""
+        return self._numbers.all
+
+    def table(self, texts: Sequence[str]) -> Integer[np.ndarray, "pieces attributes"]:
         """The attributes of each piece: its token, its word, …; `NOTHING` where it has none."""
-        known = self._piece_of
-        pieces = [known[text] if text in known else self._learn(text) for text in texts]
-        if len(self._table) < len(self._rows):
-            fresh = np.array(self._rows[len(self._table) :], np.int32)
-            self._table = np.concatenate([self._table, fresh])
+        pieces = list(map(self._pieces.__getitem__, texts))
+        fresh = [
+            [NOTHING if one is None else self._numbers[one] for one in _attributes(text)]
+            for text in self._pieces.all[len(self._table) :]
+        ]
+        if fresh:
+            self._table = np.concatenate([self._table, np.array(fresh, np.int32)])
         return self._table[np.array(pieces, np.int64)]
 
-    def number(self, attribute: Attribute) -> int:
-        """The number of an attribute, a new one where it has none."""
-        number = self._number_of.setdefault(attribute, len(self.attributes))
-        if number == len(self.attributes):
-            self.attributes.append(attribute)
-        return number
 
-    def _learn(self, text: str) -> int:
-        row = [NOTHING if one is None else self.number(one) for one in _attributes(text)]
-        word = text.strip()
-        if self.spelling.setdefault(word.casefold(), word) != word and word.islower():
-            self.spelling[word] = word
-        self._piece_of[text] = len(self._rows)
-        self._rows.append(row)
-        return self._piece_of[text]
+class _Numbers(dict[Any, int]):
+    """A number for everything it is asked about."""
+
+    def __init__(self) -> None:
+        self.all: list[Any] = []
+        """By number."""
+
+    def __missing__(self, key: Any) -> int:
+        self[key] = len(self.all)
+        self.all.append(key)
+        return self[key]
 
 
 def _attributes(text: str) -> Iterator[Attribute | None]:
