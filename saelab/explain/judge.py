@@ -1,6 +1,7 @@
 """A language model as explainer and judge: questions asked, answers read.
 
-An answer that is not in the form asked for is counted and judged as None, never guessed.
+An answer that is not in the form asked for is counted and judged as None, never guessed. Only an
+explanation may be a bare sentence: what it is worth is measured in any case.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _REFUSAL = re.compile(
     r"as an ai\b)",
     re.IGNORECASE,
 )
+_LIST_MARK = re.compile(r"\s*(?:[-*•]|\d+[.)]|\**explanation\**:)\s*", re.IGNORECASE)
 _YES_OR_NO = {1: True, 0: False, "yes": True, "no": False, "true": True, "false": False}
 
 
@@ -118,10 +120,14 @@ class Judge:
 
 
 def read_explanation(text: str) -> str | None:
-    """The explanation in an answer: from its JSON, or an answer that is one plain line itself."""
+    """The explanation in an answer: from its JSON, or else the first sentence that it says."""
     found = _field(text, "explanation")
-    if found is None and "{" not in text and "\n" not in text:
-        found = text.removeprefix("Explanation:")
+    if found is None and "{" not in text:
+        lines = [line for line in map(str.strip, text.splitlines()) if line]
+        # "Here is what I found:" announces one, and a word alone among lines is none.
+        said = (line for line in lines if line[-1] != ":" and (" " in line or len(lines) == 1))
+        sentence, *_ = re.split(r"(?<=[.!?])\s", _LIST_MARK.sub("", next(said, ""), count=1))
+        found = sentence.removesuffix(".")
     if not isinstance(found, str) or _REFUSAL.match(found):
         return None
     found = " ".join(found.split()).strip('"')

@@ -1,11 +1,13 @@
 """A language model on this machine that answers questions, through saelab's own forward pass.
 
-One question at a time and without structured outputs: made for models that fit, not for speed. A
-server such as llama.cpp's or vLLM's on the same machine is many times faster.
+One question at a time: made for models that fit, not for speed. A server such as llama.cpp's or
+vLLM's on the same machine is many times faster. Its answer is begun for it, and ends where the
+one field that every question asks for does, so that small models answer in the form asked for.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 
 from saelab.errors import ModelError, first_line
@@ -54,6 +56,9 @@ class LocalModel:
         import torch
 
         model = self._model
+        ((name, form),) = question.schema["properties"].items()
+        opening, ends = ('"', '["\n]') if form["type"] == "string" else ("[", "[]]")
+        begun = f'{{"{name}": {opening}'
         try:
             rendered = model.tokenizer.apply_chat_template(
                 question.messages(), tokenize=False, add_generation_prompt=True
@@ -62,21 +67,31 @@ class LocalModel:
             raise ModelError(
                 f"the chat template of {model.name} refuses a question ({first_line(error)})"
             ) from error
-        (ids,) = model.tokenize([rendered], control_tokens=True)
+        (ids,) = model.tokenize([rendered + begun], control_tokens=True)
         room = model.max_context - len(ids)
         if room < 1:
             raise ModelError(
                 f"a question of {len(ids)} tokens does not fit the {model.max_context} of "
                 f"{model.name}: lower --n-shown, --window or --windows-per-question"
             )
+        written: list[int] = []
+        ended = None
         with self._lock:
-            steps = model.generate(
+            for step in model.generate(
                 torch.tensor(ids),
                 "blocks.0.hook_resid_post",
                 lambda x, tokens, first: x,  # noqa: ARG005 - nothing is edited
                 n_versions=1,
                 n_tokens=min(question.max_tokens, room),
                 temperature=0,
-            )
-            written = [int(step.tokens[0]) for step in steps if not bool(step.finished[0])]
-        return Answer(model.text_of(written), len(ids), len(written))
+            ):
+                if bool(step.finished[0]):
+                    break
+                written.append(int(step.tokens[0]))
+                if ended := re.search(ends, model.text_of(written)):
+                    break
+        text = begun + model.text_of(written)[: ended.start() if ended else None]
+        # A sentence is whole wherever it ends; a list that is not is left as it is: unreadable.
+        if ended or opening == '"':
+            text += '"}' if opening == '"' else "]}"
+        return Answer(text, len(ids), len(written))

@@ -1,6 +1,7 @@
 """Explaining by a language model: planted features, kills, refusals, costs, and bad input."""
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from saelab.explain.config import ExplainConfig, ModelOptions
 from saelab.explain.cost import estimated_cost
 from saelab.explain.endpoint import Endpoint, EndpointError, Question
 from saelab.explain.intervention import SteeredTexts
+from saelab.explain.judge import read_choice, read_explanation, read_verdicts
 from saelab.explain.local import LocalModel
 from saelab.explain.run import METHOD, answering, explain_dictionary
 from saelab.features.labels import LabelBook
@@ -193,6 +195,27 @@ def test_answers_in_no_readable_form_are_counted_and_never_guessed(toy_folder):
 
 
 @pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ('Sure! {"explanation": "forms of address"}', "forms of address"),
+        ("forms of address", "forms of address"),
+        ("Explanation: forms of address.", "forms of address"),
+        ("Here it is:\n\n1. Forms of address, as Sir. They are polite.\n2. Names.",
+         "Forms of address, as Sir"),
+        ("**Explanation:** words of kings\nI hope this helps!", "words of kings"),
+        ('{"explanation": "forms of', None),
+        ("I'm sorry, I cannot tell.\nAsk again.", None),
+        ("yes\nno", None),
+        ("word " * 61, None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_an_explanation_may_be_a_bare_sentence(answer, expected):
+    assert read_explanation(answer) == expected
+    assert read_verdicts(answer, 1) is None and read_choice(answer) is None
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--method", "language-model"], "no language model to ask: give --endpoint"),
@@ -270,7 +293,8 @@ def test_the_command_shows_scores_beside_controls(toy_folder, capsys, monkeypatc
 
 
 def test_a_model_on_this_machine_answers_through_its_chat_template(tiny_model_folder, tmp_path):
-    question = Question("say something", "king", {"type": "object"}, 8)
+    text, answers = ({"type": "string"}, {"type": "array"})
+    question = Question("say something", "king", {"properties": {"explanation": text}}, 8)
     with pytest.raises(ModelError, match="no chat template"):
         LocalModel(str(tiny_model_folder), dtype="float32", device="cpu")
     folder = Path(shutil.copytree(tiny_model_folder, tmp_path / "chat"))
@@ -280,6 +304,9 @@ def test_a_model_on_this_machine_answers_through_its_chat_template(tiny_model_fo
     model = LocalModel(str(folder), dtype="float32", device="cpu")
     first, second = model.ask(question), model.ask(question)
     assert first == second and first.completion_tokens <= 8
+    assert read_explanation(first.text) == json.loads(first.text)["explanation"] != ""
+    some = model.ask(replace(question, schema={"properties": {"answers": answers}}))
+    assert some.text.startswith('{"answers": [') and read_verdicts(some.text, 2) is None
     with pytest.raises(ModelError, match="does not fit the 128"):
         model.ask(replace(question, user="river " * 200))
 
