@@ -12,7 +12,6 @@ from .evidence import gather, in_fixed_order
 from .run import (
     BEGINNINGS,
     EXPLAINS_NOTHING,
-    boosts,
     chosen_features,
     judge_of,
     opened,
@@ -58,7 +57,7 @@ def estimated_cost(folder: Path, config: ExplainConfig, model: Answerer) -> Cost
                 evidence = gather(store, feature, config.evidence, config.seed)
                 text = judge.explain(evidence.shown, evidence.contrast) or EXPLAINS_NOTHING
                 judged(judge, evidence, text, shuffled=None, random=None, names=names)
-                if names and boosts(config):
+                if "intervention" in names:
                     pair = (evidence.shown[0], evidence.shown[0])
                     judge.which_was_steered(text, [pair] * 2 * len(BEGINNINGS))
             tallies.append(ask.tally)

@@ -6,7 +6,6 @@ Servers differ in what they accept: a parameter that one refuses by name is left
 
 from __future__ import annotations
 
-import email.utils
 import json
 import logging
 import os
@@ -86,16 +85,7 @@ class Answerer(Protocol):
 
 
 class Endpoint:
-    """An OpenAI-compatible server; safe to share between threads.
-
-    Args:
-        url: base address, as in "http://localhost:8080/v1".
-        model: its name there; None: the only one that the server lists.
-        key_variable: environment variable that holds the key; none is sent where it is unset.
-        concurrency: questions at once.
-        requests_per_minute: at most; None: no limit but the server's own.
-        time_limit: seconds for one answer.
-        retries: tries after the first, of a question that failed for a reason that may pass.
+    """An OpenAI-compatible server; safe to share between threads. For arguments see `ModelOptions`.
 
     Raises:
         ConfigError: an address that is none, or a key that cannot be sent.
@@ -314,16 +304,14 @@ def checked_url(url: str) -> str:
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         raise ConfigError("endpoint: the address cannot be read, such as its port") from None
+    problem = None if usable else f"{shown(url)} is no http address"
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ConfigError(
-            "endpoint: the address holds more than scheme, host, port and path; a key comes from "
-            "the environment alone (--key-variable)"
+        problem = (
+            "the address holds more than scheme, host, port and path; a key comes from the "
+            "environment alone (--key-variable)"
         )
-    if not usable:
-        raise ConfigError(
-            f"endpoint: {shown(url)} is no http address: expected one such as "
-            "http://localhost:8080/v1"
-        )
+    if problem:
+        raise ConfigError(f"endpoint: {problem}: expected one such as http://localhost:8080/v1")
     return url.rstrip("/")
 
 
@@ -364,14 +352,8 @@ def _answer(body: str) -> Answer | None:
 
 
 def _seconds(header: str | None) -> float | None:
-    """What a Retry-After header asks for: seconds, or a date."""
-    if header is None:
-        return None
+    """The seconds that a Retry-After header asks for; a date, which hosts do not send, is none."""
     try:
-        return max(0.0, float(header))
+        return None if header is None else max(0.0, float(header))
     except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, TypeError):
         return None

@@ -94,7 +94,12 @@ def _read_neuronpedia(source: Path, content_hash: str, layer: int | None) -> Ite
             where = f"{file}, entry {number}"
             if not isinstance(row, dict) or not {"index", "description"} <= set(row):
                 raise ArtifactError(f"{where}: expected index and description, as Neuronpedia's")
-            _require_same_layer(layer, _layer_of(str(row.get("layer"))), where)
+            theirs = _layer_of(str(row.get("layer")))
+            if None not in (layer, theirs) and layer != theirs:
+                raise ArtifactError(
+                    f"{where}: it explains a dictionary of layer {theirs}, and this one is of "
+                    f"layer {layer}"
+                )
             yield _from_neuronpedia(row, content_hash, where)
 
 
@@ -214,10 +219,3 @@ def export_delphi(folder: Path, out: Path) -> int:
 def _layer_of(name: str) -> int | None:
     match = _LAYER.search(name)
     return None if match is None else int(match[1] or match[2])
-
-
-def _require_same_layer(ours: int | None, theirs: int | None, where: str) -> None:
-    if None not in (ours, theirs) and ours != theirs:
-        raise ArtifactError(
-            f"{where}: it explains a dictionary of layer {theirs}, and this one is of layer {ours}"
-        )

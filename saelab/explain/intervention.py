@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool
 
 from saelab.dictionary import SavedDictionary
 from saelab.features.label_content import Score
@@ -138,30 +137,21 @@ def intervention(
         shuffled: another feature's explanation.
         seed: decides which text of a pair comes first.
     """
-    first = np.random.default_rng([seed, len(written)]).random(len(written)) < 0.5
+    in_place = (np.random.default_rng([seed, len(written)]).random(len(written)) < 0.5).tolist()
+
+    def right(text: Text, pairs: Sequence[tuple[Example, Example]]) -> Measured:
+        """How often the first of each pair was chosen, whichever place it was shown in."""
+        shown = [(a, b) if keep else (b, a) for (a, b), keep in zip(pairs, in_place, strict=True)]
+        chosen = zip(choose(text, shown), in_place, strict=True)
+        return share_right(
+            [None if one is None else float(1 - one if keep else one) for one, keep in chosen]
+        )
+
     pairs = [(one.boosted, one.elsewhere) for one in written]
-    controls = [(one.elsewhere, one.plain) for one in written]
     return score_of(
         "intervention",
         [True] * len(written),
-        _right(choose, own, pairs, first),
-        shuffled=None if shuffled is None else _right(choose, shuffled, pairs, first),
-        random=_right(choose, own, controls, first),
-    )
-
-
-def _right(
-    choose: Callable[[Text, Sequence[tuple[Example, Example]]], Choices],
-    text: Text,
-    pairs: Sequence[tuple[Example, Example]],
-    first: Bool[np.ndarray, " pairs"],
-) -> Measured:
-    """How often the first of each pair was chosen, whichever place it was shown in."""
-    shown = [(a, b) if keep else (b, a) for (a, b), keep in zip(pairs, first, strict=True)]
-    chosen = choose(text, shown)
-    return share_right(
-        [
-            None if one is None else float(1 - one if keep else one)
-            for one, keep in zip(chosen, first, strict=True)
-        ]
+        right(own, pairs),
+        shuffled=None if shuffled is None else right(shuffled, pairs),
+        random=right(own, [(one.elsewhere, one.plain) for one in written]),
     )

@@ -100,21 +100,18 @@ class Encoder:
         return np.array(rows, np.float32).reshape(len(texts), self.width)
 
 
-def encoder(folder: Path | None = None) -> Encoder:
-    """The sentence encoder of a folder, loaded once; this loads torch.
+def encoder() -> Encoder:
+    """The sentence encoder that `SAELAB_SENTENCE_ENCODER` names, else the embedded one.
 
-    Args:
-        folder: None: the one that `SAELAB_SENTENCE_ENCODER` names, else the embedded one.
+    It is loaded once; this loads torch.
 
     Raises:
         ModelError: there is none.
     """
-    named = folder or os.environ.get(ENCODER_VARIABLE)
-    if named:
-        return _loaded(Path(named))
     if problem := missing_encoder():
         raise ModelError(problem)
-    return _loaded(Path(importlib.import_module(EMBEDDED).get_model_path()))
+    named = os.environ.get(ENCODER_VARIABLE)
+    return _loaded(Path(named or importlib.import_module(EMBEDDED).get_model_path()))
 
 
 @lru_cache(maxsize=2)
@@ -132,9 +129,9 @@ def missing_encoder() -> str | None:
     )
 
 
-def embed(texts: Sequence[str], folder: Path | None = None) -> Float[np.ndarray, "texts width"]:
+def embed(texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
     """Unit vectors of texts; see `encoder` and `Encoder.embed`."""
-    return encoder(folder).embed(texts)
+    return encoder().embed(texts)
 
 
 def likeness_of_explanations(

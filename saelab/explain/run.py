@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from .judge import Judge
 from .local import EMBEDDED, LocalModel
 from .prompts import prompts_hash
 from .scores import judged, ranking, score_of
-from .token_context import AUTHOR, explanations
+from .token_context import explanation_of, explanations
 
 if TYPE_CHECKING:
     from .intervention import Steering
@@ -141,9 +142,12 @@ def explain_dictionary(
         with stop_on_signals() as stop, AnswerBook(folder / ANSWER_FILE) as answers:
             ask = Asker(model, answers, stop)
             texts, without = _texts(store, config, features, ask, model.concurrency, stop)
-            steering = _steering(folder, store, config) if boosts(config) else None
-            work = _Scoring(store, config, ask, texts, _controls(config, texts), steering)
-            results = _in_parallel(work, list(texts), model.concurrency, stop)
+            boosts = "intervention" in config.scores
+            steering = _steering(folder, store, config) if boosts else None
+            about = (store, config, ask, texts, _controls(config, texts), steering)
+            results = _in_parallel(
+                partial(_explained, *about), list(texts), model.concurrency, stop
+            )
             written = _written(results, book, len(texts), "scoring")
             return Summary(len(features), tuple(written), without, ask.tally)
 
@@ -251,11 +255,6 @@ def _controls(config: ExplainConfig, texts: dict[int, str]) -> dict[int, str | N
     }
 
 
-def boosts(config: ExplainConfig) -> bool:
-    """Whether texts are written with features boosted."""
-    return "intervention" in config.scores
-
-
 def _steering(folder: Path, store: FeatureStore, config: ExplainConfig) -> Steering:
     """What writes texts with features boosted: the dictionary and the model it was trained on."""
     from saelab.cache.config import DataOverrides
@@ -270,60 +269,56 @@ def _steering(folder: Path, store: FeatureStore, config: ExplainConfig) -> Steer
     return Steering(model, saved, store.vocabulary, config.seed)
 
 
-@dataclass(frozen=True)
-class _Scoring:
-    """Makes scored explanations of texts, feature by feature."""
+def _explained(
+    store: FeatureStore,
+    config: ExplainConfig,
+    ask: Asker,
+    texts: dict[int, str],
+    controls: dict[int, str | None],
+    steering: Steering | None,
+    feature: int,
+) -> LabelContent:
+    """The explanation of a feature with its scores, ready to be written.
 
-    store: FeatureStore
-    config: ExplainConfig
-    ask: Asker
-    texts: dict[int, str]
-    controls: dict[int, str | None]
-    """Another feature's text, for features whose controls are measured."""
-    steering: Any
-    """A `Steering`, whose module loads torch; None where nothing is boosted."""
-
-    def __call__(self, feature: int) -> LabelContent:
-        """The explanation of a feature, ready to be written."""
-        scores, config = self._scores(feature), self.config
-        return LabelContent(
-            feature=feature,
-            text=self.texts[feature],
-            author=AUTHOR,
-            method=TOO_WEAK if self.ask.model == EMBEDDED else METHOD,
-            model=self.ask.model[-100:],
-            prompt_hash=prompts_hash(to_plain(config.evidence), config.seed),
-            score=next((score.value for score in scores if score.name == "detection"), None),
-            scores=scores,
+    Args:
+        store, config, ask: as in `explain_dictionary`.
+        texts: the explanation of every feature.
+        controls: another feature's, for features whose controls are measured.
+        steering: None where nothing is boosted.
+        feature: which.
+    """
+    evidence = gather(store, feature, config.evidence, config.seed)
+    own, shuffled = texts[feature], controls.get(feature)
+    nothing = EXPLAINS_NOTHING if feature in controls else None
+    judge = judge_of(config, ask)
+    scores: list[Score | None] = [
+        *judged(
+            judge,
+            evidence,
+            own,
+            shuffled=shuffled,
+            random=nothing,
+            names=config.scores,
+            seed=config.seed,
         )
+    ]
+    if "embedding" in config.scores and evidence.held_out:
+        scores.append(_embedding_score(evidence, own, shuffled, nothing))
+    if steering is not None:
+        from .intervention import intervention
 
-    def _scores(self, feature: int) -> tuple[Score, ...]:
-        config, own = self.config, self.texts[feature]
-        evidence = gather(self.store, feature, config.evidence, config.seed)
-        shuffled = self.controls.get(feature)
-        nothing = EXPLAINS_NOTHING if feature in self.controls else None
-        judge = judge_of(config, self.ask)
-        scores: list[Score | None] = [
-            *judged(
-                judge,
-                evidence,
-                own,
-                shuffled=shuffled,
-                random=nothing,
-                names=config.scores,
-                seed=config.seed,
-            )
-        ]
-        if "embedding" in config.scores and evidence.held_out:
-            scores.append(_embedding_score(evidence, own, shuffled, nothing))
-        if self.steering is not None:
-            from .intervention import intervention
-
-            maximum = float(self.store.table()["max_act"][feature])
-            with _ONE_AT_A_TIME:
-                written = self.steering.texts(feature, maximum, BEGINNINGS)
-            scores.append(intervention(judge.which_was_steered, written, own, shuffled=shuffled))
-        return tuple(score for score in scores if score is not None)
+        maximum = float(store.table()["max_act"][feature])
+        with _ONE_AT_A_TIME:
+            written = steering.texts(feature, maximum, BEGINNINGS)
+        scores.append(intervention(judge.which_was_steered, written, own, shuffled=shuffled))
+    return explanation_of(
+        feature,
+        own,
+        tuple(score for score in scores if score is not None),
+        method=TOO_WEAK if ask.model == EMBEDDED else METHOD,
+        model=ask.model[-100:],
+        prompt_hash=prompts_hash(to_plain(config.evidence), config.seed),
+    )
 
 
 def _embedding_score(
@@ -334,18 +329,13 @@ def _embedding_score(
 
     windows = evidence.held_out + evidence.quiet
     fires = [True] * len(evidence.held_out) + [False] * len(evidence.quiet)
-    texts = [own, shuffled or "", random or "", *("".join(window.texts) for window in windows)]
+    said = (own, shuffled, random)
     with _ONE_AT_A_TIME:
-        vectors = embed(texts)
-    said, rows = vectors[:3], vectors[3:]
-    first, second, third = (ranking(fires, (rows @ one).tolist()) for one in said)
-    return score_of(
-        "embedding",
-        fires,
-        first,
-        shuffled=None if shuffled is None else second,
-        random=None if random is None else third,
-    )
+        vectors = embed([*(text or "" for text in said), *("".join(w.texts) for w in windows)])
+    cosines = vectors[3:] @ vectors[:3].T
+    value, *controls = (ranking(fires, column) for column in cosines.T.tolist())
+    first, second = (one if text else None for one, text in zip(controls, said[1:], strict=True))
+    return score_of("embedding", fires, value, shuffled=first, random=second)
 
 
 def _written(

@@ -6,7 +6,7 @@ drawn for a resample. Firing and silent examples are drawn apart, so that none l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, TypeVar, runtime_checkable
@@ -19,6 +19,8 @@ from saelab.features.records import Example
 
 from .evidence import Evidence, marked_windows
 
+JUDGED = ("detection", "fuzzing", "simulation")
+"""What a judge is asked for."""
 N_RESAMPLES = 1000
 ENDS = (0.025, 0.975)
 """Quantiles of the resamples that are an interval's ends."""
@@ -156,7 +158,7 @@ def judged(
     *,
     shuffled: Text | None,
     random: Text | None,
-    names: Collection[str] = ("detection", "fuzzing", "simulation"),
+    names: Collection[str] = JUDGED,
     seed: int = 0,
 ) -> tuple[Score, ...]:
     """Have an explanation and its controls judged on the same held-out examples.
@@ -174,38 +176,30 @@ def judged(
     windows = evidence.held_out + evidence.quiet
     fires = [True] * len(evidence.held_out) + [False] * len(evidence.quiet)
     marked = marked_windows(evidence, seed)
-
     true = [window.activations[window.counted] for window in windows]
 
-    def simulation(text: Text) -> Measured:
-        guesses = judge.simulate(text, windows)
+    def measured(name: str, text: Text) -> Measured:
+        if name == "detection":
+            return balanced_accuracy(fires, judge.detect(text, windows))
+        if name == "fuzzing":
+            return balanced_accuracy(fires, judge.fuzz(text, marked))
+        guesses = zip(judge.simulate(text, windows), windows, strict=True)
         return correlation(
-            true,
-            [
-                None if guess is None else guess[window.counted]
-                for guess, window in zip(guesses, windows, strict=True)
-            ],
+            true, [None if guess is None else guess[window.counted] for guess, window in guesses]
         )
 
-    measures: Mapping[str, Callable[[Text], Measured]] = {
-        "detection": lambda text: balanced_accuracy(fires, judge.detect(text, windows)),
-        "fuzzing": lambda text: balanced_accuracy(fires, judge.fuzz(text, marked)),
-        "simulation": simulation,
-    }
-    scores = []
-    for name, measure in measures.items() if evidence.held_out else ():
-        if name not in names:
-            continue
-        score = score_of(
+    scores = [
+        score_of(
             name,
             fires,
-            measure(own),
-            shuffled=None if shuffled is None else measure(shuffled),
-            random=None if random is None else measure(random),
+            measured(name, own),
+            shuffled=None if shuffled is None else measured(name, shuffled),
+            random=None if random is None else measured(name, random),
         )
-        if score is not None:
-            scores.append(score)
-    return tuple(scores)
+        for name in JUDGED
+        if name in names and evidence.held_out
+    ]
+    return tuple(score for score in scores if score is not None)
 
 
 _ROUNDING = 1e-12

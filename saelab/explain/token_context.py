@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saelab.features.label_content import LabelContent
+from saelab.features.label_content import LabelContent, Score
 from saelab.features.reader import FeatureStore
 from saelab.features.records import Example
 
@@ -118,14 +118,17 @@ def explanations(
             random=_any_token(ruled(others[0])[1] if others else table, rng),
             seed=seed,
         )
-        yield LabelContent(
-            feature=feature,
-            text=text_of(rule, table),
-            author=AUTHOR,
-            method=METHOD,
-            score=next((score.value for score in scores if score.name == "detection"), None),
-            scores=scores,
-        )
+        yield explanation_of(feature, text_of(rule, table), scores, method=METHOD)
+
+
+def explanation_of(
+    feature: int, text: str, scores: tuple[Score, ...], **origin: str
+) -> LabelContent:
+    """What goes into a label file; `origin` is method, model and prompt hash."""
+    detection = next((score.value for score in scores if score.name == "detection"), None)
+    return LabelContent(
+        feature=feature, text=text, author=AUTHOR, score=detection, scores=scores, **origin
+    )
 
 
 def _any_token(table: TokenTable, rng: np.random.Generator) -> Rule:
