@@ -192,7 +192,8 @@ def _delphi_answer(row: Any, file: Path) -> bool | None:
 def export_delphi(folder: Path, out: Path) -> int:
     """Write the explanation of each feature as delphi does, and return how many there are.
 
-    delphi's score files list judged examples, which a label file does not hold: none are written.
+    delphi's score files list judged examples, which it sums itself and a label file does not hold:
+    none are written.
 
     Args:
         folder: the dictionary's, with its `features.sqlite`.

@@ -259,6 +259,37 @@ def test_models_and_servers_that_refuse_are_one_line(
     assert len(server.requests) < 20
 
 
+@pytest.mark.parametrize("damage", [b"no database", "cut", "score", "a view"])
+def test_a_damaged_label_file_is_one_line_and_stays_as_it_is(toy_folder, capsys, damage):
+    """What people wrote by other means is read as it stands; what cannot be is never replaced."""
+    path = toy_folder / "feature_labels.sqlite"
+    book = LabelBook(path, "d" * 64, D_SAE)
+    for feature in range(D_SAE):
+        book.add(feature, f"written by hand {feature} times", author="Ada")
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("UPDATE label SET text = 'put right' WHERE feature = 3")
+    assert [label.text for label in book.of(3)] == ["put right"]
+    with connection:
+        if damage == "score":
+            connection.execute("UPDATE label SET scores = '[{\"name\": 1}]'")
+        if damage == "a view":
+            connection.execute("CREATE VIEW other AS SELECT * FROM label")
+    connection.close()
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-5000])
+    elif isinstance(damage, bytes):
+        path.write_bytes(damage)
+    before = path.read_bytes()
+    words = ["--features", str(KINGS)]
+    if damage == "score":  # is met where it is read
+        words = ["--write", str(toy_folder / "out")]
+    assert main(["explain", str(toy_folder), *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert str(path) in error and "\n" not in error
+    assert path.read_bytes() == before
+
+
 def test_a_store_of_another_dictionary_or_none(toy_folder, capsys):
     saved = toy_folder / "saelab.json"
     saved.write_text(saved.read_text().replace("e" * 64, "f" * 64))
