@@ -32,7 +32,7 @@ _REFUSAL = re.compile(
     r"as an ai\b)",
     re.IGNORECASE,
 )
-_LIST_MARK = re.compile(r"\s*(?:[-*•]|\d+[.)]|\**explanation\**:)\s*", re.IGNORECASE)
+_LIST_MARK = re.compile(r"^(?:\**explanation\**:\**|[-*•]\s|\d+[.)]\s)\s*", re.IGNORECASE)
 _YES_OR_NO = {1: True, 0: False, "yes": True, "no": False, "true": True, "false": False}
 
 
@@ -126,7 +126,7 @@ def read_explanation(text: str) -> str | None:
         lines = [line for line in map(str.strip, text.splitlines()) if line]
         # "Here is what I found:" announces one, and a word alone among lines is none.
         said = (line for line in lines if line[-1] != ":" and (" " in line or len(lines) == 1))
-        sentence, *_ = re.split(r"(?<=[.!?])\s", _LIST_MARK.sub("", next(said, ""), count=1))
+        sentence, *_ = re.split(r"(?<=[.!?])\s", _LIST_MARK.sub("", next(said, "")))
         found = sentence.removesuffix(".")
     if not isinstance(found, str) or _REFUSAL.match(found):
         return None

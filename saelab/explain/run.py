@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -84,8 +84,7 @@ class Summary:
         return [score for score in scores if score is not None]
 
 
-@contextmanager
-def answering(options: ModelOptions) -> Iterator[Answerer]:
+def answering(options: ModelOptions) -> AbstractContextManager[Answerer]:
     """The language model that is asked: an endpoint, or a model run here.
 
     Raises:
@@ -94,9 +93,10 @@ def answering(options: ModelOptions) -> Iterator[Answerer]:
     """
     if options.endpoint is None:
         assert options.model is not None
-        yield LocalModel(options.model, dtype=options.model_dtype, device=options.device)
-        return
-    with Endpoint(
+        return nullcontext(
+            LocalModel(options.model, dtype=options.model_dtype, device=options.device)
+        )
+    return Endpoint(
         options.endpoint,
         options.model,
         key_variable=options.key_variable,
@@ -104,8 +104,7 @@ def answering(options: ModelOptions) -> Iterator[Answerer]:
         requests_per_minute=options.requests_per_minute,
         time_limit=options.time_limit,
         retries=options.retries,
-    ) as endpoint:
-        yield endpoint
+    )
 
 
 def explain_dictionary(
