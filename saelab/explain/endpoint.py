@@ -114,6 +114,7 @@ class Endpoint:
         self._lock = threading.Lock()
         self._next_slot = 0.0
         self._refused_parameters: set[str] = set()
+        self._takes_json_schema = True
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx.Client(
             headers=headers,
@@ -198,8 +199,11 @@ class Endpoint:
 
     def _parameters(self, question: Question) -> dict[str, Any]:
         schema = {"name": "answer", "strict": True, "schema": question.schema}
+        form = {"type": "json_schema", "json_schema": schema}
+        if not self._takes_json_schema:  # as llama-cpp-python's server wants it
+            form = {"type": "json_object", "schema": question.schema}
         optional = {
-            "response_format": {"type": "json_schema", "json_schema": schema},
+            "response_format": form,
             "temperature": 0,
             "seed": 0,
             "max_tokens": question.max_tokens,
@@ -212,8 +216,11 @@ class Endpoint:
         return parameters
 
     def _give_up_a_parameter(self, sent: dict[str, Any], body: str) -> bool:
-        """Whether something that the server refuses can be left out: what it names, or else the
-        schema."""
+        """Whether what the server refuses can be said otherwise, or left out: what it names, or
+        else the schema."""
+        if "json_object" in body and '"json_schema"' in json.dumps(sent.get("response_format")):
+            self._takes_json_schema = False
+            return True
         left = [name for name in OPTIONAL if name in sent]
         named = [name for name in left if name in body]
         if "response_format" in left and re.search("json_schema|grammar|guided|structured", body):

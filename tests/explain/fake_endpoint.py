@@ -134,7 +134,11 @@ class FakeEndpoint:
         self.note("asked", question)
         try:
             unknown = next((name for name in self.refuses if name in request), None)
-            if unknown is not None:
+            form = request.get("response_format", {}).get("type")
+            if "json_schema" in self.refuses and form == "json_schema":
+                said = "Input should be 'text' or 'json_object'"  # as llama-cpp-python's
+                handler.reply(422, {"detail": [{"loc": ["response_format"], "msg": said}]})
+            elif unknown is not None:
                 message = f"Unsupported parameter: '{unknown}'"
                 handler.reply(400, {"error": {"message": message}})
             elif failure is not None and isinstance(failure[0], int):

@@ -112,6 +112,18 @@ def test_it_goes_on_without_what_a_server_does_not_take(refuses, left):
     assert len(server.requests) == 2 * (len(refuses) + 1)
 
 
+def test_the_schema_is_sent_in_the_form_that_the_server_takes():
+    with (
+        FakeEndpoint(refuses=("json_schema",)) as server,
+        Endpoint(server.url, None) as client,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        list(pool.map(client.ask, [QUESTION] * 8))
+    last = server.requests[-1]["response_format"]
+    assert last == {"type": "json_object", "schema": {"type": "object"}}
+    assert 9 <= len(server.requests) <= 12
+
+
 def test_a_key_goes_to_the_server_alone(monkeypatch, caplog):
     monkeypatch.setenv("MY_KEY", KEY)
     caplog.set_level("DEBUG", "saelab")
