@@ -155,7 +155,11 @@ class Endpoint:
                 problem = "an answer that is not JSON of a chat completion"
             elif status == 400 and "content_filter" in body:
                 return Answer("", 0, 0, refused=True)
-            elif status in (400, 422, 501) and self._give_up_a_parameter(parameters, body):
+            elif (
+                status is not None  # llama-cpp-python's server says it with 500
+                and (status in (400, 422, 501) or "response_format" in body)
+                and self._give_up_a_parameter(parameters, body)
+            ):
                 continue
             elif status is None or status in TRANSIENT or status >= 500:
                 problem = self._words(status, body)

@@ -136,8 +136,10 @@ class FakeEndpoint:
             unknown = next((name for name in self.refuses if name in request), None)
             form = request.get("response_format", {}).get("type")
             if "json_schema" in self.refuses and form == "json_schema":
-                said = "Input should be 'text' or 'json_object'"  # as llama-cpp-python's
-                handler.reply(422, {"detail": [{"loc": ["response_format"], "msg": said}]})
+                said = (
+                    "'response_format', 'type'), 'msg': \"Input should be 'text' or 'json_object'\""
+                )
+                handler.reply(500, {"error": {"message": said}})  # as llama-cpp-python's
             elif unknown is not None:
                 message = f"Unsupported parameter: '{unknown}'"
                 handler.reply(400, {"error": {"message": message}})
