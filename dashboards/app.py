@@ -34,6 +34,20 @@ STYLE = (
     "@media (prefers-reduced-motion:reduce){*{animation:none!important;transition:none!important}}"
 )
 
+FOLLOW_LINKS = """<script>
+if (!window.saelabLinks) {
+  window.saelabLinks = true;
+  document.addEventListener("click", event => {
+    const link = event.target.closest("[data-testid=stHtml] a[href]");
+    const other = event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey;
+    if (!link || other || new URL(link.href).origin !== location.origin) return;
+    event.preventDefault();
+    history.pushState({}, "", link.href);
+    dispatchEvent(new PopStateEvent("popstate"));
+  });
+}
+</script>"""
+"""Links in HTML stay in the session, as Streamlit's do: loading a page again takes seconds."""
 
 PAGES = {
     "home": ("Home", ":material/home:"),
@@ -58,6 +72,7 @@ def run_app() -> None:
     ]
     page = st.navigation(pages, position="hidden")
     st.html(f"<style>{STYLE}</style>")
+    st.html(FOLLOW_LINKS, unsafe_allow_javascript=True)
     url_state.begin(page.title.lower())
     problem = address_problem()
     with st.sidebar:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Thread
-from typing import Any, NoReturn
+from typing import NoReturn
 from urllib.parse import urlencode
 
 import streamlit as st
@@ -213,27 +213,9 @@ def feature_link(
     )
 
 
-def show_features(
-    columns: dict[str, list[Any]], entry: DictionaryEntry, key: str, alt: str, **options: Any
-) -> None:
-    """A table with a feature in each row; choosing a row opens the feature.
-
-    Args:
-        columns: by title; "feature" holds the features.
-    """
-    event: Any = st.dataframe(
-        columns,
-        hide_index=True,
-        key=key,
-        on_select="rerun",
-        selection_mode="single-row",
-        alt=alt,
-        **options,
-    )
-    rows = event["selection"]["rows"] if event else []
-    if rows:
-        feature = columns["feature"][rows[0]]
-        go_to_feature(feature, entry)
+def feature_href(feature: int, dictionary: DictionaryEntry | None = None) -> str:
+    """Address of a feature's page, for links in HTML."""
+    return "feature?" + urlencode(link_params(dictionary, f=str(feature)))
 
 
 def go_to_feature(feature: int, entry: DictionaryEntry) -> None:
@@ -243,7 +225,7 @@ def go_to_feature(feature: int, entry: DictionaryEntry) -> None:
     makes an entry in its history that Back lands on. Streamlit follows the browser instead, as it
     does on Back and Forward.
     """
-    address = json.dumps("feature?" + urlencode(link_params(entry, f=str(feature))))
+    address = json.dumps(feature_href(feature, entry))
     st.html(
         f"<script>history.pushState({{}}, '', {address});"
         "dispatchEvent(new PopStateEvent('popstate'))</script>",

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 import numpy as np
 import streamlit as st
@@ -24,9 +23,10 @@ from saelab.live.reading import FeatureNumbers, Reading
 from saelab.report.page import Html
 
 from . import url_state
-from .context import label_texts, link_params, staleness_of
+from .context import feature_href, label_texts, staleness_of
 from .run_index import DictionaryEntry
-from .widgets.feature_table import about
+from .widgets.feature_html import percent
+from .widgets.feature_table import DENSITIES, about
 from .widgets.html_tables import page_table
 from .widgets.page_parts import download_table, show_note, show_problem
 from .widgets.token_html import visible_text
@@ -44,8 +44,6 @@ MAX_CHARACTERS = 4000
 MOST_ROWS = 40
 """Features that a table on a page lists; its file has all."""
 MOST_TOKENS = 4
-CEILINGS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Densities that the slider offers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +58,7 @@ class LivePage:
 
     def href(self, feature: int) -> str:
         """Address of a feature's page."""
-        return "feature?" + urlencode(link_params(self.entry, f=str(feature)))
+        return feature_href(feature, self.entry)
 
     def label(self, feature: int) -> str:
         """The newest label of a feature, or the tokens at which its strongest examples peak."""
@@ -183,7 +181,7 @@ def density_ceiling() -> float:
     return url_state.choice(
         st.select_slider,
         "Density ceiling",
-        {ceiling: f"{100 * ceiling:g} %" for ceiling in CEILINGS},
+        {ceiling: percent(ceiling) for ceiling in DENSITIES[1:]},
         param="dens",
         default=1.0,
         help="Features active on a larger share of the store's tokens are hidden (log scale).",

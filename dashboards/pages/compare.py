@@ -16,12 +16,14 @@ from saelab.features.reader import FeatureStore
 from saelab.formats.evaluation_result import MeasuredMetric, read_evaluation_result
 
 from .. import url_state
-from ..context import label_texts, open_store, require_dictionary, run_index, show_features
+from ..context import feature_href, label_texts, open_store, require_dictionary, run_index
 from ..run_index import DictionaryEntry, once_per_state
 from ..widgets.feature_html import counted
 from ..widgets.feature_table import about
 from ..widgets.figures import SHARED_FROM, density_histogram, match_histogram, pareto
-from ..widgets.page_parts import format_number, plain, run_page, show_figure, show_note
+from ..widgets.html_tables import linked_table
+from ..widgets.page_parts import plain, run_page, show_figure, show_note
+from ..widgets.token_html import format_number
 
 MOST_ROWS = 500
 MOST_TOKENS = 8
@@ -223,23 +225,23 @@ def _show_pairs(
         show_note("There is none.")
         return
     shown = chosen[:MOST_ROWS]
-    show_features(
-        {
-            "feature": shown.tolist(),
-            "about": _described(store, shown),
-            "cosine": cosine[shown].tolist(),
-            "nearest": nearest[shown].tolist(),
-            "about nearest": _described(partner_store, nearest[shown]),
-        },
-        entry,
-        f"pairs_{view}",
-        f"{len(chosen):,} features {view}, with their nearest features and cosines",
-        column_config={"cosine": st.column_config.NumberColumn(format="%.3f")},
+    st.html(
+        linked_table(
+            f"{len(chosen):,} features {view}, with their nearest features and cosines",
+            {
+                "feature": shown.tolist(),
+                "about": _described(store, shown),
+                "cosine": cosine[shown].tolist(),
+                "nearest": nearest[shown].tolist(),
+                "about nearest": _described(partner_store, nearest[shown]),
+            },
+            [feature_href(feature, entry) for feature in shown.tolist()],
+        )
     )
     st.caption(
         f"{len(chosen):,} features that were active"
         + (f", the first {MOST_ROWS} shown" if len(chosen) > MOST_ROWS else "")
-        + ". Choose a row by the box at its left to open the feature."
+        + ". A click on a row opens the feature."
     )
 
 

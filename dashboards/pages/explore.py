@@ -5,12 +5,14 @@ from __future__ import annotations
 __package__ = "saelab.dashboards.pages"
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import streamlit as st
 
+from saelab.errors import ConfigError
 from saelab.explain.meaning import (
     MEANING_FILE,
     likeness_of_examples,
@@ -18,15 +20,18 @@ from saelab.explain.meaning import (
     missing_encoder,
 )
 from saelab.features.label_content import SCORE_DEFINITIONS, Label, one_each
+from saelab.features.query import HELP
 from saelab.features.reader import FeatureStore
 
 from .. import url_state
-from ..context import all_labels, link_params, require_dictionary, require_store, show_features
+from ..context import all_labels, feature_href, link_params, require_dictionary, require_store
 from ..run_index import DictionaryEntry
-from ..widgets.feature_html import counted
+from ..widgets.feature_html import counted, percent
 from ..widgets.feature_table import (
+    ANY_DENSITY,
     BEST_MATCH,
-    LOWEST_LOG_DENSITY,
+    DENSITIES,
+    PERCENT,
     SHOWN,
     SORTS,
     FeatureFilter,
@@ -35,9 +40,23 @@ from ..widgets.feature_table import (
     table_columns,
 )
 from ..widgets.figures import density_histogram
-from ..widgets.page_parts import csv_text, plain, run_page, show_figure, show_note
+from ..widgets.html_tables import linked_table
+from ..widgets.page_parts import (
+    csv_text,
+    plain,
+    run_page,
+    show_figure,
+    show_note,
+    show_problem,
+)
+from ..widgets.token_html import token_row, tokens_page
 
-MOST_ROWS = 1000
+ROWS = 50
+"""Features on a page of the table."""
+PEEK = 10
+"""Tokens on either side of the example that is shown of a row pointed at."""
+NUMBERS = ("density", "max activation", "contexts")
+"""Shown beside the one that the table is sorted by; the file has all."""
 WHERE = {
     "words": "words",
     "explanations": "meaning of explanations",
@@ -46,7 +65,7 @@ WHERE = {
 FIRST_SCORE = "detection score"
 """Shown of explanations that have it; others when they are asked for."""
 ANY, NO_SCORE = "by any method", "any or none"
-FULL_RANGE = (LOWEST_LOG_DENSITY, 0.0)
+BY_PERCENT = {f"{100 * density:g}": density for density in DENSITIES}
 
 
 def render() -> None:
@@ -57,7 +76,7 @@ def render() -> None:
     st.caption(
         plain(
             f"{store.n_features:,} features of {entry.name}, counted on {store.n_tokens:,} "
-            f"{counted(store)}. Choose a row by the box at its left to open the feature."
+            f"{counted(store)}. A click opens a feature, pointing at it shows an example."
         )
     )
     wanted, labels, where = _draw_filter(all_labels(store))
@@ -86,10 +105,12 @@ def _draw_filter(labels: Sequence[Label]) -> tuple[FeatureFilter, Sequence[Label
         param="q",
         default="",
         on_change=_query_changed,
-        placeholder="words of tokens or labels, or what it is about",
-        help="By words: features whose top tokens, promoted tokens or label hold every word, from "
-        "its start; signs such as ( are looked for as they stand. By meaning: features whose "
-        "explanations, or the text of whose strongest examples, say something alike.",
+        placeholder='war -"civil war" token:/^ [A-Z]/',
+        help=plain(
+            f"By words: features whose top tokens, promoted tokens or label are as it says. {HELP} "
+            "By meaning: features whose explanations, or the text of whose strongest examples, say "
+            "something alike."
+        ),
     )
     look = url_state.choice(
         where.selectbox, "Search by", WHERE, param="in", on_change=_query_changed
@@ -98,21 +119,36 @@ def _draw_filter(labels: Sequence[Label]) -> tuple[FeatureFilter, Sequence[Label
     explained, score, least, density = st.columns([2.2, 2, 1.4, 5.6], vertical_alignment="bottom")
     method, asked, at_least = ANY, NO_SCORE, 0.0
     if labels:
-        method = url_state.choice(explained.selectbox, "Explained", methods, param="by")
+        first = {"on_change": _to_first_page}
+        method = url_state.choice(explained.selectbox, "Explained", methods, param="by", **first)
         labels = [label for label in labels if method in (ANY, label.method)]
         names = sorted({f"{score.name} score" for label in labels for score in label.scores})
-        asked = url_state.choice(score.selectbox, "Score", [NO_SCORE, *names], param="score")
+        scored = [NO_SCORE, *names]
+        asked = url_state.choice(score.selectbox, "Score", scored, param="score", **first)
         at_least = url_state.widget(
-            least.number_input, "At least", -1.0, 1.0, param="least", default=0.0, step=0.05
+            least.number_input,
+            "At least",
+            -1.0,
+            1.0,
+            param="least",
+            default=0.0,
+            step=0.05,
+            **first,
         )
     scores = sorted({f"{score.name} score" for label in labels for score in label.scores})
     sorts = [*([BEST_MATCH] if query.strip() else []), *SORTS, *scores]
     wanted = FeatureFilter(
         query=query,
-        show=url_state.choice(show.selectbox, "Show", SHOWN, param="show"),
-        sort=url_state.choice(sort.selectbox, "Sort by", sorts, param="sort"),
-        descending=url_state.widget(direction.toggle, "Largest first", param="desc", default=False),
-        log_density=_draw_density_range(density if labels else st),
+        show=url_state.choice(
+            show.selectbox, "Show", SHOWN, param="show", on_change=_to_first_page
+        ),
+        sort=url_state.choice(
+            sort.selectbox, "Sort by", sorts, param="sort", on_change=_to_first_page
+        ),
+        descending=url_state.widget(
+            direction.toggle, "Largest first", param="desc", default=False, on_change=_to_first_page
+        ),
+        density=_draw_density_range(density if labels else st),
         only_labelled=method != ANY,
         score=asked,
         least=at_least,
@@ -148,30 +184,34 @@ def _query_changed() -> None:
     """A new search starts in the order of its best matches."""
     st.session_state.pop("explore_sort", None)
     st.query_params.pop("sort", None)
+    _to_first_page()
+
+
+def _to_first_page() -> None:
+    st.query_params.pop("page", None)
 
 
 def _draw_density_range(place: Any) -> tuple[float, float]:
-    url_state.bind("explore_density", "density", FULL_RANGE, _parse_range)
-    bounds: Any = place.slider(
-        "Density, log10",
-        *FULL_RANGE,
-        step=0.25,
+    """Two of `DENSITIES`; in the address in percent, with a colon between them."""
+
+    def parse(text: str) -> tuple[float, float]:
+        low, high = (BY_PERCENT[part] for part in text.split(":"))
+        if low > high:
+            raise ValueError(text)
+        return low, high
+
+    url_state.bind("explore_density", "density", ANY_DENSITY, parse)
+    low, high = place.select_slider(
+        "Density",
+        DENSITIES,
+        format_func=percent,
         key="explore_density",
-        help="log10 of the share on which a feature is active: −3 is one token (or row) in a "
-        "thousand. The full range also shows features that were never active.",
+        on_change=_to_first_page,
+        help="The share on which a feature is active. From 0 %, those that were never active are "
+        "among them.",
     )
-    low, high = map(float, bounds)
-    url_state.publish("density", f"{low:g}:{high:g}", f"{FULL_RANGE[0]:g}:{FULL_RANGE[1]:g}")
+    url_state.publish("density", f"{100 * low:g}:{100 * high:g}", "0:100")
     return low, high
-
-
-def _parse_range(text: str) -> tuple[float, float]:
-    """Two numbers with a colon between them, inside the slider's range and in order."""
-    low, _, high = text.partition(":")
-    bounds = float(low), float(high)
-    if not FULL_RANGE[0] <= bounds[0] <= bounds[1] <= FULL_RANGE[1]:
-        raise ValueError(text)
-    return bounds
 
 
 def _show_table(
@@ -183,69 +223,109 @@ def _show_table(
     likeness: dict[int, float] | None,
 ) -> None:
     texts = {feature: label.text for feature, label in one_each(labels).items()}
-    features, hits = select_features(store, texts, wanted, scores, likeness)
-    chosen = features.tolist()
-    if not chosen:
+    try:
+        chosen, found = select_features(store, texts, wanted, scores, likeness)
+    except ConfigError as error:
+        show_problem(f"{error}.")
+        return
+    if not len(chosen):
         show_note("No feature matches: take out a word, or widen the filters.")
         return
-    found = "found in" if likeness is None else "likeness"
+    hits = found and ("found in" if likeness is None else "likeness", found)
     asked = {FIRST_SCORE, wanted.score, wanted.sort}
     scores = {title: values for title, values in scores.items() if title in asked}
-
-    def columns(features: list[int]) -> dict[str, list[Any]]:
-        return table_columns(store, texts, features, hits, wanted.sort, scores, found)
-
-    show_features(
-        columns(chosen[:MOST_ROWS]),
-        entry,
-        "explore_table",
-        f"Table of {len(chosen):,} features with their tokens, density and activations",
-        height=min(560, 38 + 35 * min(len(chosen), MOST_ROWS)),
-        column_config=_column_formats(list(scores)),
+    place, below = st.container(), st.container(horizontal=True, vertical_alignment="bottom")
+    n_pages = -(-len(chosen) // ROWS)
+    number = 1
+    if n_pages > 1:
+        number = url_state.widget(
+            below.number_input,
+            f"Page (of {n_pages:,})",
+            1,
+            n_pages,
+            param="page",
+            default=1,
+            width=150,
+        )
+    start = ROWS * (number - 1)
+    features = chosen[start : start + ROWS].tolist()
+    columns = table_columns(store, texts, features, hits, wanted.sort, scores, NUMBERS)
+    place.html(
+        linked_table(
+            f"Table of {len(chosen):,} features with their tokens, density and activations",
+            columns,
+            [feature_href(feature, entry) for feature in features],
+            hints=_hints(scores),
+            heads=_sort_links(columns, wanted),
+            sorted_by=(_title(wanted.sort), wanted.descending),
+            peeks=_peeks(store, features),
+        )
     )
-    cut = f", of which the first {MOST_ROWS:,} are shown" if len(chosen) > MOST_ROWS else ""
-    count, download = st.columns([5, 1], vertical_alignment="center")
-    count.caption(f"{len(chosen):,} of {store.n_features:,} features{cut}.")
-    download.download_button(
+    below.caption(
+        f"{start + 1:,} to {start + len(features):,} of {len(chosen):,} features"
+        + (f", of {store.n_features:,} in all." if len(chosen) < store.n_features else ".")
+    )
+    below.download_button(
         "Download CSV",
-        lambda: csv_text(columns(chosen)),
+        lambda: csv_text(table_columns(store, texts, chosen.tolist(), hits, wanted.sort, scores)),
         file_name="features.csv",
         mime="text/csv",
         on_click="ignore",
     )
 
 
-def _column_formats(scores: Sequence[str]) -> dict[str, Any]:
-    number = st.column_config.NumberColumn
-    meanings = {title: SCORE_DEFINITIONS.get(title.removesuffix(" score")) for title in scores}
-    return {
-        **{title: number(format="%.2f", help=meaning) for title, meaning in meanings.items()},
-        "likeness": st.column_config.TextColumn(help="Cosine to the query", width="small"),
-        "feature": number(format="%d", width="small", pinned=True),
-        "label": st.column_config.TextColumn(width="large"),
-        "found in": st.column_config.TextColumn(width="small"),
-        "top tokens": st.column_config.TextColumn(
-            help="Tokens at which its strongest examples peak", width="medium"
-        ),
-        "promoted tokens": st.column_config.TextColumn(
-            help="Tokens whose logits it raises most", width="medium"
-        ),
-        "density": number(
-            format="%.2e", help="The share of what was counted on which it is active"
-        ),
-        "max activation": number(format="%.3g"),
-        "mean activation": number(format="%.3g", help="Over what it is active on"),
-        "contexts": number(format="localized", help="Contexts in which it is active at all"),
-        "activation kurtosis": number(format="%.3g", help="Of its positive activations; normal: 3"),
-        "largest logit": number(format="%.3g", help="What it adds at most to a token's logit"),
-        "logit kurtosis": number(
-            format="%.3g", help="Over the vocabulary; far above 3: it speaks for a few tokens"
-        ),
-        "decoder norm": number(format="%.3g"),
-        "flags": st.column_config.TextColumn(
-            help="dead: never active; rare, dense: below or above the bounds of the store"
-        ),
+def _peeks(store: FeatureStore, features: Sequence[int]) -> list[str]:
+    """The strongest example of each feature as HTML; empty for one that has none."""
+    examples = store.strongest_examples(features, PEEK)
+    return [
+        tokens_page([token_row(e.texts, e.activations.tolist(), e.value, anchor=e.anchor)])
+        if (e := examples.get(feature))
+        else ""
+        for feature in features
+    ]
+
+
+def _title(sort: str) -> str:
+    """Title of the column that a table is sorted by."""
+    return {"index": "feature", "density": f"density{PERCENT}"}.get(sort, sort)
+
+
+def _sort_links(columns: Iterable[str], wanted: FeatureFilter) -> dict[str, str]:
+    """By title, the address of the same table sorted by that column, or the other way round."""
+    sorts = {_title(sort): sort for sort in SORTS}
+    sorts |= {title: title for title in columns if title.endswith(" score")}
+    shown = {
+        k: v for k, v in st.query_params.to_dict().items() if k not in ("page", "desc", "sort")
     }
+    links = {}
+    for title in sorts.keys() & set(columns):
+        sort = sorts[title]
+        # The largest numbers are asked for first, the indices from 0.
+        first = not wanted.descending if sort == wanted.sort else sort != "index"
+        params = {**shown, **({"desc": "True"} if first else {})}
+        # A search without an order has that of its best matches.
+        params |= {"sort": sort} if sort != "index" or wanted.query.strip() else {}
+        links[title] = f"explore?{urlencode(params)}"
+    return links
+
+
+def _hints(scores: Iterable[str]) -> dict[str, str]:
+    meanings = {title: SCORE_DEFINITIONS.get(title.removesuffix(" score"), "") for title in scores}
+    return {**meanings, **HINTS}
+
+
+HINTS = {
+    "likeness": "Cosine to the query",
+    "top tokens": "Tokens at which its strongest examples peak",
+    "promoted tokens": "Tokens whose logits it raises most",
+    f"density{PERCENT}": "The share of what was counted on which it is active",
+    "mean activation": "Over what it is active on",
+    "contexts": "Contexts in which it is active at all",
+    "activation kurtosis": "Of its positive activations; normal: 3",
+    "largest logit": "What it adds at most to a token's logit",
+    "logit kurtosis": "Over the vocabulary; far above 3: it speaks for a few tokens",
+    "flags": "dead: never active; rare, dense: below or above the bounds of the store",
+}
 
 
 if __name__ == "__main__":

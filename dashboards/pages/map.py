@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+from saelab.features.query import HELP
+
 from .. import url_state
 from ..context import (
     feature_link,
@@ -18,9 +20,10 @@ from ..context import (
     require_dictionary,
     require_store,
 )
-from ..widgets.feature_table import about, search_features
+from ..widgets.feature_html import percent
+from ..widgets.feature_table import about
 from ..widgets.figures import feature_map
-from ..widgets.page_parts import run_page, show_figure, show_note
+from ..widgets.page_parts import plain, run_page, show_figure, show_note
 
 
 def render() -> None:
@@ -36,7 +39,7 @@ def render() -> None:
     colour, query = _draw_controls()
     lit = ("have a label", np.isin(table["id"], list(labels))) if colour == "label" else None
     if query.strip():
-        hits = np.isin(table["id"], list(search_features(store, labels, query))) & shown
+        hits = np.isin(table["id"], store.search(query, labels).features) & shown
         if not hits.any():
             show_note("No feature matches: take out a word.")
             return
@@ -53,7 +56,7 @@ def render() -> None:
         # Plotly reads a few HTML tags, so everything is escaped.
         [
             f"<b>feature {feature}</b><br>{escape(described(feature))}"
-            f"<br>density {table['density'][feature]:.2e}"
+            f"<br>density {percent(float(table['density'][feature]))}"
             for feature in ids
         ],
         lit=lit and (lit[0], lit[1][shown]),
@@ -76,7 +79,8 @@ def _draw_controls() -> tuple[str, str]:
         "Light up",
         param="q",
         default="",
-        placeholder="a word in top tokens, promoted tokens, labels",
+        placeholder='war -"civil war" token:/^ [A-Z]/',
+        help=plain(HELP),
     )
     return colour, query
 

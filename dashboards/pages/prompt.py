@@ -16,8 +16,9 @@ from saelab.report.page import Html
 
 from .. import live, url_state
 from ..context import require_dictionary, require_store
+from ..widgets.feature_html import percent
 from ..widgets.html_tables import chip, page_table
-from ..widgets.page_parts import format_number, plain, run_page, show_note
+from ..widgets.page_parts import plain, run_page, show_note
 from ..widgets.prompt_attribution import draw_attribution
 from ..widgets.prompt_contrast import draw_contrast
 from ..widgets.token_html import (
@@ -107,7 +108,7 @@ def _draw_reading(page: live.LivePage) -> None:
         "largest activation": use.peak[order].tolist(),
         # Of a feature that was never active in the store, it is undefined.
         "share of its maximum": [s if np.isfinite(s) else None for s in shares.tolist()],
-        "density": page.numbers.density[latent].tolist(),
+        "density, %": (100 * page.numbers.density[latent]).tolist(),
         "tokens": use.n_positions[order].tolist(),
         "at the token": [visible_text(whole.tokens[index]) for index in use.peak_position[order]],
     }
@@ -168,7 +169,7 @@ def _draw_tokens(page: live.LivePage, whole: Reading, sort: str, ceiling: float)
 def _chip(page: live.LivePage, feature: int, value: float) -> str:
     maximum = float(page.numbers.maximum[feature])
     share = f" · {100 * value / maximum:.0f} %" if maximum > 0 else " · new"
-    density = format_number(float(page.numbers.density[feature]))
+    density = percent(float(page.numbers.density[feature]))
     name = visible_text(page.label(feature))
     hint = f"Feature {feature}: {name}; density {density}"
     label = short_label(name, CHIP_LABEL)

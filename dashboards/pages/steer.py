@@ -15,7 +15,8 @@ from ..context import feature_link, require_dictionary, require_store
 from ..live import MAX_TOKENS, LivePage, open_live_page, text_box
 from ..widgets.feature_table import curated_features
 from ..widgets.figures import probability_shift
-from ..widgets.page_parts import format_number, plain, run_page, show_figure, show_note
+from ..widgets.page_parts import plain, run_page, show_figure, show_note
+from ..widgets.token_html import format_number
 
 if TYPE_CHECKING:
     from saelab.live.edits import Kind, Shift

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,7 +18,7 @@ from saelab.features.unpacking import split_tokens
 
 from .token_html import short_label, visible_text
 
-BEST_MATCH = "best match"
+BEST_MATCH, PERCENT = "best match", ", %"
 SORTS: dict[str, str] = {
     "index": "id",
     "density": "density",
@@ -33,9 +33,10 @@ SORTS: dict[str, str] = {
 """Words of the sort box -> column of the store; "best match" is the order of a search."""
 SHOWN = ("all", "active", "labelled", *FLAGS)
 """Words of the filter: every feature, those ever active, those with a label, or with a flag."""
-LOWEST_LOG_DENSITY = -8.0
+DENSITIES = (0.0, *(digit * 10.0**power for power in range(-6, 0) for digit in (1, 3)), 1.0)
+"""Bounds that the sliders offer, as shares of what is counted."""
+ANY_DENSITY = (DENSITIES[0], DENSITIES[-1])
 TOKENS_IN_TABLE, MOST_ABOUT = 8, 5
-MOST_HITS = 5000
 FEWEST_CONTEXTS = 20
 """A feature seen in fewer contexts is not recommended: too little to judge it by."""
 FEWEST_CONTEXTS_OF_A_SMALL_STORE = 5
@@ -48,11 +49,11 @@ class FeatureFilter:
     """What a table of features is asked to show."""
 
     query: str = ""
-    """Words of a label, tokens or indices; empty: every feature."""
+    """As `saelab.features.query.HELP` says; empty: every feature."""
     show: str = "all"
     """Which kind of features."""
-    log_density: tuple[float, float] = (LOWEST_LOG_DENSITY, 0.0)
-    """Lowest and highest log10 of the density."""
+    density: tuple[float, float] = ANY_DENSITY
+    """Lowest and highest share of what is counted."""
     sort: str = "index"
     """Number that they are ordered by."""
     descending: bool = False
@@ -83,7 +84,7 @@ def select_features(
     wanted: FeatureFilter,
     scores: Mapping[str, Float[np.ndarray, " features"]] | None = None,
     likeness: Mapping[int, float] | None = None,
-) -> tuple[Int[np.ndarray, " chosen"], dict[int, str]]:
+) -> tuple[Int[np.ndarray, " chosen"], Callable[[int], str] | None]:
     """The features that a filter lets through, in its order.
 
     Args:
@@ -95,79 +96,73 @@ def select_features(
 
     Returns:
         Their indices, and for a search where each was hit, or how like it is.
+
+    Raises:
+        ConfigError: the query cannot be read.
     """
     table, scores = store.table(), scores or {}
-    keep = _shown(table, labels, wanted.show)
+    keep = _shown(table, labels, wanted.show, store.n_features)
     if wanted.only_labelled:
-        keep &= np.isin(table["id"], list(labels))
+        keep &= _labelled(labels, store.n_features)
     if wanted.score in scores:
         keep &= np.nan_to_num(scores[wanted.score], nan=-np.inf) >= wanted.least
-    low, high = wanted.log_density
-    if (low, high) != (LOWEST_LOG_DENSITY, 0.0):
+    if wanted.density != ANY_DENSITY:
+        low, high = wanted.density
         density = np.nan_to_num(table["density"])
-        keep &= (density >= 10.0**low) & (density <= 10.0**high)
-    hits: dict[int, str] = {}
-    if wanted.query.strip():
-        hits = search_features(store, labels, wanted.query) if likeness is None else _like(likeness)
-        keep &= np.isin(table["id"], list(hits))
-    chosen = np.flatnonzero(keep)
-    if wanted.sort == BEST_MATCH or wanted.sort not in {*SORTS, *scores}:
-        rank = {feature: index for index, feature in enumerate(hits)}
-        order = [rank.get(feature, feature) for feature in chosen.tolist()]
-        return chosen[np.argsort(np.array(order, dtype=np.int64), kind="stable")], hits
+        keep &= (density >= low) & (density <= high)
+    ranked, found = np.arange(store.n_features), None
+    if likeness is not None:
+        ranked = np.array(sorted(likeness, key=lambda feature: -likeness[feature]), np.int64)
+        found = lambda feature: f"{likeness[feature]:.2f}"  # noqa: E731
+    elif wanted.query.strip():
+        hits = store.search(wanted.query, labels)
+        ranked, found = hits.features, hits.where
+    chosen = ranked[keep[ranked]]
+    if wanted.sort not in {*SORTS, *scores}:  # the best match
+        return chosen, found
+    chosen = np.sort(chosen)
     column = scores[wanted.sort] if wanted.sort in scores else table[SORTS[wanted.sort]]
     values = np.asarray(column, dtype=np.float64)[chosen]
     # Undefined numbers come last in either direction.
     key = np.where(np.isnan(values), np.inf, -values if wanted.descending else values)
-    return chosen[np.argsort(key, kind="stable")], hits
+    return chosen[np.argsort(key, kind="stable")], found
 
 
-def _like(likeness: Mapping[int, float]) -> dict[int, str]:
-    """From the likest down."""
-    ranked = sorted(likeness.items(), key=lambda pair: -pair[1])
-    return {feature: f"{cosine:.2f}" for feature, cosine in ranked}
+def _labelled(labels: Mapping[int, str], n_features: int) -> Bool[np.ndarray, " features"]:
+    labelled = np.zeros(n_features, dtype=bool)
+    labelled[list(labels)] = True
+    return labelled
 
 
-def _shown(table: Mapping[str, Any], labels: Mapping[int, str], show: str) -> Any:
+def _shown(table: Mapping[str, Any], labels: Mapping[int, str], show: str, n: int) -> Any:
     if show == "active":
         return table["n_active"] > 0
     if show == "labelled":
-        return np.isin(table["id"], list(labels))
+        return _labelled(labels, n)
     if show in FLAGS:
         return (table["flags"] & FLAGS[show]) != 0
-    return np.ones(len(table["id"]), dtype=bool)
-
-
-def search_features(store: FeatureStore, labels: Mapping[int, str], query: str) -> dict[int, str]:
-    """Where each feature that a search hits was hit, labels first: a person's words count most."""
-    wanted = query.strip().casefold()
-    where: dict[int, list[str]] = {}
-    for feature, text in labels.items():
-        if wanted in text.casefold():
-            where.setdefault(feature, []).append("label")
-    names = {"top_tokens": "top tokens", "promoted_tokens": "promoted tokens"}
-    for hit in store.search(query, limit=MOST_HITS):
-        where.setdefault(hit.feature, []).append(names.get(hit.field, hit.field))
-    return {feature: ", ".join(fields) for feature, fields in where.items()}
+    return np.ones(n, dtype=bool)
 
 
 def table_columns(
     store: FeatureStore,
     labels: Mapping[int, str],
     features: Sequence[int],
-    hits: Mapping[int, str],
+    found: tuple[str, Callable[[int], str]] | None = None,
     sort: str = "index",
     scores: Mapping[str, Float[np.ndarray, " features"]] | None = None,
-    found: str = "found in",
+    numbers: Sequence[str] = tuple(SORTS),
 ) -> dict[str, list[Any]]:
     """The columns of the table, for the features given; numbers begin with the sorted one.
 
-    `found` is the title of the column of hits; the rest as in `select_features`.
+    Args:
+        found: title and content of a column of hits.
+        numbers: of `SORTS`; the rest as in `select_features`.
     """
     table = store.table()
     columns: dict[str, list[Any]] = {"feature": list(features)}
-    if hits:
-        columns[found] = [hits.get(feature, "") for feature in features]
+    if found:
+        columns[found[0]] = [found[1](feature) for feature in features]
     if labels:
         columns["label"] = [labels.get(feature, "") for feature in features]
     for title, values in (scores or {}).items():
@@ -176,9 +171,12 @@ def table_columns(
         column.replace("_", " "): [tokens_text(table[column][feature]) for feature in features]
         for column in ("top_tokens", "promoted_tokens")
     }
-    titles = [title for title in SORTS if title != "index"]
+    titles = [title for title in SORTS if title != "index" and title in {*numbers, sort}]
     for title in sorted(titles, key=lambda title: title != sort):
-        columns[title] = [_number(table[SORTS[title]][feature]) for feature in features]
+        values = table[SORTS[title]][list(features)]
+        if title == "density":
+            title, values = f"density{PERCENT}", 100 * values
+        columns[title] = [_number(value) for value in values]
     columns["flags"] = [
         ", ".join(name for name, bit in FLAGS.items() if bits & bit)
         for bits in table["flags"][list(features)]

@@ -102,15 +102,15 @@ def density_histogram(
     densities: Mapping[str, Any], n_tokens: Mapping[str, int], what: str = "tokens"
 ) -> Chart:
     """Features by log density, of the tokens (`what`) counted, for one dictionary or several."""
-    active = {name: values[values > 0] for name, values in _arrays(densities).items()}
-    lowest = min((values.min() for values in active.values() if values.size), default=1e-6)
+    active = {name: 100 * values[values > 0] for name, values in _arrays(densities).items()}
+    lowest = min((values.min() for values in active.values() if values.size), default=1e-4)
     low = math.floor(math.log10(lowest))
-    edges = np.logspace(low, 0, max(1, -low) * 5 + 1)
+    edges = np.logspace(low, 2, max(1, 2 - low) * 5 + 1)
     silent = {name: len(densities[name]) - values.size for name, values in active.items()}
     sentences = [
         f"{name}: {len(densities[name]):,} features, {silent[name]:,} never active on "
         f"{n_tokens.get(name, 0):,} {what}, median density of the others "
-        f"{short(float(np.median(values)) if values.size else None)}"
+        f"{short(float(np.median(values)) if values.size else None)} %"
         for name, values in active.items()
     ]
     return Chart(
@@ -121,7 +121,7 @@ def density_histogram(
         + ", ".join(f"{number:,} of {name}" for name, number in silent.items())
         + ".",
         summary="Histogram of feature density. " + "; ".join(sentences) + ".",
-        x=Axis(title=f"density (fraction of {what}, log)", log=True),
+        x=Axis(title=f"density (% of {what}, log)", log=True),
         y=Axis(title="features", low=0),
         series=_binned(active, edges),
     )
@@ -326,7 +326,7 @@ def feature_map(
     plot = new_plot(
         "map axis 1 (no unit)", "map axis 2 (no unit)", x_axis={"showgrid": False}, showgrid=False
     )
-    density = np.nan_to_num(table["density"])
+    density = 100 * np.nan_to_num(table["density"])
     active = density > 0
     if lit is not None:
         chosen = np.array(lit[1], dtype=bool)
@@ -335,7 +335,7 @@ def feature_map(
             lit[0]: (chosen, {"color": ORANGE, "size": 9}),
         }
     else:
-        scale = {"title": {"text": "density"}, "thickness": 12}
+        scale = {"title": {"text": "density, %"}, "thickness": 12}
         ticks = log_axis(density[active].tolist())
         scale |= {"tickvals": np.log10(ticks["tickvals"]), "ticktext": ticks["ticktext"]}
         colours = {"color": np.log10(density[active]), "colorscale": "Cividis", "colorbar": scale}
@@ -359,7 +359,7 @@ def feature_map(
     plot.update_layout(
         height=620, showlegend=len(groups) > 1, legend={"orientation": "h", "y": 1.06}
     )
-    span = f"{density[active].min():.2g} to {density.max():.2g}" if active.any() else "none"
+    span = f"{density[active].min():.2g} to {density.max():.2g} %" if active.any() else "none"
     colour = "log10 of density" if lit is None else f"whether they {lit[0]}"
     return Figure(
         name="feature_map",
@@ -373,6 +373,6 @@ def feature_map(
             title: table[column].tolist()
             for title, column in (("feature", "id"), ("x", "map_x"), ("y", "map_y"))
         }
-        | {"density": density.tolist()},
+        | {"density, %": density.tolist()},
         wide=True,
     )

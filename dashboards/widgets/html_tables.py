@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from saelab.report.page import html_table
+
+from .token_html import format_number
 
 
 def chip(feature: int, href: str, label: str, text: str, hint: str) -> str:
@@ -23,6 +25,80 @@ def page_table(
     """A table as `html_table` makes it, with the style it needs."""
     table = html_table(caption, columns, rows, kind)
     return f'<style>{STYLE}</style><div class="saelab-table">{table}</div>'
+
+
+def linked_table(
+    caption: str,
+    columns: Mapping[str, Sequence[Any]],
+    hrefs: Sequence[str],
+    *,
+    hints: Mapping[str, str] | None = None,
+    heads: Mapping[str, str] | None = None,
+    sorted_by: tuple[str, bool] = ("", False),
+    peeks: Sequence[str] = (),
+) -> str:
+    """Rows that are links: a click anywhere follows it, a middle click opens a tab.
+
+    It is as wide as its place: what does not fit ends in "…" and is shown whole in a hint, and
+    narrow places show the first columns.
+
+    Args:
+        caption: read out before the table.
+        columns: by title, a number or text for each row; the first holds the link.
+        hrefs: address of each row.
+        hints: definition of a column.
+        heads: address behind the title of a column.
+        sorted_by: column in whose order the rows are, and whether the largest comes first.
+        peeks: HTML shown while a row is pointed at or has the focus; none or one for each.
+    """
+    numeric = {
+        title: all(value is None or isinstance(value, int | float) for value in values)
+        for title, values in columns.items()
+    }
+    kept = _kept_when_narrow(numeric, sorted_by[0])
+
+    def kind(title: str) -> str:
+        return " ".join(filter(None, ("number" if numeric[title] else "", kept[title])))
+
+    def head(title: str) -> str:
+        hint = escape((hints or {}).get(title, ""))
+        sort, text = "", escape(title)
+        if title == sorted_by[0]:
+            sort = f' aria-sort="{"descending" if sorted_by[1] else "ascending"}"'
+            text += " ▾" if sorted_by[1] else " ▴"
+        if href := (heads or {}).get(title):
+            text = f'<a href="{escape(href)}">{text}</a>'
+        return f'<th scope="col" class="{kind(title)}" title="{hint}"{sort}>{text}</th>'
+
+    def cell(title: str, value: Any) -> str:
+        text = escape(format_number(value))
+        hint = "" if numeric[title] else f' title="{text}"'
+        return f'<td class="{kind(title)}"{hint}><bdi>{text}</bdi></td>'
+
+    first, *rest = columns
+    rows = "".join(
+        f'<tr><th scope="row"><a href="{escape(hrefs[index])}">{escape(str(value))}</a></th>'
+        + "".join(cell(title, columns[title][index]) for title in rest)
+        + (f'<td class="peek">{peeks[index]}</td>' if peeks and peeks[index] else "")
+        + "</tr>"
+        for index, value in enumerate(columns[first])
+    )
+    return (
+        f'<style>{STYLE}</style><div class="saelab-table linked"><table aria-label='
+        f'"{escape(caption)}"><thead><tr>{"".join(map(head, columns))}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _kept_when_narrow(numeric: Mapping[str, bool], sorted_by: str) -> dict[str, str]:
+    """By column, the class that hides it where there is too little room for it."""
+    first, *rest = numeric
+    texts = [title for title in rest if not numeric[title]]
+    numbers = sorted((t for t in rest if numeric[t]), key=lambda title: title != sorted_by)
+    ranks = {first: 0} | {
+        title: rank for titles in (texts, numbers) for rank, title in enumerate(titles)
+    }
+    return {title: ("", "medium", "wide")[min(rank, 2)] for title, rank in ranks.items()}
 
 
 STYLE = (
@@ -48,4 +124,25 @@ STYLE = (
     "background:light-dark(#e4edf6,#26323f)}"
     ".saelab-table a.chip small{color:light-dark(#55606c,#a7b0ba)}"
     ".saelab-table .unseen{opacity:.75;font-size:.8em}"
+    ".saelab-table.linked{container-type:inline-size;font-size:.92rem}"
+    ".linked table{table-layout:fixed}"
+    ".linked th,.linked td{padding:.3rem .7rem .3rem 0;white-space:nowrap;overflow:hidden;"
+    "text-overflow:ellipsis}"
+    ".linked thead th{white-space:normal;vertical-align:bottom;width:auto}"
+    ".linked thead th:first-child{width:4.6rem}.linked thead th.number{width:5.8rem}"
+    ".linked thead a{color:inherit;text-decoration:none}.linked thead a:hover{"
+    "text-decoration:underline}"
+    ".linked tbody tr{position:relative}"
+    ".linked tbody tr:hover,.linked tbody tr:focus-within{background:light-dark(#eef4fa,#1f2a35)}"
+    ".linked tbody a::after{content:'';position:absolute;inset:0}"
+    # Only what is below the pointer or has the focus, and in front of what follows.
+    ".linked .peek{display:none;position:absolute;z-index:9;left:3rem;right:1rem;top:100%;"
+    "padding:.5rem .8rem;white-space:normal;pointer-events:none;border-radius:6px;"
+    "border:1px solid light-dark(#9fb4c8,#4a6075);background:light-dark(#fff,#14171b);"
+    "box-shadow:0 4px 14px #0004}"
+    ".linked tr:nth-last-child(-n+4):nth-child(n+5) .peek{top:auto;bottom:100%}"
+    ".linked tr:hover .peek,.linked tr:focus-within:not(:has(~tr:hover)) .peek{display:block}"
+    "@container(max-width:860px){.linked .wide{display:none}}"
+    "@container(max-width:520px){.linked .medium,.linked .wide{display:none}"
+    ".linked .peek{left:0;right:0}}"
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,8 +15,6 @@ from saelab.errors import SaelabError
 from saelab.formats.chart import Chart
 from saelab.report.draw import draw
 from saelab.report.figure import Figure
-
-from .token_html import short
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +59,6 @@ def show_problem(sentence: str) -> None:
 def show_note(sentence: str) -> None:
     """Say something a reader should know."""
     st.info(plain(sentence))
-
-
-def format_number(value: Any) -> str:
-    """Three significant digits; counts with grouped thousands; a dash for nothing."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else short(value)
 
 
 def show_figure(shown: Figure | Chart, key: str, *, selectable: bool = False) -> list[Any]:

@@ -138,7 +138,7 @@ def _show_table(
         "attribution": sums.tolist(),
         "most at the token": [visible_text(reading.tokens[reading.position[i]]) for i in peaks],
         "there": result.pair[peaks].tolist(),
-        "density": page.numbers.density[latent].tolist(),
+        "density, %": (100 * page.numbers.density[latent]).tolist(),
     }
     key = "attribution_table"
     show_feature_table(

@@ -12,6 +12,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 SHOWN_LABEL = 60
 """Characters of a label that a table shows."""
@@ -80,6 +81,15 @@ def short(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "undefined"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.3g}"
+
+
+def format_number(value: Any) -> str:
+    """Three significant digits; counts with grouped thousands; a dash for nothing."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else short(value)
 
 
 def short_label(text: str, most: int = SHOWN_LABEL) -> str:

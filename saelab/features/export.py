@@ -63,7 +63,7 @@ def _write_feature_table(store: FeatureStore, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = store.table()
+    table = dict(store.table())
     tokens = {name: table.pop(name) for name in ("top_tokens", "promoted_tokens")}
     del table["flags"]
     columns = table | {flag: store.flag(flag) for flag in FLAGS}

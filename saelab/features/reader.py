@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Integer, Shaped
@@ -21,8 +21,9 @@ from saelab.formats.run import DICTIONARY_FILE
 
 from .records import Example, FeatureRecord
 from .schema import FLAGS, KIND, LAYOUTS, STORE_FILE, TABLES_HASH, hash_of_tables, unpack
+from .search import Hits, TokenIndex, search
 from .token_text import Vocabulary
-from .unpacking import Context, PackedFeature, Windows, context_of, record_of, split_tokens
+from .unpacking import Context, PackedFeature, Windows, context_of, record_of, strongest_example
 
 DEFAULT_WINDOW = 24
 """Tokens shown on either side of an example's anchor."""
@@ -59,16 +60,6 @@ def open_features(path: Path) -> FeatureStore:
         (24, 2)
     """
     return FeatureStore(Path(path))
-
-
-class SearchHit(NamedTuple):
-    """A feature that matches a search."""
-
-    feature: int
-    field: str
-    """Where: "top_tokens" or "promoted_tokens"."""
-    tokens: tuple[str, ...]
-    """The tokens of that field."""
 
 
 class FeatureStore:
@@ -152,6 +143,27 @@ class FeatureStore:
         with odd_content_is_damage(self.path):
             return record_of(packed, windows, self.manifest)
 
+    def strongest_examples(
+        self, features: Sequence[int], window: int | None = DEFAULT_WINDOW
+    ) -> dict[int, Example]:
+        """The example with the highest maximum, of those of the features that have one.
+
+        Args:
+            features: indices of latents, at most some hundred.
+            window: as in `feature`.
+        """
+        marks = ",".join("?" * len(features))
+        sql = f"SELECT feature, data FROM examples WHERE feature IN ({marks})"
+        examples = {}
+        for feature, blob in self._all(sql, tuple(features)):
+            arrays = unpack("examples", blob, f"{self.path}, feature {feature}")
+            with odd_content_is_damage(self.path):
+                contexts = {int(s): self._kept_context(int(s)) for s in arrays["sequence"][:1]}
+                windows = Windows(contexts, self.vocabulary, window)
+                if example := strongest_example(arrays, windows):
+                    examples[feature] = example
+        return examples
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The text of every token."""
@@ -160,29 +172,27 @@ class FeatureStore:
             plain = np.frombuffer(content, np.uint8).tobytes()
             return Vocabulary.from_arrays(np.frombuffer(lengths, "<u4"), plain)
 
-    @cached_property
-    def _table(self) -> dict[str, Shaped[np.ndarray, " features"]]:
-        with self._guarded():
-            cursor = self._connection.execute("SELECT * FROM feature ORDER BY id")
-            names = [column[0] for column in cursor.description]
-            rows = cursor.fetchall()
-        by_column = zip(*rows, strict=True) if rows else [()] * len(names)
-        with odd_content_is_damage(self.path):
-            columns = {
-                name: np.array(values, dtype=COLUMN_DTYPES.get(name, np.float64))
-                for name, values in zip(names, by_column, strict=True)
-            }
-        for column in columns.values():
-            column.setflags(write=False)
-        return columns
-
-    def table(self) -> dict[str, Shaped[np.ndarray, " features"]]:
+    def table(self) -> Mapping[str, Shaped[np.ndarray, " features"]]:
         """One array per column of `feature`, by feature; NaN where a number is undefined.
 
         Integers: id, n_active, n_sequences, flags (bits as in `schema.FLAGS`). Text: top_tokens,
-        promoted_tokens. The rest is float64. Read once and kept; the arrays are read-only.
+        promoted_tokens. The rest is float64. A column is read when it is first asked for, and
+        kept; the arrays are read-only.
         """
-        return dict(self._table)
+        return self._columns
+
+    @cached_property
+    def _columns(self) -> _Columns:
+        names = [row["name"] for row in self._all("PRAGMA table_info(feature)", ())]
+        return _Columns(names, self._column)
+
+    def _column(self, name: str) -> Shaped[np.ndarray, " features"]:
+        dtype = COLUMN_DTYPES.get(name, np.float64)
+        with self._guarded(), odd_content_is_damage(self.path):
+            rows = self._connection.execute(f"SELECT {name} FROM feature ORDER BY id")
+            column = np.array([value for (value,) in rows], dtype=dtype)
+        column.setflags(write=False)
+        return column
 
     def flag(self, name: str) -> Bool[np.ndarray, " features"]:
         """Which features carry the flag "dead", "rare" or "dense".
@@ -192,32 +202,24 @@ class FeatureStore:
         """
         if name not in FLAGS:
             raise ConfigError(f"unknown flag {name!r}: expected one of {', '.join(FLAGS)}")
-        return (self._table["flags"] & FLAGS[name]) != 0
+        return (self.table()["flags"] & FLAGS[name]) != 0
 
-    def search(self, query: str, limit: int = 50) -> list[SearchHit]:
-        """Features whose top or promoted tokens hold every word of the query.
+    def search(self, query: str, labels: Mapping[int, str] | None = None) -> Hits:
+        """Features whose top tokens, promoted tokens or label are as the query says.
 
-        Words match from their start; a query without letters or digits, such as a bracket or an
-        emoji, is searched for unchanged. Labels are searched by `labels.LabelBook.search`.
+        Args:
+            query: as `query.HELP` says.
+            labels: text by feature; None: labels are not searched.
+
+        Raises:
+            ConfigError: the query cannot be read, or an expression takes too long.
         """
-        words = "".join(char if char.isalnum() else " " for char in query).split()
-        hits: list[SearchHit] = []
-        for field in ("top_tokens", "promoted_tokens"):
-            if words:
-                wanted = " AND ".join(f'{field} : "{word}"*' for word in words)
-                sql = (
-                    f"SELECT rowid, {field} FROM search WHERE search MATCH ? "
-                    "ORDER BY rank, rowid LIMIT ?"
-                )
-            elif wanted := query.strip():
-                sql = f"SELECT id, {field} FROM feature WHERE instr({field}, ?) LIMIT ?"
-            else:
-                return []
-            hits += [
-                SearchHit(feature, field, split_tokens(text))
-                for feature, text in self._all(sql, (wanted, limit))
-            ]
-        return hits
+        return search(self._token_indices, labels or {}, self.n_features, query)
+
+    @cached_property
+    def _token_indices(self) -> dict[str, TokenIndex]:
+        names = ("top_tokens", "promoted_tokens")
+        return {name: TokenIndex(self.table()[name].tolist()) for name in names}
 
     def tokens(self, sequence: int) -> Integer[np.ndarray, " context"]:
         """Token ids of one context.
@@ -313,6 +315,24 @@ def _open(path: Path) -> sqlite3.Connection:
         ) from None
     connection.row_factory = sqlite3.Row
     return connection
+
+
+class _Columns(Mapping[str, Shaped[np.ndarray, " features"]]):
+    """Columns that are read when they are first asked for: of 262,144 features, all take long."""
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], np.ndarray]):
+        self._names, self._read = tuple(names), lru_cache(read)
+
+    def __getitem__(self, name: str) -> Shaped[np.ndarray, " features"]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def is_stale(store: FeatureStore, dictionary: Path) -> str | None:

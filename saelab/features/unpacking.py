@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -203,23 +204,25 @@ def split_tokens(joined: str) -> tuple[str, ...]:
 
 def _example_lists(arrays: Arrays, windows: Windows) -> Iterator[tuple[Example, ...]]:
     """Each list of examples: top, one per stratum, random positives."""
-    ends = np.cumsum(arrays["n_active"], dtype=np.int64).tolist()
-    begins = [0, *ends[:-1]]
-    sequences, anchors = arrays["sequence"].tolist(), arrays["anchor"].tolist()
-    positions = arrays["position"].astype(np.int64)
-    activations = arrays["activation"]
-    first = 0
+    examples = _examples(arrays, windows)
     for size in arrays["list_sizes"].tolist():
-        examples = []
-        for index in range(first, first + size):
-            window = slice(begins[index], ends[index])
-            active, values = positions[window], activations[window]
-            value = float(values[np.searchsorted(active, anchors[index])])
-            examples.append(
-                windows.example(sequences[index], anchors[index], active, values, value)
-            )
-        first += size
-        yield tuple(examples)
+        yield tuple(islice(examples, size))
+
+
+def strongest_example(arrays: Arrays, windows: Windows) -> Example | None:
+    """The first of the top examples, of which alone the context is needed; None of none."""
+    return next(_examples(arrays, windows), None)
+
+
+def _examples(arrays: Arrays, windows: Windows) -> Iterator[Example]:
+    ends = np.cumsum(arrays["n_active"], dtype=np.int64).tolist()
+    positions = arrays["position"].astype(np.int64)
+    begin, contexts = 0, zip(arrays["sequence"].tolist(), arrays["anchor"].tolist(), strict=True)
+    for (sequence, anchor), end in zip(contexts, ends, strict=True):
+        active, values = positions[begin:end], arrays["activation"][begin:end]
+        value = float(values[np.searchsorted(active, anchor)])
+        yield windows.example(sequence, anchor, active, values, value)
+        begin = end
 
 
 def _groups(

@@ -35,7 +35,8 @@ from saelab.dashboards.widgets.figures import (
     probability_shift,
     signed_bars,
 )
-from saelab.dashboards.widgets.page_parts import csv_text, format_number, plain
+from saelab.dashboards.widgets.page_parts import csv_text, plain
+from saelab.dashboards.widgets.token_html import format_number
 from saelab.errors import ArtifactError
 from saelab.features.reader import FeatureStore
 from saelab.report.draw import draw
@@ -54,7 +55,7 @@ def figures_of(store):
     yield draw(logit_histogram(record.logit_lens))
     tokens = {"one": 266, "two": 266}
     yield draw(density_histogram({"one": densities, "two": densities[:5]}, tokens))
-    table = store.table() | {"map_x": np.arange(12.0), "map_y": np.arange(12.0)}
+    table = dict(store.table()) | {"map_x": np.arange(12.0), "map_y": np.arange(12.0)}
     yield feature_map(table, [str(i) for i in range(N_FEATURES)])
     yield feature_map(table, [str(i) for i in range(N_FEATURES)], lit=("have a label", [True] * 12))
     yield draw(match_histogram({"a": [0.1, 0.9], "b": [0.75]}))
@@ -164,7 +165,7 @@ def test_search_takes_labels_first(store):
     chosen, found = select_features(
         store, {11: "a cat in a label"}, FeatureFilter(query="cat", sort="best match")
     )
-    assert chosen.tolist()[0] == 11 and found[11] == "label"
+    assert chosen.tolist()[0] == 11 and found(11) == "label"
     assert {0, 8} <= set(chosen.tolist())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -68,30 +69,92 @@ def test_navigation_keeps_the_dictionary(open_page):
     assert pages == ["run=all%2Fdemo&sae=second"] * 3
 
 
+class Rows(HTMLParser):
+    """The rows of a page's linked table: by title the text, and the address."""
+
+    def __init__(self, app):
+        super().__init__()
+        self.titles, self.rows, self.links, self.caption, self._text = [], [], [], "", None
+        self.feed(next(b.value for b in app.get("html") if "saelab-table linked" in b.value))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == "table":
+            self.caption = attrs["aria-label"]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self._text = ""
+        if tag == "a" and self.titles:
+            self.links.append(attrs["href"])
+
+    def handle_data(self, data):
+        if self._text is not None:
+            self._text += data
+
+    def handle_endtag(self, tag):
+        if tag in ("th", "td"):
+            self.rows[-1].append(self._text)
+            self._text = None
+        if tag == "thead":
+            (self.titles,), self.rows = self.rows, []
+            self.titles = [title.rstrip(" ▾▴") for title in self.titles]
+
+    def __getitem__(self, title):
+        return [row[self.titles.index(title)] for row in self.rows]
+
+    @property
+    def features(self):
+        return list(map(int, self["feature"]))
+
+
 def test_explore_lists_every_feature(open_page):
     app = open_page("explore", **FIRST)
     assert_clean(app)
     assert_charts_have_alt(app, 1)
-    table = app.dataframe[0].value
-    assert table["feature"].tolist() == list(range(N_FEATURES))
+    table = Rows(app)
+    assert table.features == list(range(N_FEATURES))
     active = (dense_codes() > 0).sum(axis=(0, 1))
-    np.testing.assert_allclose(table["density"], active / 266)
+    shown_density = list(map(float, table["density, %"]))
+    np.testing.assert_allclose(shown_density, 100 * active / 266, rtol=0.006)
     assert table["flags"][DEAD] == "dead" and table["flags"][DENSE] == "dense"
-    assert app.dataframe[0].proto.alt.startswith("Table of 12 features")
+    assert table.caption.startswith("Table of 12 features")
+    assert table.links[3] == "feature?run=all%2Fdemo&sae=first&f=3"
+    # Every row but the dead one's shows an example when it is pointed at; its tokens are text.
+    assert ["tok" in row[-1] or len(row) > len(table.titles) for row in table.rows] == [
+        feature != DEAD for feature in range(N_FEATURES)
+    ]
+    assert SCRIPT not in html_of(app)
 
 
 def test_explore_searches_filters_and_sorts_by_the_address(open_page):
-    found = open_page("explore", q="cat", sort="density", desc="True", **FIRST)
-    table = found.dataframe[0].value
-    assert "top tokens" in table["found in"].iloc[0]
-    densities = table["density"].tolist()
-    assert densities == sorted(densities, reverse=True) and {0, 8} <= set(table["feature"])
-    dead = open_page("explore", show="dead", **FIRST)
-    assert dead.dataframe[0].value["feature"].tolist() == [DEAD]
-    common = open_page("explore", density="-0.25:0", **FIRST)
-    assert common.dataframe[0].value["feature"].tolist() == [DENSE]
+    table = Rows(open_page("explore", q="cat", sort="density", desc="True", **FIRST))
+    assert "top tokens" in table["found in"][0]
+    densities = list(map(float, table["density, %"]))
+    assert densities == sorted(densities, reverse=True) and {0, 8} <= set(table.features)
+    assert Rows(open_page("explore", show="dead", **FIRST)).features == [DEAD]
+    common = open_page("explore", density="30:100", **FIRST)
+    assert Rows(common).features == [DENSE]
     nothing = open_page("explore", q="zebra", **FIRST)
     assert "No feature matches" in words(nothing)
+    without = Rows(open_page("explore", q="-cat", **FIRST)).features
+    assert not {0, 8} & set(without) and DEAD in without
+    refused = open_page("explore", q="token:/(/", **FIRST)
+    assert_clean(refused)
+    assert "/(/ is no regular expression: missing ) at position 1." in words(refused)
+
+
+def test_explore_has_pages_and_a_new_search_begins_on_the_first(open_page, monkeypatch):
+    from saelab.dashboards.pages import explore
+
+    monkeypatch.setattr(explore, "ROWS", 5)
+    app = open_page("explore", page="3", **FIRST)
+    assert Rows(app).features == [10, 11]
+    app.number_input(key="explore_page").set_value(2).run()
+    assert Rows(app).features == list(range(5, 10)) and param(app, "page") == "2"
+    app.text_input(key="explore_q").input("-cat").run()
+    assert "page" not in app.query_params and len(Rows(app).rows) == 5
+    assert Rows(open_page("explore", page="99", **FIRST)).features == list(range(5))
 
 
 def test_explore_writes_its_boxes_to_the_address_and_back_restores_them(open_page):
@@ -192,8 +255,8 @@ def test_labels_are_written_beside_the_store_and_found(world, open_page):
     store = world / "demo" / "dictionaries" / "first" / "features.sqlite"
     book = LabelBook(store.with_name("feature_labels.sqlite"), "toyhash", N_FEATURES)
     assert [label.text for label in book.of(5)] == ["greeting <b>"]
-    found = open_page("explore", q="greeting", **FIRST).dataframe[0].value
-    assert found["feature"].tolist() == [5] and found["found in"].tolist() == ["label"]
+    found = Rows(open_page("explore", q="greeting", **FIRST))
+    assert found.features == [5] and found["found in"] == ["label"]
     map_page = open_page("map", colour="label", **FIRST)
     assert "whether they have a label" in map_page.get("plotly_chart")[0].proto.alt
     book.delete(book.of(5)[0].id)
@@ -264,9 +327,10 @@ def test_compare_matches_both_ways(open_page):
     assert "of as many random directions do" in words(app)
     assert not app.warning, "nothing says that they began from the same weights"
     assert "12 pairs are each other's nearest" in words(app)
-    pairs = next(frame.value for frame in app.dataframe if "nearest" in frame.value)
-    assert (pairs["feature"] + pairs["nearest"] == N_FEATURES - 1).all()
-    assert DEAD not in pairs["feature"].tolist()
+    pairs = Rows(app)
+    sums = [a + int(b) for a, b in zip(pairs.features, pairs["nearest"], strict=True)]
+    assert set(sums) == {N_FEATURES - 1}
+    assert DEAD not in pairs.features
     only = open_page("compare", view="only in the second", **FIRST)
     assert "There is none" in words(only)
 

@@ -10,6 +10,7 @@ import pytest
 
 from saelab.errors import ArtifactError, ConfigError
 from saelab.features.reader import FeatureStore, is_stale
+from saelab.features.search import ABSENT
 from saelab.formats.files import write_json
 
 KINGS, SCRIPTS, EMOJIS = 2, 4, 6
@@ -44,18 +45,19 @@ def test_windows_hold_the_anchor_and_cut_no_character(tiny_store, window):
 
 def test_search_finds_tokens_by_word_by_punctuation_and_by_script(tiny_store):
     def top_hits(query):
-        return {hit.feature for hit in tiny_store.search(query) if hit.field == "top_tokens"}
+        places = tiny_store.search(query).places["top_tokens"]
+        return set(np.flatnonzero(places < ABSENT).tolist())
 
     for query in ("king", "KING", "kin"):
         assert KINGS in top_hits(query)
     for query in ("<script>", "alert"):
         assert SCRIPTS in top_hits(query)
     assert EMOJIS in top_hits("👑")
-    assert tiny_store.search("שלום")
-    assert tiny_store.search("   ") == []
-    assert tiny_store.search('no" OR such*token') == []
-    hit = next(hit for hit in tiny_store.search("king") if hit.feature == KINGS)
-    assert hit.tokens == (" king",)
+    assert len(tiny_store.search("שלום").features)
+    assert len(tiny_store.search("   ").features) == tiny_store.n_features, "nothing is asked for"
+    assert not len(tiny_store.search('no" OR such*token').features)
+    assert "top tokens" in tiny_store.search("king").where(KINGS)
+    assert " king" in tiny_store.feature(KINGS).top_tokens
 
 
 def test_arguments_out_of_range_are_refused(tiny_store):
