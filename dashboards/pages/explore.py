@@ -28,7 +28,6 @@ from ..context import all_labels, feature_href, link_params, require_dictionary,
 from ..run_index import DictionaryEntry
 from ..widgets.feature_html import counted, percent
 from ..widgets.feature_table import (
-    ANY_DENSITY,
     BEST_MATCH,
     DENSITIES,
     PERCENT,
@@ -65,7 +64,7 @@ WHERE = {
 FIRST_SCORE = "detection score"
 """Shown of explanations that have it; others when they are asked for."""
 ANY, NO_SCORE = "by any method", "any or none"
-BY_PERCENT = {f"{100 * density:g}": density for density in DENSITIES}
+PERCENTS = {density: percent(density) for density in DENSITIES}
 
 
 def render() -> None:
@@ -116,7 +115,9 @@ def _draw_filter(labels: Sequence[Label]) -> tuple[FeatureFilter, Sequence[Label
         where.selectbox, "Search by", WHERE, param="in", on_change=_query_changed
     )
     methods = [ANY, *sorted({label.method for label in labels})]
-    explained, score, least, density = st.columns([2.2, 2, 1.4, 5.6], vertical_alignment="bottom")
+    low, high, explained, score, least = st.columns(
+        [1.5, 1.5, 2.2, 2, 1.4], vertical_alignment="bottom"
+    )
     method, asked, at_least = ANY, NO_SCORE, 0.0
     if labels:
         first = {"on_change": _to_first_page}
@@ -148,7 +149,14 @@ def _draw_filter(labels: Sequence[Label]) -> tuple[FeatureFilter, Sequence[Label
         descending=url_state.widget(
             direction.toggle, "Largest first", param="desc", default=False, on_change=_to_first_page
         ),
-        density=_draw_density_range(density if labels else st),
+        density=(
+            url_state.choice(
+                low.selectbox, "Density from", PERCENTS, param="from", on_change=_to_first_page
+            ),
+            url_state.choice(
+                high.selectbox, "to", PERCENTS, param="to", default=1.0, on_change=_to_first_page
+            ),
+        ),
         only_labelled=method != ANY,
         score=asked,
         least=at_least,
@@ -189,29 +197,6 @@ def _query_changed() -> None:
 
 def _to_first_page() -> None:
     st.query_params.pop("page", None)
-
-
-def _draw_density_range(place: Any) -> tuple[float, float]:
-    """Two of `DENSITIES`; in the address in percent, with a colon between them."""
-
-    def parse(text: str) -> tuple[float, float]:
-        low, high = (BY_PERCENT[part] for part in text.split(":"))
-        if low > high:
-            raise ValueError(text)
-        return low, high
-
-    url_state.bind("explore_density", "density", ANY_DENSITY, parse)
-    low, high = place.select_slider(
-        "Density",
-        DENSITIES,
-        format_func=percent,
-        key="explore_density",
-        on_change=_to_first_page,
-        help="The share on which a feature is active. From 0 %, those that were never active are "
-        "among them.",
-    )
-    url_state.publish("density", f"{100 * low:g}:{100 * high:g}", "0:100")
-    return low, high
 
 
 def _show_table(

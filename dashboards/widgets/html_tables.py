@@ -68,7 +68,8 @@ def linked_table(
             text += " ▾" if sorted_by[1] else " ▴"
         if href := (heads or {}).get(title):
             text = f'<a href="{escape(href)}">{text}</a>'
-        return f'<th scope="col" class="{kind(title)}" title="{hint}"{sort}>{text}</th>'
+        width = f' style="width:{_WIDTHS[title]}"' if title in _WIDTHS else ""
+        return f'<th scope="col" class="{kind(title)}"{width} title="{hint}"{sort}>{text}</th>'
 
     def cell(title: str, value: Any) -> str:
         text = escape(format_number(value))
@@ -76,10 +77,12 @@ def linked_table(
         return f'<td class="{kind(title)}"{hint}><bdi>{text}</bdi></td>'
 
     first, *rest = columns
+    numeric[first] = False
     rows = "".join(
-        f'<tr><th scope="row"><a href="{escape(hrefs[index])}">{escape(str(value))}</a></th>'
+        f'<tr><th scope="row"><a href="{escape(hrefs[index])}">{escape(str(value))}</a>'
+        + (f'<div class="peek">{peeks[index]}</div>' if peeks and peeks[index] else "")
+        + "</th>"
         + "".join(cell(title, columns[title][index]) for title in rest)
-        + (f'<td class="peek">{peeks[index]}</td>' if peeks and peeks[index] else "")
         + "</tr>"
         for index, value in enumerate(columns[first])
     )
@@ -88,6 +91,10 @@ def linked_table(
         f'"{escape(caption)}"><thead><tr>{"".join(map(head, columns))}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
+
+
+_WIDTHS = {"flags": "3.6rem", "found in": "8.5rem", "likeness": "4.5rem"}
+"""Of columns of short texts; the others share what is left."""
 
 
 def _kept_when_narrow(numeric: Mapping[str, bool], sorted_by: str) -> dict[str, str]:
@@ -137,7 +144,7 @@ STYLE = (
     ".linked tbody a::after{content:'';position:absolute;inset:0}"
     # Only what is below the pointer or has the focus, and in front of what follows.
     ".linked .peek{display:none;position:absolute;z-index:9;left:3rem;right:1rem;top:100%;"
-    "padding:.5rem .8rem;white-space:normal;pointer-events:none;border-radius:6px;"
+    "padding:.5rem .8rem;white-space:normal;font-weight:400;pointer-events:none;border-radius:6px;"
     "border:1px solid light-dark(#9fb4c8,#4a6075);background:light-dark(#fff,#14171b);"
     "box-shadow:0 4px 14px #0004}"
     ".linked tr:nth-last-child(-n+4):nth-child(n+5) .peek{top:auto;bottom:100%}"
