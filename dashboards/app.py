@@ -28,6 +28,12 @@ STYLE = (
     "[data-testid=stMainBlockContainer]{padding:2.2rem 2.5rem 3rem}"
     "[data-testid=stHeader]{height:2rem;min-height:2rem}"
     "[data-testid=stPageLink] p{white-space:normal}"
+    # Columns that hold charts stand below one another rather than being narrow.
+    "[data-testid=stHorizontalBlock]:has(>[data-testid=stColumn] [data-testid=stPlotlyChart])"
+    "{flex-wrap:wrap}"
+    "[data-testid=stHorizontalBlock]:has([data-testid=stPlotlyChart])>[data-testid=stColumn]"
+    "{min-width:min(100%,20rem)}"
+    "@media(max-width:640px){[data-testid=stMainBlockContainer]{padding:2.2rem 1rem 3rem}}"
     "[data-testid=stCaptionContainer],[data-testid=stCaptionContainer] p"
     "{color:light-dark(#55606c,#a7b0ba)!important;opacity:1}"
     ":focus-visible{outline:2px solid light-dark(#0b62ab,#7ab8ee)!important;outline-offset:1px}"

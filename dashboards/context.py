@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -98,7 +99,7 @@ def require_dictionary() -> DictionaryEntry:
 def require_store(entry: DictionaryEntry) -> FeatureStore:
     """The open feature store of a dictionary; where there is none, the page says so and ends."""
     if entry.store_path is None:
-        where = entry.folder or "the dictionary's folder"
+        where = shlex.quote(str(entry.folder)) if entry.folder else "the dictionary's folder"
         _stop(
             f"{entry.name} has no feature store yet: build one with `saelab features {where}`, "
             "then reload this page."

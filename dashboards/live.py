@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +19,14 @@ from jaxtyping import Int
 from saelab.errors import ArtifactError, ModelError
 from saelab.features.reader import FeatureStore
 from saelab.live.reading import FeatureNumbers, Reading
-from saelab.report.page import Html
 
 from . import url_state
 from .context import feature_href, label_texts, staleness_of
 from .run_index import DictionaryEntry
 from .widgets.feature_html import percent
 from .widgets.feature_table import DENSITIES, about
-from .widgets.html_tables import page_table
-from .widgets.page_parts import download_table, show_note, show_problem
+from .widgets.html_tables import linked_table
+from .widgets.page_parts import download_table, plain, show_note, show_problem
 from .widgets.token_html import visible_text
 
 if TYPE_CHECKING:
@@ -212,12 +210,11 @@ def show_feature_table(
         columns: by title, a number or text for each feature.
     """
     labels = [visible_text(page.label(feature)) for feature in latent.tolist()]
-    columns = columns | {"label or top tokens": labels}
-    rows = [
-        [Html(f'<a href="{escape(page.href(feature))}">{feature}</a>'), *values]
-        for feature, *values in zip(latent[:MOST_ROWS].tolist(), *columns.values(), strict=False)
-    ]
+    columns = {"feature": latent.tolist(), "label or top tokens": labels, **columns}
+    shown = {title: values[:MOST_ROWS] for title, values in columns.items()}
     cut = f"the first {MOST_ROWS} of " if len(latent) > MOST_ROWS else ""
-    st.html(page_table(f"{caption}: {cut}{len(latent):,} features", ["feature", *columns], rows))
+    title = f"{caption}: {cut}{len(latent):,} features"
+    st.caption(plain(title))
+    st.html(linked_table(title, shown, [page.href(feature) for feature in shown["feature"]]))
     with st.expander("All of them, and a file"):
-        download_table(name or key, {"feature": latent.tolist(), **columns}, key)
+        download_table(name or key, columns, key)

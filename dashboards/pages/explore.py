@@ -26,6 +26,7 @@ from saelab.features.reader import FeatureStore
 from .. import url_state
 from ..context import all_labels, feature_href, link_params, require_dictionary, require_store
 from ..run_index import DictionaryEntry
+from ..widgets import feature_table
 from ..widgets.feature_html import counted, percent
 from ..widgets.feature_table import (
     BEST_MATCH,
@@ -50,8 +51,6 @@ from ..widgets.page_parts import (
 )
 from ..widgets.token_html import token_row, tokens_page
 
-ROWS = 50
-"""Features on a page of the table."""
 PEEK = 10
 """Tokens on either side of the example that is shown of a row pointed at."""
 NUMBERS = ("density", "max activation", "contexts")
@@ -120,7 +119,7 @@ def _draw_filter(labels: Sequence[Label]) -> tuple[FeatureFilter, Sequence[Label
     )
     method, asked, at_least = ANY, NO_SCORE, 0.0
     if labels:
-        first = {"on_change": _to_first_page}
+        first: dict[str, Any] = {"on_change": _to_first_page}
         method = url_state.choice(explained.selectbox, "Explained", methods, param="by", **first)
         labels = [label for label in labels if method in (ANY, label.method)]
         names = sorted({f"{score.name} score" for label in labels for score in label.scores})
@@ -220,7 +219,7 @@ def _show_table(
     asked = {FIRST_SCORE, wanted.score, wanted.sort}
     scores = {title: values for title, values in scores.items() if title in asked}
     place, below = st.container(), st.container(horizontal=True, vertical_alignment="bottom")
-    n_pages = -(-len(chosen) // ROWS)
+    n_pages = -(-len(chosen) // feature_table.ROWS)
     number = 1
     if n_pages > 1:
         number = url_state.widget(
@@ -232,8 +231,8 @@ def _show_table(
             default=1,
             width=150,
         )
-    start = ROWS * (number - 1)
-    features = chosen[start : start + ROWS].tolist()
+    start = feature_table.ROWS * (number - 1)
+    features = chosen[start : start + feature_table.ROWS].tolist()
     columns = table_columns(store, texts, features, hits, wanted.sort, scores, NUMBERS)
     place.html(
         linked_table(

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlencode
@@ -40,7 +41,7 @@ from ..widgets.feature_html import (
 from ..widgets.feature_table import about
 from ..widgets.figures import activation_histogram, logit_histogram
 from ..widgets.page_parts import FEATURE_PAGE, plain, run_page, show_figure, show_note, show_problem
-from ..widgets.token_html import short_label, visible_text
+from ..widgets.token_html import short_label, token_row, tokens_page, visible, visible_text
 
 LISTS = {
     "Top": "Contexts with the highest maxima, one window for each context, no two alike. The "
@@ -54,6 +55,8 @@ LISTS = {
 }
 WINDOWS: dict[str, int | None] = {"±8": 8, "±24": 24, "full": None}
 MOST_NEIGHBOURS = 8
+EDGE = 400
+"""Characters shown of the contexts before and after one that is opened."""
 KEPT = ("tab", "window")
 """Parameters of the address that the next feature is opened with."""
 SIDE_BY_SIDE, MOST_EXPLANATIONS = 3, 6
@@ -327,6 +330,7 @@ def _show_examples(entry: DictionaryEntry, feature: int, maximum: float, steps: 
     chosen, window, view = _draw_controls(of_rows=counted(store) == "rows")
     _draw_steps(steps, entry, store, feature)
     record = store.feature(feature, WINDOWS[window])
+    _show_context(store, feature, view)
     st.caption(plain(LISTS[chosen]))
     lists = {"Top": record.top_examples, "Random": record.random_positives}
     if chosen in lists:
@@ -373,8 +377,46 @@ def _draw_controls(*, of_rows: bool) -> tuple[str, str, ExampleView]:
         own_scale=own_scale,
         folders=context.run_index().roots,
         of_rows=of_rows,
+        href=context.feature_href,
+        context_href=None if of_rows else _context_href,
     )
     return chosen, window, view
+
+
+def _context_href(sequence: int) -> str:
+    """This page with a context opened above its list."""
+    shown = {k: v for k, v in st.query_params.to_dict().items() if k != "context"}
+    return f"feature?{urlencode({**shown, 'context': str(sequence)})}"
+
+
+def _show_context(store: FeatureStore, feature: int, view: ExampleView) -> None:
+    """The whole of the context that the address names, if any, and the ends of those beside it."""
+    sequence = url_state.read("context", -1, url_state.count)
+    if not 0 <= sequence < store.n_sequences:
+        return
+    record = store.feature(feature, None)
+    groups = [group.examples for group in record.quantile_groups]
+    shown = [*record.top_examples, *record.random_positives, *chain(*groups)]
+    example = next((e for e in shown if e.sequence == sequence), None)
+    with st.container(border=True):
+        st.markdown(f"**Context {sequence:,}, all of it, and what is read before and after**")
+        before, after = (
+            "".join(store.context_pieces(other).texts) if 0 <= other < store.n_sequences else ""
+            for other in (sequence - 1, sequence + 1)
+        )
+        whole = example or store.context_pieces(sequence)
+        values = whole.activations.tolist()
+        maximum = max(record.max_act, *values)
+        row = token_row(whole.texts, values, maximum, show_values=view.show_values)
+        edges = [
+            f'<div class="meta ctx">{visible(text)}</div>'
+            for text in (f"… {before[-EDGE:]}", f"{after[:EDGE]} …")
+        ]
+        st.html(tokens_page([edges[0], row, edges[1]]))
+        if example is None:
+            st.caption("The store holds no activations of this feature in this context.")
+        shown = {k: v for k, v in st.query_params.to_dict().items() if k != "context"}
+        st.page_link(FEATURE_PAGE, label="Close", query_params=shown)
 
 
 def _show_list(

@@ -37,8 +37,8 @@ MODES = {
     "attribute": "Explain a next token",
 }
 SORT_NAMES = {
+    "relative": "share of the feature's maximum",
     "strength": "strength",
-    "relative": "strength relative to the maximum",
     "rarity": "rarity",
 }
 CHIPS_PER_TOKEN = 4
@@ -67,6 +67,8 @@ def render() -> None:
 
 def _draw_reading(page: live.LivePage) -> None:
     text = live.text_box("Text", "prompt_text", "text", EXAMPLE_TEXT)
+    # Leaving the box reads it too; a button says so, and a phone has no Ctrl+Enter.
+    st.button("Show its features", type="primary")
     left, right = st.columns([3, 2])
     sort = url_state.choice(
         left.radio,

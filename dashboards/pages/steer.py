@@ -77,13 +77,13 @@ def render() -> None:
     page = open_live_page(entry, store)
     text = text_box("Text to continue", "steer_text", "text", EXAMPLE_TEXT, height=80)
     settings = _draw_settings(page, text, _draw_edits(page))
-    if st.button("Write", type="primary", key="steer_write", disabled=not text.strip()):
+    if st.button("Generate", type="primary", key="steer_write", disabled=not text.strip()):
         st.session_state[RESULT] = _write(page, settings)
     result: SteerResult | None = st.session_state.get(RESULT)
     if result is None or result.settings.dictionary != page.key:
         show_note(
-            "Press Write: the model continues the text twice with the same random numbers, once as "
-            "it is and once with the edits."
+            "Press Generate: the model continues the text twice with the same random numbers, "
+            "once as it is and once with the edits."
         )
     else:
         _draw_result(page, result, settings)
@@ -121,7 +121,7 @@ def _draw_edit(page: LivePage, number: int, fallback: int) -> EditChoice:
     st.session_state[key] = min(st.session_state[key], last)
     feature = int(feature_box.number_input("Feature", 0, last, step=1, key=key))
     url_state.publish(f"f{number}", feature, default)
-    kind = url_state.choice(kind_box.selectbox, "Do", KINDS, param=f"k{number}")
+    kind = url_state.choice(kind_box.selectbox, "Operation", KINDS, param=f"k{number}")
     strength = url_state.widget(
         strength_box.slider,
         "Strength, in multiples of its maximum",
@@ -234,7 +234,7 @@ def _written_html(prompt: str, written: str) -> str:
 
 def _draw_result(page: LivePage, result: SteerResult, now: SteerSettings) -> None:
     if result.settings != now:
-        show_note("The settings have changed since this was written: press Write again.")
+        show_note("The settings have changed since this was written: press Generate again.")
     titles = ("**As the model is**", f"**Steered**: {plain(_described(result.settings.edits))}")
     for column, title, text in zip(st.columns(2), titles, result.texts, strict=True):
         column.markdown(title)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -60,6 +60,10 @@ class ExampleView:
     """Folders of images: a row whose label is the path of one in them is shown as that image."""
     of_rows: bool = False
     """Whether a context is one row of adopted activations, which has no text around it."""
+    href: Callable[[int], str] | None = None
+    """Address of a feature's page; None: features are not links."""
+    context_href: Callable[[int], str] | None = None
+    """Address of a page that shows the whole of a context; None: there is none."""
 
 
 def shows_rows(store: FeatureStore) -> bool:
@@ -155,7 +159,7 @@ def logit_tables(lens: LogitLens, most: int = 10) -> str:
         )
         for caption, scores, kind in lists
     ]
-    style = "display:grid;grid-template-columns:1fr 1fr;gap:1.2rem"
+    style = "display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:1.2rem"
     return f'<div style="{style}">{"".join(tables)}</div>'
 
 
@@ -165,7 +169,7 @@ def examples_html(
     """A list of examples, the colour scale above it."""
     items = "".join(
         '<li class="ex"><div class="meta">'
-        f"{escape(example_facts(example, of_rows=view.of_rows))}</div>"
+        f"{example_facts(example, view)}</div>"
         + (picture(example.texts[0], view.folders) if len(example.texts) == 1 else "")
         + token_row(
             example.texts,
@@ -196,19 +200,28 @@ def distinct(examples: Sequence[Example], hide_repeats: bool) -> Iterator[Exampl
         yield example
 
 
-def example_facts(example: Example, *, of_rows: bool = False) -> str:
-    """Where an example is from and how strong it is, in words."""
-    position = int(example.positions[example.anchor])
-    where = f"context {example.sequence:,}, position {position}"
-    if of_rows:
+def example_facts(example: Example, view: ExampleView) -> str:
+    """Where an example is from and how strong it is, in words, as HTML."""
+    where = f"context {example.sequence:,}"
+    if view.context_href is not None:
+        where = _link(view.context_href(example.sequence), where, "Shows all of it")
+    where += f", position {int(example.positions[example.anchor])}"
+    if view.of_rows:
         where = f"row {example.sequence:,} of those read"
     if example.other_feature is not None:
+        other = f"feature {example.other_feature}"
+        if view.href is not None:
+            other = _link(view.href(example.other_feature), other, "Opens the neighbour")
         return (
-            f"{where} · silent here; its neighbour, feature {example.other_feature}, has "
-            f"{short(example.other_value)}"
+            f"{where} · silent here; its neighbour, {other}, has activation "
+            f"{short(example.other_value)} at the anchor"
         )
     strength = f"activation {short(example.value)}" if example.value > 0 else "silent here"
     return f"{where} · {strength}"
+
+
+def _link(href: str, text: str, hint: str) -> str:
+    return f'<a href="{escape(href)}" title="{hint}">{escape(text)}</a>'
 
 
 def group_heading(group: QuantileGroup, *, highest: bool) -> str:
@@ -273,19 +286,38 @@ def feature_html(name: str, store: FeatureStore, feature: int, labels: Sequence[
 
 
 def feature_json(name: str, store: FeatureStore, feature: int, labels: Sequence[Label] = ()) -> str:
-    """Every number of a feature's page as JSON, with whole contexts."""
+    """What a feature's page shows as JSON, in at most some 100 kB."""
     content = {
         "dictionary": name,
         "store_id": store.store_id,
         "made_from": store.manifest["made_from"],
         "labels": [dataclasses.asdict(label) for label in labels],
-        "feature": _as_json(dataclasses.asdict(store.feature(feature, None))),
+        "feature": _as_json(store.feature(feature)),
     }
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1)
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _example_as_json(example: Example) -> dict[str, Any]:
+    """Its text, and the activations of the tokens that have one by their index in it."""
+    active = np.flatnonzero(example.activations).tolist()
+    return {
+        "context": example.sequence,
+        "first_position": int(example.positions[0]),
+        "tokens": example.texts,
+        "anchor": example.anchor,
+        "activations": {index: float(f"{example.activations[index]:.6g}") for index in active},
+        "neighbour": example.other_feature,
+        "neighbour_activation": example.other_value,
+    }
 
 
 def _as_json(value: Any) -> Any:
     """What is undefined is null."""
+    if isinstance(value, Example):
+        return _as_json(_example_as_json(value))
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: _as_json(getattr(value, name)) for name in names}
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, dict):

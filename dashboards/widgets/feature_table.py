@@ -33,10 +33,12 @@ SORTS: dict[str, str] = {
 """Words of the sort box -> column of the store; "best match" is the order of a search."""
 SHOWN = ("all", "active", "labelled", *FLAGS)
 """Words of the filter: every feature, those ever active, those with a label, or with a flag."""
-DENSITIES = (0.0, *(digit * 10.0**power for power in range(-6, 0) for digit in (1, 3)), 1.0)
+DENSITIES = (0.0, *(float(f"{d}e{power}") for power in range(-6, 0) for d in (1, 3)), 1.0)
 """Bounds that the sliders offer, as shares of what is counted."""
 ANY_DENSITY = (DENSITIES[0], DENSITIES[-1])
 TOKENS_IN_TABLE, MOST_ABOUT = 8, 5
+ROWS = 50
+"""Features on a page of the table."""
 FEWEST_CONTEXTS = 20
 """A feature seen in fewer contexts is not recommended: too little to judge it by."""
 FEWEST_CONTEXTS_OF_A_SMALL_STORE = 5

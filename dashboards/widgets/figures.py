@@ -335,7 +335,7 @@ def feature_map(
             lit[0]: (chosen, {"color": ORANGE, "size": 9}),
         }
     else:
-        scale = {"title": {"text": "density, %"}, "thickness": 12}
+        scale = {"title": {"text": "density, %"}, "thickness": 12, "orientation": "h", "y": -0.28}
         ticks = log_axis(density[active].tolist())
         scale |= {"tickvals": np.log10(ticks["tickvals"]), "ticktext": ticks["ticktext"]}
         colours = {"color": np.log10(density[active]), "colorscale": "Cividis", "colorbar": scale}

@@ -23,6 +23,7 @@ MOST_TABLE_ROWS = 300
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 LIGHT_INK, DARK_INK = "#3d4650", "#c9d0d7"
 _ADDRESS = re.compile(r"://|www\.|@.", re.IGNORECASE)
+_COMMAND = re.compile(r"`(saelab (?:quickstart|\w+ [^`…]+))`")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>$:&^=])")
 
 
@@ -54,11 +55,19 @@ def plain(text: str) -> str:
 def show_problem(sentence: str) -> None:
     """Say what is wrong."""
     st.warning(plain(sentence))
+    _show_commands(sentence)
 
 
 def show_note(sentence: str) -> None:
     """Say something a reader should know."""
     st.info(plain(sentence))
+    _show_commands(sentence)
+
+
+def _show_commands(sentence: str) -> None:
+    """The commands that a sentence names as they are to be run, each with a button that copies."""
+    for command in _COMMAND.findall(sentence):
+        st.code(command, language=None, wrap_lines=True)
 
 
 def show_figure(shown: Figure | Chart, key: str, *, selectable: bool = False) -> list[Any]:

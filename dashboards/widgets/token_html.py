@@ -193,6 +193,7 @@ STYLE = (
     ".saelab-tokens .ex{margin:0;padding:.4rem 0 .45rem;"
     "border-bottom:1px solid light-dark(#d5dae0,#3a424c)}"
     ".saelab-tokens .meta,.saelab-tokens .legend{font-size:.8rem;color:light-dark(#55606c,#a7b0ba)}"
+    ".saelab-tokens a{color:light-dark(#0b62ab,#7ab8ee)}"
     ".saelab-tokens .ctx{white-space:pre-wrap;overflow-wrap:anywhere}"
     ".saelab-tokens .tok{unicode-bidi:plaintext;border-radius:3px;padding:1px 0}"
     ".saelab-tokens .legend .tok{padding:1px 5px}"

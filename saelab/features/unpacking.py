@@ -151,6 +151,9 @@ def record_of(packed: PackedFeature, windows: Windows, manifest: dict[str, Any])
 
 def _record_of(packed: PackedFeature, windows: Windows, manifest: dict[str, Any]) -> FeatureRecord:
     row, arrays = packed.scalars, packed.arrays
+    for name, value in row.items():
+        if isinstance(value, str | bytes) and not name.endswith("_tokens"):
+            raise TypeError(f"its {name} is no number")
     statistics, neighbours = arrays["statistics"], arrays["neighbours"]
     coactivation, silent = arrays["coactivation"], arrays["silent"]
     lists = list(_example_lists(arrays["examples"], windows))

@@ -68,6 +68,8 @@ def test_prompt_shows_the_active_features_of_a_text(open_live, tiny_model):
     l0 = float((codes > 0).sum(1).double().mean())
     said = f"{len(ids) - 1} tokens that count, {l0:.1f} active features per token, {n_features} d"
     assert said in words(app)
+    assert app.radio(key="prompt_order").value == "relative", "raw strength is no default"
+    app.radio(key="prompt_order").set_value("strength").run()
     table = app.dataframe[0].value
     peak, place = codes.max(0)
     expected = sorted(peak.nonzero().flatten().tolist(), key=lambda f: -float(peak[f]))
@@ -92,11 +94,13 @@ def test_every_feature_of_the_prompt_page_is_a_real_link(open_live):
 def test_sort_and_ceiling_come_from_the_address_and_go_back_there(open_live):
     app = open_live("prompt", text=TEXT, order="rarity", dens="0.1")
     assert_clean(app)
-    density = app.dataframe[0].value["density"].tolist()
-    assert density == sorted(density) and max(density) <= 0.1
+    density = app.dataframe[0].value["density, %"].tolist()
+    assert density == sorted(density) and max(density) <= 10
     assert "above the density ceiling are hidden" in words(app)
+    app.radio(key="prompt_order").set_value("strength").run()
+    assert app.query_params["order"] == "strength"
     app.radio(key="prompt_order").set_value("relative").run()
-    assert app.query_params["order"] == "relative"
+    assert "order" not in app.query_params
     shares = app.dataframe[0].value["share of its maximum"].dropna().tolist()
     assert shares == sorted(shares, reverse=True)
     app.text_area(key="prompt_text").set_value("a small boat").run()

@@ -152,9 +152,9 @@ def test_explore_searches_filters_and_sorts_by_the_address(open_page):
 
 
 def test_explore_has_pages_and_a_new_search_begins_on_the_first(open_page, monkeypatch):
-    from saelab.dashboards.pages import explore
+    from saelab.dashboards.widgets import feature_table
 
-    monkeypatch.setattr(explore, "ROWS", 5)
+    monkeypatch.setattr(feature_table, "ROWS", 5)
     app = open_page("explore", page="3", **FIRST)
     assert Rows(app).features == [10, 11]
     app.number_input(key="explore_page").set_value(2).run()
@@ -224,7 +224,13 @@ def test_feature_lists_by_address(open_page, tab, text):
 
 def test_near_misses_are_silent_and_name_the_neighbour(open_page):
     page = html_of(open_page("feature", f="3", tab="Near misses", **FIRST))
-    assert f"silent here; its neighbour, feature {DENSE}, has 1.5" in page
+    link = (
+        f'<a href="feature?run=all%2Fdemo&amp;sae=first&amp;f={DENSE}" title="Opens the neighbour">'
+    )
+    said = (
+        f"silent here; its neighbour, {link}feature {DENSE}</a>, has activation 1.5 at the anchor"
+    )
+    assert said in page
     assert "activation 0" not in page
 
 
