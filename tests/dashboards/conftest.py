@@ -12,12 +12,19 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 from toy_store import N_FEATURES, decoder, page_opener, write_dictionary, write_toy_store
 
+MORE = ", on every token that counts, as many words as a definition that is told in full has" * 2
+
 
 def write_core_result(folder: Path, fvu: float, l0: float) -> None:
     """A core evaluation with the numbers that pages show."""
     (folder / "evals").mkdir()
     metrics = [
-        {"name": name, "value": value, "unit": "1", "definition": "as planted"}
+        {
+            "name": name,
+            "value": value,
+            "unit": "1",
+            "definition": f"as planted{MORE * (name == 'kl')}",
+        }
         for name, value in (("fvu", fvu), ("l0_mean", l0), ("kl", 0.125))
     ]
     (folder / "evals" / "core.json").write_text(

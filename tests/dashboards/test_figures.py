@@ -246,10 +246,13 @@ def test_exported_page_stands_alone(store, feature):
 
 
 def test_exported_data_has_every_activation(store):
-    content = json.loads(feature_json("toy", store, 8))
+    text = feature_json("toy", store, 8)
+    content = json.loads(text)
     codes = dense_codes()[..., 8]
     example = content["feature"]["top_examples"][0]
-    assert max(example["activations"]) == pytest.approx(float(codes.max()))
+    assert max(example["activations"].values()) == pytest.approx(float(codes.max()))
+    assert example["activations"][str(example["anchor"])] == pytest.approx(float(codes.max()))
+    assert len(text) < 100_000
     assert content["feature"]["n_active"] == (codes > 0).sum()
     assert content["store_id"] == "toy-store-1"
 

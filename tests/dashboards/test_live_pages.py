@@ -209,7 +209,7 @@ def test_a_typed_token_must_be_one(open_live):
 def test_steering_writes_both_texts_and_the_shift(open_live, live_root, tiny_model):
     app = open_live("steer", text=TEXT, f1="3", s1="6.0", len="5", temp="0.0")
     assert_clean(app)
-    assert "Press Write" in words(app)
+    assert "Press Generate" in words(app)
     app.button(key="steer_write").click().run()
     assert_clean(app)
     assert "+6 × maximum of feature 3" in words(app)

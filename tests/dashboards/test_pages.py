@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from toy_store import DEAD, DENSE, IMAGE, N_FEATURES, SCRIPT, dense_codes, write_toy_store
+from toy_store import DEAD, DENSE, IMAGE, N_FEATURES, SCRIPT, contexts, dense_codes, write_toy_store
 
 from saelab.dashboards.pages.map import map_method
 from saelab.features.labels import LabelBook
@@ -232,6 +233,24 @@ def test_near_misses_are_silent_and_name_the_neighbour(open_page):
     )
     assert said in page
     assert "activation 0" not in page
+
+
+def test_a_context_is_opened_whole_with_what_is_read_around_it(open_page):
+    app = open_page("feature", f="3", window="±8", **FIRST)
+    opened = re.search(r'href="feature\?([^"]*context=(\d+))"', html_of(app))
+    assert opened is not None
+    app = open_page("feature", f="3", context=opened[2], window="±8", **FIRST)
+    assert_clean(app)
+    assert f"Context {opened[2]}, all of it" in words(app)
+    panel = next(str(b.value) for b in app.get("html") if 'class="meta ctx"' in str(b.value))
+    assert panel.count('class="tok') == len(contexts()[0]) and SCRIPT not in panel
+    assert ("Close", "run=all%2Fdemo&sae=first&f=3&window=%C2%B18") in links(app)
+    assert "all of it" not in words(open_page("feature", f="3", context="999999", **FIRST))
+
+
+def test_commands_of_empty_states_can_be_copied(open_page_of, tmp_path):
+    app = open_page_of(tmp_path)("home")
+    assert [code.value for code in app.code] == ["saelab quickstart"]
 
 
 def test_values_can_be_printed(open_page):
