@@ -40,6 +40,7 @@ from ..widgets.feature_html import (
 )
 from ..widgets.feature_table import about
 from ..widgets.figures import activation_histogram, logit_histogram
+from ..widgets.html_tables import link_list
 from ..widgets.page_parts import FEATURE_PAGE, plain, run_page, show_figure, show_note, show_problem
 from ..widgets.token_html import short_label, token_row, tokens_page, visible, visible_text
 
@@ -439,14 +440,16 @@ def _show_neighbours(record: FeatureRecord, store: FeatureStore) -> None:
         with column:
             st.markdown(f"##### {title}")
             st.caption(plain(definition))
-            neighbours = getattr(record, field)
-            if not neighbours:
-                st.caption("none")
-            for near in neighbours[:MOST_NEIGHBOURS]:
-                both = "" if near.n_both is None else f" on {near.n_both:,} {counted(store)}"
-                words = about(table, labels, near.feature)
-                words = f"{near.feature} · {near.value:.2f}{both} · {words}"
-                context.feature_link(near.feature, words)
+            items = [
+                (
+                    context.feature_href(near.feature),
+                    f"{near.feature} · {near.value:.2f}"
+                    + ("" if near.n_both is None else f" on {near.n_both:,} {counted(store)}"),
+                    about(table, labels, near.feature),
+                )
+                for near in getattr(record, field)[:MOST_NEIGHBOURS]
+            ]
+            st.html(link_list(items))
 
 
 def _show_label_forms(feature: int, book: LabelBook, note: Note | None) -> None:

@@ -11,6 +11,7 @@ import streamlit as st
 from .. import context
 from ..run_index import DictionaryEntry, RunEntry
 from ..widgets.feature_table import about, curated_features
+from ..widgets.html_tables import link_list
 from ..widgets.page_parts import plain, run_page, show_note, show_problem
 
 FACTS = {"method": "method", "features": "d_sae", "L0": "l0", "FVU": "fvu", "dead": "dead"}
@@ -118,11 +119,11 @@ def _show_curated(entry: DictionaryEntry) -> None:
         with columns[number % 2], st.container(border=True):
             st.markdown(f"**{plain(group.title)}**")
             st.caption(plain(group.reason))
-            for feature in group.features:
-                left, right = st.columns([2, 5], vertical_alignment="center")
-                with left:
-                    context.feature_link(feature)
-                right.markdown(plain(about(table, labels, feature)))
+            items = [
+                (context.feature_href(f), f"Feature {f}", about(table, labels, f))
+                for f in group.features
+            ]
+            st.html(link_list(items))
 
 
 def _counted(number: int, singular: str, plural: str) -> str:

@@ -100,8 +100,8 @@ def map_method(described: dict[str, Any]) -> str:
         shares = " and ".join(f"{100 * float(share):.1f} %" for share in explained)
         method += f" ({shares} of the variance)"
     return (
-        f"{method}, as stores were made before: near points need not be similar. `saelab features` "
-        "--overwrite makes one that keeps neighbours."
+        f"{method}, as stores were made before: near points need not be similar. `saelab features "
+        "--overwrite` makes one that keeps neighbours."
     )
 
 

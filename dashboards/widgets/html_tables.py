@@ -8,7 +8,7 @@ from typing import Any
 
 from saelab.report.page import html_table
 
-from .token_html import format_number
+from .token_html import format_number, visible_text
 
 
 def chip(feature: int, href: str, label: str, text: str, hint: str) -> str:
@@ -25,6 +25,20 @@ def page_table(
     """A table as `html_table` makes it, with the style it needs."""
     table = html_table(caption, columns, rows, kind)
     return f'<style>{STYLE}</style><div class="saelab-table">{table}</div>'
+
+
+def link_list(items: Sequence[tuple[str, str, str]]) -> str:
+    """Links with words beside them, as one element of the page: many small ones are slow.
+
+    Args:
+        items: address, text of the link, words.
+    """
+    rows = "".join(
+        f'<li><a href="{escape(href)}"><b>{escape(text)}</b> <bdi>{escape(visible_text(words))}'
+        "</bdi></a></li>"
+        for href, text, words in items
+    )
+    return f'<style>{STYLE}</style><ul class="saelab-table links">{rows or "<li>none</li>"}</ul>'
 
 
 def linked_table(
@@ -138,6 +152,12 @@ STYLE = (
     "border-bottom:1px solid light-dark(#d5dae0,#3a424c)}"
     ".saelab-table .defined :is(td,tbody th){display:inline;border:0;overflow-wrap:anywhere}"
     ".saelab-table .defined td:last-child{display:block;padding:0;max-width:none}}"
+    ".saelab-table.links{list-style:none;margin:0;padding:0;font-size:.92rem}"
+    ".saelab-table.links li{margin:0;padding:.15rem 0}"
+    ".saelab-table.links a{display:block;text-decoration:none;overflow-wrap:anywhere}"
+    ".saelab-table.links b{font-weight:600}"
+    ".saelab-table.links bdi{color:light-dark(#1b1f24,#e8eaed)}"
+    ".saelab-table.links a:hover{text-decoration:underline}"
     ".saelab-table.linked{container-type:inline-size;font-size:.92rem}"
     ".linked table{table-layout:fixed}"
     ".linked th,.linked td{padding:.3rem .7rem .3rem 0;white-space:nowrap;overflow:hidden;"

@@ -61,7 +61,8 @@ def test_prompt_to_feature_and_back_then_steer(live_server, browser_page):
     browser.open(f"{live_server}/steer?{HERE}&text={quote(TEXT)}&f1=3&s1=6.0&len=5")
     heading(browser, "Steer")
     browser.evaluate(
-        "[...document.querySelectorAll('button')].find(b => b.innerText.trim() === 'Generate').click()"
+        "[...document.querySelectorAll('button')].find(b => b.innerText.trim() === 'Generate')"
+        ".click()"
     )
     browser.wait_for_text("moved by KL", SECONDS)
     browser.wait_for("document.querySelector('[role=figure][aria-label*=KL]')", SECONDS)
