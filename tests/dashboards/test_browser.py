@@ -112,6 +112,42 @@ def test_home_explore_feature_and_back(server, browser):
 
 
 @needs_browser
+def test_a_row_of_explore_is_a_link_wherever_it_is_clicked(server, browser):
+    """It shows an example when pointed at, stays in the session, and Back finds the search."""
+    browser.open(f"{server}/explore?run=all%2Fdemo&sae=first&q=-zebra&sort=density&desc=True")
+    heading(browser, "Explore")
+    row = "document.querySelectorAll('.linked tbody tr')[2]"
+    browser.wait_for(f"{row}?.querySelector('.peek .tok')", SECONDS)
+    assert browser.evaluate(f"getComputedStyle({row}.querySelector('.peek')).display") == "none"
+    at = browser.evaluate(
+        f"(() => {{{row}.scrollIntoView({{block: 'center'}});"
+        f"const box = {row}.getBoundingClientRect(), last = {row}.lastElementChild;"
+        "return {x: last.getBoundingClientRect().x + 5, y: box.y + box.height / 2}})()"
+    )
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", **at)
+    browser.wait_for(f"getComputedStyle({row}.querySelector('.peek')).display === 'block'", SECONDS)
+    link = browser.evaluate(f"{row}.querySelector('a').href")
+    entries = browser.evaluate("history.length")
+    sockets = [url for url in browser.requests if url.startswith("ws")]
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
+    heading(browser, f"Feature {parse_qs(urlparse(link).query)['f'][0]}")
+    assert browser.evaluate("location.href") == link
+    assert browser.evaluate("history.length") == entries + 1
+    assert [url for url in browser.requests if url.startswith("ws")] == sockets
+    browser.evaluate("history.back()")
+    heading(browser, "Explore")
+    assert address_of(browser)[1]["q"] == "-zebra"
+    browser.wait_for("document.querySelector('.linked th[aria-sort=descending]')", SECONDS)
+    # The title of a column sorts by it; the other way round the second time.
+    title = "[...document.querySelectorAll('.linked thead a')].find(a => /^density/.test(a.text))"
+    browser.evaluate(f"{title}.click()")
+    browser.wait_for("document.querySelector('.linked th[aria-sort=ascending]')", SECONDS)
+    assert "desc" not in address_of(browser)[1] and address_of(browser)[1]["sort"] == "density"
+    assert browser.console == []
+
+
+@needs_browser
 def test_two_dictionaries_are_compared(server, browser):
     browser.open(f"{server}/compare?run=all%2Fdemo&sae=first&with=all%2Fdemo+%E2%80%BA+second")
     heading(browser, "Compare")

@@ -42,7 +42,8 @@ def words(app):
 
 
 def html_of(app):
-    return "\n".join(str(block.value) for block in app.get("html"))
+    blocks = [str(block.value) for block in app.get("html")]
+    return "\n".join(block for block in blocks if block != FOLLOW_LINKS)
 
 
 def assert_clean(app):
