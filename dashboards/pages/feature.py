@@ -455,10 +455,11 @@ def _show_neighbours(record: FeatureRecord, store: FeatureStore) -> None:
 def _show_label_forms(feature: int, book: LabelBook, note: Note | None) -> None:
     st.header("Label and notes")
     if note is not None:
-        st.html(
-            f'<div style="white-space:pre-wrap;overflow-wrap:anywhere">{escape(note.text)}</div>'
+        lines = "\n".join(
+            escape(visible_text(line)) if line else "" for line in note.text.split("\n")
         )
-        st.caption(plain(f"note by {note.author}, {note.created[:10]}"))
+        st.html(f'<div style="white-space:pre-wrap;overflow-wrap:anywhere">{escape(text)}</div>')
+        st.caption(plain(f"note by {visible_text(note.author)}, {note.created[:10]}"))
     known_author = str(st.session_state.get(AUTHOR_KEY, ""))
     left, right = st.columns(2)
     with left, st.form(f"label_{feature}", clear_on_submit=True):

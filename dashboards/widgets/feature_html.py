@@ -258,7 +258,7 @@ def feature_html(name: str, store: FeatureStore, feature: int, labels: Sequence[
     """A feature's page as one self-contained HTML file, for both themes."""
     record = store.feature(feature)
     title = f"{name} · feature {feature}"
-    label = f"<p><b>{escape(labels[0].text)}</b></p>" if labels else ""
+    label = f"<p><b>{visible(labels[0].text)}</b></p>" if labels else ""
     flags = f'<p class="muted">{escape(", ".join(record.flags))}</p>' if record.flags else ""
     neighbours = [
         [title, definition, ", ".join(f"{n.feature} ({n.value:.2f})" for n in members) or "none"]

@@ -195,7 +195,9 @@ def about(
     table: Mapping[str, Any], labels: Mapping[int, str], feature: int, most: int = MOST_ABOUT
 ) -> str:
     """What a feature is about: its label, or the tokens at which its strongest examples peak."""
-    return labels.get(feature) or tokens_text(table["top_tokens"][feature], most)
+    if label := labels.get(feature):
+        return visible_text(label)
+    return tokens_text(table["top_tokens"][feature], most)
 
 
 def _number(value: Any) -> float | int | None:

@@ -86,7 +86,7 @@ def linked_table(
         return f'<th scope="col" class="{kind(title)}"{width} title="{hint}"{sort}>{text}</th>'
 
     def cell(title: str, value: Any) -> str:
-        text = escape(format_number(value))
+        text = "" if value == "" else escape(visible_text(format_number(value)))
         hint = "" if numeric[title] else f' title="{text}"'
         return f'<td class="{kind(title)}"{hint}><bdi>{text}</bdi></td>'
 
@@ -163,7 +163,8 @@ STYLE = (
     ".linked th,.linked td{padding:.3rem .7rem .3rem 0;white-space:nowrap;overflow:hidden;"
     "text-overflow:ellipsis}"
     ".linked thead th{white-space:normal;vertical-align:bottom;width:auto}"
-    ".linked thead th:first-child{width:4.6rem}.linked thead th.number{width:5.8rem}"
+    ".linked thead th:first-child{width:4.6rem}"
+    ".linked thead th.number{width:5.8rem;white-space:normal}"
     ".linked thead a{color:inherit;text-decoration:none}.linked thead a:hover{"
     "text-decoration:underline}"
     ".linked tbody tr{position:relative}"

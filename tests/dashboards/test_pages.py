@@ -297,6 +297,25 @@ def test_labels_are_written_beside_the_store_and_found(world, open_page):
     book.delete(book.of(5)[0].id)
 
 
+def test_characters_that_turn_text_round_are_seen_in_labels_and_notes(world, open_page):
+    store = world / "demo" / "dictionaries" / "first" / "features.sqlite"
+    book = LabelBook(store.with_name("feature_labels.sqlite"), "toyhash", N_FEATURES)
+    label = book.add(4, "good\u202edab", author="me")
+    book.write_note(4, "first\u202e line\n\nthird", author="me")
+    try:
+        for page, params in (("explore", {}), ("feature", {"f": "4"}), ("home", {})):
+            app = open_page(page, **FIRST, **params)
+            assert_clean(app)
+            assert "\u202e" not in html_of(app) + words(app), page
+            if page != "home":
+                assert "good·U+202E·dab" in html_of(app)
+            if page == "feature":
+                assert "first·U+202E· line\n\nthird" in html_of(app)
+    finally:
+        book.delete(label.id)
+        book.write_note(4, "", author="me")
+
+
 def test_a_wrong_label_is_refused_in_words(open_page):
     app = open_page("feature", f="5", **FIRST)
     app.text_input(key="label_by_5").input("me")
