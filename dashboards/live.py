@@ -8,7 +8,7 @@ refused in words.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from jaxtyping import Int
 
 from saelab.errors import ArtifactError, ModelError
 from saelab.features.reader import FeatureStore
+from saelab.features.token_text import Vocabulary
 from saelab.live.reading import FeatureNumbers, Reading
 
 from . import url_state
@@ -193,6 +194,32 @@ def say_what_was_cut(reading: Reading) -> None:
             f"The text is long: its first {len(reading.ids)} tokens are read, {reading.n_cut:,} "
             "are left out."
         )
+
+
+def pieced(reading: Reading, vocabulary: Vocabulary) -> Reading:
+    """A reading in which a character that takes several tokens is one piece.
+
+    A position is the index of a piece; it counts if some token of the piece does. A feature is
+    listed once for each piece, with the largest of its tokens' values.
+    """
+    pieces = vocabulary.pieces(reading.ids)
+    starts = np.array(pieces.starts)
+    piece = np.searchsorted(starts, reading.position, side="right") - 1
+    # Of the entries of a feature in one piece the largest comes first and is kept.
+    order = np.lexsort((-reading.value, reading.latent, piece))
+    pairs = np.stack([piece[order], reading.latent[order]])
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)
+    kept = order[first]
+    return replace(
+        reading,
+        ids=[reading.ids[low] for low in starts[:-1]],
+        tokens=list(pieces.texts),
+        counted=np.logical_or.reduceat(reading.counted, starts[:-1]),
+        position=piece[kept],
+        latent=reading.latent[kept],
+        value=reading.value[kept],
+    )
 
 
 def show_feature_table(

@@ -43,6 +43,7 @@ from ..widgets.figures import activation_histogram, logit_histogram
 from ..widgets.html_tables import link_list
 from ..widgets.page_parts import FEATURE_PAGE, plain, run_page, show_figure, show_note, show_problem
 from ..widgets.token_html import short_label, token_row, tokens_page, visible, visible_text
+from ..widgets.try_text import try_text
 
 LISTS = {
     "Top": "Contexts with the highest maxima, one window for each context, no two alike. The "
@@ -81,6 +82,7 @@ def render() -> None:
     above = st.container()
     if record.n_active:
         _show_examples(entry, feature, record.max_act, steps)
+        try_text(entry, store, feature)
     else:
         _draw_steps(steps, entry, store, feature)
     with above:
@@ -147,7 +149,7 @@ def _show_head(
         if params.items() <= found.items():
             params = found
         st.page_link("explore.py", label="All features", query_params=params)
-        for page, label in (("prompt.py", "Try text"), ("steer.py", "Steer")):
+        for page, label in (("prompt.py", "Prompt"), ("steer.py", "Steer")):
             st.page_link(page, label=label, query_params=context.link_params(entry, f=str(feature)))
         with st.popover("Share"):
             _show_sharing(entry, store, feature, labels)
@@ -455,9 +457,7 @@ def _show_neighbours(record: FeatureRecord, store: FeatureStore) -> None:
 def _show_label_forms(feature: int, book: LabelBook, note: Note | None) -> None:
     st.header("Label and notes")
     if note is not None:
-        lines = "\n".join(
-            escape(visible_text(line)) if line else "" for line in note.text.split("\n")
-        )
+        text = "\n".join(visible_text(line) if line else "" for line in note.text.split("\n"))
         st.html(f'<div style="white-space:pre-wrap;overflow-wrap:anywhere">{escape(text)}</div>')
         st.caption(plain(f"note by {visible_text(note.author)}, {note.created[:10]}"))
     known_author = str(st.session_state.get(AUTHOR_KEY, ""))

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 __package__ = "saelab.dashboards.pages"
 
-from dataclasses import replace
-
 import numpy as np
 import streamlit as st
 from jaxtyping import Int
 
-from saelab.features.token_text import Vocabulary
 from saelab.live.reading import SORTS, FeatureUse, Reading, feature_use, ranked, relative
 from saelab.report.page import Html
 
@@ -85,7 +82,7 @@ def _draw_reading(page: live.LivePage) -> None:
         return
     reading = page.read(text)
     live.say_what_was_cut(reading)
-    whole = pieced(reading, page.store.vocabulary)
+    whole = live.pieced(reading, page.store.vocabulary)
     use = feature_use(whole)
     order = ranked(use.latent, use.peak, page.numbers, sort, ceiling)
     hidden = len(use.latent) - len(order)
@@ -176,32 +173,6 @@ def _chip(page: live.LivePage, feature: int, value: float) -> str:
     hint = f"Feature {feature}: {name}; density {density}"
     label = short_label(name, CHIP_LABEL)
     return chip(feature, page.href(feature), label, f"{short(value)}{share}", hint)
-
-
-def pieced(reading: Reading, vocabulary: Vocabulary) -> Reading:
-    """A reading in which a character that takes several tokens is one piece.
-
-    A position is the index of a piece; it counts if some token of the piece does. A feature is
-    listed once for each piece, with the largest of its tokens' values.
-    """
-    pieces = vocabulary.pieces(reading.ids)
-    starts = np.array(pieces.starts)
-    piece = np.searchsorted(starts, reading.position, side="right") - 1
-    # Of the entries of a feature in one piece the largest comes first and is kept.
-    order = np.lexsort((-reading.value, reading.latent, piece))
-    pairs = np.stack([piece[order], reading.latent[order]])
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)
-    kept = order[first]
-    return replace(
-        reading,
-        ids=[reading.ids[low] for low in starts[:-1]],
-        tokens=list(pieces.texts),
-        counted=np.logical_or.reduceat(reading.counted, starts[:-1]),
-        position=piece[kept],
-        latent=reading.latent[kept],
-        value=reading.value[kept],
-    )
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def _write(page: LivePage, settings: SteerSettings) -> SteerResult:
     growing = st.empty()
     with growing.container(), page.spinner("Writing"):
         boxes = []
-        for column, title in zip(st.columns(2), ("As the model is", "Steered"), strict=True):
+        for column, title in zip(st.columns(2), ("Baseline", "Steered"), strict=True):
             column.markdown(f"**{title}**")
             boxes.append(column.empty())
         for step in steps:
@@ -235,7 +235,10 @@ def _written_html(prompt: str, written: str) -> str:
 def _draw_result(page: LivePage, result: SteerResult, now: SteerSettings) -> None:
     if result.settings != now:
         show_note("The settings have changed since this was written: press Generate again.")
-    titles = ("**As the model is**", f"**Steered**: {plain(_described(result.settings.edits))}")
+    titles = (
+        "**Baseline**, as the model is",
+        f"**Steered**: {plain(_described(result.settings.edits))}",
+    )
     for column, title, text in zip(st.columns(2), titles, result.texts, strict=True):
         column.markdown(title)
         column.html(_written_html(result.settings.text, text))

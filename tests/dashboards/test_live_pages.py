@@ -12,6 +12,8 @@ import torch
 from live_world import HOOK, TEXT, tiny_dictionary, write_live_run
 from toy_store import N_FEATURES, page_opener
 
+from saelab.dashboards.app import FOLLOW_LINKS
+
 HERE = {"run": "live", "sae": "tiny"}
 HOSTILE = [
     "<script>document.title='HACKED'</script>",
@@ -79,6 +81,23 @@ def test_prompt_shows_the_active_features_of_a_text(open_live, tiny_model):
     assert table["tokens"].tolist() == (codes[:, expected] > 0).sum(0).tolist()
     text_of = dict(enumerate(tiny_model.token_strings(ids)[1:]))
     assert table["at the token"].tolist() == [text_of[int(place[f])] for f in expected]
+
+
+def test_a_text_is_tried_on_the_feature_s_own_page(open_live, tiny_model):
+    _, codes = reading_of(tiny_model, TEXT)
+    feature = int(codes.amax(0).argmax())
+    app = open_live("feature", f=str(feature))
+    assert_clean(app)
+    assert "largest activation" not in words(app), "the model is loaded when it is asked for"
+    app.text_area(key="feature_text").set_value(TEXT).run()
+    assert_clean(app)
+    peak = float(codes[:, feature].max())
+    active = int((codes[:, feature] > 0).sum())
+    assert f"Active on {active} of {len(codes)} tokens, largest activation {peak:.3g}" in words(app)
+    assert f"<sub>{peak:.3g}</sub>" in html_of(app)
+    app.text_area(key="feature_text").set_value(HOSTILE[0]).run()
+    assert_clean(app)
+    assert "<script>" not in html_of(app)
 
 
 def test_every_feature_of_the_prompt_page_is_a_real_link(open_live):
