@@ -59,7 +59,7 @@ WINDOWS: dict[str, int | None] = {"±8": 8, "±24": 24, "full": None}
 MOST_NEIGHBOURS = 8
 EDGE = 400
 """Characters shown of the contexts before and after one that is opened."""
-KEPT = ("tab", "window")
+KEPT = ("tab", "window", "text")
 """Parameters of the address that the next feature is opened with."""
 SIDE_BY_SIDE, MOST_EXPLANATIONS = 3, 6
 AUTHOR_KEY = "label_author"
@@ -82,7 +82,8 @@ def render() -> None:
     above = st.container()
     if record.n_active:
         _show_examples(entry, feature, record.max_act, steps)
-        try_text(entry, store, feature)
+        if counted(store) == "tokens":
+            try_text(entry, store, feature)
     else:
         _draw_steps(steps, entry, store, feature)
     with above:

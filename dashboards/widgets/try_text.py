@@ -15,7 +15,7 @@ from .token_html import legend, short, token_row, tokens_page
 @st.fragment
 def try_text(entry: DictionaryEntry, store: FeatureStore, feature: int) -> None:
     """Draw the box; the model is loaded when there is a text, and nothing else is drawn again."""
-    with st.expander("Try a text on this feature"):
+    with st.expander("Try a text on this feature", expanded="text" in st.query_params):
         text = live.text_box("Text", "feature_text", "text", "", height=70)
         st.button("Show its activations", key="feature_text_show")
         if not text.strip():
