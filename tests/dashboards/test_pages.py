@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
@@ -247,7 +248,8 @@ def test_a_context_is_opened_whole_with_what_is_read_around_it(world, open_page)
     with FeatureStore(world / "demo/dictionaries/first/features.sqlite") as store:
         texts = store.context_pieces(int(opened[2])).texts
     assert panel.count('class="tok') == len(texts) > 17 and SCRIPT not in panel
-    assert ("Close", "run=all%2Fdemo&sae=first&f=3&window=%C2%B18") in links(app)
+    (close,) = (parse_qs(address) for label, address in links(app) if label == "Close")
+    assert close == {"run": ["all/demo"], "sae": ["first"], "f": ["3"], "window": ["±8"]}
     assert "all of it" not in words(open_page("feature", f="3", context="999999", **FIRST))
 
 
