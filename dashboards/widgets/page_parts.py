@@ -80,9 +80,9 @@ def show_figure(shown: Figure | Chart, key: str, *, selectable: bool = False) ->
     st.markdown(f"##### {plain(figure.title)}")
     # The reports style text by the page's CSS, which does not reach a chart here.
     ink = {"color": DARK_INK if st.context.theme.type == "dark" else LIGHT_INK}
-    figure.plot.update_layout(font=ink, legend={"font": ink}, modebar={"bgcolor": "rgba(0,0,0,0)"})
-    figure.plot.update_xaxes(title_font=ink, tickfont=ink)
-    figure.plot.update_yaxes(title_font=ink, tickfont=ink)
+    axis = {"title_font": ink, "tickfont": ink}
+    legend, bar = {"font": ink}, {"bgcolor": "rgba(0,0,0,0)"}
+    figure.plot.update_layout(font=ink, legend=legend, modebar=bar, xaxis=axis, yaxis=axis)
     figure.plot.update_annotations(font=ink)
     if selectable:
         figure.plot.update_layout(dragmode="pan", clickmode="event+select")
