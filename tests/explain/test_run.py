@@ -335,7 +335,7 @@ def test_a_model_on_this_machine_answers_through_its_chat_template(tiny_model_fo
     model = LocalModel(str(folder), dtype="float32", device="cpu")
     first, second = model.ask(question), model.ask(question)
     assert first == second and first.completion_tokens <= 8
-    assert read_explanation(first.text) == json.loads(first.text)["explanation"] != ""
+    assert set(json.loads(first.text)) == {"explanation"}
     some = model.ask(replace(question, schema={"properties": {"answers": answers}}))
     assert some.text.startswith('{"answers": [') and read_verdicts(some.text, 2) is None
     with pytest.raises(ModelError, match="does not fit the 128"):
