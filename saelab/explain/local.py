@@ -7,6 +7,7 @@ one field that every question asks for does, so that small models answer in the 
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 
@@ -90,8 +91,9 @@ class LocalModel:
                 written.append(int(step.tokens[0]))
                 if ended := re.search(ends, model.text_of(written)):
                     break
-        text = begun + model.text_of(written)[: ended.start() if ended else None]
+        said = model.text_of(written)[: ended.start() if ended else None]
         # A sentence is whole wherever it ends; a list that is not is left as it is: unreadable.
-        if ended or opening == '"':
-            text += '"}' if opening == '"' else "]}"
+        text = begun + said + ("]}" if ended else "")
+        if opening == '"':
+            text = json.dumps({name: said}, ensure_ascii=False)
         return Answer(text, len(ids), len(written))
