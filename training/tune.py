@@ -194,7 +194,10 @@ def candidates_of(config: TrainConfig, vary: Sequence[str]) -> dict[str, TrainCo
                     raise ConfigError(f"vary: {part!r} in {name!r} holds no settings")
             inside[last] = value
             said.append(f"{name}={value}")
-        candidates[" ".join(said)] = from_plain(TrainConfig, plain, f"vary {' '.join(said)}")
+        candidate = from_plain(TrainConfig, plain, f"vary {' '.join(said)}")
+        if candidate in candidates.values():
+            raise ConfigError(f"vary gives {' '.join(said)} twice: give each value once")
+        candidates[" ".join(said)] = candidate
     return candidates
 
 

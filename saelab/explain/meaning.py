@@ -56,8 +56,10 @@ class Encoder:
         from transformers import AutoModel, AutoTokenizer
 
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self._model: Any = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+            # Without an answer on code of its own, transformers would ask on the terminal.
+            given = {"local_files_only": True, "trust_remote_code": False}
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **given)
+            self._model: Any = AutoModel.from_pretrained(folder, **given).eval()
             weights = max(folder.glob("*.safetensors"), key=lambda file: file.stat().st_size)
         except (OSError, ValueError) as error:
             raise ModelError(

@@ -1,5 +1,7 @@
 """Search by meaning: what is alike is found, every text is embedded once."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -99,5 +101,10 @@ def test_without_an_encoder_one_line_says_what_to_install(tmp_path, monkeypatch)
         meaning.embed(["a"])
     monkeypatch.setenv(meaning.ENCODER_VARIABLE, str(tmp_path))
     assert meaning.missing_encoder() is None
+    with pytest.raises(ModelError, match="holds no sentence encoder"):
+        meaning.embed(["a"])
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    (tmp_path / "own.py").write_text("raise SystemExit('run')")
     with pytest.raises(ModelError, match="holds no sentence encoder"):
         meaning.embed(["a"])

@@ -143,6 +143,7 @@ def test_candidates_are_every_combination_and_the_usual_ones_surround_the_defaul
         (("learning_rate=1,2", "learning-rate=3"), "give at most 6, each once"),
         (("learing_rate=1,2",), "unknown field 'options.topk.learing_rate'; did you mean"),
         (("learning_rate=fast,slow",), "options.topk.learning_rate: must be a number (got "),
+        (("learning_rate=1e-3,0.001",), "vary gives learning_rate=0.001 twice"),
         (("encoder_scale.x=1,2",), "'encoder_scale' in 'encoder_scale.x' holds no settings"),
     ],
 )

@@ -87,11 +87,11 @@ def hub_path(source: str) -> HubPath:
     """The parts of hf:owner/repository/path@revision.
 
     Raises:
-        ArtifactError: owner or repository is missing.
+        ArtifactError: owner or repository is missing, or a part climbs out of it.
     """
     location, _, revision = source.removeprefix(HUB).partition("@")
     parts = location.strip("/").split("/")
-    if len(parts) < 2 or not all(parts):
+    if len(parts) < 2 or not {"", ".", ".."}.isdisjoint(parts):
         raise ArtifactError(
             f"{source} names no repository: give hf:owner/repository/path, such as "
             "hf:google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"

@@ -62,7 +62,7 @@ def test_the_parts_of_a_hub_path():
         "google/scope", "layer_1/x", "main"
     )
     assert hub_path("hf:google/scope") == HubPath("google/scope", "", None)
-    for wrong in ("hf:google", "hf:google//x"):
+    for wrong in ("hf:google", "hf:google//x", "hf:google/scope/../x", "hf:./scope"):
         with pytest.raises(ArtifactError, match="names no repository"):
             hub_path(wrong)
 
