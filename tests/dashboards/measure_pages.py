@@ -19,7 +19,7 @@ from browser import Browser
 from served import dashboard_of
 
 PAGES = ("", "explore", "feature?f={f}", "map", "compare", "training", "evals")
-ROUNDS, STILL, LIMIT = 2, 1000, 90
+ROUNDS, STILL, LIMIT = 5, 1000, 90
 WATCH = """
 window.began = 0; window.heading = window.changed = null;
 new MutationObserver(() => {
