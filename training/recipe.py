@@ -13,9 +13,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from saelab.config import from_plain, read_yaml, to_plain
+from saelab.config import from_plain, to_plain
 from saelab.errors import ConfigError, shown
 from saelab.formats.run import RUN_FILE
+from saelab.formats.yaml_files import read_yaml
 
 from .config import TrainConfig
 from .run import open_fitting_cache, train

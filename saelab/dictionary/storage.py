@@ -175,6 +175,10 @@ def save_dictionary(
     if self_test_inputs.shape[0] == 0:
         raise ConfigError("a dictionary is saved with a self-test; no input rows were given for it")
     n_layers = dictionary.n_layers if isinstance(dictionary, LayeredDictionary) else None
+    if (folder / MANIFEST_FILE).exists() and not in_place:
+        for weights in {*folder.glob("layer_*.safetensors"), folder / WEIGHTS_FILE}:
+            if weights.name not in weights_files(n_layers):
+                weights.unlink(missing_ok=True)
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     if isinstance(dictionary, LayeredDictionary):
         _write_layers(folder, dictionary)

@@ -172,3 +172,23 @@ def test_it_is_imported_and_judged_like_the_whole(
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert "a layer at a time" in line
     assert not (tmp_path / "layered" / "features.sqlite").exists()
+
+
+def test_saved_over_one_of_another_kind_no_weights_of_that_are_left(nothing_fits, tmp_path):
+    def whole() -> set[str]:
+        matrices = {"W_enc": torch.eye(3), "W_dec": torch.eye(3)}
+        biases = {"b_enc": torch.zeros(3), "b_dec": torch.zeros(3)}
+        made_from = {"model": "m", "hook_point": "blocks.0.hook_resid_post"}
+        save_dictionary(
+            tmp_path,
+            Dictionary("relu", **matrices, **biases),
+            self_test_inputs=torch.ones(2, 3),
+            training={"method": "m"},
+            made_from=made_from,
+        )
+        return {path.name for path in tmp_path.glob("*.safetensors")}
+
+    alone = whole()
+    kept("circuit-tracer-clt-jumprelu", tmp_path)
+    assert not (tmp_path / "sae_weights.safetensors").exists()
+    assert whole() == alone

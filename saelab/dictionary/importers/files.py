@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelab.config import read_yaml
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.files import read_json, read_tensors
+from saelab.formats.yaml_files import read_yaml
 
 
 def load_weights(path: Path) -> dict[str, Any]:
