@@ -427,8 +427,8 @@ def _describe(problem: Any, config_type: Any, origin: str) -> str:
         known = _field_names(config_type, path[:-1])
         return f"{origin}: unknown field {field!r}; {did_you_mean(path[-1], known)}"
     message = problem["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
-    for theirs, ours in _PLAIN_WORDS.items():
-        message = message.replace(theirs, ours)
+    for term, plain in _PLAIN_WORDS.items():
+        message = message.replace(term, plain)
     given = problem.get("input")
     got = "" if isinstance(given, dict) else f" (got {shown(given)})"
     return f"{origin}: {field or 'settings'}: {message}{got}"

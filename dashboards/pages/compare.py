@@ -83,9 +83,9 @@ def _show_numbers(first: DictionaryEntry, second: DictionaryEntry) -> None:
     measured = [_core_results(entry) for entry in pair]
     defined: list[str] = []
     for name, title in CORE_NUMBERS.items():
-        found = [metrics.get(name) for metrics in measured]
-        if known := [metric for metric in found if metric]:
-            rows.append((title, *(metric.value if metric else None for metric in found)))
+        metrics_of_pair = [metrics.get(name) for metrics in measured]
+        if known := [metric for metric in metrics_of_pair if metric]:
+            rows.append((title, *(metric.value if metric else None for metric in metrics_of_pair)))
             defined.append(
                 f"* **{title}**, in {plain(known[0].unit)}: {plain(known[0].definition)}"
             )

@@ -180,11 +180,11 @@ def _likeness(
 
     with st.spinner("Searching by meaning (the first time, the encoder is loaded) …"):
         if where == "examples":
-            found = likeness_of_examples(path, store, query, progress)
+            likeness = likeness_of_examples(path, store, query, progress)
         else:
-            found = likeness_of_explanations(path, labels, query, progress)
+            likeness = likeness_of_explanations(path, labels, query, progress)
     bar.empty()
-    return found
+    return likeness
 
 
 def _query_changed() -> None:
@@ -208,17 +208,17 @@ def _show_table(
 ) -> None:
     texts = {feature: label.text for feature, label in one_each(labels).items()}
     try:
-        chosen, found = select_features(store, texts, wanted, scores, likeness)
+        chosen, matched = select_features(store, texts, wanted, scores, likeness)
     except ConfigError as error:
         show_problem(f"{error}.")
         return
     if not len(chosen):
         show_note("No feature matches: take out a word, or widen the filters.")
         return
-    hits = found and ("found in" if likeness is None else "likeness", found)
+    hits = matched and ("found in" if likeness is None else "likeness", matched)
     asked = {FIRST_SCORE, wanted.score, wanted.sort}
     scores = {title: values for title, values in scores.items() if title in asked}
-    place, below = st.container(), st.container(horizontal=True, vertical_alignment="bottom")
+    above, below = st.container(), st.container(horizontal=True, vertical_alignment="bottom")
     n_pages = -(-len(chosen) // feature_table.ROWS)
     number = 1
     if n_pages > 1:
@@ -234,7 +234,7 @@ def _show_table(
     start = feature_table.ROWS * (number - 1)
     features = chosen[start : start + feature_table.ROWS].tolist()
     columns = table_columns(store, texts, features, hits, wanted.sort, scores, NUMBERS)
-    place.html(
+    above.html(
         linked_table(
             f"Table of {len(chosen):,} features with their tokens, density and activations",
             columns,

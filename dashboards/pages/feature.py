@@ -145,10 +145,10 @@ def _show_head(
     feature, last = record.id, store.n_features - 1
     with st.container(horizontal=True, vertical_alignment="center"):
         steps = st.container(width="content")
-        found = st.session_state.get("explore_address", {})
+        searched = st.session_state.get("explore_address", {})
         params = context.link_params(entry)
-        if params.items() <= found.items():
-            params = found
+        if params.items() <= searched.items():
+            params = searched
         st.page_link("explore.py", label="All features", query_params=params)
         for page, label in (("prompt.py", "Prompt"), ("steer.py", "Steer")):
             st.page_link(page, label=label, query_params=context.link_params(entry, f=str(feature)))
@@ -165,12 +165,12 @@ def _show_head(
     return steps
 
 
-def _draw_steps(place: Any, entry: DictionaryEntry, store: FeatureStore, feature: int) -> None:
+def _draw_steps(row: Any, entry: DictionaryEntry, store: FeatureStore, feature: int) -> None:
     """Links to other features, which show the list and window that this one shows."""
     alive = np.flatnonzero(store.table()["n_active"] > 0)
     others = alive[alive != feature].tolist() or [feature]
     kept = {param: st.query_params[param] for param in KEPT if param in st.query_params}
-    with place.container(horizontal=True, width="content"):
+    with row.container(horizontal=True, width="content"):
         for label, target in (
             ("← Previous", feature - 1),
             ("Next →", feature + 1),

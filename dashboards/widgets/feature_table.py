@@ -112,22 +112,22 @@ def select_features(
         low, high = wanted.density
         density = np.nan_to_num(table["density"])
         keep &= (density >= low) & (density <= high)
-    ranked, found = np.arange(store.n_features), None
+    ranked, matched = np.arange(store.n_features), None
     if likeness is not None:
         ranked = np.array(sorted(likeness, key=lambda feature: -likeness[feature]), np.int64)
-        found = lambda feature: f"{likeness[feature]:.2f}"  # noqa: E731
+        matched = lambda feature: f"{likeness[feature]:.2f}"  # noqa: E731
     elif wanted.query.strip():
         hits = store.search(wanted.query, labels)
-        ranked, found = hits.features, hits.where
+        ranked, matched = hits.features, hits.where
     chosen = ranked[keep[ranked]]
     if wanted.sort not in {*SORTS, *scores}:  # the best match
-        return chosen, found
+        return chosen, matched
     chosen = np.sort(chosen)
     column = scores[wanted.sort] if wanted.sort in scores else table[SORTS[wanted.sort]]
     values = np.asarray(column, dtype=np.float64)[chosen]
     # Undefined numbers come last in either direction.
     key = np.where(np.isnan(values), np.inf, -values if wanted.descending else values)
-    return chosen[np.argsort(key, kind="stable")], found
+    return chosen[np.argsort(key, kind="stable")], matched
 
 
 def _labelled(labels: Mapping[int, str], n_features: int) -> Bool[np.ndarray, " features"]:
@@ -150,7 +150,7 @@ def table_columns(
     store: FeatureStore,
     labels: Mapping[int, str],
     features: Sequence[int],
-    found: tuple[str, Callable[[int], str]] | None = None,
+    matched: tuple[str, Callable[[int], str]] | None = None,
     sort: str = "index",
     scores: Mapping[str, Float[np.ndarray, " features"]] | None = None,
     numbers: Sequence[str] = tuple(SORTS),
@@ -158,13 +158,13 @@ def table_columns(
     """The columns of the table, for the features given; numbers begin with the sorted one.
 
     Args:
-        found: title and content of a column of hits.
+        matched: title and content of a column of hits.
         numbers: of `SORTS`; the rest as in `select_features`.
     """
     table = store.table()
     columns: dict[str, list[Any]] = {"feature": list(features)}
-    if found:
-        columns[found[0]] = [found[1](feature) for feature in features]
+    if matched:
+        columns[matched[0]] = [matched[1](feature) for feature in features]
     if labels:
         columns["label"] = [labels.get(feature, "") for feature in features]
     for title, values in (scores or {}).items():

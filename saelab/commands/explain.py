@@ -94,10 +94,10 @@ def exchange(folders: Sequence[Path], source: Path | None, out: Path | None) -> 
     if out is not None:
         print(f"written: {export_delphi(folder, out):,} explanations to {out}")
     if source is not None:
-        found = import_explanations(folder, source)
-        print(f"read: {found.written:,} explanations into {folder / LABEL_FILE}")
-        if found.refused:
-            print(f"left out: {found.refused:,}, the first because {found.first_problem}")
+        imported = import_explanations(folder, source)
+        print(f"read: {imported.written:,} explanations into {folder / LABEL_FILE}")
+        if imported.refused:
+            print(f"left out: {imported.refused:,}, the first because {imported.first_problem}")
 
 
 def show(folder: Path, summary: Summary) -> None:
@@ -133,8 +133,8 @@ def show(folder: Path, summary: Summary) -> None:
             f"{tally.refused:,} refusals, {tally.unreadable:,} answers that could not be read; "
             f"{tally.prompt_tokens:,} tokens read, {tally.completion_tokens:,} written"
         )
-    for one in summary.explanations[:EXAMPLES]:
-        print(f"  {one.feature}: {one.text}")
+    for explanation in summary.explanations[:EXAMPLES]:
+        print(f"  {explanation.feature}: {explanation.text}")
     if any(explanation.method == TOO_WEAK for explanation in summary.explanations):
         print("these texts show how it works: the embedded model is too weak to explain features")
     print(f"explanations: {folder / LABEL_FILE}")

@@ -336,8 +336,8 @@ def _check(source: Source, format_name: str, dictionary: Dictionary) -> dict[str
         "reconstruction": (dictionary(x), reconstruction),
     }
     return {
-        name: float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
-        for name, (ours, theirs) in pairs.items()
+        name: float((ours - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        for name, (ours, expected) in pairs.items()
     }
 
 

@@ -179,25 +179,25 @@ def read_saelens(
             them; the message says which.
     """
     settings = settings_of(config)
-    theirs = settings["architecture"]
+    given = settings["architecture"]
     names = _names_to_read()
-    if theirs in NOT_EXPRESSIBLE:
+    if given in NOT_EXPRESSIBLE:
         raise ArtifactError(
-            f"{folder} is of SAELens' architecture {theirs!r}, which {NOT_EXPRESSIBLE[theirs]}: it "
+            f"{folder} is of SAELens' architecture {given!r}, which {NOT_EXPRESSIBLE[given]}: it "
             "cannot be used here"
         )
-    if theirs not in names:
+    if given not in names:
         raise ArtifactError(
-            f"{folder / CONFIG_FILE} names the architecture {theirs!r}; "
+            f"{folder / CONFIG_FILE} names the architecture {given!r}; "
             f"known: {', '.join(sorted(names))}"
         )
-    architecture = names[theirs]
+    architecture = names[given]
     held = _float32(tensors, folder)
-    if theirs in WITH_ONE_THRESHOLD:
+    if given in WITH_ONE_THRESHOLD:
         one_for_all = held.pop("topk_threshold", None)
         if one_for_all is None or not float(one_for_all) >= 0:
             raise ArtifactError(
-                f"{folder} is a {theirs} checkpoint without a threshold: its codes depend on the "
+                f"{folder} is a {given} checkpoint without a threshold: its codes depend on the "
                 "batch; train it on until SAELens has measured one"
             )
         held["threshold"] = torch.full_like(held["b_enc"], float(one_for_all))
@@ -205,11 +205,11 @@ def read_saelens(
         held["threshold"] = held.pop("log_threshold").exp()
     _drop_scaling_factor(held, folder)
     _check_shapes(held, settings, architecture, folder)
-    subtracts = settings.get("apply_b_dec_to_input", "transcoder" not in theirs)
+    subtracts = settings.get("apply_b_dec_to_input", "transcoder" not in given)
     if not subtracts and "b_in" not in held:
         held["b_in"] = held["W_enc"].new_zeros(held["W_enc"].shape[0])
     # In a jumprelu made of such a checkpoint the setting is still there, and means nothing.
-    if settings.get("rescale_acts_by_decoder_norm") and theirs in ("topk", *WITH_ONE_THRESHOLD):
+    if settings.get("rescale_acts_by_decoder_norm") and given in ("topk", *WITH_ONE_THRESHOLD):
         held |= with_unit_decoder(held)
     normalisation = _normalisation(settings, folder)
     # What another hook point holds has a mean of its own: that of what is read is not added back.
@@ -256,9 +256,9 @@ def with_unit_decoder(
 
 
 def _names_to_read() -> dict[str, str]:
-    names = {theirs: ours for ours, theirs in OF_AUTOENCODERS.items()}
-    for ours, theirs in SAELENS_TRANSCODER.items():
-        names |= {theirs: ours, SKIP[theirs]: ours}
+    names = {given: ours for ours, given in OF_AUTOENCODERS.items()}
+    for ours, given in SAELENS_TRANSCODER.items():
+        names |= {given: ours, SKIP[given]: ours}
     for ours in ARCHITECTURES:
         names |= {f"{ours}_transcoder": ours, f"{ours}_crosscoder": ours}
     return names | dict.fromkeys(WITH_ONE_THRESHOLD, "jumprelu")

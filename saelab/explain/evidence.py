@@ -62,8 +62,8 @@ def gather(
         whole = {e.sequence: e for e in chain(*_firing_lists(store.feature(feature, None)))}
         for half, examples in ((contrast, chain(*shown)), (quiet, chain(*held_out))):
             stretches = (_silent_stretch(whole[e.sequence], settings.window, rng) for e in examples)
-            found = (stretch for stretch in stretches if stretch is not None)
-            half += islice(found, settings.n_quiet - len(half))
+            silent_ones = (stretch for stretch in stretches if stretch is not None)
+            half += islice(silent_ones, settings.n_quiet - len(half))
     return Evidence(
         feature,
         shown=_strongest_first(_in_turn(shown, settings.n_shown)),
@@ -129,7 +129,8 @@ def _halves(
 def _in_turn(lists: Sequence[Sequence[Example]], count: int) -> list[Example]:
     """The first of each list, then the second of each, …, as many as are wanted."""
     rounds = zip_longest(*lists)
-    return list(islice((one for each in rounds for one in each if one is not None), count))
+    examples = (example for each in rounds for example in each if example is not None)
+    return list(islice(examples, count))
 
 
 def _strongest_first(examples: Iterable[Example]) -> tuple[Example, ...]:

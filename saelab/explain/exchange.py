@@ -71,11 +71,11 @@ def import_explanations(folder: Path, source: Path) -> Imported:
     with odd_content_is_damage(source):
         entries = list(read(source, content_hash, layer))
     for content in entries:
-        found = problems_of(content)
+        faults = problems_of(content)
         if not 0 <= content.feature < n_features:
-            found.append(f"there are features 0 to {n_features - 1}: is it of another dictionary?")
-        if found:
-            problems.append(f"feature {content.feature}: {found[0]}")
+            faults.append(f"there are features 0 to {n_features - 1}: is it of another dictionary?")
+        if faults:
+            problems.append(f"feature {content.feature}: {faults[0]}")
         else:
             contents.append(content)
     if not contents:
@@ -94,10 +94,10 @@ def _read_neuronpedia(source: Path, content_hash: str, layer: int | None) -> Ite
             where = f"{file}, entry {number}"
             if not isinstance(row, dict) or not {"index", "description"} <= set(row):
                 raise ArtifactError(f"{where}: expected index and description, as Neuronpedia's")
-            theirs = _layer_of(str(row.get("layer")))
-            if None not in (layer, theirs) and layer != theirs:
+            its_layer = _layer_of(str(row.get("layer")))
+            if None not in (layer, its_layer) and layer != its_layer:
                 raise ArtifactError(
-                    f"{where}: it explains a dictionary of layer {theirs}, and this one is of "
+                    f"{where}: it explains a dictionary of layer {its_layer}, and this one is of "
                     f"layer {layer}"
                 )
             yield _from_neuronpedia(row, content_hash, where)

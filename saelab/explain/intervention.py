@@ -65,7 +65,8 @@ class Steering:
         elsewhere.W_dec.data = directions * rows.norm(dim=1, keepdim=True)
         shared = SharedModel(model, FairLock())
         self._sessions = [
-            LiveSession(shared, one) for one in (saved, replace(saved, dictionary=elsewhere))
+            LiveSession(shared, subject)
+            for subject in (saved, replace(saved, dictionary=elsewhere))
         ]
         self._vocabulary = vocabulary
         self._seed = seed
@@ -120,7 +121,7 @@ class Steering:
 def intervention(
     choose: Callable[[Text, Sequence[tuple[Example, Example]]], Choices],
     written: Sequence[SteeredTexts],
-    own: Text,
+    explanation: Text,
     *,
     shuffled: Text | None,
     seed: int = 0,
@@ -144,14 +145,17 @@ def intervention(
         shown = [(a, b) if keep else (b, a) for (a, b), keep in zip(pairs, in_place, strict=True)]
         chosen = zip(choose(text, shown), in_place, strict=True)
         return share_right(
-            [None if one is None else float(1 - one if keep else one) for one, keep in chosen]
+            [
+                None if choice is None else float(1 - choice if keep else choice)
+                for choice, keep in chosen
+            ]
         )
 
-    pairs = [(one.boosted, one.elsewhere) for one in written]
+    pairs = [(texts.boosted, texts.elsewhere) for texts in written]
     return score_of(
         "intervention",
         [True] * len(written),
-        right(own, pairs),
+        right(explanation, pairs),
         shuffled=None if shuffled is None else right(shuffled, pairs),
-        random=right(own, [(one.elsewhere, one.plain) for one in written]),
+        random=right(explanation, [(texts.elsewhere, texts.plain) for texts in written]),
     )

@@ -121,19 +121,22 @@ class Judge:
 
 def read_explanation(text: str) -> str | None:
     """The explanation in an answer: from its JSON, or else the first sentence that it says."""
-    found = _field(text, "explanation")
-    if found is None and "{" not in text:
+    explanation = _field(text, "explanation")
+    if explanation is None and "{" not in text:
         lines = [line for line in map(str.strip, text.splitlines()) if line]
         # "Here is what I found:" announces one, and a word alone among lines is none.
         said = (line for line in lines if line[-1] != ":" and (" " in line or len(lines) == 1))
         sentence, *_ = re.split(r"(?<=[.!?])\s", _LIST_MARK.sub("", next(said, "")))
-        found = sentence.removesuffix(".")
-    if not isinstance(found, str) or _REFUSAL.match(found):
+        explanation = sentence.removesuffix(".")
+    if not isinstance(explanation, str) or _REFUSAL.match(explanation):
         return None
-    found = " ".join(found.split()).strip('"')
-    odd = any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in found)
-    fits = len(found) <= MAX_EXPLANATION_CHARACTERS and len(found.split()) <= MAX_EXPLANATION_WORDS
-    return found if found and fits and not odd else None
+    explanation = " ".join(explanation.split()).strip('"')
+    odd = any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in explanation)
+    fits = (
+        len(explanation) <= MAX_EXPLANATION_CHARACTERS
+        and len(explanation.split()) <= MAX_EXPLANATION_WORDS
+    )
+    return explanation if explanation and fits and not odd else None
 
 
 def read_verdicts(text: str, count: int) -> list[bool] | None:

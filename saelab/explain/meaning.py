@@ -206,8 +206,8 @@ def _cosines(
                 progress(start + len(chosen), len(missing))
     # As they are kept, so that the first search finds what the next one does.
     kept = vectors[[rows[key] for key in keys]].astype(np.float16).astype(np.float32)
-    found = kept @ model.embed([query])[0]
-    return dict(zip(keys, found.tolist(), strict=True))
+    cosines = kept @ model.embed([query])[0]
+    return dict(zip(keys, cosines.tolist(), strict=True))
 
 
 def _read(path: Path, model: Encoder) -> tuple[dict[bytes, int], np.ndarray]:

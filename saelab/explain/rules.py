@@ -67,8 +67,8 @@ class TokenTable:
         """Where each example's tokens end."""
         self._index = np.concatenate([np.arange(0), *map(np.arange, lengths)])
         self._texts = [text for example in examples for text in example.texts]
-        own = lexicon.table(self._texts)
-        self._attributes: dict[str, Integer[np.ndarray, "tokens attributes"]] = {"is": own}
+        of_tokens = lexicon.table(self._texts)
+        self._attributes: dict[str, Integer[np.ndarray, "tokens attributes"]] = {"is": of_tokens}
 
     def attributes(self, relation: str) -> Integer[np.ndarray, "tokens attributes"]:
         """The attributes of each token ("is"), or of what is around it (one of `RELATIONS`)."""
@@ -77,22 +77,25 @@ class TokenTable:
         return self._attributes[relation]
 
     def _around(self, relation: str) -> Integer[np.ndarray, "tokens attributes"]:
-        own = self._attributes["is"]
+        itself = self._attributes["is"]
         if relation == "after":
-            return self._earlier(own, 1)
+            return self._earlier(itself, 1)
         if relation == "soon after":
-            return np.stack([self._earlier(own[:, WORD], by) for by in range(2, REACH + 1)], axis=1)
+            words = itself[:, WORD]
+            return np.stack([self._earlier(words, by) for by in range(2, REACH + 1)], axis=1)
         if relation == "after both":
-            first, second = (self._earlier(own[:, TOKEN], by).astype(np.int64) for by in (2, 1))
+            first, second = (self._earlier(itself[:, TOKEN], by).astype(np.int64) for by in (2, 1))
             return np.where(first == NOTHING, NOTHING, (first + 1) * PAIR + second)[:, None]
-        after = np.full_like(own, NOTHING)
-        after[:-1] = np.where(self._index[1:, None] == 0, NOTHING, own[1:])
+        after = np.full_like(itself, NOTHING)
+        after[:-1] = np.where(self._index[1:, None] == 0, NOTHING, itself[1:])
         return after
 
-    def _earlier(self, own: Integer[np.ndarray, " ..."], by: int) -> Integer[np.ndarray, " ..."]:
+    def _earlier(
+        self, attributes: Integer[np.ndarray, " ..."], by: int
+    ) -> Integer[np.ndarray, " ..."]:
         """What stands `by` tokens earlier in the same example; `NOTHING` before it."""
-        moved = np.full_like(own, NOTHING)
-        moved[by:] = own[:-by]
+        moved = np.full_like(attributes, NOTHING)
+        moved[by:] = attributes[:-by]
         moved[self._index < by] = NOTHING
         return moved
 
@@ -100,22 +103,22 @@ class TokenTable:
         """A word in small letters as it is written here: in capitals if it always is."""
         at = np.flatnonzero(self._attributes["is"][:, WORD] == word).tolist()
         written = [self._texts[index].strip() for index in at]
-        return next((one for one in written if one.islower()), [*written, small][0])
+        return next((spelling for spelling in written if spelling.islower()), [*written, small][0])
 
     def activations(self) -> Float[np.ndarray, " tokens"]:
         """The feature's activation at each token."""
-        return np.concatenate([np.zeros(0), *(one.activations for one in self.examples)])
+        return np.concatenate([np.zeros(0), *(example.activations for example in self.examples)])
 
     def counted(self) -> Bool[np.ndarray, " tokens"]:
         """Which tokens are rows."""
-        return np.concatenate([np.zeros(0, bool), *(one.counted for one in self.examples)])
+        return np.concatenate([np.zeros(0, bool), *(example.counted for example in self.examples)])
 
     def matches(self, rule: Rule) -> Bool[np.ndarray, " tokens"]:
         """Where a rule says that the feature fires."""
         matches = np.ones(len(self._index), bool)
         for relation, values in rule.conditions:
-            found = self.attributes(relation)
-            matches &= np.logical_or.reduce([(found == value).any(1) for value in values])
+            present = self.attributes(relation)
+            matches &= np.logical_or.reduce([(present == value).any(1) for value in values])
         return matches
 
 
@@ -128,22 +131,23 @@ def best_rule(table: TokenTable) -> Rule:
     weight = table.activations() * table.counted()
     silent = (table.counted() & (weight == 0)).astype(np.float32)
     weight = (weight / weight[weight > 0].mean()).astype(np.float32)
-    own = _candidates(table, "is", weight, silent)
+    of_token = _candidates(table, "is", weight, silent)
     around = [_candidates(table, relation, weight, silent) for relation in RELATIONS]
     # The last of each says nothing of the token, or of what is around it.
     anything = np.ones((1, len(weight)), np.float32)
-    own_found = np.concatenate([own.found, anything])
-    found = np.concatenate([*(one.found for one in around), anything])
-    cost = np.concatenate([*(one.cost + COST_OF_CONTEXT for one in around), [0.0]])
+    token_present = np.concatenate([of_token.present, anything])
+    context_present = np.concatenate([*(candidates.present for candidates in around), anything])
+    cost = np.concatenate([*(candidates.cost + COST_OF_CONTEXT for candidates in around), [0.0]])
     firing = weight > 0
-    right = (own_found * weight)[:, firing] @ found[:, firing].T
-    wrong = (own_found * silent) @ found.T
+    right = (token_present * weight)[:, firing] @ context_present[:, firing].T
+    wrong = (token_present * silent) @ context_present.T
     gain = 2 * right / (right + wrong + weight.sum())
-    gain -= np.append(own.cost, 0.0)[:, None] + cost
+    gain -= np.append(of_token.cost, 0.0)[:, None] + cost
     best, beside = divmod(int(gain.argmax()), len(cost))
-    said = [(one.relation, values) for one in around for values in one.values]
-    conditions = [("is", values) for values in own.values[best : best + 1]]
-    return Rule(tuple(Condition(*one) for one in conditions + said[beside : beside + 1]))
+    said = [(candidates.relation, values) for candidates in around for values in candidates.values]
+    conditions = [("is", values) for values in of_token.values[best : best + 1]]
+    conditions += said[beside : beside + 1]
+    return Rule(tuple(Condition(*condition) for condition in conditions))
 
 
 class _Candidates(NamedTuple):
@@ -152,7 +156,7 @@ class _Candidates(NamedTuple):
     relation: str
     values: list[tuple[int, ...]]
     """Attributes, alone and listed."""
-    found: Float[np.ndarray, "candidates tokens"]
+    present: Float[np.ndarray, "candidates tokens"]
     """1 where one of them is there."""
     cost: Float[np.ndarray, " candidates"]
 
@@ -177,19 +181,19 @@ def _candidates(
     # Ties go by what comes first, not by numbers, which other features' texts decide.
     kept = np.flatnonzero(shared)[np.lexsort((first[shared], -mass[shared]))][:MOST_CANDIDATES]
     values = values[kept]
-    found = _where(there, values)
+    present = _where(there, values)
     sorts = ["pair" if value >= PAIR else attributes[value].sort for value in values]
-    cost = np.array([0.0 if one in ("token", "word", "pair") else COST_OF_KIND for one in sorts])
+    cost = np.array([0.0 if sort in ("token", "word", "pair") else COST_OF_KIND for sort in sorts])
     alone = [(int(value),) for value in values]
     # Of all sets of words, one that begins their list by falling precision has the best F1.
     words = np.flatnonzero(np.array(sorts) == "word")
-    right, wrong = found[words] @ weight, found[words] @ silent
+    right, wrong = present[words] @ weight, present[words] @ silent
     order = words[np.argsort(-right / (right + wrong), kind="stable")][:MOST_MEMBERS]
     sizes = range(2, len(order) + 1) if relation in LISTED else ()
     return _Candidates(
         relation,
         alone + [tuple(values[order[:size]].tolist()) for size in sizes],
-        np.concatenate([found, *(found[order[:size]].max(0, keepdims=True) for size in sizes)]),
+        np.concatenate([present, *(present[order[:size]].max(0, keepdims=True) for size in sizes)]),
         np.concatenate([cost, [COST_OF_MEMBER * (size - 1) for size in sizes]]),
     )
 
@@ -198,13 +202,13 @@ def _where(
     table: Integer[np.ndarray, "tokens attributes"], values: Integer[np.ndarray, " values"]
 ) -> Float[np.ndarray, "values tokens"]:
     """1 where a token has an attribute."""
-    found = np.zeros((len(values), len(table)), np.float32)
+    present = np.zeros((len(values), len(table)), np.float32)
     if len(values):
         order = np.argsort(values)
         near = np.searchsorted(values[order], table).clip(max=len(values) - 1)
         token, column = np.nonzero(values[order][near] == table)
-        found[order[near[token, column]], token] = 1
-    return found
+        present[order[near[token, column]], token] = 1
+    return present
 
 
 def text_of(rule: Rule, table: TokenTable) -> str:
@@ -215,10 +219,10 @@ def text_of(rule: Rule, table: TokenTable) -> str:
         relation: [_attribute(value, table) for value in values]
         for relation, values in rule.conditions
     }
-    own = said.pop("is", [])
-    text = _either(own) if own else "the token"
+    of_token = said.pop("is", [])
+    text = _either(of_token) if of_token else "the token"
     for relation, others in said.items():
-        word = _one_word(own, others, relation)
+        word = _one_word(of_token, others, relation)
         if word is not None:
             return f"{text} in {quoted(word)}"
         text += f" {relation.removesuffix(' both')} {_either(others)}"
@@ -234,13 +238,13 @@ def _attribute(value: int, table: TokenTable) -> Attribute:
     return Attribute(sort, table.spelling(value, text) if sort == "word" else text)
 
 
-def _one_word(own: list[Attribute], others: list[Attribute], relation: str) -> str | None:
+def _one_word(of_token: list[Attribute], others: list[Attribute], relation: str) -> str | None:
     """The word that a token and what is beside it make up; None where they do not."""
-    if len(own) != 1 or len(others) != 1 or relation == "soon after":
+    if len(of_token) != 1 or len(others) != 1 or relation == "soon after":
         return None
-    if {own[0].sort, others[0].sort} != {"token"}:
+    if {of_token[0].sort, others[0].sort} != {"token"}:
         return None
-    first, second = own[0].value, others[0].value
+    first, second = of_token[0].value, others[0].value
     if relation != "before":
         first, second = second, first
     return first + second if first[-1:].isalnum() and second[:1].isalnum() else None

@@ -133,8 +133,8 @@ def explain_dictionary(
             folder / LABEL_FILE, store.manifest["made_from"]["dictionary_hash"], store.n_features
         )
         if model is None:
-            found = explanations(store, features, config.evidence, config.seed)
-            written = _written(found, book, len(features), "explaining")
+            contents = explanations(store, features, config.evidence, config.seed)
+            written = _written(contents, book, len(features), "explaining")
             if not written:
                 raise _no_examples(store)
             return Summary(len(features), tuple(written), len(features) - len(written))
@@ -287,14 +287,14 @@ def _explained(
         feature: which.
     """
     evidence = gather(store, feature, config.evidence, config.seed)
-    own, shuffled = texts[feature], controls.get(feature)
+    explanation, shuffled = texts[feature], controls.get(feature)
     nothing = EXPLAINS_NOTHING if feature in controls else None
     judge = judge_of(config, ask)
     scores: list[Score | None] = [
         *judged(
             judge,
             evidence,
-            own,
+            explanation,
             shuffled=shuffled,
             random=nothing,
             names=config.scores,
@@ -302,17 +302,19 @@ def _explained(
         )
     ]
     if "embedding" in config.scores and evidence.held_out:
-        scores.append(_embedding_score(evidence, own, shuffled, nothing))
+        scores.append(_embedding_score(evidence, explanation, shuffled, nothing))
     if steering is not None:
         from .intervention import intervention
 
         maximum = float(store.table()["max_act"][feature])
         with _ONE_AT_A_TIME:
             written = steering.texts(feature, maximum, BEGINNINGS)
-        scores.append(intervention(judge.which_was_steered, written, own, shuffled=shuffled))
+        scores.append(
+            intervention(judge.which_was_steered, written, explanation, shuffled=shuffled)
+        )
     return explanation_of(
         feature,
-        own,
+        explanation,
         tuple(score for score in scores if score is not None),
         method=TOO_WEAK if ask.model == EMBEDDED else METHOD,
         model=ask.model[-100:],
@@ -321,19 +323,21 @@ def _explained(
 
 
 def _embedding_score(
-    evidence: Evidence, own: str, shuffled: str | None, random: str | None
+    evidence: Evidence, explanation: str, shuffled: str | None, random: str | None
 ) -> Score | None:
     """How much nearer in meaning an explanation is to examples that fire than to silent ones."""
     from .meaning import embed
 
     windows = evidence.held_out + evidence.quiet
     fires = [True] * len(evidence.held_out) + [False] * len(evidence.quiet)
-    said = (own, shuffled, random)
+    said = (explanation, shuffled, random)
     with _ONE_AT_A_TIME:
         vectors = embed([*(text or "" for text in said), *("".join(w.texts) for w in windows)])
     cosines = vectors[3:] @ vectors[:3].T
     value, *controls = (ranking(fires, column) for column in cosines.T.tolist())
-    first, second = (one if text else None for one, text in zip(controls, said[1:], strict=True))
+    first, second = (
+        control if text else None for control, text in zip(controls, said[1:], strict=True)
+    )
     return score_of("embedding", fires, value, shuffled=first, random=second)
 
 

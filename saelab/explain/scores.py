@@ -70,8 +70,8 @@ def balanced_accuracy(fires: Sequence[bool], said: Verdicts) -> Measured:
     truth = np.array(fires, bool)
     known = np.array([verdict is not None for verdict in said], bool)
     right = known & (np.array([bool(verdict) for verdict in said], bool) == truth)
-    counts = np.stack([one & kind for kind in (truth, ~truth) for one in (right, known)], axis=1)
-    counts = counts.astype(np.float64)
+    sides = [truth & right, truth & known, ~truth & right, ~truth & known]
+    counts = np.stack(sides, axis=1).astype(np.float64)
 
     def of(weights: Float[np.ndarray, "draws items"]) -> Float[np.ndarray, " draws"]:
         right_firing, firing, right_silent, silent = (weights @ counts).T
@@ -85,9 +85,9 @@ def correlation(
     predicted: Sequence[Float[np.ndarray, " _"] | None],
 ) -> Measured:
     """Pearson correlation over all tokens of all items; 0 where every prediction is the same."""
-    known = np.array([one is not None for one in predicted], bool)
-    pairs = [(one, guess) for one, guess in zip(true, predicted, strict=True) if guess is not None]
-    item = np.repeat(np.flatnonzero(known), [len(one) for one, _ in pairs])
+    known = np.array([guess is not None for guess in predicted], bool)
+    pairs = [pair for pair in zip(true, predicted, strict=True) if pair[1] is not None]
+    item = np.repeat(np.flatnonzero(known), [len(activations) for activations, _ in pairs])
     x, y = (np.concatenate([np.zeros(0), *(pair[side] for pair in pairs)]) for side in (0, 1))
     columns = (np.ones_like(x), x, y, x * x, y * y, x * y)
     sums = np.stack([np.bincount(item, column, len(known)) for column in columns], axis=1)
@@ -118,15 +118,15 @@ def ranking(fires: Sequence[bool], similarity: Sequence[float]) -> Measured:
 
 def share_right(right: Sequence[float | None]) -> Measured:
     """Mean over items of how right each answer is: 1, 0, or 0.5 where it was left to chance."""
-    known = np.array([one is not None for one in right], bool)
-    values = np.array([one or 0.0 for one in right])
+    known = np.array([answer is not None for answer in right], bool)
+    values = np.array([answer or 0.0 for answer in right])
     return Measured(lambda weights: _divided(weights @ values, weights @ known), known)
 
 
 def score_of(
     name: str,
     fires: Sequence[bool],
-    own: Measured,
+    explanation: Measured,
     *,
     shuffled: Measured | None,
     random: Measured | None,
@@ -140,21 +140,21 @@ def score_of(
         shuffled: of another feature's explanation.
         random: of a text that explains nothing.
     """
-    value = own.value()
+    value = explanation.value()
     if not np.isfinite(value):
         return None
-    resampled = own.of(_draws(tuple(map(bool, fires))))
+    resampled = explanation.of(_draws(tuple(map(bool, fires))))
     resampled = np.sort(resampled[np.isfinite(resampled)])
     low, high = resampled[[int(end * (len(resampled) - 1)) for end in ENDS]].tolist()
-    controls = [None if one is None else one.value() for one in (shuffled, random)]
-    first, second = (one if one is not None and np.isfinite(one) else None for one in controls)
-    return Score(name, value, low, high, int(own.known.sum()), first, second)
+    controls = [None if control is None else control.value() for control in (shuffled, random)]
+    defined = (value if value is not None and np.isfinite(value) else None for value in controls)
+    return Score(name, value, low, high, int(explanation.known.sum()), *defined)
 
 
 def judged(
     judge: Judging[Text],
     evidence: Evidence,
-    own: Text,
+    explanation: Text,
     *,
     shuffled: Text | None,
     random: Text | None,
@@ -192,7 +192,7 @@ def judged(
         score_of(
             name,
             fires,
-            measured(name, own),
+            measured(name, explanation),
             shuffled=None if shuffled is None else measured(name, shuffled),
             random=None if random is None else measured(name, random),
         )

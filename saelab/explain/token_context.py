@@ -69,7 +69,9 @@ class RuleJudge:
         self, description: Rule, pairs: Sequence[tuple[Example, Example]]
     ) -> list[float | None]:
         """Which text of each pair the rule holds at more often; 0.5 where that is equal."""
-        often = [[float(one.mean()) for one in self.simulate(description, pair)] for pair in pairs]
+        often = [
+            [float(holds.mean()) for holds in self.simulate(description, pair)] for pair in pairs
+        ]
         return [0.5 if a == b else float(b > a) for a, b in often]
 
     def _said(self, rule: Rule) -> Bool[np.ndarray, " tokens"]:
@@ -107,7 +109,9 @@ def explanations(
             continue
         evidence, table, rule = ruled(feature)
         others = (order + order)[index + 1 : index + min(len(order), 1 + MOST_OTHERS)]
-        shuffled = next((other for one in others if (other := ruled(one)[2]) != rule), None)
+        shuffled = next(
+            (other for neighbour in others if (other := ruled(neighbour)[2]) != rule), None
+        )
         rng = np.random.default_rng([seed, feature, 2])
         judge = RuleJudge(TokenTable(lexicon, evidence.held_out + evidence.quiet))
         scores = judged(

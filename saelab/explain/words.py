@@ -79,7 +79,10 @@ class Lexicon:
         """The attributes of each piece: its token, its word, …; `NOTHING` where it has none."""
         pieces = list(map(self._pieces.__getitem__, texts))
         fresh = [
-            [NOTHING if one is None else self._numbers[one] for one in _attributes(text)]
+            [
+                NOTHING if attribute is None else self._numbers[attribute]
+                for attribute in _attributes(text)
+            ]
             for text in self._pieces.all[len(self._table) :]
         ]
         if fresh:
@@ -106,7 +109,11 @@ def _attributes(text: str) -> Iterator[Attribute | None]:
     whole = text[:1].isspace() and word.isalpha() and len(word) > 4
     yield Attribute("token", text)
     yield Attribute("word", lower) if word else None
-    ending = next((one for one in ENDINGS if lower.endswith(one)), None) if whole else None
+    ending = (
+        next((candidate for candidate in ENDINGS if lower.endswith(candidate)), None)
+        if whole
+        else None
+    )
     yield Attribute("ending", ending) if ending else None
     for size in BEGINNINGS:
         yield Attribute("beginning", lower[:size]) if whole and len(lower) >= size else None

@@ -86,10 +86,10 @@ def search(
     for term in parse_query(query):
         names = TITLES if term.field is None else (FIELDS[term.field],)
         at = {name: places(term, name) for name in names}
-        has = np.any([place < ABSENT for place in at.values()], axis=0)
+        has = np.any([first < ABSENT for first in at.values()], axis=0)
         keep &= ~has if term.negated else has
-        for name, place in () if term.negated else at.items():
-            best[name] = np.minimum(best[name], place)
+        for name, first in () if term.negated else at.items():
+            best[name] = np.minimum(best[name], first)
     features = np.flatnonzero(keep)
     order = np.lexsort([best[name][features] for name in reversed(TITLES)])
     return Hits(features[order], best)

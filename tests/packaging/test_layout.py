@@ -119,6 +119,17 @@ def test_rooms_import_only_what_they_may(path):
             assert relative(path) == importer, f"only {importer} imports {library}"
 
 
+NO_NOUNS = {"found", "here", "mine", "one", "own", "theirs"}
+"""What says nothing of what a variable holds."""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_variables_are_called_what_they_hold(path):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    assert not (stored | {n.arg for n in nodes if isinstance(n, ast.arg)}) & NO_NOUNS
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_files_are_short_start_with_what_they_are_and_unpickle_nothing(path):
     text = path.read_text(encoding="utf-8")

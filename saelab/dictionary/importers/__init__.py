@@ -75,7 +75,7 @@ def recognise(source: Source) -> str:
     Raises:
         ArtifactError: no format, or several, with the question to answer.
     """
-    names = [name for name, one in FORMATS.items() if one.matches(source.path)]
+    names = [name for name, kind in FORMATS.items() if kind.matches(source.path)]
     if not names:
         raise ArtifactError(f"{source.name} {_unknown(source.path)}")
     if len(names) > 1:
@@ -91,10 +91,10 @@ def _unknown(path: Path) -> str:
     if path.is_file():
         return f"is of no format that saelab recognises: {known}"
     inside = islice(path.rglob("*/"), FOLDERS_LOOKED_INTO)
-    found = [each for each in inside if any(one.matches(each) for one in FORMATS.values())]
-    if found:
-        examples = " or ".join(str(each) for each in sorted(found)[:3])
-        return f"is no dictionary, but holds {len(found)}: give one of them, such as {examples}"
+    folders = [each for each in inside if any(kind.matches(each) for kind in FORMATS.values())]
+    if folders:
+        examples = " or ".join(str(each) for each in sorted(folders)[:3])
+        return f"is no dictionary, but holds {len(folders)}: give one of them, such as {examples}"
     held = sorted(each.name for each in path.iterdir())
     if not held:
         return "is an empty folder: get the dictionary's files first"
@@ -119,10 +119,10 @@ def read_foreign(source: Source, format_name: str | None = None) -> Iterator[For
 def _read(source: Source, format_name: str) -> Iterator[Foreign]:
     hints = source.hints
     reported = {name: hints[name] for name in ("reported_l0", SCALE) if name in hints}
-    found = False
+    is_read = False
     try:
         for foreign in FORMATS[format_name].read(source):
-            found = True
+            is_read = True
             known = {name: value for name, value in foreign.origin.items() if value is not None}
             yield replace(
                 foreign,
@@ -149,7 +149,7 @@ def _read(source: Source, format_name: str) -> Iterator[Foreign]:
             "settings or tensors are not those of this format; get it again or give another "
             "--format"
         ) from error
-    if not found:
+    if not is_read:
         raise ArtifactError(
             f"{source.name} holds nothing of the format {format_name}: leave --format away, and it "
             "is recognised by its files"

@@ -178,6 +178,6 @@ def renamed(weights: Mapping[str, Any], path: Path, names: Mapping[str, str]) ->
     """
     taken = take(weights, path, *names.values())
     return {
-        ours: taken[theirs].T if theirs.endswith(".weight") else taken[theirs]
-        for ours, theirs in names.items()
+        ours: taken[given].T if given.endswith(".weight") else taken[given]
+        for ours, given in names.items()
     }

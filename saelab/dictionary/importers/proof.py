@@ -170,21 +170,23 @@ def prove(
 
 
 def _disagreements(measured: Mapping[str, float], reported: Mapping[str, Any]) -> list[str]:
-    found = []
+    disagreements = []
     l0, fvu_said = reported.get("reported_l0"), reported.get("reported_fvu")
     dead = reported.get("reported_dead_fraction")
     if l0 and not 1 / L0_TOLERANCE <= measured["l0"] / l0 <= L0_TOLERANCE:
-        found.append(f"L0 is {measured['l0']:.4g}; its authors report {l0:.4g}")
+        disagreements.append(f"L0 is {measured['l0']:.4g}; its authors report {l0:.4g}")
     if fvu_said is not None and measured["fvu"] > 1.5 * fvu_said + 0.05:
-        found.append(f"FVU is {measured['fvu']:.3g}; its authors report {fvu_said:.3g}")
+        disagreements.append(f"FVU is {measured['fvu']:.3g}; its authors report {fvu_said:.3g}")
     elif measured["fvu"] > SUSPICIOUS_FVU:
-        found.append(f"FVU is {measured['fvu']:.3g}: it explains little of these activations")
+        disagreements.append(
+            f"FVU is {measured['fvu']:.3g}: it explains little of these activations"
+        )
     if dead is not None and measured["n_rows"] > 1e5 and measured["dead_fraction"] > dead + 0.2:
-        found.append(
+        disagreements.append(
             f"{measured['dead_fraction']:.0%} of its latents never fire; its authors report "
             f"{dead:.0%}"
         )
-    return found
+    return disagreements
 
 
 def _neighbours(model: LanguageModel, site: Site) -> list[str]:
@@ -291,15 +293,15 @@ def _alternatives(dictionary: Dictionary) -> dict[str, Dictionary]:
     def changed(**changes: Any) -> Dictionary:
         return Dictionary(dictionary.architecture, **{**tensors, **extra, **changes})
 
-    found: dict[str, Dictionary] = {}
+    alternatives: dict[str, Dictionary] = {}
     if dictionary.b_in is None:
-        found["b_dec is not to be subtracted from the input"] = changed(
+        alternatives["b_dec is not to be subtracted from the input"] = changed(
             b_in=torch.zeros_like(dictionary.b_dec)
         )
     elif dictionary.d_in == dictionary.d_out:
-        found["b_dec is to be subtracted from the input"] = changed(b_in=None)
+        alternatives["b_dec is to be subtracted from the input"] = changed(b_in=None)
     if dictionary.input_normalisation == "none" and dictionary.d_in == dictionary.d_out:
-        found["each row is to be normalised by itself (layer norm)"] = changed(
+        alternatives["each row is to be normalised by itself (layer norm)"] = changed(
             input_normalisation="layer_norm"
         )
-    return found
+    return alternatives
