@@ -189,7 +189,7 @@ class FeatureStore:
     def _column(self, name: str) -> Shaped[np.ndarray, " features"]:
         dtype = COLUMN_DTYPES.get(name, np.float64)
         with self._guarded(), odd_content_is_damage(self.path):
-            rows = self._connection.execute(f"SELECT {name} FROM feature ORDER BY id")
+            rows = self._connection.execute(f'SELECT "{name}" FROM feature ORDER BY id')
             column = np.array([value for (value,) in rows], dtype=dtype)
         column.setflags(write=False)
         return column
