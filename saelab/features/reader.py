@@ -176,8 +176,8 @@ class FeatureStore:
         """One array per column of `feature`, by feature; NaN where a number is undefined.
 
         Integers: id, n_active, n_sequences, flags (bits as in `schema.FLAGS`). Text: top_tokens,
-        promoted_tokens. The rest is float64. A column is read when it is first asked for, and
-        kept; the arrays are read-only.
+        promoted_tokens. The rest is float64. A column is read when it is first asked for, while
+        the store is open, and kept; the arrays are read-only.
         """
         return self._columns
 

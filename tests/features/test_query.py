@@ -128,7 +128,8 @@ def test_a_phrase_finds_the_text_it_quotes(text):
 def test_a_word_is_found_from_its_start(word, before):
     (term,) = parse_query(word)
     assert Matcher().of(term)(before + word + "x")
-    assert not Matcher().of(Term(word, "word"))("x" + word) or not word[0].isalnum()
+    if word[0].isalnum() and word.strip("xX"):  # nothing but x begins there too
+        assert not Matcher().of(Term(word, "word"))("x" + word)
 
 
 @given(st.lists(st.lists(st.text("ab ", min_size=1, max_size=3), max_size=4), max_size=12))

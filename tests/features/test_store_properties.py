@@ -137,7 +137,7 @@ def test_nothing_depends_on_shards_ranges_or_parts(tmp_path, monkeypatch, contex
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     with store_of(tmp_path / "a", codes, tokens, contexts=3)[0] as store:
-        expected, columns = contents(store), store.table()
+        expected, columns = contents(store), dict(store.table())
     monkeypatch.setattr(build, "RANGE_PAIRS", 10)
     monkeypatch.setattr(build, "RANGE_LATENTS", 2)
     monkeypatch.setattr(build, "PART_PAIRS", 20)
