@@ -170,7 +170,7 @@ def _store(folder: Path) -> Any:
     with open_features(folder) as store:
         store.verify()
         features = [store.feature(index) for index in range(0, store.n_features, 8)]
-        return features, store.table(), store.manifest, is_stale(store, folder)
+        return features, dict(store.table()), store.manifest, is_stale(store, folder)
 
 
 def _labels(folder: Path) -> Any:
