@@ -86,7 +86,8 @@ def correlation(
 ) -> Measured:
     """Pearson correlation over all tokens of all items; 0 where every prediction is the same."""
     known = np.array([guess is not None for guess in predicted], bool)
-    pairs = [pair for pair in zip(true, predicted, strict=True) if pair[1] is not None]
+    both = zip(true, predicted, strict=True)
+    pairs = [(activations, guess) for activations, guess in both if guess is not None]
     item = np.repeat(np.flatnonzero(known), [len(activations) for activations, _ in pairs])
     x, y = (np.concatenate([np.zeros(0), *(pair[side] for pair in pairs)]) for side in (0, 1))
     columns = (np.ones_like(x), x, y, x * x, y * y, x * y)
