@@ -62,23 +62,18 @@ def browser(tmp_path):
     opened.close()
 
 
-def tick_row(browser, row):
-    """Press the box of a row; tables are drawn on a canvas."""
-    browser.wait_for("document.querySelector('[data-testid=stDataFrame] canvas')", SECONDS)
+def click_row(browser, row):
+    """Press a row of the table, beside its link."""
+    at_row = f"document.querySelectorAll('.linked tbody tr')[{row}]"
+    browser.wait_for(f"{at_row}?.lastElementChild", SECONDS)
     browser.wait_until_still(SECONDS)
-    left, top = browser.evaluate(
-        "(r => [r.left, r.top])(document.querySelector('[data-testid=stDataFrame] canvas')"
-        ".getBoundingClientRect())"
+    at = browser.evaluate(
+        f"(() => {{{at_row}.scrollIntoView({{block: 'center'}});"
+        f"const box = {at_row}.lastElementChild.getBoundingClientRect();"
+        "return {x: box.x + 5, y: box.y + box.height / 2}})()"
     )
     for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-        browser.call(
-            "Input.dispatchMouseEvent",
-            type=kind,
-            x=left + 18,
-            y=top + 35 * (row + 1.5),
-            button="left",
-            clickCount=1,
-        )
+        browser.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
 
 
 def link_named(browser, name):
@@ -100,7 +95,7 @@ def test_back_from_a_row_returns_to_the_search_in_one_step(server, browser):
     browser.open(f"{server}/explore?{FIRST}&q=dog")
     heading(browser, "Explore")
     before = browser.evaluate("history.length")
-    tick_row(browser, 0)
+    click_row(browser, 0)
     browser.wait_for("location.pathname === '/feature'", SECONDS)
     feature = address_of(browser)[1]["f"]
     heading(browser, f"Feature {feature}")
@@ -192,8 +187,8 @@ def test_why_no_explanation_came_is_said(server, browser, book, endpoint, monkey
 def test_explore_searches_by_meaning(server, browser):
     browser.open(f"{server}/explore?{FIRST}&q=cats+and+dogs&in=explanations")
     heading(browser, "Explore")
-    browser.wait_for_text("3 of 12 features", 3 * SECONDS)
-    tick_row(browser, 0)
+    browser.wait_for_text("of 3 features, of 12 in all", 3 * SECONDS)
+    click_row(browser, 0)
     heading(browser, "Feature 8")
 
 
