@@ -32,6 +32,10 @@ FLAGS = (
 )
 
 
+class NavigatedError(Exception):
+    """The page was left while it was asked."""
+
+
 class Browser:
     """One page of one browser."""
 
@@ -80,6 +84,8 @@ class Browser:
         while True:
             message = json.loads(self.socket.recv(timeout=60))
             if message.get("id") == self._number:
+                if "navigated" in message.get("error", {}).get("message", ""):
+                    raise NavigatedError
                 assert "error" not in message, message
                 return message["result"]
             self._note(message)
@@ -104,7 +110,13 @@ class Browser:
 
     def wait_for(self, expression: str, seconds: float = 30) -> None:
         """Wait until a JavaScript expression is true."""
-        _wait(lambda: self.evaluate(f"Boolean({expression})"), seconds, expression)
+        _wait(lambda: self._holds(expression), seconds, expression)
+
+    def _holds(self, expression: str) -> bool:
+        try:
+            return self.evaluate(f"Boolean({expression})")
+        except NavigatedError:  # asked of a page that was just being left
+            return False
 
     def wait_for_text(self, text: str, seconds: float = 30) -> None:
         """Wait until the page shows a text and Streamlit is not running."""
