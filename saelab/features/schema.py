@@ -74,10 +74,6 @@ CREATE TABLE feature (
 );
 CREATE TABLE sequence (id INTEGER PRIMARY KEY, tokens BLOB NOT NULL, counted BLOB NOT NULL);
 CREATE TABLE vocabulary (lengths BLOB NOT NULL, bytes BLOB NOT NULL);
-CREATE VIRTUAL TABLE search USING fts5(
-    top_tokens, promoted_tokens, content='feature', content_rowid='id',
-    tokenize="unicode61 remove_diacritics 2"
-);
 """
 
 LAYOUTS: dict[str, dict[str, str]] = {
@@ -261,14 +257,13 @@ class StoreWriter:
         )
 
     def features(self, columns: Mapping[str, Iterable[Any]]) -> None:
-        """Fill table `feature` and its search index; a number that is NaN becomes NULL."""
+        """Fill table `feature`; a number that is NaN becomes NULL."""
         names = list(columns)
         marks = ", ".join("?" * len(names))
         rows = zip(*(_plain(values) for values in columns.values()), strict=True)
         self._connection.executemany(
             f"INSERT INTO feature ({', '.join(names)}) VALUES ({marks})", rows
         )
-        self._connection.execute("INSERT INTO search(search) VALUES ('rebuild')")
 
     def text(
         self,

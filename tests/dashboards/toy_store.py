@@ -148,7 +148,6 @@ def write_toy_store(path: Path, dictionary_hash: str = "toyhash") -> Path:
         )
     for feature in range(N_FEATURES):
         _write_feature(connection, feature, codes[..., feature], tokens)
-    connection.execute("INSERT INTO search(search) VALUES ('rebuild')")
     connection.commit()
     connection.close()
     return path

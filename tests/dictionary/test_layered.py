@@ -91,12 +91,12 @@ def test_layer_by_layer_it_computes_what_the_whole_does(case, nothing_fits, tmp_
 
 
 def test_each_layer_has_a_file_that_is_checked(nothing_fits, tmp_path):
-    """A layer that was changed is found by its hash, and in a manifest sealed anew by its codes."""
+    """A changed layer is told by its hash, and by its codes where the manifest has its new hash."""
     from saelab.dictionary.storage import content_hash_of
     from saelab.formats.files import sha256_of
     from saelab.formats.manifest import seal
 
-    def sealed_anew() -> None:
+    def seal_again() -> None:
         manifest["content_hash"] = content_hash_of(manifest)
         (folder / "saelab.json").write_text(json.dumps(seal(manifest)))
 
@@ -115,14 +115,14 @@ def test_each_layer_has_a_file_that_is_checked(nothing_fits, tmp_path):
         load_dictionary(folder)
     manifest = json.loads((folder / "saelab.json").read_text())
     manifest["files"][path.name] = sha256_of(path)
-    sealed_anew()
+    seal_again()
     with pytest.raises(ArtifactError, match="fails its self-test: reconstructions"):
         load_dictionary(folder)
     path.unlink()
     with pytest.raises(ArtifactError, match=r"layer_1\.safetensors is missing"):
         load_dictionary(folder)
     del manifest["files"][path.name]
-    sealed_anew()
+    seal_again()
     with pytest.raises(ArtifactError, match="does not list the files it vouches for"):
         load_dictionary(folder)
 
