@@ -291,16 +291,21 @@ def _word_meant(option: str, kinds: set[Any], word: str) -> str:
     Raises:
         ConfigError: the option takes numbers, and this is none.
     """
-    meant = _value_meant(kinds, word)
+    literals = {kind for kind in kinds if typing.get_origin(kind) is typing.Literal}
+    words = [each for kind in literals for each in typing.get_args(kind)]
+    meant, kinds = _value_meant(kinds, word), kinds - literals
     if isinstance(meant, str) and kinds and kinds <= {int, float, type(None)}:
+        if word in words or not kinds & {int, float}:
+            return word
         if float not in kinds:
             what = "whole number, such as 400000, 1e6 or 1M"
         elif _is_number(word):
             return word
         else:
             what = "number"
-        none = ", nor none" if type(None) in kinds else ""
-        raise ConfigError(f"Error parsing {option}: {shown(word)} is no {what}{none}")
+        instead = [*words, *(["none"] if type(None) in kinds else [])]
+        nor = "".join(f", nor {each}" for each in instead)
+        raise ConfigError(f"Error parsing {option}: {shown(word)} is no {what}{nor}")
     return str(meant)
 
 

@@ -36,6 +36,7 @@ def test_every_command_has_help(name, capsys):
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
         (["train", "--optimizer.learning-rat", "1"], "did you mean --optimizer.learning-rate?"),
         (["train", "--k", "abc"], "Error parsing --k"),
+        (["cache", "a", "--rows.max-norm-ratio", "x"], "'x' is no number, nor bulk, nor none"),
         (["train", "--seeds", "1", "--out", "x", "sweep"], "first word: saelab train sweep"),
         (["train", "--k", "64", "--d-sae", "32"], "k = 64 is more than d_sae = 32"),
         (["train", "--methods", "topp"], "unknown method 'topp'; did you mean 'topk'?"),
