@@ -34,8 +34,9 @@ browser:
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null \
 		|| (apt-get update -q && apt-get install -q -y chromium)
 
+# A process for each core, of one thread: most tests are too small for more.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 # What takes long: kills, browsers, whole runs of the real model, the README as typed.
 slow: setup

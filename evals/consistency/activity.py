@@ -23,6 +23,8 @@ from ..alike import is_planted
 from ..subjects import by_data_spec, load_models, subjects_of
 from .suite import ConsistencyConfig
 
+FEW_ROWS = 64
+"""Pre-activations held in float64 at a time."""
 Rows = Float[Tensor, "rows d_in"]
 Pass = tuple[list[SavedDictionary], Iterator[Rows], dict[str, Any]]
 """Dictionaries that are ranked on the same rows, these rows in batches, and what they are."""
@@ -81,7 +83,8 @@ class ActivityStatistics:
         row_scale = dictionary.row_scale(rows)
         inputs = dictionary.encoder_inputs(rows)
         for part, chunk in PreActivations(inputs, dictionary.W_enc, bias).chunks():
-            self._moments.update(chunk)
+            for some in chunk.split(FEW_ROWS):
+                self._moments.update(some)
             self._largest = torch.maximum(self._largest, chunk.amax(dim=0))
             codes = SparseCodes.from_mask(*gate(dictionary, chunk))
             if row_scale is not None:

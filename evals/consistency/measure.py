@@ -81,11 +81,13 @@ def measure_consistency(
     for saved in loaded:
         saved.dictionary.to(device)
     activities, rows = rank(loaded, config, device) if config.activity else ({}, {})
-    directions = []
+    decoders = [saved.dictionary.W_dec for saved in loaded]
     for saved in loaded:
-        directions.append(_directions(saved, activities.get(saved.content_hash)))
-        # From here on only its shape is asked for, and its directions are as large as its decoder.
-        saved.dictionary.to("meta")
+        saved.dictionary.to("meta")  # From here on only its shape is asked for.
+    # Each decoder goes as its directions come, which are as large.
+    directions = [
+        _directions(saved, decoders.pop(0), activities.get(saved.content_hash)) for saved in loaded
+    ]
     within = [pair for group in groups for pair in combinations(group.members, 2)]
     pairs = list(combinations(range(len(folders)), 2)) if config.across else within
     comparisons: dict[tuple[int, int], Comparison] = {}
@@ -99,10 +101,8 @@ def measure_consistency(
         yield from _measure_group(dictionaries, group, groups, matrices, config)
 
 
-def _directions(saved: SavedDictionary, activity: Activity | None) -> Directions:
-    directions = directions_of(
-        saved.dictionary.W_dec, None if activity is None else activity.alive()
-    )
+def _directions(saved: SavedDictionary, W_dec: Tensor, activity: Activity | None) -> Directions:
+    directions = directions_of(W_dec, None if activity is None else activity.alive())
     if len(directions.latent) == 0:
         raise ArtifactError(
             f"{saved.folder} has no live latent: none of {saved.dictionary.d_sae:,} was active on "

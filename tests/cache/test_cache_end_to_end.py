@@ -82,6 +82,7 @@ def test_streams_with_and_without_a_cache_have_the_same_rows(tiny_model, tiny_co
         assert {tuple(row) for row in direct.next_batch().activations.tolist()} <= stored
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_embedded_models_massive_activations_are_excluded(tmp_path):
     config = HarvestConfig(

@@ -86,6 +86,7 @@ def limited(kind: int | str, limit: int, words: list[str]) -> subprocess.Complet
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "limit"), [("train", 24), ("features", 24), ("train", 64)])
 def test_few_open_files_are_enough_or_one_line(name, limit, made, tmp_path):
     subprocess.run(["cp", "-r", made["dictionary"], str(tmp_path / "sae")], check=True)
@@ -98,6 +99,7 @@ def test_few_open_files_are_enough_or_one_line(name, limit, made, tmp_path):
         assert "Too many open files" in said or "too many open files" in said, done.stderr
 
 
+@pytest.mark.slow
 def test_little_memory_is_one_line_that_says_what_to_lower(made, tmp_path):
     words = [word.format(out=tmp_path) for word in made["train"]]
     words[words.index("--d-sae") + 1] = "4000000"

@@ -41,6 +41,7 @@ def test_the_second_is_refused_in_one_line(name, made, tmp_path, capsys):
         assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["export", "features export"])
 def test_a_killed_export_is_made_by_the_same_command(name, made, tmp_path):
     shutil.copytree(made["dictionary"], tmp_path / "sae")

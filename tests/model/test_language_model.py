@@ -386,6 +386,7 @@ def held_out_tokens(model, contexts):
     return tokens
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_what_bfloat16_changes(embedded, embedded_exact, record_property):
     """bfloat16 keeps 8 bits: rows are off by about 1 %, the loss by about 0.01 nats."""
@@ -401,6 +402,7 @@ def test_what_bfloat16_changes(embedded, embedded_exact, record_property):
     assert abs(losses[1] - losses[0]) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_what_bfloat16_changes_in_gradients(embedded, embedded_exact, record_property):
     """A row is off by about 4 % of its norm; by hand no more than by autograd."""

@@ -156,6 +156,7 @@ def test_class_names_are_unique():
     assert [name for name, count in names.items() if count > 1] == []
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_first():
     """In a process of its own, forgetting ours before each: the order must not matter."""
     program = (

@@ -138,6 +138,7 @@ def test_a_batch_or_a_cache_without_gradients_is_refused_in_words(
     assert not config.out.exists()
 
 
+@pytest.mark.slow
 def test_it_trains_from_a_cache_and_from_the_live_model(run_config, tiny_harvest):
     cached = dataclasses.replace(run_config, methods=("gradient_topk",), k=(4,))
     run = train(cached)

@@ -188,6 +188,7 @@ def test_numbers_do_not_depend_on_the_batch_size(save):
         assert values == pytest.approx(reference, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_losses_do_not_depend_on_the_batch_size_where_the_model_is_in_bfloat16(save):
     """They are measured in float32, whatever the rows are in."""
     folder = save(random_topk(), model_dtype="bfloat16")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from saelab.evals.supervised.contenders import form_candidates
 from saelab.evals.supervised.scores import spread_over_seeds
 from saelab.evals.supervised.sites import PromptSite, gather
@@ -13,6 +15,7 @@ from saelab.training.methods.topk import TopKOptions
 from saelab.training.run import train
 
 
+@pytest.mark.slow
 def test_task_dictionaries_and_their_frozen_control(planted, tmp_path):
     model, task = planted.PlantedModel(), planted.planted_task()
     prompts, site = task.sample(480, "train", 0), PromptSite.parse(planted.SITE)
