@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -22,6 +23,11 @@ ONLY_IMPORTER = {
 }
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def relative(path):
     return path.relative_to(ROOT).as_posix()
 
@@ -30,7 +36,7 @@ def imported_names(path):
     """Absolute names of everything a module imports; relative imports are resolved."""
     names = []
     own_package = list(path.relative_to(ROOT).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -53,7 +59,7 @@ def imported_on_loading(path, modules):
     """Modules that a module's own top level imports, with the packages they lie in."""
     name = module_name(path)
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    pending, wanted = list(ast.parse(path.read_text(encoding="utf-8")).body), set()
+    pending, wanted = list(parsed(path).body), set()
     while pending:
         node = pending.pop()
         if isinstance(node, ast.Import):
@@ -125,7 +131,7 @@ NO_NOUNS = {"found", "here", "mine", "one", "own", "theirs"}
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_variables_are_called_what_they_hold(path):
-    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    nodes = list(ast.walk(parsed(path)))
     stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     assert not (stored | {n.arg for n in nodes if isinstance(n, ast.arg)}) & NO_NOUNS
 
@@ -146,7 +152,7 @@ def test_files_are_short_start_with_what_they_are_and_unpickle_nothing(path):
 
 def test_class_names_are_unique():
     """A name that two files give to different things sends its reader to the wrong one."""
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES]
+    trees = [parsed(path) for path in SOURCES]
     names = Counter(
         node.name
         for tree in trees
@@ -188,7 +194,7 @@ def test_help_loads_no_heavy_library():
 def config_fields():
     """(class, field) of every dataclass that is a config or a command."""
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef) and node.name.endswith(
                 ("Config", "Options", "Command", "Filter", "Overrides")
             ):
