@@ -7,6 +7,7 @@ is read once and shared.
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -79,6 +80,10 @@ class TrainConfig:
     then the folder that holds one of each."""
     writes: tuple[str, ...] = ()
     """Hook points that it writes."""
+    cross_layer: bool = False
+    """Train cross-layer transcoders: as many `writes` as `reads`, layer by layer, of which each
+    latent reads one and writes that layer's and all later ones. `d_sae` and `k` are of all layers
+    together."""
     error_component: ErrorComponent | None = None
     """Train on a component of another dictionary's error on these rows: "error" (all of it),
     "linear" (what a probe predicts of it) or "nonlinear" (the rest). None: on the activations."""
@@ -172,7 +177,8 @@ class TrainConfig:
         if bool(self.reads) != bool(self.writes):
             return ["reads and writes are given together: a sparse autoencoder has hook_point"]
         if not self.reads:
-            return []
+            needed = "cross_layer needs reads and writes: give one hook point of each for a layer"
+            return [needed] if self.cross_layer else []
         try:
             site = Site(self.reads, self.writes)
         except ConfigError as error:
@@ -182,11 +188,41 @@ class TrainConfig:
             for name in ("hook_point", "error_component")
             if getattr(self, name) is not None
         ]
+        if self.cross_layer:
+            problems += self._cross_layer_problems()
         return problems + [
             f"{name} cannot write another hook point than it reads: "
             f"{METHODS[name].autoencodes_only}; leave it out"
             for name in self.methods
             if name in METHODS and METHODS[name].autoencodes_only and not site.is_autoencoder
+        ]
+
+    def _cross_layer_problems(self) -> list[str]:
+        """What speaks against a transcoder from every layer to all later ones."""
+        n = len(self.reads)
+        layers = [[_layer_of(name) for name in names] for names in (self.reads, self.writes)]
+        first = layers[0][0]
+        expected = None if first is None else [*range(first, first + n)]
+        if any(given != expected for given in layers):
+            read, written = (", ".join(map(str, given)) for given in layers)
+            return [
+                f"cross_layer: reads are of layers {read} and writes of layers {written}: give one "
+                "of each for every layer, in order and with none missing"
+            ]
+        problems = [
+            f"{name} = {value} does not divide among {n} layers: give a multiple, such as "
+            f"{-(-value // n) * n}"
+            for name, values in (("d_sae", self.d_sae), ("k", self.k))
+            for value in values
+            if value % n and (name == "d_sae" or "topk" in self.methods)
+        ]
+        if self.init_from is not None:
+            problems.append("init_from: a cross-layer transcoder begins from drawn weights")
+        able = [name for name in METHODS if METHODS[name].crosses_layers]
+        return problems + [
+            f"{name} does not train cross-layer transcoders: use {', '.join(able)}"
+            for name in self.methods
+            if name in METHODS and name not in able
         ]
 
     def _error_problems(self) -> list[str]:
@@ -239,3 +275,9 @@ class TrainConfig:
             DictionarySpec(*spec)
             for spec in itertools.product(self.methods, self.d_sae, self.k, self.seeds)
         ]
+
+
+def _layer_of(hook_point: str) -> int | None:
+    """The layer that a hook point's name begins with; None: it names none."""
+    layer = re.match(r"blocks\.(\d+)\.", hook_point)
+    return None if layer is None else int(layer[1])

@@ -43,6 +43,9 @@ class DictionarySettings:
     d_out: int | None = None
     """Width of what is written elsewhere. None: a sparse autoencoder, which writes what it reads
     and has one bias for both."""
+    n_layers: int | None = None
+    """Layers of a cross-layer transcoder, side by side in what is read and in what is written;
+    `d_sae` and `k` are of all sources together. None: every latent reads and writes all."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class Method(nn.Module, ABC):
     """Whether `calibrate` must be called before `to_dictionary`."""
     autoencodes_only: ClassVar[str | None] = None
     """Why the method cannot write another hook point than it reads; None: it can."""
+    crosses_layers: ClassVar[bool] = False
+    """Whether the method trains cross-layer transcoders."""
 
     @abstractmethod
     def begin_from(self, source: Dictionary, normalisation: Normalisation) -> list[str]:

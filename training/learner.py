@@ -46,6 +46,7 @@ class Learner:
         *,
         d_in: int,
         d_out: int | None = None,
+        n_layers: int | None = None,
         schedule: Schedule,
         batch_rows: int,
         options: MethodOptions,
@@ -55,15 +56,17 @@ class Learner:
     ) -> Learner:
         """A learner at its start, its weights drawn from the dictionary's seed.
 
-        `d_out` is the width of what is written; None: what is read is written.
+        `d_out` is the width of what is written; None: what is read is written. `n_layers` is given
+        for a cross-layer transcoder.
 
         Raises:
             ResourceError: the device has too little memory for it.
         """
-        _require_memory(spec, (d_in, d_in if d_out is None else d_out), device)
+        _require_memory(spec, (d_in, d_in if d_out is None else d_out), n_layers, device)
         settings = DictionarySettings(
             d_in=d_in,
             d_out=d_out,
+            n_layers=n_layers,
             d_sae=spec.d_sae,
             k=spec.k,
             seed=spec.seed,
@@ -126,13 +129,20 @@ class Learner:
             }
 
 
-def _require_memory(spec: DictionarySpec, widths: tuple[int, int], device: torch.device) -> None:
+def _require_memory(
+    spec: DictionarySpec, widths: tuple[int, int], n_layers: int | None, device: torch.device
+) -> None:
     """Refuse a dictionary that the device cannot hold, before anything is allocated."""
+    weights = sum(widths) * spec.d_sae
+    if n_layers is not None:
+        # An encoder for one layer, and decoders for half of them and half a layer.
+        weights = widths[0] // n_layers * spec.d_sae * (n_layers + 3) // 2
     # Weights, their gradients, and Adam's two moments, in float32.
-    needed, there = 4 * 4 * sum(widths) * spec.d_sae, memory_of(device)
+    needed, there = 4 * 4 * weights, memory_of(device)
     if there is not None and needed > there:
         raise ResourceError(
-            f"{spec.name}: training {spec.d_sae:,} latents of width {widths[0]:,} takes "
+            f"{spec.name}: training {spec.d_sae:,} latents of width {widths[0]:,}"
+            f"{'' if n_layers is None else f' across {n_layers} layers'} takes "
             f"{needed / 1e9:,.0f} GB (weights, gradients and Adam's moments), and {device} has "
             f"{there / 1e9:,.0f} GB: lower --d-sae"
         )

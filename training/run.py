@@ -214,11 +214,15 @@ def build_learners(
     """
     written = stream.target_statistics
     product_dtype = getattr(torch, config.product_dtype)
+    n_layers = len(config.reads) if config.cross_layer else None
+    if n_layers is not None:
+        _require_one_width(stream)
     return [
         Learner.build(
             spec,
             d_in=stream.d_in,
             d_out=None if written is None else len(written.mean),
+            n_layers=n_layers,
             schedule=schedule or Schedule.of(config.n_steps),
             batch_rows=config.batch_rows,
             options=config.options,
@@ -228,6 +232,17 @@ def build_learners(
         )
         for spec in config.dictionaries()
     ]
+
+
+def _require_one_width(stream: ActivationStream) -> None:
+    """Refuse a cross-layer transcoder of hook points of several widths."""
+    of_sides = [stream.statistics, stream.target_statistics or stream.statistics]
+    widths = {len(part.mean) for each in of_sides for part in each.by_hook_point or (each,)}
+    if len(widths) > 1:
+        raise ConfigError(
+            f"cross_layer: the hook points have widths {sorted(widths)}: all that a cross-layer "
+            "transcoder reads and writes must be of one width"
+        )
 
 
 class TrainingRun:

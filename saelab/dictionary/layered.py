@@ -31,7 +31,7 @@ class LayeredDictionary(Dictionary):
         layer: opens a layer, each time it is needed. None subtracts anything from its input or
             normalises rows; the bias of what is written is the first layer's, the others' is zero.
         sizes: latents of each layer.
-        k: active latents per row, over all layers, for `topk` only.
+        k: active latents per row, over all layers, for `topk` only. None: as many as each layer's.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class LayeredDictionary(Dictionary):
         """Where each layer's latents begin; last, how many there are."""
         self.width = first.d_in
         self.architecture, self.k = first.architecture, k or first.k
+        self.k_of_layer = first.k or None
+        """Active latents of each layer alone, before the largest over all are taken."""
         self.input_normalisation = "none"
         self.d_in = self.d_out = len(sizes) * first.d_in
         self.d_sae = self.starts[-1]

@@ -10,6 +10,7 @@ A dictionary over several layers that is larger than memory has `layer_0.safeten
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,10 @@ MANIFEST_FILE = "saelab.json"
 SELF_TEST_FILE = "self_test.safetensors"
 N_LAYERS = "n_layers"
 """In `cfg.json`, of a dictionary whose layers lie in files of their own."""
+K_OF_LAYER = "k_of_each_layer"
+"""There too, where each layer keeps its own largest pre-activations."""
+HELD_LIMIT = 4_000_000_000
+"""Bytes of files up to which layers stay in memory once they are read."""
 SELF_TEST_ROWS = 16
 SELF_TEST_TOLERANCE = 1e-9
 """Largest allowed deviation, relative to the largest entry; float64 leaves far less."""
@@ -188,7 +193,9 @@ def save_dictionary(
             write_tensors(folder / WEIGHTS_FILE, tensors)
     if not in_place:
         config = saelens_config(dictionary, site, dict(made_from))
-        config |= {N_LAYERS: n_layers} if n_layers else {}
+        if isinstance(dictionary, LayeredDictionary):
+            config |= {N_LAYERS: n_layers}
+            config |= {K_OF_LAYER: dictionary.k_of_layer} if dictionary.k_of_layer else {}
         write_json(folder / CONFIG_FILE, config)
     inputs = self_test_inputs[:SELF_TEST_ROWS].float()
     codes = reference_codes(dictionary, inputs)
@@ -245,16 +252,18 @@ def _write_layers(folder: Path, dictionary: LayeredDictionary) -> None:
 
 
 def _read_layers(folder: Path, config: Mapping[str, Any]) -> LayeredDictionary:
-    n = config[N_LAYERS]
+    n, k = config[N_LAYERS], config.get("k")
     width, d_sae = config["d_in"] // n, config["d_sae"] // n
 
     def layer(index: int) -> Dictionary:
         tensors = read_tensors(folder / weights_files(n)[index])
         shapes = {"d_in": width, "d_sae": d_sae, "d_out": (n - index) * width}
+        shapes["k"] = config.get(K_OF_LAYER) or k
         W_enc = tensors.pop("encoder_rows").T
         return read_saelens({**config, **shapes}, {"W_enc": W_enc, **tensors}, folder)
 
-    return LayeredDictionary(layer, [d_sae] * n)
+    held = sum((folder / name).stat().st_size for name in weights_files(n)) <= HELD_LIMIT
+    return LayeredDictionary(functools.cache(layer) if held else layer, [d_sae] * n, k)
 
 
 def load_dictionary(folder: Path, device: str = "cpu") -> SavedDictionary:

@@ -55,8 +55,22 @@ class PreActivations:
         for start in range(0, rows, chunk_rows):
             part = slice(start, min(start + chunk_rows, rows))
             out = workspace[: part.stop - part.start]
-            torch.addmm(b_enc, inputs[part], W_enc, out=out)
+            self.product(inputs[part], W_enc, b_enc, out)
             yield part, out
+
+    def product(
+        self,
+        inputs: Float[Tensor, "chunk _"],
+        W_enc: Float[Tensor, "_ d_sae"],
+        b_enc: Float[Tensor, " d_sae"],
+        out: Float[Tensor, "chunk d_sae"],
+    ) -> None:
+        """Those of a chunk of rows, into `out`."""
+        torch.addmm(b_enc, inputs, W_enc, out=out)
+
+    def ordered(self, codes: SparseCodes) -> SparseCodes:
+        """The same pairs in the order that decoding them needs: any."""
+        return codes
 
     @torch.no_grad()
     def exact(self, codes: SparseCodes) -> SparseCodes:
@@ -83,7 +97,7 @@ def select_top_k(pre: PreActivations, k: int) -> SparseCodes:
         parts = [(pre.inputs.new_zeros(0, 0), torch.zeros(0, 0, dtype=torch.int64))]
     values, latents = (torch.cat(column) for column in zip(*parts, strict=True))
     codes = SparseCodes.from_fixed_k(latents, values, pre.shape[1])
-    return codes if values.dtype == pre.inputs.dtype else pre.exact(codes)
+    return pre.ordered(codes) if values.dtype == pre.inputs.dtype else pre.exact(codes)
 
 
 @torch.no_grad()

@@ -82,6 +82,8 @@ class FeatureChoiceOptions(MutualChoiceOptions):
 class FeatureChoice(MutualChoice):
     """One dictionary being learnt, first by Mutual Choice, then with a budget for each latent."""
 
+    crosses_layers = False
+
     budgets: Int[Tensor, " d_sae"]
     floors: Float[Tensor, " d_sae"]
     fired: Int[Tensor, " d_sae"]

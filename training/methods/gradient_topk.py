@@ -62,6 +62,7 @@ class GradientTopKOptions(TopKOptions):
 class GradientTopK(TopK):
     """One dictionary being learnt with the gradient's help."""
 
+    crosses_layers = False
     needs_gradients = True
     needs_calibration = True
 

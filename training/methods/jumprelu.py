@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from saelab.config import Within
 from saelab.dictionary import Dictionary
-from saelab.sparse import TransposedPairs, decode_selected, encode_selected, select_above
+from saelab.sparse import select_above
 
 from ..initial import InitialWeights
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
@@ -59,6 +59,7 @@ class JumpReLU(PenalisedMethod):
     """One JumpReLU dictionary being learnt."""
 
     needs_calibration = True
+    crosses_layers = True
 
     def __init__(self, settings: DictionarySettings, options: JumpReLUOptions):
         super().__init__(settings, options)
@@ -87,11 +88,11 @@ class JumpReLU(PenalisedMethod):
         thresholds = self.threshold()
         floor = (thresholds.detach() - self.bandwidth / 2).clamp_min(0.0)
         selected = select_above(self.pre_activations(x), floor)
-        pairs = TransposedPairs.of(selected)
-        pre = encode_selected(x, w.W_enc, w.b_enc, w.input_bias, selected, pairs)
+        pairs = w.pairs_of(selected)
+        pre = w.encode(x, selected, pairs, w.b_enc)
         threshold = thresholds[selected.latent]
         value = jump(pre, threshold, self.bandwidth)
-        reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
+        reconstruction = w.decode(selected, value, pairs) + w.b_dec
         if self.tanh_scale is None:
             penalty = step(pre, threshold, self.bandwidth).sum()
         else:
@@ -132,7 +133,7 @@ class JumpReLU(PenalisedMethod):
     def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
         """A `jumprelu` dictionary with mean and scale folded in."""
         threshold = self.threshold() / normalisation.code_scale
-        return Dictionary("jumprelu", **self.weights.fold(normalisation), threshold=threshold)
+        return self.weights.to_dictionary("jumprelu", normalisation, threshold=threshold)
 
 
 def _kernel(p: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:

@@ -66,6 +66,8 @@ class MatryoshkaOptions(MutualChoiceOptions):
 class Matryoshka(MutualChoice):
     """One nested dictionary being learnt."""
 
+    crosses_layers = False
+
     def __init__(self, settings: DictionarySettings, options: MatryoshkaOptions):
         super().__init__(settings, options)
         bounds = [0, *options.sizes(settings.d_sae)]

@@ -49,6 +49,7 @@ class MutualChoice(AutoencoderMethod):
     """One dictionary being learnt by selection over the batch."""
 
     needs_calibration = True
+    crosses_layers = True
 
     floor: Float[Tensor, ""]
     running_threshold: Float[Tensor, ""]
@@ -99,9 +100,8 @@ class MutualChoice(AutoencoderMethod):
             raise ConfigError(
                 "the threshold was never calibrated: call `calibrate` with rows after training"
             )
-        folded = self.weights.fold(normalisation)
-        threshold = (fitted / normalisation.code_scale).expand_as(folded["b_enc"]).clone()
-        return Dictionary("jumprelu", threshold=threshold, **folded)
+        threshold = (fitted / normalisation.code_scale).expand_as(self.weights.b_enc).clone()
+        return self.weights.to_dictionary("jumprelu", normalisation, threshold=threshold)
 
     def fitted_threshold(self) -> Float[Tensor, "*latents"]:
         """What `calibrate` fitted, in normalised units: one number, or one per latent."""

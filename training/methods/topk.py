@@ -15,7 +15,12 @@ import torch
 from saelab.config import Within
 from saelab.dictionary import Dictionary
 from saelab.dictionary.architectures import error_of
-from saelab.sparse import SparseCodes, select_top_k
+from saelab.sparse import (
+    LayerPreActivations,
+    SparseCodes,
+    select_top_k,
+    select_top_k_of_each_layer,
+)
 
 from ..interface import DictionarySettings, Normalisation, StepOutput, TrainingBatch
 from ..options import CommonOptions
@@ -40,6 +45,8 @@ class TopKOptions(CommonOptions):
 class TopK(AutoencoderMethod):
     """One TopK dictionary being learnt."""
 
+    crosses_layers = True
+
     def __init__(self, settings: DictionarySettings, options: TopKOptions):
         super().__init__(settings, options, options.encoder_scale)
         self.multi_topk_weight = options.multi_topk_weight
@@ -58,8 +65,12 @@ class TopK(AutoencoderMethod):
 
     @torch.no_grad()
     def select(self, batch: TrainingBatch, k: int) -> SparseCodes:
-        """The k pairs of each row that this batch trains."""
-        return select_top_k(self.pre_activations(batch.inputs), k)
+        """The k pairs of each row that this batch trains; of a cross-layer transcoder's, equally
+        many of each source."""
+        pre = self.pre_activations(batch.inputs)
+        if isinstance(pre, LayerPreActivations):
+            return select_top_k_of_each_layer(pre, k // len(pre.sizes))
+        return select_top_k(pre, k)
 
     def adjust_gradients(self) -> None:
         """Keep the decoder's gradient tangent to the unit sphere, or at zero where it is frozen."""
@@ -69,4 +80,4 @@ class TopK(AutoencoderMethod):
 
     def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
         """A `topk` dictionary with mean and scale folded in."""
-        return Dictionary("topk", **self.weights.fold(normalisation), k=self.k)
+        return self.weights.to_dictionary("topk", normalisation, k=self.k)

@@ -18,14 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saelab.sparse import (
-    PreActivations,
-    SparseCodes,
-    TransposedPairs,
-    decode_selected,
-    encode_selected,
-    select_top_k,
-)
+from saelab.sparse import PreActivations, SparseCodes, select_top_k
 from saelab.sparse.world import current_world
 from saelab.stats.zipf import fit_zipf, zipf_shares
 
@@ -87,13 +80,13 @@ class Auxiliary(nn.Module):
         if not latents.shape[0]:
             return {}
         x, error = x[:: self.every_rows], error[:: self.every_rows]
-        w, b_enc = weights, weights.b_enc
+        b_enc = weights.b_enc
         if self.lift_bias:
             b_enc = b_enc - b_enc.detach()
-        pre = PreActivations(x - w.input_bias, w.W_enc, b_enc, self.product_dtype)
+        pre = weights.pre_activations(x, self.product_dtype, b_enc)
         selected = self.select(pre, latents)
         name = "auxk" if self.underused is None else "aux_zipf"
-        return {name: self.weight * residual_loss(w, x, error, selected, b_enc)}
+        return {name: self.weight * residual_loss(weights, x, error, selected, b_enc)}
 
     @torch.no_grad()
     def select(self, pre: PreActivations, latents: Int[Tensor, " n"]) -> SparseCodes:
@@ -248,9 +241,9 @@ def residual_loss(
         has no variance at all.
     """
     error, world = error.detach(), current_world()
-    w, pairs = weights, TransposedPairs.of(selected)
-    value = encode_selected(x, w.W_enc, b_enc, w.input_bias, selected, pairs).relu()
-    prediction = decode_selected(selected, value, w.W_dec, pairs)
+    pairs = weights.pairs_of(selected)
+    value = weights.encode(x, selected, pairs, b_enc).relu()
+    prediction = weights.decode(selected, value, pairs)
     variance = world.mean((error - world.mean(error.mean(0))).square().sum())
     squared = (error - prediction).square().sum()
     # A safe divisor as well as a safe result: an unused division by zero still has a NaN gradient.

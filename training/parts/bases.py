@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,6 @@ from saelab.dictionary.architectures import error_of
 from saelab.sparse import (
     PreActivations,
     SparseCodes,
-    autoencode,
     select_above,
     select_batch_top,
 )
@@ -32,7 +31,8 @@ from ..initial import InitialWeights
 from ..interface import DictionarySettings, Method, Normalisation, StepOutput, TrainingBatch
 from ..options import CommonOptions, SparsityOptions
 from .auxiliary import Auxiliary
-from .weights import AutoencoderWeights, normalise_rows, remove_radial_gradient
+from .cross_layer import CrossLayerWeights
+from .weights import AutoencoderWeights
 
 GAIN = 0.25
 """P: log λ rises by this much per unit of e."""
@@ -65,13 +65,7 @@ class AutoencoderMethod(Method):
         self.k = min(settings.k, settings.d_sae)
         self.product_dtype = settings.product_dtype
         self.encoder_scale = encoder_scale
-        self.weights = AutoencoderWeights(
-            settings.d_in,
-            settings.d_sae,
-            seed=settings.seed,
-            encoder_scale=encoder_scale,
-            d_out=settings.d_out,
-        )
+        self.weights = weights_of(settings, encoder_scale)
         self.auxiliary = Auxiliary(
             settings.d_sae,
             settings.k,
@@ -114,9 +108,7 @@ class AutoencoderMethod(Method):
 
     def pre_activations(self, inputs: Float[Tensor, "batch d_in"]) -> PreActivations:
         """The pre-activations of normalised inputs, to select from."""
-        w = self.weights
-        centred = (inputs - w.input_bias).detach()
-        return PreActivations(centred, w.W_enc, w.b_enc, self.product_dtype)
+        return self.weights.pre_activations(inputs, self.product_dtype, self.weights.b_enc)
 
     def reconstruct(self, batch: TrainingBatch, selected: SparseCodes) -> StepOutput:
         """Losses of already selected pairs: reconstruction, and auxiliary where it is wanted."""
@@ -131,25 +123,34 @@ class AutoencoderMethod(Method):
     ) -> tuple[SparseCodes, Float[Tensor, "batch d_out"]]:
         """The codes of already selected pairs and the reconstruction of the targets."""
         w = self.weights
-        return autoencode(
-            batch.inputs, w.W_enc, w.b_enc, w.W_dec, w.b_dec, selected, b_in=w.input_bias
-        )
+        pairs = w.pairs_of(selected)
+        value = w.encode(batch.inputs, selected, pairs, w.b_enc).relu()
+        return selected.with_value(value), w.decode(selected, value, pairs) + w.b_dec
 
     def adjust_gradients(self) -> None:
         """Keep the decoder's gradient tangent to the unit sphere."""
         if self.unit_norm:
-            remove_radial_gradient(self.weights.W_dec)
+            self.weights.make_gradient_tangent()
 
     @torch.no_grad()
     def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
         """Renormalise the decoder and count who fired."""
         if self.unit_norm:
-            normalise_rows(self.weights.W_dec)
+            self.weights.normalise_decoder()
         self.auxiliary.update(output.codes, step=batch.step)
 
     def metrics(self) -> dict[str, float]:
         """Shares of latents that are dead or underused."""
         return self.auxiliary.metrics()
+
+
+def weights_of(settings: DictionarySettings, encoder_scale: float) -> AutoencoderWeights:
+    """The weights at their start, drawn from the seed."""
+    d_in, d_sae, n_layers = settings.d_in, settings.d_sae, settings.n_layers
+    drawn: dict[str, Any] = {"seed": settings.seed, "encoder_scale": encoder_scale}
+    if n_layers is None:
+        return AutoencoderWeights(d_in, d_sae, d_out=settings.d_out, **drawn)
+    return CrossLayerWeights(d_in // n_layers, d_sae, n_layers, **drawn)
 
 
 class PenalisedMethod(AutoencoderMethod):

@@ -1,4 +1,7 @@
-"""Weights of an autoencoder in training: free with a unit-norm decoder, or all of unit norm."""
+"""Weights of an autoencoder in training: free with a unit-norm decoder, or all of unit norm.
+
+Those of a cross-layer transcoder are in `cross_layer`.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,53 @@ from torch import Tensor, nn
 
 from saelab.dictionary import Dictionary
 from saelab.errors import ConfigError
+from saelab.sparse import (
+    PreActivations,
+    SparseCodes,
+    TransposedPairs,
+    decode_selected,
+    encode_selected,
+)
 
 from ..initial import UNIT_NORM_TOLERANCE, InitialWeights
 from ..interface import Normalisation
 
 
-class AutoencoderWeights(nn.Module):
+class LearntWeights(nn.Module):
+    """What the methods compute with weights, from their W_enc, W_dec and input_bias."""
+
+    def pre_activations(
+        self: Any,
+        inputs: Float[Tensor, "rows d_in"],
+        product_dtype: torch.dtype | None,
+        b_enc: Float[Tensor, " d_sae"],
+    ) -> PreActivations:
+        """The pre-activations of normalised inputs, to select from."""
+        centred = (inputs - self.input_bias).detach()
+        return PreActivations(centred, self.W_enc, b_enc, product_dtype)
+
+    def pairs_of(self, selected: SparseCodes) -> Any:
+        """What `encode` and `decode` need of selected pairs; it costs a sort."""
+        return TransposedPairs.of(selected)
+
+    def encode(
+        self: Any,
+        inputs: Float[Tensor, "rows d_in"],
+        selected: SparseCodes,
+        pairs: Any,
+        b_enc: Float[Tensor, " d_sae"],
+    ) -> Float[Tensor, " pairs"]:
+        """The pre-activations of selected pairs, with gradients."""
+        return encode_selected(inputs, self.W_enc, b_enc, self.input_bias, selected, pairs)
+
+    def decode(
+        self: Any, selected: SparseCodes, value: Float[Tensor, " pairs"], pairs: Any
+    ) -> Float[Tensor, "rows d_out"]:
+        """What selected pairs write with these values, without b_dec."""
+        return decode_selected(selected, value, self.W_dec, pairs)
+
+
+class AutoencoderWeights(LearntWeights):
     """W_enc, b_enc, W_dec and b_dec with unit-norm decoder rows and an encoder tied at the start.
 
     With `d_out` what is written is another hook point than what is read: b_in is then apart from
@@ -69,6 +113,26 @@ class AutoencoderWeights(nn.Module):
         if self.b_in is not None and initial.b_in is not None:
             self.b_in.copy_(initial.b_in)
 
+    def make_gradient_tangent(self) -> None:
+        """Take from the decoder's gradient what would only change norms."""
+        remove_radial_gradient(self.W_dec)
+
+    def normalise_decoder(self) -> None:
+        """Bring every decoder row back to norm one."""
+        normalise_rows(self.W_dec)
+
+    def to_dictionary(
+        self,
+        architecture: str,
+        normalisation: Normalisation,
+        *,
+        k: int | None = None,
+        threshold: Float[Tensor, " d_sae"] | None = None,
+    ) -> Dictionary:
+        """The dictionary on activations in the model's own units; a threshold is of its codes."""
+        gate: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
+        return Dictionary(architecture, **self.fold(normalisation), k=k, **gate)
+
     @torch.no_grad()
     def fold(self, normalisation: Normalisation) -> dict[str, Any]:
         """The weights that act on activations in the model's own units.
@@ -92,7 +156,7 @@ class AutoencoderWeights(nn.Module):
         return folded
 
 
-class UnitWeights(nn.Module):
+class UnitWeights(LearntWeights):
     """Directions w_l of norm one, scales a_l, and a b_pre that nothing trains.
 
     Latent l encodes u as v_l · (u − b_pre) and decodes f as f a_l w_l, where v_l is w_l itself
@@ -186,18 +250,23 @@ class UnitWeights(nn.Module):
 
 
 @torch.no_grad()
-def remove_radial_gradient(directions: nn.Parameter) -> None:
+def remove_radial_gradient(directions: Tensor) -> None:
     """Take from the gradient of rows held at norm one what would only change their norms.
 
     Left in, it would be undone by the renormalisation after every step but still fill Adam's
     moments (as in the TopK recipe of Gao et al., 2024, section 2).
     """
     if directions.grad is not None:
-        along = torch.linalg.vecdot(directions.grad, directions)
-        directions.grad.addcmul_(directions, along.unsqueeze(1), value=-1.0)
+        make_tangent(directions.grad, directions)
+
+
+def make_tangent(gradient: Float[Tensor, "rows d"], directions: Float[Tensor, "rows d"]) -> None:
+    """Take from each row of a gradient its part along a direction of norm one, in place."""
+    along = torch.linalg.vecdot(gradient, directions)
+    gradient.addcmul_(directions, along.unsqueeze(1), value=-1.0)
 
 
 @torch.no_grad()
-def normalise_rows(directions: nn.Parameter) -> None:
+def normalise_rows(directions: Float[Tensor, "rows d"]) -> None:
     """Bring every row back to norm one."""
     directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True).clamp_min(1e-12)
