@@ -13,9 +13,18 @@ from saelab.config import parse_arguments
 from saelab.errors import ConfigError
 from saelab.formats.files import whole_folder
 from saelab.formats.lock import writer_lock
+from saelab.formats.run import dictionary_folders
 
 PROGRAM = "saelab export"
-Target = Literal["saelens", "sparsify", "dictionary_learning", "neuronpedia", "vectors", "gguf"]
+Target = Literal[
+    "saelens",
+    "sparsify",
+    "dictionary_learning",
+    "circuit-tracer",
+    "neuronpedia",
+    "vectors",
+    "gguf",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +33,12 @@ class ExportCommand:
 
     `neuronpedia` writes the pages of its features, from its feature store and its labels. `vectors`
     (lm-evaluation-harness) and `gguf` (llama.cpp) write one steering vector, the sum of the
-    features given with --latents.
+    features given with --latents. `circuit-tracer` writes a cross-layer transcoder, or a set of
+    transcoders, of which one is given for every layer.
     """
 
-    dictionary: tyro.conf.Positional[Path]
-    """Dictionary folder."""
+    dictionaries: tyro.conf.Positional[tuple[Path, ...]]
+    """Dictionary folder; those of every layer, or their run, for a set of `circuit-tracer`'s."""
     to: Target
     """Format."""
     out: Path
@@ -65,7 +75,13 @@ def main(arguments: Sequence[str]) -> None:
         # Under the lock, which has removed what a killed export left.
         if command.out.exists() and any(command.out.iterdir()) and not command.overwrite:
             raise ConfigError(f"{command.out} is not empty: add --overwrite, or give another --out")
-        saved = load_dictionary(command.dictionary)
+        folders = command.dictionaries
+        if command.to == "circuit-tracer":
+            folders = dictionary_folders(folders)
+        elif len(folders) != 1:
+            raise ConfigError(f"{len(folders)} dictionaries are given: --to {command.to} takes one")
+        of_set = [load_dictionary(folder) for folder in folders]
+        saved = of_set[0]
         with whole_folder(command.out) as out:
             if wants_vector:
                 steering = SteeredLatents(
@@ -76,6 +92,10 @@ def main(arguments: Sequence[str]) -> None:
                 from saelab.features.neuronpedia import export_neuronpedia
 
                 files = [export_neuronpedia(saved, out, command.name)]
+            elif command.to == "circuit-tracer":
+                from saelab.dictionary.circuit_tracer_files import to_circuit_tracer
+
+                files = to_circuit_tracer(of_set, out)
             else:
                 files = DICTIONARY_EXPORTS[command.to](saved, out)
     for file in files:

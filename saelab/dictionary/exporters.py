@@ -38,7 +38,7 @@ def to_saelens(saved: SavedDictionary, out: Path) -> list[Path]:
         ConfigError: SAELens has no class for such a dictionary.
     """
     if not saelens_can_express(saved.dictionary, saved.site):
-        raise _refused(
+        raise refused(
             "saelens",
             saved,
             f"SAELens has no class for a {saved.dictionary.architecture} dictionary that reads and "
@@ -69,17 +69,17 @@ def to_sparsify(saved: SavedDictionary, out: Path) -> list[Path]:
     dictionary = saved.dictionary
     if dictionary.architecture not in WITH_K:
         known = " and ".join(WITH_K)
-        raise _refused("sparsify", saved, f"it knows {known} alone, not {dictionary.architecture}")
-    _refuse_normalisation("sparsify", saved)
+        raise refused("sparsify", saved, f"it knows {known} alone, not {dictionary.architecture}")
+    refuse_normalisation("sparsify", saved)
     if len(saved.site.hook_points) > 2 or len(saved.site.reads) > 1:
-        raise _refused("sparsify", saved, "it reads and writes one module")
+        raise refused("sparsify", saved, "it reads and writes one module")
     transcodes = not saved.site.is_autoencoder
     # Its autoencoders always subtract b_dec, and its transcoders nothing.
     dictionary = dictionary.with_input_bias(
         torch.zeros_like(dictionary.input_bias) if transcodes else None
     )
     if dictionary.d_in != dictionary.d_out:
-        raise _refused("sparsify", saved, "it writes as many dimensions as it reads")
+        raise refused("sparsify", saved, "it writes as many dimensions as it reads")
     config = {
         "activation": dictionary.architecture,
         "expansion_factor": dictionary.d_sae // dictionary.d_in,
@@ -113,10 +113,8 @@ def to_dictionary_learning(saved: SavedDictionary, out: Path) -> list[Path]:
     dictionary = saved.dictionary
     one_hook_point = len(saved.site.hook_points) == 1
     if not one_hook_point or dictionary.W_skip is not None:
-        raise _refused(
-            "dictionary_learning", saved, "it knows autoencoders of one hook point alone"
-        )
-    _refuse_normalisation("dictionary_learning", saved)
+        raise refused("dictionary_learning", saved, "it knows autoencoders of one hook point alone")
+    refuse_normalisation("dictionary_learning", saved)
     names = {
         "relu": "AutoEncoder" if dictionary.b_in is None else "AutoEncoderNew",
         "topk": "AutoEncoderTopK",
@@ -124,7 +122,7 @@ def to_dictionary_learning(saved: SavedDictionary, out: Path) -> list[Path]:
         "jumprelu": "JumpReluAutoEncoder",
     }
     if dictionary.architecture not in names:
-        raise _refused("dictionary_learning", saved, f"it has no {dictionary.architecture}")
+        raise refused("dictionary_learning", saved, f"it has no {dictionary.architecture}")
     # Its classes subtract b_dec, but for these two.
     subtracts = names[dictionary.architecture] not in ("AutoEncoderNew", "JumpReluAutoEncoder")
     dictionary = dictionary.with_input_bias(
@@ -254,13 +252,19 @@ def to_gguf(saved: SavedDictionary, out: Path, steering: SteeredLatents) -> list
     return [path]
 
 
-def _refuse_normalisation(format_name: str, saved: SavedDictionary) -> None:
+def refuse_normalisation(format_name: str, saved: SavedDictionary) -> None:
+    """Refuse a dictionary that normalises each row, for a format that cannot.
+
+    Raises:
+        ConfigError: it does.
+    """
     normalisation = saved.dictionary.input_normalisation
     if normalisation != "none":
-        raise _refused(format_name, saved, f"it cannot normalise each row ({normalisation})")
+        raise refused(format_name, saved, f"it cannot normalise each row ({normalisation})")
 
 
-def _refused(format_name: str, saved: SavedDictionary, reason: str) -> ConfigError:
+def refused(format_name: str, saved: SavedDictionary, reason: str) -> ConfigError:
+    """The refusal of a dictionary that a format cannot carry."""
     return ConfigError(f"{saved.folder} cannot be exported to {format_name}: {reason}")
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from saelab.cli import main
 from saelab.dictionary import ARCHITECTURES, Dictionary, Site, load_dictionary, save_dictionary
-from saelab.dictionary.importers import read_foreign, recognise, resolve
+from saelab.dictionary.importers import cross_layer, read_foreign, recognise, resolve
 from saelab.dictionary.saelens import SAELENS_ARCHITECTURE
 
 HOOK = "blocks.2.hook_resid_post"
@@ -121,3 +124,91 @@ def test_several_hook_points_are_refused_before_anything_is_written(tmp_path, ca
     error = capsys.readouterr().err
     assert "ours cannot be exported to dictionary_learning: it knows autoencoders of one" in error
     assert not list(tmp_path.rglob("ae.pt"))
+
+
+FIXTURES = Path(__file__).parent / "importers" / "fixtures"
+
+
+def save_foreign(folder, foreign, x):
+    """What an importer read, as a dictionary folder."""
+    save_dictionary(
+        folder,
+        foreign.dictionary,
+        self_test_inputs=x,
+        training={},
+        made_from={**ORIGIN, "model": "tiny"},
+        site=foreign.site,
+    )
+
+
+@pytest.mark.parametrize("limit", [0, 1e9])
+@pytest.mark.parametrize("case", ["circuit-tracer-clt-jumprelu", "circuit-tracer-clt-relu-skip"])
+def test_circuit_tracers_own_cross_layer_files_come_back(case, limit, tmp_path, monkeypatch):
+    """Its library wrote the fixture with its codes and reconstructions: layers apart, or whole."""
+    monkeypatch.setattr(cross_layer, "DENSE_LIMIT", limit)
+    expected = load_file(FIXTURES / case / "expected.safetensors")
+    (foreign,) = read_foreign(resolve(str(FIXTURES / case)))
+    save_foreign(tmp_path / "ours", foreign, expected["x"])
+    out = tmp_path / "out"
+    arguments = ["export", str(tmp_path / "ours"), "--to", "circuit-tracer", "--out", str(out)]
+    assert main(arguments) == 0
+    written = {path.name for path in (FIXTURES / case).glob("W_*.safetensors")}
+    assert {path.name for path in out.glob("*.safetensors")} == written
+    for name in written:
+        tensors, wanted = load_file(out / name), load_file(FIXTURES / case / name)
+        assert tensors.keys() == wanted.keys()
+        for key in wanted:
+            torch.testing.assert_close(tensors[key].flatten(), wanted[key].flatten())
+            assert key.startswith("threshold") or tensors[key].shape == wanted[key].shape
+    (again,) = read_foreign(resolve(str(out)))
+    assert again.site == foreign.site
+    codes = again.dictionary.encode(expected["x"])
+    torch.testing.assert_close(codes.to_dense(), expected["codes"])
+    reconstruction = again.dictionary.decode(codes)
+    torch.testing.assert_close(reconstruction, expected["reconstruction"])
+
+
+@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "topk"])
+def test_transcoders_of_every_layer_are_a_set_of_circuit_tracers(architecture, tmp_path, capsys):
+    folders, ours, x = [], [], None
+    for layer in (1, 0, 2):
+        site = Site((f"blocks.{layer}.mlp.hook_in",), (f"blocks.{layer}.hook_mlp_out",))
+        folders.append(str(tmp_path / f"at{layer}"))
+        dictionary, x = save(tmp_path / f"at{layer}", architecture, site=site, b_in=torch.randn(6))
+        ours.append((layer, dictionary))
+    out = tmp_path / "out"
+    words = ["--to", "circuit-tracer", "--out", str(out)]
+    assert main(["export", *folders, *words]) == 0
+    read = list(read_foreign(resolve(str(out))))
+    for (_, dictionary), foreign in zip(sorted(ours, key=lambda each: each[0]), read, strict=True):
+        codes = dictionary.encode_dense(x)
+        torch.testing.assert_close(foreign.dictionary.encode_dense(x), codes, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(foreign.dictionary(x), dictionary(x), rtol=1e-4, atol=1e-4)
+    assert str(read[2].site) == "blocks.2.mlp.hook_in -> blocks.2.hook_mlp_out"
+    capsys.readouterr()
+    words[-1] = str(tmp_path / "fewer")
+    assert main(["export", folders[0], folders[2], *words]) == 2
+    error = capsys.readouterr().err
+    assert "layers 1, 2 are given" in error and "add that of layer 0" in error
+    assert error.count("\n") == 1 and not (tmp_path / "fewer").exists()
+
+
+def test_what_circuit_tracer_cannot_hold_is_refused(tmp_path, capsys):
+    both = ("blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out")
+    reads = ("blocks.0.mlp.hook_in", "blocks.1.mlp.hook_in")
+    cases = [
+        ("relu", Site(both, both), "no transcoder does"),
+        ("relu", Site(reads[:1], both[1:]), "is of two layers"),
+        ("relu", Site(reads[1:], both[1:]), "add that of layer 0"),
+        ("relu", Site(reads, both), "read several layers, or write earlier ones"),
+        ("topk", Site(reads, both), "relu or jumprelu, not topk: train with batch_topk"),
+        ("gated", Site(reads[:1], both[:1]), "it has no gated"),
+    ]
+    for index, (architecture, site, message) in enumerate(cases):
+        folder = tmp_path / str(index)
+        save(folder, architecture, site=site)
+        assert main(["export", str(folder), "--to", "circuit-tracer", "--out", f"{folder}o"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert main(["export", f"{tmp_path}/0", f"{tmp_path}/1", "--to", "saelens", "--out", "o"]) == 2
+    assert "2 dictionaries are given" in capsys.readouterr().err
