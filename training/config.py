@@ -10,7 +10,7 @@ import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from saelab.cache.config import HarvestConfig
 from saelab.config import Within, local_place, problems_in
@@ -63,6 +63,21 @@ class DictionarySpec(NamedTuple):
         return f"{self.method}-d{self.d_sae}-k{self.k}-s{self.seed}"
 
 
+def without_freeze_decoder(plain: Any) -> Any:
+    """Plain settings as they are now: until every method had `decoder`, two had its "frozen"."""
+    options = plain.get("options") if isinstance(plain, dict) else None
+    if not isinstance(options, dict):
+        return plain
+    renamed = {}
+    for method, of_method in options.items():
+        if isinstance(of_method, dict) and "freeze_decoder" in of_method:
+            of_method = dict(of_method)
+            if of_method.pop("freeze_decoder"):
+                of_method["decoder"] = "frozen"
+        renamed[method] = of_method
+    return {**plain, "options": renamed}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run."""
@@ -77,7 +92,8 @@ class TrainConfig:
     """Hook point to train on. None: the cache's, or the first of `stream.hook_points`."""
     reads: tuple[str, ...] = ()
     """Hook points that a transcoder or crosscoder reads, in place of `hook_point`; a `cache` is
-    then the folder that holds one of each."""
+    then the folder that holds one of each. Of several models: `label/hook point`, with `cache` the
+    folder that holds a folder of caches of each model under its label."""
     writes: tuple[str, ...] = ()
     """Hook points that it writes."""
     cross_layer: bool = False
@@ -183,6 +199,11 @@ class TrainConfig:
             site = Site(self.reads, self.writes)
         except ConfigError as error:
             return list(error.problems)
+        if site.models and self.cache is None:
+            return [
+                f"{site.hook_points[0]} names a model, {site.models[0]}, without a cache: give the "
+                f"folder that holds the caches of {' and '.join(site.models)} with --cache"
+            ]
         problems = [
             f"{name} is given beside reads and writes: leave it out"
             for name in ("hook_point", "error_component")
@@ -218,6 +239,11 @@ class TrainConfig:
         ]
         if self.init_from is not None:
             problems.append("init_from: a cross-layer transcoder begins from drawn weights")
+        problems += [
+            f"{name}: decoder_norm is summed, which a cross-layer transcoder has not: leave it out"
+            for name in self.methods
+            if name in METHODS and getattr(self.options, name).decoder_norm == "summed"
+        ]
         able = [name for name in METHODS if METHODS[name].crosses_layers]
         return problems + [
             f"{name} does not train cross-layer transcoders: use {', '.join(able)}"

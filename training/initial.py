@@ -88,13 +88,15 @@ class InitialWeights:
             k=source.k or None,
         )
 
-    def with_unit_decoder(self) -> tuple[InitialWeights, bool]:
+    def with_unit_decoder(self, norms: Float[Tensor, " d_sae"]) -> tuple[InitialWeights, bool]:
         """The same function with decoder rows of norm one, and whether any was not.
 
         Codes grow by the norms, and so does everything they are compared with; what is largest in
         a row may change.
+
+        Args:
+            norms: of the decoder's rows.
         """
-        norms = self.W_dec.norm(dim=1)
         norms = torch.where(norms > 0, norms, 1.0)
         scaled = replace(
             self,

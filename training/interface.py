@@ -46,6 +46,8 @@ class DictionarySettings:
     n_layers: int | None = None
     """Layers of a cross-layer transcoder, side by side in what is read and in what is written;
     `d_sae` and `k` are of all sources together. None: every latent reads and writes all."""
+    written_widths: tuple[int, ...] = ()
+    """Widths of the hook points that are written, side by side; empty: there is one."""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Learner:
         d_in: int,
         d_out: int | None = None,
         n_layers: int | None = None,
+        written_widths: tuple[int, ...] = (),
         schedule: Schedule,
         batch_rows: int,
         options: MethodOptions,
@@ -56,8 +57,8 @@ class Learner:
     ) -> Learner:
         """A learner at its start, its weights drawn from the dictionary's seed.
 
-        `d_out` is the width of what is written; None: what is read is written. `n_layers` is given
-        for a cross-layer transcoder.
+        `d_out` is the width of what is written, `written_widths` those of its hook points; None:
+        what is read is written. `n_layers` is given for a cross-layer transcoder.
 
         Raises:
             ResourceError: the device has too little memory for it.
@@ -67,6 +68,7 @@ class Learner:
             d_in=d_in,
             d_out=d_out,
             n_layers=n_layers,
+            written_widths=written_widths,
             d_sae=spec.d_sae,
             k=spec.k,
             seed=spec.seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from saelab.config import Within, problems_in
+from saelab.config import OMIT_DEFAULT, Within, problems_in
 from saelab.errors import ConfigError
 
 
@@ -52,6 +52,15 @@ class CommonOptions:
     """Peak learning rate of this method. None: the run's."""
     auxiliary: AuxiliaryOptions = field(default_factory=AuxiliaryOptions)
     """The auxiliary loss that keeps latents in use."""
+    decoder: Literal["free", "frozen", "soft-frozen"] = field(default="free", metadata=OMIT_DEFAULT)
+    """`frozen`: the decoder's rows stay as they were drawn (or as `init_from` gave them) while
+    encoder and biases learn; `soft-frozen`: they stay within `decoder_cosine` of that. Controls for
+    what learnt directions contribute (arXiv 2602.14111)."""
+    decoder_cosine: Annotated[float, Within(0, 1)] = field(default=0.8, metadata=OMIT_DEFAULT)
+    """Least cosine of a decoder row with its start, for `soft-frozen`."""
+    decoder_norm: Literal["joint", "summed"] = field(default="joint", metadata=OMIT_DEFAULT)
+    """Norm of a decoder row, in whose units latents are selected and penalised, where several hook
+    points are written: of the whole row, or the sum of its norms at each."""
 
     def __post_init__(self) -> None:
         problems = self.problems()

@@ -18,7 +18,7 @@ from saelab.errors import ConfigError, shown
 from saelab.formats.run import RUN_FILE
 from saelab.formats.yaml_files import read_yaml
 
-from .config import TrainConfig
+from .config import TrainConfig, without_freeze_decoder
 from .run import open_fitting_cache, train
 from .run_folder import check_folder
 from .schedule import OnLonger
@@ -43,7 +43,7 @@ def load_recipe(path: Path) -> dict[str, TrainConfig]:
     """
     content = read_yaml(path)
     if not isinstance(content, dict) or PARTS not in content:
-        return {WHOLE: from_plain(TrainConfig, content, str(path))}
+        return {WHOLE: from_plain(TrainConfig, without_freeze_decoder(content), str(path))}
     shared = {key: value for key, value in content.items() if key != PARTS}
     parts = content[PARTS]
     problems = _problems_with_parts(parts, str(path))
@@ -54,7 +54,8 @@ def load_recipe(path: Path) -> dict[str, TrainConfig]:
     for name, changes in settings.items():
         origin = f"{path}, part {name}"
         try:
-            configs[name] = from_plain(TrainConfig, _merged(shared, changes), origin)
+            merged = without_freeze_decoder(_merged(shared, changes))
+            configs[name] = from_plain(TrainConfig, merged, origin)
         except ConfigError as error:
             problems += error.problems
     if problems:

@@ -213,6 +213,7 @@ def build_learners(
     `schedule` None: that of a run that was never made longer.
     """
     written = stream.target_statistics
+    parts = (written or stream.statistics).by_hook_point
     product_dtype = getattr(torch, config.product_dtype)
     n_layers = len(config.reads) if config.cross_layer else None
     if n_layers is not None:
@@ -223,6 +224,7 @@ def build_learners(
             d_in=stream.d_in,
             d_out=None if written is None else len(written.mean),
             n_layers=n_layers,
+            written_widths=tuple(len(part.mean) for part in parts),
             schedule=schedule or Schedule.of(config.n_steps),
             batch_rows=config.batch_rows,
             options=config.options,

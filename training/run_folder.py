@@ -13,7 +13,7 @@ from saelab.formats.files import TEMPORARY_SUFFIX, hash_of, remove_leftovers
 from saelab.formats.run import DICTIONARIES_FOLDER, RUN_FILE, RunManifest, read_run
 from saelab.model.identity import model_mismatch
 
-from .config import TrainConfig
+from .config import TrainConfig, without_freeze_decoder
 
 METRICS_FILE = "metrics.jsonl"
 PAGE_FILE = "training.html"
@@ -35,6 +35,7 @@ def deciding_settings(plain: dict[str, Any]) -> dict[str, Any]:
     Options of methods that the run does not train, and what only a run without a cache reads,
     decide nothing.
     """
+    plain = without_freeze_decoder(plain)
     unread = {*WITHOUT_EFFECT, *COMPARED_BY_HASH}
     if plain.get("cache") is not None:
         unread |= set(ONLY_WITHOUT_CACHE)

@@ -27,8 +27,6 @@ from .task_cache import ORIGIN_KEY
 from .tasks import Prompt, Task
 
 MANIFEST = "saelab.json"
-FROZEN = " frozen decoder"
-"""What the name of a control whose decoder was not trained ends with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +111,7 @@ def form_candidates(
         saved = load_dictionary(folder)
         _check(saved, model, task_name)
         saved.dictionary.float()
-        name = saved.name + (FROZEN if _is_frozen(saved) else "")
+        name = saved.name + _control(saved)
         at_sites = members.setdefault((name, ORIGIN_KEY in saved.made_from), {})
         first = at_sites.setdefault(_location(saved), saved)
         if first is not saved:
@@ -133,11 +131,15 @@ def _location(saved: SavedDictionary) -> str:
     return str(saved.made_from.get("site", saved.hook_point))
 
 
-def _is_frozen(saved: SavedDictionary) -> bool:
-    """Whether only the encoder was trained, as the manifest's training settings say."""
+def _control(saved: SavedDictionary) -> str:
+    """What the name of a control ends with, whose decoder was held as it was drawn or near that."""
     settings = saved.manifest.get("config")
     options = settings.get("options") if isinstance(settings, dict) else None
-    return isinstance(options, dict) and bool(options.get("freeze_decoder"))
+    if not isinstance(options, dict):
+        return ""
+    before = "frozen" if options.get("freeze_decoder") else "free"
+    decoder = options.get("decoder", before)
+    return "" if decoder == "free" else f" {decoder} decoder"
 
 
 def _check(saved: SavedDictionary, model: LanguageModel, task_name: str) -> None:

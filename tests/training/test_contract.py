@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from saelab.errors import ConfigError
 from saelab.training.config import DictionarySpec, OptimizerConfig
 from saelab.training.interface import Normalisation, TrainingBatch
 from saelab.training.learner import Learner
 from saelab.training.methods import METHODS, MethodOptions
+from saelab.training.parts.weights import turn_back
 from saelab.training.schedule import Schedule
 
 D_IN, D_SAE, K, ROWS, STEPS = 12, 64, 4, 64, 24
@@ -37,14 +39,18 @@ def batch(step, rows=ROWS):
     )
 
 
-def build(name, product_dtype=torch.bfloat16, n_steps=STEPS, d_in=D_IN, d_out=None):
+def build(
+    name, product_dtype=torch.bfloat16, n_steps=STEPS, d_in=D_IN, d_out=None, widths=(), **options
+):
+    of_method = dataclasses.replace(getattr(MethodOptions(), name), **options)
     return Learner.build(
         DictionarySpec(name, D_SAE, K, 0),
         d_in=d_in,
         d_out=d_out,
+        written_widths=widths,
         schedule=Schedule.of(n_steps),
         batch_rows=ROWS,
-        options=MethodOptions(),
+        options=MethodOptions(**{name: of_method}),
         optimizer=OptimizerConfig(),
         product_dtype=product_dtype,
         device=torch.device("cpu"),
@@ -58,21 +64,24 @@ def finished(learner):
     return learner.method.to_dictionary(NORMALISATION)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_restored_from_its_state_goes_on_bit_for_bit(name):
-    whole, first = build(name), build(name)
+def as_if_never_stopped(whole, first, second):
+    """Train the first, restore its state in the second, and compare the end with the whole's."""
     cut = 2 * STEPS // 3
     for step in range(STEPS):
         whole.step(batch(step))
         if step < cut:
             first.step(batch(step))
-    state = {key: tensor.detach().contiguous().clone() for key, tensor in first.state().items()}
-    second = build(name)
-    second.restore(state)
+    second.restore({key: t.detach().contiguous().clone() for key, t in first.state().items()})
     for step in range(cut, STEPS):
         second.step(batch(step))
     for key, tensor in whole.state().items():
         assert torch.equal(tensor, second.state()[key]), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_restored_from_its_state_goes_on_bit_for_bit(name):
+    whole, second = build(name), build(name)
+    as_if_never_stopped(whole, build(name), second)
     for one, other in zip(
         finished(whole).tensors().values(), finished(second).tensors().values(), strict=True
     ):
@@ -173,3 +182,65 @@ def test_hook_points_side_by_side_keep_their_own_scales():
     torch.testing.assert_close(
         found, joined.undo(output.reconstruction.detach()), rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_frozen_decoder_keeps_its_bytes_while_the_rest_learns(name):
+    learner = build(name, decoder="frozen")
+    before = {key: p.detach().clone() for key, p in learner.method.named_parameters()}
+    as_if_never_stopped(learner, *(build(name, decoder="frozen") for _ in range(2)))
+    after = dict(learner.method.named_parameters())
+    assert torch.equal(after.pop("weights.W_dec"), before["weights.W_dec"])
+    assert all(bool((p != before[key]).any()) for key, p in after.items())
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_soft_frozen_decoder_stays_within_its_bound(name):
+    settings = {"decoder": "soft-frozen", "decoder_cosine": 0.95, "learning_rate": 0.01}
+    learner = build(name, **settings)
+    start = learner.method.weights.W_dec.detach().double().clone()
+    as_if_never_stopped(learner, *(build(name, **settings) for _ in range(2)))
+    W_dec = learner.method.weights.W_dec.detach().double()
+    cosine = torch.nn.functional.cosine_similarity(W_dec, start)
+    assert 0.95 - 1e-6 < float(cosine.min()) < 0.9501
+
+
+def test_a_row_is_turned_back_to_the_nearest_direction_allowed():
+    """Against the angle in the plane of both vectors, in float64."""
+    torch.manual_seed(0)
+    start, rows = torch.randn(50, 7), 3 * torch.randn(50, 7)
+    rows[0] = 2 * start[0]
+    moved = rows.clone()
+    turn_back(moved, start, 0.8)
+    for before, after, anchor in zip(rows.double(), moved.double(), start.double(), strict=True):
+        anchor, norm = anchor / anchor.norm(), before.norm()
+        angle = torch.acos((before @ anchor / norm).clamp(-1, 1))
+        most = torch.acos(torch.tensor(0.8, dtype=torch.float64))
+        if angle <= most:
+            torch.testing.assert_close(after, before)
+            continue
+        aside = before / norm - torch.cos(angle) * anchor
+        expected = norm * (torch.cos(most) * anchor + torch.sin(most) * aside / aside.norm())
+        torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_crosscoder_holds_the_sum_of_norms_that_it_selects_by(name):
+    widths = (D_IN - 5, 5)
+    learner = build(name, n_steps=40, widths=widths, decoder_norm="summed")
+    for step in range(40):
+        learner.step(batch(step))
+    parts = learner.method.weights.W_dec.detach().double().split(widths, dim=1)
+    expected = parts[0].norm(dim=1) + parts[1].norm(dim=1)
+    torch.testing.assert_close(learner.method.decoder_norms().double(), expected, check_dtype=False)
+    if learner.method.unit_norm:
+        torch.testing.assert_close(expected, torch.ones(D_SAE, dtype=torch.float64))
+    rows = planted_rows(500, 77)
+    error = finished(learner).error(rows)
+    assert float(error.square().sum() / (rows - rows.mean(0)).square().sum()) < 1.0
+
+
+def test_what_ties_its_decoder_refuses_a_control():
+    for name in set(METHODS) - set(WRITERS):
+        with pytest.raises(ConfigError, match="decoder = 'frozen' needs a decoder of its own"):
+            build(name, decoder="frozen")

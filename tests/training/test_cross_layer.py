@@ -91,7 +91,7 @@ def dense_weights(learner):
     w = learner.method.weights
     encoder = torch.block_diag(*w.W_enc.detach().double().split(SIZE, dim=1))
     decoder = torch.zeros(LAYERS * SIZE, LAYERS * D, dtype=torch.float64)
-    for index, part in enumerate(w.of_sources(w.W_dec.detach().double())):
+    for index, part in enumerate(w.by_latent(w.W_dec.detach().double())):
         decoder[index * SIZE : (index + 1) * SIZE, index * D :] = part
     biases = (w.b_enc.detach().double(), w.b_dec.detach().double())
     return [each.requires_grad_() for each in (encoder, decoder, *biases)]
@@ -177,7 +177,7 @@ def test_it_learns_keeps_unit_norms_and_goes_on_bit_for_bit(name):
     for key, tensor in whole.state().items():
         assert torch.equal(tensor, second.state()[key]), key
     w = whole.method.weights
-    for part in w.of_sources(w.W_dec.detach()):
+    for part in w.by_latent(w.W_dec.detach()):
         torch.testing.assert_close(part.norm(dim=1), torch.ones(SIZE))
     read, written = rows_of(99, 500)
     dictionary = finished(whole)

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 
 from saelab.cli import main
-from saelab.config import to_yaml
+from saelab.config import to_plain, to_yaml
 from saelab.errors import ConfigError, SaelabError, Stopped
 from saelab.formats.files import read_json
 from saelab.training.config import TrainConfig
 from saelab.training.recipe import WHOLE, in_own_folders, load_recipe, recipe_of, train_parts
+from saelab.training.run_folder import deciding_settings
 
 HOOK_POINTS = ("blocks.1.hook_resid_post", "blocks.1.hook_mlp_out")
 
@@ -172,3 +173,17 @@ def test_parts_never_mix_with_a_run_in_the_same_folder(recipe, two_caches, tmp_p
     (tmp_path / "out" / "run.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"holds a run of its own, and this recipe has parts"):
         train_parts(parts)
+
+
+def test_the_frozen_decoder_of_before_is_read(tmp_path):
+    """Until every method had `decoder`, two had `freeze_decoder`; their runs can be resumed."""
+    path = tmp_path / "old.yaml"
+    for before, now in (("true", "frozen"), ("false", "free")):
+        path.write_text(f"options: {{topk: {{freeze_decoder: {before}}}}}\n")
+        config = load_recipe(path)[WHOLE]
+        assert config.options.topk.decoder == now
+        plain = to_plain(config)
+        old = {**plain, "options": {**plain["options"], "topk": {**plain["options"]["topk"]}}}
+        old["options"]["topk"].pop("decoder", None)
+        old["options"]["topk"]["freeze_decoder"] = before == "true"
+        assert deciding_settings(old) == deciding_settings(plain)

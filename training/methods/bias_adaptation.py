@@ -106,7 +106,13 @@ class BiasAdaptationOptions(CommonOptions):
 
     def problems(self) -> list[str]:
         """Everything wrong with the settings by themselves."""
-        problems = super().problems()
+        problems = super().problems() + [
+            f"{name} = {value!r} needs a decoder of its own, and bias adaptation decodes with its "
+            "encoder's directions (untied, from them) at norm one: leave it out, or take another "
+            "method"
+            for name in ("decoder", "decoder_norm")
+            if (value := getattr(self, name)) != getattr(CommonOptions, name)
+        ]
         highest, lowest = self.highest_frequency, self.lowest_frequency
         if highest is not None and lowest is not None and lowest > highest:
             problems.append(f"lowest_frequency = {lowest} is above highest_frequency = {highest}")

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from saelab.config import Within
 from saelab.dictionary import Dictionary
@@ -70,10 +68,6 @@ class ReLU(PenalisedMethod):
         # What the codes are once the decoder's norms are folded in.
         codes = selected.with_value(value * self.decoder_norms()[selected.latent])
         return self.step_output(batch, codes, reconstruction, codes.value.sum())
-
-    def decoder_norms(self) -> Float[Tensor, " d_sae"]:
-        """Norm of each latent's decoder row."""
-        return torch.linalg.vector_norm(self.weights.W_dec, dim=1)
 
     @torch.no_grad()
     def to_dictionary(self, normalisation: Normalisation) -> Dictionary:

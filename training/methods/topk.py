@@ -37,9 +37,6 @@ class TopKOptions(CommonOptions):
     """Weight of the loss of the reconstruction from `multi_topk_factor` · k latents; 0: none."""
     multi_topk_factor: Annotated[int, Within(2)] = 4
     """How many times k latents that reconstruction uses."""
-    freeze_decoder: bool = False
-    """Keep the decoder's rows as they were drawn: a control for what a dictionary's directions
-    contribute, since encoder and biases still learn."""
 
 
 class TopK(AutoencoderMethod):
@@ -51,7 +48,6 @@ class TopK(AutoencoderMethod):
         super().__init__(settings, options, options.encoder_scale)
         self.multi_topk_weight = options.multi_topk_weight
         self.multi_k = min(options.multi_topk_factor * self.k, settings.d_sae)
-        self.freeze_decoder = options.freeze_decoder
 
     def losses(self, batch: TrainingBatch) -> StepOutput:
         """Reconstruction over variance, the auxiliary loss, and Multi-TopK where asked for."""
@@ -71,12 +67,6 @@ class TopK(AutoencoderMethod):
         if isinstance(pre, LayerPreActivations):
             return select_top_k_of_each_layer(pre, k // len(pre.sizes))
         return select_top_k(pre, k)
-
-    def adjust_gradients(self) -> None:
-        """Keep the decoder's gradient tangent to the unit sphere, or at zero where it is frozen."""
-        super().adjust_gradients()
-        if self.freeze_decoder and self.weights.W_dec.grad is not None:
-            self.weights.W_dec.grad.zero_()
 
     def to_dictionary(self, normalisation: Normalisation) -> Dictionary:
         """A `topk` dictionary with mean and scale folded in."""

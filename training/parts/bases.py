@@ -10,6 +10,7 @@ one.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -32,7 +33,7 @@ from ..interface import DictionarySettings, Method, Normalisation, StepOutput, T
 from ..options import CommonOptions, SparsityOptions
 from .auxiliary import Auxiliary
 from .cross_layer import CrossLayerWeights
-from .weights import AutoencoderWeights
+from .weights import AutoencoderWeights, make_tangent, normalise_rows, row_norms, turn_back
 
 GAIN = 0.25
 """P: log λ rises by this much per unit of e."""
@@ -59,6 +60,8 @@ class AutoencoderMethod(Method):
     """Whether the decoder's rows are held at norm one."""
     lift_bias: ClassVar[bool] = False
     """Whether the auxiliary loss counts encoder biases as zero; see `Auxiliary`."""
+    start: Float[Tensor, "d_sae d_out"] | None
+    """Where the decoder started, if it is held near that."""
 
     def __init__(self, settings: DictionarySettings, options: CommonOptions, encoder_scale: float):
         super().__init__()
@@ -66,6 +69,14 @@ class AutoencoderMethod(Method):
         self.product_dtype = settings.product_dtype
         self.encoder_scale = encoder_scale
         self.weights = weights_of(settings, encoder_scale)
+        self.summed_over = settings.written_widths if options.decoder_norm == "summed" else ()
+        if self.summed_over:
+            normalise_rows(self.weights.W_dec, self.summed_over)
+        # Without a gradient the optimizer leaves it alone, byte for byte.
+        self.weights.W_dec.requires_grad_(options.decoder != "frozen")
+        self.least_cosine = options.decoder_cosine
+        soft = options.decoder == "soft-frozen"
+        self.register_buffer("start", self.weights.W_dec.detach().clone() if soft else None)
         self.auxiliary = Auxiliary(
             settings.d_sae,
             settings.k,
@@ -80,8 +91,11 @@ class AutoencoderMethod(Method):
         initial = InitialWeights.of(source, normalisation, autoencodes=self.weights.b_in is None)
         rescaled = False
         if self.unit_norm:
-            initial, rescaled = initial.with_unit_decoder()
+            norms = row_norms(initial.W_dec, self.summed_over)
+            initial, rescaled = initial.with_unit_decoder(norms)
         self.weights.begin_from(initial)
+        if self.start is not None:
+            self.start.copy_(self.weights.W_dec)
         return self.take_gate(initial, rescaled=rescaled)
 
     def take_gate(self, initial: InitialWeights, *, rescaled: bool) -> list[str]:
@@ -127,17 +141,32 @@ class AutoencoderMethod(Method):
         value = w.encode(batch.inputs, selected, pairs, w.b_enc).relu()
         return selected.with_value(value), w.decode(selected, value, pairs) + w.b_dec
 
+    @torch.no_grad()
     def adjust_gradients(self) -> None:
         """Keep the decoder's gradient tangent to the unit sphere."""
-        if self.unit_norm:
-            self.weights.make_gradient_tangent()
+        gradient = self.weights.W_dec.grad
+        if self.unit_norm and gradient is not None:
+            for part, rows in self._by_latent(gradient, self.weights.W_dec):
+                make_tangent(part, rows, self.summed_over)
 
     @torch.no_grad()
     def after_update(self, batch: TrainingBatch, output: StepOutput) -> None:
-        """Renormalise the decoder and count who fired."""
-        if self.unit_norm:
-            self.weights.normalise_decoder()
+        """Hold the decoder near its start, renormalise it, and count who fired."""
+        W_dec = self.weights.W_dec
+        if self.start is not None:
+            for rows, start in self._by_latent(W_dec, self.start):
+                turn_back(rows, start, self.least_cosine)
+        if self.unit_norm and W_dec.requires_grad:
+            for (rows,) in self._by_latent(W_dec):
+                normalise_rows(rows, self.summed_over)
         self.auxiliary.update(output.codes, step=batch.step)
+
+    def _by_latent(self, *decoders: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        return zip(*map(self.weights.by_latent, decoders), strict=True)
+
+    def decoder_norms(self) -> Float[Tensor, " d_sae"]:
+        """Norm of each latent's decoder row."""
+        return row_norms(self.weights.W_dec, self.summed_over)
 
     def metrics(self) -> dict[str, float]:
         """Shares of latents that are dead or underused."""

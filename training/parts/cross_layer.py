@@ -26,7 +26,7 @@ from saelab.sparse import (
 )
 
 from ..interface import Normalisation
-from .weights import AutoencoderWeights, make_tangent, normalise_rows
+from .weights import AutoencoderWeights, normalise_rows
 
 
 class CrossLayerWeights(AutoencoderWeights):
@@ -55,9 +55,10 @@ class CrossLayerWeights(AutoencoderWeights):
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(torch.zeros(n_layers * d))
         self.b_in = None
-        self.normalise_decoder()
+        for rows in self.by_latent(self.W_dec):
+            normalise_rows(rows)
 
-    def of_sources(self, decoder: Float[Tensor, "decoder_rows d"]) -> list[Tensor]:
+    def by_latent(self, decoder: Float[Tensor, "decoder_rows d"]) -> list[Tensor]:
         """A view [latents, targets · d] of each source's part of a tensor like the decoder."""
         size = len(self.encoder_rows) // self.n_layers
         return [decoder[start:stop].view(size, -1) for start, stop in pairwise(self.bounds)]
@@ -94,19 +95,6 @@ class CrossLayerWeights(AutoencoderWeights):
         del selected
         return decode_layers(value, self.W_dec, pairs)
 
-    def make_gradient_tangent(self) -> None:
-        """Take from the decoder's gradient what would only change norms."""
-        if self.W_dec.grad is not None:
-            parts = (self.of_sources(each) for each in (self.W_dec.grad, self.W_dec.detach()))
-            for gradient, directions in zip(*parts, strict=True):
-                make_tangent(gradient, directions)
-
-    @torch.no_grad()
-    def normalise_decoder(self) -> None:
-        """Bring what each latent writes, over all its layers, back to norm one."""
-        for rows in self.of_sources(self.W_dec):
-            normalise_rows(rows)
-
     @torch.no_grad()
     def to_dictionary(
         self,
@@ -132,7 +120,7 @@ class CrossLayerWeights(AutoencoderWeights):
         means = normalisation.mean.view(n, d)
         b_dec = written.mean + self.b_dec / written.scale
         layers = []
-        for index, decoder in enumerate(self.of_sources(self.W_dec)):
+        for index, decoder in enumerate(self.by_latent(self.W_dec)):
             latents = slice(index * size, (index + 1) * size)
             W_enc = self.W_enc[:, latents] * into[index][:, None]
             gate: dict[str, Any] = {}

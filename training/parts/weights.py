@@ -5,6 +5,7 @@ Those of a cross-layer transcoder are in `cross_layer`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -113,13 +114,9 @@ class AutoencoderWeights(LearntWeights):
         if self.b_in is not None and initial.b_in is not None:
             self.b_in.copy_(initial.b_in)
 
-    def make_gradient_tangent(self) -> None:
-        """Take from the decoder's gradient what would only change norms."""
-        remove_radial_gradient(self.W_dec)
-
-    def normalise_decoder(self) -> None:
-        """Bring every decoder row back to norm one."""
-        normalise_rows(self.W_dec)
+    def by_latent(self, decoder: Tensor) -> list[Tensor]:
+        """A tensor like the decoder as matrices that have a row for a latent."""
+        return [decoder]
 
     def to_dictionary(
         self,
@@ -249,6 +246,16 @@ class UnitWeights(LearntWeights):
         return source.threshold / grown
 
 
+def row_norms(
+    rows: Float[Tensor, "d_sae width"], summed_over: Sequence[int] = ()
+) -> Float[Tensor, " d_sae"]:
+    """Norm of each row; with `summed_over` the sum of the norms of its parts of these widths."""
+    if not summed_over:
+        return torch.linalg.vector_norm(rows, dim=1)
+    parts = rows.split([*summed_over], dim=1)
+    return torch.stack([torch.linalg.vector_norm(part, dim=1) for part in parts]).sum(0)
+
+
 @torch.no_grad()
 def remove_radial_gradient(directions: Tensor) -> None:
     """Take from the gradient of rows held at norm one what would only change their norms.
@@ -260,13 +267,40 @@ def remove_radial_gradient(directions: Tensor) -> None:
         make_tangent(directions.grad, directions)
 
 
-def make_tangent(gradient: Float[Tensor, "rows d"], directions: Float[Tensor, "rows d"]) -> None:
-    """Take from each row of a gradient its part along a direction of norm one, in place."""
-    along = torch.linalg.vecdot(gradient, directions)
-    gradient.addcmul_(directions, along.unsqueeze(1), value=-1.0)
+def make_tangent(
+    gradient: Float[Tensor, "rows d"],
+    directions: Float[Tensor, "rows d"],
+    summed_over: Sequence[int] = (),
+) -> None:
+    """Take from each row of a gradient, in place, what would change a norm that is held at one."""
+    normal, square = directions, 1
+    if summed_over:
+        parts = directions.split([*summed_over], dim=1)
+        normal = torch.cat([torch.nn.functional.normalize(part, dim=1) for part in parts], dim=1)
+        square = len(parts)
+    along = torch.linalg.vecdot(gradient, normal)
+    gradient.addcmul_(normal, along.unsqueeze(1), value=-1.0 / square)
 
 
 @torch.no_grad()
-def normalise_rows(directions: Float[Tensor, "rows d"]) -> None:
+def normalise_rows(directions: Float[Tensor, "rows d"], summed_over: Sequence[int] = ()) -> None:
     """Bring every row back to norm one."""
-    directions /= torch.linalg.vector_norm(directions, dim=1, keepdim=True).clamp_min(1e-12)
+    directions.div_(row_norms(directions, summed_over).clamp_min(1e-12).unsqueeze(1))
+
+
+@torch.no_grad()
+def turn_back(
+    directions: Float[Tensor, "d_sae width"],
+    start: Float[Tensor, "d_sae width"],
+    least_cosine: float,
+) -> None:
+    """Bring rows that have turned too far from their start to the nearest direction that has not.
+
+    Norms stay as they are.
+    """
+    norms = row_norms(directions).clamp_min(1e-12).unsqueeze(1)
+    unit, anchor = directions / norms, torch.nn.functional.normalize(start, dim=1)
+    cosine = torch.linalg.vecdot(unit, anchor).unsqueeze(1)
+    aside = torch.nn.functional.normalize(unit - cosine * anchor, dim=1)
+    nearest = least_cosine * anchor + (1 - least_cosine**2) ** 0.5 * aside
+    directions.copy_(torch.where(cosine < least_cosine, norms * nearest, directions))

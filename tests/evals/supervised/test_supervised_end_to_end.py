@@ -34,7 +34,7 @@ def test_task_dictionaries_and_their_frozen_control(planted, tmp_path):
                 n_tokens=24_000,
                 batch_rows=120,
                 product_dtype="float32",
-                options=MethodOptions(topk=TopKOptions(freeze_decoder=frozen)),
+                options=MethodOptions(topk=TopKOptions(decoder="frozen" if frozen else "free")),
             )
         )
     folders = [tmp_path / "run-False", tmp_path / "run-True"]
