@@ -1,7 +1,7 @@
 """The settings of a training run: where activations come from, which dictionaries learn from them.
 
-`methods` × `d_sae` × `k` × `seeds` dictionaries are trained side by side on one stream: every batch
-is read once and shared.
+`methods` × `d_sae` × `k` × `seeds` dictionaries, of each of `layers` where there are several, are
+trained side by side on one stream: every batch is read once and shared.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from saelab.dictionary.site import Site
 from saelab.errors import ConfigError, did_you_mean
 
 from .methods import METHODS, MethodOptions
+
+LAYER = "{layer}"
+"""What stands in the name of a hook point for the number of a block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +59,14 @@ class DictionarySpec(NamedTuple):
     d_sae: int
     k: int
     seed: int
+    layer: int | None = None
+    """The block it is of, where the run has several."""
 
     @property
     def name(self) -> str:
         """Its folder's name, unique in the run."""
-        return f"{self.method}-d{self.d_sae}-k{self.k}-s{self.seed}"
+        of_layer = "" if self.layer is None else f"layer{self.layer:02d}-"
+        return f"{of_layer}{self.method}-d{self.d_sae}-k{self.k}-s{self.seed}"
 
 
 def without_freeze_decoder(plain: Any) -> Any:
@@ -98,8 +104,13 @@ class TrainConfig:
     """Hook points that it writes."""
     cross_layer: bool = False
     """Train cross-layer transcoders: as many `writes` as `reads`, layer by layer, of which each
-    latent reads one and writes that layer's and all later ones. `d_sae` and `k` are of all layers
-    together."""
+    latent reads one and writes that layer's and all later ones; or one name with `{layer}` of each,
+    and `layers`. `d_sae` and `k` are of all layers together."""
+    layers: Annotated[tuple[int, ...], Within(0)] = ()
+    """Blocks that `{layer}` in `hook_point`, `reads` and `writes` stands for: dictionaries of each,
+    all from one pass. None given: the hook points are those of one dictionary."""
+    skip: bool = False
+    """Learn an affine skip from what is read to what is written beside the latents."""
     error_component: ErrorComponent | None = None
     """Train on a component of another dictionary's error on these rows: "error" (all of it),
     "linear" (what a probe predicts of it) or "nonlinear" (the rest). None: on the activations."""
@@ -150,10 +161,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.model not in (None, HarvestConfig.model):
             object.__setattr__(self, "model", local_place(self.model))
+        if self.cross_layer and self.layers and self.reads and not self._layer_problems():
+            site = self.site  # All layers are of the one dictionary.
+            assert site is not None
+            for name, value in (("reads", site.reads), ("writes", site.writes), ("layers", ())):
+                object.__setattr__(self, name, value)
         problems = problems_in(self)
-        for name in ("methods", "d_sae", "k", "seeds"):
+        for name in ("methods", "d_sae", "k", "seeds", "layers"):
             values = getattr(self, name)
-            if not values:
+            if not values and name != "layers":
                 problems.append(f"{name} is empty; give at least one")
             if len(set(values)) != len(values):
                 problems.append(f"{name} names a value twice: {', '.join(map(str, values))}")
@@ -177,7 +193,7 @@ class TrainConfig:
                 "init_from draws no weights, so seeds would train the same dictionary again: give "
                 "one"
             )
-        problems += self._error_problems() + self._site_problems()
+        problems += self._layer_problems() or self._error_problems() + self._site_problems()
         if not problems:
             problems = self._method_problems()
         if problems:
@@ -185,18 +201,62 @@ class TrainConfig:
 
     @property
     def site(self) -> Site | None:
-        """What the dictionaries read and write; None: the one hook point of their activations."""
-        return Site(self.reads, self.writes) if self.reads else None
+        """What the dictionaries read and write, all layers side by side; None: the one hook point
+        of their activations."""
+        if not self.layers:
+            return Site(self.reads, self.writes) if self.reads else None
+        sites = [self.site_of(layer) for layer in self.layers]
+        reads, writes = (
+            tuple(name for site in sites if site for name in getattr(site, role))
+            for role in ("reads", "writes")
+        )
+        return Site(reads, writes)
+
+    def site_of(self, layer: int | None) -> Site | None:
+        """What the dictionaries of a layer read and write; None: those of a run without layers."""
+        if layer is None:
+            return self.site
+        reads, writes = (
+            tuple(name.replace(LAYER, str(layer)) for name in names)
+            for names in (self.reads or (self.hook_point or "",), self.writes or self.reads)
+        )
+        return Site(reads, writes or reads)
+
+    def _layer_problems(self) -> list[str]:
+        """What speaks against several layers."""
+        names = [*self.reads, *self.writes, *([] if self.hook_point is None else [self.hook_point])]
+        if not self.layers:
+            return [
+                f"{name} names a {LAYER} and no layers are given: name them with --layers"
+                for name in names
+                if LAYER in name
+            ]
+        problems = [
+            f"{name} lacks the {LAYER} that layers stand for" for name in names if LAYER not in name
+        ]
+        if not names:
+            problems = [f"layers need a hook_point, or reads and writes, that name a {LAYER}"]
+        return problems + [
+            f"{name} is of one dictionary, and layers are given: leave one of the two out"
+            for name in ("error_component", "init_from")
+            if getattr(self, name) is not None
+        ]
 
     def _site_problems(self) -> list[str]:
         """What speaks against what is read and written."""
         if bool(self.reads) != bool(self.writes):
             return ["reads and writes are given together: a sparse autoencoder has hook_point"]
+        if self.skip and self.reads == self.writes:
+            return [
+                "skip: of a dictionary that writes what it reads it would be the identity: give "
+                "reads and writes that differ, or leave it out"
+            ]
         if not self.reads:
             needed = "cross_layer needs reads and writes: give one hook point of each for a layer"
             return [needed] if self.cross_layer else []
         try:
-            site = Site(self.reads, self.writes)
+            site = self.site
+            assert site is not None
         except ConfigError as error:
             return list(error.problems)
         if site.models and self.cache is None:
@@ -237,6 +297,8 @@ class TrainConfig:
             for value in values
             if value % n and (name == "d_sae" or "topk" in self.methods)
         ]
+        if self.skip:
+            problems.append("skip: a cross-layer transcoder is learnt without one: leave it out")
         if self.init_from is not None:
             problems.append("init_from: a cross-layer transcoder begins from drawn weights")
         problems += [
@@ -298,7 +360,8 @@ class TrainConfig:
     def dictionaries(self) -> list[DictionarySpec]:
         """Every dictionary of the run, in the order they are stepped."""
         return [
-            DictionarySpec(*spec)
+            DictionarySpec(*spec, layer)
+            for layer in self.layers or (None,)
             for spec in itertools.product(self.methods, self.d_sae, self.k, self.seeds)
         ]
 

@@ -35,6 +35,8 @@ class InitialWeights:
     b_dec: Float[Tensor, " d_out"]
     b_in: Float[Tensor, " d_in"] | None
     """None: b_dec."""
+    W_skip: Float[Tensor, "d_out d_in"] | None
+    """Affine skip; None: there is none."""
     threshold: Float[Tensor, " d_sae"] | None
     """Pre-activation above which a latent fires, if that is positive; None: the k largest do."""
     r_mag: Float[Tensor, " d_sae"]
@@ -44,25 +46,24 @@ class InitialWeights:
 
     @classmethod
     def of(
-        cls, source: Dictionary, normalisation: Normalisation, *, autoencodes: bool
+        cls, source: Dictionary, normalisation: Normalisation, *, autoencodes: bool, skip: bool
     ) -> InitialWeights:
         """Unfold a dictionary of the activations that a normalisation is of.
 
         Args:
             autoencodes: whether input and output have one bias, as a sparse autoencoder's do.
+            skip: whether what begins from it has an affine skip too.
 
         Raises:
             ConfigError: it does something to its rows that methods do not.
         """
-        for given, what in (
-            (source.input_normalisation != "none", source.input_normalisation),
-            (source.W_skip is not None, "an affine skip"),
-        ):
-            if given:
-                raise ConfigError(
-                    f"its rows go through {what}, which this method does not know: begin from a "
-                    "dictionary without"
-                )
+        if source.input_normalisation != "none":
+            raise ConfigError(
+                f"its rows go through {source.input_normalisation}, which this method does not "
+                "know: begin from a dictionary without"
+            )
+        if source.W_skip is not None and not skip:
+            raise ConfigError("it has an affine skip and this run learns none: give --skip")
         source = source.with_input_bias(None if autoencodes else source.input_bias)
         tensors = {name: tensor.double() for name, tensor in source.tensors().items()}
         r_mag = tensors.get("r_mag", tensors["W_dec"].new_zeros(source.d_sae))
@@ -77,12 +78,17 @@ class InitialWeights:
         read, written, unit = normalisation, normalisation.of_targets, normalisation.code_scale
         scales = [torch.as_tensor(part.scale).to(r_mag) for part in (read, written)]
         b_in = None if autoencodes else (tensors["b_in"] - read.mean.to(r_mag)) * scales[0]
+        b_dec, W_skip = tensors["b_dec"] - written.mean.to(r_mag), tensors.get("W_skip")
+        if W_skip is not None:
+            b_dec = b_dec + W_skip @ read.mean.to(r_mag)
+            W_skip = W_skip * scales[1].reshape(-1, 1) / scales[0]
         return cls(
             W_enc=tensors["W_enc"] * r_mag.exp() / (scales[0] / unit).unsqueeze(-1),
             b_enc=b_enc * unit,
             W_dec=tensors["W_dec"] * (scales[1] / unit),
-            b_dec=(tensors["b_dec"] - written.mean.to(r_mag)) * scales[1],
+            b_dec=b_dec * scales[1],
             b_in=b_in,
+            W_skip=W_skip,
             threshold=None if threshold is None else threshold * unit,
             r_mag=r_mag,
             k=source.k or None,

@@ -48,6 +48,8 @@ class DictionarySettings:
     `d_sae` and `k` are of all sources together. None: every latent reads and writes all."""
     written_widths: tuple[int, ...] = ()
     """Widths of the hook points that are written, side by side; empty: there is one."""
+    skip: bool = False
+    """Whether an affine skip from what is read to what is written is learnt beside the latents."""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Learner:
         d_out: int | None = None,
         n_layers: int | None = None,
         written_widths: tuple[int, ...] = (),
+        skip: bool = False,
         schedule: Schedule,
         batch_rows: int,
         options: MethodOptions,
@@ -58,7 +59,8 @@ class Learner:
         """A learner at its start, its weights drawn from the dictionary's seed.
 
         `d_out` is the width of what is written, `written_widths` those of its hook points; None:
-        what is read is written. `n_layers` is given for a cross-layer transcoder.
+        what is read is written. `n_layers` is given for a cross-layer transcoder. `skip`: learn an
+        affine skip too.
 
         Raises:
             ResourceError: the device has too little memory for it.
@@ -69,6 +71,7 @@ class Learner:
             d_out=d_out,
             n_layers=n_layers,
             written_widths=written_widths,
+            skip=skip,
             d_sae=spec.d_sae,
             k=spec.k,
             seed=spec.seed,

@@ -10,12 +10,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
 
-from saelab.cache.batch import RowStatistics
+from saelab.cache.batch import ActivationBatch, RowStatistics
 from saelab.cache.cache_stream import CacheStream, ErrorStream
 from saelab.cache.model_stream import ModelStream
 from saelab.errors import ActivationError, Stopped
@@ -64,7 +64,7 @@ class TrainingLoop:
         self.config, self.stream, self.learners, self.logs = config, stream, learners, logs
         self.save, self.step = save, step
         self.device = next(learners[0].method.parameters()).device
-        self.normalisation = normalisation_of(stream, self.device)
+        self.parts = parts_of(stream, config.layers, self.device)
         self._since_log = _Stopwatch(self.device)
         self._first_losses: dict[str, float | None] = {}
 
@@ -93,22 +93,12 @@ class TrainingLoop:
 
     def _take_step(self) -> list[StepOutput]:
         rows = self.stream.next_batch()
-        gradients, normalisation = rows.gradients, self.normalisation
-        inputs = normalisation.apply(rows.activations.to(self.device))
-        targets = inputs
-        if rows.targets is not None:
-            targets = normalisation.of_targets.apply(rows.targets.to(self.device))
-        batch = TrainingBatch(
-            inputs,
-            targets,
-            None if gradients is None else gradients.to(self.device),
-            step=self.step,
-            normalisation=self.normalisation,
-        )
-        outputs = [learner.step(batch) for learner in self.learners]
+        self._batches = {
+            layer: part.batch(rows, self.device, self.step) for layer, part in self.parts.items()
+        }
+        outputs = [learner.step(self._batches[learner.spec.layer]) for learner in self.learners]
         self.step += 1
         self._since_log.rows += rows.activations.shape[0]
-        self._batch = batch
         return outputs
 
     def _log_step(self, outputs: list[StepOutput]) -> str:
@@ -119,7 +109,7 @@ class TrainingLoop:
             line = {
                 "dictionary": learner.spec.name,
                 "tokens": self.step * self.config.batch_rows,
-                **step_figures(self._batch, output),
+                **step_figures(self._batches[learner.spec.layer], output),
                 **learner.method.metrics(),
                 "tokens_per_second": 1 / seconds_per_row if seconds_per_row else None,
             }
@@ -176,22 +166,66 @@ class TrainingLoop:
             )
 
 
-def normalisation_of(stream: ActivationStream, device: torch.device) -> Normalisation:
-    """The normalisation that a stream's own statistics call for.
+@dataclass(frozen=True)
+class Part:
+    """What the dictionaries of one layer see of a stream that carries several side by side."""
+
+    reads: slice
+    """Columns of the activations."""
+    writes: slice
+    """Columns of the targets, and of the gradients."""
+    normalisation: Normalisation
+
+    def batch(self, rows: ActivationBatch, device: torch.device, step: int) -> TrainingBatch:
+        """What a step is taken on."""
+        normalisation, gradients = self.normalisation, rows.gradients
+        targets = inputs = normalisation.apply(rows.activations[:, self.reads].to(device))
+        if rows.targets is not None:
+            targets = normalisation.of_targets.apply(rows.targets[:, self.writes].to(device))
+        if gradients is not None:
+            gradients = gradients[:, self.writes].to(device)
+        return TrainingBatch(inputs, targets, gradients, step=step, normalisation=normalisation)
+
+
+def parts_of(
+    stream: ActivationStream, layers: Sequence[int], device: torch.device
+) -> dict[int | None, Part]:
+    """The parts of a stream by layer, with the normalisation that its own statistics call for.
+
+    Args:
+        layers: whose hook points the stream has side by side, each as many; empty: it has one part,
+            of layer None.
 
     Raises:
-        ActivationError: the rows do not vary.
+        ActivationError: rows that do not vary.
     """
-    read, written = stream.statistics, stream.target_statistics
-    normalisation = _normalisation_of(read, device)
-    if written is None:
-        return normalisation
-    return replace(normalisation, written=_normalisation_of(written, device))
+    names = layers or (None,)
+    read = _split(stream.statistics, len(names), device)
+    if stream.target_statistics is None:
+        return {n: Part(s, s, normal) for n, (s, normal) in zip(names, read, strict=True)}
+    written = _split(stream.target_statistics, len(names), device)
+    return {
+        name: Part(reads, writes, replace(normal, written=of_targets))
+        for name, (reads, normal), (writes, of_targets) in zip(names, read, written, strict=True)
+    }
 
 
-def _normalisation_of(statistics: RowStatistics, device: torch.device) -> Normalisation:
+def _split(
+    statistics: RowStatistics, n_parts: int, device: torch.device
+) -> list[tuple[slice, Normalisation]]:
+    """The columns and the normalisation of each part of hook points that stand side by side."""
+    each = statistics.by_hook_point or (statistics,)
+    size, end, found = len(each) // n_parts, 0, []
+    for first in range(0, len(each), size):
+        start, part = end, each[first : first + size]
+        end += sum(len(of.mean) for of in part)
+        found.append((slice(start, end), _normalisation_of(part, device)))
+    return found
+
+
+def _normalisation_of(hook_points: Sequence[RowStatistics], device: torch.device) -> Normalisation:
     parts = []
-    for part in statistics.by_hook_point or (statistics,):
+    for part in hook_points:
         if not part.centred_mean_squared_norm > 0:
             raise ActivationError(
                 "the activations do not vary at all (their total variance is 0): "

@@ -37,8 +37,9 @@ from saelab.stats.metrics import batch_fvu, mean_l0
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, saved_step
 from .config import DictionarySpec, TrainConfig
 from .initial import load_source
+from .interface import Normalisation
 from .learner import Learner
-from .loop import ActivationStream, TrainingLoop, normalisation_of
+from .loop import ActivationStream, TrainingLoop, parts_of
 from .run_folder import (
     CHECKPOINT_FOLDER,
     METRICS_FILE,
@@ -212,7 +213,7 @@ def build_learners(
 
     `schedule` None: that of a run that was never made longer.
     """
-    written = stream.target_statistics
+    written, n_parts = stream.target_statistics, len(config.layers) or 1
     parts = (written or stream.statistics).by_hook_point
     product_dtype = getattr(torch, config.product_dtype)
     n_layers = len(config.reads) if config.cross_layer else None
@@ -221,10 +222,11 @@ def build_learners(
     return [
         Learner.build(
             spec,
-            d_in=stream.d_in,
-            d_out=None if written is None else len(written.mean),
+            d_in=stream.d_in // n_parts,
+            d_out=None if written is None else len(written.mean) // n_parts,
             n_layers=n_layers,
-            written_widths=tuple(len(part.mean) for part in parts),
+            written_widths=tuple(len(part.mean) for part in parts[: len(parts) // n_parts]),
+            skip=config.skip,
             schedule=schedule or Schedule.of(config.n_steps),
             batch_rows=config.batch_rows,
             options=config.options,
@@ -323,7 +325,8 @@ class TrainingRun:
             d_sae=self.config.d_sae,
             site=self.config.site,
         )
-        normalisation, changes = normalisation_of(self.stream, self.device), {}
+        normalisation = parts_of(self.stream, (), self.device)[None].normalisation
+        changes = {}
         for learner in self.learners:
             name = learner.spec.name
             try:
@@ -396,7 +399,7 @@ class TrainingRun:
     def _finish(self) -> dict[str, dict[str, Any]]:
         """Save every dictionary and measure it on the stream's next rows."""
         config, stream = self.config, self.stream
-        normalisation = normalisation_of(stream, self.device)
+        parts = parts_of(stream, config.layers, self.device)
         batches = [stream.next_batch() for _ in range(-(-FINAL_CHECK_ROWS // config.batch_rows))]
         rows = torch.cat([batch.activations for batch in batches])
         written = [batch.targets for batch in batches if batch.targets is not None]
@@ -404,20 +407,25 @@ class TrainingRun:
         for_calibration = None
         if any(learner.method.needs_calibration for learner in self.learners):
             n_batches = -(-config.calibration_rows // config.batch_rows)
-            raw = torch.cat([stream.next_batch().activations for _ in range(n_batches)])
-            for_calibration = normalisation.apply(raw.to(self.device))
+            raw = [stream.next_batch().activations for _ in range(n_batches)]
+            for_calibration = torch.cat(raw)
         results = {}
         for learner in self.learners:
             method, spec = learner.method, learner.spec
+            part, plain = parts[spec.layer], spec._asdict()
+            normalisation, inputs = part.normalisation, rows[:, part.reads]
             if for_calibration is not None and method.needs_calibration:
-                method.calibrate(for_calibration)
+                raw = for_calibration[:, part.reads].to(self.device)
+                method.calibrate(normalisation.apply(raw))
             dictionary = method.to_dictionary(normalisation)
-            figures = _measure(dictionary, rows.to(self.device), targets.to(self.device))
-            inference = method.inference_settings(normalisation)
-            self._save_dictionary(learner, dictionary, rows, figures, inference)
+            written = targets[:, part.writes]
+            figures = _measure(dictionary, inputs.to(self.device), written.to(self.device))
+            self._save_dictionary(learner, dictionary, inputs, figures, normalisation)
+            if spec.layer is None:
+                del plain["layer"]
             results[spec.name] = {
                 "folder": str(Path(DICTIONARIES_FOLDER) / spec.name),
-                **spec._asdict(),
+                **plain,
                 **figures,
                 **method.metrics(),
                 "seconds_per_step": learner.clock.seconds_per_step(),
@@ -434,9 +442,15 @@ class TrainingRun:
         dictionary: Dictionary,
         rows: Float[Tensor, "rows d_in"],
         figures: dict[str, float | None],
-        inference: dict[str, float],
+        normalisation: Normalisation,
     ) -> None:
         spec, config, plain = learner.spec, self.config, self.record["config"]
+        made_from, site = self.record["made_from"], config.site_of(spec.layer)
+        if spec.layer is not None:
+            made_from = self.stream.provenance(site)
+        # Mean ablation puts it in place of what is written.
+        name = "mean" if normalisation.written is None else "target_mean"
+        mean = {name: normalisation.of_targets.mean.tolist()}
         save_dictionary(
             self.out / DICTIONARIES_FOLDER / spec.name,
             dictionary.cpu(),
@@ -452,24 +466,18 @@ class TrainingRun:
                 "measured_l0": figures["l0"],
                 "fvu_on_training_rows": figures["fvu"],
                 **learner.method.metrics(),
-                "inference": inference,
+                "inference": learner.method.inference_settings(normalisation),
                 **self._history(),
             },
-            made_from=self.record["made_from"] | self._recorded_mean(),
+            made_from=made_from | mean,
             seed=spec.seed,
-            site=config.site,
+            site=site,
         )
 
     def _history(self) -> dict[str, Any]:
         """What else than the settings its dictionaries came from, where there is anything."""
         history = {name: self.record[name] for name in ("extensions", "initialised_from")}
         return {name: value for name, value in history.items() if value}
-
-    def _recorded_mean(self) -> dict[str, list[float]]:
-        """The mean of what is written, which mean ablation puts in its place."""
-        if self.stream.target_statistics is not None:
-            return {"target_mean": self.stream.target_statistics.mean.tolist()}
-        return {"mean": self.stream.statistics.mean.tolist()}
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .interface import StepOutput
 from .learner import Learner
-from .loop import TrainingLoop, normalisation_of
+from .loop import TrainingLoop
 from .methods import METHODS
 from .run import build_learners, open_fitting_cache
 from .run_folder import CHECKPOINT_FOLDER, deciding_settings
@@ -86,6 +86,8 @@ class TuneCommand:
             problems.append(f"unknown method {self.method!r}; {did_you_mean(self.method, METHODS)}")
         if len(config.d_sae) != 1 or len(config.k) != 1:
             problems.append("tuning takes one d_sae and one k: tune each apart")
+        if config.layers:
+            problems.append("tuning takes one hook point: leave layers out")
         if config.cache is None:
             problems.append("candidates share the rows of a cache: give --cache")
         if config.error_component is not None or config.init_from is not None:
@@ -259,7 +261,7 @@ def _rung(
     everyone = list(itertools.chain(*learners.values()))
     loop = RungLoop(first, stream, everyone, settings_hash)
     loop.run()
-    normalisation = normalisation_of(stream, device)
+    normalisation = loop.parts[None].normalisation
     if everyone[0].method.needs_calibration:
         n_batches = -(-first.calibration_rows // first.batch_rows)
         rows = torch.cat([stream.next_batch().activations for _ in range(n_batches)])

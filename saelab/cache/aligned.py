@@ -65,7 +65,8 @@ class AlignedCaches:
         self.site = site
         self._reads = [caches[name] for name in site.reads]
         self._writes = [caches[name] for name in site.writes]
-        self._first, *rest = (caches[name] for name in site.hook_points)
+        self._caches = {name: caches[name] for name in site.hook_points}
+        self._first, *rest = self._caches.values()
         for cache in rest:
             require_same_rows(self._first, cache)
         self.folder = self._first.folder.parent
@@ -75,9 +76,7 @@ class AlignedCaches:
         self.model_name = self._first.model_name
         self.has_gradients = all(cache.has_gradients for cache in self._writes)
         self.excluded: dict[str, int] = self._first.excluded
-        self.hashes = {name: caches[name].content_hash for name in site.hook_points}
-        self.content_hash = hash_of([site.to_json(), self.hashes])
-        self._norm_ceilings = {name: caches[name].norm_ceiling for name in site.hook_points}
+        self.content_hash: str = self.provenance()["cache_hash"]
 
     @property
     def statistics(self) -> RowStatistics:
@@ -91,13 +90,20 @@ class AlignedCaches:
             return None
         return RowStatistics.joined([cache.statistics for cache in self._writes])
 
-    def provenance(self) -> dict[str, Any]:
-        """What a dictionary trained on these caches was made from."""
+    def provenance(self, site: Site | None = None) -> dict[str, Any]:
+        """What a dictionary trained on these caches was made from, or on those of a part of the
+        site."""
+        site = self.site if site is None else site
+        caches = {name: self._caches[name] for name in site.hook_points}
+        first = next(iter(caches.values())).provenance()
+        if len(caches) == 1:
+            return first
+        hashes = {name: cache.content_hash for name, cache in caches.items()}
         return {
-            **self._first.provenance(),
-            "cache_hash": self.content_hash,
-            "cache_hashes": self.hashes,
-            "norm_ceilings": self._norm_ceilings,
+            **first,
+            "cache_hash": hash_of([site.to_json(), hashes]),
+            "cache_hashes": hashes,
+            "norm_ceilings": {name: cache.norm_ceiling for name, cache in caches.items()},
         }
 
     def rows(

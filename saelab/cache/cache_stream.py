@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from saelab.dictionary.decomposition import ORIGIN_KEY, ErrorRows
+from saelab.dictionary.site import Site
 from saelab.errors import ActivationError
 from saelab.formats.files import hash_of
 from saelab.model.identity import model_mismatch
@@ -93,9 +94,10 @@ class CacheStream:
         """Positions of the cache's text that are no rows, by reason; its hash pins them."""
         return self.cache.excluded
 
-    def provenance(self) -> dict[str, Any]:
-        """What a dictionary trained on this stream was made from."""
-        return self.cache.provenance()
+    def provenance(self, site: Site | None = None) -> dict[str, Any]:
+        """What a dictionary trained on this stream was made from, or on a part of its site."""
+        aligned = isinstance(self.cache, AlignedCaches)
+        return self.cache.provenance(site) if aligned else self.cache.provenance()
 
     def next_batch(self) -> ActivationBatch:
         """The next `batch_rows` rows: float32 activations, and gradients where asked for.
@@ -203,9 +205,9 @@ class ErrorStream:
         """Positions of the cache's text that are no rows, by reason."""
         return self._stream.excluded
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self, site: Site | None = None) -> dict[str, Any]:
         """What a dictionary trained on this stream was made from."""
-        return {**self._stream.provenance(), ORIGIN_KEY: self._error_rows.provenance()}
+        return {**self._stream.provenance(site), ORIGIN_KEY: self._error_rows.provenance()}
 
     def next_batch(self) -> ActivationBatch:
         """The next rows: float32 errors.

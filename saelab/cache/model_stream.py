@@ -129,10 +129,10 @@ class ModelStream:
         """Positions excluded so far by reason, in every pass over the text; none before use."""
         return dict(self._excluded)
 
-    def provenance(self) -> dict[str, Any]:
-        """What a dictionary trained on this stream was made from."""
-        ceilings = self._ceilings()
-        first = self.site.hook_points[0]
+    def provenance(self, site: Site | None = None) -> dict[str, Any]:
+        """What a dictionary trained on this stream was made from, or on a part of its site."""
+        names, ceilings = (site or self.site).hook_points, self._ceilings()
+        ceilings, first = {name: ceilings[name] for name in names}, names[0]
         made_from = self._harvest.provenance(first, ceilings[first], self._text_hash)
         several = {"norm_ceilings": ceilings} if len(ceilings) > 1 else {}
         return {**made_from, "cache_hash": None, **several}

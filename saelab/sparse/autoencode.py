@@ -66,7 +66,7 @@ def autoencode(
     W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, " d_sae"],
     W_dec: Float[Tensor, "d_sae d_out"],
-    b_dec: Float[Tensor, " d_out"],
+    b_dec: Float[Tensor, "*batch d_out"],
     selected: SparseCodes,
     *,
     b_in: Float[Tensor, " d_in"] | None = None,
@@ -74,7 +74,8 @@ def autoencode(
     """Rectify and decode the selected pairs; differentiable in everything but the selection.
 
     Args:
-        inputs: activations as the dictionary sees them; b_dec is subtracted inside.
+        inputs: activations as the dictionary sees them; b_in is subtracted inside.
+        b_dec: added to every row of the reconstruction, or one for each row.
         selected: the active pairs with their pre-activations as values.
         b_in: subtracted from the inputs. None: b_dec.
 

@@ -40,7 +40,14 @@ def batch(step, rows=ROWS):
 
 
 def build(
-    name, product_dtype=torch.bfloat16, n_steps=STEPS, d_in=D_IN, d_out=None, widths=(), **options
+    name,
+    product_dtype=torch.bfloat16,
+    n_steps=STEPS,
+    d_in=D_IN,
+    d_out=None,
+    widths=(),
+    skip=False,
+    **options,
 ):
     of_method = dataclasses.replace(getattr(MethodOptions(), name), **options)
     return Learner.build(
@@ -48,6 +55,7 @@ def build(
         d_in=d_in,
         d_out=d_out,
         written_widths=widths,
+        skip=skip,
         schedule=Schedule.of(n_steps),
         batch_rows=ROWS,
         options=MethodOptions(**{name: of_method}),
@@ -244,3 +252,51 @@ def test_what_ties_its_decoder_refuses_a_control():
     for name in set(METHODS) - set(WRITERS):
         with pytest.raises(ConfigError, match="decoder = 'frozen' needs a decoder of its own"):
             build(name, decoder="frozen")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_skip_learns_beside_the_latents_and_is_folded_with_them(name):
+    learner = build(name, product_dtype=None, n_steps=40, d_out=D_OUT, skip=True)
+    for step in range(40):
+        learner.step(transcoder_batch(step))
+    method, batch = learner.method, transcoder_batch(99)
+    assert method.weights.W_skip.abs().max() > 0.01
+    if method.needs_calibration:
+        rows = torch.cat([transcoder_batch(step).inputs for step in range(1000, 1016)])
+        method.calibrate(rows)
+    dictionary = method.to_dictionary(BOTH)
+    raw = NORMALISATION.undo(batch.inputs)
+    seen = WRITTEN.undo(method.weights.baseline(batch.inputs).detach())
+    torch.testing.assert_close(dictionary.baseline(raw), seen, rtol=1e-4, atol=1e-4)
+    if name in ("topk", "relu", "gated"):  # Others train with another selection than they save.
+        expected = WRITTEN.undo(method.losses(batch).reconstruction.detach())
+        torch.testing.assert_close(dictionary(raw), expected, rtol=1e-3, atol=1e-3)
+    again = build(name, product_dtype=None, d_out=D_OUT, skip=True)
+    again.method.begin_from(dictionary, BOTH)
+    torch.testing.assert_close(
+        again.method.weights.baseline(batch.inputs),
+        method.weights.baseline(batch.inputs),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    with pytest.raises(ConfigError, match="give --skip"):
+        build(name, d_out=D_OUT).method.begin_from(dictionary, BOTH)
+
+
+def test_the_gradient_of_a_skip_is_that_of_float64():
+    learner = build("topk", product_dtype=None, d_out=D_OUT, skip=True)
+    for step in range(STEPS):
+        learner.step(transcoder_batch(step))
+    batch, method = transcoder_batch(99), learner.method
+    method.zero_grad()
+    method.losses(batch).losses["reconstruction"].backward()
+    w = {
+        name: p.detach().double().requires_grad_() for name, p in method.weights.named_parameters()
+    }
+    x, targets = batch.inputs.double(), batch.targets.double()
+    pre = (x - w["b_in"]) @ w["encoder_rows"].T + w["b_enc"]
+    top = torch.zeros_like(pre).scatter(1, pre.topk(K).indices, 1.0)
+    written = (pre.relu() * top) @ w["W_dec"] + w["b_dec"] + x @ w["W_skip"].T
+    (targets - written).square().mean().backward()
+    for name, parameter in method.weights.named_parameters():
+        torch.testing.assert_close(parameter.grad.double(), w[name].grad, rtol=1e-3, atol=1e-6)

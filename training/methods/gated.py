@@ -79,8 +79,9 @@ class Gated(PenalisedMethod):
         gate = (shared + b_gate[latent]).relu()
         magnitude = (shared * self.r_mag.exp()[latent] + self.b_mag[latent]).relu()
         value = torch.where(gate > 0, magnitude, 0.0)
-        reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
-        by_gate = decode_selected(selected, gate, w.W_dec.detach(), pairs) + w.b_dec.detach()
+        baseline = w.baseline(x)
+        reconstruction = decode_selected(selected, value, w.W_dec, pairs) + baseline
+        by_gate = decode_selected(selected, gate, w.W_dec.detach(), pairs) + baseline.detach()
         by_gate_error = error_of(batch.targets, by_gate).square().mean()
         self._watch(gate.detach(), magnitude.detach())
         codes = selected.with_value(value)
@@ -104,11 +105,8 @@ class Gated(PenalisedMethod):
         folded = self.weights.fold(normalisation)
         return Dictionary(
             "gated",
-            W_enc=folded["W_enc"],
-            W_dec=folded["W_dec"],
-            b_dec=folded["b_dec"],
-            b_in=folded.get("b_in"),
-            b_gate=folded["b_enc"],
+            b_gate=folded.pop("b_enc"),
             b_mag=self.b_mag / normalisation.code_scale,
             r_mag=self.r_mag.detach().clone(),
+            **folded,
         )

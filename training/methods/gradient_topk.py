@@ -127,7 +127,7 @@ class GradientTopK(TopK):
         boosted = value.relu() * gain
         return (
             selected.with_value(boosted),
-            decode_selected(selected, boosted, w.W_dec, pairs) + w.b_dec,
+            decode_selected(selected, boosted, w.W_dec, pairs) + w.baseline(batch.inputs),
         )
 
     def _beta(self, batch: TrainingBatch) -> float:

@@ -92,7 +92,7 @@ class JumpReLU(PenalisedMethod):
         pre = w.encode(x, selected, pairs, w.b_enc)
         threshold = thresholds[selected.latent]
         value = jump(pre, threshold, self.bandwidth)
-        reconstruction = w.decode(selected, value, pairs) + w.b_dec
+        reconstruction = w.decode(selected, value, pairs) + w.baseline(x)
         if self.tanh_scale is None:
             penalty = step(pre, threshold, self.bandwidth).sum()
         else:

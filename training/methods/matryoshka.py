@@ -82,7 +82,7 @@ class Matryoshka(MutualChoice):
         encoders = w.W_enc.T.split(self.bands)
         biases, decoders = w.b_enc.split(self.bands), w.W_dec.split(self.bands)
         value = torch.zeros_like(selected.value)
-        reconstruction, error = w.b_dec.expand_as(targets), targets
+        reconstruction, error = w.baseline(x).expand_as(targets), targets
         total, first = x.new_zeros(()), 0
         parts = zip(self.bands, encoders, biases, decoders, self.prefix_weights, strict=True)
         for band, W_enc, b_enc, W_dec, weight in parts:

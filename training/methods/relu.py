@@ -64,7 +64,7 @@ class ReLU(PenalisedMethod):
         selected = select_above(self.pre_activations(x), torch.zeros_like(w.b_enc))
         pairs = TransposedPairs.of(selected)
         value = encode_selected(x, w.W_enc, w.b_enc, w.input_bias, selected, pairs).relu()
-        reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.b_dec
+        reconstruction = decode_selected(selected, value, w.W_dec, pairs) + w.baseline(x)
         # What the codes are once the decoder's norms are folded in.
         codes = selected.with_value(value * self.decoder_norms()[selected.latent])
         return self.step_output(batch, codes, reconstruction, codes.value.sum())
@@ -75,9 +75,10 @@ class ReLU(PenalisedMethod):
         folded, norms = self.weights.fold(normalisation), self.decoder_norms()
         return Dictionary(
             "relu",
-            W_enc=folded["W_enc"] * norms,
-            b_enc=folded["b_enc"] * norms,
-            W_dec=folded["W_dec"] / norms.clamp_min(SMALLEST_NORM).unsqueeze(1),
-            b_dec=folded["b_dec"],
-            b_in=folded.get("b_in"),
+            **folded
+            | {
+                "W_enc": folded["W_enc"] * norms,
+                "b_enc": folded["b_enc"] * norms,
+                "W_dec": folded["W_dec"] / norms.clamp_min(SMALLEST_NORM).unsqueeze(1),
+            },
         )

@@ -88,14 +88,17 @@ class AutoencoderMethod(Method):
     @torch.no_grad()
     def begin_from(self, source: Dictionary, normalisation: Normalisation) -> list[str]:
         """Take over the weights; decoder rows are brought to norm one where they are held there."""
-        initial = InitialWeights.of(source, normalisation, autoencodes=self.weights.b_in is None)
+        w = self.weights
+        initial = InitialWeights.of(
+            source, normalisation, autoencodes=w.b_in is None, skip=w.W_skip is not None
+        )
         rescaled = False
         if self.unit_norm:
             norms = row_norms(initial.W_dec, self.summed_over)
             initial, rescaled = initial.with_unit_decoder(norms)
-        self.weights.begin_from(initial)
+        w.begin_from(initial)
         if self.start is not None:
-            self.start.copy_(self.weights.W_dec)
+            self.start.copy_(w.W_dec)
         return self.take_gate(initial, rescaled=rescaled)
 
     def take_gate(self, initial: InitialWeights, *, rescaled: bool) -> list[str]:
@@ -136,10 +139,10 @@ class AutoencoderMethod(Method):
         self, batch: TrainingBatch, selected: SparseCodes
     ) -> tuple[SparseCodes, Float[Tensor, "batch d_out"]]:
         """The codes of already selected pairs and the reconstruction of the targets."""
-        w = self.weights
+        w, x = self.weights, batch.inputs
         pairs = w.pairs_of(selected)
-        value = w.encode(batch.inputs, selected, pairs, w.b_enc).relu()
-        return selected.with_value(value), w.decode(selected, value, pairs) + w.b_dec
+        value = w.encode(x, selected, pairs, w.b_enc).relu()
+        return selected.with_value(value), w.decode(selected, value, pairs) + w.baseline(x)
 
     @torch.no_grad()
     def adjust_gradients(self) -> None:
@@ -178,7 +181,7 @@ def weights_of(settings: DictionarySettings, encoder_scale: float) -> Autoencode
     d_in, d_sae, n_layers = settings.d_in, settings.d_sae, settings.n_layers
     drawn: dict[str, Any] = {"seed": settings.seed, "encoder_scale": encoder_scale}
     if n_layers is None:
-        return AutoencoderWeights(d_in, d_sae, d_out=settings.d_out, **drawn)
+        return AutoencoderWeights(d_in, d_sae, d_out=settings.d_out, skip=settings.skip, **drawn)
     return CrossLayerWeights(d_in // n_layers, d_sae, n_layers, **drawn)
 
 

@@ -54,7 +54,7 @@ class CrossLayerWeights(AutoencoderWeights):
         self.W_dec = nn.Parameter(torch.randn(self.bounds[-1], d, generator=generator))
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(torch.zeros(n_layers * d))
-        self.b_in = None
+        self.b_in = self.W_skip = None
         for rows in self.by_latent(self.W_dec):
             normalise_rows(rows)
 

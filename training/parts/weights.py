@@ -64,7 +64,8 @@ class AutoencoderWeights(LearntWeights):
     """W_enc, b_enc, W_dec and b_dec with unit-norm decoder rows and an encoder tied at the start.
 
     With `d_out` what is written is another hook point than what is read: b_in is then apart from
-    b_dec, and the encoder's directions are drawn apart from the decoder's.
+    b_dec, and the encoder's directions are drawn apart from the decoder's. With `skip` a matrix
+    from input to output, zero at the start, learns what is linear beside the latents.
 
     The encoder is kept latent by latent, as `encoder_rows` [d_sae, d_in]: single latents are what
     the sparse kernels gather, and the fused optimizer copies a parameter that is not contiguous.
@@ -79,6 +80,7 @@ class AutoencoderWeights(LearntWeights):
         seed: int,
         encoder_scale: float = 1.0,
         d_out: int | None = None,
+        skip: bool = False,
     ):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -93,11 +95,17 @@ class AutoencoderWeights(LearntWeights):
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_in if d_out is None else d_out))
         self.b_in = None if d_out is None else nn.Parameter(torch.zeros(d_in))
+        self.W_skip = nn.Parameter(torch.zeros(len(self.b_dec), d_in)) if skip else None
 
     @property
     def input_bias(self) -> Float[Tensor, " d_in"]:
         """What is subtracted from the input: b_in, or b_dec where the two are one."""
         return self.b_dec if self.b_in is None else self.b_in
+
+    def baseline(self, inputs: Float[Tensor, "batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """What is reconstructed with no latent active: b_dec, and the affine skip where there is
+        one."""
+        return self.b_dec if self.W_skip is None else self.b_dec + inputs @ self.W_skip.T
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
@@ -113,6 +121,8 @@ class AutoencoderWeights(LearntWeights):
         self.b_dec.copy_(initial.b_dec)
         if self.b_in is not None and initial.b_in is not None:
             self.b_in.copy_(initial.b_in)
+        if self.W_skip is not None:
+            self.W_skip.copy_(torch.zeros(()) if initial.W_skip is None else initial.W_skip)
 
     def by_latent(self, decoder: Tensor) -> list[Tensor]:
         """A tensor like the decoder as matrices that have a row for a latent."""
@@ -137,7 +147,8 @@ class AutoencoderWeights(LearntWeights):
         Codes come to be in units of what is written, and decoder rows keep their norm. With s and μ
         scale and mean of the input, t and ν those of the output, and c the scale of the codes:
         W_enc → W_enc s / c, b_in → μ + b_in / s, b_enc (and every threshold) → b_enc / c,
-        W_dec → W_dec c / t, b_dec → ν + b_dec / t. One hook point written has c = t; a sparse
+        W_dec → W_dec c / t, b_dec → ν + b_dec / t, W_skip → W_skip s / t, whose product with μ is
+        taken off b_dec. One hook point written has c = t; a sparse
         autoencoder has s = t and μ = ν besides, so that both matrices stay as they are.
         """
         written, unit = normalisation.of_targets, normalisation.code_scale
@@ -150,6 +161,10 @@ class AutoencoderWeights(LearntWeights):
         }
         if self.b_in is not None:
             folded["b_in"] = normalisation.mean + self.b_in.detach() / normalisation.scale
+        if self.W_skip is not None:
+            outward = torch.as_tensor(written.scale).to(self.W_skip).reshape(-1, 1)
+            folded["W_skip"] = self.W_skip.detach() * normalisation.scale / outward
+            folded["b_dec"] = folded["b_dec"] - folded["W_skip"] @ normalisation.mean
         return folded
 
 
