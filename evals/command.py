@@ -36,6 +36,10 @@ SUITES = {
         "saelab.evals.steering.suite",
         "size and consistency of a latent's effect on the logits in arbitrary contexts",
     ),
+    "replacement": (
+        "saelab.evals.replacement.suite",
+        "a set of dictionaries spliced into one pass, such as a transcoder for each layer",
+    ),
     "compare": (
         "saelab.evals.compare.suite",
         "training methods in one report, from what the other suites say (or `saelab compare`)",

@@ -35,6 +35,7 @@ cache      commands.cache           write a language model's activations to disk
 synthetic  commands.synthetic       write an activation cache of planted features with known answers
 import     commands.import_dictionary open a dictionary that another library saved
 train      training.command         train dictionaries on a cache, or on the stream
+finetune   training.finetune_command train dictionaries on by what splicing them costs the model
 tune       training.tune            find a method's settings, and write them as a recipe
 eval       evals.command            judge saved dictionaries
 report     commands.report          write the page of an evaluation result again

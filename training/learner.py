@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -112,26 +113,36 @@ class Learner:
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, as named tensors."""
         state = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
-        for name, parameter in self.method.named_parameters():
-            moments: dict[str, Any] = self.optimizer.state.get(parameter, {})
-            state |= {f"optimizer.{name}.{key}": tensor for key, tensor in moments.items()}
-        return state
+        return state | moments_of(dict(self.method.named_parameters()), self.optimizer)
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on exactly where `state` was taken."""
         prefix = "method."
         of_method = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
         self.method.load_state_dict({n.removeprefix(prefix): t for n, t in of_method.items()})
-        for name, parameter in self.method.named_parameters():
-            prefix = f"optimizer.{name}."
-            moments = {
-                key.removeprefix(prefix): tensor
-                for key, tensor in state.items()
-                if key.startswith(prefix)
-            }
-            self.optimizer.state[parameter] = {
-                key: _laid_out_like(parameter, tensor) for key, tensor in moments.items()
-            }
+        restore_moments(dict(self.method.named_parameters()), self.optimizer, state)
+
+
+def moments_of(named: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state of each named tensor, as named tensors."""
+    return {
+        f"optimizer.{name}.{key}": tensor
+        for name, parameter in named.items()
+        for key, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_moments(
+    named: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
+) -> None:
+    """Give an optimizer the state that `moments_of` took."""
+    for name, parameter in named.items():
+        prefix = f"optimizer.{name}."
+        optimizer.state[parameter] = {
+            key.removeprefix(prefix): _laid_out_like(parameter, tensor)
+            for key, tensor in state.items()
+            if key.startswith(prefix)
+        }
 
 
 def _require_memory(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 
@@ -40,8 +42,108 @@ ActivationStream = CacheStream | ErrorStream | ModelStream
 """Endless sources of shuffled rows with one interface, saved and restored exactly."""
 
 
-class TrainingLoop:
-    """The steps of a run from wherever it stands to its end.
+@runtime_checkable
+class LoopSettings(Protocol):
+    """What a loop is told by the settings of its run."""
+
+    @property
+    def out(self) -> Path:
+        """Folder of the run."""
+        ...
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the run."""
+        ...
+
+    @property
+    def batch_rows(self) -> int:
+        """What the progress bar counts in a step."""
+        ...
+
+    @property
+    def log_every_steps(self) -> int:
+        """Steps between lines of metrics."""
+        ...
+
+    @property
+    def checkpoint_every_steps(self) -> int:
+        """Steps between checkpoints."""
+        ...
+
+
+class Loop(ABC):
+    """The steps of a run from wherever it stands to its end, whatever a step is.
+
+    Args:
+        config: how many steps, and when to log and save.
+        save: writes a checkpoint of the run after the given number of steps.
+        step: steps taken already.
+        unit: what `batch_rows` of the settings counts.
+    """
+
+    def __init__(
+        self,
+        config: LoopSettings,
+        save: Callable[[int], None],
+        step: int,
+        unit: str = "tokens",
+    ):
+        self._settings, self.save, self.step, self._unit = config, save, step, unit
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Stopped: a signal asked for it; a checkpoint was written.
+            ActivationError: a row or a loss is not finite; the last checkpoint is untouched.
+        """
+        config = self._settings
+        keep_freed_memory()
+        with (
+            stop_on_signals() as stop,
+            progress_bar(
+                config.n_steps * config.batch_rows,
+                "training",
+                self._unit,
+                self.step * config.batch_rows,
+            ) as bar,
+        ):
+            while self.step < config.n_steps:
+                outputs = self._take_step()
+                bar.update(config.batch_rows)
+                last = self.step == config.n_steps
+                if last or self.step % config.log_every_steps == 0:
+                    bar.set_postfix_str(self._log_step(outputs))
+                if last or stop or self.step % config.checkpoint_every_steps == 0:
+                    self._check_finite_weights()
+                    self.save(self.step)
+                self._stop_if_asked(stop, last)
+
+    def _stop_if_asked(self, stop: StopRequest, last: bool) -> None:
+        if stop and not last:
+            config = self._settings
+            raise Stopped(
+                f"stopped by {stop.signal_name} after step {self.step} of {config.n_steps}; a "
+                f"checkpoint is saved in {config.out}: continue with --resume",
+                stop.signal_name,
+            )
+
+    @abstractmethod
+    def _take_step(self) -> Any:
+        """Take the next step and count it; what `_log_step` is to be told of it."""
+
+    @abstractmethod
+    def _log_step(self, outputs: Any) -> str:
+        """Write a line to every log; what the progress bar shows."""
+
+    @abstractmethod
+    def _check_finite_weights(self) -> None:
+        """Never let a checkpoint of broken weights replace a good one."""
+
+
+class TrainingLoop(Loop):
+    """The steps of learners on a stream.
 
     Args:
         stream: of activations, positioned where the run stands.
@@ -61,35 +163,12 @@ class TrainingLoop:
         *,
         step: int = 0,
     ):
+        super().__init__(config, save, step)
         self.config, self.stream, self.learners, self.logs = config, stream, learners, logs
-        self.save, self.step = save, step
         self.device = next(learners[0].method.parameters()).device
         self.parts = parts_of(stream, config.layers, self.device)
         self._since_log = _Stopwatch(self.device)
         self._first_losses: dict[str, float | None] = {}
-
-    def run(self) -> None:
-        """Train to the end.
-
-        Raises:
-            Stopped: a signal asked for it; a checkpoint was written.
-            ActivationError: a row or a loss is not finite; the last checkpoint is untouched.
-        """
-        config, total = self.config, self.config.n_steps * self.config.batch_rows
-        keep_freed_memory()
-        with (
-            stop_on_signals() as stop,
-            progress_bar(total, "training", "tokens", self.step * config.batch_rows) as bar,
-        ):
-            while self.step < config.n_steps:
-                outputs = self._take_step()
-                bar.update(config.batch_rows)
-                last = self.step == config.n_steps
-                if last or self.step % config.log_every_steps == 0:
-                    bar.set_postfix_str(self._log_step(outputs))
-                if last or stop or self.step % config.checkpoint_every_steps == 0:
-                    self._save_if_finite()
-                self._stop_if_asked(stop, last)
 
     def _take_step(self) -> list[StepOutput]:
         rows = self.stream.next_batch()
@@ -137,13 +216,11 @@ class TrainingLoop:
             "%s: %s: training diverged or learnt nothing; lower its learning rate", name, problem
         )
 
-    def _save_if_finite(self) -> None:
-        """Never let a checkpoint of broken weights replace a good one."""
+    def _check_finite_weights(self) -> None:
         for learner in self.learners:
             broken = learner.first_not_finite()
             if broken is not None:
                 self._give_up(learner, f"{broken} is not finite after step {self.step}")
-        self.save(self.step)
 
     def _check_finite(self, learner: Learner, output: StepOutput) -> None:
         for name, loss in output.losses.items():
@@ -156,14 +233,6 @@ class TrainingLoop:
             f"{learner.spec.name}: {reason}; the last checkpoint is untouched: start over with a "
             "lower --optimizer.learning-rate"
         )
-
-    def _stop_if_asked(self, stop: StopRequest, last: bool) -> None:
-        if stop and not last:
-            raise Stopped(
-                f"stopped by {stop.signal_name} after step {self.step} of {self.config.n_steps}; a "
-                f"checkpoint is saved in {self.config.out}: continue with --resume",
-                stop.signal_name,
-            )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from saelab.formats.files import TEMPORARY_SUFFIX, hash_of, remove_leftovers
 from saelab.formats.run import DICTIONARIES_FOLDER, RUN_FILE, RunManifest, read_run
 from saelab.model.identity import model_mismatch
 
-from .config import TrainConfig, without_freeze_decoder
+from .config import without_freeze_decoder
+from .loop import LoopSettings
 
 METRICS_FILE = "metrics.jsonl"
 PAGE_FILE = "training.html"
@@ -40,11 +41,12 @@ def deciding_settings(plain: dict[str, Any]) -> dict[str, Any]:
     if plain.get("cache") is not None:
         unread |= set(ONLY_WITHOUT_CACHE)
     kept = {key: value for key, value in plain.items() if key not in unread}
-    kept["options"] = {name: plain["options"].get(name, {}) for name in plain["methods"]}
+    if "options" in plain:
+        kept["options"] = {name: plain["options"].get(name, {}) for name in plain["methods"]}
     return flat(kept)
 
 
-def check_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> RunManifest | None:
+def check_folder(config: LoopSettings, *, resume: bool, overwrite: bool) -> RunManifest | None:
     """Make sure that `config.out` is free, or is to be resumed or replaced; touch nothing.
 
     Returns:
@@ -62,7 +64,7 @@ def check_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> RunMa
     exists = (out / RUN_FILE).exists()
     if exists and resume:
         run = read_run(out)
-        _check_same_settings(run, to_plain(config))
+        _check_same_settings(run, to_plain(config), to_plain(type(config)()))
         return run
     foreign = _foreign_entries(out)
     if foreign:
@@ -119,18 +121,18 @@ def _foreign_entries(out: Path) -> list[str]:
     )
 
 
-def _check_same_settings(run: RunManifest, plain: dict[str, Any]) -> None:
-    if not {"methods", "options"} <= set(run.config) or not run.settings_hash:
+def _check_same_settings(run: RunManifest, plain: dict[str, Any], defaults: dict[str, Any]) -> None:
+    if not ({"methods", "options"} & plain.keys()) <= run.config.keys() or not run.settings_hash:
         raise ArtifactError(
             f"{run.path} lacks fields of a run's record: start over with --overwrite"
         )
     old, new = deciding_settings(run.config), deciding_settings(plain)
     # A setting that a newer saelab added had its default before.
-    defaults = flat(to_plain(TrainConfig()))
+    defaults = flat(defaults)
     differing = sorted(key for key in old | new if old.get(key, defaults.get(key)) != new.get(key))
-    if (run.config.get("init_from") is None) != (plain["init_from"] is None):
+    if (run.config.get("init_from") is None) != (plain.get("init_from") is None):
         differing.append("init_from")
-    if differing == ["n_tokens"]:
+    if differing == ["n_tokens"] and "options" in plain:
         if steps_of(plain) > steps_of(run.config):
             return
         raise ConfigError(

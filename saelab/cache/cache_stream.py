@@ -96,8 +96,8 @@ class CacheStream:
 
     def provenance(self, site: Site | None = None) -> dict[str, Any]:
         """What a dictionary trained on this stream was made from, or on a part of its site."""
-        aligned = isinstance(self.cache, AlignedCaches)
-        return self.cache.provenance(site) if aligned else self.cache.provenance()
+        cache = self.cache
+        return cache.provenance(site) if isinstance(cache, AlignedCaches) else cache.provenance()
 
     def next_batch(self) -> ActivationBatch:
         """The next `batch_rows` rows: float32 activations, and gradients where asked for.

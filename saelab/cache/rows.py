@@ -62,7 +62,9 @@ def select_rows(
         ActivationError: an activation is NaN or infinite.
     """
     tokens = tokens.to(activations.device)
-    norms = torch.linalg.vector_norm(activations, dim=-1, dtype=torch.float32)
+    norms = torch.linalg.vector_norm(
+        activations, dim=-1, dtype=torch.promote_types(activations.dtype, torch.float32)
+    )
     _require_finite(activations, norms, first_context)
     first = torch.zeros_like(tokens, dtype=torch.bool)
     first[:, 0] = True

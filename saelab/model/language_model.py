@@ -268,13 +268,14 @@ class LanguageModel:
         self.require_next_token("gradients of the loss")
         return self._loss_gradients.at(self._checked(tokens), hook_points)
 
-    @torch.no_grad()
     def run(
         self,
         tokens: Int[Tensor, "batch seq"],
         splice: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
         *,
         capture: Sequence[str] = (),
+        into: dict[str, Tensor] | None = None,
+        gradients: bool = False,
     ) -> ModelOutput:
         """A full forward pass, optionally with activations replaced or kept on the way.
 
@@ -282,6 +283,9 @@ class LanguageModel:
             splice: hook point -> function from the activation [batch seq d_in] (model dtype) to
                 its replacement of the same shape (any dtype).
             capture: hook points whose activations are given back; none that is spliced.
+            into: what they are put into as the pass comes to them, for a splice that comes later.
+                None: a dictionary of their own.
+            gradients: keep the autograd graph from what the splice returns to losses and logits.
 
         Raises:
             ModelError: as for `capture`; or a hook point whose replacement would not reach all
@@ -293,11 +297,12 @@ class LanguageModel:
         for name, change in (splice or {}).items():
             self.require_spliceable(name)
             visits[name] = partial(_replaced, name, change)
-        kept: dict[str, Tensor] = {}
+        kept: dict[str, Tensor] = {} if into is None else into
         visits |= keeping(kept, capture)
-        logits = self._forward.run(tokens, visits)
-        assert logits is not None
-        return ModelOutput(logits, next_token_loss(logits, tokens), kept)
+        with torch.set_grad_enabled(gradients):
+            logits = self._forward.run(tokens, visits)
+            assert logits is not None
+            return ModelOutput(logits, next_token_loss(logits, tokens), kept)
 
     @torch.no_grad()
     def last_logits(

@@ -1,0 +1,1 @@
+"""What replacing all that a set of dictionaries writes costs the model."""
