@@ -183,8 +183,8 @@ def spliced_figures(
         total = total + reconstruction_weight * torch.stack(of_each).mean()
     if not bool(total.isfinite()):
         raise ActivationError(
-            f"the loss is {float(total.detach())}: the last checkpoint is untouched; start over with "
-            "a lower --optimizer.learning-rate"
+            f"the loss is {float(total.detach())}: the last checkpoint is untouched; start over "
+            "with a lower --optimizer.learning-rate"
         )
     clean_loss = float(batch.of_text(clean.loss).mean())
     l0s = tuple(l0[index] for index in range(len(sites)))

@@ -256,6 +256,11 @@ class Part:
         return TrainingBatch(inputs, targets, gradients, step=step, normalisation=normalisation)
 
 
+def normalisation_of(stream: ActivationStream, device: torch.device) -> Normalisation:
+    """The normalisation of a stream of one part; see `parts_of`."""
+    return parts_of(stream, (), device)[None].normalisation
+
+
 def parts_of(
     stream: ActivationStream, layers: Sequence[int], device: torch.device
 ) -> dict[int | None, Part]:

@@ -39,7 +39,7 @@ from .config import DictionarySpec, TrainConfig
 from .initial import load_source
 from .interface import Normalisation
 from .learner import Learner
-from .loop import ActivationStream, TrainingLoop, parts_of
+from .loop import ActivationStream, TrainingLoop, normalisation_of, parts_of
 from .run_folder import (
     CHECKPOINT_FOLDER,
     METRICS_FILE,
@@ -325,8 +325,7 @@ class TrainingRun:
             d_sae=self.config.d_sae,
             site=self.config.site,
         )
-        normalisation = parts_of(self.stream, (), self.device)[None].normalisation
-        changes = {}
+        normalisation, changes = normalisation_of(self.stream, self.device), {}
         for learner in self.learners:
             name = learner.spec.name
             try:

@@ -125,7 +125,6 @@ def step(arguments: argparse.Namespace) -> dict[str, Any]:
         rows,
         gradients,
         step=clock.steps,
-        tokens_seen=0,
         normalisation=normalisation,
     )
     l0 = mean_l0(learner.method.losses(batch).codes)
