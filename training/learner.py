@@ -164,6 +164,21 @@ def _require_memory(
         )
 
 
+def require_memory_to_calibrate(n_rows: int, d_in: int) -> None:
+    """Refuse rows for thresholds that memory cannot hold, before a run that would end with them.
+
+    Raises:
+        ResourceError: they are too many.
+    """
+    # As they are read, normalised, and once between.
+    needed, there = 3 * 4 * n_rows * d_in, memory_of(torch.device("cpu"))
+    if there is not None and needed > there:
+        raise ResourceError(
+            f"{n_rows:,} rows of width {d_in:,}, which thresholds are fitted to, take "
+            f"{needed / 1e9:,.0f} GB, and there are {there / 1e9:,.0f} GB: lower --calibration-rows"
+        )
+
+
 class StepClock:
     """How long steps take: on a GPU by events in its queue, since launching is not computing."""
 

@@ -38,8 +38,9 @@ from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, saved_step
 from .config import DictionarySpec, TrainConfig
 from .initial import load_source
 from .interface import Normalisation
-from .learner import Learner
+from .learner import Learner, require_memory_to_calibrate
 from .loop import ActivationStream, TrainingLoop, normalisation_of, parts_of
+from .methods import METHODS
 from .run_folder import (
     CHECKPOINT_FOLDER,
     METRICS_FILE,
@@ -219,6 +220,8 @@ def build_learners(
     n_layers = len(config.reads) if config.cross_layer else None
     if n_layers is not None:
         _require_one_width(stream)
+    if any(METHODS[name].needs_calibration for name in config.methods):
+        require_memory_to_calibrate(config.calibration_rows, stream.d_in)
     return [
         Learner.build(
             spec,

@@ -18,8 +18,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from saelab.dictionary.site import Site
-from saelab.errors import ActivationError, ConfigError
+from saelab.errors import ActivationError, ConfigError, ResourceError
 from saelab.formats.files import hash_of
+from saelab.memory import memory_of
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.text.contexts import describe_text
@@ -51,6 +52,7 @@ class ModelStream:
 
     Raises:
         ConfigError: settings that do not fit; all of them are named.
+        ResourceError: the pool is larger than memory.
         TextError: there is no such text.
     """
 
@@ -99,6 +101,13 @@ class ModelStream:
         if config.gradients:
             widths["gradients"] = sum(self._widths["targets"])
         dtype = DTYPES[config.cache_dtype]
+        needed = pool_rows * sum(widths.values()) * dtype.itemsize
+        there = memory_of(torch.device("cpu"))
+        if there is not None and needed > there:
+            raise ResourceError(
+                f"a pool of {pool_rows:,} rows at {self.site} takes {needed / 1e9:,.0f} GB, and "
+                f"there are {there / 1e9:,.0f} GB: lower --stream-pool-rows, or make a cache first"
+            )
         self._pool = {
             name: torch.empty(pool_rows, width, dtype=dtype) for name, width in widths.items()
         }

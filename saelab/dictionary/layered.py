@@ -1,4 +1,4 @@
-"""Dictionaries over several layers that are larger than memory, of which one layer is held at once.
+"""Dictionaries over several layers, of which one layer is held at once: large or trained ones.
 
 As one dictionary a cross-layer transcoder has an encoder of one block for each layer and a decoder
 that is a block triangle, and more than half of both is zeros. Layer by layer it is a dictionary
@@ -66,9 +66,9 @@ class LayeredDictionary(Dictionary):
             ConfigError: always.
         """
         raise ConfigError(
-            f"this dictionary of {self.n_layers} layers is larger than memory and opened a layer "
-            "at a time, and what was asked for needs its whole matrices at once: it has `saelab "
-            "eval core`, `saelab info`, and in Python encode, decode and decoder_rows"
+            f"this dictionary of {self.n_layers} layers is opened a layer at a time, and what was "
+            "asked for needs its whole matrices at once: it has `saelab eval core`, `saelab info`, "
+            "`saelab export --to circuit-tracer`, and in Python encode, decode and decoder_rows"
         )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -352,3 +352,27 @@ def test_one_larger_than_memory_is_refused_before_it_is_made(layer_caches, tmp_p
         train(config_of(layer_caches, tmp_path / "run"))
     monkeypatch.setattr(learner, "memory_of", lambda device: 64 * 32 * 5 // 2 * 16)
     train(config_of(layer_caches, tmp_path / "run", n_tokens=512))
+
+
+@pytest.mark.parametrize(
+    ("module", "changes", "message"),
+    [
+        (
+            "saelab.training.learner",
+            {"methods": ("batch_topk",)},
+            r"2,048 rows .* --calibration-rows",
+        ),
+        ("saelab.cache.model_stream", {"cache": None}, r"takes .* GB.* --stream-pool-rows"),
+    ],
+)
+def test_rows_larger_than_memory_are_refused_before_the_run(
+    layer_caches, tiny_harvest, tmp_path, monkeypatch, module, changes, message
+):
+    import importlib
+
+    stream = dataclasses.replace(tiny_harvest, gradients=False)
+    config = config_of(layer_caches, tmp_path / "run", stream=stream, **changes)
+    monkeypatch.setattr(importlib.import_module(module), "memory_of", lambda device: 100_000)
+    with pytest.raises(ResourceError, match=message):
+        train(config)
+    assert not (tmp_path / "run" / "run.json").exists()
