@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Thread
@@ -164,24 +164,32 @@ def open_labels(store: FeatureStore) -> LabelBook:
 
 def all_labels(store: FeatureStore) -> Sequence[Label]:
     """Every label and explanation; none where the file is damaged, and the page says so."""
+    return _labels(store)[0]
+
+
+def label_texts(store: FeatureStore) -> Mapping[int, str]:
+    """The label of every feature that has one; see `one_each`."""
+    return _labels(store)[1]
+
+
+def _labels(store: FeatureStore) -> tuple[Sequence[Label], Mapping[int, str]]:
     try:
         book = open_labels(store)
         made_from = store.manifest["made_from"]["dictionary_hash"]
-        return _read_labels(book.path, made_from, store.n_features) if book.path.exists() else ()
+        if book.path.exists():
+            return _read_labels(book.path, made_from, store.n_features)
     except ArtifactError as error:
         show_problem(str(error))
-        return ()
+    return (), {}
 
 
 @once_per_state(32)
-def _read_labels(path: Path, dictionary: str, n_features: int) -> Sequence[Label]:
+def _read_labels(
+    path: Path, dictionary: str, n_features: int
+) -> tuple[Sequence[Label], Mapping[int, str]]:
     """Thousands of explanations take a while."""
-    return tuple(LabelBook(path, dictionary, n_features).all())
-
-
-def label_texts(store: FeatureStore) -> dict[int, str]:
-    """The label of every feature that has one; see `one_each`."""
-    return {feature: label.text for feature, label in one_each(all_labels(store)).items()}
+    labels = tuple(LabelBook(path, dictionary, n_features).all())
+    return labels, {feature: label.text for feature, label in one_each(labels).items()}
 
 
 def staleness_of(store: FeatureStore, entry: DictionaryEntry) -> str | None:
@@ -214,9 +222,9 @@ def feature_link(
     )
 
 
-def feature_href(feature: int, dictionary: DictionaryEntry | None = None) -> str:
+def feature_href(feature: int, dictionary: DictionaryEntry | None = None, **more: str) -> str:
     """Address of a feature's page, for links in HTML."""
-    return "feature?" + urlencode(link_params(dictionary, f=str(feature)))
+    return "feature?" + urlencode(link_params(dictionary, f=str(feature), **more))
 
 
 def go_to_feature(feature: int, entry: DictionaryEntry) -> None:

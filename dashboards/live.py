@@ -7,6 +7,7 @@ refused in words.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ class LivePage:
     store: FeatureStore
     session: LiveSession
     numbers: FeatureNumbers
-    labels: dict[int, str]
+    labels: Mapping[int, str]
 
     def href(self, feature: int) -> str:
         """Address of a feature's page."""

@@ -62,6 +62,8 @@ WHERE = {
 }
 FIRST_SCORE = "detection score"
 """Shown of explanations that have it; others when they are asked for."""
+FOLDED = ("show", "from", "to", "by", "score", "least")
+"""Parameters of the address whose boxes are shown when they are set."""
 ANY, NO_SCORE = "by any method", "any or none"
 PERCENTS = {density: percent(density) for density in DENSITIES}
 
@@ -94,9 +96,7 @@ def render() -> None:
 
 def _draw_filter(labels: Sequence[Label]) -> tuple[FeatureFilter, Sequence[Label], str]:
     """Draw the boxes; returns the filter, the labels that count, and where a search looks."""
-    search, where, show, sort, direction = st.columns(
-        [4, 2.2, 1.6, 2, 1.4], vertical_alignment="bottom"
-    )
+    search, where = st.columns([3, 1], vertical_alignment="bottom")
     query = url_state.widget(
         search.text_input,
         "Search",
@@ -114,9 +114,12 @@ def _draw_filter(labels: Sequence[Label]) -> tuple[FeatureFilter, Sequence[Label
         where.selectbox, "Search by", WHERE, param="in", on_change=_query_changed
     )
     methods = [ANY, *sorted({label.method for label in labels})]
-    low, high, explained, score, least = st.columns(
-        [1.5, 1.5, 2.2, 2, 1.4], vertical_alignment="bottom"
-    )
+    # Folded, so that a phone shows features and not boxes.
+    with st.expander("Filters and order", expanded=any(p in st.query_params for p in FOLDED)):
+        show, low, high, sort, direction = st.columns(
+            [1.6, 1.5, 1.5, 2, 1.4], vertical_alignment="bottom"
+        )
+        explained, score, least = st.columns([2.2, 2, 1.4], vertical_alignment="bottom")
     method, asked, at_least = ANY, NO_SCORE, 0.0
     if labels:
         first: dict[str, Any] = {"on_change": _to_first_page}

@@ -28,20 +28,19 @@ from ..widgets.explanations import by_prominence, definitions_html, explanation_
 from ..widgets.feature_html import (
     NEIGHBOUR_LISTS,
     ExampleView,
+    charts_html,
     counted,
     distinct,
     examples_html,
     feature_html,
     feature_json,
     group_heading,
-    logit_tables,
     number_strip,
     provenance_table,
 )
 from ..widgets.feature_table import about
-from ..widgets.figures import activation_histogram, logit_histogram
-from ..widgets.html_tables import link_list
-from ..widgets.page_parts import FEATURE_PAGE, plain, run_page, show_figure, show_note, show_problem
+from ..widgets.html_tables import link_columns, link_row
+from ..widgets.page_parts import FEATURE_PAGE, plain, run_page, show_note, show_problem
 from ..widgets.token_html import short_label, token_row, tokens_page, visible, visible_text
 from ..widgets.try_text import try_text
 
@@ -94,9 +93,10 @@ def render() -> None:
                 f"Feature {feature} was never active on the {store.n_tokens:,} {counted(store)} "
                 "counted. What its weights alone say is below."
             )
-        st.html(number_strip(record, of_rows=counted(store) == "rows"))
-        _show_charts(record, store)
-    _show_neighbours(record, store)
+        logits = store.manifest.get("logit_lens") or "No logits: none were computed."
+        strip = number_strip(record, of_rows=counted(store) == "rows")
+        st.html(strip + charts_html(record, counted(store), logits))
+    _show_neighbours(entry, record, store)
     if book is not None:
         _show_label_forms(feature, book, note)
     with st.expander("Provenance"):
@@ -170,19 +170,16 @@ def _draw_steps(row: Any, entry: DictionaryEntry, store: FeatureStore, feature: 
     alive = np.flatnonzero(store.table()["n_active"] > 0)
     others = alive[alive != feature].tolist() or [feature]
     kept = {param: st.query_params[param] for param in KEPT if param in st.query_params}
-    with row.container(horizontal=True, width="content"):
+    links = [
+        (label, context.feature_href(target, entry, **kept) if 0 <= target <= last else None)
+        for last in [store.n_features - 1]
         for label, target in (
             ("← Previous", feature - 1),
             ("Next →", feature + 1),
             ("Random", random.choice(others)),
-        ):
-            inside = min(max(target, 0), store.n_features - 1)
-            st.page_link(
-                FEATURE_PAGE,
-                label=label,
-                disabled=inside != target,
-                query_params=context.link_params(entry, f=str(inside), **kept),
-            )
+        )
+    ]
+    row.html(link_row(links))
 
 
 @st.fragment
@@ -305,33 +302,12 @@ def _show_sharing(
         )
 
 
-def _show_charts(record: FeatureRecord, store: FeatureStore) -> None:
-    left, middle, right = st.columns(3)
-    with left:
-        linear = st.session_state.get("feature_linear", False)
-        chart = activation_histogram(record, counted(store), log_counts=not linear)
-        if chart is not None:
-            show_figure(chart, "activations")
-            st.toggle("Linear counts", key="feature_linear")
-    lens = record.logit_lens
-    with middle:
-        if lens is not None:
-            show_figure(logit_histogram(lens), "logits")
-    with right:
-        st.markdown("##### Logits")
-        if lens is None:
-            show_note(f"No logits: {store.manifest.get('logit_lens') or 'none were computed'}.")
-        else:
-            st.html(logit_tables(lens))
-            st.caption(plain(store.manifest.get("logit_lens") or ""))
-
-
 @st.fragment
 def _show_examples(entry: DictionaryEntry, feature: int, maximum: float, steps: Any) -> None:
     """Draw the chosen list; changing it draws nothing else again but the steps, which keep it."""
     st.header("Examples")
     store = context.require_store(entry)
-    chosen, window, view = _draw_controls(of_rows=counted(store) == "rows")
+    chosen, window, view = _draw_controls(entry, of_rows=counted(store) == "rows")
     _draw_steps(steps, entry, store, feature)
     record = store.feature(feature, WINDOWS[window])
     _show_context(store, feature, view)
@@ -352,7 +328,7 @@ def _show_examples(entry: DictionaryEntry, feature: int, maximum: float, steps: 
         _show_list(record.random_silent, maximum, view)
 
 
-def _draw_controls(*, of_rows: bool) -> tuple[str, str, ExampleView]:
+def _draw_controls(entry: DictionaryEntry, *, of_rows: bool) -> tuple[str, str, ExampleView]:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         control = st.segmented_control
         chosen = url_state.choice(control, "List", list(LISTS), param="tab", required=True)
@@ -381,7 +357,7 @@ def _draw_controls(*, of_rows: bool) -> tuple[str, str, ExampleView]:
         own_scale=own_scale,
         folders=context.run_index().roots,
         of_rows=of_rows,
-        href=context.feature_href,
+        href=lambda feature: context.feature_href(feature, entry),
         context_href=None if of_rows else _context_href,
     )
     return chosen, window, view
@@ -435,24 +411,27 @@ def _show_list(
         st.caption(f"{hidden} repeated windows are hidden.")
 
 
-def _show_neighbours(record: FeatureRecord, store: FeatureStore) -> None:
+def _show_neighbours(entry: DictionaryEntry, record: FeatureRecord, store: FeatureStore) -> None:
     st.header("Neighbours")
     table, labels = store.table(), context.label_texts(store)
-    lists = NEIGHBOUR_LISTS.items()
-    for column, (title, (definition, field)) in zip(st.columns(4), lists, strict=True):
-        with column:
-            st.markdown(f"##### {title}")
-            st.caption(plain(definition))
-            items = [
+
+    def listed(title: str, definition: str, field: str) -> tuple[str, str, list[Any]]:
+        near = getattr(record, field)[:MOST_NEIGHBOURS]
+        on = ("" if n.n_both is None else f" on {n.n_both:,} {counted(store)}" for n in near)
+        return (
+            title,
+            definition,
+            [
                 (
-                    context.feature_href(near.feature),
-                    f"{near.feature} · {near.value:.2f}"
-                    + ("" if near.n_both is None else f" on {near.n_both:,} {counted(store)}"),
-                    about(table, labels, near.feature),
+                    context.feature_href(n.feature, entry),
+                    f"{n.feature} · {n.value:.2f}{where}",
+                    about(table, labels, n.feature),
                 )
-                for near in getattr(record, field)[:MOST_NEIGHBOURS]
-            ]
-            st.html(link_list(items))
+                for n, where in zip(near, on, strict=True)
+            ],
+        )
+
+    st.html(link_columns([listed(title, *kind) for title, kind in NEIGHBOUR_LISTS.items()]))
 
 
 def _show_label_forms(feature: int, book: LabelBook, note: Note | None) -> None:

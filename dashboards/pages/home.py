@@ -4,17 +4,23 @@ from __future__ import annotations
 
 __package__ = "saelab.dashboards.pages"
 
+import os
+import shlex
 from urllib.parse import urlencode
 
 import streamlit as st
 
 from .. import context
 from ..run_index import DictionaryEntry, RunEntry
-from ..widgets.feature_table import about, curated_features
+from ..widgets.feature_table import about, best_explained, curated_features
 from ..widgets.html_tables import link_list
 from ..widgets.page_parts import plain, run_page, show_note, show_problem
 
 FACTS = {"method": "method", "features": "d_sae", "L0": "l0", "FVU": "fvu", "dead": "dead"}
+SUITES_TO_BEGIN_WITH = {
+    "core": "measure its error, sparsity and loss recovered",
+    "steering": "measure what its features cause",
+}
 HOW_TO_READ = """
 A **dictionary** (sparse autoencoder) writes every activation of the language model as a sum of a
 few **features**. A feature's page answers three questions.
@@ -45,6 +51,7 @@ def render() -> None:
         )
     if entry is not None:
         _show_curated(entry)
+        _show_next(entry)
     if index.runs:
         st.header("Runs")
         for number, run in enumerate(index.runs):
@@ -104,7 +111,10 @@ def _show_curated(entry: DictionaryEntry) -> None:
         return
     store = context.open_store(entry.store_path)
     table, labels = store.table(), context.label_texts(store)
-    groups = curated_features(store)
+    best = best_explained(context.all_labels(store))
+    groups = [*([best] if best else []), *curated_features(store)]
+    if groups:
+        _show_tour(entry, groups[0].features[0])
     st.header("Features to begin with")
     st.caption(
         f"From {plain(entry.name)}, chosen from the numbers of its {store.n_features:,} features; "
@@ -124,6 +134,46 @@ def _show_curated(entry: DictionaryEntry) -> None:
                 for f in group.features
             ]
             st.html(link_list(items))
+
+
+def _show_tour(entry: DictionaryEntry, feature: int) -> None:
+    """Two minutes with one feature, step by step."""
+    st.header("A tour of one feature")
+    page = context.feature_href(feature, entry)
+    steer = f"steer?{urlencode(context.link_params(entry, f1=str(feature)))}"
+    steps = (
+        (page, "1. Guess", "read its strongest contexts: what do the coloured tokens share?"),
+        (f"{page}&tab=Random", "2. Doubt", "does the guess hold on contexts drawn at random?"),
+        (f"{page}&tab=Near+misses", "3. Border", "where is it silent, though a neighbour fires?"),
+        (
+            f"{page}&text=",
+            "4. Try",
+            "type a text that should make it fire, and one that should not",
+        ),
+        (steer, "5. Cause", "write with it turned up: does the text turn to what was guessed?"),
+        (page, "6. Say", "write the label at the end of its page; it stays beside the store"),
+    )
+    st.html(link_list(steps))
+
+
+def _show_next(entry: DictionaryEntry) -> None:
+    """Commands for what is not there yet, each with a button that copies."""
+    if entry.folder is None or entry.problem is not None:
+        return
+    where = shlex.quote(os.path.relpath(entry.folder))
+    wanted = {"read its features into a store": None if entry.store_path else "features"}
+    if entry.store_path is not None and not context.all_labels(
+        context.open_store(entry.store_path)
+    ):
+        wanted["say in words what its features stand for"] = "explain"
+    for suite, purpose in SUITES_TO_BEGIN_WITH.items():
+        wanted[purpose] = None if suite in entry.evaluations else f"eval {suite}"
+    missing = {purpose: command for purpose, command in wanted.items() if command}
+    if missing:
+        st.header("What to run next")
+    for purpose, command in missing.items():
+        st.caption(f"To {purpose}:")
+        st.code(f"saelab {command} {where}", language=None, wrap_lines=True)
 
 
 def _counted(number: int, singular: str, plural: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __package__ = "saelab.dashboards.pages"
 
+from collections.abc import Callable
+from functools import lru_cache
 from html import escape
 from typing import Any
 
@@ -11,19 +13,25 @@ import numpy as np
 import streamlit as st
 
 from saelab.features.query import HELP
+from saelab.features.reader import FeatureStore
 
 from .. import url_state
 from ..context import (
-    feature_link,
+    feature_href,
     go_to_feature,
     label_texts,
     require_dictionary,
     require_store,
 )
+from ..run_index import DictionaryEntry
 from ..widgets.feature_html import percent
-from ..widgets.feature_table import about
+from ..widgets.feature_table import about, map_regions
 from ..widgets.figures import feature_map
-from ..widgets.page_parts import plain, run_page, show_figure, show_note
+from ..widgets.html_tables import link_list
+from ..widgets.page_parts import csv_text, plain, run_page, show_figure, show_note
+
+MOST_LISTED = 40
+"""Selected features that the page lists; the file has all."""
 
 
 def render() -> None:
@@ -61,12 +69,39 @@ def render() -> None:
         ],
         lit=lit and (lit[0], lit[1][shown]),
         method=map_method(store.manifest.get("map") or {}),
+        regions=_regions(store),
     )
     selected = [int(feature) for feature in show_figure(figure, "map", selectable=True)]
     if len(selected) == 1:
         go_to_feature(selected[0], entry)
-    for feature in selected[:20]:
-        feature_link(feature, f"Feature {feature}: {described(feature)}")
+    elif selected:
+        _show_selected(entry, selected, described)
+
+
+def _show_selected(
+    entry: DictionaryEntry, selected: list[int], described: Callable[[int], str]
+) -> None:
+    """The features inside the lasso or box, as links and as a file."""
+    st.header("Selected features")
+    shown = selected[:MOST_LISTED]
+    st.caption(
+        f"{len(selected):,} features" + (f", the first {len(shown)}:" if shown != selected else ":")
+    )
+    st.html(link_list([(feature_href(f, entry), f"Feature {f}", described(f)) for f in shown]))
+    st.download_button(
+        "Download CSV",
+        csv_text({"feature": selected, "about": [described(f) for f in selected]}),
+        file_name="selected_features.csv",
+        mime="text/csv",
+        on_click="ignore",
+    )
+
+
+@lru_cache(maxsize=8)
+def _regions(store: FeatureStore) -> list[tuple[str, float, float]]:
+    table = store.table()
+    shown = np.isfinite(table["map_x"]) & np.isfinite(table["map_y"])
+    return map_regions({name: table[name][shown] for name in ("map_x", "map_y", "top_tokens")})
 
 
 def _draw_controls() -> tuple[str, str]:

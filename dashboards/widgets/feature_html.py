@@ -1,8 +1,8 @@
 """A feature's page as HTML: its parts, the whole page as one file, and its numbers as JSON.
 
 Pure functions. Everything that comes from a store is escaped. The file has no scripts and no
-outside links; its charts are drawn as SVG rather than with plotly.js, so it has some 100 kB instead
-of 5 MB and also opens where scripts are blocked, as in mail.
+outside links; its charts are HTML, as on the page, rather than plotly.js, so it has some 100 kB
+instead of 5 MB and also opens where scripts are blocked, as in mail.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from saelab.report.page import Html
 from .figures import activation_histogram, logit_histogram
 from .html_tables import page_table
 from .pictures import picture
-from .token_html import legend, short, token_row, tokens_page, visible, visible_text
+from .token_html import format_number, legend, short, token_row, tokens_page, visible, visible_text
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 NEIGHBOUR_LISTS = {
@@ -43,7 +43,7 @@ NEIGHBOUR_LISTS = {
     ),
 }
 """By title: the definition, and the field of the record."""
-SVG_SIZE, SVG_LEFT, SVG_BOTTOM = (640, 200), 44, 28
+ACTIVATION_COLOUR, LOGIT_COLOUR = "#2f81c4", "#a05fb4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +268,7 @@ def feature_html(name: str, store: FeatureStore, feature: int, labels: Sequence[
     parts = [
         f"<h1>{escape(title)}</h1>{label}{flags}",
         number_strip(record, of_rows=shows_rows(store)),
-        *_charts(record, counted(store)),
+        charts_html(record, counted(store)),
         *_example_lists(record, ExampleView(of_rows=shows_rows(store))),
         "<h2>Neighbours</h2>",
         page_table("Nearest features", ["list", "value", "features"], neighbours),
@@ -327,48 +327,67 @@ def _as_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _charts(record: FeatureRecord, what: str) -> list[str]:
+def charts_html(record: FeatureRecord, what: str, logits: str = "") -> str:
+    """Histograms of activations and of logits, and the tokens promoted and suppressed.
+
+    Args:
+        what: is counted, see `counted`.
+        logits: how they were computed, or why there are none.
+    """
     activations, lens = activation_histogram(record, what), record.logit_lens
-    parts = [] if activations is None else [_figure(activations, "#2f81c4")]
+    parts = [] if activations is None else [bars_html(activations, ACTIVATION_COLOUR)]
     if lens is not None:
-        parts += ["<h2>Logits</h2>", logit_tables(lens), _figure(logit_histogram(lens), "#a05fb4")]
-    return parts
+        said = f'<h3>Logits</h3>{logit_tables(lens)}<p class="muted">{escape(logits)}</p>'
+        parts += [bars_html(logit_histogram(lens), LOGIT_COLOUR), f"<div>{said}</div>"]
+    elif logits:
+        parts.append(f'<p class="muted">{escape(logits)}</p>')
+    return f'<style>{CHART_STYLE}</style><div class="saelab-charts">{"".join(parts)}</div>'
 
 
-def _figure(chart: Chart, colour: str) -> str:
-    return (
-        f"<h3>{escape(chart.title)}</h3><figure>{svg_bars(chart, colour)}"
-        f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
-    )
+def bars_html(chart: Chart, colour: str) -> str:
+    """A histogram with its words and numbers, as HTML that needs no script.
 
-
-def svg_bars(chart: Chart, colour: str) -> str:
-    """A histogram with a logarithmic count axis, as SVG with a title on every bar."""
+    It is drawn much faster than by plotly.js. Heights are of log(count + 1); a box makes them
+    those of the counts.
+    """
     edges, counts = (np.array(values, float) for values in (chart.series[0].x, chart.series[0].y))
-    (width, height), floor = SVG_SIZE, SVG_SIZE[1] - SVG_BOTTOM
-    top = math.log10(counts.max(initial=1) + 1)
-    lefts, wide = np.linspace(SVG_LEFT, width, len(edges), retstep=True)
-    alt = escape(chart.alternative_text())
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{alt}">']
-    for decade in range(math.floor(top) + 1):
-        y = floor * (1 - math.log10(10**decade + 1) / top) + 4
-        parts.append(
-            f'<text x="{SVG_LEFT - 6}" y="{y:.1f}" text-anchor="end">{10**decade:,}</text>'
-        )
-    for x, low, high, count in zip(lefts[:-1], edges[:-1], edges[1:], counts, strict=True):
-        tall = floor * math.log10(count + 1) / top
-        title = escape(f"{short(low)} to {short(high)}: {count:,.0f}")
-        parts.append(
-            f'<rect x="{x:.1f}" y="{floor - tall:.1f}" width="{max(wide - 1, 0.5):.1f}" '
-            f'height="{tall:.1f}" fill="{colour}"><title>{title}</title></rect>'
-        )
-    parts.append(f'<line x1="{SVG_LEFT}" y1="{floor}" x2="{width}" y2="{floor}"/>')
-    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        x = SVG_LEFT + share * (width - SVG_LEFT)
-        value = short(edges[0] + share * (edges[-1] - edges[0]))
-        text = escape(f"{value} {chart.x.title}" if anchor == "middle" else value)
-        parts.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="{anchor}">{text}</text>')
-    return "".join([*parts, "</svg>"])
+    most = counts.max(initial=1)
+    top = math.log10(most + 1)
+
+    def across(value: float) -> str:
+        return f"{100 * (value - edges[0]) / ((edges[-1] - edges[0]) or 1):.1f}%"
+
+    bars = "".join(
+        f'<i style="--g:{100 * math.log10(count + 1) / top:.1f}%;--n:{100 * count / most:.1f}%"'
+        f' title="{escape(f"{short(low)} to {short(high)}: {count:,.0f}")}"></i>'
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+    )
+    decades = [10**power for power in range(math.floor(math.log10(most)) + 1)]
+    marks = "".join(
+        f'<span class="g" style="bottom:{100 * math.log10(count + 1) / top:.1f}%">{count:,}</span>'
+        for count in decades
+    )
+    marks += f'<span class="n" style="bottom:100%">{most:,.0f}</span>'
+    lines = "".join(
+        f'<u style="left:{across(line.value)}"><span>{escape(line.label)}</span></u>'
+        for line in chart.lines
+    )
+    ends = [edges[0], (edges[0] + edges[-1]) / 2, edges[-1]]
+    alt = escape(f"{chart.title}: {chart.alternative_text()}")
+    rows = list(zip(*chart.table().values(), strict=True))
+    table = page_table(
+        chart.title, list(chart.table()), [list(map(format_number, row)) for row in rows]
+    )
+    return (
+        f'<div class="saelab-bars" style="--bar:{colour}"><h3>{escape(chart.title)}</h3>'
+        f'<div role="figure" aria-label="{alt}"><small>{escape(chart.series[0].name)}</small>'
+        f'<div class="plot">{marks}{lines}<div class="bars">{bars}</div></div>'
+        f'<div class="ends">{"".join(f"<span>{short(end)}</span>" for end in ends)}</div>'
+        f"<small>{escape(chart.x.title)}</small></div>"
+        f'<p class="muted">{escape(chart.caption)}</p>'
+        '<label class="muted"><input type="checkbox"> Linear counts</label>'
+        f"<details><summary>Data</summary>{table}</details></div>"
+    )
 
 
 def _example_lists(record: FeatureRecord, view: ExampleView) -> list[str]:
@@ -388,10 +407,34 @@ PAGE_STYLE = """
 body{margin:0 auto;max-width:68rem;padding:1.5rem;background:light-dark(#fff,#14171b);
 color:light-dark(#1b1f24,#e8eaed);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 h1,h2,h3{line-height:1.25}h2{margin-top:2rem}.muted{color:light-dark(#55606c,#a7b0ba)}
-figure{margin:1rem 0}figcaption{font-size:.85rem;color:light-dark(#55606c,#a7b0ba)}
-svg{width:100%;height:auto}svg text{fill:light-dark(#55606c,#a7b0ba);font-size:11px}
-svg line{stroke:light-dark(#9aa3ad,#596472)}
 """
+CHART_STYLE = (
+    ".saelab-charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr));"
+    "gap:1.5rem}.saelab-charts h3{font-size:1rem;padding:0;margin:.3rem 0 .5rem}"
+    ".saelab-charts .muted,.saelab-charts small,.saelab-charts summary"
+    "{font-size:.8rem;color:light-dark(#55606c,#a7b0ba)}"
+    ".saelab-charts p{margin:.3rem 0}.saelab-charts label{display:block;margin:.3rem 0}"
+    ".saelab-charts details>div{max-height:18rem;overflow:auto}"
+    ".saelab-bars .plot{position:relative;height:150px;margin:1.1rem 0 .2rem 2.8rem;"
+    "border-bottom:1px solid light-dark(#9aa3ad,#596472)}"
+    ".saelab-bars .plot span{position:absolute;right:calc(100% + .35rem);font-size:.72rem;"
+    "line-height:1;transform:translateY(50%);color:light-dark(#55606c,#a7b0ba)}"
+    ".saelab-bars .bars{display:flex;align-items:flex-end;gap:1px;height:100%}"
+    ".saelab-bars i{flex:1;height:var(--g);background:var(--bar)}"
+    ".saelab-bars i:hover{filter:brightness(1.3)}"
+    ".saelab-bars u{position:absolute;top:0;bottom:0;pointer-events:none;"
+    "border-left:1px dashed light-dark(#3d4650,#c9d0d7)}"
+    ".saelab-bars .plot u span{right:auto;left:0;bottom:100%;"
+    "transform:translateX(-50%);white-space:nowrap}"
+    # Levels of a skewed distribution stand close together.
+    ".saelab-bars .plot u:nth-of-type(even) span{bottom:calc(100% + .7rem)}"
+    ".saelab-bars .ends{display:flex;justify-content:space-between;margin-left:2.8rem;"
+    "font-size:.72rem;color:light-dark(#55606c,#a7b0ba)}"
+    ".saelab-bars [role=figure]>small:last-child{display:block;text-align:center}"
+    ".saelab-bars .n,.saelab-bars:has(input:checked) .g{display:none}"
+    ".saelab-bars:has(input:checked) .n{display:inline}"
+    ".saelab-bars:has(input:checked) i{height:var(--n)}"
+)
 STRIP_STYLE = (
     ".saelab-strip{display:grid;grid-template-columns:repeat(auto-fit,minmax(7.6rem,1fr));"
     "gap:.6rem;padding:0!important;"

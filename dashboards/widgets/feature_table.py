@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saelab.features.label_content import Label
+from saelab.features.label_content import TOO_WEAK, Label
 from saelab.features.reader import FeatureStore
 from saelab.features.schema import FLAGS
 from saelab.features.unpacking import split_tokens
@@ -44,6 +44,8 @@ FEWEST_CONTEXTS = 20
 FEWEST_CONTEXTS_OF_A_SMALL_STORE = 5
 """The same, where hardly any feature was seen in more."""
 PER_GROUP = 4
+MOST_REGIONS, FEWEST_IN_REGION, FEWEST_ALIKE = 120, 20, 4
+"""Regions of a map, and what is asked of one, and of a word, to be named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +220,27 @@ class CuratedGroup:
     """From the clearest down."""
 
 
+def best_explained(labels: Sequence[Label]) -> CuratedGroup | None:
+    """Features whose explanation does best beyond its controls; None where none is above them."""
+    margins: dict[int, float] = {}
+    for label in labels:
+        beyond = [
+            score.value - max(controls)
+            for score in label.scores
+            if (controls := [c for c in (score.shuffled, score.random) if c is not None])
+        ]
+        if beyond and label.method != TOO_WEAK and min(beyond) > 0:
+            margins[label.feature] = max(margins.get(label.feature, 0), min(beyond))
+    if not margins:
+        return None
+    return CuratedGroup(
+        title="Explained best",
+        reason="every score of the explanation (where it fires and, where measured, what it "
+        "causes) is above its controls; by the smallest distance, the largest first",
+        features=tuple(sorted(margins, key=lambda feature: -margins[feature])[:PER_GROUP]),
+    )
+
+
 @lru_cache(maxsize=32)
 def curated_features(store: FeatureStore) -> list[CuratedGroup]:
     """The curated groups of an open store, chosen once."""
@@ -272,6 +295,39 @@ def curated_groups(table: Mapping[str, Any], per_group: int = PER_GROUP) -> list
             taken.update(chosen)
             groups.append(CuratedGroup(title=title, reason=reason, features=tuple(chosen)))
     return groups
+
+
+def map_regions(table: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """What regions of the map are about, and where; see `figures.REGIONS_DEFINITION`.
+
+    Args:
+        table: columns "map_x", "map_y" and "top_tokens" of features that are on the map.
+    """
+    from scipy.cluster.vq import kmeans2
+
+    points = np.stack([table["map_x"], table["map_y"]], axis=1).astype(np.float64)
+    n_regions = min(MOST_REGIONS, len(points) // FEWEST_IN_REGION)
+    if n_regions < 2:
+        return []
+    words = [
+        {word for token in split_tokens(tokens) if len(word := token.strip().casefold()) > 2}
+        for tokens in table["top_tokens"]
+    ]
+    overall = Counter(word for each in words for word in each)
+    centres, region = kmeans2(points, n_regions, minit="++", rng=0)
+    named: dict[str, tuple[int, float, float]] = {}
+    for number, (x, y) in enumerate(centres.tolist()):
+        members = np.flatnonzero(region == number).tolist()
+        inside = Counter(word for member in members for word in words[member])
+        for word, n in inside.most_common():
+            if n < max(FEWEST_ALIKE, len(members) / 10):
+                break
+            elsewhere = (overall[word] - n) / (len(points) - len(members))
+            if n / len(members) >= 10 * elsewhere:
+                # A word is written once, where most features share it.
+                named[word] = max(named.get(word, (0, x, y)), (n, x, y))
+                break
+    return [(visible_text(word), x, y) for word, (_, x, y) in named.items()]
 
 
 def clean_token_scores(top_tokens: Any) -> Float[np.ndarray, " features"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ SHARED_FROM = 0.7
 """Cosine from which two dictionaries share a feature."""
 PURPLE_STYLE, GREY_STYLE = 3, 5
 BAR_PIXELS = 26
+REGIONS_DEFINITION = (
+    " Words on the map: of the regions that k-means finds on it, those where a tenth of the "
+    "features, and at least four, have a top token in common that is ten times rarer elsewhere."
+)
 LONGEST_NAME = 34
 
 
@@ -314,6 +319,7 @@ def feature_map(
     *,
     lit: tuple[str, Sequence[bool] | Bool[np.ndarray, " features"]] | None = None,
     method: str = "Decoder directions in two dimensions.",
+    regions: Sequence[tuple[str, float, float]] = (),
 ) -> Figure:
     """Features in 2-D; points are chosen by clicking.
 
@@ -322,6 +328,7 @@ def feature_map(
         lit: what the features lit up do ("have a label"), and which they are; None: all are
             coloured by log10 of density.
         method: sentences on how the coordinates were computed, for the caption.
+        regions: words written on the map, and where.
     """
     plot = new_plot(
         "map axis 1 (no unit)", "map axis 2 (no unit)", x_axis={"showgrid": False}, showgrid=False
@@ -359,6 +366,8 @@ def feature_map(
     plot.update_layout(
         height=620, showlegend=len(groups) > 1, legend={"orientation": "h", "y": 1.06}
     )
+    for words, x, y in regions:
+        plot.add_annotation(x=x, y=y, text=f"<b>{escape(words)}</b>", showarrow=False, opacity=0.9)
     span = f"{density[active].min():.2g} to {density.max():.2g} %" if active.any() else "none"
     colour = "log10 of density" if lit is None else f"whether they {lit[0]}"
     return Figure(
@@ -366,7 +375,8 @@ def feature_map(
         title="Map of features",
         plot=plot,
         caption=f"Each point is a feature. {method} Coloured by {colour}. Click a point to open "
-        "it; the wheel zooms, the lasso lists features.",
+        "it; the wheel zooms, lasso and box list features."
+        + (REGIONS_DEFINITION if regions else ""),
         alt=f"Scatter plot of {len(hover):,} features by decoder row, coloured by {colour}; "
         f"densities of active features: {span}.",
         data={

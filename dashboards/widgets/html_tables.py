@@ -41,6 +41,29 @@ def link_list(items: Sequence[tuple[str, str, str]]) -> str:
     return f'<style>{STYLE}</style><ul class="saelab-table links">{rows or "<li>none</li>"}</ul>'
 
 
+def link_columns(lists: Sequence[tuple[str, str, Sequence[tuple[str, str, str]]]]) -> str:
+    """Lists of links side by side, each with title and definition."""
+    columns = "".join(
+        f"<section><h3>{escape(title)}</h3><small>{escape(definition)}</small>{link_list(items)}"
+        "</section>"
+        for title, definition, items in lists
+    )
+    return f'<style>{STYLE}</style><div class="saelab-columns">{columns}</div>'
+
+
+def link_row(links: Sequence[tuple[str, str | None]]) -> str:
+    """Links beside one another by their text; one without address leads nowhere."""
+    items = "".join(
+        f'<span aria-disabled="true">{escape(text)}</span>'
+        if href is None
+        else f'<a href="{escape(href)}">{escape(text)}</a>'
+        for text, href in links
+    )
+    return (
+        f'<style>{STYLE}</style><nav class="saelab-row" aria-label="Other features">{items}</nav>'
+    )
+
+
 def linked_table(
     caption: str,
     columns: Mapping[str, Sequence[Any]],
@@ -158,6 +181,15 @@ STYLE = (
     ".saelab-table.links b{font-weight:600}"
     ".saelab-table.links bdi{color:light-dark(#1b1f24,#e8eaed)}"
     ".saelab-table.links a:hover{text-decoration:underline}"
+    ".saelab-columns{display:grid;gap:1.2rem;"
+    "grid-template-columns:repeat(auto-fit,minmax(min(100%,13rem),1fr))}"
+    ".saelab-columns h3{font-size:1rem;padding:0;margin:0}"
+    ".saelab-columns small{display:block;margin:.1rem 0 .5rem;color:light-dark(#55606c,#a7b0ba)}"
+    ".saelab-row{display:flex;flex-wrap:wrap;gap:.2rem;font-size:.92rem}"
+    ".saelab-row>*{padding:.25rem .6rem;border-radius:6px;text-decoration:none;white-space:nowrap;"
+    "color:light-dark(#1b1f24,#e8eaed)}"
+    ".saelab-row a:hover{background:light-dark(#e4edf6,#26323f)}"
+    ".saelab-row [aria-disabled]{opacity:.6}"
     ".saelab-table.linked{container-type:inline-size;font-size:.92rem}"
     ".linked table{table-layout:fixed}"
     ".linked th,.linked td{padding:.3rem .7rem .3rem 0;white-space:nowrap;overflow:hidden;"

@@ -92,7 +92,7 @@ def show_figure(shown: Figure | Chart, key: str, *, selectable: bool = False) ->
         alt=figure.alt,
         config={"displayModeBar": selectable, "scrollZoom": selectable, "displaylogo": False},
         on_select="rerun" if selectable else "ignore",
-        selection_mode=("points", "lasso"),
+        selection_mode=("points", "lasso", "box"),
     )
     st.caption(plain(figure.caption))
     if figure.data:

@@ -7,10 +7,9 @@ filter, the same norm ceiling, and the normalisation that is folded into the dic
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from .reading import Reading
 
 RECORDED = ("model", "hook_point", "row_rule", "norm_ceiling")
 BASELINE, STEERED = 0, 1
-"""Indices of the two versions in what `steer` gives."""
+"""Indices of the plain and the first steered version in what `steer` gives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,19 +176,22 @@ class LiveSession:
         seed: int,
         max_tokens: int,
         from_end_of_prompt: bool = False,
+        factors: Sequence[float] = (1.0,),
     ) -> Iterator[GeneratedTokens]:
-        """Write on from a text twice, once as the model would and once with features edited.
+        """Write on from a text as the model would, and with features edited.
 
-        Every step gives the tokens and logits of both versions (`BASELINE`, `STEERED`); the first
-        step's logits are those after the text. Features are edited at positions that count under
-        the dictionary's token filter. The lock is held for one step at a time.
+        Every step gives the tokens and logits of all versions (`BASELINE`, then from `STEERED` on
+        one for each factor); the first step's logits are those after the text. Features are edited
+        at positions that count under the dictionary's token filter. The lock is held for one step
+        at a time.
 
         Args:
-            temperature: of both versions; 0 takes the likeliest token.
-            seed: of both versions: equal logits give equal text.
+            temperature: of all versions; 0 takes the likeliest token.
+            seed: of all versions: equal logits give equal text.
             max_tokens: of the text; what is beyond is cut off at its start, as the end is what
                 is continued.
             from_end_of_prompt: edit only at the text's last token and at what is written.
+            factors: what the strengths of the edits are multiplied by, for each steered version.
 
         Raises:
             ConfigError: a text without a token, or a feature the dictionary does not have.
@@ -198,30 +200,45 @@ class LiveSession:
         tokens, _ = self._tokens(text, max_tokens, keep_end=True)
         first_edited = len(tokens) - 1 if from_end_of_prompt else 0
 
+        sets = [
+            [replace(edit, strength=factor * edit.strength) for edit in edits] for factor in factors
+        ]
+
         def edit(x: Tensor, read: Tensor, first: int) -> Tensor:
             steered, ids = x[STEERED:].float(), read[STEERED:]
             keep = self._counted(ids, steered, first)
             positions = torch.arange(first, first + x.shape[1], device=x.device)
-            where = rearrange(keep & (positions >= first_edited), "version seq -> (version seq)")
-            changed = apply_edits(
-                self.saved.dictionary,
-                rearrange(steered, "version seq width -> (version seq) width"),
-                edits,
-                where,
-            )
-            return torch.cat([x[:STEERED], changed.reshape(steered.shape).to(x.dtype)])
+            where = keep & (positions >= first_edited)
+            changed = [
+                apply_edits(self.saved.dictionary, *version)
+                for version in zip(steered, sets, where, strict=True)
+            ]
+            return torch.cat([x[:STEERED], torch.stack(changed).to(x.dtype)])
 
         with self._lock:
             steps = self.model.generate(
                 tokens,
                 self._hook_point,
                 edit,
-                n_versions=2,
+                n_versions=1 + len(factors),
                 n_tokens=n_tokens,
                 temperature=temperature,
                 seed=seed,
             )
         return self._in_turn(steps)
+
+    @torch.no_grad()
+    def perplexity(self, text: str, written: Sequence[int], max_tokens: int) -> float:
+        """Of what was written after a text, under the model as it is: exp of the mean loss.
+
+        Raises:
+            ConfigError: a text without a token.
+        """
+        tokens, _ = self._tokens(text, max_tokens, keep_end=True)
+        whole = torch.cat([tokens, tokens.new_tensor(written)])[: self.model.max_context]
+        with self._lock:
+            loss = self.model.run(whole[None]).loss[0, len(tokens) - 1 :]
+        return float(loss.double().mean().exp())
 
     def _in_turn(self, steps: Iterator[GeneratedTokens]) -> Iterator[GeneratedTokens]:
         """The steps, each taken under the lock."""
