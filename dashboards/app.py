@@ -63,6 +63,7 @@ PAGES = {
     "prompt": ("Prompt", ":material/chat:"),
     "steer": ("Steer", ":material/tune:"),
     "compare": ("Compare", ":material/compare_arrows:"),
+    "lists": ("Lists", ":material/list:"),
     "training": ("Training", ":material/show_chart:"),
     "evals": ("Evals", ":material/fact_check:"),
 }

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,21 +39,25 @@ class DashboardCommand:
     """TCP port on 127.0.0.1; 0 takes a free one."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if not 0 <= self.port <= 65535:
-            problems.append(f"--port must be 0 to 65535; got {self.port}")
-        if not self.runs:
-            problems.append("give at least one folder with runs")
-        problems += [
-            f"{path} does not exist: give a folder with runs, such as the --out of `saelab train`"
-            for path in self.runs
-            if not path.exists()
-        ]
-        if problems:
+        if problems := problems_of(self.runs, self.port):
             raise ConfigError(problems)
 
 
 CONFIG = DashboardCommand
+
+
+def problems_of(runs: Sequence[Path], port: int) -> list[str]:
+    """What keeps folders from being served at a port."""
+    problems = []
+    if not 0 <= port <= 65535:
+        problems.append(f"--port must be 0 to 65535; got {port}")
+    if not runs:
+        problems.append("give at least one folder with runs")
+    return problems + [
+        f"{path} does not exist: give a folder with runs, such as the --out of `saelab train`"
+        for path in runs
+        if not path.exists()
+    ]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -68,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def serve(port: int) -> None:
     """Run Streamlit in this process, on this machine's loopback address, until it is stopped."""
-    _end_on_signals()
+    end_on_signals()
     import streamlit as st
     from starlette.middleware import Middleware
 
@@ -85,8 +89,8 @@ class OwnPagesOnly:
     which it would ask of another host.
     """
 
-    def __init__(self, app: Any):
-        self._app = app
+    def __init__(self, app: Any, hosts: Collection[str] = HOSTS):
+        self._app, self._hosts = app, hosts
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request or socket of ASGI."""
@@ -97,9 +101,9 @@ class OwnPagesOnly:
             headers = Headers(scope=scope)
             host, origin = headers.get("host", ""), headers.get("origin")
             # Any port: the page may come through a tunnel.
-            if host.partition(":")[0] not in HOSTS or origin not in (None, f"http://{host}"):
+            if host.partition(":")[0] not in self._hosts or origin not in (None, f"http://{host}"):
                 refusal = PlainTextResponse(
-                    f"This dashboard answers its own pages at http://{ADDRESS} or localhost only; "
+                    f"This server answers its own pages at {' or '.join(self._hosts)} only; "
                     f"asked with Host {host!r} and Origin {origin!r}.\n",
                     status_code=403,
                 )
@@ -107,7 +111,7 @@ class OwnPagesOnly:
         return await self._app(scope, receive, send)
 
 
-def _end_on_signals() -> None:
+def end_on_signals() -> None:
     """End the process on Ctrl-C and SIGTERM; called before any thread is started.
 
     Streamlit's handlers ask its server to stop, which a server that is starting may never do.
@@ -166,7 +170,7 @@ def server_options(port: int) -> dict[str, Any]:
     return options
 
 
-def usable_port(port: int = 0) -> int:
+def usable_port(port: int = 0, address: str = ADDRESS) -> int:
     """This port, or any for 0, on which nothing listens; checked before anything heavy is loaded.
 
     Raises:
@@ -175,10 +179,10 @@ def usable_port(port: int = 0) -> int:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((ADDRESS, port))
+            probe.bind((address, port))
         except OSError as error:
             raise ResourceError(
-                f"port {port} of {ADDRESS} cannot be used ({error.strerror}): give another --port, "
+                f"port {port} of {address} cannot be used ({error.strerror}): give another --port, "
                 "or --port 0 for any free one"
             ) from error
         return probe.getsockname()[1]

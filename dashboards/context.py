@@ -6,28 +6,23 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from pathlib import Path
-from threading import Thread
 from typing import NoReturn
 from urllib.parse import urlencode
 
 import streamlit as st
 
 from saelab.errors import ArtifactError
-from saelab.features.label_content import Label, one_each
-from saelab.features.labels import LabelBook
-from saelab.features.reader import FeatureStore, is_stale
-from saelab.features.schema import LABEL_FILE
+from saelab.features.label_content import Label
+from saelab.features.reader import FeatureStore
 
 from .command import DEFAULT_ROOTS, ROOTS_VARIABLE
-from .run_index import DictionaryEntry, RunEntry, RunIndex, once_per_state, scan
+from .run_index import DictionaryEntry, RunEntry, RunIndex, scan
+from .stores import check_of, labels_of, open_store, texts_of
 from .widgets.page_parts import FEATURE_PAGE, plain, show_problem
 
 SECONDS_BETWEEN_SCANS = 5
-SECONDS_FOR_A_CHECK = 0.3
-"""How long a page waits for a feature store to be checked against its hash, which takes ten
-seconds for 65,536 features; then it is shown, and taken back should the check fail."""
 
 
 def run_index() -> RunIndex:
@@ -106,7 +101,7 @@ def require_store(entry: DictionaryEntry) -> FeatureStore:
         )
     try:
         store = open_store(entry.store_path)
-        check = _checked(entry.store_path)[1]
+        check = check_of(entry.store_path)
     except (ArtifactError, OSError) as error:
         _stop(str(error))
     if not check.done():
@@ -120,83 +115,22 @@ def _draw_again_after(check: Future[None]) -> None:
         st.rerun()
 
 
-@once_per_state(32)
-def _checked(path: Path) -> tuple[FeatureStore, Future[None]]:
-    """A store, and what becomes of checking all of it."""
-    store, check = FeatureStore(path), Future()
-    Thread(target=_check, args=(path, check), name=f"check {path}", daemon=True).start()
-    wait([check], timeout=SECONDS_FOR_A_CHECK)
-    return store, check
-
-
-def _check(path: Path, check: Future[None]) -> None:
-    try:
-        with FeatureStore(path) as store:  # its own: pages wait for none that is being read
-            store.verify()
-        check.set_result(None)
-    except BaseException as error:
-        check.set_exception(error)
-
-
-def open_store(path: Path) -> FeatureStore:
-    """A feature store, opened and checked once for each state of its file, shared by all sessions.
-
-    Raises:
-        ArtifactError: missing, foreign, from a newer saelab, or found damaged by now.
-    """
-    store, check = _checked(path)
-    if check.done():
-        check.result()
-    return store
-
-
-def open_labels(store: FeatureStore) -> LabelBook:
-    """The labels and notes beside a store, which stay when the store is built again.
-
-    Raises:
-        ArtifactError: the file of that name is not saelab's.
-    """
-    path = store.path.with_name(LABEL_FILE)
-    if path.is_symlink():
-        raise ArtifactError(f"{path} is a link: labels are read and written only beside the store")
-    return LabelBook(path, store.manifest["made_from"]["dictionary_hash"], store.n_features)
-
-
 def all_labels(store: FeatureStore) -> Sequence[Label]:
     """Every label and explanation; none where the file is damaged, and the page says so."""
-    return _labels(store)[0]
+    try:
+        return labels_of(store)
+    except ArtifactError as error:
+        show_problem(str(error))
+        return ()
 
 
 def label_texts(store: FeatureStore) -> Mapping[int, str]:
-    """The label of every feature that has one; see `one_each`."""
-    return _labels(store)[1]
-
-
-def _labels(store: FeatureStore) -> tuple[Sequence[Label], Mapping[int, str]]:
+    """The label of every feature that has one; none where the file is damaged, as above."""
     try:
-        book = open_labels(store)
-        made_from = store.manifest["made_from"]["dictionary_hash"]
-        if book.path.exists():
-            return _read_labels(book.path, made_from, store.n_features)
+        return texts_of(store)
     except ArtifactError as error:
         show_problem(str(error))
-    return (), {}
-
-
-@once_per_state(32)
-def _read_labels(
-    path: Path, dictionary: str, n_features: int
-) -> tuple[Sequence[Label], Mapping[int, str]]:
-    """Thousands of explanations take a while."""
-    labels = tuple(LabelBook(path, dictionary, n_features).all())
-    return labels, {feature: label.text for feature, label in one_each(labels).items()}
-
-
-def staleness_of(store: FeatureStore, entry: DictionaryEntry) -> str | None:
-    """A sentence if a store was built from another dictionary than the one on disk."""
-    if entry.folder is None or (entry.content_hash is None and entry.problem is None):
-        return None
-    return is_stale(store, entry.folder)
+        return {}
 
 
 def link_params(dictionary: DictionaryEntry | None = None, **more: str) -> dict[str, str]:

@@ -10,21 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import streamlit as st
 from jaxtyping import Int
 
-from saelab.errors import ArtifactError, ModelError
 from saelab.features.reader import FeatureStore
 from saelab.features.token_text import Vocabulary
 from saelab.live.reading import FeatureNumbers, Reading
 
 from . import url_state
-from .context import feature_href, label_texts, staleness_of
+from .context import feature_href, label_texts
+from .live_session import MAX_TOKENS, open_session
 from .run_index import DictionaryEntry
+from .stores import staleness_of
 from .widgets.feature_html import percent
 from .widgets.feature_table import DENSITIES, about
 from .widgets.html_tables import linked_table
@@ -33,12 +33,9 @@ from .widgets.token_html import visible_text
 
 if TYPE_CHECKING:
     from saelab.live.attribution import Attribution
-    from saelab.live.session import LiveSession, SharedModel
+    from saelab.live.session import LiveSession
     from saelab.model.gradients import Quantity
 
-PLANTED = "planted:"
-MAX_TOKENS = 256
-"""Tokens of a text that are read; the rest is cut off, and the page says so."""
 MAX_CHARACTERS = 4000
 """Characters that a text box takes."""
 MOST_ROWS = 40
@@ -99,62 +96,14 @@ def open_live_page(entry: DictionaryEntry, store: FeatureStore) -> LivePage:
         ArtifactError: the dictionary is missing, damaged or does not fit its model.
         ModelError: its language model is not on this machine.
     """
-    if entry.folder is None:
-        raise ArtifactError(
-            f"{entry.name} is a feature store without its dictionary, so no text can be run "
-            "through it: put the store into the dictionary's folder"
-        )
-    if entry.problem is not None:
-        raise ArtifactError(entry.problem)
-    if str(entry.model).startswith(PLANTED):
-        raise ArtifactError(
-            f"{entry.name} was trained on planted features: there is no language model that could "
-            "read a text; its recovery is on the page Evals"
-        )
     with st.spinner("Loading the language model and the dictionary (the first time: ~20 s) …"):
-        session = _session(entry.folder, str(entry.content_hash))
-    if session.saved.dictionary.d_sae != store.n_features:
-        raise ArtifactError(
-            f"the feature store of {entry.name} describes {store.n_features:,} features, but the "
-            f"dictionary has {session.saved.dictionary.d_sae:,}: build the store again with "
-            f"`saelab features {entry.folder} --overwrite`"
-        )
+        session = open_session(entry, store)
     stale = staleness_of(store, entry)
     for warning in [*session.warnings, *([stale] if stale else [])]:
         show_problem(warning)
     table = store.table()
     numbers = FeatureNumbers(np.nan_to_num(table["density"]), np.nan_to_num(table["max_act"]))
     return LivePage(entry, store, session, numbers, label_texts(store))
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _session(folder: Path, content_hash: str) -> LiveSession:  # noqa: ARG001 - the cache's key
-    from saelab.dictionary import load_dictionary
-    from saelab.live.session import LiveSession
-
-    saved = load_dictionary(folder)
-    origin = saved.made_from
-    dtype, model_kwargs = origin.get("model_dtype", "bfloat16"), origin.get("model_kwargs", ())
-    shared = _shared_model(saved.model_name, dtype, tuple(model_kwargs))
-    saved.dictionary.to(shared.model.device)
-    return LiveSession(shared, saved)
-
-
-@st.cache_resource(max_entries=2, show_spinner=False)
-def _shared_model(name: str, dtype: str, model_kwargs: tuple[str, ...]) -> SharedModel:
-    from saelab.live.lock import FairLock
-    from saelab.live.session import SharedModel
-    from saelab.model.language_model import list_models, load_language_model
-
-    local = {model["name"] for model in list_models()}
-    if name not in local and not Path(name).expanduser().exists():
-        raise ModelError(
-            f"the language model {name!r} is not on this machine, and the dashboard downloads "
-            "nothing: run `saelab eval` or `saelab cache` with it once, then reload this page"
-        )
-    return SharedModel(
-        load_language_model(name, dtype=dtype, model_kwargs=model_kwargs), FairLock()
-    )
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)

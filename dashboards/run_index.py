@@ -17,6 +17,7 @@ from threading import RLock
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from saelab.errors import ArtifactError, SaelabError
+from saelab.features.neuronpedia import identifier, source_id
 from saelab.features.schema import STORE_FILE
 from saelab.formats.evaluation_result import COMPARISON_FILE
 from saelab.formats.files import read_json
@@ -95,6 +96,21 @@ class RunIndex:
     def dictionaries(self) -> tuple[DictionaryEntry, ...]:
         """The dictionaries of all runs."""
         return tuple(entry for run in self.runs for entry in run.dictionaries)
+
+
+def neuronpedia_addresses(index: RunIndex) -> dict[tuple[str, str], DictionaryEntry]:
+    """Dictionaries by model and source, as Neuronpedia's addresses call them.
+
+    Of several with one name the oldest run's has it, and the others are numbered.
+    """
+    addresses: dict[tuple[str, str], DictionaryEntry] = {}
+    for run in reversed(index.runs):
+        for entry in run.dictionaries:
+            name, model = identifier(entry.name), identifier(entry.model or "unknown")
+            names = chain([name], (f"{name}-{number}" for number in count(2)))
+            keys = ((model, source_id(entry.hook_point or "", each)) for each in names)
+            addresses[next(key for key in keys if key not in addresses)] = entry
+    return addresses
 
 
 def scan(roots: Sequence[Path]) -> RunIndex:

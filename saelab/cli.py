@@ -43,6 +43,8 @@ compare    evals.compare.suite      compare training methods in one report
 features   commands.features        read every feature of a run's dictionaries into a store
 explain    commands.explain         say in words what features stand for, with scores
 dashboard  dashboards.command       browse runs, features and results in the web browser, offline
+serve      dashboards.serve_command answer for features over HTTP, as Neuronpedia does, offline
+share      dashboards.share_command write a feature or a list of features as one HTML file
 planted    commands.planted         train methods on planted features and score the recovery
 export     commands.export          write a dictionary in another library's format
 push       commands.push            upload a dictionary to the Hugging Face Hub

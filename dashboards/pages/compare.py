@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __package__ = "saelab.dashboards.pages"
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -278,8 +279,14 @@ class Matches:
         return features[self.backward[self.forward] == features]
 
 
-def decoder_rows(folder: Path) -> Float[np.ndarray, "d_sae d_in"]:
+def decoder_rows(
+    folder: Path, features: Sequence[int] | None = None
+) -> Float[np.ndarray, "features d_in"]:
     """Unit decoder rows of a saved dictionary.
+
+    Args:
+        folder: where it lies.
+        features: those that are read; None: all.
 
     Raises:
         ArtifactError: the weights are missing, damaged or without a decoder.
@@ -291,8 +298,13 @@ def decoder_rows(folder: Path) -> Float[np.ndarray, "d_sae d_in"]:
         raise ArtifactError(f"{path} is a link: only files below the folders given are read")
     try:
         with safe_open(str(path), framework="numpy") as weights:
-            rows = np.asarray(weights.get_tensor("W_dec"), dtype=np.float32)
-    except (OSError, SafetensorError, TypeError) as error:
+            if features is None:
+                rows = np.asarray(weights.get_tensor("W_dec"), dtype=np.float32)
+            else:
+                tensor = weights.get_slice("W_dec")
+                parts = [np.asarray(tensor[index : index + 1]) for index in features]
+                rows = np.concatenate(parts).astype(np.float32)
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"decoder rows of {folder} cannot be read ({error}): save the dictionary again"
         ) from None

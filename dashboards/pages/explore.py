@@ -41,6 +41,7 @@ from ..widgets.feature_table import (
 )
 from ..widgets.figures import density_histogram
 from ..widgets.html_tables import linked_table
+from ..widgets.list_picker import add_to_list
 from ..widgets.page_parts import (
     csv_text,
     plain,
@@ -252,6 +253,8 @@ def _show_table(
         f"{start + 1:,} to {start + len(features):,} of {len(chosen):,} features"
         + (f", of {store.n_features:,} in all." if len(chosen) < store.n_features else ".")
     )
+    with below:
+        add_to_list(entry.name, store, features, "explore")
     below.download_button(
         "Download CSV",
         lambda: csv_text(table_columns(store, texts, chosen.tolist(), hits, wanted.sort, scores)),

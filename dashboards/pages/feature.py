@@ -23,7 +23,8 @@ from saelab.features.reader import FeatureStore
 from saelab.features.records import Example, FeatureRecord
 
 from .. import context, url_state
-from ..run_index import DictionaryEntry
+from ..run_index import DictionaryEntry, neuronpedia_addresses
+from ..stores import open_labels, staleness_of
 from ..widgets.explanations import by_prominence, definitions_html, explanation_html
 from ..widgets.feature_html import (
     NEIGHBOUR_LISTS,
@@ -40,7 +41,9 @@ from ..widgets.feature_html import (
 )
 from ..widgets.feature_table import about
 from ..widgets.html_tables import link_columns, link_row
+from ..widgets.list_picker import add_to_list
 from ..widgets.page_parts import FEATURE_PAGE, plain, run_page, show_note, show_problem
+from ..widgets.sharing import HTML_NOTE, SharedFile, draw_sharing
 from ..widgets.token_html import short_label, token_row, tokens_page, visible, visible_text
 from ..widgets.try_text import try_text
 
@@ -108,7 +111,7 @@ def _read_labels(
 ) -> tuple[LabelBook | None, list[Label], Note | None]:
     """The book, the feature's labels and its note; a damaged book is said, and takes no page."""
     try:
-        book = context.open_labels(store)
+        book = open_labels(store)
         return book, by_prominence(book.of(feature)), book.note(feature)
     except ArtifactError as error:
         show_problem(str(error))
@@ -139,7 +142,7 @@ def _show_head(
         st.caption(plain(f"No label yet. Strongest on {tokens}" if tokens else "No label yet."))
     badges = " ".join(f":orange-badge[{flag}]" for flag in record.flags)
     st.markdown(f":blue-badge[{plain(entry.name)}] {badges}")
-    stale = context.staleness_of(store, entry)
+    stale = staleness_of(store, entry)
     if stale:
         show_problem(stale)
     feature, last = record.id, store.n_features - 1
@@ -152,8 +155,8 @@ def _show_head(
         st.page_link("explore.py", label="All features", query_params=params)
         for page, label in (("prompt.py", "Prompt"), ("steer.py", "Steer")):
             st.page_link(page, label=label, query_params=context.link_params(entry, f=str(feature)))
-        with st.popover("Share"):
-            _show_sharing(entry, store, feature, labels)
+        _draw_sharing(entry, store, feature, labels)
+        add_to_list(entry.name, store, [feature], f"feature_{feature}")
         # A box with the feature's number; another number opens that feature.
         url_state.bind("feature_number", "f", feature, url_state.count)
         number = st.number_input(
@@ -275,31 +278,21 @@ def _explain(folder: Path, feature: int, endpoint: str) -> None:
         )
 
 
-def _show_sharing(
+def _draw_sharing(
     entry: DictionaryEntry, store: FeatureStore, feature: int, labels: Sequence[Label]
 ) -> None:
-    st.markdown("Address of this page")
-    base = (st.context.url or "").split("?")[0]
-    params = urlencode(context.link_params(entry, f=str(feature)))
-    st.code(f"{base}?{params}", language=None, wrap_lines=True)
-    for title, content, kind, mime, note in (
-        (
-            "Page as HTML",
-            feature_html,
-            "html",
-            "text/html",
-            "One file without scripts that opens anywhere, offline.",
-        ),
-        ("Data as JSON", feature_json, "json", "application/json", None),
-    ):
-        st.download_button(
-            title,
-            lambda content=content: content(entry.name, store, feature, labels),
-            file_name=f"{entry.name.replace('/', '_')}_feature_{feature}.{kind}",
-            mime=mime,
-            on_click="ignore",
-            help=note,
-        )
+    file = f"{entry.name.replace('/', '_')}_feature_{feature}"
+    given = (entry.name, store, feature, labels)
+    addresses = neuronpedia_addresses(context.run_index())
+    served = next((key for key, known in addresses.items() if known == entry), None)
+    draw_sharing(
+        context.link_params(entry, f=str(feature)),
+        "/".join([*served, str(feature)]) if served else "",
+        [
+            SharedFile("Page as HTML", f"{file}.html", lambda: feature_html(*given), HTML_NOTE),
+            SharedFile("Data as JSON", f"{file}.json", lambda: feature_json(*given)),
+        ],
+    )
 
 
 @st.fragment

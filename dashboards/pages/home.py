@@ -12,6 +12,7 @@ import streamlit as st
 
 from .. import context
 from ..run_index import DictionaryEntry, RunEntry
+from ..stores import open_store
 from ..widgets.feature_table import about, best_explained, curated_features
 from ..widgets.html_tables import link_list
 from ..widgets.page_parts import plain, run_page, show_note, show_problem
@@ -109,7 +110,7 @@ def _show_run(run: RunEntry, key: str, opened: bool) -> None:
 def _show_curated(entry: DictionaryEntry) -> None:
     if entry.store_path is None:
         return
-    store = context.open_store(entry.store_path)
+    store = open_store(entry.store_path)
     table, labels = store.table(), context.label_texts(store)
     best = best_explained(context.all_labels(store))
     groups = [*([best] if best else []), *curated_features(store)]
@@ -162,9 +163,7 @@ def _show_next(entry: DictionaryEntry) -> None:
         return
     where = shlex.quote(os.path.relpath(entry.folder))
     wanted = {"read its features into a store": None if entry.store_path else "features"}
-    if entry.store_path is not None and not context.all_labels(
-        context.open_store(entry.store_path)
-    ):
+    if entry.store_path is not None and not context.all_labels(open_store(entry.store_path)):
         wanted["say in words what its features stand for"] = "explain"
     for suite, purpose in SUITES_TO_BEGIN_WITH.items():
         wanted[purpose] = None if suite in entry.evaluations else f"eval {suite}"

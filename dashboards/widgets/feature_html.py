@@ -275,13 +275,17 @@ def feature_html(name: str, store: FeatureStore, feature: int, labels: Sequence[
         "<h2>Provenance</h2>",
         provenance_table(name, store),
     ]
+    return html_file(title, "\n".join(parts))
+
+
+def html_file(title: str, body: str) -> str:
+    """A self-contained page without scripts, for both themes."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{PAGE_STYLE}</style></head>\n<body><main>"
-        + "\n".join(parts)
-        + "</main></body></html>\n"
+        f"<title>{escape(visible_text(title))}</title><style>{PAGE_STYLE}</style></head>\n<body><main>"
+        f"{body}</main></body></html>\n"
     )
 
 

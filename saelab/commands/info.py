@@ -353,6 +353,13 @@ def _describe_labels(file: Path) -> list[str]:
     return [f"labels: {count:,}", "not checked: people add to it; the database is consistent"]
 
 
+def _describe_list(file: Path, manifest: dict[str, Any]) -> list[str]:
+    from saelab.features.lists import read_list
+
+    content = read_list(file)
+    return [f"name: {content.name}", f"features: {len(content.features)}", _verdict(file, manifest)]
+
+
 def _describe_shards(file: Path) -> list[str]:
     from saelab.features.shards import check_shard
 
@@ -434,6 +441,7 @@ DESCRIBERS: dict[str, Callable[..., list[str]]] = {
     "quickstart_state": _describe_quickstart_state,
     "feature_store": _describe_store,
     "feature_labels": _describe_labels,
+    "feature_list": _describe_list,
     "feature_shards": _describe_shards,
     "explanation_answers": _describe_answers,
     "feature_meanings": _describe_meanings,

@@ -81,8 +81,9 @@ def export_neuronpedia(saved: SavedDictionary, out: Path, name: str | None = Non
         ConfigError: a dictionary of several hook points, or of one without a layer.
     """
     site, path = saved.site, saved.folder / STORE_FILE
-    layer = re.search(r"\.(\d+)\.", site.writes[0])
-    if len(site.reads) > 1 or len(site.writes) > 1 or layer is None:
+    set_name = identifier(name or saved.name)
+    source = source_id(site.writes[0], set_name)
+    if len(site.reads) > 1 or len(site.writes) > 1 or source == set_name:
         raise ConfigError(
             f"{saved.folder} cannot be exported to neuronpedia: its sources belong to one layer, "
             f"and this dictionary reads and writes {site}"
@@ -95,9 +96,7 @@ def export_neuronpedia(saved: SavedDictionary, out: Path, name: str | None = Non
     with FeatureStore(path) as store:
         if stale := is_stale(store, saved.folder):
             raise ArtifactError(stale)
-        set_name = _identifier(name or saved.name)
-        source = f"{layer[1]}-{set_name}"
-        keys = {"modelId": _identifier(str(store.manifest["made_from"]["model"])), "layer": source}
+        keys = {"modelId": identifier(str(store.manifest["made_from"]["model"])), "layer": source}
         folder = out / keys["modelId"] / source
         written = [
             *_write_descriptions(folder, saved, store, keys, set_name),
@@ -110,9 +109,15 @@ def export_neuronpedia(saved: SavedDictionary, out: Path, name: str | None = Non
     return folder
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
     """What is left of a name or path in an address."""
     return re.sub(r"[^a-z0-9.]+", "-", Path(name).name.lower()).strip("-")
+
+
+def source_id(hook_point: str, set_name: str) -> str:
+    """What Neuronpedia calls a dictionary, its layer first; the name of the set without one."""
+    layer = re.search(r"\.(\d+)\.", hook_point)
+    return f"{layer[1]}-{set_name}" if layer else set_name
 
 
 def _write_descriptions(
@@ -169,18 +174,9 @@ def _write_features(
             records = [store.feature(index, None) for index in indices]
             features = [
                 {
-                    **keys,
-                    "index": str(record.id),
-                    "sourceSetName": set_name,
-                    "creatorId": CREATOR,
-                    "maxActApprox": record.max_act,
+                    **_feature_row(record, keys, set_name, saved.site.writes[0]),
                     "hasVector": True,
                     "vector": _rounded(decoder[record.id].tolist(), FLOAT32_DIGITS),
-                    "vectorDefaultSteerStrength": record.max_act,
-                    "hookName": saved.site.writes[0],
-                    "topkCosSimIndices": [near.feature for near in record.decoder_neighbours],
-                    "topkCosSimValues": _rounded(near.value for near in record.decoder_neighbours),
-                    **_feature_fields(record),
                 }
                 for record in records
             ]
@@ -190,6 +186,47 @@ def _write_features(
             yield from _write_batch(folder / "features", number, features)
             yield from _write_batch(folder / "activations", number, activations)
             bar.update(len(indices))
+
+
+def _feature_row(
+    record: FeatureRecord, keys: dict[str, str], set_name: str, hook_point: str
+) -> dict[str, Any]:
+    """A row of Neuronpedia's table of features, but for its decoder row."""
+    return {
+        **keys,
+        "index": str(record.id),
+        "sourceSetName": set_name,
+        "creatorId": CREATOR,
+        "maxActApprox": record.max_act,
+        "vectorDefaultSteerStrength": record.max_act,
+        "hookName": hook_point,
+        "topkCosSimIndices": [near.feature for near in record.decoder_neighbours],
+        "topkCosSimValues": _rounded(near.value for near in record.decoder_neighbours),
+        **_feature_fields(record),
+    }
+
+
+def feature_as_served(
+    store: FeatureStore, feature: int, labels: Iterable[Label], keys: dict[str, str]
+) -> dict[str, Any]:
+    """What Neuronpedia answers when it is asked for a feature; decoder rows are left out.
+
+    Args:
+        store: the features.
+        feature: index of the latent.
+        labels: what is said of it, what counts most last, as there.
+        keys: `modelId` and `layer`.
+    """
+    record, made_from = store.feature(feature, None), store.manifest["made_from"]
+    content_hash = made_from["dictionary_hash"]
+    set_name = re.sub(r"^\d+-", "", keys["layer"])
+    return {
+        **_feature_row(record, keys, set_name, str(made_from.get("hook_point"))),
+        "hasVector": False,
+        "vector": [],
+        "activations": list(_activation_rows(record, store, keys)),
+        "explanations": [_explanation_row(label, content_hash, keys) for label in labels],
+    }
 
 
 def _activation_rows(
@@ -223,19 +260,20 @@ def _write_explanations(
     """Every label of every feature."""
     content_hash = store.manifest["made_from"]["dictionary_hash"]
     book = LabelBook(saved.folder / LABEL_FILE, content_hash, store.n_features)
-    rows = [
-        {
-            "id": _row_id(content_hash, label.feature, label.id),
-            **keys,
-            "index": str(label.feature),
-            "authorId": CREATOR,
-            "description": label.text,
-            "notes": _origin_of(label, content_hash),
-        }
-        for label in book.all()
-    ]
+    rows = [_explanation_row(label, content_hash, keys) for label in book.all()]
     for number, batch in enumerate(batches(len(rows))):
         yield from _write_batch(folder / "explanations", number, rows[batch.start : batch.stop])
+
+
+def _explanation_row(label: Label, content_hash: str, keys: dict[str, str]) -> dict[str, Any]:
+    return {
+        "id": _row_id(content_hash, label.feature, label.id),
+        **keys,
+        "index": str(label.feature),
+        "authorId": CREATOR,
+        "description": label.text,
+        "notes": _origin_of(label, content_hash),
+    }
 
 
 def _origin_of(label: Label, content_hash: str) -> str:
