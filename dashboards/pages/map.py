@@ -28,6 +28,7 @@ from ..widgets.feature_html import percent
 from ..widgets.feature_table import about, map_regions
 from ..widgets.figures import feature_map
 from ..widgets.html_tables import link_list
+from ..widgets.list_picker import add_to_list
 from ..widgets.page_parts import csv_text, plain, run_page, show_figure, show_note
 
 MOST_LISTED = 40
@@ -75,19 +76,23 @@ def render() -> None:
     if len(selected) == 1:
         go_to_feature(selected[0], entry)
     elif selected:
-        _show_selected(entry, selected, described)
+        _show_selected(entry, store, selected, described)
 
 
 def _show_selected(
-    entry: DictionaryEntry, selected: list[int], described: Callable[[int], str]
+    entry: DictionaryEntry,
+    store: FeatureStore,
+    selected: list[int],
+    described: Callable[[int], str],
 ) -> None:
-    """The features inside the lasso or box, as links and as a file."""
+    """The features inside the lasso or box, as links, for a list, and as a file."""
     st.header("Selected features")
     shown = selected[:MOST_LISTED]
     st.caption(
         f"{len(selected):,} features" + (f", the first {len(shown)}:" if shown != selected else ":")
     )
     st.html(link_list([(feature_href(f, entry), f"Feature {f}", described(f)) for f in shown]))
+    add_to_list(entry.name, store, selected, "map")
     st.download_button(
         "Download CSV",
         csv_text({"feature": selected, "about": [described(f) for f in selected]}),

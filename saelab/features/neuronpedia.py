@@ -214,7 +214,7 @@ def feature_as_served(
     Args:
         store: the features.
         feature: index of the latent.
-        labels: what is said of it, what counts most last, as there.
+        labels: what is said of it, what counts most first.
         keys: `modelId` and `layer`.
     """
     record, made_from = store.feature(feature, None), store.manifest["made_from"]

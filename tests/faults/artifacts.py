@@ -180,6 +180,12 @@ def _labels(folder: Path) -> Any:
     return book.all(), book.notes()
 
 
+def _list(folder: Path) -> Any:
+    from saelab.features.lists import read_list
+
+    return read_list(folder / "war.list.json")
+
+
 def _answers(folder: Path) -> Any:
     from saelab.explain.answers import AnswerBook
 
@@ -317,6 +323,7 @@ ARTIFACTS = (
         SECOND,
     ),
     Artifact("feature_labels", "by hand", ".", "feature_labels.sqlite", _labels),
+    Artifact("feature_list", "by hand", ".", "war.list.json", _list),
     Artifact(
         "explanation_answers",
         "by hand",
@@ -357,12 +364,13 @@ def make_by_hand(folder: Path) -> None:
     from saelab.explain.meaning import MEANING_FILE, _write
     from saelab.features.label_content import Score
     from saelab.features.labels import LabelBook
+    from saelab.features.lists import FeatureList, ListedFeature
     from saelab.formats.evaluation_result import (
         EvaluationResult,
         MeasuredMetric,
         write_evaluation_result,
     )
-    from saelab.formats.files import read_json, write_json
+    from saelab.formats.files import read_json, write_bytes, write_json
     from saelab.formats.manifest import new_manifest, write_manifest
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -374,6 +382,12 @@ def make_by_hand(folder: Path) -> None:
         about: Any = {"author": "saelab", "method": "token-context", "scores": (score,)}
         label = book.add(feature, f"the word {feature}", **about)
         book.vote(label.id, 1, author="Ada")
+    items = [
+        ListedFeature(dictionary="a" * 64, name="d", feature=feature, note=f"note {feature}")
+        for feature in range(10)
+    ]
+    chosen = FeatureList(name="War", description="words").with_features(items)
+    write_bytes(folder / "war.list.json", chosen.as_bytes())
     rows = numpy.random.default_rng(0).standard_normal((20, 8), dtype=numpy.float32)
     _write(
         folder / MEANING_FILE, Mock(sha256="ab" * 32), [bytes([n] * 16) for n in range(20)], rows

@@ -112,6 +112,14 @@ def error_probe(folder):
     return path
 
 
+def feature_list(folder):
+    from saelab.features.lists import ENDING, FeatureList, ListedFeature, ListShelf
+
+    item = ListedFeature(dictionary="a" * 64, name="d", feature=3, note="a note")
+    shelf = ListShelf(folder)
+    return folder / f"{shelf.add(FeatureList(name='n', features=(item,))).id}{ENDING}"
+
+
 WRITERS = {
     "training_run": training_run,
     "training_run, complete": complete_run,
@@ -122,6 +130,7 @@ WRITERS = {
     "recovery_score_card": manifest_of("recovery_score_card", entries=[]),
     "supervised_circuit": manifest_of("supervised_circuit", circuit={"roles": []}),
     "quickstart_state": manifest_of("quickstart_state", finished=["cache"]),
+    "feature_list": feature_list,
     "feature_shards": feature_shards,
     "error_probe": error_probe,
 }
