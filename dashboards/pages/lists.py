@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __package__ = "saelab.dashboards.pages"
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
@@ -223,22 +224,28 @@ def _draw_order(shelf: ListShelf, chosen: FeatureList) -> None:
         alt="The features of the list: their order, whether they stay, and their notes",
     )
     if st.button("Save the order and the notes"):
-        order = np.argsort(edited["order"], kind="stable").tolist()
-        changed = {
-            (items[place].dictionary, items[place].feature): replace(
-                items[place], note=str(edited["note"][place] or "").strip()
-            )
-            for place in order
-            if edited["keep"][place]
-        }
-        gone = {(item.dictionary, item.feature) for item in items} - set(changed)
+        _keep(lambda: shelf.change(chosen.id, lambda old: rearranged(old, items, edited)))
 
-        def apply(old: FeatureList) -> FeatureList:
-            # What somebody else has added meanwhile stays, at the end.
-            added = [i for i in old.features if (i.dictionary, i.feature) not in gone]
-            return replace(old, features=tuple(changed.values())).with_features(added)
 
-        _keep(lambda: shelf.change(chosen.id, apply))
+def rearranged(
+    old: FeatureList, items: Sequence[ListedFeature], edited: Mapping[str, Sequence[Any]]
+) -> FeatureList:
+    """A list as somebody edited it; what others have added meanwhile stays, at the end.
+
+    Args:
+        old: as it is kept now.
+        items: the features that were edited.
+        edited: for each of them its `order`, whether to `keep` it, and its `note`.
+    """
+    order = np.argsort([math.inf if n is None else n for n in edited["order"]], kind="stable")
+    kept = [
+        replace(items[place], note=str(edited["note"][place] or "").strip())
+        for place in order.tolist()
+        if edited["keep"][place]
+    ]
+    shown = {(item.dictionary, item.feature) for item in items}
+    added = [item for item in old.features if (item.dictionary, item.feature) not in shown]
+    return replace(old, features=(*kept, *added))
 
 
 def _show_cosines(chosen: FeatureList, entries: dict[str, DictionaryEntry]) -> None:

@@ -28,7 +28,7 @@ for page, params in json.loads(sys.argv[2]):
     assert app.title, page
 print(sorted(m for m in sys.modules if m in ("torch", "transformers", "transformer_lens")))
 """
-READING_PAGES = ("home", "explore", "feature", "map", "compare")
+READING_PAGES = ("home", "explore", "feature", "map", "compare", "lists")
 
 
 def test_reading_pages_load_no_torch(world):

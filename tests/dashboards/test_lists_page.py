@@ -109,6 +109,27 @@ def test_a_list_is_named_ordered_and_removed(open_page_of, root):
     assert [each.name for each in shelf.all()[0]] == ["New"] and app.title[0].value == "New"
 
 
+def test_a_list_is_put_in_order_and_keeps_what_others_add_meanwhile(open_page_of, root):
+    from saelab.dashboards.pages.lists import rearranged
+
+    shelf = shelf_of([root])
+    items = [item(0), item(1, note="x"), item(2)]
+    kept = shelf.add(FeatureList(name="n", features=tuple(items)))
+    app = open_page_of(root)("lists", **FIRST, list_=kept.id)
+    button(app, "Save the order and the notes").click().run()
+    assert not app.exception and shelf.of(kept.id).features == kept.features
+    old = kept.with_features([item(7)])
+    edited = {"order": [3, None, 1], "keep": [True, True, True], "note": ["a", None, " b "]}
+    assert rearranged(old, items, edited).features == (
+        item(2, note="b"),
+        item(0, note="a"),
+        item(1),
+        item(7),
+    )
+    edited["keep"] = [False, True, False]
+    assert rearranged(old, items, edited).features == (item(1), item(7))
+
+
 def test_a_damaged_list_is_a_sentence(open_page_of, root):
     shelf = shelf_of([root])
     _, hurt = (shelf.add(FeatureList(name=name)) for name in ("whole", "hurt"))
