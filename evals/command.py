@@ -40,6 +40,10 @@ SUITES = {
         "saelab.evals.replacement.suite",
         "a set of dictionaries spliced into one pass, such as a transcoder for each layer",
     ),
+    "crosscoder": (
+        "saelab.evals.crosscoder.suite",
+        "which latents of a crosscoder are shared, which dedicated to one layer or model",
+    ),
     "compare": (
         "saelab.evals.compare.suite",
         "training methods in one report, from what the other suites say (or `saelab compare`)",

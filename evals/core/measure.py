@@ -36,6 +36,8 @@ NO_LOSSES = {
     "(losses, KL) is not measured.",
     "encoder": "The model is an encoder, whose tokens see those after them: no next token is "
     "predicted, so what splicing costs (losses, KL) is not measured.",
+    "several": "The crosscoder is of several models, so what splicing costs one of them (losses, "
+    "KL) is not measured.",
 }
 MOST_POINTS = 4096
 MOST_L0_BARS = 60
@@ -95,7 +97,7 @@ def _measure_group(
             rows.n_tokens,
             config.n_tokens,
         )
-    if model is None or model.is_encoder:
+    if model is None or model.is_encoder or spec.models:
         for index, subject in enumerate(group):
             yield _measurement(subject, index, config, rows, None, None, TRAINING_MEAN)
         return
@@ -217,7 +219,7 @@ def _counts(rows: RowFindings) -> dict[str, int]:
 def _where_measured(losses: LossFindings | None, spec: DataSpec) -> str:
     """On how much text losses were measured: short documents leave part of their window empty."""
     if losses is None:
-        return NO_LOSSES["adopted" if spec.adopted else "encoder"]
+        return NO_LOSSES["adopted" if spec.adopted else "several" if spec.models else "encoder"]
     n_documents = len(losses.windows.names)
     return f"Losses and KL: {losses.n_positions:,} predicted positions, {n_documents:,} documents."
 

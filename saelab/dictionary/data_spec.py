@@ -20,6 +20,7 @@ from saelab.config import from_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.model.identity import mismatch_with
 from saelab.model.language_model import LanguageModel, load_language_model
+from saelab.model.several import SeveralModels
 from saelab.synthetic.truth import ORIGIN_KEY
 from saelab.text.contexts import (
     TextConfig,
@@ -60,6 +61,8 @@ class DataSpec:
     """Dtype the model computes in."""
     model_kwargs: tuple[str, ...] = ()
     """What transformers is given for loading it."""
+    models: tuple[tuple[str, str], ...] = ()
+    """Labels and names of the models of a crosscoder over several; empty: there is one."""
     site: Site
     """Where the dictionary reads, and where it is spliced in."""
     text: TextConfig
@@ -76,17 +79,22 @@ class DataSpec:
     @property
     def model_key(self) -> ModelKey:
         """What the language model is loaded by."""
-        return self.model, self.model_dtype, self.model_kwargs
+        names = " + ".join(name for _, name in self.models)
+        return names or self.model, self.model_dtype, self.model_kwargs
 
     def load_model(self, device: str) -> LanguageModel:
-        """The language model.
+        """The language model, or the models side by side.
 
         Raises:
             ModelError: it is unknown, or cannot be loaded.
         """
-        return load_language_model(
-            self.model, dtype=self.model_dtype, device=device, model_kwargs=self.model_kwargs
-        )
+        loaded = {
+            label: load_language_model(
+                name, dtype=self.model_dtype, device=device, model_kwargs=self.model_kwargs
+            )
+            for label, name in self.models or (("", self.model),)
+        }
+        return SeveralModels(loaded) if self.models else loaded[""]
 
     @property
     def hook_point(self) -> str:
@@ -135,7 +143,12 @@ def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
     if config.text_source is not None or config.text_field is not None:
         # What the user names is looked at before a model is loaded.
         check_text(text)
-    site = saved.site
+    site, models = saved.site, origin.get("models", {})
+    if models and config.model is not None:
+        raise ConfigError(
+            f"model: {saved.folder} is of several models ({', '.join(models)}), which are loaded "
+            "from where they were: leave --model out"
+        )
     adopted = _adopted(saved, config)
     ceilings = origin.get("norm_ceilings") or {site.hook_points[0]: saved.norm_ceiling}
     return DataSpec(
@@ -147,6 +160,7 @@ def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
             if config.model_kwargs is None
             else config.model_kwargs
         ),
+        models=tuple((label, recorded_name(made["model"])) for label, made in models.items()),
         site=site,
         text=text,
         context_length=config.context_length or saved.context_length,
@@ -238,12 +252,17 @@ def check_fit(model: LanguageModel, spec: DataSpec, saved: SavedDictionary) -> N
             "tokens "
             f"that {model.name} takes"
         )
-    differs = mismatch_with(model, saved.made_from)
-    if differs is not None:
-        raise ArtifactError(
-            f"{saved.folder} was trained on {saved.model_name!r}, which is not {model.name!r} as "
-            f"it is here (it had {differs}): give the model it was trained on with --model"
-        )
+    of_several = saved.made_from.get("models", {})
+    several = model.models if isinstance(model, SeveralModels) else {"": model}
+    for label, each in several.items():
+        recorded = of_several.get(label, saved.made_from)
+        differs = mismatch_with(each, recorded)
+        if differs is not None:
+            raise ArtifactError(
+                f"{saved.folder} was trained on {recorded.get('model')!r}, which is not "
+                f"{each.name!r} as it is here (it had {differs}): give the model it was trained on "
+                "with --model"
+            )
     require_width(model, saved.site, saved.dictionary, saved.folder)
 
 

@@ -2,6 +2,7 @@
 
 A sparse autoencoder reads and writes one hook point. A transcoder reads one and writes another; a
 crosscoder reads and writes several, whose activations stand side by side in the order of the site.
+Hook points of several models are named `label/hook point`, where a label stands for a model.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ class Site:
                 problems.append(f"{role}: {list(names)} holds something that is no hook point")
             elif len(set(names)) != len(names):
                 problems.append(f"{role}: {list(names)} names a hook point twice")
+        named = [str(n) for n in (*self.reads, *self.writes)]
+        if not problems and len({"/" in name for name in named}) > 1:
+            problems.append(f"{named}: name a model at each (label/hook point), or at none")
         if problems:
             raise ConfigError(problems)
 
@@ -54,6 +58,11 @@ class Site:
     def hook_points(self) -> tuple[str, ...]:
         """Every hook point once: those read, then those only written."""
         return tuple(dict.fromkeys(self.reads + self.writes))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Labels of the models whose hook points these are; empty where there is one model."""
+        return tuple(dict.fromkeys(n.split("/")[0] for n in self.hook_points if "/" in n))
 
     @property
     def hook_point(self) -> str:
