@@ -140,7 +140,8 @@ def _read(folder: Path, figures: TrainedDictionary | None, overrides: DataOverri
         content_hash=saved.content_hash,
         method=training["method"],
         label=training["method"],
-        settings=flat({name: training.get(name) for name in TELLING_SETTINGS}),
+        settings=flat({name: training.get(name) for name in TELLING_SETTINGS})
+        | {"reads": " + ".join(saved.site.reads)},
         d_sae=saved.dictionary.d_sae,
         k=None if target is None else float(target),
         seed=saved.manifest["seed"],
@@ -206,7 +207,8 @@ def _different(candidates: Sequence[Candidate]) -> list[str]:
             lambda c: str(c.origin.get("model_hash") or c.origin["model"]).partition(":")[0],
             lambda c: f"{c.origin['model']} ({str(c.origin.get('model_hash'))[:12]})",
         ),
-        "hook points": (lambda c: c.spec.site, lambda c: str(c.spec.site)),
+        # A transcoder stands beside autoencoders of what it writes.
+        "hook points": (lambda c: c.spec.site.writes, lambda c: str(c.spec.site)),
         "texts": (lambda c: (c.spec.text, c.origin.get("text_hash")), _text),
         "context lengths": (
             lambda c: c.spec.context_length,

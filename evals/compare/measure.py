@@ -124,6 +124,8 @@ def _measurement(comparison: MethodComparison, out: Path) -> Measurement:
     hashes = [candidate.content_hash for candidate in candidates]
     spec, names = candidates[0].spec, labels_in_order(comparison.members)
     shared = {name: candidates[0].origin.get(name) for name in SHARED}
+    sites = list(dict.fromkeys(candidate.spec.site for candidate in candidates))
+    shared["hook_point"] = str(sites[0]) if len(sites) == 1 else " + ".join(sites[0].writes)
     shared["row_rule"] = to_plain(spec.token_filter)
     definitions, numbers = _numbers(comparison)
     return Measurement(

@@ -10,6 +10,7 @@ from saelab.cache.config import HarvestConfig
 from saelab.cache.writer import write_caches
 from saelab.cli import main
 from saelab.dictionary import Site, load_dictionary
+from saelab.evals.compare.suite import CompareConfig, run_compare
 from saelab.evals.core.config import CoreConfig
 from saelab.evals.core.suite import run_core
 from saelab.features.reader import FeatureStore
@@ -156,3 +157,29 @@ def test_what_needs_an_sae_says_so(dictionaries, kind, capsys):
     assert main(["eval", "dark-matter", folder, "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert "needs a sparse autoencoder" in error and error.count("\n") == 1
+
+
+def test_a_transcoder_is_compared_with_an_autoencoder_of_what_it_writes(dictionaries, tmp_path):
+    transcoder = dictionaries["transcoder"][0]
+    config = TrainConfig(
+        out=tmp_path / "autoencoder",
+        cache=transcoder.parents[2] / "caches",
+        hook_point=MLP,
+        d_sae=(48,),
+        k=(6,),
+        n_tokens=256 * 8,
+        batch_rows=256,
+        device="cpu",
+    )
+    train(config)
+    few = CompareConfig(
+        out=tmp_path / "comparison",
+        n_tokens=8 * CONTEXT,
+        n_loss_tokens=8 * CONTEXT,
+        consistency=False,
+        steering=False,
+        device="cpu",
+    )
+    [result] = run_compare([transcoder, config.out], few)
+    text = " ".join(str(cell) for table in result.tables for row in table.rows for cell in row)
+    assert f"reads {READ}" in text and f"reads {MLP}" in text
