@@ -80,6 +80,13 @@ COMMANDS = (
         inputs="model text",
     ),
     Command(
+        "finetune",
+        f"finetune {DICTIONARIES.split()[0]} --out finetuned --n-steps 12 --batch-contexts 4"
+        " --device cpu --checkpoint-every-steps 4",
+        after="train",
+        inputs="model text",
+    ),
+    Command(
         "tune",
         f"tune topk --cache cache --hook-point {HOOK} --out tuned --d-sae 48 --k 4 --seeds 0 1"
         " --vary learning_rate=1e-3,3e-3,1e-2 --rungs 2 --held-out-rows 512 --n-tokens 6400"
