@@ -295,7 +295,8 @@ def _row_id(origin: str, feature: int, order: int) -> str:
 
 
 def _dataset(store: FeatureStore) -> str:
-    return store.manifest["made_from"].get("text", {}).get("source", "")
+    text = store.manifest["made_from"].get("text")
+    return str((text.get("source") if isinstance(text, dict) else text) or "")
 
 
 def _write_batch(folder: Path, number: int, rows: Sequence[dict[str, Any]]) -> Iterator[Path]:
