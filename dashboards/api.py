@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from saelab.errors import ConfigError, SaelabError, did_you_mean
+from saelab.errors import ConfigError, SaelabError, did_you_mean, shown
 from saelab.explain.meaning import (
     MEANING_FILE,
     likeness_of_examples,
@@ -169,8 +169,8 @@ def features(
     wanted = FeatureFilter(query=query, sort=sort, descending=descending)
     texts = {feature: label.text for feature, label in labels.items()}
     chosen, matched = select_features(store, texts, wanted, likeness=likeness)
-    shown = chosen[start : start + limit].tolist()
-    rows = [{**_row(store, feature), "label": texts.get(feature)} for feature in shown]
+    listed = chosen[start : start + limit].tolist()
+    rows = [{**_row(store, feature), "label": texts.get(feature)} for feature in listed]
     if matched:
         for row in rows:
             at = row["index"]
@@ -258,17 +258,24 @@ def steer(
 
 
 def _edit(words: str, store: FeatureStore) -> FeatureEdit:
-    from saelab.live.edits import FeatureEdit
+    from saelab.live.edits import FeatureEdit, Kind
 
-    feature, kind, strength = [*words.split(":"), "1"][:3] if ":" in words else (words, "", "1")
+    feature, _, rest = words.partition(":")
+    kind, _, strength = rest.partition(":")
+    known = next((each for each in get_args(Kind) if each == kind), None)
     try:
-        index, times = int(feature), float(strength)
+        index, times = int(feature), float(strength or 1)
     except ValueError:
-        raise ConfigError(f"edit {words!r}: expected feature:kind:strength, as 12:add:2") from None
+        known, index, times = None, 0, 0.0
+    if known is None:
+        raise ConfigError(
+            f"edit {shown(words)}: expected feature:kind:strength, as 12:add:2, with add, clamp or "
+            "ablate"
+        )
     if not 0 <= index < store.n_features:
         raise ConfigError(f"feature {index} does not exist: there are 0 to {store.n_features - 1}")
     maximum = float(np.nan_to_num(store.table()["max_act"][index]))
-    return FeatureEdit(feature=index, kind=kind, strength=times, maximum=maximum)  # pyright: ignore[reportArgumentType]
+    return FeatureEdit(feature=index, kind=known, strength=times, maximum=maximum)
 
 
 def steered_texts(
