@@ -147,7 +147,7 @@ def _show_head(
         show_problem(stale)
     feature, last = record.id, store.n_features - 1
     with st.container(horizontal=True, vertical_alignment="center"):
-        steps = st.container(width="content")
+        steps = st.container(width="content").empty()  # what a fragment draws again takes its place
         searched = st.session_state.get("explore_address", {})
         params = context.link_params(entry)
         if params.items() <= searched.items():

@@ -1,4 +1,4 @@
-"""Prompt: what a dictionary sees in a typed text; the other two modes are files of their own."""
+"""Prompt: what a dictionary sees in a typed text; the other modes are files of their own."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..widgets.html_tables import chip, page_table
 from ..widgets.page_parts import plain, run_page, show_note
 from ..widgets.prompt_attribution import draw_attribution
 from ..widgets.prompt_contrast import draw_contrast
+from ..widgets.prompt_layers import draw_layers
 from ..widgets.token_html import (
     legend,
     short,
@@ -32,6 +33,7 @@ MODES = {
     "read": "Read a text",
     "contrast": "Contrast two sets",
     "attribute": "Explain a next token",
+    "layers": "Read through all dictionaries",
 }
 SORT_NAMES = {
     "relative": "share of the feature's maximum",
@@ -53,7 +55,8 @@ def render() -> None:
         st.radio, "What to do", MODES, param="mode", horizontal=True, label_visibility="collapsed"
     )
     page = live.open_live_page(entry, store)
-    {"read": _draw_reading, "contrast": draw_contrast, "attribute": draw_attribution}[mode](page)
+    draw = {"contrast": draw_contrast, "attribute": draw_attribution, "layers": draw_layers}
+    draw.get(mode, _draw_reading)(page)
     st.caption(
         plain(
             f"{page.session.bos_rule} Positions that the dictionary was not trained on (first "

@@ -21,8 +21,10 @@ from saelab.dashboards.widgets.feature_html import (
 )
 from saelab.dashboards.widgets.feature_table import (
     FeatureFilter,
+    best_explained,
     clean_token_scores,
     curated_groups,
+    map_regions,
     select_features,
 )
 from saelab.dashboards.widgets.figures import (
@@ -38,6 +40,7 @@ from saelab.dashboards.widgets.figures import (
 from saelab.dashboards.widgets.page_parts import csv_text, plain
 from saelab.dashboards.widgets.token_html import format_number
 from saelab.errors import ArtifactError
+from saelab.features.label_content import Label, Score
 from saelab.features.reader import FeatureStore
 from saelab.report.draw import draw
 
@@ -76,6 +79,40 @@ def test_every_figure_says_what_it_shows(store):
         assert figure.plot.layout.xaxis.title.text and figure.plot.layout.yaxis.title.text
         assert len({len(column) for column in figure.data.values()}) == 1
         assert figure.plot.layout.title.text is None
+
+
+def test_regions_of_the_map_are_named_by_what_is_rare_elsewhere():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([np.full(20, -100.0), np.full(20, 100.0), rng.uniform(-50, 50, 360)])
+    words = ["Peace"] * 20 + [" tax"] * 20 + ["common" if i % 2 else f"w{i}" for i in range(360)]
+    table = {"map_x": x, "map_y": rng.normal(size=400), "top_tokens": words}
+    regions = {word: at for word, at, _ in map_regions(table)}
+    assert set(regions) == {"peace", "tax"}
+    assert abs(regions["peace"] + 100) < 2 and abs(regions["tax"] - 100) < 2
+    assert map_regions({name: values[:9] for name, values in table.items()}) == []
+
+
+def test_the_best_explained_beat_both_controls_in_every_score():
+    def label(feature, *scores):
+        parts = [Score(name="detection", value=v, shuffled=s, random=r) for v, s, r in scores]
+        return Label(
+            id=feature,
+            feature=feature,
+            text="words",
+            author="a",
+            method="m",
+            created="2026-01-01",
+            scores=tuple(parts),
+        )
+
+    labels = [
+        label(1, (0.9, 0.5, 0.6), (0.9, 0.8, 0.5)),
+        label(2, (0.8, 0.5, 0.5)),
+        label(3, (0.9, 0.5, 0.95)),
+        label(4),
+    ]
+    assert best_explained(labels).features == (2, 1)
+    assert best_explained(labels[2:]) is None
 
 
 def test_activation_histogram_counts_every_active_token(store):

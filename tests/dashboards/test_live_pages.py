@@ -245,6 +245,29 @@ def test_steering_writes_both_texts_and_the_shift(open_live, live_root, tiny_mod
     assert app.query_params["seed"] == "7" and app.query_params["f1"] == "3"
 
 
+def test_a_sweep_of_samples_stands_side_by_side_and_becomes_a_vector(open_live):
+    app = open_live("steer", text=TEXT, f1="3", s1="2.0", len="5", sweep="3", samples="2")
+    app.button(key="steer_write").click().run()
+    assert_clean(app)
+    page = html_of(app)
+    titles = re.findall(r"<section><b>([^<]*)</b>", page)
+    assert titles == ["Baseline", "Steered ×0.5", "Steered ×1", "Steered ×2"] * 2
+    assert page.count("perplexity ") == 8 and page.count("KL of the next token") == 6
+    assert "Seed 0" in words(app) and "Seed 1" in words(app)
+    assert [b.label for b in app.get("download_button") if "For" in b.label]
+
+
+def test_one_text_through_every_dictionary_of_the_model(tiny_model, tmp_path, monkeypatch):
+    root = tmp_path / "live"
+    for name in ("tiny", "twin"):
+        write_live_run(root / name, tiny_model)
+    app = page_opener(monkeypatch, root)("prompt", mode="layers", text=TEXT)
+    assert_clean(app)
+    (chart,) = app.get("plotly_chart")
+    assert "2" in chart.proto.alt and app.dataframe
+    assert html_of(app).count('class="chip"') >= 2
+
+
 def test_more_features_and_a_dead_one(open_live):
     app = open_live("steer", text=TEXT, f1="0", f2="1", k1="ablate", n="2", len="5")
     assert [box.value for box in app.number_input if box.label == "Feature"] == [0, 1]

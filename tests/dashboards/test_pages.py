@@ -66,6 +66,17 @@ def test_home_lists_runs_with_numbers(open_page):
     assert "How to read a feature" in words(app)
 
 
+def test_home_leads_through_one_feature_and_names_what_is_missing(open_page):
+    app = open_page("home", **FIRST)
+    assert "A tour of one feature" in words(app)
+    tour = next(str(b.value) for b in app.get("html") if "1. Guess" in str(b.value))
+    links_of_tour = re.findall(r'href="([^"]*)"', tour)
+    assert len(links_of_tour) == 6 and links_of_tour[1].endswith("tab=Random")
+    commands = [code.value for code in app.code]
+    assert [command.split()[1] for command in commands] == ["explain", "eval"]
+    assert all(command.endswith("demo/dictionaries/first") for command in commands)
+
+
 def test_navigation_keeps_the_dictionary(open_page):
     app = open_page("explore", run="all/demo", sae="second")
     pages = [address for label, address in links(app) if label in ("Home", "Map", "Compare")]
@@ -124,6 +135,9 @@ def test_explore_lists_every_feature(open_page):
     app = open_page("explore", **FIRST)
     assert_clean(app)
     assert_charts_have_alt(app, 1)
+    # Folded on a phone and elsewhere, until one of them is set.
+    folded = [e.proto.expanded for e in app.expander if e.label == "Filters and order"]
+    assert folded == [False]
     table = Rows(app)
     assert table.features == list(range(N_FEATURES))
     active = (dense_codes() > 0).sum(axis=(0, 1))

@@ -154,6 +154,23 @@ def test_without_edits_both_versions_are_the_same_and_seeds_decide(session):
     assert steer(session, [], seed=6)[0][BASELINE] != base
 
 
+def test_a_sweep_is_every_strength_by_itself(session):
+    edits = [FeatureEdit(feature=1, kind="add", strength=2.0, maximum=3.0)]
+    swept, _ = steer(session, edits, factors=(0.5, 1.0, 4.0))
+    for version, factor in enumerate((0.5, 1.0, 4.0), 1):
+        alone = [FeatureEdit(feature=1, kind="add", strength=2.0 * factor, maximum=3.0)]
+        assert steer(session, alone)[0] == [swept[BASELINE], swept[version]]
+
+
+def test_perplexity_is_that_of_what_was_written(session, tiny_model):
+    written = [5, 9, 2]
+    ids = [*session.read(TEXT, 50).ids, *written]
+    logits = tiny_model.run(torch.tensor([ids])).logits[0].double()
+    losses = [-logits[i - 1].log_softmax(0)[ids[i]] for i in range(len(ids) - 3, len(ids))]
+    expected = float(torch.stack(losses).mean().exp())
+    assert session.perplexity(TEXT, written, 50) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_baseline_is_plain_greedy_generation(session, tiny_model):
     (base, _), _ = steer(session, [FeatureEdit(feature=1, kind="ablate")], temperature=0)
     tokens = session.read(TEXT, 50).ids
