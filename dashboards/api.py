@@ -319,7 +319,7 @@ def lists(catalogue: Catalogued) -> dict[str, Any]:
 @router.get("/lists/{list_id}")
 def list_of(catalogue: Catalogued, list_id: str) -> Response:
     """A list, as its file has it."""
-    content = shelf_of(catalogue.roots).of(list_id).as_bytes()
+    content = shelf_of(catalogue.roots).exported(list_id)
     return Response(content, media_type="application/json")
 
 

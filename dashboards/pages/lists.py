@@ -133,7 +133,12 @@ def _show_list(shelf: ListShelf, chosen: FeatureList) -> None:
                     lambda: list_html(chosen, run_index()),
                     HTML_NOTE,
                 ),
-                SharedFile("List as JSON", f"{chosen.id}{ENDING}", chosen.as_bytes, EXPORT_NOTE),
+                SharedFile(
+                    "List as JSON",
+                    f"{chosen.id}{ENDING}",
+                    lambda: shelf.exported(chosen.id),
+                    EXPORT_NOTE,
+                ),
             ],
         )
         _draw_edit(shelf, chosen)

@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import ArtifactError, ConfigError, shown
-from saelab.formats.files import json_bytes, parse_json, read_json
+from saelab.formats.files import parse_json, read_json
 from saelab.formats.lock import writer_lock
-from saelab.formats.manifest import SEAL, check_manifest, new_manifest, require_fields, seal
-from saelab.formats.manifest import write_manifest as write
+from saelab.formats.manifest import (
+    SEAL,
+    check_manifest,
+    new_manifest,
+    require_fields,
+    write_manifest,
+)
 
 from .label_content import MAX_NAME_CHARACTERS, MAX_NOTE_CHARACTERS
 
@@ -80,11 +85,8 @@ class FeatureList:
             problems.append(f"a feature's index is {odd.feature}: expected 0 to {LARGEST_INDEX}")
         return problems
 
-    def as_bytes(self) -> bytes:
-        """The file's content, sealed: what is exported."""
-        return json_bytes(seal(self._content()))
-
-    def _content(self) -> dict[str, Any]:
+    def as_manifest(self) -> dict[str, Any]:
+        """What its file holds."""
         names = {item.dictionary: item.name for item in self.features}
         return {
             **new_manifest(KIND, seed=None, config={}, made_from={"dictionaries": names}),
@@ -121,9 +123,17 @@ class ListShelf:
             ConfigError: there is none.
             ArtifactError: its file was damaged.
         """
+        return read_list(self._path_of(list_id))
+
+    def exported(self, list_id: str) -> bytes:
+        """A list's file as it stands, once it was checked; raises as `of` does."""
+        self.of(list_id)
+        return self._path_of(list_id).read_bytes()
+
+    def _path_of(self, list_id: str) -> Path:
         for path in self.folder.glob(f"*{ENDING}"):
             if path.name == list_id + ENDING:
-                return read_list(path)
+                return path
         raise ConfigError(f"there is no list {shown(list_id)}: it was removed, or lies elsewhere")
 
     def add(self, new: FeatureList) -> FeatureList:
@@ -145,7 +155,7 @@ class ListShelf:
     def remove(self, list_id: str) -> None:
         """Remove a list."""
         with _WRITING, writer_lock(self.folder):
-            (self.folder / f"{self.of(list_id).id}{ENDING}").unlink()
+            self._path_of(list_id).unlink()
 
     def _write(self, make: Callable[[], FeatureList]) -> FeatureList:
         with _WRITING, writer_lock(self.folder):
@@ -156,7 +166,7 @@ class ListShelf:
                 problems.append(f"there is a list {shown(made.name)} already: give another name")
             if problems:
                 raise ConfigError(problems)
-            written = write(self.folder / f"{made.id}{ENDING}", made._content())
+            written = write_manifest(self.folder / f"{made.id}{ENDING}", made.as_manifest())
         return replace(made, sha256=written[SEAL])
 
 

@@ -370,7 +370,7 @@ def make_by_hand(folder: Path) -> None:
         MeasuredMetric,
         write_evaluation_result,
     )
-    from saelab.formats.files import read_json, write_bytes, write_json
+    from saelab.formats.files import read_json, write_json
     from saelab.formats.manifest import new_manifest, write_manifest
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -387,7 +387,7 @@ def make_by_hand(folder: Path) -> None:
         for feature in range(10)
     ]
     chosen = FeatureList(name="War", description="words").with_features(items)
-    write_bytes(folder / "war.list.json", chosen.as_bytes())
+    write_manifest(folder / "war.list.json", chosen.as_manifest())
     rows = numpy.random.default_rng(0).standard_normal((20, 8), dtype=numpy.float32)
     _write(
         folder / MEANING_FILE, Mock(sha256="ab" * 32), [bytes([n] * 16) for n in range(20)], rows

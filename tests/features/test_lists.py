@@ -72,7 +72,7 @@ def test_what_is_no_list_is_refused_and_leaves_the_old_one(shelf):
 
 def test_no_text_of_an_address_reaches_a_path(shelf, tmp_path):
     kept = shelf.add(FeatureList(name="War"))
-    (tmp_path / f"outside{ENDING}").write_bytes(kept.as_bytes())
+    (tmp_path / f"outside{ENDING}").write_bytes(shelf.exported(kept.id))
     (shelf.folder / f"linked{ENDING}").symlink_to(tmp_path / f"outside{ENDING}")
     for list_id in ("../outside", "", "*", "/etc/passwd", "\0", f"x/../{kept.id}"):
         with pytest.raises(ConfigError, match="there is no list"):
@@ -104,8 +104,9 @@ def test_an_exported_list_is_imported_elsewhere(shelf, tmp_path):
     kept = shelf.add(
         FeatureList(name="War \u202e").with_features([item(1, note="\u2066a"), item(2)])
     )
-    content = kept.as_bytes()
+    content = shelf.exported(kept.id)
     read = list_from_bytes(content, "a.json")
+    assert read.sha256 == kept.sha256, "what is exported is the file itself"
     other = ListShelf(tmp_path / "elsewhere")
     imported = other.add(read)
     assert replace(imported, id="", sha256="") == replace(kept, id="", sha256="")
