@@ -202,7 +202,8 @@ def list_from_bytes(content: bytes, name: str) -> FeatureList:
 
 def _list_of(parsed: Any, path: Path, list_id: str) -> FeatureList:
     content = check_manifest(parsed, path, KIND)
-    require_fields(content, {"name": str, "description": str, "features": list}, path)
+    needed = {"name": str, "description": str, "features": list, SEAL: str}
+    require_fields(content, needed, path)
     types = {"dictionary": str, "name": str, "feature": int, "note": str}
     features = []
     for item in content["features"]:

@@ -103,14 +103,7 @@ _KINDS = (
         "saelab dashboard",
         **_NO_MANIFEST | {"schema_version": 2},
     ),
-    Kind(
-        "feature_list",
-        ("*.list.json",),
-        "saelab dashboard",
-        _SEALED,
-        schema_version=1,
-        sealed_since=1,
-    ),
+    Kind("feature_list", ("*.list.json",), "saelab dashboard", _SEALED),
     Kind(
         "feature_shards",
         ("features.build/shard-*.safetensors", "shard-*.safetensors"),
