@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saelab.cache.aligned import AlignedCaches
 from saelab.cache.config import DataOverrides
 from saelab.dictionary import SavedDictionary
 from saelab.dictionary.data_spec import DataSpec, ModelKey, check_fit, data_spec_of, needs_model
+from saelab.dictionary.site_rows import open_adopted
 from saelab.errors import ConfigError
 from saelab.model.language_model import LanguageModel
 from saelab.model.model_files import require_context
@@ -92,6 +94,16 @@ def load_models(subjects: Sequence[Subject], device: str) -> dict[ModelKey, Lang
             models[key] = subject.spec.load_model(device)
         check_fit(models[key], subject.spec, subject.saved)
     return models
+
+
+def widths_written(model: LanguageModel | None, spec: DataSpec) -> list[int]:
+    """The widths of several hook points that are written; without a model, of the adopted rows."""
+    if model is not None:
+        return [model.width_at(name) for name in spec.site.writes]
+    caches, _ = open_adopted(spec, held_out=True)
+    assert isinstance(caches, AlignedCaches)  # which write several
+    statistics = caches.target_statistics or caches.statistics
+    return [len(part.mean) for part in statistics.by_hook_point]
 
 
 def by_data_spec(subjects: Sequence[Subject]) -> dict[DataSpec, list[Subject]]:

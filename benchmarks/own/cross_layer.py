@@ -1,8 +1,7 @@
-"""A cross-layer transcoder: its training step against plain dense code, and its held-out errors.
+"""A cross-layer transcoder's training step against plain dense code.
 
-`python -m own.cross_layer step`, run in `benchmarks`, takes steps of both in turn on random rows
-and compares CPU seconds; `python -m own.cross_layer errors DICTIONARY` prints FVU of every layer
-written and L0 of every source on held-out text. Both print JSON.
+`python -m own.cross_layer`, run in `benchmarks`, takes steps of both in turn on random rows and
+compares CPU seconds; it prints JSON.
 """
 
 from __future__ import annotations
@@ -11,17 +10,11 @@ import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from saelab.cache.config import DataOverrides
-from saelab.dictionary import load_dictionary
-from saelab.dictionary.data_spec import data_spec_of
-from saelab.dictionary.site_rows import evaluated_rows
 from saelab.memory import keep_freed_memory
-from saelab.stats.metrics import ReconstructionStatistics
 from saelab.training.config import DictionarySpec, OptimizerConfig
 from saelab.training.interface import TrainingBatch
 from saelab.training.learner import Learner
@@ -99,55 +92,13 @@ def step(layers: int, d: int, size: int, k: int, rows: int, steps: int) -> dict[
     }
 
 
-@torch.no_grad()
-def errors(folder: Path, n_tokens: int) -> dict[str, object]:
-    """FVU at every hook point written, each about its own mean, and mean L0 of every source."""
-    saved = load_dictionary(folder)
-    spec = data_spec_of(saved, DataOverrides())
-    model = spec.load_model("cpu")
-    writes, device = saved.site.writes, torch.device("cpu")
-    width, n_rows = saved.dictionary.d_out // len(writes), 0
-    by_layer = [ReconstructionStatistics(width) for _ in writes]
-    counts = torch.zeros(saved.dictionary.d_sae, dtype=torch.int64)
-    for rows in evaluated_rows(model, spec, n_tokens, 4, device):
-        codes = saved.dictionary.encode(rows.inputs)
-        counts, n_rows = counts + codes.firing_counts(), n_rows + codes.n_rows
-        parts = (
-            each.split(width, dim=1) for each in (rows.targets, saved.dictionary.decode(codes))
-        )
-        for layer, target, reconstruction in zip(by_layer, *parts, strict=True):
-            layer.update(target, reconstruction)
-    l0 = counts.view(len(writes), -1).sum(1) / n_rows
-    return {
-        "n_rows": n_rows,
-        "fvu": {
-            name: round(each.values()["fvu"], 4)
-            for name, each in zip(writes, by_layer, strict=True)
-        },
-        "l0": {
-            name: round(float(each), 2) for name, each in zip(saved.site.reads, l0, strict=True)
-        },
-        "never_active": int((counts == 0).sum()),
-    }
-
-
 def main() -> None:
-    """Print what was asked for."""
+    """Print the comparison."""
     parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers(dest="command", required=True)
-    shape = commands.add_parser("step")
     sizes = {"layers": 30, "d": 576, "size": 256, "k": 4, "rows": 512, "steps": 4}
     for name, default in sizes.items():
-        shape.add_argument(f"--{name}", type=int, default=default)
-    of_dictionary = commands.add_parser("errors")
-    of_dictionary.add_argument("dictionary", type=Path)
-    of_dictionary.add_argument("--tokens", type=int, default=8192)
-    given = parser.parse_args()
-    if given.command == "step":
-        result = step(given.layers, given.d, given.size, given.k, given.rows, given.steps)
-    else:
-        result = errors(given.dictionary, given.tokens)
-    print(json.dumps(result, indent=1))
+        parser.add_argument(f"--{name}", type=int, default=default)
+    print(json.dumps(step(**vars(parser.parse_args())), indent=1))
 
 
 if __name__ == "__main__":

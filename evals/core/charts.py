@@ -1,4 +1,4 @@
-"""The charts and the table of a "core" result, from plain data."""
+"""The charts and the tables of a "core" result, from plain data."""
 
 from __future__ import annotations
 
@@ -237,15 +237,27 @@ def inference_modes(data: Mapping[str, Any]) -> Chart:
 
 
 def core_tables(data: Mapping[str, Any]) -> Sequence[Table]:
-    """The modes side by side; nothing for a dictionary that has none."""
+    """Errors by hook point where several are written; the modes of what has several."""
+    tables = []
+    if "by_hook_point" in data:
+        of_each = data["by_hook_point"]
+        columns = tuple(of_each)
+        tables.append(
+            Table(
+                title="By hook point: FVU about its own mean"
+                + (", and mean L0 of its own latents" if "L0" in columns else ""),
+                columns=columns,
+                rows=tuple(zip(*of_each.values(), strict=True)),
+            )
+        )
     if "inference_modes" not in data:
-        return ()
+        return tables
     modes = data["inference_modes"]
     rows = [
         (MODE_LABELS[mode], *(modes[name][index] for name in MODE_COLUMNS))
         for index, mode in enumerate(modes["mode"])
     ]
-    return (
+    tables.append(
         Table(
             title="The modes side by side; definitions are at the end",
             columns=("mode", *MODE_COLUMNS.values()),
@@ -253,8 +265,9 @@ def core_tables(data: Mapping[str, Any]) -> Sequence[Table]:
             section=MODES_GROUP,
             note="Everything above is the plain top-k mode. This section runs the same dictionary "
             f"in its other modes, on the tokens on which losses are measured. {WARNING}",
-        ),
+        )
     )
+    return tables
 
 
 def _number(value: float | None) -> str:

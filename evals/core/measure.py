@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ import torch
 
 from saelab.dictionary import load_dictionary
 from saelab.dictionary.data_spec import DataSpec, ModelKey, recorded_mean
+from saelab.dictionary.layered import LayeredDictionary
 from saelab.memory import keep_freed_memory
 from saelab.model.devices import resolve_device
 from saelab.model.language_model import LanguageModel
 from saelab.stats.metric_definitions import INFERENCE_MODES
-from saelab.stats.metrics import SparsityStatistics, density_histogram, loss_recovered
+from saelab.stats.metrics import (
+    ReconstructionStatistics,
+    SparsityStatistics,
+    UndefinedMetricError,
+    density_histogram,
+    loss_recovered,
+)
 
 from ..alike import row_settings
 from ..subjects import Subject, by_data_spec, describe, load_models, origin_of, subjects_of
@@ -131,6 +139,8 @@ def _measurement(
         **_counts(rows),
     }
     data = _data(index, rows, numbers)
+    if rows.by_hook_point[index]:
+        data["by_hook_point"] = _by_hook_point(subject, rows, index)
     settings = {
         "n_loss_tokens": config.loss_tokens,
         **row_settings(spec),
@@ -187,6 +197,27 @@ def _measurement(
         subtitle=f"{describe(saved)}. {spec.in_words}.",
         notes=(_where_measured(losses, spec),),
     )
+
+
+def _by_hook_point(subject: Subject, rows: RowFindings, index: int) -> dict[str, list[Any]]:
+    """Columns of a table: errors at each hook point, and L0 where layers have their own latents."""
+    errors, sparsity = rows.by_hook_point[index], rows.sparsity[index]
+    columns: dict[str, list[Any]] = {
+        "hook point": [*subject.spec.site.writes],
+        "FVU": [_fvu_at(each) for each in errors],
+    }
+    if isinstance(subject.saved.dictionary, LayeredDictionary):
+        bounds = pairwise(subject.saved.dictionary.starts)
+        counts = [int(sparsity.count[start:stop].sum()) for start, stop in bounds]
+        columns["L0"] = [count / sparsity.n_rows for count in counts]
+    return columns
+
+
+def _fvu_at(errors: ReconstructionStatistics) -> float | None:
+    try:
+        return float(errors.values()["fvu"])
+    except UndefinedMetricError:  # A hook point at which nothing varies.
+        return None
 
 
 def _features(sparsity: SparsityStatistics) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.stats.metrics import ReconstructionStatistics, SparsityStatistics, require_finite
 
+from ..subjects import widths_written
 from .config import CoreConfig
 
 POSITION_BINS = 64
@@ -38,6 +39,8 @@ class RowFindings:
     """Codes of each dictionary."""
     position_bin: Int[Tensor, " seq"]
     """The bin of each position in the context."""
+    by_hook_point: list[list[ReconstructionStatistics]] = field(default_factory=list)
+    """Errors of each dictionary at each hook point that is written, where there are several."""
     n_contexts: int = 0
     """Contexts run."""
     n_tokens: int = 0
@@ -67,6 +70,7 @@ def measure_rows(
         TextError: too little text.
     """
     n_bins = min(POSITION_BINS, spec.context_length)
+    widths = widths_written(model, spec) if len(spec.site.writes) > 1 else []
     positions = torch.arange(spec.context_length, device=device)
     findings = RowFindings(
         reconstruction=[
@@ -75,6 +79,10 @@ def measure_rows(
         ],
         sparsity=[SparsityStatistics(saved.dictionary.d_sae, device) for saved in dictionaries],
         position_bin=positions * n_bins // spec.context_length,
+        by_hook_point=[
+            [ReconstructionStatistics(width, device=device) for width in widths]
+            for _ in dictionaries
+        ],
     )
     with progress_bar(config.n_tokens, "reconstruct", "tokens") as bar:
         for rows in evaluated_rows(model, spec, config.n_tokens, config.batch_contexts, device):
@@ -88,13 +96,23 @@ def _add_batch(
     findings: RowFindings, dictionaries: Sequence[SavedDictionary], rows: SiteRows
 ) -> None:
     group = findings.position_bin.expand(rows.keep.shape)[rows.keep]
-    for saved, reconstruction, sparsity in zip(
-        dictionaries, findings.reconstruction, findings.sparsity, strict=True
+    for saved, reconstruction, sparsity, parts in zip(
+        dictionaries,
+        findings.reconstruction,
+        findings.sparsity,
+        findings.by_hook_point,
+        strict=True,
     ):
         with blaming(saved):
             codes = saved.dictionary.encode(rows.inputs)
             sparsity.update(codes)
-            reconstruction.update(rows.targets, saved.dictionary.decode(codes), group)
+            written = saved.dictionary.decode(codes)
+            reconstruction.update(rows.targets, written, group)
+            if parts:
+                widths = [part.moments.mean_by_group.shape[1] for part in parts]
+                columns = (each.split(widths, dim=1) for each in (rows.targets, written))
+                for part, target, hat in zip(parts, *columns, strict=True):
+                    part.update(target, hat)
     findings.n_contexts += rows.keep.shape[0]
     findings.n_tokens += rows.keep.numel() - rows.excluded.get("padding", 0)
     for reason, count in rows.excluded.items():

@@ -11,19 +11,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.cache.aligned import AlignedCaches
 from saelab.dictionary import SavedDictionary, load_dictionary
-from saelab.dictionary.data_spec import DataSpec
-from saelab.dictionary.site_rows import evaluated_rows, open_adopted
+from saelab.dictionary.site_rows import evaluated_rows
 from saelab.errors import ConfigError
 from saelab.formats.evaluation_result import Table
 from saelab.model.devices import resolve_device
-from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
 from saelab.stats.cosines import unit_rows
 
 from ..alike import row_settings
-from ..subjects import Subject, by_data_spec, describe, load_models, origin_of, subjects_of
+from ..subjects import (
+    Subject,
+    by_data_spec,
+    describe,
+    load_models,
+    origin_of,
+    subjects_of,
+    widths_written,
+)
 from ..suite import Measurement
 from .numbers import NORM_EDGES
 from .scaling import HookPointSums
@@ -53,7 +58,7 @@ def measure_crosscoders(
     models = load_models([s for s in subjects if s.spec.adopted is None], config.device)
     for spec, group in by_data_spec(subjects).items():
         model = models[spec.model_key] if spec.adopted is None else None
-        widths = _widths(model, spec)
+        widths = widths_written(model, spec)
         device = resolve_device(config.device) if model is None else model.device
         sums = [HookPointSums(subject.saved.dictionary.to(device), widths) for subject in group]
         with progress_bar(config.n_tokens, "reading", "tokens") as bar:
@@ -63,15 +68,6 @@ def measure_crosscoders(
                 bar.update(rows.keep.numel())
         for subject, each in zip(group, sums, strict=True):
             yield _measurement(subject, each, config)
-
-
-def _widths(model: LanguageModel | None, spec: DataSpec) -> list[int]:
-    if model is not None:
-        return [model.width_at(name) for name in spec.site.writes]
-    caches, _ = open_adopted(spec, held_out=True)
-    assert isinstance(caches, AlignedCaches)  # it writes several
-    statistics = caches.target_statistics or caches.statistics
-    return [len(part.mean) for part in statistics.by_hook_point]
 
 
 @dataclass(frozen=True, eq=False)

@@ -262,6 +262,10 @@ def test_trained_saved_opened_described_and_judged(layer_caches, tmp_path, capsy
     result = read_evaluation_result(folder / "evals" / "core.json")
     values = {metric.name: metric.value for metric in result.metrics}
     assert 0 < values["fvu"] < 1 and values["l0_mean"] == pytest.approx(8, abs=0.5)
+    (by_hook_point,) = [table for table in result.tables if "hook point" in table.columns]
+    names, errors, l0 = zip(*by_hook_point.rows, strict=True)
+    assert names == WRITES and sum(l0) == pytest.approx(values["l0_mean"])
+    assert min(errors) < values["fvu"] < max(errors)
 
 
 def test_resumed_after_a_stop_it_ends_the_same(layer_caches, tmp_path, monkeypatch):
