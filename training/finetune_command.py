@@ -157,7 +157,8 @@ class FinetuneRun(Loop):
 
     def __init__(self, folders: Sequence[Path], config: FinetuneConfig, run: RunManifest | None):
         super().__init__(config, self._save, 0, "contexts")
-        self.config, self.out = config, config.out
+        self.config = config
+        self.out = config.out
         saved = [load_dictionary(folder) for folder in folders]
         specs = [data_spec_of(each, config) for each in saved]
         if config.model_dtype is None:

@@ -236,7 +236,7 @@ class TrainingLoop(Loop):
 
 
 @dataclass(frozen=True)
-class Part:
+class StreamPart:
     """What the dictionaries of one layer see of a stream that carries several side by side."""
 
     reads: slice
@@ -263,7 +263,7 @@ def normalisation_of(stream: ActivationStream, device: torch.device) -> Normalis
 
 def parts_of(
     stream: ActivationStream, layers: Sequence[int], device: torch.device
-) -> dict[int | None, Part]:
+) -> dict[int | None, StreamPart]:
     """The parts of a stream by layer, with the normalisation that its own statistics call for.
 
     Args:
@@ -276,12 +276,27 @@ def parts_of(
     names = layers or (None,)
     read = _split(stream.statistics, len(names), device)
     if stream.target_statistics is None:
-        return {n: Part(s, s, normal) for n, (s, normal) in zip(names, read, strict=True)}
+        return {n: StreamPart(s, s, normal) for n, (s, normal) in zip(names, read, strict=True)}
     written = _split(stream.target_statistics, len(names), device)
     return {
-        name: Part(reads, writes, replace(normal, written=of_targets))
+        name: StreamPart(reads, writes, replace(normal, written=of_targets))
         for name, (reads, normal), (writes, of_targets) in zip(names, read, written, strict=True)
     }
+
+
+def require_one_width(stream: ActivationStream) -> None:
+    """Refuse a cross-layer transcoder of hook points of several widths.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    of_sides = [stream.statistics, stream.target_statistics or stream.statistics]
+    widths = {len(part.mean) for each in of_sides for part in each.by_hook_point or (each,)}
+    if len(widths) > 1:
+        raise ConfigError(
+            f"cross_layer: the hook points have widths {sorted(widths)}: all that a cross-layer "
+            "transcoder reads and writes must be of one width"
+        )
 
 
 def _split(
@@ -289,12 +304,12 @@ def _split(
 ) -> list[tuple[slice, Normalisation]]:
     """The columns and the normalisation of each part of hook points that stand side by side."""
     each = statistics.by_hook_point or (statistics,)
-    size, end, found = len(each) // n_parts, 0, []
+    size, end, parts = len(each) // n_parts, 0, []
     for first in range(0, len(each), size):
         start, part = end, each[first : first + size]
         end += sum(len(of.mean) for of in part)
-        found.append((slice(start, end), _normalisation_of(part, device)))
-    return found
+        parts.append((slice(start, end), _normalisation_of(part, device)))
+    return parts
 
 
 def _normalisation_of(hook_points: Sequence[RowStatistics], device: torch.device) -> Normalisation:

@@ -39,7 +39,7 @@ from .config import DictionarySpec, TrainConfig
 from .initial import load_source
 from .interface import Normalisation
 from .learner import Learner, require_memory_to_calibrate
-from .loop import ActivationStream, TrainingLoop, normalisation_of, parts_of
+from .loop import ActivationStream, TrainingLoop, normalisation_of, parts_of, require_one_width
 from .methods import METHODS
 from .run_folder import (
     CHECKPOINT_FOLDER,
@@ -219,7 +219,7 @@ def build_learners(
     product_dtype = getattr(torch, config.product_dtype)
     n_layers = len(config.reads) if config.cross_layer else None
     if n_layers is not None:
-        _require_one_width(stream)
+        require_one_width(stream)
     if any(METHODS[name].needs_calibration for name in config.methods):
         require_memory_to_calibrate(config.calibration_rows, stream.d_in)
     return [
@@ -239,17 +239,6 @@ def build_learners(
         )
         for spec in config.dictionaries()
     ]
-
-
-def _require_one_width(stream: ActivationStream) -> None:
-    """Refuse a cross-layer transcoder of hook points of several widths."""
-    of_sides = [stream.statistics, stream.target_statistics or stream.statistics]
-    widths = {len(part.mean) for each in of_sides for part in each.by_hook_point or (each,)}
-    if len(widths) > 1:
-        raise ConfigError(
-            f"cross_layer: the hook points have widths {sorted(widths)}: all that a cross-layer "
-            "transcoder reads and writes must be of one width"
-        )
 
 
 class TrainingRun:

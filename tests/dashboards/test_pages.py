@@ -491,6 +491,7 @@ def test_pages_of_adopted_rows_speak_of_rows(open_page, monkeypatch):
         charts = [chart.proto.alt + chart.proto.spec for chart in app.get("plotly_chart")]
         said = [*words(app).splitlines(), *charts]
         assert [text for text in said if "tokens" in text and "logit" not in text.lower()] == []
+        said.append(html_of(app))
         assert any(" rows" in text for text in said)
         assert "Tokens on either side" not in [group.label for group in app.get("button_group")]
         assert "tokens counted" not in html_of(app)
