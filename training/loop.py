@@ -20,7 +20,7 @@ import torch
 from saelab.cache.batch import ActivationBatch, RowStatistics
 from saelab.cache.cache_stream import CacheStream, ErrorStream
 from saelab.cache.model_stream import ModelStream
-from saelab.errors import ActivationError, Stopped
+from saelab.errors import ActivationError, ConfigError, Stopped
 from saelab.formats.run_log import RunLog
 from saelab.interrupts import StopRequest, stop_on_signals
 from saelab.memory import keep_freed_memory
