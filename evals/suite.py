@@ -133,6 +133,8 @@ class Suite(Generic[ConfigT]):
     """Data of a measurement -> tables; a pure function."""
     headline: tuple[str, ...] = ()
     """Names of the numbers that matter most."""
+    skyline: Mapping[str, str | float] = field(default_factory=dict)
+    """By headline number: the best it could be, as another number of the result or a constant."""
     shown: Mapping[str, str] = field(default_factory=dict)
     """Headings of the terminal's table, by number. Empty: each result's first table is printed."""
     needs_dictionaries: bool = True
