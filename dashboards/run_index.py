@@ -31,7 +31,7 @@ DEEPEST = 8
 """Folders below the one given that are looked into."""
 LARGEST_SHOWN = 1 << 53
 """Numbers from which on none counts anything that there is."""
-SKIPPED_FOLDERS = {"checkpoint", "__pycache__", "node_modules"}
+SKIPPED_FOLDERS = {"checkpoint", "controls", "__pycache__", "node_modules"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,8 @@ SUITES = {
 }
 """By name, the module that holds its `SUITE`, and its line in the help: no suite is imported
 before it is run."""
+ALL = "all"
+"""Word in place of a suite's name: every suite."""
 
 
 def usage() -> str:
@@ -63,6 +65,7 @@ def usage() -> str:
             "",
             "Suites:",
             *lines,
+            f"  {ALL:<{width}}  every suite that the dictionaries and their model can carry",
             "",
             "`saelab eval SUITE --help` lists a suite's options.",
         ]
@@ -71,7 +74,7 @@ def usage() -> str:
 
 def completion_values() -> list[str]:
     """Words that may follow `saelab eval`."""
-    return list(SUITES)
+    return [*SUITES, ALL]
 
 
 def completion_options() -> list[str]:
@@ -120,13 +123,19 @@ def main(arguments: Sequence[str]) -> None:
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
-        return
-    from .terminal import run_command
+    elif arguments[0] == ALL:
+        from .all_suites import main as run_all
 
-    run_command(_suite(arguments[0]), arguments[1:])
+        run_all(arguments[1:], {name: _suite(name) for name in SUITES})
+    else:
+        from .terminal import run_command
+
+        run_command(_suite(arguments[0]), arguments[1:])
 
 
 def _suite(name: str) -> Any:
     if name not in SUITES:
-        raise ConfigError(f"unknown evaluation suite {name!r}; {did_you_mean(name, SUITES)}")
+        raise ConfigError(
+            f"unknown evaluation suite {name!r}; {did_you_mean(name, [*SUITES, ALL])}"
+        )
     return importlib.import_module(SUITES[name][0]).SUITE

@@ -14,24 +14,24 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, make_dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
 from saelab.cache.config import DataOverrides
 from saelab.config import Within, problems_in, to_plain
-from saelab.errors import ArtifactError, ConfigError
+from saelab.errors import ConfigError
 from saelab.formats.chart import Chart
 from saelab.formats.evaluation_result import (
     EvaluationResult,
     Table,
-    read_evaluation_result,
     write_evaluation_result,
     write_rows,
 )
 from saelab.formats.lock import writer_lock
 
 from .definitions import Definition
+from .kept import REPLACE, asked_of, existing_results
 
 if TYPE_CHECKING:
     from saelab.dictionary import SavedDictionary
@@ -39,20 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ConfigT = TypeVar("ConfigT")
-NOT_DECISIVE = (
-    "out",
-    "overwrite",
-    "device",
-    "card",
-    "truth",  # the path; its content counts
-    "batch_contexts",
-    "batch_variants",
-    "activations",
-)
-"""Settings that decide no number, so they are not stored with a result."""
-REPLACE = "add --overwrite to replace it"
-MOST_NAMED = 4
-"""Settings that are named where an existing result has others."""
+CONTROLS = "Controls"
+"""Section of what stands beside controls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +63,21 @@ class HeldOutConfig(DataOverrides):
     def problems(self) -> list[str]:
         """What is wrong with settings beside one another, in words."""
         return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlledConfig(HeldOutConfig):
+    """Settings of a suite that is run on control dictionaries too."""
+
+    controls: tuple[Literal["random", "pca", "neurons", "random-model"], ...] = (
+        "random",
+        "pca",
+        "neurons",
+    )
+    """Dictionaries that have learnt nothing, measured beside each sparse autoencoder: random
+    directions at its densities, principal components, the hook point's own channels; and random
+    directions on the same model with its weights in random order, which takes a pass of its own.
+    Give `--controls` without a word for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +136,7 @@ class Suite(Generic[ConfigT]):
     """Data of a measurement -> tables; a pure function."""
     headline: tuple[str, ...] = ()
     """Names of the numbers that matter most."""
-    skyline: Mapping[str, str | float] = field(default_factory=dict)
+    skyline: Mapping[str, str | float | int] = field(default_factory=dict)
     """By headline number: the best it could be, as another number of the result or a constant."""
     shown: Mapping[str, str] = field(default_factory=dict)
     """Headings of the terminal's table, by number. Empty: each result's first table is printed."""
@@ -255,10 +258,46 @@ def evaluate(
         # Before looking at what is there: another process may be about to write it.
         for out in sorted(set(outs)):
             locks.enter_context(writer_lock(out / f"{suite.stem}.json"))
-        written = _written(suite, folders, outs, config, pages=pages)
+        controls: dict[Path, Path] = {}
+        kinds = config.controls if isinstance(config, ControlledConfig) else ()
+        if isinstance(config, ControlledConfig) and kinds:
+            from .controls import make_controls
+
+            _kept(suite, folders, outs, config)  # refuses before anything is built
+            controls = make_controls(folders, outs, kinds, config)
+        chosen = [*folders, *controls], [*outs, *controls.values()]
+        written = _written(suite, *chosen, config, paged={*outs} if pages else set())
+        if controls:
+            _put_beside_controls(suite, folders, outs, written, kinds, pages=pages)
     order = {out / f"{suite.stem}.json": index for index, out in enumerate(outs)}
-    ordered = sorted(written, key=lambda path: order.get(path, len(order)))
+    hidden = {out / f"{suite.stem}.json" for out in controls.values()}
+    ordered = sorted(written.keys() - hidden, key=lambda path: order.get(path, len(order)))
     return [(path, written[path]) for path in ordered]
+
+
+def _put_beside_controls(
+    suite: Suite[Any],
+    folders: Sequence[Path],
+    outs: Sequence[Path],
+    written: dict[Path, EvaluationResult],
+    kinds: Sequence[str],
+    *,
+    pages: bool,
+) -> None:
+    """Add to each result what its controls have for headline numbers, and write it again."""
+    from .controls import beside_controls, control_folder, frozen_twins
+
+    for out, twins in zip(outs, frozen_twins(folders), strict=True):
+        path = out / f"{suite.stem}.json"
+        files = {kind: control_folder(out, kind) / "evals" / path.name for kind in kinds}
+        files |= {kind: outs[index] / path.name for kind, index in twins.items()}
+        controls = {kind: written[file] for kind, file in files.items() if file in written}
+        if not controls:
+            continue
+        result = beside_controls(written[path], controls, suite.skyline)
+        if to_plain(result.tables) != to_plain(written[path].tables):
+            written[path] = write_evaluation_result(path, result)
+            _write_page(path.with_suffix(".html"), result, wanted=pages)
 
 
 def _written(
@@ -267,9 +306,38 @@ def _written(
     outs: Sequence[Path],
     config: ConfigT,
     *,
-    pages: bool,
+    paged: set[Path],
 ) -> dict[Path, EvaluationResult]:
     """The results by file: those that need no measuring, then those measured."""
+    asked, kept = _kept(suite, folders, outs, config)
+    for out, result in kept.items():
+        logger.info("kept %s: same settings, same dictionary", out / f"{suite.stem}.json")
+        _write_page(out / f"{suite.stem}.html", result, wanted=out in paged)
+    left = [index for index, out in enumerate(outs) if out not in kept]
+    written = {out / f"{suite.stem}.json": result for out, result in kept.items()}
+    if left or not folders:
+        chosen = [folders[index] for index in left], [outs[index] for index in left]
+        for measured in suite.measure(*chosen, config):
+            page = measured.out in paged or (bool(paged) and measured.out not in outs)
+            path, result = _write_asked(suite, measured, config, asked, page=page)
+            written[path] = result
+    if suite.together is not None:
+        results = {out: written[out / f"{suite.stem}.json"] for out in outs}
+        measured = suite.together(results, config)
+        if measured is not None:
+            path, result = _write_asked(suite, measured, config, asked, page=bool(paged))
+            written[path] = result
+    return written
+
+
+def _kept(
+    suite: Suite[Any], folders: Sequence[Path], outs: Sequence[Path], config: Any
+) -> tuple[dict[Path, dict[str, Any]], dict[Path, EvaluationResult]]:
+    """What is asked for each result folder, and the results that need no measuring.
+
+    Raises:
+        ConfigError: results that are in the way.
+    """
     asked: dict[Path, dict[str, Any]] = {}
     kept: dict[Path, EvaluationResult] = {}
     problems: list[str] = []
@@ -281,23 +349,7 @@ def _written(
             kept |= usable if len(usable) == len(hashes) else {}
     if problems:
         raise ConfigError(problems)
-    for out, result in kept.items():
-        logger.info("kept %s: same settings, same dictionary", out / f"{suite.stem}.json")
-        _write_page(out / f"{suite.stem}.html", result, wanted=pages)
-    left = [index for index, out in enumerate(outs) if out not in kept]
-    written = {out / f"{suite.stem}.json": result for out, result in kept.items()}
-    if left or not folders:
-        chosen = [folders[index] for index in left], [outs[index] for index in left]
-        for measured in suite.measure(*chosen, config):
-            path, result = _write_asked(suite, measured, config, asked, page=pages)
-            written[path] = result
-    if suite.together is not None:
-        results = {out: written[out / f"{suite.stem}.json"] for out in outs}
-        measured = suite.together(results, config)
-        if measured is not None:
-            path, result = _write_asked(suite, measured, config, asked, page=pages)
-            written[path] = result
-    return written
+    return asked, kept
 
 
 def _write_asked(
@@ -345,81 +397,6 @@ def _asked_by_group(
     for group in suite.groups(loaded, config):
         hashes = {outs[index]: loaded[index].content_hash for index in group}
         yield asked_of(config, hashes.values()), hashes
-
-
-def asked_of(config: Any, compared: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings that decide numbers, as they were given, and what is compared with one another.
-
-    Args:
-        compared: content hashes of the dictionaries of a group.
-    """
-    plain = to_plain(config).items()
-    asked = {name: value for name, value in plain if name not in NOT_DECISIVE}
-    # How it is measured, where that has changed since results of the same settings were made.
-    asked |= {"protocol": protocol} if (protocol := getattr(config, "PROTOCOL", None)) else {}
-    return asked | ({"dictionaries": sorted(compared)} if compared else {})
-
-
-def existing_results(
-    suite: Suite[Any],
-    hashes: Mapping[Path, str],
-    asked: Mapping[str, Any],
-    *,
-    refuse_lost: bool = False,
-) -> tuple[dict[Path, EvaluationResult], list[str]]:
-    """The results that need no measuring, and what is wrong with others that are in the way.
-
-    Args:
-        hashes: content hash of the dictionary of each result folder.
-        asked: what is asked now, as `asked_of` says it.
-        refuse_lost: whether a result without its rows is in the way, too; else it is as none.
-
-    Returns:
-        Usable results by their folder; a sentence for each of the others.
-    """
-    usable, problems = {}, []
-    for out, content_hash in hashes.items():
-        path = out / f"{suite.stem}.json"
-        if not path.exists():
-            continue
-        try:
-            result = read_evaluation_result(path)
-        except ArtifactError as error:
-            problems.append(f"{error}; {REPLACE}")
-            continue
-        lost = [name for name in result.item_files.values() if not (out / name).is_file()]
-        if result.dictionary_hash != content_hash:
-            problems.append(f"{path} exists already, of another dictionary: {REPLACE}")
-        elif different := _differences(suite, result.asked, asked):
-            problems.append(f"{path} exists already, of other settings: {REPLACE}; {different}")
-        elif not lost:
-            usable[out] = result
-        elif refuse_lost:
-            problems.append(f"{path} names {', '.join(lost)} beside it: missing; {REPLACE}")
-    return usable, problems
-
-
-def _differences(suite: Suite[Any], given: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """In which settings a result is another than the one asked for, in words; empty: in none."""
-    if not given:
-        return "it does not say which"
-
-    def same(name: str) -> bool:
-        serves = suite.serves.get(name, lambda old, new: old == new)
-        return name in given and name in asked and serves(given[name], asked[name])
-
-    names = dict.fromkeys((*asked, *given))
-    odd = [name for name in names if name not in NOT_DECISIVE and not same(name)]
-    shown = [f"{n} {_shortened(given.get(n))}, not {_shortened(asked.get(n))}" for n in odd]
-    more = [f"{len(odd) - MOST_NAMED} more"] if len(odd) > MOST_NAMED else []
-    return f"it has {', '.join([*shown[:MOST_NAMED], *more])}" if odd else ""
-
-
-def _shortened(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 4:
-        return f"{len(value)} values"
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def result_of(suite: Suite[ConfigT], measured: Measurement, config: ConfigT) -> EvaluationResult:

@@ -8,9 +8,9 @@ from typing import Any
 
 from saelab.config import parse_arguments
 from saelab.errors import ConfigError
-from saelab.formats.evaluation_result import IN_SHORT, EvaluationResult
+from saelab.formats.evaluation_result import IN_SHORT, EvaluationResult, Table
 
-from .suite import Suite, evaluate
+from .suite import CONTROLS, Suite, evaluate
 
 
 def run_command(suite: Suite[Any], arguments: Sequence[str], program: str = "") -> None:
@@ -60,10 +60,26 @@ def show(suite: Suite[Any], results: Sequence[tuple[Path, EvaluationResult]]) ->
                 console.print(terminal_table(label, table.columns, table.rows, rigid=rigid))
                 if table.note:
                     console.print(table.note, highlight=False)
+    for label, (_, result) in zip(names, results, strict=True):
+        for table in (table for table in result.tables if table.section == CONTROLS):
+            columns, rows = best_of_controls(table)
+            console.print(terminal_table(f"{label} beside controls", columns, rows))
     for note in dict.fromkeys(note for _, result in results for note in result.notes):
         console.print(note, highlight=False)
     for path, _ in results:
         console.print(f"report: {path.with_suffix('.html')}", soft_wrap=True, highlight=False)
+
+
+def best_of_controls(table: Table) -> tuple[list[str], list[list[Any]]]:
+    """The table of controls with the best of them alone, which a terminal has room for."""
+    rows = []
+    for name, better, trained, *controls, best, share in table.rows:
+        known = [value for value in controls if value is not None]
+        extreme = max if better == "higher" else min
+        control = extreme(known) if known else None
+        named = table.columns[3 + controls.index(control)] if known else ""
+        rows.append([name, trained, control, named, best, share])
+    return ["number", "trained", "control", "", "best possible", "share of the way"], rows
 
 
 def _told_apart(results: Sequence[tuple[Path, EvaluationResult]]) -> list[str]:

@@ -118,6 +118,10 @@ def to_plain(config: Any) -> Any:
     return config
 
 
+SHUFFLED = "shuffled:"
+"""Before a model's name: the model with the entries of each weight matrix in random order."""
+
+
 def local_place(name: str) -> str:
     """The absolute path of a local folder or file, for records that mean the same in any folder.
 

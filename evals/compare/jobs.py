@@ -15,8 +15,9 @@ from saelab.progress import progress_bar
 
 from ..consistency.suite import SUITE as CONSISTENCY
 from ..core.suite import SUITE as CORE
+from ..kept import asked_of, existing_results
 from ..steering.suite import SUITE as STEERING
-from ..suite import HeldOutConfig, Suite, asked_of, existing_results
+from ..suite import HeldOutConfig, Suite
 from .candidates import UNKNOWN_SEED, Candidate
 from .suite import CompareConfig
 
@@ -173,7 +174,7 @@ def settings_for(suite: Suite[Any], config: CompareConfig, **settings: Any) -> A
 
 
 def _core(config: CompareConfig) -> Any:
-    return settings_for(CORE, config, n_loss_tokens=config.n_loss_tokens)
+    return settings_for(CORE, config, n_loss_tokens=config.n_loss_tokens, controls=())
 
 
 def _steering(config: CompareConfig) -> Any:

@@ -26,6 +26,7 @@ from .candidates import Candidate, check_comparable, notes_on, read_candidates
 from .charts import charts_of
 from .jobs import RESULTS_FOLDER, suite_results, without_live_latents
 from .numbers import MeasuredCandidate, Results, columns_of, measured
+from .other_suites import charts_of_other_suites
 from .rows import (
     MethodComparison,
     Row,
@@ -136,7 +137,10 @@ def _measurement(comparison: MethodComparison, out: Path) -> Measurement:
         made_from=shared | {"dictionaries": hashes},
         settings={"reference": comparison.reference},
         facts={"definitions": definitions},
-        data={"charts": charts_of(comparison), "tables": tables_of(comparison)},
+        data={
+            "charts": (*charts_of(comparison), *charts_of_other_suites(comparison.members)),
+            "tables": tables_of(comparison),
+        },
         rows=_rows(comparison),
         title=f"{len(names)} training {'method' if len(names) == 1 else 'methods'} compared",
         subtitle=f"{len(candidates)} dictionaries at {shared['hook_point']} of {shared['model']}: "

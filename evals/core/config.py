@@ -7,7 +7,7 @@ from typing import Annotated
 
 from saelab.config import Within
 
-from ..suite import HeldOutConfig, more_losses_than_tokens
+from ..suite import ControlledConfig, more_losses_than_tokens
 
 DEFAULT_LOSS_TOKENS = 16_384
 WINDOW = 128
@@ -15,7 +15,7 @@ WINDOW = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoreConfig(HeldOutConfig):
+class CoreConfig(ControlledConfig):
     """How much held-out text to evaluate on, how, and where the results go.
 
     Text, context length, token filter and norm ceiling are the dictionary's own unless overridden

@@ -36,6 +36,13 @@ SUITE = Suite(
         "kl",
         "dead_fraction",
     ),
+    skyline={
+        "fvu": 0,
+        "explained_variance": 1,
+        "loss_recovered_zero": 1,
+        "loss_recovered_mean": 1,
+        "kl": 0,
+    },
     shown={
         "fvu": "FVU",
         "l0_mean": "L0",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from saelab.config import Within, local_place, problems_in, to_plain
+from saelab.config import SHUFFLED, Within, local_place, problems_in, to_plain
 from saelab.errors import ConfigError
 from saelab.text.config import EMBEDDED_TEXT, TextConfig
 
@@ -158,6 +158,8 @@ class HarvestConfig:
 def recorded_name(name: str) -> str:
     """A model or text as records name it: what is installed by its name, whatever lies in the
     folder under that name; what is local by its absolute path."""
+    if name.startswith(SHUFFLED):
+        return SHUFFLED + recorded_name(name.removeprefix(SHUFFLED))
     return name if name in (EMBEDDED_TEXT, HarvestConfig.model) else local_place(name)
 
 

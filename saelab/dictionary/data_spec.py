@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saelab.cache.config import DataOverrides, TokenFilter, recorded_name
 from saelab.cache.format import ADOPTED_KEY
-from saelab.config import from_plain
+from saelab.config import SHUFFLED, from_plain
 from saelab.errors import ArtifactError, ConfigError
 from saelab.model.identity import mismatch_with
 from saelab.model.language_model import LanguageModel, load_language_model
@@ -149,10 +149,13 @@ def data_spec_of(saved: SavedDictionary, config: DataOverrides) -> DataSpec:
             f"model: {saved.folder} is of several models ({', '.join(models)}), which are loaded "
             "from where they were: leave --model out"
         )
+    model = config.model or saved.model_name
+    if saved.model_name.startswith(SHUFFLED) and not model.startswith(SHUFFLED):
+        model = SHUFFLED + model  # of a moved model, too, it is the shuffled one
     adopted = _adopted(saved, config)
     ceilings = origin.get("norm_ceilings") or {site.hook_points[0]: saved.norm_ceiling}
     return DataSpec(
-        model=recorded_name(config.model or saved.model_name),
+        model=recorded_name(model),
         model_hash=origin.get("model_hash"),
         model_dtype=config.model_dtype or origin.get("model_dtype", "bfloat16"),
         model_kwargs=(

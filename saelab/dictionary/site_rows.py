@@ -5,7 +5,9 @@ Which positions count is decided by the dictionary's own data spec, as in traini
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, islice, pairwise
@@ -27,6 +29,8 @@ from .data_spec import DataSpec
 from .site import Site
 
 AnyCache = ActivationCache | AlignedCaches
+MOST_KEPT = 2 << 30
+"""Bytes of rows that are kept of one data spec."""
 
 
 def held_out_batches(
@@ -62,6 +66,9 @@ class SiteRows:
     """What is read, float32; several hook points side by side."""
     targets: Float[Tensor, "rows d_out"]
     """What is to be written, float32: for a sparse autoencoder the same tensor."""
+
+
+_KEPT: ContextVar[dict[Hashable, list[SiteRows]] | None] = ContextVar("kept_rows", default=None)
 
 
 def select(
@@ -323,8 +330,30 @@ def held_out_rows(
         ActivationError: activations that are not finite.
         TextError: the held-out text does not fill one context.
     """
-    first_context = 0
+    kept, n_contexts = _KEPT.get(), -(-n_tokens // spec.context_length)
+    key = (spec, model.device, batch_contexts)
+    if kept is not None and key in kept:
+        ends = [*accumulate(len(rows.keep) for rows in kept[key])]
+        if n_contexts in ends:
+            yield from kept[key][: ends.index(n_contexts) + 1]
+            return
+    first_context, held = 0, list[SiteRows]()
     for batch in held_out_batches(model, spec, n_tokens, batch_contexts):
         captured = model.capture(batch.tokens, spec.site.hook_points)
-        yield site_rows(model, spec, batch, captured, first_context)
+        rows = site_rows(model, spec, batch, captured, first_context)
         first_context += len(batch)
+        if kept is not None:
+            held.append(rows)
+        yield rows
+    if kept is not None and sum(rows.inputs.nbytes for rows in held) <= MOST_KEPT:
+        kept[key] = held
+
+
+@contextmanager
+def rows_kept() -> Iterator[None]:
+    """Let `held_out_rows` keep what it computes, for others that ask for the same meanwhile."""
+    token = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from saelab.errors import ModelError, first_line, panics_as_errors
 
@@ -63,7 +63,8 @@ def load_language_model(
 
     Args:
         name: "smollm2-135m" (embedded), a Hugging Face hub name (with "@revision" where it is not
-            to be main), a local folder, or the path of a .gguf file.
+            to be main), a local folder, or the path of a .gguf file. With "shuffled:" before it
+            the entries of each weight matrix are in random order: a control that keeps every scale.
         dtype: "bfloat16", "float32", "float16" or "float64" (for checks): what weights and
             activations are computed in.
         device: "cpu", "cuda", "cuda:1" …, or "auto": cuda where there is one.
@@ -94,6 +95,8 @@ def load_language_model(
     model, tokenizer = load_hugging_face(
         files.name, files.folder, DTYPES[dtype], resolved, model_kwargs
     )
+    if files.shuffled:
+        shuffle_weights(model)
     if runs_own_code(model, tokenizer):
         logger.warning("%s runs Python code of its own, from %s", files.name, files.folder)
         files = replace(files, runs_code=True)
@@ -106,6 +109,19 @@ def load_language_model(
         files.name, files.folder, model, copy.deepcopy(tokenizer), DTYPES[dtype], resolved
     )
     return LanguageModel(files, tokenizer, HookedForward(bridge, plain, twins))
+
+
+@torch.no_grad()
+def shuffle_weights(model: nn.Module) -> None:
+    """Put the entries of each matrix of a model in random order, always the same.
+
+    Scales stay as they are, vectors (biases, norms) too, so activations neither vanish nor explode.
+    """
+    for index, weights in enumerate(model.parameters()):
+        if weights.ndim > 1:
+            generator = torch.Generator().manual_seed(index)
+            order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
+            weights.copy_(weights.flatten()[order].view_as(weights))
 
 
 class LanguageModel:

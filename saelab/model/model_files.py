@@ -14,17 +14,18 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from saelab.config import local_place
+from saelab.config import SHUFFLED, local_place
 from saelab.errors import ConfigError, ModelError, did_you_mean, first_line, panics_as_errors
 from saelab.formats.files import (
     full_disk_said,
+    hash_of,
     read_json,
     remove_leftovers,
     require_free_space,
@@ -65,6 +66,8 @@ class ModelFiles:
     """A Hugging Face model folder."""
     runs_code: bool = False
     """Whether the model as loaded runs Python files of the folder."""
+    shuffled: bool = False
+    """Whether its weights are put in random order: the same model, knowing nothing."""
 
     def content_hash(self) -> str:
         """SHA-256 over the config, weight and vocabulary files, then after a colon one over the
@@ -77,6 +80,10 @@ class ModelFiles:
         return f"{self._weights_hash()}:{settings_hash(self.folder)}"
 
     def _weights_hash(self) -> str:
+        plain = self._plain_hash()
+        return hash_of([SHUFFLED, plain]) if self.shuffled else plain
+
+    def _plain_hash(self) -> str:
         record = self.folder / RECORD
         if record.is_file():
             known = read_json(record)
@@ -111,13 +118,17 @@ def resolve_model(name: str) -> ModelFiles:
 
     Args:
         name: "smollm2-135m", a local folder, a path to a .gguf file, or a hub name (owner/model),
-            with owner/model@revision for a branch, tag or commit other than main.
+            with owner/model@revision for a branch, tag or commit other than main. With
+            "shuffled:" before it the weights will be put in random order.
 
     Raises:
         ModelError: there is no such model, or it is on the hub and the hub cannot be reached.
     """
     if not name.strip():
         raise ModelError(f"the model name is empty: {_local_names_clause()}")
+    if name.startswith(SHUFFLED):
+        files = resolve_model(name.removeprefix(SHUFFLED))
+        return replace(files, name=f"{SHUFFLED}{files.name}", shuffled=True)
     if name == EMBEDDED_MODEL:
         return ModelFiles(name=name, folder=convert_gguf(embedded_gguf(), EMBEDDED_MODEL))
     path = Path(name).expanduser()

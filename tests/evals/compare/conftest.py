@@ -15,8 +15,8 @@ from saelab.config import to_plain
 from saelab.dictionary import Dictionary, save_dictionary
 from saelab.evals.compare import jobs
 from saelab.evals.compare.suite import CompareConfig
+from saelab.evals.kept import asked_of
 from saelab.evals.steering.numbers import metric_name
-from saelab.evals.suite import asked_of
 from saelab.formats.evaluation_result import (
     EvaluationResult,
     MeasuredMetric,
