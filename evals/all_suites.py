@@ -40,7 +40,7 @@ class AllConfig(ControlledConfig):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SuiteOutcome:
     """What became of one suite."""
 
     name: str
@@ -49,7 +49,7 @@ class Outcome:
     """Why it has no result; empty: it has."""
 
 
-def run_all(suites: Sequence[Suite[Any]], config: AllConfig) -> list[Outcome]:
+def run_all(suites: Sequence[Suite[Any]], config: AllConfig) -> list[SuiteOutcome]:
     """Run suites one after the other with their own settings, and show what each found.
 
     Raises:
@@ -60,7 +60,7 @@ def run_all(suites: Sequence[Suite[Any]], config: AllConfig) -> list[Outcome]:
     from .subjects import result_folders
 
     result_folders(config.dictionaries, config.out)
-    outcomes = []
+    outcomes = list[SuiteOutcome]()
     with rows_kept():
         for suite in suites:
             logger.info("suite %s", suite.name)
@@ -69,7 +69,7 @@ def run_all(suites: Sequence[Suite[Any]], config: AllConfig) -> list[Outcome]:
                 show(suite, evaluate(suite, config.dictionaries, settings_of(suite, config)))
             except SaelabError as error:
                 left_out = str(error)
-            outcomes.append(Outcome(suite.name, time.perf_counter() - start, left_out))
+            outcomes.append(SuiteOutcome(suite.name, time.perf_counter() - start, left_out))
     return outcomes
 
 
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str], suites: Mapping[str, Suite[Any]]) -> None:
     print_outcomes(run_all(chosen, config))
 
 
-def print_outcomes(outcomes: Sequence[Outcome]) -> None:
+def print_outcomes(outcomes: Sequence[SuiteOutcome]) -> None:
     """Print how long each suite took, and why others were left out."""
     from rich.console import Console
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from saelab.errors import ConfigError, ModelError, first_line, panics_as_errors, shown
 from saelab.formats.files import read_json
@@ -219,3 +220,16 @@ def is_encoder(folder: Path) -> bool:
         and not decodes
         and (causal is None or causal not in (config.get("architectures") or ()))
     )
+
+
+@torch.no_grad()
+def shuffle_weights(model: nn.Module) -> None:
+    """Put the entries of each matrix of a model in random order, always the same.
+
+    Scales stay as they are, vectors (biases, norms) too, so activations neither vanish nor explode.
+    """
+    for index, weights in enumerate(model.parameters()):
+        if weights.ndim > 1:
+            generator = torch.Generator().manual_seed(index)
+            order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
+            weights.copy_(weights.flatten()[order].view_as(weights))

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from saelab.errors import ModelError, first_line, panics_as_errors
 
@@ -23,7 +23,7 @@ from .devices import resolve_device, warn_if_bfloat16_is_slow
 from .generation import Edit, GeneratedTokens, generate_tokens
 from .gradients import LossGradients, Quantity, next_token_gradients, next_token_loss
 from .hooked_forward import HookedForward, Visit, boot_bridge, keeping
-from .hugging_face import is_encoder, load_hugging_face, runs_own_code
+from .hugging_face import is_encoder, load_hugging_face, runs_own_code, shuffle_weights
 from .logit_lens import Lens, lens_of
 from .model_files import ModelFiles, list_models, resolve_model
 from .patched_runs import PatchedRuns, run_last_position
@@ -109,19 +109,6 @@ def load_language_model(
         files.name, files.folder, model, copy.deepcopy(tokenizer), DTYPES[dtype], resolved
     )
     return LanguageModel(files, tokenizer, HookedForward(bridge, plain, twins))
-
-
-@torch.no_grad()
-def shuffle_weights(model: nn.Module) -> None:
-    """Put the entries of each matrix of a model in random order, always the same.
-
-    Scales stay as they are, vectors (biases, norms) too, so activations neither vanish nor explode.
-    """
-    for index, weights in enumerate(model.parameters()):
-        if weights.ndim > 1:
-            generator = torch.Generator().manual_seed(index)
-            order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
-            weights.copy_(weights.flatten()[order].view_as(weights))
 
 
 class LanguageModel:

@@ -32,7 +32,7 @@ from tests.conftest import document_windows
 HOOK = "blocks.1.hook_resid_post"
 CONTEXT, D_IN, K, BETA = 32, 32, 4, 2.0
 WORDS = ("king", "queen", "mill", "river", "boat", "corn", "salt", "congress", "winter", "war")
-SMALL = CoreConfig(n_tokens=10 * CONTEXT, n_loss_tokens=7 * CONTEXT, device="cpu")
+SMALL = CoreConfig(n_tokens=10 * CONTEXT, n_loss_tokens=7 * CONTEXT, device="cpu", controls=())
 USES_LABELS = "no measure of a dictionary one could use without labels"
 
 
@@ -224,7 +224,7 @@ def test_what_sees_the_labels_says_so_wherever_it_is_shown(sae, capsys):
         assert "no gradient, no labels" in by_name[f"mode_{mode}_fvu"]["definition"]
     assert all(METRICS[name].group == MODES_GROUP for name in by_name if name.startswith("mode_"))
     assert content["settings"]["inference_modes"]["beta"] == BETA
-    [table] = content["tables"]
+    table = content["tables"][0]
     assert [row[0] for row in table["rows"]] == [MODE_LABELS[mode] for mode in INFERENCE_MODES]
 
     page = (sae / "evals" / "core.html").read_text().split("<script>")[0]

@@ -26,7 +26,7 @@ from tests.conftest import context_batches, document_windows
 HOOK = "blocks.1.hook_resid_post"
 CONTEXT, D_IN, CEILING = 32, 32, 11.0
 WORDS = ("king", "queen", "mill", "river", "boat", "corn", "salt", "congress", "winter", "war")
-SMALL = CoreConfig(n_tokens=20 * CONTEXT, n_loss_tokens=8 * CONTEXT, device="cpu")
+SMALL = CoreConfig(n_tokens=20 * CONTEXT, n_loss_tokens=8 * CONTEXT, device="cpu", controls=())
 
 
 @pytest.fixture(scope="module")
