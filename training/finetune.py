@@ -1,10 +1,13 @@
 """Finetuning saved dictionaries by what replacing activations with their reconstructions costs.
 
-All dictionaries are spliced into one pass of the model, each from what it reads in that pass; the
-loss is KL(original || spliced) or the spliced model's cross-entropy, plus a weight times the mean
-FVU of what the dictionaries write against what the untouched model has there. Selection stays as it
-is: k, groups and thresholds are those of the saved dictionary, and no gradient flows through which
-latents are active. Decoder rows keep their norms.
+All dictionaries are spliced into one pass of the model, each from what it reads in that pass, a
+cross-layer transcoder source by source. A crosscoder reads the untouched model, and each hook point
+that it writes is replaced in a pass of its own: in one pass the last would hide those before it.
+The loss is KL(original || spliced) or the spliced model's cross-entropy, its mean over the passes,
+plus a weight times the mean FVU of what the dictionaries write against what the untouched model has
+there. Selection stays as it is: k, groups and thresholds are those of the saved dictionary, and no
+gradient flows through which latents are active. Decoder rows, over all hook points, keep their
+norms.
 
 A tensor's learning rate is relative to its root mean square at the start, since saved dictionaries
 are in the units of their activations. A `gated` dictionary becomes the `jumprelu` one that is the
@@ -13,7 +16,7 @@ same function.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,9 +28,12 @@ from torch.nn import functional
 from saelab.dictionary import Dictionary, SavedDictionary
 from saelab.dictionary.architectures import error_of
 from saelab.dictionary.data_spec import DataSpec
-from saelab.dictionary.site_rows import LiveSplice, select
+from saelab.dictionary.layered import LayeredDictionary
+from saelab.dictionary.live_splice import LiveSplice, is_crosscoder, parts_of, sources_of
+from saelab.dictionary.site import Site
+from saelab.dictionary.site_rows import SiteRows, site_rows, splice_at
 from saelab.errors import ActivationError
-from saelab.model.language_model import LanguageModel
+from saelab.model.language_model import LanguageModel, ModelOutput
 from saelab.sparse import SparseCodes, TransposedPairs, decode_selected, encode_selected
 from saelab.text.contexts import TextBatch, describe_text, text_batches
 
@@ -69,27 +75,54 @@ class FinetunedDictionary:
     """
 
     def __init__(self, saved: SavedDictionary, spec: DataSpec, device: torch.device):
-        saved.dictionary.require_whole()
         self.saved, self.spec = saved, spec
-        self.dictionary = with_one_encoder(saved.dictionary).to(device)
-        named = self.dictionary.tensors().items()
-        self.tensors = {n: t.requires_grad_() for n, t in named if n not in FIXED}
-        self._norms = self.dictionary.W_dec.detach().norm(dim=1, keepdim=True)
+        self.dictionary = with_one_encoder(saved.dictionary, spec.site, device)
+        sources = [opened() for opened, _ in sources_of(self.dictionary, spec.site)]
+        of_each = [
+            (f"layer_{index}." if sources[1:] else "", index, each.tensors().items())
+            for index, each in enumerate(sources)
+        ]
+        self.tensors = {
+            prefix + name: tensor.requires_grad_()
+            for prefix, index, named in of_each
+            for name, tensor in named
+            if name not in FIXED and not (index and name == "b_dec")  # the first one's is of all
+        }
+        self._decoders = [each.W_dec for each in sources]
+        self._norms = [each.detach().norm(dim=1, keepdim=True) for each in self._decoders]
 
     @torch.no_grad()
     def after_update(self) -> None:
         """Bring the decoder's rows back to the norms that they began with."""
-        W_dec = self.dictionary.W_dec
-        W_dec.mul_(self._norms / W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+        for W_dec, norms in zip(self._decoders, self._norms, strict=True):
+            W_dec.mul_(norms / W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
 
 @torch.no_grad()
-def with_one_encoder(dictionary: Dictionary) -> Dictionary:
+def with_one_encoder(
+    dictionary: Dictionary, site: Site, device: torch.device | str = "cpu"
+) -> Dictionary:
     """The same function with a gate that is a threshold on its codes; a copy.
 
-    A gated latent fires where its magnitude exceeds b_mag − exp(r_mag) · b_gate.
+    A gated latent fires where its magnitude exceeds b_mag − exp(r_mag) · b_gate. A cross-layer
+    transcoder becomes one of layers, which are all held.
+
+    Raises:
+        ConfigError: a dictionary over several layers that does not come apart.
     """
-    tensors = {name: tensor.clone() for name, tensor in dictionary.tensors().items()}
+    sources = sources_of(dictionary, site)
+    if len(sources) > 1:
+        layers = [_with_one_encoder(opened(), device) for opened, _ in sources]
+        whole = LayeredDictionary(layers.__getitem__, [each.d_sae for each in layers])
+        if isinstance(dictionary, LayeredDictionary):
+            whole.k = dictionary.k
+        return whole
+    dictionary.require_whole()
+    return _with_one_encoder(dictionary, device)
+
+
+def _with_one_encoder(dictionary: Dictionary, device: torch.device | str) -> Dictionary:
+    tensors = {name: t.clone().to(device) for name, t in dictionary.tensors().items()}
     architecture = dictionary.architecture
     if architecture == "gated":
         scale, b_gate = tensors.pop("r_mag").exp(), tensors.pop("b_gate")
@@ -146,40 +179,19 @@ def spliced_figures(
         ActivationError: activations that are not finite, or a loss that is not.
         ConfigError: dictionaries that cannot be spliced together.
     """
-    sites = [spec.site for _, spec in dictionaries]
-    names = tuple(dict.fromkeys(name for site in sites for name in site.hook_points))
-    clean = model.run(batch.tokens, capture=names)
-    of_clean = clean.activations
-    keep = [select(model, s, batch, of_clean, first_context)[0] for _, s in dictionaries]
-    fvu: dict[int, Tensor] = {}
-    l0: dict[int, float] = {}
-
-    def replace(index: int, rows: Tensor) -> Tensor:
-        codes, written = reconstruct(dictionaries[index][0], rows)
-        parts = [of_clean[name][keep[index]] for name in sites[index].writes]
-        targets = torch.cat(parts, dim=1).to(written)
-        variance = (targets - targets.mean(0)).square().sum()
-        fvu[index] = error_of(targets, written).square().sum() / variance
-        l0[index] = float(codes.l0().double().mean())
-        return written
-
-    spliced = LiveSplice(model, sites, keep, replace).run(batch.tokens, gradients=gradients)
+    names = dict.fromkeys(name for _, spec in dictionaries for name in spec.site.hook_points)
+    clean = model.run(batch.tokens, capture=tuple(names))
+    rows = [
+        site_rows(model, spec, batch, clean.activations, first_context) for _, spec in dictionaries
+    ]
+    spliced = Spliced(model, dictionaries, rows, batch.tokens, gradients)
     with torch.set_grad_enabled(gradients):
-        losses = batch.of_text(spliced.loss)
-        logits = [batch.of_text(run.logits[:, :-1]) for run in (clean, spliced)]
-        of_clean_logits, of_spliced = (
-            each.flatten(0, -2).to(torch.promote_types(each.dtype, torch.float32))
-            for each in logits
-        )
-        kl = functional.kl_div(
-            of_spliced.log_softmax(-1),
-            of_clean_logits.log_softmax(-1),
-            reduction="sum",
-            log_target=True,
-        ) / len(of_spliced)
-        cross_entropy = losses.mean()
-        of_each = tuple(fvu[index] for index in range(len(sites)))
-        total = kl if loss == "kl" else cross_entropy
+        losses, kl = _loss_and_kl(clean, spliced.outputs, batch)
+        of_each = [
+            _fvu_of(each.targets, written)
+            for each, written in zip(rows, spliced.written, strict=True)
+        ]
+        total = kl if loss == "kl" else losses
         total = total + reconstruction_weight * torch.stack(of_each).mean()
     if not bool(total.isfinite()):
         raise ActivationError(
@@ -187,8 +199,81 @@ def spliced_figures(
             "with a lower --optimizer.learning-rate"
         )
     clean_loss = float(batch.of_text(clean.loss).mean())
-    l0s = tuple(l0[index] for index in range(len(sites)))
-    return SplicedFigures(total, kl, cross_entropy, clean_loss, of_each, l0s)
+    return SplicedFigures(total, kl, losses, clean_loss, tuple(of_each), tuple(spliced.l0))
+
+
+class Spliced:
+    """The passes of the model with dictionaries spliced in.
+
+    Attributes:
+        outputs: of each pass: one, or one for each hook point that a crosscoder writes.
+        written: what each dictionary writes, hook points side by side.
+        l0: mean number of active latents of each, over its sources together.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        dictionaries: Sequence[tuple[Dictionary, DataSpec]],
+        rows: Sequence[SiteRows],
+        tokens: Tensor,
+        gradients: bool,
+    ):
+        self.l0 = [0.0] * len(dictionaries)
+        sites = [spec.site for _, spec in dictionaries]
+        replaces = [self._counting(index) for index in range(len(sites))]
+        with torch.set_grad_enabled(gradients):
+            if is_crosscoder(sites[0]):
+                [(dictionary, _)], [site] = dictionaries, sites
+                self.written = [replaces[0](dictionary, rows[0].inputs)]
+                splices = splice_at(model, site, rows[0].keep, self.written[0])
+                self.outputs = [
+                    model.run(tokens, {name: change}, gradients=gradients)
+                    for name, change in splices.items()
+                ]
+                return
+        parts = [
+            part
+            for index, (dictionary, _) in enumerate(dictionaries)
+            for part in parts_of(index, dictionary, sites[index], rows[index], replaces[index])
+        ]
+        splice = LiveSplice(model, parts)
+        self.outputs = [splice.run(tokens, gradients=gradients)]
+        of_sites = [[splice.written[name] for name in site.writes] for site in sites]
+        self.written = [torch.cat(each, dim=1) for each in of_sites]
+
+    def _counting(self, index: int) -> Callable[[Dictionary, Tensor], Tensor]:
+        def replace(dictionary: Dictionary, x: Tensor) -> Tensor:
+            codes, written = reconstruct(dictionary, x)
+            self.l0[index] += float(codes.l0().double().mean())
+            return written
+
+        return replace
+
+
+def _fvu_of(targets: Tensor, written: Tensor) -> Float[Tensor, ""]:
+    targets = targets.to(written)
+    variance = (targets - targets.mean(0)).square().sum()
+    return error_of(targets, written).square().sum() / variance
+
+
+def _loss_and_kl(
+    clean: ModelOutput, outputs: Sequence[ModelOutput], batch: TextBatch
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Cross-entropy and KL(clean || spliced), means over positions and passes, nats."""
+
+    def logits_of(output: ModelOutput) -> Tensor:
+        of_text = batch.of_text(output.logits[:, :-1]).flatten(0, -2)
+        wide = of_text.to(torch.promote_types(of_text.dtype, torch.float32))
+        return wide.log_softmax(-1)
+
+    expected = logits_of(clean)
+    kls = [
+        functional.kl_div(logits_of(each), expected, reduction="sum", log_target=True)
+        for each in outputs
+    ]
+    losses = [batch.of_text(each.loss).mean() for each in outputs]
+    return torch.stack(losses).mean(), torch.stack(kls).mean() / len(expected)
 
 
 class Finetuner:

@@ -19,6 +19,7 @@ from saelab.cache.config import DataOverrides
 from saelab.config import Within, parse_arguments, problems_in, to_plain
 from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
 from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of, needs_model
+from saelab.dictionary.live_splice import is_crosscoder
 from saelab.dictionary.site_rows import site_rows
 from saelab.errors import ActivationError, ConfigError
 from saelab.formats.files import hash_of, remedy_when_full
@@ -260,7 +261,10 @@ class FinetuneRun(Loop):
     @torch.no_grad()
     def _finish(self) -> dict[str, dict[str, Any]]:
         """Save every dictionary, with what was gained on the batches behind those trained on."""
-        begun = [(with_one_encoder(e.saved.dictionary), e.spec) for e in self.tuned]
+        device = self.model.device
+        begun = [
+            (with_one_encoder(e.saved.dictionary, e.spec.site, device), e.spec) for e in self.tuned
+        ]
         now = [(each.dictionary, each.spec) for each in self.tuned]
         batches = [self.stream.next_batch() for _ in range(CHECK_BATCHES)]
         before, after = (
@@ -294,7 +298,7 @@ class FinetuneRun(Loop):
             plain = Path(DICTIONARIES_FOLDER) / name
             save_dictionary(
                 self.out / plain,
-                each.dictionary.cpu().requires_grad_(False),
+                with_one_encoder(each.dictionary, each.spec.site),
                 self_test_inputs=rows.cpu(),
                 training={
                     **each.saved.manifest.get("config", {}),
@@ -317,7 +321,8 @@ def _check_set(folders: Sequence[Path], specs: Sequence[DataSpec]) -> None:
     """Refuse dictionaries that cannot be spliced into one pass, or saved side by side.
 
     Raises:
-        ConfigError: they differ in model, text or rows, or two folders have one name.
+        ConfigError: they differ in model, text or rows, two folders have one name, or a crosscoder
+            is not alone.
     """
     problems = [
         f"two of the dictionaries are called {name}: rename a folder"
@@ -325,6 +330,11 @@ def _check_set(folders: Sequence[Path], specs: Sequence[DataSpec]) -> None:
         if count > 1
     ]
     for folder, spec in zip(folders, specs, strict=True):
+        if is_crosscoder(spec.site) and len(specs) > 1:
+            problems.append(
+                f"{folder} is a crosscoder, whose hook points are replaced one at a time and not "
+                "together with other dictionaries: finetune it alone"
+            )
         for name in ("model_key", "text", "context_length", "token_filter"):
             if getattr(spec, name) != getattr(specs[0], name):
                 problems.append(

@@ -136,3 +136,48 @@ class LayeredDictionary(Dictionary):
                 sparse.of_latents(self.starts[index], self.starts[index + 1])
             )
         )
+
+
+def in_layers(dictionary: Dictionary, n_layers: int) -> LayeredDictionary | None:
+    """A cross-layer transcoder whose sources select each by itself, layer by layer; else None.
+
+    One held as whole matrices is cut at its blocks where everything outside them is zero.
+    """
+    if isinstance(dictionary, LayeredDictionary):
+        k = dictionary.k_of_layer
+        apart = k is None or dictionary.k == k * dictionary.n_layers
+        return dictionary if apart else None
+    sizes = (dictionary.d_in, dictionary.d_out, dictionary.d_sae)
+    if (
+        dictionary.architecture not in ("relu", "jumprelu")
+        or dictionary.input_normalisation != "none"
+        or dictionary.d_in != dictionary.d_out
+        or any(size % n_layers for size in sizes)
+    ):
+        return None
+    layers = [_layer_of(dictionary, index, n_layers) for index in range(n_layers)]
+    for name in ("W_enc", "W_dec", "W_skip"):
+        if (whole := getattr(dictionary, name)) is None:
+            continue
+        if int(whole.count_nonzero()) != sum(int(getattr(e, name).count_nonzero()) for e in layers):
+            return None
+    unbiased = [each.with_input_bias(torch.zeros_like(each.input_bias)) for each in layers]
+    return LayeredDictionary(unbiased.__getitem__, [dictionary.d_sae // n_layers] * n_layers)
+
+
+def _layer_of(dictionary: Dictionary, index: int, n_layers: int) -> Dictionary:
+    """The block of a source: what it reads of its own layer, and writes there and later."""
+    width, size = dictionary.d_in // n_layers, dictionary.d_sae // n_layers
+    start, latents = index * width, slice(index * size, (index + 1) * size)
+    reads = slice(start, start + width)
+    gates = {n: t[latents] for n, t in dictionary.tensors().items() if n in ("b_enc", "threshold")}
+    skip, b_dec = dictionary.W_skip, dictionary.b_dec[start:]
+    return Dictionary(
+        dictionary.architecture,
+        W_enc=dictionary.W_enc[reads, latents],
+        W_dec=dictionary.W_dec[latents, start:],
+        b_dec=torch.zeros_like(b_dec) if index else b_dec,
+        b_in=dictionary.input_bias[reads],
+        W_skip=None if skip is None else skip[start:, reads],
+        **gates,
+    )

@@ -9,11 +9,10 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate, islice, pairwise
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.cache.aligned import AlignedCaches, open_caches
@@ -21,8 +20,8 @@ from saelab.cache.batch import ActivationBatch
 from saelab.cache.format import HELD_OUT
 from saelab.cache.reader import ActivationCache, open_cache
 from saelab.cache.rows import select_rows
-from saelab.errors import ArtifactError, ConfigError
-from saelab.model.language_model import LanguageModel, ModelOutput
+from saelab.errors import ArtifactError
+from saelab.model.language_model import LanguageModel
 from saelab.text.contexts import TextBatch, text_batches
 
 from .data_spec import DataSpec
@@ -63,9 +62,9 @@ class SiteRows:
     excluded: dict[str, int]
     """Positions excluded, by the first reason that applies."""
     inputs: Float[Tensor, "rows d_in"]
-    """What is read, float32; several hook points side by side."""
+    """What is read, at least float32; several hook points side by side."""
     targets: Float[Tensor, "rows d_out"]
-    """What is to be written, float32: for a sparse autoencoder the same tensor."""
+    """What is to be written, at least float32: for a sparse autoencoder the same tensor."""
 
 
 _KEPT: ContextVar[dict[Hashable, list[SiteRows]] | None] = ContextVar("kept_rows", default=None)
@@ -127,16 +126,18 @@ def site_rows(
         ActivationError: activations that are not finite.
     """
     keep, excluded = select(model, spec, batch, captured, first_context)
-    rows = {name: captured[name][keep].float() for name in spec.site.hook_points}
-    inputs = _side_by_side([rows[name] for name in spec.site.reads])
+    rows = {}
+    for name in spec.site.hook_points:
+        x = captured[name][keep]
+        rows[name] = x.to(torch.promote_types(x.dtype, torch.float32))
+    inputs = side_by_side([rows[name] for name in spec.site.reads])
     if spec.site.is_autoencoder:
         return SiteRows(keep, excluded, inputs, inputs)
-    return SiteRows(
-        keep, excluded, inputs, _side_by_side([rows[name] for name in spec.site.writes])
-    )
+    return SiteRows(keep, excluded, inputs, side_by_side([rows[name] for name in spec.site.writes]))
 
 
-def _side_by_side(parts: Sequence[Float[Tensor, "rows _"]]) -> Float[Tensor, "rows width"]:
+def side_by_side(parts: Sequence[Float[Tensor, "rows _"]]) -> Float[Tensor, "rows width"]:
+    """Rows of several hook points as one; those of one as they are."""
     return parts[0] if len(parts) == 1 else torch.cat([*parts], dim=1)
 
 
@@ -168,75 +169,6 @@ def splice_at(
         name: replacing(rows[:, start:end])
         for name, start, end in zip(site.writes, [0, *ends], ends, strict=False)
     }
-
-
-class LiveSplice:
-    """Several sites replaced in one pass, each from what it reads in that very pass.
-
-    So a transcoder behind another one reads what the model makes of the other's output.
-
-    Args:
-        model: the model.
-        sites: whose written hook points are replaced.
-        keep: for each site, the positions that are replaced; all others keep their activation.
-        replace: (index of the site, what it reads at these positions) -> what it is to write there.
-
-    Raises:
-        ConfigError: two sites write one hook point.
-    """
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        sites: Sequence[Site],
-        keep: Sequence[Bool[Tensor, "batch seq"]],
-        replace: Callable[[int, Float[Tensor, "rows d_in"]], Float[Tensor, "rows d_out"]],
-    ):
-        self.model, self.sites, self.keep, self.replace = model, sites, keep, replace
-        written = [name for site in sites for name in site.writes]
-        twice = [name for name in written if written.count(name) > 1]
-        if twice:
-            raise ConfigError(f"two of the dictionaries write {twice[0]}: give one for each")
-        self._written, self._read = written, dict[str, Tensor]()
-        self._rows: dict[str, Tensor] = {}
-
-    def run(self, tokens: Int[Tensor, "batch seq"], *, gradients: bool = False) -> ModelOutput:
-        """The pass, of the contexts that `keep` is of; arguments as of `LanguageModel.run`.
-
-        Raises:
-            ConfigError: a site writes before it has read.
-        """
-        splice = {
-            name: partial(self._spliced, index, name)
-            for index, site in enumerate(self.sites)
-            for name in site.writes
-        }
-        read = {name for site in self.sites for name in site.reads} - splice.keys()
-        self._read.clear()
-        self._rows.clear()
-        capture = [*read]
-        return self.model.run(tokens, splice, capture=capture, into=self._read, gradients=gradients)
-
-    def _spliced(self, index: int, name: str, activations: Tensor) -> Tensor:
-        site, keep = self.sites[index], self.keep[index]
-        if name in site.reads:
-            self._read[name] = activations
-        if name not in self._rows:
-            early = [read for read in site.reads if read not in self._read]
-            if early:
-                raise ConfigError(
-                    f"{site} writes {name} before the pass comes to {early[0]}, so it cannot be "
-                    "spliced"
-                )
-            inputs = _side_by_side([self._read[read][keep] for read in site.reads])
-            rows = self.replace(index, inputs)
-            widths = [self.model.width_at(written) for written in site.writes]
-            self._rows |= zip(site.writes, rows.split(widths, dim=1), strict=True)
-        replaced = activations.clone()
-        replaced[keep] = self._rows[name].to(activations)
-        # Whoever reads here later reads what is written.
-        self._read[name] = replaced
-        return replaced
 
 
 def open_adopted(spec: DataSpec, *, held_out: bool) -> tuple[AnyCache, ActivationCache]:
