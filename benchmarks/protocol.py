@@ -72,6 +72,17 @@ def main(
     print(json.dumps({**result, "wall_seconds": time.perf_counter() - start}))
 
 
+def layer_arguments() -> argparse.Namespace:
+    """The shape of a cross-layer transcoder's step, of which threads and seed are set."""
+    parser = argparse.ArgumentParser()
+    for name in ("layers", "d", "size", "k", "rows", "steps", "threads"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    return given
+
+
 def load_rows(path: Path, limit: int | None = None) -> Tensor:
     """Read at most `limit` rows [n, d_in] in the dtype they were stored in (bf16 as a rule)."""
     with safe_open(str(path), framework="pt") as file:

@@ -23,7 +23,7 @@ from sections.common import (
 )
 from sections.report import SECTIONS, section_text, write_page, write_section
 
-WITH_PEERS = {"quality", "step"}
+WITH_PEERS = {"quality", "step", "cross_layer"}
 
 
 def main() -> int:

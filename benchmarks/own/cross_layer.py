@@ -1,17 +1,16 @@
-"""A cross-layer transcoder's training step against plain dense code.
+"""A cross-layer transcoder's training step beside plain dense code, step by step in turn.
 
-`python -m own.cross_layer`, run in `benchmarks`, takes steps of both in turn on random rows and
-compares CPU seconds; it prints JSON.
+The dense code computes what circuit-tracer's cross-layer transcoders do: codes of every source by
+one product, and a decoder of every source over all its targets.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
 import time
 
 import torch
+from protocol import layer_arguments
 from torch import Tensor, nn
 
 from saelab.memory import keep_freed_memory
@@ -53,52 +52,36 @@ class Dense(nn.Module):
                 W_dec /= W_dec.norm(dim=1, keepdim=True)
 
 
-def step(layers: int, d: int, size: int, k: int, rows: int, steps: int) -> dict[str, object]:
-    """CPU seconds of a step of each, medians of steps taken in turn."""
+def main() -> None:
+    """Print one JSON line: CPU seconds of every step of each."""
+    given = layer_arguments()
     keep_freed_memory()
+    layers, d, rows = given.layers, given.d, given.rows
     ours = Learner.build(
-        DictionarySpec("batch_topk", layers * size, layers * k, 0),
+        DictionarySpec("batch_topk", layers * given.size, layers * given.k, 0),
         d_in=layers * d,
         d_out=layers * d,
         n_layers=layers,
-        schedule=Schedule.of(steps),
+        schedule=Schedule.of(given.steps),
         batch_rows=rows,
         options=MethodOptions(),
         optimizer=OptimizerConfig(),
         product_dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    dense = Dense(layers, d, size, layers * k)
+    dense = Dense(layers, d, given.size, layers * given.k)
     seconds: dict[str, list[float]] = {"ours": [], "dense": []}
-    for index in range(steps):
-        x, targets = torch.randn(rows, layers * d), torch.randn(rows, layers * d)
-        for name in seconds:
+    for index in range(given.steps):
+        x, targets = torch.randn(2, rows, layers * d)
+        for name, times in seconds.items():
             begun = time.process_time()
             if name == "ours":
                 ours.step(TrainingBatch(x, targets, None, step=index))
             else:
                 dense.step(x, targets)
-            seconds[name].append(time.process_time() - begun)
+            times.append(time.process_time() - begun)
     # The first step of each also makes Adam's moments.
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    return {
-        "layers": layers,
-        "d": d,
-        "latents_of_a_layer": size,
-        "k_of_a_layer": k,
-        "rows": rows,
-        **{f"{name}_seconds": round(value, 3) for name, value in medians.items()},
-        "ratio": round(medians["ours"] / medians["dense"], 3),
-    }
-
-
-def main() -> None:
-    """Print the comparison."""
-    parser = argparse.ArgumentParser()
-    sizes = {"layers": 30, "d": 576, "size": 256, "k": 4, "rows": 512, "steps": 4}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    print(json.dumps(step(**vars(parser.parse_args())), indent=1))
+    print(json.dumps({name: times[1:] for name, times in seconds.items()}))
 
 
 if __name__ == "__main__":

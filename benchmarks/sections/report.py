@@ -11,8 +11,8 @@ from sections.common import SectionResult
 
 PAGE = "results.md"
 # quality first: it captures the real rows that the step and methods sections then use.
-SECTIONS = ["quality", "step", "methods", "many", "harvest", "reader"]
-SECTIONS += ["pursuit", "features", "defaults"]
+SECTIONS = ["quality", "step", "methods", "transcoder", "cross_layer", "many", "harvest"]
+SECTIONS += ["reader", "pursuit", "features", "defaults"]
 
 
 def write_section(folder: Path, name: str, result: SectionResult, facts: dict[str, Any]) -> None:
