@@ -44,6 +44,10 @@ SUITES = {
         "saelab.evals.crosscoder.suite",
         "which latents of a crosscoder are shared, which dedicated to one layer or model",
     ),
+    "description-length": (
+        "saelab.evals.description_length.suite",
+        "bits per token that the codes take, beside the activations themselves at equal error",
+    ),
     "compare": (
         "saelab.evals.compare.suite",
         "training methods in one report, from what the other suites say (or `saelab compare`)",

@@ -99,6 +99,14 @@ class SparseCodes:
             return self.value
         return self.value * self.row_scale[self.pair_rows()]
 
+    def contributions(self, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, " pairs"]:
+        """The norm of what each pair adds to its row: |code| · row's scale · decoder row's norm.
+
+        It does not depend on how codes and decoder share their scale, so it compares dictionaries;
+        with the neurons of an MLP for latents it is the norm of a neuron's output.
+        """
+        return self.scaled_values().abs() * norms[self.latent]
+
     def pair_rows(self) -> Int[Tensor, " pairs"]:
         """The row each pair belongs to."""
         rows = torch.arange(self.n_rows, device=self.latent.device)

@@ -1,0 +1,1 @@
+"""How many bits it takes to say what a dictionary says of a token."""
