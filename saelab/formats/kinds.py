@@ -41,7 +41,8 @@ _WITH_FILES = "its content and the files it names have the SHA-256 they were wri
 _UNSEALED: Any = {"schema_version": 1, "sealed_since": None}
 _NO_MANIFEST: Any = {**_UNSEALED, "has_manifest": False}
 _SUITES = (
-    "core recovery consistency steering dark_matter dark_matter_family supervised toys compare"
+    "core recovery consistency steering dark_matter dark_matter_family supervised toys compare "
+    "probing scr_tpp"
 )
 _KINDS = (
     Kind(

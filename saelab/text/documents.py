@@ -27,6 +27,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -226,30 +227,35 @@ def _read_sotu(seed: int) -> Iterator[Document]:
 
 
 def _stream_dataset(config: TextConfig, counts: Counter[str]) -> Iterator[Document]:
-    name, _, subset = config.source.partition(":")
+    for index, record in enumerate(dataset_records(config.source, config.dataset_split)):
+        document = document_of(
+            record,
+            config.text_field,
+            f"{config.source}:{index}",
+            lambda: f"dataset {config.source}",
+            counts,
+        )
+        if document is not None:
+            yield document
+
+
+def dataset_records(source: str, split: str) -> Iterator[dict[str, Any]]:
+    """The records of a `datasets` name ("name" or "name:config"), streamed over the network.
+
+    Raises:
+        TextError: no such data set, no network, or a record that cannot be read.
+    """
+    name, _, subset = source.partition(":")
     _require_dataset(name)
     import datasets
 
     try:
-        stream = datasets.load_dataset(
-            name, subset or None, split=config.dataset_split, streaming=True
+        yield from map(
+            dict, datasets.load_dataset(name, subset or None, split=split, streaming=True)
         )
-        for index, record in enumerate(stream):
-            document = document_of(
-                dict(record),
-                config.text_field,
-                f"{config.source}:{index}",
-                lambda: f"dataset {config.source}",
-                counts,
-            )
-            if document is not None:
-                yield document
-    except TextError:
-        raise
     except Exception as error:
         raise TextError(
-            f"dataset {config.source!r} cannot be read "
-            f"({type(error).__name__}: {first_line(error)})"
+            f"dataset {source!r} cannot be read ({type(error).__name__}: {first_line(error)})"
         ) from error
 
 

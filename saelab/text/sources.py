@@ -20,6 +20,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +32,11 @@ from .listing import (
     ARROW_SUFFIXES,
     JSONL_SUFFIXES,
     PARQUET_SUFFIXES,
+    RECORD_SUFFIXES,
     TEXT_SUFFIXES,
     file_kind,
 )
-from .records import Document, clean, document_of, fields_of
+from .records import DEFAULT_FIELD, Document, clean, document_of, fields_of
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +104,31 @@ def read_files(
             yield from _read_row_group(files[index], group, text_field, seed + position, counts)
         else:
             yield from _read_blocks(files[index], text_field, seed + position, counts)
+
+
+def read_records(file: Path) -> Iterator[Mapping[str, Any]]:
+    """Every record of a CSV, JSON, JSONL or parquet file, in its order.
+
+    Raises:
+        TextError: the file is missing, of another type, or cannot be read.
+    """
+    suffix, _ = file_kind(file)
+    if suffix in PARQUET_SUFFIXES:
+        with _parquet(file, f"parquet file {file}") as reader:
+            for batch in reader.iter_batches():
+                yield from batch.to_pylist()
+        return
+    if suffix not in RECORD_SUFFIXES or not file.is_file():
+        raise TextError(
+            f"{file} is no file of records: expected one of "
+            f"{', '.join((*RECORD_SUFFIXES, *PARQUET_SUFFIXES))}"
+        )
+    for piece in _pieces_of(file, DEFAULT_FIELD):
+        if not isinstance(piece.content, bytes):
+            yield piece.content
+        elif piece.content.strip():
+            text = piece.content.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")
+            yield _json_object(text, partial(_line_of, file, piece.number))
 
 
 def hash_files(files: Sequence[Path]) -> str:

@@ -1,0 +1,1 @@
+"""Labelled text for suites: which examples are taken, their activations, their latents."""
