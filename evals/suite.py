@@ -66,8 +66,8 @@ class HeldOutConfig(DataOverrides):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlledConfig(HeldOutConfig):
-    """Settings of a suite that is run on control dictionaries too."""
+class WithControls:
+    """What a suite that is run on control dictionaries too has among its settings."""
 
     controls: tuple[Literal["random", "pca", "neurons", "random-model"], ...] = (
         "random",
@@ -78,6 +78,19 @@ class ControlledConfig(HeldOutConfig):
     directions at its densities, principal components, the hook point's own channels; and random
     directions on the same model with its weights in random order, which takes a pass of its own.
     Give `--controls` without a word for none."""
+
+    def overrides(self) -> DataOverrides:
+        """What stands in for what a dictionary recorded of its data."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlledConfig(WithControls, HeldOutConfig):
+    """Settings of a suite that reads held-out text and is run on control dictionaries too."""
+
+    def overrides(self) -> DataOverrides:
+        """The settings themselves."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,12 +272,12 @@ def evaluate(
         for out in sorted(set(outs)):
             locks.enter_context(writer_lock(out / f"{suite.stem}.json"))
         controls: dict[Path, Path] = {}
-        kinds = config.controls if isinstance(config, ControlledConfig) else ()
-        if isinstance(config, ControlledConfig) and kinds:
+        kinds = config.controls if isinstance(config, WithControls) else ()
+        if isinstance(config, WithControls) and kinds:
             from .controls import make_controls
 
             _kept(suite, folders, outs, config)  # refuses before anything is built
-            controls = make_controls(folders, outs, kinds, config)
+            controls = make_controls(folders, outs, kinds, config.overrides())
         chosen = [*folders, *controls], [*outs, *controls.values()]
         written = _written(suite, *chosen, config, paged={*outs} if pages else set())
         if controls:

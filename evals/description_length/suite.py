@@ -11,11 +11,11 @@ from typing import Annotated
 
 from saelab.config import Within
 
-from ..suite import HeldOutConfig, Suite, deferred
+from ..suite import ControlledConfig, Suite, deferred
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescriptionLengthConfig(HeldOutConfig):
+class DescriptionLengthConfig(ControlledConfig):
     """How much held-out text to send, what error bins may add, and where results go."""
 
     n_tokens: Annotated[int, Within(1)] = 65_536

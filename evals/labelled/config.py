@@ -10,9 +10,11 @@ from saelab.cache.config import DataOverrides
 from saelab.config import Within, problems_in
 from saelab.errors import ConfigError
 
+from ..suite import WithControls
+
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledConfig:
+class LabelledConfig(WithControls):
     """Which labelled text is read and how, and where results go."""
 
     max_sets: Annotated[int | None, Within(1)] = None

@@ -16,7 +16,7 @@ from saelab.evals.description_length.suite import (
     run_description_length,
 )
 
-SMALL = DescriptionLengthConfig(n_tokens=32 * 32, device="cpu", tolerance=0.05)
+SMALL = DescriptionLengthConfig(n_tokens=32 * 32, device="cpu", tolerance=0.05, controls=())
 
 
 def entropy_of(indices):

@@ -123,6 +123,7 @@ def test_a_planted_label_is_found_by_one_latent_and_kept_results_are_reused(
         settings=("normal", "scarce", "imbalanced", "label-noise"),
         store=tmp_path / "store",
         device="cpu",
+        controls=(),
     )
     (result,) = run_probing([folder], config, pages=False)
     assert result.value("auc_k1") == result.value("auc_k4") == 1
@@ -157,7 +158,7 @@ def test_what_cannot_be_probed_is_said_in_a_line(planted, tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
     assert main([*command, path, "--max-tokens", "500"])
     assert "max_tokens: 500 is more than the 128 tokens" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="ks: .* must be one or more different"):
+    with pytest.raises(ConfigError, match=r"ks: .* must be one or more different"):
         ProbingConfig(ks=(2, 2))
     with pytest.raises(TextError, match="163"):
         run_probing([folder], ProbingConfig(sets=("999",)))
