@@ -52,6 +52,10 @@ SUITES = {
         "saelab.evals.probing.suite",
         "what linear probes read off a few latents of labelled text, beside probes on activations",
     ),
+    "absorption": (
+        "saelab.evals.absorption.suite",
+        "whether latents of first letters are silent where others carry the letter",
+    ),
     "compare": (
         "saelab.evals.compare.suite",
         "training methods in one report, from what the other suites say (or `saelab compare`)",

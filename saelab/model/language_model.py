@@ -26,7 +26,7 @@ from .hooked_forward import HookedForward, Visit, boot_bridge, keeping
 from .hugging_face import is_encoder, load_hugging_face, runs_own_code, shuffle_weights
 from .logit_lens import Lens, lens_of
 from .model_files import ModelFiles, list_models, resolve_model
-from .patched_runs import PatchedRuns, run_last_position
+from .patched_runs import PatchedRuns, capture_after, run_last_position
 from .token_bytes import token_bytes
 
 __all__ = ["LanguageModel", "ModelOutput", "list_models", "load_language_model"]
@@ -241,17 +241,24 @@ class LanguageModel:
 
     @torch.no_grad()
     def capture(
-        self, tokens: Int[Tensor, "batch seq"], hook_points: Sequence[str]
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        hook_points: Sequence[str],
+        after: Int[Tensor, " before"] | None = None,
     ) -> dict[str, Float[Tensor, "batch seq _"]]:
         """Activations at hook points, from one pass that stops at the last one asked for.
 
         Returns:
-            Hook point -> [batch seq d_in] in the model's dtype on its device.
+            Hook point -> [batch seq d_in] in the model's dtype on its device; without the tokens
+            `after` which every row stands, which are computed once for all.
 
         Raises:
             ModelError: unknown hook point, too long a context, or a token outside the vocabulary.
         """
-        return self._forward.capture(self._checked(tokens), hook_points)
+        if after is None:
+            return self._forward.capture(self._checked(tokens), hook_points)
+        whole = torch.cat([after.to(tokens).expand(len(tokens), -1), tokens], dim=1)
+        return capture_after(self._forward, self._checked(whole), len(after), hook_points)
 
     def capture_with_gradients(
         self, tokens: Int[Tensor, "batch seq"], hook_points: Sequence[str]

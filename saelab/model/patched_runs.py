@@ -128,6 +128,21 @@ def keys_before(
     return past if past.get_seq_length() == position else None
 
 
+def capture_after(
+    forward: HookedForward, tokens: Int[Tensor, "batch seq"], shared: int, names: Sequence[str]
+) -> dict[str, Float[Tensor, "batch rest _"]]:
+    """Activations at hook points behind the first `shared` tokens, the same in every row.
+
+    Their keys and values are computed once where the model and the hook points allow it.
+    """
+    plain = all(forward.is_plain(name) for name in names)
+    past = keys_before(forward, tokens[:1], shared) if plain else None
+    if past is None:
+        return {name: x[:, shared:] for name, x in forward.capture(tokens, names).items()}
+    past.batch_repeat_interleave(len(tokens))
+    return forward.capture(tokens[:, shared:], names, past=past)
+
+
 def run_last_position(
     forward: HookedForward,
     tokens: Int[Tensor, "1 seq"],

@@ -43,7 +43,10 @@ class SeveralModels(LanguageModel):
         return model.width_at(name)
 
     def capture(
-        self, tokens: Int[Tensor, "batch seq"], hook_points: Sequence[str]
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        hook_points: Sequence[str],
+        after: Int[Tensor, " before"] | None = None,
     ) -> dict[str, Float[Tensor, "batch seq _"]]:
         """Activations at hook points of the models, each from one pass of its model."""
         captured = {}
@@ -51,7 +54,7 @@ class SeveralModels(LanguageModel):
             prefix = f"{label}/"
             asked = [n.removeprefix(prefix) for n in hook_points if n.startswith(prefix)]
             if asked:
-                activations = model.capture(tokens, asked)
+                activations = model.capture(tokens, asked, after)
                 captured |= {prefix + name: activations[name] for name in asked}
         for name in set(hook_points) - set(captured):
             self._at(name)
