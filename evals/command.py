@@ -56,6 +56,10 @@ SUITES = {
         "saelab.evals.absorption.suite",
         "whether latents of first letters are silent where others carry the letter",
     ),
+    "meta-structure": (
+        "saelab.evals.meta_structure.suite",
+        "how much of the decoder rows a dictionary of those rows explains, from weights alone",
+    ),
     "compare": (
         "saelab.evals.compare.suite",
         "training methods in one report, from what the other suites say (or `saelab compare`)",

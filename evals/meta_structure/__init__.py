@@ -1,0 +1,1 @@
+"""Whether decoder rows are themselves made of fewer directions."""
