@@ -12,11 +12,11 @@ from typing import Annotated
 
 from saelab.config import Within
 
-from ..suite import HeldOutConfig, Suite, deferred
+from ..suite import ControlledConfig, Suite, deferred
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbsorptionConfig(HeldOutConfig):
+class AbsorptionConfig(ControlledConfig):
     """Which words, which probes, and what counts as absorbed; defaults are those of SAEBench's
     code unless a setting says otherwise.
 
