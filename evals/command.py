@@ -60,6 +60,10 @@ SUITES = {
         "saelab.evals.meta_structure.suite",
         "how much of the decoder rows a dictionary of those rows explains, from weights alone",
     ),
+    "scr-tpp": (
+        "saelab.evals.scr_tpp.suite",
+        "whether ablating a concept's latents removes that concept from probes, and only that",
+    ),
     "compare": (
         "saelab.evals.compare.suite",
         "training methods in one report, from what the other suites say (or `saelab compare`)",

@@ -42,8 +42,6 @@ class Examples:
     """Names of the classes."""
     of_class: Int[np.ndarray, " examples"]
     """Class of each example."""
-    second: tuple[str, ...] = ()
-    """Second label of each, where there is one."""
 
     @cached_property
     def content_hash(self) -> str:
@@ -112,7 +110,6 @@ def take_examples(text: LabelledText, n: int, seed: int, *, least: int = 8) -> E
         texts=tuple(text.texts[i] for i in chosen),
         classes=names,
         of_class=classes[chosen],
-        second=tuple(text.second_labels[i] for i in chosen) if text.second_labels else (),
     )
 
 

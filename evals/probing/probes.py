@@ -160,43 +160,74 @@ def score_probes(
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """Log odds of an example: features times weights, plus an offset."""
+
+    weight: Float[np.ndarray, " features"]
+    """In units of the features as they were given."""
+    offset: float
+
+    def scores(self, features: Features) -> Float[np.ndarray, " examples"]:
+        """Log odds; above zero means positive."""
+        return features @ self.weight + self.offset
+
+
+def fit_all(
+    train: Features,
+    answers: Answers,
+    *,
+    standardise: bool,
+    inverse_penalty: float,
+) -> LinearProbe:
+    """Fit a probe on all features, classes weighted to equal shares.
+
+    Args:
+        train: features of the training examples.
+        answers: of them.
+        standardise: whether every feature has standard deviation one.
+        inverse_penalty: C, where the training rows have a mean squared norm of one.
+    """
+    mean = train.mean(0)
+    scale = _one_over(train.std(0)) if standardise else np.ones(train.shape[1])
+    train = (train - mean) * scale
+    size = np.sqrt((train**2).sum(1).mean())
+    if size == 0:
+        return LinearProbe(weight=np.zeros(len(mean)), offset=0.0)
+    eigenvalues, vectors = np.linalg.eigh(train @ train.T / size**2)
+    kept = eigenvalues > eigenvalues[-1] * 1e-10
+    length, vectors = np.sqrt(eigenvalues[kept]), vectors[:, kept]
+    rotated = _fit(vectors * length, answers, inverse_penalty)
+    weight = train.T @ (vectors @ (rotated.weight / length)) / size**2 * scale
+    return LinearProbe(weight=weight, offset=rotated.offset - float(mean @ weight))
+
+
 def _score_selected(features: Features, question: Question) -> Float[np.ndarray, " test"]:
     train, test = features[question.train], features[question.test]
-    mean, spread = train.mean(0), train.std(0)
-    scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0)
-    return _fit((train - mean) * scale, question.answers, (test - mean) * scale, 1.0)
+    mean, scale = train.mean(0), _one_over(train.std(0))
+    return _fit((train - mean) * scale, question.answers, 1.0).scores((test - mean) * scale)
 
 
 def _score_full(
     features: Features, question: Question, standardise: bool, inverse_penalty: float
 ) -> Float[np.ndarray, " test"]:
-    train, test = features[question.train], features[question.test]
-    mean = train.mean(0)
-    train, test = train - mean, test - mean
-    if standardise:
-        spread = train.std(0)
-        scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0)
-        train, test = train * scale, test * scale
-    size = np.sqrt((train**2).sum(1).mean())
-    if size == 0:
-        return np.zeros(len(test))
-    eigenvalues, vectors = np.linalg.eigh(train @ train.T / size**2)
-    kept = eigenvalues > eigenvalues[-1] * 1e-10
-    length, vectors = np.sqrt(eigenvalues[kept]), vectors[:, kept]
-    rotated = test @ train.T @ vectors / (length * size**2)
-    return _fit(vectors * length, question.answers, rotated, inverse_penalty)
+    probe = fit_all(
+        features[question.train],
+        question.answers,
+        standardise=standardise,
+        inverse_penalty=inverse_penalty,
+    )
+    return probe.scores(features[question.test])
 
 
-def _fit(
-    train: Float[np.ndarray, "train features"],
-    answers: Bool[np.ndarray, " train"],
-    test: Float[np.ndarray, "test features"],
-    inverse_penalty: float,
-) -> Float[np.ndarray, " test"]:
-    """Log odds of the test examples, classes weighted to equal shares."""
+def _one_over(spread: Float[np.ndarray, " features"]) -> Float[np.ndarray, " features"]:
+    return np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0)
+
+
+def _fit(train: Features, answers: Answers, inverse_penalty: float) -> LinearProbe:
     if not train.any():
-        return np.zeros(len(test))
+        return LinearProbe(weight=np.zeros(train.shape[1]), offset=0.0)
     probe = LogisticRegression(
         C=inverse_penalty, solver="newton-cholesky", class_weight="balanced", max_iter=200
-    )
-    return probe.fit(train, answers).decision_function(test)
+    ).fit(train, answers)
+    return LinearProbe(weight=probe.coef_[0], offset=float(probe.intercept_[0]))
