@@ -164,6 +164,7 @@ def test_the_suite_measures_both_and_says_the_spread(
         n_test=24,
         store=tmp_path / "store",
         device="cpu",
+        controls=(),
     )
     (result,) = run_scr_tpp([folder], config, pages=False)
     assert result.headline == ("tpp_20", "scr_20")
