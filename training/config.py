@@ -286,9 +286,12 @@ class TrainConfig:
         expected = None if first is None else [*range(first, first + n)]
         if any(given != expected for given in layers):
             read, written = (", ".join(map(str, given)) for given in layers)
+            known = {each for given in layers for each in given if each is not None}
+            between = set(range(min(known, default=0), max(known, default=0))) - known
+            said = f" ({', '.join(map(str, sorted(between)))} missing)" if between else ""
             return [
-                f"cross_layer: reads are of layers {read} and writes of layers {written}: give one "
-                "of each for every layer, in order and with none missing"
+                f"cross_layer: reads are of layers {read} and writes of layers {written}{said}: "
+                "give one of each for every layer, in order and with none missing"
             ]
         problems = [
             f"{name} = {value} does not divide among {n} layers: give a multiple, such as "

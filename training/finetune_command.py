@@ -17,15 +17,18 @@ from torch import Tensor
 
 from saelab.cache.config import DataOverrides
 from saelab.config import Within, parse_arguments, problems_in, to_plain
-from saelab.dictionary import Dictionary, load_dictionary, save_dictionary
+from saelab.dictionary import Dictionary, SavedDictionary, load_dictionary, save_dictionary
 from saelab.dictionary.data_spec import DataSpec, check_fit, data_spec_of, needs_model
 from saelab.dictionary.live_splice import is_crosscoder
 from saelab.dictionary.site_rows import site_rows
-from saelab.errors import ActivationError, ConfigError
+from saelab.dictionary.storage import SELF_TEST_FILE
+from saelab.errors import ActivationError, ConfigError, ResourceError
 from saelab.formats.files import hash_of, remedy_when_full
 from saelab.formats.lock import writer_lock
 from saelab.formats.run import DICTIONARIES_FOLDER, RunManifest, dictionary_folders, write_run
 from saelab.formats.run_log import JsonlLog
+from saelab.memory import memory_of
+from saelab.model.devices import resolve_device
 from saelab.text.contexts import TextBatch
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -167,6 +170,7 @@ class FinetuneRun(Loop):
         _check_set([each.folder for each in saved], specs)
         if specs[0].adopted is not None:
             raise ConfigError(needs_model(saved[0]))
+        _require_memory(saved, resolve_device(config.device))
         self.model = specs[0].load_model(config.device)
         self.model.require_next_token("losses")
         for each, spec in zip(saved, specs, strict=True):
@@ -315,6 +319,29 @@ class FinetuneRun(Loop):
 
 def _mean(values: Sequence[Tensor | float]) -> float:
     return sum(map(float, values)) / len(values)
+
+
+def _require_memory(saved: Sequence[SavedDictionary], device: torch.device) -> None:
+    """Refuse dictionaries that the device cannot hold, before anything is read or copied.
+
+    Raises:
+        ResourceError: they are too many, or too large.
+    """
+    names = [
+        each.folder / name
+        for each in saved
+        for name in each.manifest["files"]
+        if name.endswith(".safetensors") and name != SELF_TEST_FILE
+    ]
+    # Weights, their gradients, Adam's two moments, and as they were, in float32.
+    needed, there = 5 * sum(name.stat().st_size for name in names), memory_of(device)
+    if there is not None and needed > there:
+        what = saved[0].folder if len(saved) == 1 else f"{len(saved)} dictionaries"
+        raise ResourceError(
+            f"finetuning {what} takes {needed / 1e9:,.1f} GB (weights, gradients, Adam's moments "
+            f"and a copy), and {device} has {there / 1e9:,.1f} GB: finetune fewer at once, or "
+            "train a smaller one"
+        )
 
 
 def _check_set(folders: Sequence[Path], specs: Sequence[DataSpec]) -> None:

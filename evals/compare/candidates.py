@@ -12,7 +12,7 @@ from typing import Any
 
 from saelab.cache.config import DataOverrides
 from saelab.config import flat
-from saelab.dictionary import load_dictionary
+from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.dictionary.data_spec import DataSpec, data_spec_of
 from saelab.errors import ArtifactError, ConfigError
 from saelab.formats.manifest import require_fields
@@ -24,6 +24,8 @@ from ..alike import differing, twins
 DICTIONARY_FILE = "saelab.json"
 UNKNOWN_SEED = -1
 """Where a dictionary from elsewhere stands among those with a seed."""
+SITE = "site"
+"""The setting that says what kind of dictionary it is, and what a transcoder reads."""
 TELLING_SETTINGS = ("options", "optimizer", "n_tokens", "batch_rows", "product_dtype")
 """Settings by which dictionaries of a method differ, apart from d_sae, k and seed."""
 
@@ -141,7 +143,7 @@ def _read(folder: Path, figures: TrainedDictionary | None, overrides: DataOverri
         method=training["method"],
         label=training["method"],
         settings=flat({name: training.get(name) for name in TELLING_SETTINGS})
-        | {"reads": " + ".join(saved.site.reads)},
+        | {SITE: _kind_of(saved), "finetuned": _finetuned_by(training)},
         d_sae=saved.dictionary.d_sae,
         k=None if target is None else float(target),
         seed=saved.manifest["seed"],
@@ -152,6 +154,21 @@ def _read(folder: Path, figures: TrainedDictionary | None, overrides: DataOverri
         origin={name: value for name, value in saved.made_from.items() if name != "mean"},
         spec=data_spec_of(saved, overrides),
     )
+
+
+def _kind_of(saved: SavedDictionary) -> str:
+    """An autoencoder of what is written, or a transcoder of what is read."""
+    if saved.site.is_autoencoder:
+        return "autoencoder"
+    skip = "" if saved.dictionary.W_skip is None else " with a skip"
+    return f"transcoder{skip} from {' + '.join(saved.site.reads)}"
+
+
+def _finetuned_by(training: dict[str, Any]) -> str:
+    """The loss it was finetuned by, or no."""
+    finetuned = training.get("finetuned")
+    settings = finetuned.get("settings") if isinstance(finetuned, dict) else None
+    return "no" if not isinstance(settings, dict) else f"by {settings.get('loss')}"
 
 
 def _train_seconds(figures: TrainedDictionary | None, training: dict[str, Any]) -> float | None:
@@ -166,13 +183,16 @@ def _label(candidate: Candidate, candidates: Sequence[Candidate]) -> str:
     """The method, with the settings that tell it from others of the same method.
 
     Example: "topk" where all `topk` dictionaries were trained alike, else
-    "topk (auxiliary.kind auxk)" and "topk (auxiliary.kind none)".
+    "topk (auxiliary.kind auxk)" and "topk (auxiliary.kind none)", or "topk (autoencoder)" and
+    "topk (transcoder from blocks.3.mlp.hook_in)".
     """
     odd = differing([each.settings for each in candidates if each.method == candidate.method])
     told = ", ".join(
         f"{name.removeprefix('options.').removeprefix('optimizer.')} {candidate.settings.get(name)}"
-        for name in sorted(odd)
+        for name in sorted(set(odd) - {SITE})
     )
+    if SITE in odd:
+        told = ", ".join(filter(None, [candidate.settings[SITE], told]))
     return f"{candidate.method} ({told})" if told else candidate.method
 
 

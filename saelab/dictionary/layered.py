@@ -170,7 +170,11 @@ def _layer_of(dictionary: Dictionary, index: int, n_layers: int) -> Dictionary:
     width, size = dictionary.d_in // n_layers, dictionary.d_sae // n_layers
     start, latents = index * width, slice(index * size, (index + 1) * size)
     reads = slice(start, start + width)
-    gates = {n: t[latents] for n, t in dictionary.tensors().items() if n in ("b_enc", "threshold")}
+    gates: dict[str, Any] = {
+        name: tensor[latents]
+        for name, tensor in dictionary.tensors().items()
+        if name in ("b_enc", "threshold")
+    }
     skip, b_dec = dictionary.W_skip, dictionary.b_dec[start:]
     return Dictionary(
         dictionary.architecture,

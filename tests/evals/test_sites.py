@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from saelab.evals.compare.suite import CompareConfig, run_compare
 from saelab.evals.core.config import CoreConfig
 from saelab.evals.core.suite import run_core
 from saelab.features.reader import FeatureStore
+from saelab.formats.evaluation_result import read_evaluation_result
+from saelab.formats.run import dictionary_folders
 from saelab.model.language_model import load_language_model
 from saelab.stats.metrics import fvu
 from saelab.training.config import OptimizerConfig, TrainConfig
@@ -159,19 +163,30 @@ def test_what_needs_an_sae_says_so(dictionaries, kind, capsys):
     assert "needs a sparse autoencoder" in error and error.count("\n") == 1
 
 
-def test_a_transcoder_is_compared_with_an_autoencoder_of_what_it_writes(dictionaries, tmp_path):
-    transcoder = dictionaries["transcoder"][0]
+def test_transcoders_are_compared_with_autoencoders_of_what_they_write_at_equal_l0(
+    dictionaries, tmp_path
+):
+    """Two of each at two L0: every table says which is which, and all stand at the L0 between."""
     config = TrainConfig(
         out=tmp_path / "autoencoder",
-        cache=transcoder.parents[2] / "caches",
+        cache=dictionaries["transcoder"][0].parents[2] / "caches",
         hook_point=MLP,
         d_sae=(48,),
-        k=(6,),
+        k=(4, 8),
         n_tokens=256 * 8,
         batch_rows=256,
         device="cpu",
     )
-    train(config)
+    site = {"reads": (READ,), "writes": (MLP,), "hook_point": TrainConfig().hook_point}
+    kinds = {
+        "topk (autoencoder)": config,
+        f"topk (transcoder from {READ})": replace(config, out=tmp_path / "plain", **site),
+        f"topk (transcoder with a skip from {READ})": replace(
+            config, out=tmp_path / "skip", skip=True, **site
+        ),
+    }
+    for each in kinds.values():
+        train(each)
     few = CompareConfig(
         out=tmp_path / "comparison",
         n_tokens=8 * CONTEXT,
@@ -179,7 +194,23 @@ def test_a_transcoder_is_compared_with_an_autoencoder_of_what_it_writes(dictiona
         consistency=False,
         steering=False,
         device="cpu",
+        common_l0=(6.0,),
     )
-    [result] = run_compare([transcoder, config.out], few)
-    text = " ".join(str(cell) for table in result.tables for row in table.rows for cell in row)
-    assert f"reads {READ}" in text and f"reads {MLP}" in text
+    [result] = run_compare([each.out for each in kinds.values()], few)
+    tables = {table.title: table for table in result.tables}
+    listed = {row[1] for row in tables["What was compared"].rows}
+    assert listed == set(kinds)
+    [at_equal] = [table for table in result.tables if table.section == "At the same L0"]
+    assert [row[0] for row in at_equal.rows] == [*kinds]
+    assert {row[2] for row in at_equal.rows} == {"6"}
+    for row in at_equal.rows:
+        assert "outside" not in str(row) and row[-1] == "1 of 1"
+    values = {}
+    for label, each in kinds.items():
+        for folder in dictionary_folders([each.out]):
+            core = read_evaluation_result(folder / "evals" / "core.json")
+            values.setdefault(label, []).append((core.value("l0_mean"), core.value("fvu")))
+    shown = {row[0]: float(row[3].split()[0]) for row in at_equal.rows}
+    for label, ((low, a), (high, b)) in values.items():
+        share = np.log(6 / low) / np.log(high / low)
+        assert shown[label] == pytest.approx((1 - share) * a + share * b, abs=1e-4)

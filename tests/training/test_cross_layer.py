@@ -324,7 +324,7 @@ def test_a_layer_missing_from_the_settings_or_the_cache(layer_caches, tmp_path, 
     given = ["train", "--cache", str(layer_caches), "--cross-layer", "--out", str(tmp_path / "o")]
     assert main([*given, "--reads", *sides[0], "--writes", *sides[1]]) == 2
     error = capsys.readouterr().err
-    assert "layers 0, 2" in error and "none missing" in error and error.count("\n") == 1
+    assert "layers 0, 2 (1 missing)" in error and "none missing" in error and error.count("\n") == 1
     folder = tmp_path / "caches"
     shutil.copytree(layer_caches, folder)
     shutil.rmtree(folder / WRITES[1])

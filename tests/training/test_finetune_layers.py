@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from saelab.cli import main
 from saelab.dictionary import Dictionary, Site, load_dictionary, save_dictionary
 from saelab.dictionary.data_spec import data_spec_of
 from saelab.dictionary.layered import LayeredDictionary, in_layers
 from saelab.dictionary.live_splice import sources_of
-from saelab.errors import ConfigError, Stopped
+from saelab.errors import ConfigError, ResourceError, Stopped
 from saelab.formats.run import dictionary_folders
 from saelab.model.language_model import load_language_model
 from saelab.text.contexts import TextBatch
@@ -238,6 +239,39 @@ def test_a_crosscoder_is_finetuned_alone(folders, tmp_path):
     [crosscoder] = dictionary_folders([folders["crosscoder"]])
     with pytest.raises(ConfigError, match=r"is a crosscoder, .*: finetune it alone"):
         finetune([folders["jumprelu"], crosscoder], config_of(tmp_path / "run"))
+
+
+def test_one_larger_than_memory_is_refused_before_the_run(folders, tmp_path, monkeypatch):
+    from saelab.training import finetune_command
+
+    monkeypatch.setattr(finetune_command, "memory_of", lambda device: 50_000)
+    with pytest.raises(ResourceError, match=r"takes 0\.\d GB .* finetune fewer at once"):
+        finetune([folders["topk"]], config_of(tmp_path / "run"))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_crosscoder_over_two_models_is_refused_in_a_line(
+    folders, tiny_model_folder, tmp_path, capsys
+):
+    """Nobody can say whose loss it would be."""
+    [folder] = dictionary_folders([folders["crosscoder"]])
+    saved = load_dictionary(folder)
+    hook_points = tuple(f"{label}/{STREAMS[0]}" for label in ("base", "chat"))
+    models = {label: {"model": str(tiny_model_folder)} for label in ("base", "chat")}
+    save_dictionary(
+        tmp_path / "pair",
+        saved.dictionary,
+        self_test_inputs=torch.randn(16, 2 * WIDTH),
+        training=saved.manifest["config"],
+        made_from=saved.made_from
+        | {"models": models, "norm_ceilings": dict.fromkeys(hook_points, None)},
+        site=Site(hook_points, hook_points),
+    )
+    for command in (["finetune"], ["eval", "replacement"]):
+        out = ["--out", str(tmp_path / command[-1]), "--device", "cpu"]
+        assert main([*command, str(tmp_path / "pair"), *out]) == 2
+        [line] = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert "losses are of one model, and these are 2" in line
 
 
 def block_dictionary(seed=0, n=3, d=4, size=5):
