@@ -103,8 +103,9 @@ def clear_folder(out: Path) -> None:
 
 def _clear_dictionaries(folder: Path) -> None:
     for dictionary in folder.iterdir() if folder.is_dir() else ():
-        for name in DICTIONARY_FILES:
-            (dictionary / name).unlink(missing_ok=True)
+        files = [dictionary / name for name in DICTIONARY_FILES]
+        for path in [*files, *dictionary.glob("layer_*.safetensors")]:
+            path.unlink(missing_ok=True)
         if dictionary.is_dir() and not any(dictionary.iterdir()):
             dictionary.rmdir()
 

@@ -22,6 +22,7 @@ from saelab.training.methods import MethodOptions
 from saelab.training.methods.jumprelu import JumpReLUOptions
 from saelab.training.options import AuxiliaryOptions
 from saelab.training.run import train
+from saelab.training.run_folder import clear_folder
 from saelab.training.schedule import Schedule
 
 LAYERS, D, SIZE, ROWS = 3, 6, 16, 64
@@ -266,6 +267,8 @@ def test_trained_saved_opened_described_and_judged(layer_caches, tmp_path, capsy
     names, errors, l0 = zip(*by_hook_point.rows, strict=True)
     assert names == WRITES and sum(l0) == pytest.approx(values["l0_mean"])
     assert min(errors) < values["fvu"] < max(errors)
+    clear_folder(tmp_path / "run")
+    assert not [*(tmp_path / "run").rglob("layer_*")] and (folder / "evals" / "core.json").exists()
 
 
 def test_resumed_after_a_stop_it_ends_the_same(layer_caches, tmp_path, monkeypatch):
