@@ -64,6 +64,10 @@ SUITES = {
         "saelab.evals.scr_tpp.suite",
         "whether ablating a concept's latents removes that concept from probes, and only that",
     ),
+    "activation-sparsity": (
+        "saelab.evals.activation_sparsity.suite",
+        "firing latents, and neurons of the MLPs, that can be dropped at 1 % more perplexity",
+    ),
     "compare": (
         "saelab.evals.compare.suite",
         "training methods in one report, from what the other suites say (or `saelab compare`)",

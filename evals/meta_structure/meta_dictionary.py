@@ -80,7 +80,7 @@ class MetaTraining:
             (batch - reconstruction).square().sum(1).mean().backward()
             optimizer.step()
             with torch.no_grad():
-                meta.decoder /= meta.decoder.norm(dim=1, keepdim=True).clamp(min=1e-12)
+                meta.decoder.div_(meta.decoder.norm(dim=1, keepdim=True).clamp(min=1e-12))
         return meta
 
 

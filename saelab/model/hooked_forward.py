@@ -209,6 +209,17 @@ class HookedForward:
             self.run(tokens, keeping(captured, names), stop_when_seen=True, past=past)
         return {name: captured[name] for name in names}
 
+    @torch.no_grad()
+    def rows_read(self, name: str) -> Float[Tensor, "width d_model"] | None:
+        """What a linear module writes for a one in each entry of its input, a hook point; None
+        where the hook point is not the input of one."""
+        site = self._site(name)
+        if site is None or not site.is_input:
+            return None
+        weights = next(site.module.parameters())
+        units = torch.eye(self.width_at(name), dtype=weights.dtype, device=weights.device)[None]
+        return (site.module(units) - site.module(torch.zeros_like(units[:, :1])))[0]
+
     def first_block(self, names: Iterable[str]) -> int | None:
         """The block that all hook points are in or after; None for the embeddings."""
         blocks = [self._block(name) for name in names]

@@ -195,6 +195,10 @@ class LanguageModel:
         """
         return self._forward.width_at(hook_point)
 
+    def rows_read(self, hook_point: str) -> Float[Tensor, "width d_model"] | None:
+        """What the linear layer that reads a hook point writes for each entry; None: none does."""
+        return self._forward.rows_read(hook_point)
+
     def tokenize(self, texts: Sequence[str], *, control_tokens: bool = False) -> list[list[int]]:
         """Token ids of each text, with no special token added.
 

@@ -1,0 +1,1 @@
+"""How many neurons and latents a model can do without."""
