@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from saelab.config import SHUFFLED
 from saelab.dictionary.data_spec import DataSpec
 from saelab.formats.evaluation_result import Table
 from saelab.model.language_model import LanguageModel
-from saelab.model.random_weights import randomise_weights
 
 from .runs import WindowRuns
 from .search import LayerErrors, largest_within, top_share
@@ -104,8 +104,9 @@ def measure_neurons(
     cett = largest_within(at_cett, config.rise)
     at_cett(cett)  # Once more, to count what is dropped there.
     sparsity = [*dropped.values()]
-    control = replace(spec, model_dtype="float32").load_model(str(model.device))
-    randomise_weights(control, config.seed)
+    control = replace(spec, model=SHUFFLED + spec.model, model_dtype="float32").load_model(
+        str(model.device)
+    )
     random = MlpNeurons.of(control, runs, config.n_calibration_tokens)
     assert random is not None  # It is the same architecture.
     columns = {

@@ -62,11 +62,8 @@ def load_language_model(
     SAELAB_TRUST_REMOTE_CODE is 1.
 
     Args:
-        name: "smollm2-135m" (embedded), a Hugging Face hub name (with "@revision" where it is not
-            to be main), a local folder, or the path of a .gguf file. With "shuffled:" before it
-            the entries of each weight matrix are in random order: a control that keeps every scale.
-        dtype: "bfloat16", "float32", "float16" or "float64" (for checks): what weights and
-            activations are computed in.
+        name: as `resolve_model` takes it.
+        dtype: "bfloat16", "float32", "float16" or "float64" (for checks), of all computation.
         device: "cpu", "cuda", "cuda:1" …, or "auto": cuda where there is one.
         model_kwargs: for transformers, each "name=value" or a JSON object: `device_map=auto`,
             `attn_implementation=eager`, `load_in_8bit=true` (with bitsandbytes).
@@ -121,22 +118,18 @@ class LanguageModel:
         name: as given by the user.
         n_layers: number of blocks.
         d_model: width of the residual stream.
-        n_heads: query heads of a block; 0 where the model has none.
-        n_key_value_heads: key and value heads of a block, each read by a group of query heads.
-        d_head: width of a head.
-        is_encoder: whether tokens see those after them too, so that none is predicted from those
-            before.
+        n_heads, n_key_value_heads, d_head: of a block's attention; 0 where it has none.
+        is_encoder: whether tokens see those after them too, so that none is predicted.
         d_vocab: entries of the logits.
         max_context: longest context in tokens.
-        dtype: of weights and activations.
-        device: where it runs.
+        dtype, device: of weights and activations.
         bos_id: the token that starts a context, an encoder's CLS; None where the model has none.
         separator_id: the token put between documents; None where the model has none.
         special_ids: every special token of the tokenizer.
         end_ids: tokens that end a text: the tokenizer's EOS and the separator.
         tokenizer: the one transformers loaded.
         control_strings: what special tokens are spelt.
-        tokenizer_size: entries of the tokenizer; the logits may have more, that mean nothing.
+        tokenizer_size: entries of the tokenizer; the logits may have more.
     """
 
     control_strings: frozenset[str] = frozenset()
