@@ -127,7 +127,7 @@ class ActivationStore:
         """
         folders = {name: self.folder_of(examples, name) for name in hook_points}
         if any(not _complete(folder) for folder in folders.values()):
-            with writer_lock(next(iter(folders.values())).parent):
+            with writer_lock(next(iter(folders.values()))):
                 missing = {n: f for n, f in folders.items() if not _complete(f)}
                 if missing:
                     self._write(examples, missing)

@@ -32,7 +32,7 @@ from ..labelled.subjects import by_activations, labelled_subjects, texts_of
 from ..subjects import Subject, describe, origin_of
 from ..suite import Measurement
 from .numbers import Findings, findings_of
-from .probes import Features, ProbeScore, Question, score_probes, strongest_features
+from .probes import Features, ProbeQuestion, ProbeScore, score_probes, strongest_features
 from .suite import ProbingConfig, Setting
 
 Row = dict[str, Any]
@@ -81,7 +81,7 @@ def measure_probing(
 
 def questions_of(
     examples: Examples, config: ProbingConfig
-) -> Iterator[tuple[Row, Question, np.random.Generator]]:
+) -> Iterator[tuple[Row, ProbeQuestion, np.random.Generator]]:
     """Every task, split and setting of a data set, with a generator for its control."""
     share = config.n_train / (config.n_train + config.n_test)
     for split in range(config.n_splits):
@@ -109,7 +109,7 @@ def asked_in(
     test: np.ndarray,
     config: ProbingConfig,
     generator: np.random.Generator,
-) -> Question:
+) -> ProbeQuestion:
     """The training examples that a setting leaves, and their answers.
 
     Args:
@@ -135,7 +135,7 @@ def asked_in(
             f"the setting {setting} leaves one label among {len(chosen)} training examples of "
             f"{task.name!r}: raise --n-train"
         )
-    return Question(train=chosen, answers=answers, test=test, truth=task.positive[test])
+    return ProbeQuestion(train=chosen, answers=answers, test=test, truth=task.positive[test])
 
 
 def _channel_rows(
@@ -202,7 +202,7 @@ def _latent_rows(
 
 
 def _scores(
-    features: Features, question: Question, config: ProbingConfig, standardise: bool
+    features: Features, question: ProbeQuestion, config: ProbingConfig, standardise: bool
 ) -> dict[str, ProbeScore]:
     return score_probes(
         features,

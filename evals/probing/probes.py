@@ -37,7 +37,7 @@ class ProbeScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class ProbeQuestion:
     """Examples for training and for the test, with their answers."""
 
     train: Int[np.ndarray, " train"]
@@ -49,7 +49,7 @@ class Question:
     truth: Bool[np.ndarray, " test"]
     """The answers of the test examples."""
 
-    def folds(self) -> Iterator[Question]:
+    def folds(self) -> Iterator[ProbeQuestion]:
         """Questions within the training examples, of which a part is the test in turn."""
         fold = np.empty(len(self.train), np.int64)
         for answer in (False, True):
@@ -59,16 +59,16 @@ class Question:
             inside, outside = fold != index, fold == index
             if len({*self.answers[outside].tolist()}) < 2 or len({*self.answers[inside]}) < 2:
                 continue
-            yield Question(
+            yield ProbeQuestion(
                 train=self.train[inside],
                 answers=self.answers[inside],
                 test=self.train[outside],
                 truth=self.answers[outside],
             )
 
-    def shuffled(self, generator: np.random.Generator) -> Question:
+    def shuffled(self, generator: np.random.Generator) -> ProbeQuestion:
         """The same with the answers of training in random order: the control."""
-        return Question(
+        return ProbeQuestion(
             train=self.train,
             answers=generator.permutation(self.answers),
             test=self.test,
@@ -113,7 +113,7 @@ def mean_difference(
 
 def score_probes(
     features: Features,
-    question: Question,
+    question: ProbeQuestion,
     ks: Sequence[int],
     *,
     full: bool,
@@ -138,12 +138,12 @@ def score_probes(
         Score by k in words, or `FULL`.
     """
 
-    def scores_of(asked: Question) -> dict[str, Float[np.ndarray, " test"]]:
+    def scores_of(asked: ProbeQuestion) -> dict[str, Float[np.ndarray, " test"]]:
         order = strongest_features(features[asked.train], asked.answers, max(ks, default=0))
-        found = {str(k): _score_selected(features[:, order[:k]], asked) for k in ks}
+        scores = {str(k): _score_selected(features[:, order[:k]], asked) for k in ks}
         if full:
-            found[FULL] = _score_full(features, asked, standardise, inverse_penalty)
-        return found
+            scores[FULL] = _score_full(features, asked, standardise, inverse_penalty)
+        return scores
 
     tested = scores_of(question)
     within: dict[str, list[float]] = {name: [] for name in tested}
@@ -202,14 +202,14 @@ def fit_all(
     return LinearProbe(weight=weight, offset=rotated.offset - float(mean @ weight))
 
 
-def _score_selected(features: Features, question: Question) -> Float[np.ndarray, " test"]:
+def _score_selected(features: Features, question: ProbeQuestion) -> Float[np.ndarray, " test"]:
     train, test = features[question.train], features[question.test]
     mean, scale = train.mean(0), _one_over(train.std(0))
     return _fit((train - mean) * scale, question.answers, 1.0).scores((test - mean) * scale)
 
 
 def _score_full(
-    features: Features, question: Question, standardise: bool, inverse_penalty: float
+    features: Features, question: ProbeQuestion, standardise: bool, inverse_penalty: float
 ) -> Float[np.ndarray, " test"]:
     probe = fit_all(
         features[question.train],

@@ -29,8 +29,12 @@ class Pooled:
     def probe(
         self, train: Int[np.ndarray, " train"], answers: Bool[np.ndarray, " train"], penalty: float
     ) -> LinearProbe:
-        """A probe on activations; `penalty` is its C."""
-        return fit_all(self.activations[train], answers, standardise=True, inverse_penalty=penalty)
+        """A probe on activations; `penalty` is its C.
+
+        Channels keep their spreads: weights of standardised ones reach into directions in which
+        nothing varies, and an ablation moves along those.
+        """
+        return fit_all(self.activations[train], answers, standardise=False, inverse_penalty=penalty)
 
     def effects(
         self,

@@ -51,18 +51,18 @@ def measure_scr_tpp(
     pairs = [paired_examples(source, config) for source in config.pairs]
     keep_freed_memory()
     for store, reads, group in by_activations(subjects, config, "mean"):
-        found: list[tuple[list[Row], list[Row]]] = [([], []) for _ in group]
+        collected: list[tuple[list[Row], list[Row]]] = [([], []) for _ in group]
         with progress_bar(len(sets) + len(pairs), "ablating", "sets") as bar:
             for examples in [*sets, *pairs]:
                 activations = store.rows_of(examples, reads)
-                for subject, (tpp, scr) in zip(group, found, strict=True):
+                for subject, (tpp, scr) in zip(group, collected, strict=True):
                     pooled = _pooled(subject, activations)
                     if examples in pairs:
                         scr += _rows_of_pair(pooled, examples, config)
                     else:
                         tpp += _rows_of_set(pooled, examples, config)
                 bar.update(1)
-        for subject, (tpp, scr) in zip(group, found, strict=True):
+        for subject, (tpp, scr) in zip(group, collected, strict=True):
             yield _measurement(subject, tpp, scr, config)
 
 

@@ -16,7 +16,7 @@ from saelab.evals.probing.measure import asked_in
 from saelab.evals.probing.numbers import findings_of
 from saelab.evals.probing.probes import (
     FULL,
-    Question,
+    ProbeQuestion,
     auc,
     balanced_accuracy,
     mean_difference,
@@ -32,7 +32,7 @@ def question(n=120, n_train=70, seed=0):
     truth = generator.random(n) < 0.4
     order = generator.permutation(n)
     train, test = order[:n_train], order[n_train:]
-    return truth, Question(train=train, answers=truth[train], test=test, truth=truth[test])
+    return truth, ProbeQuestion(train=train, answers=truth[train], test=test, truth=truth[test])
 
 
 def probes(features, asked, **changes):
