@@ -13,7 +13,7 @@ from saelab.stats.bootstrap import Bootstrap
 from saelab.stats.spread import spread_of
 
 from ..definitions import Definition, filled_in
-from .scores import Row
+from .scores import SMALLEST_GAP, Row
 
 SCORES = {"tpp": "TPP", "scr": "SCR"}
 
@@ -42,6 +42,8 @@ def numbers_of(
         for direction in ("scr_dir1", "scr_dir2"):
             numbers[f"{direction}_{n}"] = spread_of(row[direction] for row in chosen).mean
     if scr:
+        defined = [row["scr"] is not None for row in scr]
+        numbers["scr_defined_share"] = sum(defined) / len(defined)
         for name in ("biased", "oracle"):
             both = (row[f"{name}_{side}"] for row in scr for side in (1, 2))
             numbers[f"{name}_accuracy"] = spread_of(both).mean
@@ -115,6 +117,8 @@ def _tpp_texts(ns: Sequence[int]) -> dict[str, str]:
 
 def _scr_texts(ns: Sequence[int]) -> dict[str, str]:
     texts = {
+        "scr_defined_share": f"Share of measurements with a gap of at least {SMALLEST_GAP}: SCR is "
+        "of these, and says nothing where there are few.",
         "biased_accuracy": "Mean accuracy of probes trained where two labels go together, on each "
         "label where they do not.",
         "oracle_accuracy": "Mean accuracy of probes trained where all four combinations are alike.",
@@ -126,8 +130,8 @@ def _scr_texts(ns: Sequence[int]) -> dict[str, str]:
             "positive - of negative examples) x (probe weight . decoder row)| for the other label "
             "set to zero; of both directions the one of the lower biased accuracy; mean over "
             "{n_pairs} data sets, both ways of tying their labels and {n_splits} splits. "
-            "Undefined gaps (below 0.001) are left out. 1 is as good as a probe without bias, 0 as "
-            "bad as the biased one (SAEBench, arXiv 2503.09532)."
+            f"Gaps below {SMALLEST_GAP} are left out; without any other it is null. 1 is as good as "
+            "a probe without bias, 0 as bad as the biased one (SAEBench, arXiv 2503.09532)."
         )
         texts |= _ends(f"scr_{n}")
         texts[f"scr_dir1_{n}"] = f"scr_{n} of direction 1: tested on the first label."

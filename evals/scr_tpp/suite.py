@@ -81,6 +81,7 @@ SUITE = Suite(
         "tpp_random_20": "20 random",
         "tpp_directions": "probe directions",
         "scr_20": "SCR, 20 latents",
+        "scr_defined_share": "SCR defined",
     },
 )
 run_scr_tpp = SUITE.run
