@@ -130,8 +130,8 @@ def _scr_texts(ns: Sequence[int]) -> dict[str, str]:
             "positive - of negative examples) x (probe weight . decoder row)| for the other label "
             "set to zero; of both directions the one of the lower biased accuracy; mean over "
             "{n_pairs} data sets, both ways of tying their labels and {n_splits} splits. "
-            f"Gaps below {SMALLEST_GAP} are left out; without any other it is null. 1 is as good as "
-            "a probe without bias, 0 as bad as the biased one (SAEBench, arXiv 2503.09532)."
+            f"Gaps below {SMALLEST_GAP} are left out; without any other it is null. 1 is as good "
+            "as a probe without bias, 0 as bad as the biased one (SAEBench, arXiv 2503.09532)."
         )
         texts |= _ends(f"scr_{n}")
         texts[f"scr_dir1_{n}"] = f"scr_{n} of direction 1: tested on the first label."
