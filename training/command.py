@@ -111,7 +111,9 @@ def show(title: str | None, config: TrainConfig, run: dict[str, Any]) -> None:
         f"{config.n_steps * config.batch_rows:,} rows of training; "
         f"FVU and L0 are of the stream's next {FINAL_CHECK_ROWS:,} rows or so."
     )
-    excluded = ", ".join(f"{count:,} {reason}" for reason, count in run["excluded"].items())
+    from saelab.cache.rows import excluded_in_words
+
+    excluded = excluded_in_words(run["excluded"])
     print(f"rows left out of training and of every figure: {excluded}")
     print(f"dictionaries: {config.out / 'dictionaries'}")
     print(f"curves: {page}")

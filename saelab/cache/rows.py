@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -182,3 +182,12 @@ def _require_finite(
             f"activations of context {first_context + context} at position {position} hold a NaN "
             "or an infinity: compute the model in float32 or bfloat16, or check the model"
         )
+
+
+def excluded_in_words(excluded: Mapping[str, int]) -> str:
+    """Counts by reason; those of many other hook points together."""
+    elsewhere = [count for reason, count in excluded.items() if reason.startswith("norm_at:")]
+    words = [f"{n:,} {reason}" for reason, n in excluded.items() if "norm_at:" not in reason]
+    if known := [count for count in elsewhere if count]:
+        words.append(f"up to {max(known):,} norm at each of {len(known)} other hook points")
+    return ", ".join(words)

@@ -84,12 +84,15 @@ def main(arguments: Sequence[str]) -> None:
             command.out, command.harvest, resume=command.resume, overwrite=command.overwrite
         )
     from saelab.cache.reader import open_cache
+    from saelab.cache.rows import excluded_in_words
     from saelab.text.contexts import what_was_read
 
     caches = {folder: open_cache(folder, verify=False) for folder in folders}
     for folder, cache in caches.items():
-        excluded = ", ".join(f"{count:,} {reason}" for reason, count in cache.excluded.items())
-        print(f"{folder}: {cache.n_rows:,} rows of width {cache.d_in}; excluded: {excluded}")
+        print(
+            f"{folder}: {cache.n_rows:,} rows of width {cache.d_in}; excluded: "
+            f"{excluded_in_words(cache.excluded)}"
+        )
     # All of one run read the same text.
     for line in what_was_read(caches[folders[0]].manifest.get("text_read", {})):
         print(f"text {line}")

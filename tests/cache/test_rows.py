@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.cache.config import TokenFilter
-from saelab.cache.rows import find_norm_ceiling, select_rows
+from saelab.cache.rows import excluded_in_words, find_norm_ceiling, select_rows
 from saelab.config import Within
 from saelab.errors import ActivationError, ConfigError
 
@@ -241,3 +241,9 @@ def test_a_sample_that_says_nothing_is_refused(ratio):
         find_norm_ceiling(rule, torch.zeros(0), "here")
     with pytest.raises(ActivationError, match="half of the rows of here are zero"):
         find_norm_ceiling(rule, torch.tensor([0.0, 0.0, 1.0]), "here")
+
+
+def test_exclusions_at_many_hook_points_are_said_together():
+    excluded = {"bos": 1300, "norm_at:a": 1, "norm_at:b": 2, "norm_at:c": 0}
+    assert excluded_in_words(excluded) == "1,300 bos, up to 2 norm at each of 2 other hook points"
+    assert excluded_in_words({"bos": 3, "norm_at:a": 0}) == "3 bos"
