@@ -13,7 +13,7 @@ import streamlit as st
 
 Value = TypeVar("Value")
 
-_SEEN, _PAGE = "address_seen", "address_page"
+_SEEN, _SAID, _PAGE = "address_seen", "address_said", "address_page"
 
 
 def read(param: str, default: Value, parse: Callable[[str], Value] = str) -> Value:
@@ -36,11 +36,17 @@ def bind(widget_key: str, param: str, default: Any, parse: Callable[[str], Any] 
         parse: from text to the widget's value; a ValueError or KeyError gives the default.
     """
     given = st.query_params.get(param)
-    seen = _seen()
+    seen, said = _seen(), st.session_state.setdefault(_SAID, {})
     # A widget's state is dropped while another page is shown; then too the address decides.
     if widget_key not in st.session_state or seen.get(param) != given:
-        st.session_state[widget_key] = read(param, default, parse)
+        said[widget_key] = st.session_state[widget_key] = read(param, default, parse)
         seen[param] = given
+    elif widget_key in said and said[widget_key] == st.session_state[widget_key]:
+        # Streamlit throws away what a run drew where the next begins before it was sent, and the
+        # value with it. So it is said again, until the reader gives another.
+        st.session_state[widget_key] = said[widget_key]
+    else:
+        said.pop(widget_key, None)
 
 
 def publish(param: str, value: Any, default: Any) -> None:

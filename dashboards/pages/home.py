@@ -14,10 +14,16 @@ from .. import context
 from ..run_index import DictionaryEntry, RunEntry
 from ..stores import open_store
 from ..widgets.feature_table import about, best_explained, curated_features
-from ..widgets.html_tables import link_list
+from ..widgets.html_tables import link_list, linked_table
 from ..widgets.page_parts import plain, run_page, show_note, show_problem
+from ..widgets.token_html import visible_text
 
-FACTS = {"method": "method", "features": "d_sae", "L0": "l0", "FVU": "fvu", "dead": "dead"}
+FACTS = {"method": "method", "FVU": "fvu", "L0": "l0", "features": "d_sae"}
+HINTS = {
+    "FVU": "Fraction of variance unexplained, on the training rows",
+    "L0": "Active latents per token, on the training rows",
+    "dead, %": "Latents without a positive code at the end of training",
+}
 SUITES_TO_BEGIN_WITH = {
     "core": "measure its error, sparsity and loss recovered",
     "steering": "measure what its features cause",
@@ -55,13 +61,13 @@ def render() -> None:
         _show_next(entry)
     if index.runs:
         st.header("Runs")
-        for number, run in enumerate(index.runs):
-            _show_run(run, f"run_table_{number}", entry is not None and run.id == entry.run_id)
+        for run in index.runs:
+            _show_run(run, entry is not None and run.id == entry.run_id)
     st.header("How to read a feature")
     st.markdown(HOW_TO_READ)
 
 
-def _show_run(run: RunEntry, key: str, opened: bool) -> None:
+def _show_run(run: RunEntry, opened: bool) -> None:
     n_stores = sum(entry.store_path is not None for entry in run.dictionaries)
     parts = [
         run.id,
@@ -77,33 +83,21 @@ def _show_run(run: RunEntry, key: str, opened: bool) -> None:
         if not run.dictionaries:
             show_note("No dictionary is saved yet; the Training page shows how far the run is.")
             return
-        entries, number = run.dictionaries, st.column_config.NumberColumn
+        entries = run.dictionaries
         columns = {
-            "dictionary": [entry.name for entry in entries],
-            "open": [
-                f"/explore?{urlencode(context.link_params(entry))}" if entry.store_path else ""
-                for entry in entries
-            ],
+            "dictionary": [visible_text(entry.name) for entry in entries],
             **{title: [entry.facts.get(key) for entry in entries] for title, key in FACTS.items()},
+            "dead, %": [_percent(entry.facts.get("dead")) for entry in entries],
             "evaluations": [", ".join(entry.evaluations) for entry in entries],
-            "hook point": [entry.hook_point for entry in entries],
+            "hook point": [entry.hook_point or "" for entry in entries],
         }
-        st.dataframe(
-            columns,
-            hide_index=True,
-            key=key,
-            alt=f"Dictionaries of {run.id} with method, size, L0, FVU and dead features",
-            column_config={
-                "open": st.column_config.LinkColumn("open", display_text="features"),
-                "features": number(format="localized"),
-                "L0": number(format="%.1f", help="Active latents per token, on the training rows"),
-                "FVU": number(
-                    format="%.4f", help="Fraction of variance unexplained, on the training rows"
-                ),
-                "dead": number(
-                    format="percent", help="Latents without a positive code at the end of training"
-                ),
-            },
+        st.html(
+            linked_table(
+                f"Dictionaries of {run.id} with method, FVU, L0, size and dead features",
+                columns,
+                [f"explore?{urlencode(context.link_params(entry))}" for entry in entries],
+                hints=HINTS,
+            )
         )
 
 
@@ -173,6 +167,10 @@ def _show_next(entry: DictionaryEntry) -> None:
     for purpose, command in missing.items():
         st.caption(f"To {purpose}:")
         st.code(f"saelab {command} {where}", language=None, wrap_lines=True)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def _counted(number: int, singular: str, plural: str) -> str:

@@ -66,18 +66,21 @@ def _show_all(shelf: ListShelf) -> None:
             "No list yet. Make one here, or with “Add to a list” on a feature's page or beside the "
             "rows of Explore."
         )
-    st.html(
-        link_list(
-            [
-                (
-                    f"lists?{urlencode({'list': each.id})}",
-                    visible_text(each.name),
-                    " ".join(f"{_counted(each.features)}. {each.description}".split())[:MOST_SAID],
-                )
-                for each in lists
-            ]
+    else:
+        st.html(
+            link_list(
+                [
+                    (
+                        f"lists?{urlencode({'list': each.id})}",
+                        visible_text(each.name),
+                        " ".join(f"{_counted(each.features)}. {each.description}".split())[
+                            :MOST_SAID
+                        ],
+                    )
+                    for each in lists
+                ]
+            )
         )
-    )
     left, right = st.columns(2)
     with left, st.form("new_list", clear_on_submit=True):
         st.markdown("##### New list")

@@ -26,7 +26,7 @@ from ..context import (
 from ..run_index import DictionaryEntry
 from ..widgets.feature_html import percent
 from ..widgets.feature_table import about, map_regions
-from ..widgets.figures import feature_map
+from ..widgets.figures import crowded, feature_map
 from ..widgets.html_tables import link_list
 from ..widgets.list_picker import add_to_list
 from ..widgets.page_parts import csv_text, plain, run_page, show_figure, show_note
@@ -72,6 +72,9 @@ def render() -> None:
         method=map_method(store.manifest.get("map") or {}),
         regions=_regions(store),
     )
+    hidden = ",".join(f".annotation[data-index='{index}']" for index in crowded(_regions(store)))
+    if hidden:  # on a phone, words would be written over one another
+        st.html(f"<style>@media(max-width:640px){{:is({hidden}){{display:none}}}}</style>")
     selected = [int(feature) for feature in show_figure(figure, "map", selectable=True)]
     if len(selected) == 1:
         go_to_feature(selected[0], entry)

@@ -122,8 +122,8 @@ def _draw_edits(page: LivePage) -> tuple[EditChoice, ...]:
     edits = tuple(_draw_edit(page, number, fallback) for number in range(1, count + 1))
     more, fewer, _ = st.columns([1.3, 1.6, 5])
     for column, label, key, wanted in (
-        (more, "Another feature", "steer_more", count + 1),
-        (fewer, "Without the last", "steer_fewer", count - 1),
+        (more, "Add a feature", "steer_more", count + 1),
+        (fewer, "Remove the last", "steer_fewer", count - 1),
     ):
         column.button(
             label,

@@ -23,6 +23,8 @@ SHARED_FROM = 0.7
 """Cosine from which two dictionaries share a feature."""
 PURPLE_STYLE, GREY_STYLE = 3, 5
 BAR_PIXELS = 26
+PIXELS_OF_A_LETTER, PIXELS_OF_A_LINE = 9, 17
+"""What a bold word on the map takes."""
 REGIONS_DEFINITION = (
     " Words on the map: of the regions that k-means finds on it, those where a tenth of the "
     "features, and at least four, have a top token in common that is ten times rarer elsewhere."
@@ -311,6 +313,31 @@ def _across(columns: Mapping[str, list[Number]], names: Sequence[str], **parts: 
 def repr_token(token: str) -> str:
     """A token in quotes, its spaces and line ends visible."""
     return f"“{visible_text(token)}”"
+
+
+def crowded(
+    regions: Sequence[tuple[str, float, float]], width: float = 270.0, height: float = 500.0
+) -> list[int]:
+    """Words of a map that would be written over earlier ones on a plot so small.
+
+    Args:
+        regions: words and where they stand, in the units of the map.
+        width: of the plot, in pixels.
+        height: the same.
+    """
+    if not regions:
+        return []
+    at = np.array([where for _, *where in regions])
+    x, y = (at / np.maximum(np.ptp(at, axis=0), 1e-9) * (width, height)).T
+    half = [PIXELS_OF_A_LETTER * len(words) / 2 for words, *_ in regions]
+    kept: list[int] = []
+    for index in range(len(regions)):
+        if all(
+            abs(y[index] - y[k]) > PIXELS_OF_A_LINE or abs(x[index] - x[k]) > half[index] + half[k]
+            for k in kept
+        ):
+            kept.append(index)
+    return [index for index in range(len(regions)) if index not in kept]
 
 
 def feature_map(

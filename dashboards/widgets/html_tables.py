@@ -130,14 +130,15 @@ def linked_table(
     )
 
 
-_WIDTHS = {"flags": "3.6rem", "found in": "8.5rem", "likeness": "4.5rem"}
-"""Of columns of short texts; the others share what is left."""
+_WIDTHS = {"flags": "3.6rem", "found in": "8.5rem", "likeness": "4.5rem", "dictionary": "30%"}
+"""Of columns of short texts, and of names; the others share what is left."""
 
 
 def _kept_when_narrow(numeric: Mapping[str, bool], sorted_by: str) -> dict[str, str]:
     """By column, the class that hides it where there is too little room for it."""
     first, *rest = numeric
-    texts = [title for title in rest if not numeric[title]]
+    # What a feature is says more than where a search found it.
+    texts = sorted((t for t in rest if not numeric[t]), key=lambda title: title == "found in")
     numbers = sorted((t for t in rest if numeric[t]), key=lambda title: title != sorted_by)
     ranks = {first: 0} | {
         title: rank for titles in (texts, numbers) for rank, title in enumerate(titles)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
@@ -16,6 +17,8 @@ BLUE = "#2f81c4"
 ORANGE = "#c46a1b"
 GREEN = "#1f9470"
 PURPLE = "#a05fb4"
+TITLE_CHARACTERS = 42
+"""Characters in a line of an axis's title: as many as a phone shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ def new_plot(
         "automargin": True,
         "title_standoff": 10,
     }
-    horizontal = {"title_text": x_title, "showline": True, "ticks": "outside", **axis}
+    horizontal = {"title_text": _lines(x_title), "showline": True, "ticks": "outside", **axis}
     # All at once: each later update of a plot takes as long as this.
     return go.Figure(
         layout={
@@ -71,9 +74,13 @@ def new_plot(
             "bargap": 0.06,
             "dragmode": False,
             "xaxis": {**horizontal, **(x_axis or {})},
-            "yaxis": {"title_text": y_title, **axis, **y_axis},
+            "yaxis": {"title_text": _lines(y_title), **axis, **y_axis},
         }
     )
+
+
+def _lines(title: str) -> str:
+    return "<br>".join(wrap(title, TITLE_CHARACTERS))
 
 
 def log_axis(values: list[float]) -> dict[str, Any]:
@@ -87,6 +94,12 @@ def log_axis(values: list[float]) -> dict[str, Any]:
     if high - low < 0.7:
         steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
+    if sum(low <= math.log10(tick) <= high for tick in ticks) < 2:
+        # Hardly a logarithmic axis: the ticks of a linear one.
+        span = 10**high - 10**low
+        step = 10.0 ** math.floor(math.log10(span / 2))
+        step *= 1 if span < 5 * step else 2 if span < 10 * step else 5
+        ticks = [step * n for n in range(math.ceil(10**low / step), int(10**high / step) + 1)]
     return {
         "type": "log",
         "range": [low, high],

@@ -59,10 +59,10 @@ def test_home_lists_runs_with_numbers(open_page):
     assert_clean(app)
     assert app.title[0].value == "saelab"
     assert any("all/demo" in expander.label.replace("\\", "") for expander in app.expander)
-    table = app.dataframe[0].value
-    assert table["dictionary"].tolist() == ["first", "second"]
-    assert table["L0"].tolist() == [2.5, 2.5] and table["FVU"].tolist() == [0.25, 0.25]
-    assert table["open"][0] == "/explore?run=all%2Fdemo&sae=first"
+    table = Rows(app)
+    assert table["dictionary"] == ["first", "second"]
+    assert table["L0"] == ["2.5", "2.5"] and table["FVU"] == ["0.25", "0.25"]
+    assert table.links[0] == "explore?run=all%2Fdemo&sae=first"
     assert "How to read a feature" in words(app)
 
 

@@ -14,7 +14,7 @@ from saelab.formats.evaluation_result import (
     write_evaluation_result,
 )
 from saelab.report.draw import draw
-from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, Figure, new_plot
+from saelab.report.figure import BLUE, GREEN, ORANGE, PURPLE, Figure, log_axis, new_plot
 from saelab.report.page import Report, format_value
 from saelab.report.result_page import write_result_page
 
@@ -247,3 +247,14 @@ def test_results_of_a_dictionary_folder_are_found_and_their_absence_is_said(tmp_
     write_evaluation_result(tmp_path / "evals" / "core.json", result)
     assert main(["report", str(tmp_path)]) == 0
     assert "what it says" in (tmp_path / "evals" / "core.html").read_text()
+
+
+def test_an_axis_shows_two_ticks_at_least_and_a_long_title_in_lines():
+    for low, high in ((0.0146, 0.0157), (950.0, 1001.0), (0.5, 0.5), (1e-4, 1e3)):
+        axis = log_axis([low, high])
+        start, end = (10**edge for edge in axis["range"])
+        assert 2 <= sum(start <= tick <= end for tick in axis["tickvals"]) <= 9
+    plot = new_plot("|x|: norm of the activation (activation units, log)", "error")
+    assert (
+        plot.layout.xaxis.title.text.count("<br>") == 1 and plot.layout.yaxis.title.text == "error"
+    )
