@@ -33,11 +33,13 @@ def opened(browser, server, page, title):
     browser.wait_until_still(SECONDS)
 
 
-def test_no_page_breaks_a_rule_of_axe(server, tmp_path):
-    browser = Browser(tmp_path / "profile")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_page_breaks_a_rule_of_axe(server, tmp_path, theme):
+    browser = Browser(tmp_path / "profile", dark=theme == "dark")
     source = (Path(AXE.origin).parent / "axe.min.js").read_text()
     broken = {}
     try:
+        assert browser.evaluate(f"matchMedia('(prefers-color-scheme: {theme})').matches")
         for page, title in PAGES.items():
             opened(browser, server, page, title)
             browser.call("Runtime.evaluate", expression=source)
