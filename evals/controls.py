@@ -351,11 +351,12 @@ def _share_chart(shares: Mapping[str, float | None]) -> Chart | None:
         title="From the best control to the best possible",
         caption="Share of the way from the best control (0) to the best possible value (1) that "
         "each headline number has gone.",
-        x=Axis(title="share of the way", high=1),
+        x=Axis(title="share of the way", low=min(0, *known.values()), high=1),
         y=Axis(title=""),
         series=(
             Series(name="trained", x=[*known.values()], y=[*known.keys()], mark="bars", axis="x"),
         ),
-        lines=(ReferenceLine(value=0, label="best control", axis="x"),),
+        # The caption says what they are: words there would be written over the first bar.
+        lines=tuple(ReferenceLine(value=value, label="", axis="x") for value in (0, 1)),
         section=CONTROL_SECTION,
     )

@@ -22,9 +22,9 @@ from ..run_index import DictionaryEntry, once_per_state
 from ..widgets.feature_html import counted
 from ..widgets.feature_table import about
 from ..widgets.figures import SHARED_FROM, density_histogram, match_histogram, pareto
-from ..widgets.html_tables import linked_table
+from ..widgets.html_tables import linked_table, page_table
 from ..widgets.page_parts import plain, run_page, show_figure, show_note
-from ..widgets.token_html import format_number
+from ..widgets.token_html import format_number, visible_text
 
 MOST_ROWS = 500
 MOST_TOKENS = 8
@@ -90,14 +90,12 @@ def _show_numbers(first: DictionaryEntry, second: DictionaryEntry) -> None:
             defined.append(
                 f"* **{title}**, in {plain(known[0].unit)}: {plain(known[0].definition)}"
             )
-    table = {
-        "": [row[0] for row in rows],
-        first.name: [format_number(row[1]) for row in rows],
-        f"{second.name}{' (second)' if second.name == first.name else ''}": [
-            format_number(row[2]) for row in rows
-        ],
-    }
-    st.dataframe(table, hide_index=True, alt="Numbers of the two dictionaries", key="numbers")
+    names = [first.name, f"{second.name}{' (second)' if second.name == first.name else ''}"]
+    table = [
+        [title, *(visible_text(format_number(value)) for value in two)] for title, *two in rows
+    ]
+    columns = ["", *map(visible_text, names)]
+    st.html(page_table("Numbers of the two dictionaries", columns, table))
     if defined:
         with st.expander("What the numbers of the core evaluation mean"):
             st.markdown("\n".join(defined))
@@ -223,7 +221,7 @@ def _show_pairs(
     order = np.argsort(-cosine if shared else cosine, kind="stable")
     chosen = order[keep[order]]
     if not len(chosen):
-        show_note("There is none.")
+        show_note("No feature is of this kind.")
         return
     shown = chosen[:MOST_ROWS]
     st.html(

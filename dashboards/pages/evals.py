@@ -97,6 +97,8 @@ def _draw_result(path: Path, entry: DictionaryEntry | None) -> None:
         st.subheader(section)
         for table in tables:
             st.html(page_table(table.title, table.columns, table.rows))
+            if table.note:
+                st.caption(plain(table.note))
     if result.metrics:
         _draw_metrics(result)
     with st.expander("Settings and origin"):

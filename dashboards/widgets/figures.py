@@ -205,7 +205,11 @@ def pareto(points: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> Chart 
         summary=f"Scatter plot of FVU against L0 for {len(known)} dictionaries. "
         f"{'; '.join(stated)}.",
         x=Axis(title="L0: active latents per token (log)", log=True),
-        y=Axis(title="FVU (fraction of variance unexplained)"),
+        # A range around a single value would reach below zero.
+        y=Axis(
+            title="FVU (fraction of variance unexplained)",
+            low=0 if len({p["fvu"] for p in known}) == 1 else None,
+        ),
         series=tuple(
             Series(
                 name=name,

@@ -130,7 +130,13 @@ def linked_table(
     )
 
 
-_WIDTHS = {"flags": "3.6rem", "found in": "8.5rem", "likeness": "4.5rem", "dictionary": "30%"}
+_WIDTHS = {
+    "flags": "3.6rem",
+    "found in": "8.5rem",
+    "likeness": "4.5rem",
+    "dictionary": "36%",
+    "method": "6rem",
+}
 """Of columns of short texts, and of names; the others share what is left."""
 
 
@@ -170,6 +176,13 @@ STYLE = (
     "background:light-dark(#e4edf6,#26323f)}"
     ".saelab-table a.chip small{color:light-dark(#55606c,#a7b0ba)}"
     ".saelab-table .unseen{opacity:.75;font-size:.8em}"
+    # A wide table shows at its edge that there is more, and keeps its first column in sight.
+    ".saelab-table .plain{background:linear-gradient(to left,light-dark(#fff,#14171b) 30%,#0000) "
+    "right/2rem 100% no-repeat local,linear-gradient(to left,light-dark(#0004,#fff4),#0000) "
+    "right/.7rem 100% no-repeat scroll}"
+    "@media(max-width:640px){.saelab-table .plain :is(thead th:first-child,tbody th){"
+    "position:sticky;left:0;background:light-dark(#fff,#14171b)}"
+    ".saelab-table .plain thead th{white-space:normal}.saelab-table .plain td{min-width:4rem}}"
     # Where a definition would have a word a line, each number is a paragraph.
     "@media(max-width:900px){.saelab-table .defined :is(thead,thead *){display:none}"
     ".saelab-table .defined tr{display:block;padding:.3rem 0;"
