@@ -181,8 +181,9 @@ STYLE = (
     "right/2rem 100% no-repeat local,linear-gradient(to left,light-dark(#0004,#fff4),#0000) "
     "right/.7rem 100% no-repeat scroll}"
     "@media(max-width:640px){.saelab-table .plain :is(thead th:first-child,tbody th){"
-    "position:sticky;left:0;background:light-dark(#fff,#14171b)}"
-    ".saelab-table .plain thead th{white-space:normal}.saelab-table .plain td{min-width:4rem}}"
+    "position:sticky;left:0;min-width:7.5rem;background:light-dark(#fff,#14171b)}"
+    ".saelab-table .plain thead th{white-space:normal}"
+    ".saelab-table .plain td{min-width:4rem;overflow-wrap:anywhere}}"
     # Where a definition would have a word a line, each number is a paragraph.
     "@media(max-width:900px){.saelab-table .defined :is(thead,thead *){display:none}"
     ".saelab-table .defined tr{display:block;padding:.3rem 0;"
