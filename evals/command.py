@@ -68,6 +68,10 @@ SUITES = {
         "saelab.evals.activation_sparsity.suite",
         "firing latents, and neurons of the MLPs, that can be dropped at 1 % more perplexity",
     ),
+    "unlearning": (
+        "saelab.evals.unlearning.suite",
+        "whether clamping a topic's latents raises the loss on the topic and on nothing else",
+    ),
     "compare": (
         "saelab.evals.compare.suite",
         "training methods in one report, from what the other suites say (or `saelab compare`)",
