@@ -72,6 +72,10 @@ SUITES = {
         "saelab.evals.unlearning.suite",
         "whether clamping a topic's latents raises the loss on the topic and on nothing else",
     ),
+    "ravel": (
+        "saelab.evals.ravel.suite",
+        "whether latents exchange one attribute of an entity and no other",
+    ),
     "compare": (
         "saelab.evals.compare.suite",
         "training methods in one report, from what the other suites say (or `saelab compare`)",

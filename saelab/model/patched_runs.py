@@ -119,13 +119,20 @@ def keys_before(
 ) -> Any | None:
     """A cache of the keys of all earlier positions; None where there are none or no cache.
 
-    Some models pass a cache over, so it is looked at after the run.
+    Some models pass a cache over, so it is looked at after the run. Where every row begins alike,
+    one is run for all.
     """
     past = new_key_cache(forward) if 1 <= position < tokens.shape[1] else None
     if past is None:
         return None
-    forward.run(tokens[:, :position], {}, past=past)
-    return past if past.get_seq_length() == position else None
+    before = tokens[:, :position]
+    shared = len(before) > 1 and bool((before == before[:1]).all())
+    forward.run(before[:1] if shared else before, {}, past=past)
+    if past.get_seq_length() != position:
+        return None
+    if shared:
+        past.batch_repeat_interleave(len(before))
+    return past
 
 
 def capture_after(
