@@ -87,7 +87,7 @@ def exchange_batches(
 
     Args:
         rows: what `rows_at_entities` says of bases and sources.
-        pairs: in any order.
+        pairs: as many for each base of a prompt as for the others, as `draw_pairs` gives them.
         batch: pairs in a batch at most.
     """
     by_base: dict[EntityPrompt, list[ExchangePair]] = {}
@@ -95,24 +95,26 @@ def exchange_batches(
         by_base.setdefault(pair.base, []).append(pair)
     (written,) = site.writes
     batches = []
-    for bases in alike([pair.base for pair in pairs], batch):
-        part = [by_base[base].pop() for base in bases]
+    for bases in alike(by_base, batch):
         runs = prepared_runs(model, bases, written)
-        sources = [pair.source for pair in part]
-        batches.append(
-            ExchangeBatch(
-                pairs=part,
-                runs=runs,
-                hook_point=written,
-                position=torch.tensor([base.position for base in bases]) - runs.first_position,
-                base_read=torch.stack([rows[base][0] for base in bases]),
-                source_read=torch.stack([rows[source][0] for source in sources]),
-                base=torch.stack([rows[base][1] for base in bases]),
-                source=torch.stack([rows[source][1] for source in sources]),
-                answer=torch.tensor([pair.answer for pair in part], device=model.device),
-                is_cause=torch.tensor([pair.is_cause for pair in part], device=model.device),
+        position = torch.tensor([base.position for base in bases]) - runs.first_position
+        # Each time every base with another source.
+        for part in zip(*(by_base[base] for base in bases), strict=True):
+            sources = [pair.source for pair in part]
+            batches.append(
+                ExchangeBatch(
+                    pairs=part,
+                    runs=runs,
+                    hook_point=written,
+                    position=position,
+                    base_read=torch.stack([rows[base][0] for base in bases]),
+                    source_read=torch.stack([rows[source][0] for source in sources]),
+                    base=torch.stack([rows[base][1] for base in bases]),
+                    source=torch.stack([rows[source][1] for source in sources]),
+                    answer=torch.tensor([pair.answer for pair in part], device=model.device),
+                    is_cause=torch.tensor([pair.is_cause for pair in part], device=model.device),
+                )
             )
-        )
     return batches
 
 
@@ -212,21 +214,3 @@ class LatentMask:
         mask = torch.zeros_like(self.theta)
         mask[order[:count].to(mask.device)] = 1
         return mask
-
-
-def skyline_edit(batches: Sequence[ExchangeBatch], parameter: Float[Tensor, "d_out width"]) -> Edit:
-    """Edits that exchange what lies in the span of a parameter's columns."""
-
-    def edit(index: int, temperature: float) -> Tensor:
-        del temperature
-        basis = torch.linalg.qr(parameter).Q
-        batch = batches[index]
-        return batch.base + (batch.source - batch.base) @ basis @ basis.T
-
-    return edit
-
-
-def skyline_start(batches: Sequence[ExchangeBatch], width: int) -> Float[Tensor, "d_out width"]:
-    """The main directions in which bases and sources differ; at most as many as there are."""
-    difference = torch.cat([batch.source - batch.base for batch in batches])
-    return torch.linalg.svd(difference, full_matrices=False).Vh[:width].T.contiguous()

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from saelab.dictionary import Dictionary, Site, load_dictionary
 from saelab.errors import ConfigError
@@ -26,11 +28,10 @@ from .exchange import (
     learn,
     rows_at_entities,
     scores,
-    skyline_edit,
-    skyline_start,
 )
 from .facts import EntityFact, known_prompts, read_facts
-from .pairs import draw_pairs, split_entities
+from .pairs import draw_pairs, entities_with_two
+from .skyline import directions_edit, directions_of_values
 from .suite import RavelConfig
 
 logger = logging.getLogger(__name__)
@@ -98,30 +99,31 @@ def know_facts(
 ) -> KnownFacts:
     """The facts that a model knows, as pairs, with the skyline of each attribute."""
     known = known_prompts(model, facts, site.writes[0], config.batch_variants)
-    learnt, tested = split_entities(known, config.test_fraction, config.seed)
+    entities = entities_with_two(known)
     attributes = list(dict.fromkeys(fact.attribute for fact in facts))
     n_known = {name: sum(p.fact.attribute == name for p in known) for name in attributes}
     n_asked = {name: sum(fact.attribute == name for fact in facts) for name in attributes}
     said = ", ".join(f"{name} {n_known[name]} of {n_asked[name]}" for name in attributes)
-    n_entities = len(learnt) + len(tested)
-    note = f"{model.name} answers rightly: {said}; {n_entities} entities with two attributes."
-    counts = {"n_entities": n_entities, "n_known": len(known), "n_facts": len(facts)}
+    note = f"{model.name} answers rightly: {said}; {len(entities)} entities with two attributes."
+    counts = {"n_entities": len(entities), "n_known": len(known), "n_facts": len(facts)}
     exchanges: list[AttributeExchange] = []
-    if n_entities < config.least_entities:
+    if len(entities) < config.least_entities:
         note += f" {config.least_entities} are asked for (--least-entities), so scores are null."
     else:
-        rows = rows_at_entities(model, site, known, config.batch_variants)
+        usable = [prompt for prompt in known if prompt.fact.entity in entities]
+        rows = rows_at_entities(model, site, usable, config.batch_variants)
         for name in attributes:
-            train = draw_pairs(known, learnt, name, config.n_pairs, config.seed)
-            test = draw_pairs(known, tested, name, config.n_test_pairs, config.seed)
-            if train and test:
-                batch = config.batch_variants
-                ready = (
-                    exchange_batches(model, site, rows, pairs, batch) for pairs in (train, test)
+            pairs = draw_pairs(usable, name, config.n_pairs, config.n_test_pairs, config.seed)
+            if pairs[0]:
+                train, test = (
+                    exchange_batches(model, site, rows, each, config.batch_variants)
+                    for each in pairs
                 )
-                exchanges.append(_reference(name, next(ready), next(ready), config))
+                written = {prompt: rows[prompt][1] for prompt in usable}
+                start = directions_of_values(written, name, config.skyline_width)
+                exchanges.append(_reference(name, train, test, start, config))
             else:
-                note += f" No pairs differ in {name} on both sides of the split: it is left out."
+                note += f" Too few entities differ in {name} and in another: it is left out."
     return KnownFacts(exchanges, counts, note)
 
 
@@ -129,14 +131,14 @@ def _reference(
     attribute: str,
     train: list[ExchangeBatch],
     test: list[ExchangeBatch],
+    directions: Float[Tensor, "d_out width"],
     config: RavelConfig,
 ) -> AttributeExchange:
-    parameter = skyline_start(train, config.skyline_width)
     learn(
-        parameter,
-        skyline_edit(train, parameter),
+        directions,
+        directions_edit(train, directions),
         train,
-        epochs=config.epochs,
+        epochs=config.skyline_epochs,
         learning_rate=config.skyline_learning_rate,
         last_temperature=1.0,
         seed=config.seed,
@@ -148,7 +150,7 @@ def _reference(
         test=test,
         n_train=sum(len(batch.answer) for batch in train),
         n_test=sum(len(batch.answer) for batch in test),
-        skyline=scores(test, skyline_edit(test, parameter)),
+        skyline=scores(test, directions_edit(test, directions)),
         whole_cause=scores(test, lambda index, _: test[index].source)["cause"],
     )
 
@@ -219,6 +221,7 @@ def _measurement(
         settings={"model_dtype": subject.spec.model_dtype},
         facts={
             "epochs": config.epochs,
+            "skyline_epochs": config.skyline_epochs,
             "skyline_width": config.skyline_width,
             "error": "with" if config.keep_error else "without",
             "least_entities": config.least_entities,

@@ -36,7 +36,7 @@ MEANINGS = {
     "What could be reached": {
         **{
             f"skyline_{name}": f"{name} where {{skyline_width}} learnt directions of the "
-            "activation are exchanged, without any dictionary (MDAS)."
+            "activation are exchanged, without any dictionary (MDAS); {{skyline_epochs}} epochs."
             for name in _MASKED
         },
         "whole_cause": "cause with the source's whole activation: what this hook point can carry.",
@@ -46,9 +46,9 @@ MEANINGS = {
         "{least_entities}, scores are null.",
         "n_known": "Prompts that it answers rightly.",
         "n_facts": "Prompts.",
-        "n_attributes": "Attributes with pairs on both sides of the split.",
+        "n_attributes": "Attributes with pairs of both kinds.",
         "n_train": "Pairs learnt on, all attributes together.",
-        "n_test": "Pairs tested on, of other entities.",
+        "n_test": "Other pairs of the same entities, tested on.",
     },
 }
 

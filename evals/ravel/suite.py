@@ -26,30 +26,31 @@ class RavelConfig(ControlledConfig):
     facts: Path | None = None
     """CSV or JSONL with entity, attribute, value and prompt, in which {entity} stands for the
     entity. None: 75 cities with country, continent and language."""
-    n_pairs: Annotated[int, Within(2)] = 48
-    """Pairs of prompts of each kind (cause, isolation) and attribute that masks learn on."""
-    n_test_pairs: Annotated[int, Within(1)] = 64
-    """The same that scores are measured on, of entities that no mask learnt on."""
-    test_fraction: Annotated[float, Within(0, 1, low_open=True, high_open=True)] = 0.4
-    """Share of the known entities that are tested on."""
-    epochs: Annotated[int, Within(1)] = 6
-    """Times each pair is learnt on. SAEBench: 2 of 7,000 pairs for masks, 10 for the skyline."""
-    learning_rate: Annotated[float, Within(0, low_open=True)] = 0.05
+    n_pairs: Annotated[int, Within(2)] = 120
+    """Pairs of prompts of each kind (cause, isolation) and attribute that are learnt on, at least:
+    each base gets equally many sources. SAEBench: 3,500."""
+    n_test_pairs: Annotated[int, Within(1)] = 48
+    """The same, other pairs, that scores are measured on, at most: each with another base."""
+    epochs: Annotated[int, Within(1)] = 1
+    """Times masks are learnt on each pair. SAEBench: 2."""
+    learning_rate: Annotated[float, Within(0, low_open=True)] = 0.2
     """Of Adam, for the mask. SAEBench: 0.001, in many more steps."""
-    skyline_learning_rate: Annotated[float, Within(0, low_open=True)] = 0.01
-    """Of Adam, for the skyline's directions."""
     last_temperature: Annotated[float, Within(0, 1, low_open=True)] = 0.01
     """The mask's sigmoid ends with this temperature and begins with 1. SAEBench: 0.0001."""
-    skyline_width: Annotated[int, Within(1)] = 64
+    skyline_width: Annotated[int, Within(1)] = 32
     """Directions that the skyline exchanges."""
+    skyline_epochs: Annotated[int, Within(1)] = 3
+    """Times the skyline's directions are learnt on each pair. SAEBench: 10."""
+    skyline_learning_rate: Annotated[float, Within(0, low_open=True)] = 0.002
+    """Of Adam, for the skyline's directions."""
     keep_error: bool = False
     """Add the base's error to what is spliced in. The paper leaves it out."""
     least_entities: Annotated[int, Within(2)] = 8
     """Entities that the model must know of at least two attributes; with fewer, scores are null."""
-    batch_variants: Annotated[int, Within(1)] = 32
+    batch_variants: Annotated[int, Within(1)] = 16
     """Prompts in one forward pass, and in one step of learning."""
     seed: int = 0
-    """Decides split, pairs, their order and random masks."""
+    """Decides pairs, their order and random masks."""
 
 
 SUITE = Suite(

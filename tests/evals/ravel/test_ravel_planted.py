@@ -18,7 +18,8 @@ from saelab.evals.ravel.exchange import (
 )
 from saelab.evals.ravel.facts import EntityFact, EntityPrompt
 from saelab.evals.ravel.measure import _reference, exchange_attribute
-from saelab.evals.ravel.pairs import draw_pairs, split_entities
+from saelab.evals.ravel.pairs import draw_pairs, entities_with_two
+from saelab.evals.ravel.skyline import directions_of_values
 from saelab.evals.ravel.suite import RavelConfig
 from saelab.model.language_model import LanguageModel
 from saelab.model.patched_runs import PatchedRuns
@@ -96,11 +97,12 @@ def identity():
 @lru_cache
 def exchange(attribute):
     every = prompts()
-    learnt, tested = split_entities(every, 0.4, 0)
-    pairs = [draw_pairs(every, side, attribute, 60, 0) for side in (learnt, tested)]
     rows = rows_at_entities(AskedModel(), SITE, every, 40)
+    written = {prompt: rows[prompt][1] for prompt in every}
+    start = directions_of_values(written, attribute, CONFIG.skyline_width)
+    pairs = draw_pairs(every, attribute, CONFIG.n_pairs, CONFIG.n_test_pairs, 0)
     train, test = (exchange_batches(AskedModel(), SITE, rows, each, 40) for each in pairs)
-    return _reference(attribute, train, test, CONFIG)
+    return _reference(attribute, train, test, start, CONFIG)
 
 
 @pytest.mark.parametrize("attribute", list(ASKS))
@@ -150,13 +152,13 @@ def test_the_error_is_kept_where_it_is_asked_for():
 
 def test_pairs_differ_in_what_is_exchanged_and_in_what_is_asked():
     every = prompts()
-    learnt, tested = split_entities(every, 0.4, 0)
-    assert len(learnt) + len(tested) == 27 and not learnt & tested
-    pairs = draw_pairs(every, tested, "country", 30, 0)
-    assert sum(pair.is_cause for pair in pairs) == len(pairs) / 2 > 0
-    for pair in pairs:
+    train, test = draw_pairs(every, "country", 60, 20, 0)
+    assert [sum(pair.is_cause is kind for pair in test) for kind in (True, False)] == [20, 20]
+    # Each of 27 bases three times.
+    assert [sum(pair.is_cause is kind for pair in train) for kind in (True, False)] == [81, 81]
+    assert not {(p.base, p.source) for p in train} & {(p.base, p.source) for p in test}
+    for pair in (*train, *test):
         base, source = pair.base.fact, pair.source.fact
-        assert {base.entity, source.entity} <= tested
         assert base.prompt == source.prompt
         ids = [int(name[1:]) for name in (base.entity, source.entity)]
         assert ids[0] % VALUES != ids[1] % VALUES
@@ -164,8 +166,19 @@ def test_pairs_differ_in_what_is_exchanged_and_in_what_is_asked():
         assert pair.is_cause == (base.attribute == "country")
         assert pair.answer == (pair.source if pair.is_cause else pair.base).answer
     alone = [prompt for prompt in every if prompt.fact.attribute == "country"]
-    assert split_entities(alone, 0.4, 0) == (set(), set())
-    assert draw_pairs(alone, {"e0", "e1"}, "country", 30, 0) == []
+    assert len(entities_with_two(every)) == 27 and entities_with_two(alone) == set()
+    assert draw_pairs(alone, "country", 30, 30, 0) == ([], [])
+
+
+def test_directions_of_values_are_those_of_one_attribute():
+    """Countries and languages that go together partly: the sum of both is told apart."""
+    made = [prompt for prompt in prompts() if int(prompt.fact.entity[1:]) % 9 not in (2, 6)]
+    ids = torch.tensor([prompt.tokens[0] for prompt in made])
+    rows = dict(zip(made, activation(ids), strict=True))
+    directions = directions_of_values(rows, "country", 2)
+    assert directions.shape == (WIDTH, 2)
+    assert torch.allclose(directions.T @ directions, torch.eye(2), atol=1e-5)
+    assert directions[VALUES:].norm() < 0.2 < directions[:VALUES].norm()
 
 
 def test_masks_are_learnt_on_the_runs_of_a_real_model(tiny_model):
@@ -177,7 +190,7 @@ def test_masks_are_learnt_on_the_runs_of_a_real_model(tiny_model):
             fact = EntityFact(f"e{entity}", name, f"v{entity % 2}", f"{{entity}} {name}")
             tokens = (0, 50 + entity, 60, 61, ask) if name == "country" else (0, 50 + entity, ask)
             made.append(EntityPrompt(fact, tokens, 1, 70 + entity % 2 + 2 * (name == "country")))
-    pairs = draw_pairs(made, {f"e{i}" for i in range(6)}, "country", 8, 0)
+    pairs, _ = draw_pairs(made, "country", 8, 1, 0)
     batches = exchange_batches(
         tiny_model, site, rows_at_entities(tiny_model, site, made, 5), pairs, 5
     )
