@@ -36,7 +36,7 @@ MEANINGS = {
     "What could be reached": {
         **{
             f"skyline_{name}": f"{name} where {{skyline_width}} learnt directions of the "
-            "activation are exchanged, without any dictionary (MDAS); {{skyline_epochs}} epochs."
+            "activation are exchanged, without any dictionary (MDAS); {skyline_epochs} epochs."
             for name in _MASKED
         },
         "whole_cause": "cause with the source's whole activation: what this hook point can carry.",
