@@ -70,7 +70,7 @@ def densities_of(forget: Firing, retain: Firing) -> Densities:
 
 def choose_latents(
     densities: Densities, retain_density: float, n_latents: int
-) -> Int[Tensor, " n"]:
+) -> Int[Tensor, " chosen"]:
     """The latents of the largest forget density among those that are quiet on the retain text.
 
     Returns:
@@ -81,7 +81,9 @@ def choose_latents(
     return order[forget[order] > 0]
 
 
-def random_latents(densities: Densities, chosen: Int[Tensor, " n"], seed: int) -> Int[Tensor, " n"]:
+def random_latents(
+    densities: Densities, chosen: Int[Tensor, " n"], seed: int
+) -> Int[Tensor, " drawn"]:
     """For each chosen latent another one that fires about as often on the forget text.
 
     Each is drawn among the `NEAREST` in density that are neither chosen nor drawn; the retain text

@@ -14,7 +14,6 @@ from saelab.cache.config import recorded_name
 from saelab.dictionary import SavedDictionary, load_dictionary
 from saelab.dictionary.data_spec import DataSpec
 from saelab.dictionary.site_rows import site_rows
-from saelab.errors import ConfigError
 from saelab.formats.files import sha256_of
 from saelab.model.language_model import LanguageModel
 from saelab.progress import progress_bar
@@ -31,7 +30,7 @@ from ..suite import Measurement
 from .judged import JudgedText
 from .latents import Densities, Firing, choose_latents, densities_of
 from .questions import ChoiceQuestion, ask, read_questions
-from .suite import UnlearningConfig
+from .suite import UnlearningConfig, require_forget
 from .trials import TEXTS, Judge, SharedTexts, best_setting, numbers_of, try_settings
 
 NOTHING_WITHIN = (
@@ -52,8 +51,7 @@ def measure_unlearning(
         ModelError: an unknown model or hook point, or an encoder.
         ActivationError: activations or losses that are not finite.
     """
-    if not config.forget:
-        raise ConfigError("no text to be forgotten was given: give --forget FILE")
+    require_forget(config.forget)
     questions = () if config.questions is None else read_questions(config.questions)
     asked = replace(config, model_dtype=config.model_dtype or "float32")
     subjects = subjects_of([load_dictionary(folder) for folder in folders], outs, asked)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from saelab.config import Within
+from saelab.errors import ConfigError
 
 from ..core.config import WINDOW
 from ..suite import ControlledConfig, Suite, deferred, not_positive
@@ -52,8 +53,23 @@ class UnlearningConfig(ControlledConfig):
 
     def problems(self) -> list[str]:
         """Settings to be tried that are none, or that are given twice."""
-        tried = ("retain_densities", "n_latents", "clamps")
-        return [text for name in tried for text in not_positive(name, getattr(self, name))]
+        problems = [
+            *not_positive("retain_densities", self.retain_densities),
+            *not_positive("clamps", self.clamps),
+        ]
+        if not self.n_latents or len({*self.n_latents}) < len(self.n_latents):
+            problems.append(f"n_latents: {self.n_latents} must be one or more different numbers")
+        return problems
+
+
+def require_forget(forget: str) -> None:
+    """Refuse to start without a text to be forgotten.
+
+    Raises:
+        ConfigError: it was not given.
+    """
+    if not forget:
+        raise ConfigError("no text to be forgotten was given: give --forget FILE")
 
 
 SUITE = Suite(
@@ -64,6 +80,8 @@ SUITE = Suite(
     definitions=deferred(".unlearning.numbers", "unlearning_definitions"),
     charts=deferred(".unlearning.numbers", "unlearning_charts"),
     tables=deferred(".unlearning.numbers", "unlearning_tables"),
+    # Before control dictionaries are made.
+    action=lambda command: require_forget(command.config.forget),
     headline=("rise_forget",),
     skyline={"rise_forget": "rise_switch"},
     shown={
