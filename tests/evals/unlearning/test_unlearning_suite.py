@@ -81,7 +81,7 @@ def planted(texts, tiny_model):
 
 
 def test_a_planted_latent_of_the_topic_is_found_and_takes_it_away(planted, save_trained, texts):
-    folders = [save_trained(planted, name) for name in ("planted", "again")]
+    folders = [save_trained(planted, name, norm_ceiling=None) for name in ("planted", "again")]
     config = UnlearningConfig(**SMALL, **words_of(texts), n_latents=(1, 3))
     passes = []
     run = LanguageModel.run
@@ -94,9 +94,9 @@ def test_a_planted_latent_of_the_topic_is_found_and_takes_it_away(planted, save_
     assert values == {metric.name: metric.value for metric in second.metrics}
     # It never fires on what is retained, so nothing changes there at all.
     assert values["rise_retain"] == 0 and values["n_within"] == 16
-    assert values["rise_forget"] > 0.05 and values["rise_forget_low"] > 0
+    assert values["rise_forget"] > 0.01 and values["rise_forget_low"] > 0
     assert values["n_clamped"] == 1
-    assert values["rise_forget"] > values["random_rise_forget"] or values["random_rise_retain"] > 0
+    assert values["rise_forget"] > values["random_rise_forget"]
     table = pq.read_table(folders[0] / "evals/unlearning_chosen_latents.parquet").to_pydict()
     assert table["latent"] == [0] and table["density_retain"] == [0]
     assert table["density_forget"][0] > 0.05 and table["held_at"][0] < 0
@@ -111,7 +111,7 @@ def test_a_planted_latent_of_the_topic_is_found_and_takes_it_away(planted, save_
 def test_clamping_is_what_the_model_computes_with_the_changed_rows(
     planted, save_trained, tiny_model, texts
 ):
-    saved = load_dictionary(save_trained(planted, "planted"))
+    saved = load_dictionary(save_trained(planted, "planted", norm_ceiling=None))
     spec = data_spec_of(saved, UnlearningConfig(**SMALL))
     text = TextConfig(source=str(texts["forget"]), held_out_fraction=0.5)
     windows = document_windows(text, tiny_model, length=32, n_windows=6).text
@@ -150,7 +150,7 @@ def test_questions_are_asked_of_the_clamped_model_too(planted, save_trained, tex
     ]
     file = tmp_path / "q.jsonl"
     file.write_text("\n".join(map(json.dumps, questions)))
-    folder = save_trained(planted, "planted")
+    folder = save_trained(planted, "planted", norm_ceiling=None)
     config = UnlearningConfig(
         **SMALL, forget=str(texts["forget"]), questions=file, clamps=(1.0,), n_latents=(1,)
     )
@@ -189,7 +189,7 @@ def test_settings_that_cannot_be_tried_are_refused(settings, expected):
 
 
 def test_texts_that_cannot_serve_are_refused_in_a_line(planted, save_trained, texts, tmp_path):
-    folder = save_trained(planted, "planted")
+    folder = save_trained(planted, "planted", norm_ceiling=None)
     (tmp_path / "one.jsonl").write_text(json.dumps({"text": "congress shall meet"}))
     (tmp_path / "bad.jsonl").write_text("{not json\n")
     (tmp_path / "q.jsonl").write_text(json.dumps({"question": "who", "answer": 1}))
@@ -208,7 +208,7 @@ def test_texts_that_cannot_serve_are_refused_in_a_line(planted, save_trained, te
 
 
 def test_without_a_text_to_forget_it_is_left_out_with_the_reason(planted, save_trained, capsys):
-    folder = str(save_trained(planted, "planted"))
+    folder = str(save_trained(planted, "planted", norm_ceiling=None))
     assert main(["eval", "unlearning", folder]) == 2
     assert "give --forget FILE" in capsys.readouterr().err
     words = ["--controls", "--device", "cpu", "--suites", "unlearning"]
