@@ -31,7 +31,7 @@ from .judged import JudgedText
 from .latents import Densities, Firing, choose_latents, densities_of
 from .questions import ChoiceQuestion, ask, read_questions
 from .suite import UnlearningConfig, require_forget
-from .trials import TEXTS, Judge, SharedTexts, best_setting, numbers_of, try_settings
+from .trials import TEXTS, ClampJudge, SharedTexts, best_setting, numbers_of, try_settings
 
 NOTHING_WITHIN = (
     "No setting raises the loss on the text to be forgotten within the bound, so nothing is "
@@ -160,7 +160,7 @@ def _measurement(
     texts: dict[str, TextConfig],
     config: UnlearningConfig,
 ) -> Measurement:
-    judge = Judge(subject.saved, shared)
+    judge = ClampJudge(subject.saved, shared)
     settings = try_settings(judge, densities, config)
     best = best_setting(settings)
     latents = choose_latents(densities, best.retain_density, best.n_latents) if best else ()

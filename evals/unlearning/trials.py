@@ -53,7 +53,7 @@ class SharedTexts:
     asked: tuple[JudgedText, AskedQuestions] | None
 
 
-class Judge:
+class ClampJudge:
     """One dictionary on the judged texts: what clamping some of its latents does.
 
     Args:
@@ -100,7 +100,9 @@ class Judge:
         return float(questions.correct(losses).double().mean())
 
 
-def try_settings(judge: Judge, densities: Densities, config: UnlearningConfig) -> list[Setting]:
+def try_settings(
+    judge: ClampJudge, densities: Densities, config: UnlearningConfig
+) -> list[Setting]:
     """Every way of clamping; those that clamp the same latents alike are run once."""
     tried = [*product(config.retain_densities, config.n_latents, config.clamps)]
     bound = math.log1p(config.most_retain_rise)
@@ -129,7 +131,7 @@ def best_setting(settings: Sequence[Setting]) -> Setting | None:
 
 
 def numbers_of(
-    judge: Judge,
+    judge: ClampJudge,
     densities: Densities,
     latents: Sequence[int] | Tensor,
     multiple: float,
