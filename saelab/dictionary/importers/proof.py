@@ -45,6 +45,8 @@ CLEARLY_BETTER = 0.7
 """An alternative is named where its FVU is below this share of the one measured."""
 CLEARLY_NEARER = 0.9
 """Where FVU at another hook point is below this share of the one measured, that is said at once."""
+ALIKE = 1.1
+"""Causes are all named whose error is at most so many times that of the best."""
 ROUNDING = 1e-9
 """FVU below which nothing is nearer than anything else."""
 PROBE_ROWS = 1024
@@ -252,7 +254,10 @@ def _likely_cause(
     best = min(scores, key=lambda cause: scores[cause][0])
     share = CLEARLY_BETTER if suspicious else CLEARLY_NEARER
     if scores[best][0] < share * tried(dictionary, x, y)[0]:
-        return f"{best} (FVU would be {scores[best][1]:.3g})"
+        # Scales that hardly differ cannot be told apart by what they mend.
+        close = [cause for cause in scores if scores[cause][0] <= ALIKE * scores[best][0]]
+        close.sort(key=lambda cause: scores[cause][0])
+        return ", or ".join(f"{cause} (FVU would be {scores[cause][1]:.3g})" for cause in close)
     return None
 
 
