@@ -26,8 +26,8 @@ def tpp_rows(
 ) -> list[Row]:
     """Targeted probe perturbation: a row for each class whose latents are ablated and number.
 
-    Every probe is tested on the same examples before and after; SAEBench draws the negative ones
-    anew each time.
+    Every probe is tested on the same examples before and after; SAEBench draws new
+    negative ones each time.
 
     Args:
         of_class: class of each example.
